@@ -1,0 +1,25 @@
+//! aqfs: virtual machines as directories.
+//!
+//! The layers, outermost first; a layer names only those below it (`tests/layers.rs` holds this):
+//!
+//! - [`fuse`]: kernel requests in, replies out. The only place that names `fuser`.
+//! - [`tree`]: what names exist and what reading or writing each one means, as tables.
+//! - [`registry`]: name → VM; creation, removal, adoption after a restart.
+//! - [`vm`]: one VM: its states, the task that drives it, and the traits of what it drives.
+//! - [`qemu`], [`guest`], [`image`]: implementations of those traits.
+//! - [`store`]: names and formats on disk.
+//!
+//! [`run`] is the composition root, the only file that sees every layer.
+
+pub mod cli;
+pub mod config;
+pub mod fuse;
+pub mod guest;
+pub mod image;
+pub mod qemu;
+pub mod registry;
+pub mod run;
+pub mod store;
+pub mod sys;
+pub mod tree;
+pub mod vm;

@@ -1,0 +1,84 @@
+//! Files that are whole or absent: written to a temporary name, synced, renamed.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Replaces `path` by `bytes`, readable by the owner alone. After a crash at any moment the old or
+/// the new content is there, never a mixture; a failure leaves the old one and nothing else.
+///
+/// # Errors
+/// Whatever creating, writing, syncing or renaming answers; `ENOSPC` on a full disk.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let dir = path.parent().unwrap_or_else(|| Path::new("."));
+    let mut temporary = tempfile::Builder::new().prefix(".tmp").tempfile_in(dir)?;
+    temporary.write_all(bytes)?;
+    temporary.as_file().sync_all()?;
+    temporary.persist(path).map_err(|e| e.error)?;
+    sync_dir(dir)
+}
+
+/// Replaces `path` by `value` as JSON; see [`replace`].
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
+    let mut bytes = serde_json::to_vec_pretty(value)?;
+    bytes.push(b'\n');
+    replace(path, &bytes)
+}
+
+/// Reads a JSON file.
+///
+/// # Errors
+/// `NotFound` if it is absent, `InvalidData` naming line and column if it is damaged.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
+    let bytes = fs::read(path)?;
+    serde_json::from_slice(&bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
+
+/// Makes changes of names in a directory durable.
+///
+/// # Errors
+/// Whatever opening or syncing the directory answers.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+/// Creates a directory and its parents, for the owner alone. One that is there is kept as it is.
+///
+/// # Errors
+/// Whatever mkdir(2) answers.
+pub fn private_dir(dir: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_replacement_keeps_the_old_content_and_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("a-directory");
+        fs::create_dir(&target).unwrap();
+        assert!(replace(&target, b"x").is_err());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn damaged_json_is_invalid_data() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.json");
+        replace(&path, b"{\"a\": ").unwrap();
+        let error = read_json::<serde_json::Value>(&path).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+}

@@ -1,0 +1,148 @@
+//! Every name that aqfs puts on disk, in one place.
+//!
+//! ```text
+//! STORE/                       $XDG_DATA_HOME/aqfs
+//!   lock                       flock of the daemon; holds its pid and mount
+//!   daemon.log                 what a daemon in the background says
+//!   ssh/id_ed25519{,.pub}      the key that opens every guest
+//!   vms/UUID/                  one VM: named by UUID, so that renaming a VM moves nothing
+//!     vm.json                  its definition: name and settings
+//!     disk.qcow2               its disk, made at the first start
+//!     host_key{,.pub}          its SSH host key
+//!     seed.tar                 what it is told at boot (guest::seed)
+//!     run.json                 the QEMU that runs it, for adoption
+//!     qmp  serial  ready       QEMU's sockets
+//!     console.log  qemu.log    the serial line's scrollback; QEMU's stderr and our notes
+//!   images/NAME/               a finished image: `image.json` and what it names
+//!   images/.NAME.XXXX/         one being made: never listed, removed at the next start
+//!   trash/NAME@TIME/           a removed VM
+//!   cache/                     packages fetched, accelerator verdict: may be deleted at any time
+//! ```
+//!
+//! No I/O here.
+
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+/// The store's root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    /// Describes a store at an absolute path.
+    pub fn new(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// Returns the root itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Returns the file whose lock means "a daemon serves this store".
+    pub fn lock(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+
+    /// Returns the log of a daemon in the background.
+    pub fn daemon_log(&self) -> PathBuf {
+        self.root.join("daemon.log")
+    }
+
+    /// Returns our private key; the public one lies beside it with `.pub`.
+    pub fn client_key(&self) -> PathBuf {
+        self.root.join("ssh/id_ed25519")
+    }
+
+    /// Returns the directory of all VMs.
+    pub fn vms(&self) -> PathBuf {
+        self.root.join("vms")
+    }
+
+    /// Returns one VM's directory.
+    pub fn vm(&self, uuid: Uuid) -> VmDir {
+        VmDir(self.vms().join(uuid.to_string()))
+    }
+
+    /// Returns the directory of all images.
+    pub fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    /// Returns the directory of removed VMs.
+    pub fn trash(&self) -> PathBuf {
+        self.root.join("trash")
+    }
+
+    /// Returns the directory of what can be made again.
+    pub fn cache(&self) -> PathBuf {
+        self.root.join("cache")
+    }
+}
+
+/// One VM's directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmDir(pub PathBuf);
+
+impl VmDir {
+    /// Returns the definition.
+    pub fn definition(&self) -> PathBuf {
+        self.0.join("vm.json")
+    }
+
+    /// Returns the disk.
+    pub fn disk(&self) -> PathBuf {
+        self.0.join(names::DISK)
+    }
+
+    /// Returns the guest's private SSH host key; the public one lies beside it with `.pub`.
+    pub fn host_key(&self) -> PathBuf {
+        self.0.join("host_key")
+    }
+
+    /// Returns the seed.
+    pub fn seed(&self) -> PathBuf {
+        self.0.join(names::SEED)
+    }
+
+    /// Returns the record of the running QEMU.
+    pub fn run(&self) -> PathBuf {
+        self.0.join("run.json")
+    }
+
+    /// Returns QEMU's stderr and our notes.
+    pub fn log(&self) -> PathBuf {
+        self.0.join("qemu.log")
+    }
+
+    /// Returns the serial line's scrollback.
+    pub fn console_log(&self) -> PathBuf {
+        self.0.join(names::CONSOLE_LOG)
+    }
+
+    /// Returns the path by which to reach one of QEMU's sockets through `dir`, an open descriptor
+    /// of this directory: the address of a Unix socket has room for 108 bytes only, so a deep
+    /// store cannot be named in full.
+    pub fn socket(dir: std::os::fd::RawFd, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{dir}/{name}"))
+    }
+}
+
+/// Names inside a VM's directory as QEMU sees them: it runs there, so they are relative.
+pub mod names {
+    /// The disk.
+    pub const DISK: &str = "disk.qcow2";
+    /// The seed.
+    pub const SEED: &str = "seed.tar";
+    /// The QMP socket.
+    pub const QMP: &str = "qmp";
+    /// The serial line's socket.
+    pub const SERIAL: &str = "serial";
+    /// The socket of the virtio-serial port on which the guest says that it is ready.
+    pub const READY: &str = "ready";
+    /// The serial line's scrollback.
+    pub const CONSOLE_LOG: &str = "console.log";
+}

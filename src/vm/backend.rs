@@ -1,0 +1,472 @@
+//! What a VM's driver needs from the world, as traits: a hypervisor, a way into the guest, a serial
+//! line, images. `qemu`, `guest` and `image` implement them; tests use fakes.
+//!
+//! No policy here (`state.rs`), and no names of files on disk (`store::layout`).
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use super::spec::{AccelChoice, VmSpec};
+use super::stream::Stream;
+
+/// What went wrong outside the policy: a variant per fact, so that each has its own errno.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum BackendError {
+    /// A program that we start is not installed.
+    #[error("{program} is not installed; {remedy}")]
+    Missing {
+        /// The program's name.
+        program: String,
+        /// What to do about it.
+        remedy: String,
+    },
+    /// The accelerator that the config demands cannot be used.
+    #[error("no {wanted} here: {reason}; `echo auto > config/accel` picks what works")]
+    NoAccelerator {
+        /// The word in `config/accel`.
+        wanted: String,
+        /// Why it cannot be used.
+        reason: String,
+    },
+    /// QEMU ended before it was asked to.
+    #[error("QEMU ended ({status}): {stderr}")]
+    QemuDied {
+        /// `exit 1`, `signal KILL`.
+        status: String,
+        /// Its last line on stderr, or a remark that there was none.
+        stderr: String,
+    },
+    /// QEMU did not do what QMP asked of it.
+    #[error("QEMU refused {command}: {text}")]
+    QmpRefused {
+        /// The QMP command.
+        command: String,
+        /// QEMU's own description.
+        text: String,
+    },
+    /// QEMU did not answer on QMP in time.
+    #[error("QEMU did not answer {command} within {seconds} s; `echo kill > ctl` ends it")]
+    QmpTimeout {
+        /// The QMP command, or `greeting`.
+        command: String,
+        /// The bound.
+        seconds: u64,
+    },
+    /// There is no such image.
+    #[error("no image named {name}; `ls .images` lists them")]
+    NoImage {
+        /// The name in `config/image`.
+        name: String,
+    },
+    /// An image could not be built or fetched.
+    #[error("image {name}: {reason}")]
+    ImageFailed {
+        /// The image.
+        name: String,
+        /// The cause and the next step.
+        reason: String,
+    },
+    /// The guest cannot be reached over SSH.
+    #[error("guest unreachable: {reason}")]
+    Unreachable {
+        /// What was tried and how it failed.
+        reason: String,
+    },
+    /// The guest did not answer within the bound.
+    #[error(
+        "the guest did not answer over SSH within {seconds} s; `cat console.log` shows how far it got"
+    )]
+    GuestTimeout {
+        /// The bound.
+        seconds: u64,
+    },
+    /// The guest refused our key.
+    #[error("the guest refused our key for user {user}; see config/ssh_user")]
+    KeyRefused {
+        /// The login name tried.
+        user: String,
+    },
+    /// The guest's host key is not the one that we made for it.
+    #[error(
+        "the guest shows another SSH host key than the one made for it; refusing to talk to it"
+    )]
+    WrongHostKey,
+    /// The host's disk is full.
+    #[error("no space left for {what}; free some, then try again")]
+    NoSpace {
+        /// The file or its purpose.
+        what: String,
+    },
+    /// The host does not have the memory.
+    #[error("not enough memory: {what}")]
+    NoMemory {
+        /// Who wanted how much.
+        what: String,
+    },
+    /// A host port is taken.
+    #[error("host port {port} is taken")]
+    PortTaken {
+        /// The forward as written in the config.
+        port: String,
+    },
+    /// Anything else that the host's system calls answered.
+    #[error("{what}: {error}")]
+    Io {
+        /// What was being done, with the path.
+        what: String,
+        /// The system's own words.
+        error: String,
+        /// Its errno, 0 if it has none.
+        errno: i32,
+    },
+}
+
+impl BackendError {
+    /// Wraps a system error, telling a full disk and a lack of memory apart from the rest.
+    pub fn io(what: impl Into<String>, error: &std::io::Error) -> Self {
+        let what = what.into();
+        match error.raw_os_error() {
+            Some(libc_errno::ENOSPC | libc_errno::EDQUOT) => Self::NoSpace { what },
+            Some(libc_errno::ENOMEM) => Self::NoMemory { what },
+            errno => Self::Io {
+                what,
+                error: error.to_string(),
+                errno: errno.unwrap_or(0),
+            },
+        }
+    }
+}
+
+/// The errno values that this layer tells apart (constants of the kernel's ABI, not calls).
+mod libc_errno {
+    pub(super) use libc::{EDQUOT, ENOMEM, ENOSPC};
+}
+
+/// What an image offers for booting. Every source of images ends in this shape.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootImage {
+    /// Its name under `.images`.
+    pub name: String,
+    /// `sha256:…` over its contents.
+    pub digest: String,
+    /// The frozen base disk, absolute.
+    pub disk: PathBuf,
+    /// The base disk's format.
+    pub format: DiskFormat,
+    /// The base disk's virtual size in bytes: a VM's disk is never smaller.
+    pub disk_size: u64,
+    /// A kernel for direct boot; `None` boots from the disk.
+    pub kernel: Option<PathBuf>,
+    /// Its initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// Its command line.
+    pub cmdline: String,
+    /// The guest writes a line to the virtio-serial port `org.aqfs.ready` when SSH listens.
+    pub announces: bool,
+}
+
+/// The format of a disk image: always told to QEMU, never probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    /// Plain bytes.
+    Raw,
+    /// QEMU's copy-on-write format, version 3.
+    Qcow2,
+}
+
+/// How guests' instructions are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AccelKind {
+    /// Linux's hypervisor.
+    Kvm,
+    /// QEMU's translator: slower, and no security boundary.
+    Tcg,
+}
+
+/// A verdict on accelerators.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accel {
+    /// Which one.
+    pub kind: AccelKind,
+    /// QEMU's `-cpu` argument that goes with it.
+    pub cpu: String,
+    /// Why, in a few words: shown in `.host` and `info`.
+    pub reason: String,
+}
+
+/// Everything that a launch needs; nothing is looked up later.
+#[derive(Clone, Debug)]
+pub struct LaunchPlan {
+    /// The VM's identity, also the SMBIOS UUID.
+    pub uuid: Uuid,
+    /// The VM's name at this moment, for QEMU's `-name` and the guest.
+    pub name: String,
+    /// The VM's directory on disk (`store::layout::VmDir` names what is in it).
+    pub dir: PathBuf,
+    /// What it should be.
+    pub spec: VmSpec,
+    /// What it boots.
+    pub image: BootImage,
+    /// How it runs.
+    pub accel: Accel,
+    /// Start with the processors stopped.
+    pub paused: bool,
+}
+
+/// What is known about a running QEMU, written to disk so that a later daemon can adopt it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunFacts {
+    /// QEMU's process number.
+    pub pid: u32,
+    /// Its start time in clock ticks since boot: with the pid, its identity.
+    pub pid_start: u64,
+    /// The VM's UUID as QEMU knows it.
+    pub uuid: Uuid,
+    /// When QEMU was started.
+    pub since: SystemTime,
+    /// How it runs.
+    pub accel: Accel,
+    /// `7.2.22`.
+    pub qemu_version: String,
+    /// The machine type with its version.
+    pub machine: String,
+    /// The host port on 127.0.0.1 that leads to the guest's SSH server.
+    pub ssh_port: u16,
+    /// The digest of the image it was started from.
+    pub image_digest: String,
+    /// `BootImage::announces` of that image.
+    pub announces: bool,
+}
+
+/// What a machine reports by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MachineEvent {
+    /// The processors stopped (`STOP`).
+    Paused,
+    /// The processors run again (`RESUME`).
+    Resumed,
+    /// The guest or somebody else reset the machine.
+    Reset,
+    /// The guest said on its ready port that its SSH server listens.
+    Announced,
+    /// The machine was shut down, by the guest itself or from outside.
+    ShutDown {
+        /// The guest did it.
+        by_guest: bool,
+    },
+    /// QEMU paused the machine because the host's disk is full.
+    DiskFull,
+    /// QEMU has ended; nothing follows.
+    Exited(ExitReport),
+}
+
+/// How QEMU ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExitReport {
+    /// It ended with status 0, or (status unknown after an adoption) after a `SHUTDOWN` event.
+    pub clean: bool,
+    /// `exit 0`, `signal KILL`, or `unknown` for a process that was not our child.
+    pub status: String,
+    /// Its last line on stderr, empty if there was none.
+    pub stderr: String,
+}
+
+/// A QEMU that runs.
+#[async_trait]
+pub trait Machine: fmt::Debug + Send + Sync {
+    /// What is known about it.
+    fn facts(&self) -> &RunFacts;
+    /// Stops the processors.
+    async fn pause(&self) -> Result<(), BackendError>;
+    /// Lets the processors run.
+    async fn resume(&self) -> Result<(), BackendError>;
+    /// Resets the machine, as the button does.
+    async fn reset(&self) -> Result<(), BackendError>;
+    /// Presses the power button: the guest may ignore it.
+    async fn power_down(&self) -> Result<(), BackendError>;
+    /// Ends QEMU: asks first (`quit`), then kills. Returns when the process is gone; the
+    /// `Exited` event comes too.
+    async fn kill(&self) -> Result<(), BackendError>;
+}
+
+/// A machine just started or adopted, with its events.
+#[derive(Debug)]
+pub struct Launched {
+    /// The machine.
+    pub machine: Arc<dyn Machine>,
+    /// Its events, `Exited` last.
+    pub events: mpsc::Receiver<MachineEvent>,
+    /// Its processors are stopped.
+    pub paused: bool,
+}
+
+/// What became of a QEMU that an earlier daemon had started.
+#[derive(Debug)]
+pub enum Adoption {
+    /// Nothing had been started.
+    NeverRan,
+    /// It runs and is ours again.
+    Running(Launched),
+    /// It has ended: why, as far as can be told.
+    Ended(String),
+    /// A process is there that may be it, but it cannot be adopted; it is left alone.
+    Unclear(String),
+}
+
+/// Starts machines.
+#[async_trait]
+pub trait Hypervisor: fmt::Debug + Send + Sync {
+    /// Picks an accelerator: the verdict of `auto` is proven once and cached.
+    async fn accel(&self, choice: AccelChoice) -> Result<Accel, BackendError>;
+    /// Makes the disk if there is none, starts QEMU and waits for its greeting (2 s at most).
+    async fn launch(&self, plan: LaunchPlan) -> Result<Launched, BackendError>;
+    /// Finds the QEMU that an earlier daemon started for this VM.
+    async fn adopt(&self, dir: PathBuf, uuid: Uuid) -> Adoption;
+}
+
+/// Where a guest's SSH server is and who we are to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestAddress {
+    /// The port on 127.0.0.1.
+    pub port: u16,
+    /// The login name.
+    pub user: String,
+    /// The VM's directory, which holds the public host key to expect.
+    pub dir: PathBuf,
+}
+
+/// How a command in the guest ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Its exit status.
+    Code(u32),
+    /// The signal that ended it, without `SIG`.
+    Signal(String),
+}
+
+/// Which of a command's outputs bytes came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// Takes a command's output, in order of arrival. Waiting in it closes the SSH window.
+#[async_trait]
+pub trait OutputSink: Send + Sync {
+    /// Takes a chunk.
+    async fn accept(&self, source: Source, bytes: &[u8]);
+}
+
+/// A working SSH connection to a guest.
+#[async_trait]
+pub trait GuestSession: fmt::Debug + Send + Sync {
+    /// Runs `command` with `stdin` as its whole input and returns how it ended. Dropping the
+    /// future hangs up on the command (SIGHUP, then the channel is closed).
+    async fn exec(
+        &self,
+        command: &[u8],
+        stdin: &[u8],
+        output: &dyn OutputSink,
+    ) -> Result<Exit, BackendError>;
+    /// Resolves when the connection is lost.
+    async fn closed(&self);
+}
+
+/// Opens connections to guests.
+#[async_trait]
+pub trait Guests: fmt::Debug + Send + Sync {
+    /// Makes what lets us in (host key, seed) under the VM's directory, before its first start.
+    async fn prepare(&self, plan: &LaunchPlan) -> Result<(), BackendError>;
+    /// Connects, logs in and proves it by running `true`: one attempt, bounded.
+    async fn connect(&self, at: &GuestAddress) -> Result<Arc<dyn GuestSession>, BackendError>;
+    /// Returns the serial line of the VM with this directory. It is not attached yet.
+    fn console(&self, dir: PathBuf) -> Arc<dyn Console>;
+}
+
+/// How a console is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConsoleAccess {
+    /// Read only: the last 64 KiB of scrollback, then live.
+    Watch,
+    /// Read and write: from now.
+    Talk,
+    /// Write only.
+    Send,
+    /// A crawler: what is buffered, then end of file.
+    Peek,
+}
+
+/// A VM's serial line, fanned out to any number of readers.
+pub trait Console: fmt::Debug + Send + Sync {
+    /// Connects to the running machine's serial socket; open streams go on with the new bytes.
+    fn attach(&self);
+    /// The machine has ended: readers get end of file.
+    fn detach(&self);
+    /// Opens a stream with a cursor of its own.
+    fn open(&self, access: ConsoleAccess) -> Arc<dyn Stream>;
+    /// Bytes that slow readers have lost.
+    fn lost(&self) -> u64;
+}
+
+/// What an image is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageStatus {
+    /// Known, and nothing is on disk.
+    Absent,
+    /// Its inputs are being fetched.
+    Fetching,
+    /// It is being put together.
+    Building,
+    /// It can be booted.
+    Ready,
+    /// The last attempt failed.
+    Failed(String),
+}
+
+/// What `.images/NAME` shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageInfo {
+    /// Its name.
+    pub name: String,
+    /// Where it comes from: `builtin:tiny`.
+    pub source: String,
+    /// `builtin`, `disk`, `cloud`, …
+    pub kind: String,
+    /// `sha256:…`, empty until it is ready.
+    pub digest: String,
+    /// Bytes on disk.
+    pub size: u64,
+    /// What it is doing.
+    pub status: ImageStatus,
+    /// One line for people: `building root file system 3/5`.
+    pub progress: String,
+    /// Last change.
+    pub changed: SystemTime,
+}
+
+/// The images.
+#[async_trait]
+pub trait Images: fmt::Debug + Send + Sync {
+    /// Lists them by name, also those that are not on disk yet.
+    fn list(&self) -> Vec<ImageInfo>;
+    /// Describes one.
+    fn info(&self, name: &str) -> Option<ImageInfo>;
+    /// Starts building or fetching in the background; does nothing if it is ready or under way.
+    fn begin(&self, name: &str) -> Result<(), BackendError>;
+    /// Returns the image, building it first if need be. Builders of one image share one build.
+    async fn ensure(&self, name: &str) -> Result<BootImage, BackendError>;
+    /// Returns a listener that hears every change of status and progress.
+    fn listen(&self) -> super::stream::Listener;
+}

@@ -1,0 +1,266 @@
+//! The states of a VM and what each admits: pure, without clock, locks or I/O.
+//!
+//! ```text
+//!            start             greeted            exec worked
+//! stopped ─────────▶ starting ─────────▶ running ─────────────▶ ready
+//!    ▲                  │ launch failed    │ ▲ pause/resume ▲     │
+//!    │                  ▼                  ▼ │              │     │
+//!    │               failed              paused ◀───────────┴─────┤
+//!    │  QEMU ended                                                │ stop
+//!    └──────────────────────────── stopping ◀─────────────────────┘
+//! ```
+//!
+//! `failed` is like `stopped` with a reason; `broken` (damaged files) admits nothing but removal.
+
+use std::fmt;
+
+/// The state of a VM, as `status` prints it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// No QEMU.
+    Stopped,
+    /// The image is being made ready, or QEMU has not greeted yet.
+    Starting,
+    /// QEMU runs the guest; SSH has not answered yet.
+    Running,
+    /// An SSH exec has worked since the last start or reset.
+    Ready,
+    /// The processors are stopped.
+    Paused,
+    /// Memory is being written to disk.
+    Saving,
+    /// On the way to `stopped`.
+    Stopping,
+    /// QEMU or the launch died.
+    Failed(String),
+    /// The files on disk are damaged.
+    Broken(String),
+}
+
+impl State {
+    /// Returns the word.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Stopped => "stopped",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Ready => "ready",
+            Self::Paused => "paused",
+            Self::Saving => "saving",
+            Self::Stopping => "stopping",
+            Self::Failed(_) => "failed",
+            Self::Broken(_) => "broken",
+        }
+    }
+
+    /// Says whether there is no QEMU and none is coming.
+    pub fn is_off(&self) -> bool {
+        matches!(self, Self::Stopped | Self::Failed(_) | Self::Broken(_))
+    }
+
+    /// Says whether the state will end by itself: what `wait` waits for.
+    pub fn is_transition(&self) -> bool {
+        matches!(self, Self::Starting | Self::Saving | Self::Stopping)
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed(reason) | Self::Broken(reason) => write!(f, "{}: {reason}", self.word()),
+            _ => f.write_str(self.word()),
+        }
+    }
+}
+
+/// What a user asks of a VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Launch QEMU.
+    Start {
+        /// Leave the processors stopped.
+        paused: bool,
+    },
+    /// End gracefully, and by force after so many seconds.
+    Stop {
+        /// The patience.
+        seconds: u64,
+    },
+    /// End QEMU now.
+    Kill,
+    /// Stop the processors.
+    Pause,
+    /// Let them run.
+    Resume,
+    /// Press the reset button.
+    Reset,
+    /// Remove the VM.
+    Remove,
+}
+
+impl Command {
+    /// Returns the verb.
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Self::Start { .. } => "start",
+            Self::Stop { .. } => "stop",
+            Self::Kill => "kill",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Reset => "reset",
+            Self::Remove => "rmdir",
+        }
+    }
+}
+
+/// Why a command is not carried out. The state does not change.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// It is so already.
+    #[error("{verb}: already {state}")]
+    Already {
+        /// The command's verb.
+        verb: &'static str,
+        /// The state's word.
+        state: &'static str,
+    },
+    /// The VM is off.
+    #[error("{verb}: {state}; `echo start > ctl` first")]
+    Off {
+        /// The command's verb.
+        verb: &'static str,
+        /// The state's word.
+        state: &'static str,
+    },
+    /// Another transition runs.
+    #[error("{verb}: busy {state}; `cat wait` returns when that is over")]
+    Busy {
+        /// The command's verb.
+        verb: &'static str,
+        /// The state's word.
+        state: &'static str,
+    },
+    /// It runs, and so cannot be removed.
+    #[error("rmdir: {state}; `echo stop > ctl; cat wait` first")]
+    InUse {
+        /// The state's word.
+        state: &'static str,
+    },
+    /// `config/protect` is 1.
+    #[error("rmdir: protected; `echo 0 > config/protect` first")]
+    Protected,
+    /// The VM's files are damaged.
+    #[error("{verb}: broken: {reason}")]
+    Broken {
+        /// The command's verb.
+        verb: &'static str,
+        /// What is damaged.
+        reason: String,
+    },
+}
+
+/// Decides whether a command fits the state. `protected` is the setting of that name.
+///
+/// # Errors
+/// A [`Refusal`], which changes nothing.
+pub fn admit(state: &State, command: &Command, protected: bool) -> Result<(), Refusal> {
+    let (verb, word) = (command.verb(), state.word());
+    let already = || Err(Refusal::Already { verb, state: word });
+    let off = || Err(Refusal::Off { verb, state: word });
+    let busy = || Err(Refusal::Busy { verb, state: word });
+    if matches!(command, Command::Remove) {
+        return admit_removal(state, protected);
+    }
+    if let State::Broken(reason) = state {
+        return Err(Refusal::Broken {
+            verb,
+            reason: reason.clone(),
+        });
+    }
+    match (command, state) {
+        (Command::Start { .. }, State::Stopped | State::Failed(_)) => Ok(()),
+        (Command::Start { .. }, State::Stopping | State::Saving) => busy(),
+        (Command::Start { .. }, _) => already(),
+        (Command::Stop { .. } | Command::Kill, State::Stopped | State::Failed(_)) => already(),
+        (Command::Stop { .. }, State::Saving) => busy(),
+        (Command::Stop { .. }, State::Stopping) => already(),
+        (Command::Stop { .. } | Command::Kill, _) => Ok(()),
+        (_, State::Stopped | State::Failed(_)) => off(),
+        (_, State::Starting | State::Stopping | State::Saving) => busy(),
+        (Command::Pause, State::Paused) | (Command::Resume, State::Running | State::Ready) => {
+            already()
+        }
+        _ => Ok(()),
+    }
+}
+
+fn admit_removal(state: &State, protected: bool) -> Result<(), Refusal> {
+    match state {
+        _ if protected => Err(Refusal::Protected),
+        State::Stopped | State::Failed(_) | State::Broken(_) => Ok(()),
+        _ => Err(Refusal::InUse {
+            state: state.word(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn states() -> Vec<State> {
+        let reason = || "x".to_owned();
+        vec![
+            State::Stopped,
+            State::Starting,
+            State::Running,
+            State::Ready,
+            State::Paused,
+            State::Saving,
+            State::Stopping,
+            State::Failed(reason()),
+            State::Broken(reason()),
+        ]
+    }
+
+    /// One letter a state: `+` admitted, `a`lready, `o`ff, `b`usy, `i`n use, `x` broken.
+    fn row(command: &Command, protected: bool) -> String {
+        let letter = |s: &State| match admit(s, command, protected) {
+            Ok(()) => '+',
+            Err(Refusal::Already { .. }) => 'a',
+            Err(Refusal::Off { .. }) => 'o',
+            Err(Refusal::Busy { .. }) => 'b',
+            Err(Refusal::InUse { .. }) => 'i',
+            Err(Refusal::Protected) => 'p',
+            Err(Refusal::Broken { .. }) => 'x',
+        };
+        states().iter().map(letter).collect()
+    }
+
+    #[test]
+    fn the_whole_policy() {
+        // columns: stopped starting running ready paused saving stopping failed broken
+        let table = [
+            (Command::Start { paused: false }, "+aaaabb+x"),
+            (Command::Stop { seconds: 30 }, "a++++baax"),
+            (Command::Kill, "a++++++ax"),
+            (Command::Pause, "ob++abbox"),
+            (Command::Resume, "obaa+bbox"),
+            (Command::Reset, "ob+++bbox"),
+            (Command::Remove, "+iiiiii++"),
+        ];
+        for (command, expected) in table {
+            assert_eq!(row(&command, false), expected, "{command:?}");
+        }
+        assert_eq!(row(&Command::Remove, true), "p".repeat(9));
+    }
+
+    #[test]
+    fn a_state_prints_its_word_and_its_reason() {
+        assert_eq!(State::Ready.to_string(), "ready");
+        assert_eq!(
+            State::Failed("no space".into()).to_string(),
+            "failed: no space"
+        );
+    }
+}

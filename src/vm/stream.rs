@@ -1,0 +1,76 @@
+//! What a stream file is: bytes that come and go while it is open.
+//!
+//! A [`Stream`] never waits. It answers what can be done now and rings its [`Bell`] when that may
+//! have changed; the waiting itself (a parked read, a poll) is written once, in the layers above.
+//! No sockets and no kernel here.
+
+use std::fmt;
+
+use tokio::sync::watch;
+
+use super::VmError;
+
+/// What an open stream can do at this moment, in the terms of poll(2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Readiness {
+    /// A read would return at once: bytes, end of file, or an error.
+    pub readable: bool,
+    /// A write of one byte would be accepted at once.
+    pub writable: bool,
+    /// The far end is gone for good.
+    pub hung_up: bool,
+}
+
+/// An open stream file. Dropping it is its release.
+pub trait Stream: fmt::Debug + Send + Sync + 'static {
+    /// Takes at most `max` bytes: `None` if there are none yet, an empty vector at end of file.
+    fn try_read(&self, max: usize) -> Option<Result<Vec<u8>, VmError>>;
+
+    /// Takes in some of `data` and says how much: `None` if there is no room yet.
+    fn try_write(&self, data: &[u8]) -> Option<Result<usize, VmError>>;
+
+    /// Says what could be done now.
+    fn readiness(&self) -> Readiness;
+
+    /// Returns a receiver of the bell that rings after every change of the answers above.
+    fn listen(&self) -> Listener;
+
+    /// A descriptor of this open file was closed (FUSE's FLUSH): not necessarily the last one.
+    fn flush(&self) {}
+}
+
+/// Rings when a stream may have something new to say. Rings are never lost: a listener made
+/// before a look at the stream hears every change after that look.
+#[derive(Debug)]
+pub struct Bell(watch::Sender<u64>);
+
+/// Hears a [`Bell`].
+#[derive(Clone, Debug)]
+pub struct Listener(watch::Receiver<u64>);
+
+impl Default for Bell {
+    fn default() -> Self {
+        Self(watch::Sender::new(0))
+    }
+}
+
+impl Bell {
+    /// Wakes every listener.
+    pub fn ring(&self) {
+        self.0.send_modify(|n| *n = n.wrapping_add(1));
+    }
+
+    /// Returns a listener that hears rings from now on.
+    pub fn listen(&self) -> Listener {
+        Listener(self.0.subscribe())
+    }
+}
+
+impl Listener {
+    /// Waits for the next ring; waits for ever when the bell is gone, as nothing will change.
+    pub async fn rung(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
