@@ -8,6 +8,8 @@ pub mod backend;
 pub mod caller;
 pub mod driver;
 pub mod exec;
+#[cfg(test)]
+pub(crate) mod fake;
 pub mod notice;
 pub mod spec;
 pub mod state;
