@@ -1,10 +1,13 @@
 //! One VM: what it should be ([`spec`]), which states it has ([`state`]), the task that alone
-//! changes them (`driver`), and what that task needs from the world ([`backend`]).
+//! changes them (`driver`), what that task needs from the world ([`backend`]), and the commands
+//! run in its guest ([`exec`], [`job`]).
 //!
 //! No paths of the mount, no errno, no QEMU or SSH words here.
 
 pub mod backend;
 pub mod caller;
+pub mod exec;
+pub mod job;
 pub mod spec;
 pub mod state;
 pub mod stream;
