@@ -183,9 +183,24 @@ impl Mounted {
     /// Creates and starts a VM and waits until its guest answers.
     #[track_caller]
     pub(crate) fn boot(&self, vm: &str) {
-        self.sh(&format!("mkdir {vm} && echo start > {vm}/ctl"))
-            .ok();
+        self.sh(&format!("mkdir {vm}")).ok();
+        self.boot_existing(vm);
+    }
+
+    /// Starts a VM and waits until its guest answers.
+    #[track_caller]
+    pub(crate) fn boot_existing(&self, vm: &str) {
+        self.sh(&format!("echo start > {vm}/ctl")).ok();
         self.wait_for_ready(vm);
+    }
+
+    /// Stops every process in a guest but its first, so that it obeys nobody any more.
+    #[track_caller]
+    pub(crate) fn deafen(&self, vm: &str) {
+        // The SSH server is stopped too: the answer never comes.
+        let script = format!("echo 'kill -STOP -1' > {vm}/exec; timeout 2 cat {vm}/exec");
+        let said = self.sh(&script);
+        assert_eq!(said.code, 124, "the guest still answers: {said:?}");
     }
 
     /// Waits until a VM's guest answers.
