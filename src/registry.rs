@@ -1,1 +1,424 @@
-//! (to be written)
+//! name → VM: creation, renaming, removal, and finding again what an earlier daemon left.
+//!
+//! Not here: what a VM does (`vm`), what names look like in the mount (`tree`).
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::{Mutex, RwLock};
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+use crate::store::file;
+use crate::store::layout::{Layout, VmDir};
+use crate::vm::backend::BackendError;
+use crate::vm::driver::{self, Birth, Definition};
+use crate::vm::spec::{VmSpec, is_vm_name};
+use crate::vm::state::Command;
+use crate::vm::{Vm, VmError, VmId, World};
+
+/// How long a removed VM is kept.
+const TRASH_KEPT: Duration = Duration::from_secs(24 * 3600);
+
+/// Why a name operation was not done.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// The name is taken.
+    #[error("{0} exists already")]
+    Exists(String),
+    /// There is no such VM.
+    #[error("no VM named {0}")]
+    Absent(String),
+    /// The name is not a VM's name.
+    #[error(
+        "{0:?} is not a VM's name: at most 32 lower-case letters, digits and dashes, no dash first"
+    )]
+    BadName(String),
+    /// The VM itself refused.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+}
+
+impl From<BackendError> for RegistryError {
+    fn from(error: BackendError) -> Self {
+        Self::Vm(error.into())
+    }
+}
+
+/// The VMs of one store.
+#[derive(Debug)]
+pub struct Registry {
+    layout: Layout,
+    world: World,
+    defaults: VmSpec,
+    next_id: AtomicU64,
+    vms: RwLock<Vms>,
+    /// Names being made or renamed to: taken, and not yet anybody's.
+    reserved: Mutex<HashSet<String>>,
+}
+
+#[derive(Debug, Default)]
+struct Vms {
+    by_name: BTreeMap<String, Vm>,
+    by_id: HashMap<VmId, Vm>,
+    changed: Option<SystemTime>,
+}
+
+/// A name held for a VM on its way; dropping it gives the name up.
+struct Reservation<'a> {
+    registry: &'a Registry,
+    name: String,
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.registry.reserved.lock().remove(&self.name);
+    }
+}
+
+impl Registry {
+    /// Opens a store: adopts the machines that run, lists damaged VMs as such, clears away what
+    /// was half made and what has been in the trash for long.
+    ///
+    /// # Errors
+    /// Only if the store's own directories cannot be used; one VM's damage is its own.
+    pub async fn open(
+        layout: Layout,
+        world: World,
+        defaults: VmSpec,
+    ) -> Result<Self, RegistryError> {
+        let found = {
+            let layout = layout.clone();
+            on_disk("the store", move || scan(&layout)).await?
+        };
+        let registry = Self {
+            layout,
+            world,
+            defaults,
+            next_id: AtomicU64::new(1),
+            vms: RwLock::default(),
+            reserved: Mutex::default(),
+        };
+        registry.adopt(found).await;
+        Ok(registry)
+    }
+
+    /// Brings all VMs to life at once: one whose QEMU hangs does not hold up the others.
+    async fn adopt(&self, found: Vec<Found>) {
+        let mut births = JoinSet::new();
+        for vm in found {
+            let birth = Birth {
+                id: self.fresh_id(),
+                uuid: vm.uuid,
+                dir: vm.dir,
+                name: vm.name,
+                definition: vm.definition,
+            };
+            births.spawn(driver::spawn(birth, self.world.clone()));
+        }
+        while let Some(vm) = births.join_next().await {
+            match vm {
+                Ok(vm) => self.insert_unique(&vm),
+                Err(panic) => tracing::error!(%panic, "a VM could not be taken up"),
+            }
+        }
+    }
+
+    /// Lists a VM found on disk. Two of one name can only come from tampering: the second is
+    /// listed under its UUID's first digits, so that nothing is hidden.
+    fn insert_unique(&self, vm: &Vm) {
+        let mut name = vm.name();
+        if self.vms.read().by_name.contains_key(&name) {
+            name = fallback_name(vm.uuid());
+        }
+        self.insert(name, vm);
+    }
+
+    fn insert(&self, name: String, vm: &Vm) {
+        let mut vms = self.vms.write();
+        vms.by_id.insert(vm.id(), vm.clone());
+        vms.by_name.insert(name, vm.clone());
+        vms.changed = Some(SystemTime::now());
+    }
+
+    fn fresh_id(&self) -> VmId {
+        VmId(self.next_id.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Returns the VM of a name.
+    pub fn get(&self, name: &str) -> Option<Vm> {
+        self.vms.read().by_name.get(name).cloned()
+    }
+
+    /// Returns the VM of a number, also after it was renamed.
+    pub fn by_id(&self, id: VmId) -> Option<Vm> {
+        self.vms.read().by_id.get(&id).cloned()
+    }
+
+    /// Lists all VMs by name.
+    pub fn list(&self) -> Vec<(String, Vm)> {
+        self.vms
+            .read()
+            .by_name
+            .iter()
+            .map(|(n, v)| (n.clone(), v.clone()))
+            .collect()
+    }
+
+    /// Returns how many VMs there are.
+    pub fn len(&self) -> usize {
+        self.vms.read().by_name.len()
+    }
+
+    /// Says whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns when a name last came or went.
+    pub fn changed(&self) -> Option<SystemTime> {
+        self.vms.read().changed
+    }
+
+    /// Returns what VMs are run with.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// Returns where things lie on disk.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Counts the VMs whose disk is, or will be, made from an image.
+    pub fn users_of(&self, image: &str) -> usize {
+        self.vms
+            .read()
+            .by_name
+            .values()
+            .filter(|vm| vm.spec().image == image)
+            .count()
+    }
+
+    /// Makes a VM: its definition, and nothing else.
+    ///
+    /// # Errors
+    /// [`RegistryError::Exists`], [`RegistryError::BadName`], or what the disk answered; nothing
+    /// is left behind then.
+    pub async fn create(self: Arc<Self>, name: String) -> Result<Vm, RegistryError> {
+        let reservation = self.reserve(&name)?;
+        let (uuid, now) = (Uuid::new_v4(), SystemTime::now());
+        let definition = Definition {
+            version: 1,
+            created: now,
+            spec: self.defaults.clone(),
+        };
+        let dir = self.layout.vm(uuid);
+        let (at, stored, text) = (dir.clone(), definition.clone(), format!("{name}\n"));
+        on_disk("the VM's definition", move || {
+            write_new(&at, &stored, &text)
+        })
+        .await?;
+        let birth = Birth {
+            id: self.fresh_id(),
+            uuid,
+            dir,
+            name: name.clone(),
+            definition: Ok(definition),
+        };
+        let vm = driver::spawn(birth, self.world.clone()).await;
+        self.insert(name, &vm);
+        drop(reservation);
+        Ok(vm)
+    }
+
+    fn reserve(&self, name: &str) -> Result<Reservation<'_>, RegistryError> {
+        if !is_vm_name(name) {
+            return Err(RegistryError::BadName(name.to_owned()));
+        }
+        let mut reserved = self.reserved.lock();
+        if self.get(name).is_some() || !reserved.insert(name.to_owned()) {
+            return Err(RegistryError::Exists(name.to_owned()));
+        }
+        Ok(Reservation {
+            registry: self,
+            name: name.to_owned(),
+        })
+    }
+
+    /// Removes a VM: into the trash if it ever ran, for good if not.
+    ///
+    /// # Errors
+    /// [`RegistryError::Absent`], the VM's own refusal, or what the disk answered.
+    pub async fn remove(self: Arc<Self>, name: String) -> Result<(), RegistryError> {
+        let vm = self
+            .get(&name)
+            .ok_or_else(|| RegistryError::Absent(name.clone()))?;
+        vm.perform(Command::Remove).await?;
+        self.forget(&name, &vm);
+        let (dir, layout) = (vm.dir().clone(), self.layout.clone());
+        on_disk("the trash", move || {
+            discard(&dir, &layout, &name)?;
+            empty_trash(&layout, SystemTime::now())
+        })
+        .await?;
+        Ok(())
+    }
+
+    fn forget(&self, name: &str, vm: &Vm) {
+        let mut vms = self.vms.write();
+        vms.by_name.remove(name);
+        vms.by_id.remove(&vm.id());
+        vms.changed = Some(SystemTime::now());
+    }
+
+    /// Gives a VM another name, in any state.
+    ///
+    /// # Errors
+    /// [`RegistryError::Absent`], [`RegistryError::Exists`], [`RegistryError::BadName`], or what
+    /// the disk answered.
+    pub async fn rename(self: Arc<Self>, from: String, to: String) -> Result<(), RegistryError> {
+        let vm = self
+            .get(&from)
+            .ok_or_else(|| RegistryError::Absent(from.clone()))?;
+        if from == to {
+            return Ok(());
+        }
+        let reservation = self.reserve(&to)?;
+        vm.rename(to.clone()).await?;
+        let mut vms = self.vms.write();
+        vms.by_name.remove(&from);
+        vms.by_name.insert(to, vm);
+        vms.changed = Some(SystemTime::now());
+        drop(vms);
+        drop(reservation);
+        Ok(())
+    }
+}
+
+/// A VM as it lies on disk.
+#[derive(Debug)]
+struct Found {
+    uuid: Uuid,
+    dir: VmDir,
+    name: String,
+    definition: Result<Definition, String>,
+}
+
+fn fallback_name(uuid: Uuid) -> String {
+    format!("broken-{}", &uuid.simple().to_string()[..8])
+}
+
+fn scan(layout: &Layout) -> std::io::Result<Vec<Found>> {
+    for dir in [
+        layout.vms(),
+        layout.images(),
+        layout.trash(),
+        layout.cache(),
+    ] {
+        file::private_dir(&dir)?;
+    }
+    empty_trash(layout, SystemTime::now())?;
+    let mut found = Vec::new();
+    for entry in fs::read_dir(layout.vms())? {
+        let path = entry?.path();
+        match uuid_of(&path) {
+            Some(uuid) => found.push(read_vm(uuid, VmDir(path))),
+            None if is_half_made(&path) => fs::remove_dir_all(&path)?,
+            None => tracing::warn!(path = %path.display(), "not a VM: left alone"),
+        }
+    }
+    Ok(found)
+}
+
+fn uuid_of(path: &Path) -> Option<Uuid> {
+    path.file_name()?.to_str()?.parse().ok()
+}
+
+fn is_half_made(path: &Path) -> bool {
+    path.file_name()
+        .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
+fn read_vm(uuid: Uuid, dir: VmDir) -> Found {
+    let name = fs::read_to_string(dir.name()).unwrap_or_default();
+    let name = name.trim_end();
+    let definition = file::read_json::<Definition>(&dir.definition());
+    let definition = definition.map_err(|e| format!("{}: {e}", dir.definition().display()));
+    let name = if is_vm_name(name) {
+        name.to_owned()
+    } else {
+        fallback_name(uuid)
+    };
+    Found {
+        uuid,
+        dir,
+        name,
+        definition,
+    }
+}
+
+/// Writes a new VM's directory under a hidden name and renames it: it is whole or absent.
+fn write_new(dir: &VmDir, definition: &Definition, name: &str) -> std::io::Result<()> {
+    let parent = dir.0.parent().unwrap_or(&dir.0);
+    let hidden = tempfile::Builder::new().prefix(".new").tempdir_in(parent)?;
+    let half = VmDir(hidden.path().to_owned());
+    file::replace(&half.name(), name.as_bytes())?;
+    file::replace_json(&half.definition(), definition)?;
+    fs::rename(&half.0, &dir.0)?;
+    // The directory lives on under its new name.
+    drop(hidden.keep());
+    file::sync_dir(parent)
+}
+
+/// Takes a VM's directory out of sight by one rename.
+fn discard(dir: &VmDir, layout: &Layout, name: &str) -> std::io::Result<()> {
+    if !dir.disk().exists() {
+        let doomed = dir.0.with_file_name(format!(".{name}"));
+        fs::rename(&dir.0, &doomed)?;
+        return fs::remove_dir_all(doomed);
+    }
+    let mut time = seconds(SystemTime::now());
+    let mut target = layout.trash().join(format!("{name}@{time}"));
+    while target.exists() {
+        time += 1;
+        target = layout.trash().join(format!("{name}@{time}"));
+    }
+    fs::rename(&dir.0, &target)?;
+    file::sync_dir(&layout.trash())
+}
+
+/// Erases what has been in the trash for longer than [`TRASH_KEPT`].
+fn empty_trash(layout: &Layout, now: SystemTime) -> std::io::Result<()> {
+    for entry in fs::read_dir(layout.trash())? {
+        let path: PathBuf = entry?.path();
+        let removed = path
+            .file_name()
+            .and_then(|n| n.to_str())
+            .and_then(|n| n.rsplit_once('@'));
+        let Some(time) = removed.and_then(|(_, t)| t.parse::<u64>().ok()) else {
+            continue;
+        };
+        if seconds(now).saturating_sub(time) > TRASH_KEPT.as_secs() {
+            fs::remove_dir_all(path)?;
+        }
+    }
+    Ok(())
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}
+
+async fn on_disk<T: Send + 'static>(
+    what: &'static str,
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+) -> Result<T, BackendError> {
+    driver::off_thread(work, what).await
+}

@@ -1,7 +1,7 @@
 //! Files that are whole or absent: written to a temporary name, synced, renamed.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use serde::Serialize;
@@ -29,6 +29,36 @@ pub fn replace_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     let mut bytes = serde_json::to_vec_pretty(value)?;
     bytes.push(b'\n');
     replace(path, &bytes)
+}
+
+/// Adds `bytes` to the end of `path`, in one write.
+///
+/// # Errors
+/// Whatever opening or writing answers.
+pub fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    File::options()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)?
+        .write_all(bytes)
+}
+
+/// Reads the last `limit` bytes of a file; nothing if there is no such file.
+///
+/// # Errors
+/// Whatever opening, seeking or reading answers.
+pub fn tail(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let mut file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let start = file.metadata()?.len().saturating_sub(limit);
+    file.seek(SeekFrom::Start(start))?;
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Reads a JSON file.

@@ -6,12 +6,13 @@
 //!   daemon.log                 what a daemon in the background says
 //!   ssh/id_ed25519{,.pub}      the key that opens every guest
 //!   vms/UUID/                  one VM: named by UUID, so that renaming a VM moves nothing
-//!     vm.json                  its definition: name and settings
+//!     vm.json                  its definition: settings
+//!     name                     its name, apart so that damage to the definition does not lose it
 //!     disk.qcow2               its disk, made at the first start
 //!     host_key{,.pub}          its SSH host key
 //!     seed.tar                 what it is told at boot (guest::seed)
 //!     run.json                 the QEMU that runs it, for adoption
-//!     qmp  serial  ready       QEMU's sockets
+//!     qmp  serial              QEMU's sockets
 //!     console.log  qemu.log    the serial line's scrollback; QEMU's stderr and our notes
 //!   images/NAME/               a finished image: `image.json` and what it names
 //!   images/.NAME.XXXX/         one being made: never listed, removed at the next start
@@ -91,6 +92,11 @@ impl VmDir {
     /// Returns the definition.
     pub fn definition(&self) -> PathBuf {
         self.0.join("vm.json")
+    }
+
+    /// Returns the file that holds the VM's name.
+    pub fn name(&self) -> PathBuf {
+        self.0.join("name")
     }
 
     /// Returns the disk.

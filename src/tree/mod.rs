@@ -1,1 +1,326 @@
-//! (to be written)
+//! The tree: which names exist and what is done with them, over the tables of [`table`].
+//!
+//! No kernel and no sockets: every operation is a plain function that answers now or returns a
+//! future ([`Answer`]); it neither awaits nor reads a clock, so it is tested without a mount.
+
+pub mod directory;
+pub mod handle;
+pub mod node;
+mod render;
+pub mod table;
+pub mod verbs;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures::FutureExt;
+use parking_lot::Mutex;
+
+use self::directory::{Directories, Entry};
+use self::handle::{Open, OpenRequest};
+use self::node::{Attr, Kind, NodeId, Table};
+use self::verbs::VerbError;
+use crate::registry::{Registry, RegistryError};
+use crate::vm::spec::is_vm_name;
+use crate::vm::state::{Command, Refusal};
+use crate::vm::{VmError, driver};
+
+/// Why an operation on the tree was not done.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum TreeError {
+    /// There is no such name.
+    #[error("no such file")]
+    NotFound,
+    /// There never will be such a name here.
+    #[error("no such file: names here are of another form")]
+    NeverFound,
+    /// A directory was wanted.
+    #[error("not a directory")]
+    NotADirectory,
+    /// A file was wanted.
+    #[error("a directory")]
+    IsADirectory,
+    /// The file cannot be written.
+    #[error("read-only")]
+    ReadOnly,
+    /// Files are not created here.
+    #[error("files cannot be created here; `mkdir NAME` at the root makes a VM")]
+    NoCreation,
+    /// The operation is not offered here.
+    #[error("not permitted here: {0}")]
+    NotOffered(&'static str),
+    /// A rename that is not from one VM's name to another.
+    #[error("only a VM can be renamed, and only to another name at the root")]
+    BadRename,
+    /// The open file is unknown.
+    #[error("unknown file handle")]
+    BadHandle,
+    /// Nothing can be read or written without waiting.
+    #[error("would have to wait")]
+    WouldBlock,
+    /// An earlier line of this open file has failed.
+    #[error("an earlier line failed; read this descriptor, or open the file again")]
+    Latched,
+    /// A write is too long.
+    #[error("more than {0} bytes in one write")]
+    TooBig(usize),
+    /// Text was wanted.
+    #[error("not UTF-8 text")]
+    NotText,
+    /// A line of a control file is not a command.
+    #[error(transparent)]
+    Verb(#[from] VerbError),
+    /// The VM refused or failed.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// The registry refused or failed.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+}
+
+impl TreeError {
+    /// Says whether `error` should tell of it: not of what is said by the errno alone.
+    pub(crate) fn is_worth_noting(&self) -> bool {
+        !matches!(
+            self,
+            Self::NotFound | Self::NeverFound | Self::WouldBlock | Self::Latched | Self::BadHandle
+        )
+    }
+}
+
+impl From<Refusal> for TreeError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Vm(refusal.into())
+    }
+}
+
+/// A result that is here, or one to come.
+pub enum Answer<T> {
+    /// Here it is.
+    Now(Result<T, TreeError>),
+    /// Waiting for it is the caller's business; dropping the future gives it up.
+    Later(Pin<Box<dyn Future<Output = Result<T, TreeError>> + Send>>),
+}
+
+impl<T> Answer<T> {
+    fn later(future: impl Future<Output = Result<T, TreeError>> + Send + 'static) -> Self {
+        Self::Later(Box::pin(future))
+    }
+}
+
+impl<T> std::fmt::Debug for Answer<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Now(_) => "Now",
+            Self::Later(_) => "Later",
+        })
+    }
+}
+
+/// A file that was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// The number of the open file.
+    pub handle: u64,
+    /// What kind of file it is, from which the kernel's flags follow.
+    pub kind: Kind,
+}
+
+/// The tree.
+#[derive(Debug)]
+pub struct Tree {
+    registry: Arc<Registry>,
+    directories: Directories,
+    open: Mutex<HashMap<u64, Arc<Open>>>,
+    listings: Mutex<HashMap<u64, Arc<[Entry]>>>,
+    next_handle: AtomicU64,
+}
+
+impl Tree {
+    /// Returns the tree over a registry.
+    pub fn new(registry: Arc<Registry>) -> Arc<Self> {
+        Arc::new(Self {
+            directories: Directories::new(Arc::clone(&registry)),
+            registry,
+            open: Mutex::default(),
+            listings: Mutex::default(),
+            next_handle: AtomicU64::new(1),
+        })
+    }
+
+    /// Finds a name in a directory.
+    ///
+    /// # Errors
+    /// [`TreeError::NeverFound`] where not even `mkdir` could make it.
+    pub fn lookup(&self, parent: NodeId, name: &str) -> Result<Attr, TreeError> {
+        let directory = self.directories.get(parent)?;
+        let id = directory.find(name).ok_or(match parent {
+            NodeId::ROOT if is_vm_name(name) => TreeError::NotFound,
+            _ => TreeError::NeverFound,
+        })?;
+        self.attr(id)
+    }
+
+    /// Describes a node.
+    ///
+    /// # Errors
+    /// [`TreeError::NotFound`] for one whose object is gone.
+    pub fn attr(&self, id: NodeId) -> Result<Attr, TreeError> {
+        self.directories.attr(id)
+    }
+
+    /// Opens a file: what the row says, or [`TreeError::ReadOnly`] for a write to what cannot be
+    /// written.
+    pub fn open(self: &Arc<Self>, id: NodeId, request: &OpenRequest<'_>) -> Answer<Opened> {
+        let (directory, row) = match self.directories.row(id) {
+            Ok(found) => found,
+            Err(error) => return Answer::Now(Err(error)),
+        };
+        let kind = directory.kind(row);
+        match directory.open(row, request) {
+            Answer::Now(open) => {
+                let open = handle::noted(directory.vm(), open);
+                Answer::Now(open.map(|open| self.enter(open, kind)))
+            }
+            Answer::Later(open) => {
+                let tree = Arc::clone(self);
+                Answer::later(open.map(move |open| open.map(|open| tree.enter(open, kind))))
+            }
+        }
+    }
+
+    fn enter(&self, open: Open, kind: Kind) -> Opened {
+        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        self.open.lock().insert(handle, Arc::new(open));
+        Opened { handle, kind }
+    }
+
+    /// Opens a directory: its names are frozen, so that offsets into it stay right.
+    ///
+    /// # Errors
+    /// [`TreeError::NotADirectory`], [`TreeError::NotFound`].
+    pub fn open_directory(&self, id: NodeId) -> Result<u64, TreeError> {
+        let entries = self.directories.get(id)?.entries();
+        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        self.listings.lock().insert(handle, entries.into());
+        Ok(handle)
+    }
+
+    /// Returns the names of an open directory, without `.` and `..`.
+    ///
+    /// # Errors
+    /// [`TreeError::BadHandle`].
+    pub fn listing(&self, handle: u64) -> Result<Arc<[Entry]>, TreeError> {
+        self.listings
+            .lock()
+            .get(&handle)
+            .cloned()
+            .ok_or(TreeError::BadHandle)
+    }
+
+    /// Forgets an open directory.
+    pub fn release_directory(&self, handle: u64) {
+        self.listings.lock().remove(&handle);
+    }
+
+    /// Returns an open file.
+    ///
+    /// # Errors
+    /// [`TreeError::BadHandle`].
+    pub fn handle(&self, handle: u64) -> Result<Arc<Open>, TreeError> {
+        self.open
+            .lock()
+            .get(&handle)
+            .cloned()
+            .ok_or(TreeError::BadHandle)
+    }
+
+    /// Forgets an open file.
+    pub fn release(&self, handle: u64) {
+        // Dropped outside the lock: what a stream does at its end is its own affair.
+        let open = self.open.lock().remove(&handle);
+        drop(open);
+    }
+
+    /// Makes a VM.
+    pub fn make_directory(&self, parent: NodeId, name: &str) -> Answer<Attr> {
+        if parent != NodeId::ROOT {
+            let why = "directories are made at the root, where each is a VM";
+            return Answer::Now(Err(TreeError::NotOffered(why)));
+        }
+        let (registry, name) = (Arc::clone(&self.registry), name.to_owned());
+        let directories = self.directories.clone();
+        let made = Registry::create(registry, name);
+        Answer::later(
+            made.map(move |vm| directories.attr(NodeId::directory(Table::Vm, vm?.id().0))),
+        )
+    }
+
+    /// Removes a directory: a VM, or (without effect, so that `rm -r` works) a part of one that
+    /// could be removed.
+    pub fn remove_directory(&self, parent: NodeId, name: &str) -> Answer<()> {
+        if parent != NodeId::ROOT {
+            return Answer::Now(self.remove_part(parent, name));
+        }
+        match self.registry.get(name) {
+            Some(vm) => {
+                let removed = Registry::remove(Arc::clone(&self.registry), name.to_owned());
+                Answer::later(
+                    removed.map(move |result| {
+                        handle::noted(Some(&vm), result.map_err(TreeError::from))
+                    }),
+                )
+            }
+            None => Answer::Now(Err(self.absent_or_ours(parent, name))),
+        }
+    }
+
+    /// Unlinks a file of ours: nothing happens, and it says what `rmdir` of the VM would say, so
+    /// that `rm -r`, `find -delete` and `rmdir` agree.
+    ///
+    /// # Errors
+    /// The refusal that the VM's removal would meet.
+    pub fn remove_part(&self, parent: NodeId, name: &str) -> Result<(), TreeError> {
+        let directory = self.directories.get(parent)?;
+        if directory.find(name).is_none() {
+            return Err(TreeError::NotFound);
+        }
+        match directory.vm() {
+            Some(vm) => {
+                let admitted = vm.would_admit(&Command::Remove).map_err(TreeError::from);
+                handle::noted(Some(vm), admitted)
+            }
+            None => Err(TreeError::NotOffered("this is part of every mount")),
+        }
+    }
+
+    fn absent_or_ours(&self, parent: NodeId, name: &str) -> TreeError {
+        match self.lookup(parent, name) {
+            Ok(_) => TreeError::NotOffered("this is part of every mount"),
+            Err(error) => error,
+        }
+    }
+
+    /// Renames a VM.
+    pub fn rename(&self, from: (NodeId, &str), to: (NodeId, &str)) -> Answer<()> {
+        let vms = from.0 == NodeId::ROOT && to.0 == NodeId::ROOT;
+        if !vms || self.registry.get(from.1).is_none() {
+            return Answer::Now(Err(TreeError::BadRename));
+        }
+        let registry = Arc::clone(&self.registry);
+        let done = Registry::rename(registry, from.1.to_owned(), to.1.to_owned());
+        Answer::later(done.map(|result| result.map_err(TreeError::from)))
+    }
+}
+
+/// The content of a file's end: what a [`node::Body::Tail`] shows.
+pub(crate) const TAIL: u64 = 1 << 20;
+
+/// Reads a file's end off the caller's thread.
+fn read_tail(path: PathBuf) -> impl Future<Output = Result<Vec<u8>, TreeError>> + Send + 'static {
+    let read = driver::off_thread(move || crate::store::file::tail(&path, TAIL), "a log");
+    read.map(|content| content.map_err(|e| TreeError::Vm(e.into())))
+}

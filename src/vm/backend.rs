@@ -325,6 +325,8 @@ pub enum Adoption {
 /// Starts machines.
 #[async_trait]
 pub trait Hypervisor: fmt::Debug + Send + Sync {
+    /// Says what is known of the hypervisor and the accelerators, as rows of `.host`, at once.
+    fn facts(&self) -> Vec<(&'static str, String)>;
     /// Picks an accelerator: the verdict of `auto` is proven once and cached.
     async fn accel(&self, choice: AccelChoice) -> Result<Accel, BackendError>;
     /// Makes the disk if there is none, starts QEMU and waits for its greeting (2 s at most).

@@ -1,17 +1,32 @@
 //! One VM: what it should be ([`spec`]), which states it has ([`state`]), the task that alone
-//! changes them (`driver`), and what that task needs from the world ([`backend`]).
+//! changes them ([`driver`]), and what that task needs from the world ([`backend`]).
 //!
+//! [`Vm`] is a cheap handle: it sends requests to the driver and reads what the driver publishes.
 //! No paths of the mount, no errno, no QEMU or SSH words here.
 
 pub mod backend;
 pub mod caller;
+pub mod driver;
+pub mod exec;
+pub mod notice;
 pub mod spec;
 pub mod state;
 pub mod stream;
 
-use backend::BackendError;
-use spec::SpecError;
-use state::Refusal;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{mpsc, oneshot, watch};
+use uuid::Uuid;
+
+use self::backend::{BackendError, Console, ConsoleAccess, Guests, Hypervisor, Images, RunFacts};
+use self::caller::Caller;
+use self::exec::{Exec, ExecAccess};
+use self::spec::{Key, SpecError, VmSpec};
+use self::state::{Command, Refusal, State};
+use self::stream::{Bell, Listener, Stream};
+use crate::store::layout::VmDir;
 
 /// Why something asked of a VM was not done.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -28,7 +43,7 @@ pub enum VmError {
     /// The VM has been removed.
     #[error("the VM has been removed")]
     Removed,
-    /// Text for a command is not acceptable as such.
+    /// More text than a command may have.
     #[error("{what} is longer than {limit} bytes")]
     TooLong {
         /// What was written.
@@ -42,4 +57,274 @@ pub enum VmError {
     /// The command's connection was lost before it ended.
     #[error("lost: {0}")]
     Lost(String),
+}
+
+/// What VMs are run with.
+#[derive(Clone, Debug)]
+pub struct World {
+    /// Starts machines.
+    pub hypervisor: Arc<dyn Hypervisor>,
+    /// Opens ways into guests.
+    pub guests: Arc<dyn Guests>,
+    /// Provides what they boot.
+    pub images: Arc<dyn Images>,
+}
+
+/// A VM's number for the life of the daemon; never given twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VmId(pub u64);
+
+/// What the driver publishes: everything that a reader may see of a VM's life.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// The state.
+    pub state: State,
+    /// When that state began.
+    pub since: SystemTime,
+    /// What a starting VM is busy with or waits for.
+    pub doing: Option<String>,
+    /// The running QEMU.
+    pub facts: Option<RunFacts>,
+    /// From the start to the first exec that worked.
+    pub ready_after: Option<Duration>,
+}
+
+impl View {
+    fn new(state: State, now: SystemTime) -> Self {
+        Self {
+            state,
+            since: now,
+            doing: None,
+            facts: None,
+            ready_after: None,
+        }
+    }
+}
+
+/// How a written value meets a list setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteMode {
+    /// `>`: it replaces what is there.
+    Replace,
+    /// `>>`: it is added.
+    Append,
+}
+
+/// A request to the driver.
+#[derive(Debug)]
+pub(crate) enum Ask {
+    /// A verb of `ctl`.
+    Do(Command, oneshot::Sender<Result<(), VmError>>),
+    /// New settings, already checked.
+    Configure(Box<VmSpec>, oneshot::Sender<Result<(), VmError>>),
+    /// A new name, already reserved.
+    Rename(String, oneshot::Sender<Result<(), VmError>>),
+}
+
+/// A VM. Cloning copies the handle, not the VM.
+#[derive(Clone, Debug)]
+pub struct Vm(Arc<Shared>);
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    id: VmId,
+    uuid: Uuid,
+    dir: VmDir,
+    created: SystemTime,
+    name: RwLock<String>,
+    spec: RwLock<(Arc<VmSpec>, SystemTime)>,
+    view: watch::Sender<View>,
+    bell: Bell,
+    failure: Mutex<(Option<String>, SystemTime)>,
+    asks: mpsc::Sender<Ask>,
+    console: Arc<dyn Console>,
+    exec: Exec,
+}
+
+impl Vm {
+    /// Returns its number.
+    pub fn id(&self) -> VmId {
+        self.0.id
+    }
+
+    /// Returns its identity on disk and to the guest.
+    pub fn uuid(&self) -> Uuid {
+        self.0.uuid
+    }
+
+    /// Returns its directory on disk.
+    pub fn dir(&self) -> &VmDir {
+        &self.0.dir
+    }
+
+    /// Returns when it was made.
+    pub fn created(&self) -> SystemTime {
+        self.0.created
+    }
+
+    /// Returns its name at this moment.
+    pub fn name(&self) -> String {
+        self.0.name.read().clone()
+    }
+
+    /// Returns its settings.
+    pub fn spec(&self) -> Arc<VmSpec> {
+        Arc::clone(&self.0.spec.read().0)
+    }
+
+    /// Returns when a setting was last changed.
+    pub fn configured(&self) -> SystemTime {
+        self.0.spec.read().1
+    }
+
+    /// Returns its state.
+    pub fn state(&self) -> State {
+        self.0.view.borrow().state.clone()
+    }
+
+    /// Returns all that is published of it.
+    pub fn view(&self) -> View {
+        self.0.view.borrow().clone()
+    }
+
+    /// Returns a listener that hears every change of the view and of the last failure.
+    pub fn listen(&self) -> Listener {
+        self.0.bell.listen()
+    }
+
+    /// Returns the serial line.
+    pub fn console(&self) -> &Arc<dyn Console> {
+        &self.0.console
+    }
+
+    /// Opens the serial line.
+    ///
+    /// # Errors
+    /// [`Refusal::Off`] while no QEMU runs; `console.log` has what was printed before.
+    pub fn open_console(&self, access: ConsoleAccess) -> Result<Arc<dyn Stream>, VmError> {
+        self.expect_on("console")?;
+        Ok(self.0.console.open(access))
+    }
+
+    /// Opens the way to run commands.
+    ///
+    /// # Errors
+    /// [`Refusal::Off`] while no QEMU runs, [`Refusal::Paused`] while its processors are stopped.
+    pub fn open_exec(
+        &self,
+        caller: Caller,
+        access: ExecAccess,
+    ) -> Result<Arc<dyn Stream>, VmError> {
+        let writes = matches!(access, ExecAccess::Write | ExecAccess::Converse);
+        if writes && self.state() == State::Paused {
+            return Err(Refusal::Paused { verb: "exec" }.into());
+        }
+        self.0.exec.open(caller, access)
+    }
+
+    /// Refuses in the name of `verb` while no QEMU runs and none is coming.
+    ///
+    /// # Errors
+    /// [`Refusal::Off`].
+    pub fn expect_on(&self, verb: &'static str) -> Result<(), VmError> {
+        let state = self.state();
+        if state.is_off() {
+            return Err(Refusal::Off {
+                verb,
+                state: state.word(),
+            }
+            .into());
+        }
+        Ok(())
+    }
+
+    /// Returns the last failure's sentence; `None` after a success.
+    pub fn failure(&self) -> Option<String> {
+        self.0.failure.lock().0.clone()
+    }
+
+    /// Returns when something asked of this VM last failed or succeeded.
+    pub fn failure_changed(&self) -> SystemTime {
+        self.0.failure.lock().1
+    }
+
+    /// Remembers how the last thing asked of this VM went: what `error` shows.
+    pub fn note_outcome<E: std::fmt::Display>(&self, outcome: Result<(), E>) {
+        let failure = outcome.err().map(|e| one_line(&e.to_string()));
+        *self.0.failure.lock() = (failure, SystemTime::now());
+        self.0.bell.ring();
+    }
+
+    /// Says whether `command` would be refused now. The driver decides again when it is due.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub fn would_admit(&self, command: &Command) -> Result<(), Refusal> {
+        state::admit(&self.state(), command, self.spec().protect)
+    }
+
+    /// Carries out a verb. `start` returns when QEMU has greeted or the launch has failed, after
+    /// 2 s at the most; all others return when the request is under way.
+    ///
+    /// # Errors
+    /// The refusal, or what went wrong.
+    pub async fn perform(&self, command: Command) -> Result<(), VmError> {
+        self.ask(|answer| Ask::Do(command, answer)).await
+    }
+
+    /// Carries out verbs one after the other until one fails: how many went well, and the failure.
+    pub async fn perform_all(self, commands: Vec<Command>) -> (usize, Option<VmError>) {
+        for (done, command) in commands.iter().enumerate() {
+            if let Err(error) = self.perform(command.clone()).await {
+                return (done, Some(error));
+            }
+        }
+        (commands.len(), None)
+    }
+
+    /// Writes a setting: parsed here, stored by the driver.
+    ///
+    /// # Errors
+    /// [`VmError::Spec`] for a value that is not accepted; nothing changes then.
+    pub async fn configure(
+        self,
+        key: &'static Key,
+        text: String,
+        mode: WriteMode,
+    ) -> Result<(), VmError> {
+        let mut spec = VmSpec::clone(&self.spec());
+        key.assign(&mut spec, &text, mode)?;
+        self.ask(|answer| Ask::Configure(Box::new(spec), answer))
+            .await
+    }
+
+    /// Gives it another name, which the registry has reserved.
+    ///
+    /// # Errors
+    /// What the disk answered.
+    pub async fn rename(&self, name: String) -> Result<(), VmError> {
+        self.ask(|answer| Ask::Rename(name, answer)).await
+    }
+
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<T, VmError>>) -> Ask,
+    ) -> Result<T, VmError> {
+        let (answer, result) = oneshot::channel();
+        self.0
+            .asks
+            .send(request(answer))
+            .await
+            .map_err(|_| VmError::Removed)?;
+        result.await.unwrap_or(Err(VmError::Removed))
+    }
+}
+
+/// Joins a message's lines, so that a status and an error stay one line.
+pub(crate) fn one_line(text: &str) -> String {
+    text.split('\n')
+        .map(str::trim)
+        .filter(|l| !l.is_empty())
+        .collect::<Vec<_>>()
+        .join("; ")
 }

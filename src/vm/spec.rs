@@ -4,6 +4,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::WriteMode;
+
 /// Smallest memory that a guest is given, in bytes.
 pub const MIN_MEMORY: u64 = 32 << 20;
 /// Largest memory that can be asked for, in bytes.
@@ -108,6 +110,36 @@ pub struct Key {
     pub reset: fn(&mut VmSpec, &VmSpec),
     /// `>` replaces the list and `>>` adds to it.
     pub list: bool,
+}
+
+impl Key {
+    /// Puts written text into `spec`: `default` resets, an empty text changes nothing, a list
+    /// takes one element a line.
+    ///
+    /// # Errors
+    /// [`SpecError`]; `spec` may then be half changed and must be thrown away.
+    pub fn assign(&self, spec: &mut VmSpec, text: &str, mode: WriteMode) -> Result<(), SpecError> {
+        let lines: Vec<&str> = text
+            .lines()
+            .map(str::trim)
+            .filter(|l| !l.is_empty())
+            .collect();
+        match lines.as_slice() {
+            [] => Ok(()),
+            ["default"] => {
+                (self.reset)(spec, &VmSpec::default());
+                Ok(())
+            }
+            [one] if !self.list => (self.parse)(spec, one),
+            _ if !self.list => Err(malformed(self.name, text.trim(), "a single line")),
+            many => {
+                if mode == WriteMode::Replace {
+                    (self.reset)(spec, &VmSpec::default());
+                }
+                many.iter().try_for_each(|line| (self.parse)(spec, line))
+            }
+        }
+    }
 }
 
 /// Every setting.

@@ -132,6 +132,12 @@ pub enum Refusal {
         /// The state's word.
         state: &'static str,
     },
+    /// The processors are stopped, so the guest cannot answer.
+    #[error("{verb}: paused; `echo resume > ctl` first")]
+    Paused {
+        /// What was asked for.
+        verb: &'static str,
+    },
     /// Another transition runs.
     #[error("{verb}: busy {state}; `cat wait` returns when that is over")]
     Busy {
@@ -149,6 +155,12 @@ pub enum Refusal {
     /// `config/protect` is 1.
     #[error("rmdir: protected; `echo 0 > config/protect` first")]
     Protected,
+    /// The image cannot be changed any more.
+    #[error("image: the VM already has a disk made from {image}; make a new VM for another image")]
+    HasDisk {
+        /// The image that its disk was made from.
+        image: String,
+    },
     /// The VM's files are damaged.
     #[error("{verb}: broken: {reason}")]
     Broken {
@@ -230,6 +242,7 @@ mod tests {
             Err(Refusal::Already { .. }) => 'a',
             Err(Refusal::Off { .. }) => 'o',
             Err(Refusal::Busy { .. }) => 'b',
+            Err(Refusal::Paused { .. } | Refusal::HasDisk { .. }) => '?',
             Err(Refusal::InUse { .. }) => 'i',
             Err(Refusal::Protected) => 'p',
             Err(Refusal::Broken { .. }) => 'x',

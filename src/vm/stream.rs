@@ -5,10 +5,15 @@
 //! No sockets and no kernel here.
 
 use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::VmError;
+
+/// How long a write waits for room before it is answered EAGAIN.
+pub const WRITE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What an open stream can do at this moment, in the terms of poll(2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +42,36 @@ pub trait Stream: fmt::Debug + Send + Sync + 'static {
 
     /// A descriptor of this open file was closed (FUSE's FLUSH): not necessarily the last one.
     fn flush(&self) {}
+}
+
+/// Reads, waiting for as long as there is nothing: the caller bounds it by dropping the future,
+/// which loses no bytes.
+///
+/// # Errors
+/// What the stream answers.
+pub async fn read(stream: Arc<dyn Stream>, max: usize) -> Result<Vec<u8>, VmError> {
+    let mut listener = stream.listen();
+    loop {
+        if let Some(result) = stream.try_read(max) {
+            return result;
+        }
+        listener.rung().await;
+    }
+}
+
+/// Writes what fits as soon as a byte fits. `None` after [`WRITE_PATIENCE`] without room: a write
+/// holds the inode's lock in the kernel, so it must not wait for a guest for long.
+pub async fn write(stream: Arc<dyn Stream>, data: Vec<u8>) -> Option<Result<usize, VmError>> {
+    let mut listener = stream.listen();
+    let written = async {
+        loop {
+            if let Some(result) = stream.try_write(&data) {
+                return result;
+            }
+            listener.rung().await;
+        }
+    };
+    tokio::time::timeout(WRITE_PATIENCE, written).await.ok()
 }
 
 /// Rings when a stream may have something new to say. Rings are never lost: a listener made

@@ -1,0 +1,341 @@
+//! What an open file is, and what reading and writing it means.
+//!
+//! No names (`table.rs`); no waiting: what takes time is returned as a future.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use futures::FutureExt;
+use parking_lot::Mutex;
+
+use super::verbs::{LONGEST_WRITE, Verb, parse_lines};
+use super::{Answer, TreeError};
+use crate::vm::caller::Caller;
+use crate::vm::spec::Key;
+use crate::vm::stream::{self, Listener, Readiness, Stream};
+use crate::vm::{Vm, WriteMode};
+
+/// How a file is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// `O_RDONLY`
+    Read,
+    /// `O_WRONLY`
+    Write,
+    /// `O_RDWR`
+    ReadWrite,
+}
+
+impl Access {
+    /// Says whether the file may be written through this opening.
+    pub fn writes(self) -> bool {
+        self != Self::Read
+    }
+}
+
+/// An open(2), in our own terms.
+pub struct OpenRequest<'a> {
+    /// Reading, writing or both.
+    pub access: Access,
+    /// `O_APPEND`: `>>`.
+    pub append: bool,
+    /// `O_NOFOLLOW`, which only programs that walk trees give: they get what is there and EOF.
+    pub crawler: bool,
+    /// Finds out who asks, when it matters.
+    pub caller: &'a dyn Fn() -> Caller,
+}
+
+impl std::fmt::Debug for OpenRequest<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenRequest")
+            .field("access", &self.access)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Whether a read may wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// It may.
+    Park,
+    /// `O_NONBLOCK`.
+    Now,
+}
+
+/// An open file.
+#[derive(Debug)]
+pub enum Open {
+    /// Frozen content.
+    Value(Arc<[u8]>),
+    /// A setting: frozen content, and where writes go.
+    Setting(Setting),
+    /// A control file.
+    Control(Arc<Control>),
+    /// A stream.
+    Stream {
+        /// The bytes.
+        stream: Arc<dyn Stream>,
+        /// A crawler gets end of file where others would wait.
+        crawler: bool,
+        /// The VM whose `error` tells of failures.
+        vm: Option<Vm>,
+    },
+}
+
+/// An open setting.
+#[derive(Debug)]
+pub struct Setting {
+    vm: Vm,
+    key: &'static Key,
+    content: Arc<[u8]>,
+    mode: Mutex<WriteMode>,
+}
+
+/// An open control file: the results of the verbs written to it.
+#[derive(Debug)]
+pub struct Control {
+    vm: Vm,
+    verbs: &'static [Verb],
+    results: Mutex<Results>,
+}
+
+#[derive(Debug, Default)]
+struct Results {
+    unread: VecDeque<u8>,
+    /// A verb has failed and nobody has read that yet.
+    latched: bool,
+}
+
+impl Open {
+    /// Opens a setting.
+    pub(super) fn setting(vm: Vm, key: &'static Key, content: Vec<u8>, append: bool) -> Self {
+        let mode = Mutex::new(if append {
+            WriteMode::Append
+        } else {
+            WriteMode::Replace
+        });
+        Self::Setting(Setting {
+            vm,
+            key,
+            content: content.into(),
+            mode,
+        })
+    }
+
+    /// Opens a control file.
+    pub(super) fn control(vm: Vm, verbs: &'static [Verb]) -> Self {
+        Self::Control(Arc::new(Control {
+            vm,
+            verbs,
+            results: Mutex::default(),
+        }))
+    }
+
+    /// Reads. The offset counts for contents that are frozen; others go on where they were.
+    pub fn read(&self, offset: u64, max: usize, patience: Patience) -> Answer<Vec<u8>> {
+        match self {
+            Self::Value(content) | Self::Setting(Setting { content, .. }) => {
+                Answer::Now(Ok(slice(content, offset, max)))
+            }
+            Self::Control(control) => Answer::Now(Ok(control.read(max))),
+            Self::Stream {
+                stream,
+                crawler,
+                vm,
+            } => read_stream(stream, max, *crawler, patience, vm.as_ref()),
+        }
+    }
+
+    /// Writes.
+    pub fn write(&self, data: &[u8], patience: Patience) -> Answer<usize> {
+        match self {
+            Self::Value(_) => Answer::Now(Err(TreeError::ReadOnly)),
+            Self::Setting(setting) => setting.write(data),
+            Self::Control(control) => Control::write(control, data),
+            Self::Stream { stream, vm, .. } => write_stream(stream, data, patience, vm.as_ref()),
+        }
+    }
+
+    /// Says what could be done now, and returns a listener for changes: `None` if there are none.
+    pub fn poll(&self) -> (Readiness, Option<Listener>) {
+        match self {
+            Self::Value(_) | Self::Setting(_) => (
+                Readiness {
+                    readable: true,
+                    writable: true,
+                    hung_up: false,
+                },
+                None,
+            ),
+            Self::Control(control) => {
+                let readable = !control.results.lock().unread.is_empty();
+                (
+                    Readiness {
+                        readable,
+                        writable: true,
+                        hung_up: false,
+                    },
+                    None,
+                )
+            }
+            Self::Stream { stream, .. } => {
+                let listener = stream.listen();
+                (stream.readiness(), Some(listener))
+            }
+        }
+    }
+
+    /// A descriptor of this open file was closed.
+    pub fn flush(&self) {
+        if let Self::Stream { stream, .. } = self {
+            stream.flush();
+        }
+    }
+}
+
+fn slice(content: &[u8], offset: u64, max: usize) -> Vec<u8> {
+    let start = usize::try_from(offset)
+        .unwrap_or(usize::MAX)
+        .min(content.len());
+    content[start..content.len().min(start.saturating_add(max))].to_vec()
+}
+
+fn read_stream(
+    stream: &Arc<dyn Stream>,
+    max: usize,
+    crawler: bool,
+    patience: Patience,
+    vm: Option<&Vm>,
+) -> Answer<Vec<u8>> {
+    let vm = vm.cloned();
+    match stream.try_read(max) {
+        Some(result) => Answer::Now(noted(vm.as_ref(), result.map_err(TreeError::from))),
+        None if crawler => Answer::Now(Ok(Vec::new())),
+        None if patience == Patience::Now => Answer::Now(Err(TreeError::WouldBlock)),
+        None => {
+            let read = stream::read(Arc::clone(stream), max);
+            Answer::later(read.map(move |r| noted(vm.as_ref(), r.map_err(TreeError::from))))
+        }
+    }
+}
+
+fn write_stream(
+    stream: &Arc<dyn Stream>,
+    data: &[u8],
+    patience: Patience,
+    vm: Option<&Vm>,
+) -> Answer<usize> {
+    let vm = vm.cloned();
+    match stream.try_write(data) {
+        Some(result) => Answer::Now(noted(vm.as_ref(), result.map_err(TreeError::from))),
+        None if patience == Patience::Now => Answer::Now(Err(TreeError::WouldBlock)),
+        None => {
+            let write = stream::write(Arc::clone(stream), data.to_vec());
+            Answer::later(write.map(move |written| match written {
+                Some(result) => noted(vm.as_ref(), result.map_err(TreeError::from)),
+                None => Err(TreeError::WouldBlock),
+            }))
+        }
+    }
+}
+
+impl Setting {
+    fn write(&self, data: &[u8]) -> Answer<usize> {
+        let Ok(text) = std::str::from_utf8(data) else {
+            return Answer::Now(noted(Some(&self.vm), Err(TreeError::NotText)));
+        };
+        if data.len() > LONGEST_WRITE {
+            return Answer::Now(noted(Some(&self.vm), Err(TreeError::TooBig(LONGEST_WRITE))));
+        }
+        // What comes after the first write of `>` belongs to the same list.
+        let mode = std::mem::replace(&mut *self.mode.lock(), WriteMode::Append);
+        let (vm, length) = (self.vm.clone(), data.len());
+        let done = self.vm.clone().configure(self.key, text.to_owned(), mode);
+        Answer::later(
+            done.map(move |result| {
+                noted(Some(&vm), result.map(|()| length).map_err(TreeError::from))
+            }),
+        )
+    }
+}
+
+impl Control {
+    fn read(&self, max: usize) -> Vec<u8> {
+        let mut results = self.results.lock();
+        results.latched = false;
+        let taken = results.unread.len().min(max);
+        results.unread.drain(..taken).collect()
+    }
+
+    fn write(this: &Arc<Self>, data: &[u8]) -> Answer<usize> {
+        let commands = match this.parse(data) {
+            Ok(commands) => commands,
+            Err(error) => return Answer::Now(this.record(0, Some(error)).map(|()| 0)),
+        };
+        let (control, length) = (Arc::clone(this), data.len());
+        let work = this.vm.clone().perform_all(commands.good);
+        Answer::later(work.map(move |(done, failure)| {
+            let failure = failure.map(TreeError::from).or(commands.fault);
+            control.record(done, failure).map(|()| length)
+        }))
+    }
+
+    /// Reads the whole write before anything is done; a bad line is met after the good ones
+    /// before it, as if each had been written alone.
+    fn parse(&self, data: &[u8]) -> Result<Commands, TreeError> {
+        if self.results.lock().latched {
+            return Err(TreeError::Latched);
+        }
+        if data.len() > LONGEST_WRITE {
+            return Err(TreeError::TooBig(LONGEST_WRITE));
+        }
+        let text = std::str::from_utf8(data).map_err(|_| TreeError::NotText)?;
+        let mut commands = Commands::default();
+        for line in parse_lines(self.verbs, text) {
+            match line {
+                Ok(command) => commands.good.push(command),
+                Err(error) => {
+                    commands.fault = Some(error.into());
+                    break;
+                }
+            }
+        }
+        Ok(commands)
+    }
+
+    /// Keeps a line for each verb, for who reads this descriptor, and tells the VM's `error`.
+    fn record(&self, done: usize, failure: Option<TreeError>) -> Result<(), TreeError> {
+        let mut results = self.results.lock();
+        (0..done).for_each(|_| results.unread.extend(b"ok\n"));
+        match failure {
+            None => {
+                if done > 0 {
+                    self.vm.note_outcome(Ok::<(), TreeError>(()));
+                }
+                Ok(())
+            }
+            Some(TreeError::Latched) => Err(TreeError::Latched),
+            Some(error) => {
+                results.latched = true;
+                results.unread.extend(format!("error: {error}\n").bytes());
+                noted(Some(&self.vm), Err(error))
+            }
+        }
+    }
+}
+
+/// The lines of one write: those that are commands, and the first that is not.
+#[derive(Debug, Default)]
+struct Commands {
+    good: Vec<crate::vm::state::Command>,
+    fault: Option<TreeError>,
+}
+
+/// Has the VM remember how it went, for its `error` file.
+pub(super) fn noted<T>(vm: Option<&Vm>, result: Result<T, TreeError>) -> Result<T, TreeError> {
+    match (vm, &result) {
+        (Some(vm), Err(error)) if error.is_worth_noting() => vm.note_outcome(Err::<(), _>(error)),
+        _ => {}
+    }
+    result
+}

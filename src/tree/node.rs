@@ -1,0 +1,198 @@
+//! What a node is: a row of a table, about an object.
+//!
+//! No names of files here (`table.rs`), and nothing about open files (`handle.rs`).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::TreeError;
+use super::handle::OpenRequest;
+use super::verbs::Verb;
+use crate::vm::Vm;
+use crate::vm::spec::Key;
+use crate::vm::stream::Stream;
+
+/// One row: everything there is to say about a file that aqfs makes.
+#[derive(Debug)]
+pub struct Node<T: 'static> {
+    /// Its name.
+    pub name: &'static str,
+    /// Its permissions.
+    pub mode: u16,
+    /// One line: what it is for. Longer words are in `mountpoint-docs/`.
+    pub doc: &'static str,
+    /// What it does.
+    pub body: Body<T>,
+}
+
+/// What reading and writing a node means.
+pub enum Body<T: 'static> {
+    /// A value or table, made when it is opened; its size is exact.
+    Value(fn(&T) -> String),
+    /// The end of a file on disk (1 MiB at the most), frozen when it is opened.
+    Tail(fn(&T) -> PathBuf),
+    /// A setting.
+    Setting(&'static Key),
+    /// Verbs, one a line.
+    Control(&'static [Verb]),
+    /// Bytes that come and go; a read may park.
+    Stream(fn(&T, &OpenRequest<'_>) -> Result<Arc<dyn Stream>, TreeError>),
+    /// A directory about the same object.
+    Directory(Table),
+}
+
+impl<T> std::fmt::Debug for Body<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.kind().name())
+    }
+}
+
+impl<T> Body<T> {
+    /// Returns the kind, from which open flags, sizes and documentation follow.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Value(_) | Self::Tail(_) => Kind::Value,
+            Self::Setting(_) => Kind::Setting,
+            Self::Control(_) => Kind::Control,
+            Self::Stream(_) => Kind::Stream,
+            Self::Directory(_) => Kind::Directory,
+        }
+    }
+}
+
+/// The kinds of nodes, as DESIGN and the documentation name them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Exact size, content frozen at open.
+    Value,
+    /// A value that can be written.
+    Setting,
+    /// Takes verbs, gives results.
+    Control,
+    /// Size 0; reads may park.
+    Stream,
+    /// Holds other nodes.
+    Directory,
+}
+
+impl Kind {
+    /// Returns the word used in the documentation.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Value => "value",
+            Self::Setting => "setting",
+            Self::Control => "control",
+            Self::Stream => "stream",
+            Self::Directory => "directory",
+        }
+    }
+}
+
+/// The tables: one for each kind of directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Table {
+    /// The mount's root: our dot files, and a directory for each VM.
+    Root = 0,
+    /// `.docs`.
+    Docs = 1,
+    /// `.images`.
+    Images = 2,
+    /// `.images/NAME`.
+    Image = 3,
+    /// A VM's directory.
+    Vm = 4,
+    /// `VM/config`.
+    Config = 5,
+}
+
+/// A node's number: table, object and row packed together, so that it follows from what the node
+/// is, and is never reused as objects' numbers never are. The root is 1, as FUSE wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NodeId(pub u64);
+
+const ROW_BITS: u32 = 12;
+const OBJECT_BITS: u32 = 44;
+
+impl NodeId {
+    /// The mount's root.
+    pub const ROOT: Self = Self(1);
+
+    /// Returns the number of the directory with this table, about this object.
+    pub fn directory(table: Table, object: u64) -> Self {
+        let object = object & ((1 << OBJECT_BITS) - 1);
+        Self(((table as u64) << (OBJECT_BITS + ROW_BITS) | object << ROW_BITS) + 1)
+    }
+
+    /// Returns the number of a row in this directory.
+    pub fn row(self, row: usize) -> Self {
+        Self(self.0 + 1 + row as u64)
+    }
+
+    /// Returns table, object and row (`None`: the directory itself).
+    pub fn parts(self) -> Option<(Table, u64, Option<usize>)> {
+        let packed = self.0.checked_sub(1)?;
+        let table = match packed >> (OBJECT_BITS + ROW_BITS) {
+            0 => Table::Root,
+            1 => Table::Docs,
+            2 => Table::Images,
+            3 => Table::Image,
+            4 => Table::Vm,
+            5 => Table::Config,
+            _ => return None,
+        };
+        let object = (packed >> ROW_BITS) & ((1 << OBJECT_BITS) - 1);
+        let row = usize::try_from(packed & ((1 << ROW_BITS) - 1)).ok()?;
+        Some((table, object, row.checked_sub(1)))
+    }
+}
+
+/// What stat(2) tells of a node, in our own terms.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attr {
+    /// The node.
+    pub id: NodeId,
+    /// Its kind.
+    pub kind: Kind,
+    /// Its permissions.
+    pub mode: u16,
+    /// Its exact size in bytes; 0 for streams and controls.
+    pub size: u64,
+    /// 2 and the number of sub-directories, for a directory.
+    pub links: u32,
+    /// When its content last changed.
+    pub changed: SystemTime,
+}
+
+/// The object that a table's rows are about.
+pub(super) trait Subject {
+    /// Returns when the content of a row last changed.
+    fn changed(&self, name: &str) -> SystemTime;
+    /// Returns the VM that an error should be noted for.
+    fn vm(&self) -> Option<&Vm>;
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_root_is_one() {
+        assert_eq!(NodeId::directory(Table::Root, 0), NodeId::ROOT);
+        assert_eq!(NodeId(0).parts(), None);
+    }
+
+    proptest! {
+        #[test]
+        fn numbers_pack_and_unpack(object in 0u64..(1 << OBJECT_BITS), row in 0usize..4000) {
+            for table in [Table::Root, Table::Image, Table::Vm, Table::Config] {
+                let dir = NodeId::directory(table, object);
+                prop_assert_eq!(dir.parts(), Some((table, object, None)));
+                prop_assert_eq!(dir.row(row).parts(), Some((table, object, Some(row))));
+            }
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! The texts of values and tables that are longer than a line of the node table.
+//!
+//! Tables are flat: `key value` a line, never JSON.
+
+use std::fmt::Write;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use crate::registry::Registry;
+use crate::sys;
+use crate::vm::Vm;
+use crate::vm::backend::{AccelKind, ImageStatus, RunFacts};
+use crate::vm::spec::render_size;
+
+/// The text of `.version`.
+pub(super) fn version() -> String {
+    format!(
+        "aq {} pid {}\n",
+        env!("CARGO_PKG_VERSION"),
+        std::process::id()
+    )
+}
+
+/// The text of `.host`.
+pub(super) fn host(registry: &Arc<Registry>) -> String {
+    let mut table = Lines::default();
+    for (key, value) in registry.world().hypervisor.facts() {
+        table.add(key, &value);
+    }
+    table.add("cpus", &sys::cpus().to_string());
+    table.add("memory_total", &sys::memory("MemTotal").to_string());
+    table.add("memory_available", &sys::memory("MemAvailable").to_string());
+    table.add("vms", &registry.len().to_string());
+    table.add("store", &registry.layout().root().display().to_string());
+    table.0
+}
+
+/// The text of a VM's `info`.
+pub(super) fn info(vm: &Vm) -> String {
+    let (view, spec) = (vm.view(), vm.spec());
+    let mut table = Lines::default();
+    table.add("name", &vm.name());
+    table.add("uuid", &vm.uuid().to_string());
+    table.add("status", view.state.word());
+    table.add("since", &seconds(view.since));
+    table.add("created", &seconds(vm.created()));
+    if let Some(doing) = &view.doing {
+        table.add("doing", doing);
+    }
+    table.add("image", &spec.image);
+    table.add("cpus", &spec.cpus.to_string());
+    table.add("memory", &render_size(spec.memory));
+    table.add("disk_bytes", &disk_bytes(vm).to_string());
+    if let Some(facts) = &view.facts {
+        running(&mut table, facts);
+    }
+    if let Some(took) = view.ready_after {
+        table.add("ready_ms", &took.as_millis().to_string());
+    }
+    table.add("console_lost", &vm.console().lost().to_string());
+    table.0
+}
+
+fn running(table: &mut Lines, facts: &RunFacts) {
+    let kind = match facts.accel.kind {
+        AccelKind::Kvm => "kvm",
+        AccelKind::Tcg => "tcg",
+    };
+    table.add("pid", &facts.pid.to_string());
+    table.add("accel", &format!("{kind}: {}", facts.accel.reason));
+    table.add("cpu", &facts.accel.cpu);
+    table.add("qemu", &facts.qemu_version);
+    table.add("machine", &facts.machine);
+    table.add("ssh_port", &facts.ssh_port.to_string());
+    table.add("image_digest", &facts.image_digest);
+    let usage = sys::process_usage(facts.pid);
+    table.add("cpu_ms", &usage.cpu_ms.to_string());
+    table.add("rss", &usage.rss.to_string());
+}
+
+/// The word of an image's `status`, with its reason.
+pub(super) fn image_status(status: &ImageStatus) -> String {
+    match status {
+        ImageStatus::Absent => "absent".to_owned(),
+        ImageStatus::Fetching => "fetching".to_owned(),
+        ImageStatus::Building => "building".to_owned(),
+        ImageStatus::Ready => "ready".to_owned(),
+        ImageStatus::Failed(reason) => format!("failed: {reason}"),
+    }
+}
+
+/// What the disk takes of the host's: only what differs from the image.
+fn disk_bytes(vm: &Vm) -> u64 {
+    std::fs::metadata(vm.dir().disk()).map_or(0, |m| m.blocks() * 512)
+}
+
+fn seconds(time: std::time::SystemTime) -> String {
+    time.duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+        .to_string()
+}
+
+#[derive(Default)]
+struct Lines(String);
+
+impl Lines {
+    fn add(&mut self, key: &str, value: &str) {
+        let line = value.lines().next().unwrap_or_default();
+        // Writing to a string cannot fail.
+        let _infallible = writeln!(self.0, "{key} {line}");
+    }
+}

@@ -1,0 +1,216 @@
+//! The verbs of `ctl`: one row a verb.
+//!
+//! Parsing only: what a verb does is the driver's business, when it may be done `vm::state`'s.
+
+use crate::vm::state::Command;
+
+/// The longest text that one write to a control file may hold, as in kernfs.
+pub const LONGEST_WRITE: usize = 4096;
+/// What `stop` waits for the guest before it kills, in seconds.
+pub const STOP_PATIENCE: u64 = 30;
+/// The longest patience that can be asked for, in seconds: a day.
+const LONGEST_PATIENCE: u64 = 86_400;
+
+/// One verb.
+#[derive(Debug)]
+pub struct Verb {
+    /// The word.
+    pub name: &'static str,
+    /// Its arguments, as in a manual page.
+    pub usage: &'static str,
+    /// One line: what it does.
+    pub doc: &'static str,
+    /// Reads the arguments.
+    pub parse: fn(&[&str]) -> Result<Command, Fault>,
+}
+
+/// What is wrong with a verb's arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// They are not of the right form.
+    Form,
+    /// A number is out of range.
+    Range,
+}
+
+/// Why a line is not a command.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum VerbError {
+    /// The word is no verb.
+    #[error("unknown verb {word:?}{hint}; verbs are {known}")]
+    Unknown {
+        /// The word.
+        word: String,
+        /// `, did you mean "start"?`, or nothing.
+        hint: String,
+        /// All verbs.
+        known: String,
+    },
+    /// The arguments are wrong.
+    #[error("{line:?}: usage: {usage}")]
+    Usage {
+        /// What was written.
+        line: String,
+        /// What would be right.
+        usage: String,
+    },
+    /// An argument is out of range.
+    #[error("{line:?}: out of range; usage: {usage}")]
+    Range {
+        /// What was written.
+        line: String,
+        /// What would be right.
+        usage: String,
+    },
+}
+
+/// The verbs of a VM's `ctl`.
+pub static VM_VERBS: &[Verb] = &[
+    Verb {
+        name: "start",
+        usage: "[paused]",
+        doc: "launch QEMU; `paused` leaves the processors stopped until `resume`",
+        parse: |args| match args {
+            [] => Ok(Command::Start { paused: false }),
+            ["paused"] => Ok(Command::Start { paused: true }),
+            _ => Err(Fault::Form),
+        },
+    },
+    Verb {
+        name: "stop",
+        usage: "[SECONDS]",
+        doc: "shut the guest down; after SECONDS (30) QEMU is ended by force",
+        parse: |args| match args {
+            [] => Ok(Command::Stop {
+                seconds: STOP_PATIENCE,
+            }),
+            [seconds] => patience(seconds).map(|seconds| Command::Stop { seconds }),
+            _ => Err(Fault::Form),
+        },
+    },
+    Verb {
+        name: "kill",
+        usage: "",
+        doc: "end QEMU now; what the guest has not written to its disk is lost",
+        parse: |args| alone(args, Command::Kill),
+    },
+    Verb {
+        name: "pause",
+        usage: "",
+        doc: "stop the processors",
+        parse: |args| alone(args, Command::Pause),
+    },
+    Verb {
+        name: "resume",
+        usage: "",
+        doc: "let the processors run again",
+        parse: |args| alone(args, Command::Resume),
+    },
+    Verb {
+        name: "reset",
+        usage: "",
+        doc: "restart the guest, as the reset button does",
+        parse: |args| alone(args, Command::Reset),
+    },
+];
+
+/// Reads the lines of one write: empty lines and those that start with `#` are passed over.
+pub fn parse_lines<'a>(
+    verbs: &'static [Verb],
+    text: &'a str,
+) -> impl Iterator<Item = Result<Command, VerbError>> + use<'a> {
+    let lines = text.lines().map(str::trim);
+    lines
+        .filter(|l| !l.is_empty() && !l.starts_with('#'))
+        .map(|l| parse_line(verbs, l))
+}
+
+fn parse_line(verbs: &[Verb], line: &str) -> Result<Command, VerbError> {
+    let mut words = line.split_whitespace();
+    let word = words.next().unwrap_or_default();
+    let args: Vec<&str> = words.collect();
+    let verb = verbs
+        .iter()
+        .find(|v| v.name == word)
+        .ok_or_else(|| unknown(verbs, word))?;
+    (verb.parse)(&args).map_err(|fault| {
+        let (line, usage) = (line.to_owned(), format!("{} {}", verb.name, verb.usage));
+        let usage = usage.trim_end().to_owned();
+        match fault {
+            Fault::Form => VerbError::Usage { line, usage },
+            Fault::Range => VerbError::Range { line, usage },
+        }
+    })
+}
+
+fn unknown(verbs: &[Verb], word: &str) -> VerbError {
+    let near = |v: &&Verb| strsim::osa_distance(v.name, word) <= 2;
+    let hint = verbs.iter().find(near);
+    VerbError::Unknown {
+        word: word.to_owned(),
+        hint: hint
+            .map(|v| format!(", did you mean {:?}?", v.name))
+            .unwrap_or_default(),
+        known: verbs.iter().map(|v| v.name).collect::<Vec<_>>().join(" "),
+    }
+}
+
+fn alone(args: &[&str], command: Command) -> Result<Command, Fault> {
+    args.is_empty().then_some(command).ok_or(Fault::Form)
+}
+
+fn patience(text: &str) -> Result<u64, Fault> {
+    let seconds: u64 = text.parse().map_err(|_| Fault::Form)?;
+    (seconds <= LONGEST_PATIENCE)
+        .then_some(seconds)
+        .ok_or(Fault::Range)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(text: &str) -> Vec<Result<Command, VerbError>> {
+        parse_lines(VM_VERBS, text).collect()
+    }
+
+    #[test]
+    fn lines_comments_and_a_missing_last_newline() {
+        let commands = parse("# go\n\n  start paused \nstop 5");
+        let expected = [
+            Ok(Command::Start { paused: true }),
+            Ok(Command::Stop { seconds: 5 }),
+        ];
+        assert_eq!(commands, expected);
+    }
+
+    #[test]
+    fn mistakes_say_what_would_be_right() {
+        let table = [
+            (
+                "strat",
+                r#"unknown verb "strat", did you mean "start"?; verbs are start stop kill"#,
+            ),
+            ("start now", r#""start now": usage: start [paused]"#),
+            ("stop soon", r#""stop soon": usage: stop [SECONDS]"#),
+            (
+                "stop 99999999",
+                r#""stop 99999999": out of range; usage: stop [SECONDS]"#,
+            ),
+            ("kill -9", r#""kill -9": usage: kill"#),
+        ];
+        for (line, message) in table {
+            let error = parse(line).remove(0).unwrap_err().to_string();
+            assert!(error.starts_with(message), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_the_parser_panic(text in "(?s).{0,200}") {
+            prop_assert!(parse(&text).len() <= text.lines().count());
+        }
+    }
+}

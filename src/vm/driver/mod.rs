@@ -1,0 +1,502 @@
+//! The task that drives one VM: the only writer of its state.
+//!
+//! It hears three things, in this order: what the machine reports, what its own background tasks
+//! report (a launch, a connection attempt, the patience of a stop), and what users ask. Nothing
+//! here takes long: whatever may is a task that reports back, so `kill` is heard at any time.
+//!
+//! What is admitted is decided in `state.rs`; how a thing is done, by the backends. The phases of
+//! a machine's life are in `start.rs`, `reach.rs` and `stop.rs`; here are the loop, what is
+//! published, and users' requests.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::{Mutex, RwLock};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+use self::start::Starting;
+use super::backend::{
+    Adoption, BackendError, ExitReport, GuestSession, LaunchPlan, Launched, MachineEvent,
+};
+use super::exec::{Exec, Link};
+use super::spec::VmSpec;
+use super::state::{Command, Refusal, State, admit};
+use super::stream::Bell;
+use super::{Ask, Shared, View, Vm, VmError, VmId, World, one_line};
+use crate::store::file;
+use crate::store::layout::VmDir;
+
+mod reach;
+mod start;
+mod stop;
+
+/// A VM's definition as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Definition {
+    /// The format's version: 1.
+    pub version: u32,
+    /// When the VM was made.
+    pub created: SystemTime,
+    /// Its settings.
+    pub spec: VmSpec,
+}
+
+/// What is needed to bring a VM to life in the daemon.
+#[derive(Debug)]
+pub struct Birth {
+    /// Its number.
+    pub id: VmId,
+    /// Its identity.
+    pub uuid: Uuid,
+    /// Its directory.
+    pub dir: VmDir,
+    /// Its name.
+    pub name: String,
+    /// Its definition, or why it cannot be read.
+    pub definition: Result<Definition, String>,
+}
+
+/// Starts the driver of a VM: adopts the QEMU that runs it, if any, and returns the handle when
+/// the state is known.
+pub async fn spawn(birth: Birth, world: World) -> Vm {
+    let adoption = match &birth.definition {
+        Ok(_) => {
+            world
+                .hypervisor
+                .adopt(birth.dir.0.clone(), birth.uuid)
+                .await
+        }
+        Err(_) => Adoption::NeverRan,
+    };
+    let (asks, inbox) = mpsc::channel(16);
+    let (link, links) = watch::channel(Link::Off);
+    let vm = Vm(Arc::new(shared(birth, &world, asks, links)));
+    let mut driver = Driver::new(vm.clone(), world, inbox, link);
+    driver.settle(adoption);
+    tokio::spawn(driver.run());
+    vm
+}
+
+fn shared(
+    birth: Birth,
+    world: &World,
+    asks: mpsc::Sender<Ask>,
+    links: watch::Receiver<Link>,
+) -> Shared {
+    let now = SystemTime::now();
+    let (definition, state) = match birth.definition {
+        Ok(definition) => (definition, State::Stopped),
+        Err(reason) => {
+            let spec = VmSpec::default();
+            (
+                Definition {
+                    version: 1,
+                    created: now,
+                    spec,
+                },
+                State::Broken(reason),
+            )
+        }
+    };
+    let console = world.guests.console(birth.dir.0.clone());
+    Shared {
+        id: birth.id,
+        uuid: birth.uuid,
+        created: definition.created,
+        name: RwLock::new(birth.name),
+        spec: RwLock::new((Arc::new(definition.spec), definition.created)),
+        view: watch::Sender::new(View::new(state, definition.created)),
+        bell: Bell::default(),
+        failure: Mutex::new((None, definition.created)),
+        exec: Exec::new(
+            birth.dir.0.clone(),
+            links,
+            tokio::runtime::Handle::current(),
+        ),
+        asks,
+        console,
+        dir: birth.dir,
+    }
+}
+
+/// What the driver's own tasks tell it.
+#[derive(Debug)]
+enum Report {
+    /// The image is there and the plan is made.
+    Planned(Result<Box<LaunchPlan>, BackendError>),
+    /// The launch is over.
+    Launched(Result<Launched, BackendError>),
+    /// The write of `start` has waited long enough.
+    StartOverdue,
+    /// An exec in the guest has worked.
+    Reached(Arc<dyn GuestSession>),
+    /// The connection to the guest is gone.
+    Lost,
+    /// Words for the log.
+    Note(String),
+    /// The patience of a stop is over.
+    StopOverdue,
+    /// `kill` is over; the machine's `Exited` event tells the rest.
+    Killed(Result<(), BackendError>),
+}
+
+/// A background task that ends with its handle.
+#[derive(Debug)]
+struct Task(JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+struct Driver {
+    vm: Vm,
+    world: World,
+    inbox: mpsc::Receiver<Ask>,
+    reports: mpsc::Receiver<(u64, Report)>,
+    reporter: mpsc::Sender<(u64, Report)>,
+    /// Counts lives of the machine: reports of an earlier one are not heard.
+    life: u64,
+    link: watch::Sender<Link>,
+    running: Option<Launched>,
+    session: Option<Arc<dyn GuestSession>>,
+    starting: Option<Starting>,
+    preparing: Option<Task>,
+    reaching: Option<Task>,
+    stopping: Option<Task>,
+}
+
+impl Driver {
+    fn new(vm: Vm, world: World, inbox: mpsc::Receiver<Ask>, link: watch::Sender<Link>) -> Self {
+        let (reporter, reports) = mpsc::channel(16);
+        Self {
+            vm,
+            world,
+            inbox,
+            reports,
+            reporter,
+            life: 0,
+            link,
+            running: None,
+            session: None,
+            starting: None,
+            preparing: None,
+            reaching: None,
+            stopping: None,
+        }
+    }
+
+    async fn run(mut self) {
+        loop {
+            tokio::select! {
+                biased;
+                event = next_event(&mut self.running) => self.on_event(event),
+                Some((life, report)) = self.reports.recv() => {
+                    if life == self.life {
+                        self.on_report(report);
+                    }
+                }
+                ask = self.inbox.recv() => match ask {
+                    Some(ask) => {
+                        if self.on_ask(ask).await == Life::Over {
+                            return;
+                        }
+                    }
+                    None => return,
+                },
+            }
+        }
+    }
+
+    // ----- what is published -------------------------------------------------------------------
+
+    fn publish(&self, change: impl FnOnce(&mut View)) {
+        self.vm.0.view.send_modify(change);
+        self.vm.0.bell.ring();
+    }
+
+    fn enter(&self, state: State) {
+        let old = self.vm.state();
+        if old == state {
+            return;
+        }
+        tracing::info!(vm = %self.vm.name(), from = old.word(), to = %state, "state");
+        self.publish(|view| {
+            view.doing = None;
+            view.since = SystemTime::now();
+            view.state = state;
+        });
+    }
+
+    fn state(&self) -> State {
+        self.vm.state()
+    }
+
+    /// Starts a background task that reports to this life of the machine.
+    fn task<F>(&self, work: impl FnOnce(Reporter) -> F) -> Task
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let reporter = Reporter {
+            life: self.life,
+            to: self.reporter.clone(),
+        };
+        Task(tokio::spawn(work(reporter)))
+    }
+
+    /// Starts a background task that nothing calls off.
+    fn detached<F>(&self, work: impl FnOnce(Reporter) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let reporter = Reporter {
+            life: self.life,
+            to: self.reporter.clone(),
+        };
+        drop(tokio::spawn(work(reporter)));
+    }
+
+    fn note(&self, text: &str) {
+        let path = self.vm.dir().log();
+        let line = format!("aq: {}\n", one_line(text));
+        drop(tokio::task::spawn_blocking(move || {
+            file::append(&path, line.as_bytes())
+        }));
+    }
+
+    // ----- users -------------------------------------------------------------------------------
+
+    async fn on_ask(&mut self, ask: Ask) -> Life {
+        match ask {
+            Ask::Do(command, answer) => return self.on_command(command, answer).await,
+            Ask::Configure(spec, answer) => {
+                let result = self.configure(*spec).await;
+                drop(answer.send(result));
+            }
+            Ask::Rename(name, answer) => {
+                let result = self.rename(name).await;
+                drop(answer.send(result));
+            }
+        }
+        Life::GoesOn
+    }
+
+    async fn on_command(
+        &mut self,
+        command: Command,
+        answer: oneshot::Sender<Result<(), VmError>>,
+    ) -> Life {
+        if let Err(refusal) = admit(&self.state(), &command, self.vm.spec().protect) {
+            drop(answer.send(Err(refusal.into())));
+            return Life::GoesOn;
+        }
+        let result = match command {
+            Command::Start { paused } => return self.start(paused, answer),
+            Command::Stop { seconds } => Ok(self.stop(Duration::from_secs(seconds))),
+            Command::Kill => Ok(self.kill()),
+            Command::Pause | Command::Resume | Command::Reset => self.steer(&command).await,
+            Command::Remove => {
+                self.link.send_replace(Link::Off);
+                drop(answer.send(Ok(())));
+                return Life::Over;
+            }
+        };
+        drop(answer.send(result));
+        Life::GoesOn
+    }
+
+    /// Verbs that QEMU carries out at once; each is bounded by QMP's own patience.
+    async fn steer(&mut self, command: &Command) -> Result<(), VmError> {
+        let Some(running) = &self.running else {
+            let state = self.state().word();
+            return Err(Refusal::Off {
+                verb: command.verb(),
+                state,
+            }
+            .into());
+        };
+        let machine = Arc::clone(&running.machine);
+        match command {
+            Command::Pause => {
+                machine.pause().await?;
+                self.enter(State::Paused);
+            }
+            Command::Resume => {
+                machine.resume().await?;
+                self.on_resumed();
+            }
+            _ => {
+                machine.reset().await?;
+                self.on_reset();
+            }
+        }
+        Ok(())
+    }
+
+    async fn configure(&mut self, spec: VmSpec) -> Result<(), VmError> {
+        if let State::Broken(reason) = self.state() {
+            return Err(Refusal::Broken {
+                verb: "config",
+                reason,
+            }
+            .into());
+        }
+        let old = self.vm.spec();
+        if spec.image != old.image && self.vm.dir().disk().exists() {
+            return Err(Refusal::HasDisk {
+                image: old.image.clone(),
+            }
+            .into());
+        }
+        let definition = Definition {
+            version: 1,
+            created: self.vm.created(),
+            spec: spec.clone(),
+        };
+        let path = self.vm.dir().definition();
+        off_thread(
+            move || file::replace_json(&path, &definition),
+            "the VM's definition",
+        )
+        .await?;
+        *self.vm.0.spec.write() = (Arc::new(spec), SystemTime::now());
+        self.vm.0.bell.ring();
+        Ok(())
+    }
+
+    async fn rename(&mut self, name: String) -> Result<(), VmError> {
+        let path = self.vm.dir().name();
+        let text = format!("{name}\n");
+        off_thread(
+            move || file::replace(&path, text.as_bytes()),
+            "the VM's name",
+        )
+        .await?;
+        *self.vm.0.name.write() = name;
+        self.vm.0.bell.ring();
+        Ok(())
+    }
+
+    fn on_event(&mut self, event: MachineEvent) {
+        match event {
+            MachineEvent::Paused => self.on_paused(),
+            MachineEvent::Resumed => self.on_resumed(),
+            MachineEvent::Reset => self.on_reset(),
+            MachineEvent::Announced => self.on_announced(),
+            MachineEvent::ShutDown { by_guest } => self.on_shut_down(by_guest),
+            MachineEvent::DiskFull => self.on_disk_full(),
+            MachineEvent::Exited(report) => self.on_exited(&report),
+        }
+    }
+
+    fn on_paused(&mut self) {
+        if matches!(self.state(), State::Running | State::Ready) {
+            self.enter(State::Paused);
+        }
+    }
+
+    fn on_shut_down(&mut self, by_guest: bool) {
+        if by_guest {
+            self.note("the guest has shut down");
+        }
+        self.enter(State::Stopping);
+    }
+
+    fn on_disk_full(&mut self) {
+        let error = BackendError::NoSpace {
+            what: "the VM's disk: it is paused".to_owned(),
+        };
+        self.note(&error.to_string());
+        self.vm.note_outcome(Err::<(), _>(error));
+        self.on_paused();
+    }
+
+    fn on_report(&mut self, report: Report) {
+        match report {
+            Report::Planned(planned) => self.on_planned(planned),
+            Report::Launched(Ok(launched)) => self.on_launched(launched),
+            Report::Launched(Err(error)) => self.on_launch_failed(error),
+            Report::StartOverdue => self.answer_start(Ok(())),
+            Report::Reached(session) => self.on_reached(session),
+            Report::Lost => self.on_lost(),
+            Report::Note(text) => self.note(&text),
+            Report::StopOverdue => {
+                self.note("the guest has not shut down in time");
+                self.kill();
+            }
+            Report::Killed(Ok(())) => {}
+            Report::Killed(Err(error)) => {
+                self.vm.note_outcome(Err::<(), _>(error));
+            }
+        }
+    }
+}
+
+/// Whether the driver goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    GoesOn,
+    Over,
+}
+
+/// The way from a background task to its driver.
+struct Reporter {
+    life: u64,
+    to: mpsc::Sender<(u64, Report)>,
+}
+
+impl Reporter {
+    async fn report(&self, report: Report) {
+        // A driver that is gone wants no reports.
+        drop(self.to.send((self.life, report)).await);
+    }
+
+    /// Notes an error unless it is the one that was noted last.
+    async fn note_once(&self, told: &mut String, error: &BackendError) {
+        let text = error.to_string();
+        if *told != text {
+            self.report(Report::Note(text.clone())).await;
+            *told = text;
+        }
+    }
+}
+
+async fn next_event(running: &mut Option<Launched>) -> MachineEvent {
+    match running {
+        Some(launched) => launched.events.recv().await.unwrap_or_else(|| {
+            // The watcher of the process is gone without a report: nothing is known any more.
+            MachineEvent::Exited(ExitReport {
+                clean: false,
+                status: "unknown".to_owned(),
+                stderr: String::new(),
+            })
+        }),
+        None => std::future::pending().await,
+    }
+}
+
+/// Runs disk work off the runtime's own threads.
+///
+/// # Errors
+/// What the disk answered, with `what` for the sentence.
+pub(crate) async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+    what: &'static str,
+) -> Result<T, BackendError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map_err(|e| BackendError::io(what, &e)),
+        Err(panic) => {
+            let error = panic.to_string();
+            Err(BackendError::Io {
+                what: what.to_owned(),
+                error,
+                errno: 0,
+            })
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Starting: the image, the plan, the launch, and machines found running.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::reach::Announcement;
+use super::{Driver, Life, Report};
+use crate::vm::backend::{Adoption, BackendError, LaunchPlan, Launched};
+use crate::vm::exec::Link;
+use crate::vm::spec::VmSpec;
+use crate::vm::state::State;
+use crate::vm::{Vm, VmError, World, one_line};
+
+/// How long a write of `start` waits for QEMU's greeting before it answers "under way".
+const START_ANSWER: Duration = Duration::from_secs(2);
+
+/// A start under way.
+pub(super) struct Starting {
+    begun: Instant,
+    /// The state to go back to when nothing came of it before QEMU was started.
+    before: State,
+    /// Who waits for an answer, for [`START_ANSWER`] at the most.
+    pub(super) answer: Option<oneshot::Sender<Result<(), VmError>>>,
+    /// QEMU is being started now; until then it can simply be called off.
+    pub(super) launching: bool,
+}
+
+impl Driver {
+    pub(super) fn start(
+        &mut self,
+        paused: bool,
+        answer: oneshot::Sender<Result<(), VmError>>,
+    ) -> Life {
+        let spec = self.vm.spec();
+        if self.world.images.info(&spec.image).is_none() {
+            let error = BackendError::NoImage {
+                name: spec.image.clone(),
+            };
+            drop(answer.send(Err(error.into())));
+            return Life::GoesOn;
+        }
+        self.life += 1;
+        self.starting = Some(Starting {
+            begun: Instant::now(),
+            before: self.state(),
+            answer: Some(answer),
+            launching: false,
+        });
+        self.enter(State::Starting);
+        self.publish(|view| {
+            view.facts = None;
+            view.ready_after = None;
+            view.doing = Some(format!("image {}", spec.image));
+        });
+        self.link.send_replace(Link::Coming);
+        let (vm, world) = (self.vm.clone(), self.world.clone());
+        self.preparing = Some(self.task(|to| async move {
+            to.report(Report::Planned(
+                plan(&vm, &world, paused).await.map(Box::new),
+            ))
+            .await;
+        }));
+        self.detached(|to| async move {
+            tokio::time::sleep(START_ANSWER).await;
+            to.report(Report::StartOverdue).await;
+        });
+        Life::GoesOn
+    }
+
+    pub(super) fn on_planned(&mut self, planned: Result<Box<LaunchPlan>, BackendError>) {
+        self.preparing = None;
+        let plan = match planned {
+            Ok(plan) => plan,
+            Err(error) => return self.on_launch_failed(error),
+        };
+        if let Some(starting) = &mut self.starting {
+            starting.launching = true;
+        }
+        self.publish(|view| view.doing = Some("QEMU".to_owned()));
+        let hypervisor = Arc::clone(&self.world.hypervisor);
+        self.detached(|to| async move {
+            to.report(Report::Launched(hypervisor.launch(*plan).await))
+                .await;
+        });
+    }
+
+    pub(super) fn on_launched(&mut self, launched: Launched) {
+        let begun = self
+            .starting
+            .as_ref()
+            .map_or_else(Instant::now, |s| s.begun);
+        self.answer_start(Ok(()));
+        self.starting = None;
+        if self.state() == State::Stopping {
+            self.running = Some(launched);
+            return self.kill();
+        }
+        self.take_over(launched, begun);
+    }
+
+    /// Takes a machine that runs, new or adopted.
+    fn take_over(&mut self, launched: Launched, begun: Instant) {
+        let facts = launched.machine.facts().clone();
+        let state = if launched.paused {
+            State::Paused
+        } else {
+            State::Running
+        };
+        self.running = Some(launched);
+        self.vm.console().attach();
+        self.publish(|view| view.facts = Some(facts));
+        self.link.send_replace(Link::Coming);
+        self.enter(state);
+        self.reach(begun, Announcement::Awaited);
+    }
+
+    pub(super) fn on_launch_failed(&mut self, error: BackendError) {
+        self.note(&error.to_string());
+        let Some(starting) = self.starting.take() else {
+            return;
+        };
+        self.link.send_replace(Link::Off);
+        let called_off = self.state() == State::Stopping;
+        // Whoever still waits is told by an errno, and a launch that never got as far as QEMU has
+        // changed nothing. Anybody else finds the reason in the status.
+        let told = starting.answer.is_some() && !starting.launching;
+        let after = match (called_off, told) {
+            (true, _) => State::Stopped,
+            (false, true) => starting.before,
+            (false, false) => State::Failed(one_line(&error.to_string())),
+        };
+        self.enter(after);
+        match starting.answer {
+            Some(answer) => drop(answer.send(Err(error.into()))),
+            None => self.vm.note_outcome(Err::<(), _>(error)),
+        }
+    }
+
+    pub(super) fn answer_start(&mut self, result: Result<(), VmError>) {
+        if let Some(answer) = self.starting.as_mut().and_then(|s| s.answer.take()) {
+            drop(answer.send(result));
+        }
+    }
+
+    /// Takes up what an earlier daemon has left, before any user is heard.
+    pub(super) fn settle(&mut self, adoption: Adoption) {
+        match adoption {
+            Adoption::NeverRan => {}
+            Adoption::Running(launched) => self.take_over(launched, Instant::now()),
+            Adoption::Ended(reason) => self.enter(State::Failed(one_line(&reason))),
+            Adoption::Unclear(reason) => self.enter(State::Failed(one_line(&reason))),
+        }
+    }
+}
+
+/// Does everything that comes before QEMU: image, seed, accelerator.
+async fn plan(vm: &Vm, world: &World, paused: bool) -> Result<LaunchPlan, BackendError> {
+    let spec = vm.spec();
+    let image = world.images.ensure(&spec.image).await?;
+    let accel = world.hypervisor.accel(spec.accel).await?;
+    let plan = LaunchPlan {
+        uuid: vm.uuid(),
+        name: vm.name(),
+        dir: vm.dir().0.clone(),
+        spec: VmSpec::clone(&spec),
+        image,
+        accel,
+        paused,
+    };
+    world.guests.prepare(&plan).await?;
+    Ok(plan)
+}

@@ -1,0 +1,126 @@
+//! Ending: the power button, SSH, force; and what is left when QEMU has gone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Driver, Report, Reporter};
+use crate::vm::backend::{BackendError, ExitReport, GuestSession, OutputSink, Source};
+use crate::vm::exec::Link;
+use crate::vm::one_line;
+use crate::vm::state::{Refusal, State};
+
+/// How long the guest has to react to the power button before it is asked over SSH.
+const BUTTON_PATIENCE: Duration = Duration::from_secs(3);
+
+impl Driver {
+    pub(super) fn stop(&mut self, patience: Duration) {
+        if self.call_off_start() {
+            return;
+        }
+        let (session, paused) = (self.session.clone(), self.state() == State::Paused);
+        self.enter(State::Stopping);
+        let Some(running) = &self.running else { return };
+        let machine = Arc::clone(&running.machine);
+        self.stopping = Some(self.task(|to| async move {
+            let ask = async {
+                if paused {
+                    drop(machine.resume().await);
+                }
+                if let Err(error) = machine.power_down().await {
+                    to.report(Report::Note(error.to_string())).await;
+                }
+                tokio::time::sleep(BUTTON_PATIENCE).await;
+                ask_over_ssh(session, &to).await;
+                std::future::pending::<()>().await;
+            };
+            let _over: Result<(), _> = tokio::time::timeout(patience, ask).await;
+            to.report(Report::StopOverdue).await;
+        }));
+    }
+
+    /// Ends a start that has not come to QEMU yet, or marks it for its end.
+    pub(super) fn call_off_start(&mut self) -> bool {
+        let Some(starting) = &mut self.starting else {
+            return false;
+        };
+        if starting.launching {
+            self.enter(State::Stopping);
+        } else {
+            let refusal = Refusal::Already {
+                verb: "start",
+                state: "stopped by another request",
+            };
+            self.preparing = None;
+            self.answer_start(Err(refusal.into()));
+            self.starting = None;
+            self.life += 1;
+            self.link.send_replace(Link::Off);
+            self.enter(State::Stopped);
+        }
+        true
+    }
+
+    pub(super) fn press_power_button(&self) {
+        let Some(running) = &self.running else { return };
+        let machine = Arc::clone(&running.machine);
+        self.detached(|to| async move {
+            if let Err(error) = machine.power_down().await {
+                to.report(Report::Note(error.to_string())).await;
+            }
+        });
+    }
+
+    pub(super) fn kill(&mut self) {
+        if self.call_off_start() {
+            return;
+        }
+        self.enter(State::Stopping);
+        let Some(running) = &self.running else { return };
+        let machine = Arc::clone(&running.machine);
+        self.stopping = Some(self.task(|to| async move {
+            to.report(Report::Killed(machine.kill().await)).await;
+        }));
+    }
+
+    pub(super) fn on_exited(&mut self, report: &ExitReport) {
+        self.note(&format!("QEMU ended: {} {}", report.status, report.stderr));
+        self.life += 1;
+        self.running = None;
+        self.session = None;
+        self.reaching = None;
+        self.stopping = None;
+        self.link.send_replace(Link::Off);
+        self.vm.console().detach();
+        self.publish(|view| {
+            view.facts = None;
+            view.ready_after = None;
+        });
+        if report.clean || self.state() == State::Stopping {
+            return self.enter(State::Stopped);
+        }
+        let error = BackendError::QemuDied {
+            status: report.status.clone(),
+            stderr: report.stderr.clone(),
+        };
+        self.vm.note_outcome(Err::<(), _>(&error));
+        self.enter(State::Failed(one_line(&error.to_string())));
+    }
+}
+
+/// Asks a guest without a listener for the power button to shut down.
+async fn ask_over_ssh(session: Option<Arc<dyn GuestSession>>, to: &Reporter) {
+    let Some(session) = session else { return };
+    to.report(Report::Note(
+        "no answer to the power button; asking over SSH".to_owned(),
+    ))
+    .await;
+    drop(session.exec(b"poweroff", b"", &Nowhere).await);
+}
+
+/// Takes output that nobody reads.
+struct Nowhere;
+
+#[async_trait::async_trait]
+impl OutputSink for Nowhere {
+    async fn accept(&self, _source: Source, _bytes: &[u8]) {}
+}
