@@ -6,7 +6,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use common::terminal::Terminal;
 use common::{proc, shell};
+use rustix::process::Signal;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -85,13 +87,47 @@ fn mount_points_are_unescaped() {
 
 #[test]
 fn linked_trees_are_equal() {
-    let dir = tempfile::Builder::new()
-        .prefix(common::mounted::PREFIX)
-        .tempdir()
-        .unwrap();
+    let dir = scratch();
     let (from, to) = (dir.path().join("from"), dir.path().join("a/to"));
     std::fs::create_dir_all(from.join("sub")).unwrap();
     std::fs::write(from.join("sub/file"), "x").unwrap();
     common::image::link_tree(&from, &to).unwrap();
     assert_eq!(std::fs::read_to_string(to.join("sub/file")).unwrap(), "x");
+}
+
+#[test]
+fn a_terminal_takes_lines_and_keys() {
+    let dir = scratch();
+    let terminal = Terminal::open(dir.path().join("tmux"), dir.path());
+    terminal.enter("echo 'typed; here' > said; sleep 615");
+    terminal.until_foreground("sleep");
+    terminal.press("C-c");
+    terminal.until_foreground("bash");
+    assert_eq!(
+        std::fs::read_to_string(dir.path().join("said")).unwrap(),
+        "typed; here\n"
+    );
+}
+
+#[test]
+fn a_qemu_is_found_by_the_directory_that_it_runs_in() {
+    let dir = scratch();
+    let qemu = format!("qemu-system-{}", std::env::consts::ARCH);
+    let mut qemu = Command::new(qemu);
+    qemu.args(["-M", "none", "-nodefaults", "-display", "none", "-S"]);
+    let mut qemu = qemu.current_dir(dir.path()).spawn().unwrap();
+    common::eventually("QEMU is found", SECOND * 10, || {
+        proc::qemus(dir.path()) == [qemu.id()]
+    });
+    assert_eq!(proc::qemus(Path::new("/nonexistent")), [0; 0]);
+    proc::kill(qemu.id(), Signal::KILL);
+    qemu.wait().unwrap();
+    assert_eq!(proc::qemus(dir.path()), [0; 0]);
+}
+
+fn scratch() -> tempfile::TempDir {
+    tempfile::Builder::new()
+        .prefix(common::mounted::PREFIX)
+        .tempdir()
+        .expect("a directory")
 }
