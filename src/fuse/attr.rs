@@ -1,0 +1,69 @@
+//! [`tree::node::Attr`](crate::tree::node::Attr) → fuser's `FileAttr`.
+
+use std::time::SystemTime;
+
+use fuser::{FileAttr, FileType, INodeNo};
+
+use crate::tree::node::{Attr, Kind};
+
+/// Whose everything in the mount is: the daemon's user.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Owner {
+    uid: u32,
+    gid: u32,
+}
+
+impl Owner {
+    pub(super) fn current() -> Self {
+        Self {
+            uid: rustix::process::geteuid().as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+        }
+    }
+
+    /// Says whether these are the owner's numbers, as far as they are given.
+    pub(super) fn is(&self, uid: Option<u32>, gid: Option<u32>) -> bool {
+        uid.is_none_or(|u| u == self.uid) && gid.is_none_or(|g| g == self.gid)
+    }
+
+    pub(super) fn attr(&self, attr: &Attr) -> FileAttr {
+        FileAttr {
+            ino: INodeNo(attr.id.0),
+            size: attr.size,
+            blocks: 0,
+            atime: attr.changed,
+            mtime: attr.changed,
+            ctime: attr.changed,
+            crtime: attr.changed,
+            kind: file_type(attr.kind),
+            perm: attr.mode,
+            nlink: attr.links,
+            uid: self.uid,
+            gid: self.gid,
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        }
+    }
+
+    /// Returns the attributes of no file: number 0 means "there is none" to the kernel.
+    pub(super) fn nothing(&self) -> FileAttr {
+        let changed = SystemTime::UNIX_EPOCH;
+        let id = crate::tree::node::NodeId(0);
+        self.attr(&Attr {
+            id,
+            kind: Kind::Value,
+            mode: 0,
+            size: 0,
+            links: 0,
+            changed,
+        })
+    }
+}
+
+pub(super) fn file_type(kind: Kind) -> FileType {
+    match kind {
+        Kind::Directory => FileType::Directory,
+        Kind::Value | Kind::Setting | Kind::Control | Kind::Stream => FileType::RegularFile,
+    }
+}

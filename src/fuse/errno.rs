@@ -1,0 +1,112 @@
+//! Errors → errno: the only table of them. No `_` arm, so that a new error asks for its number.
+//!
+//! `ENOTCONN`, `EIO` and `ENOSYS` are never ours: they mean that the daemon is gone.
+
+use fuser::Errno;
+
+use crate::registry::RegistryError;
+use crate::tree::TreeError;
+use crate::tree::verbs::VerbError;
+use crate::vm::VmError;
+use crate::vm::backend::BackendError;
+use crate::vm::spec::SpecError;
+use crate::vm::state::Refusal;
+
+/// Returns the errno of an error.
+pub(super) fn of(error: &TreeError) -> Errno {
+    Errno::from_i32(number(error))
+}
+
+fn number(error: &TreeError) -> i32 {
+    match error {
+        TreeError::NotFound | TreeError::NeverFound => libc::ENOENT,
+        TreeError::NotADirectory => libc::ENOTDIR,
+        TreeError::IsADirectory => libc::EISDIR,
+        TreeError::ReadOnly | TreeError::NoCreation => libc::EACCES,
+        TreeError::NotOffered(_) => libc::EPERM,
+        TreeError::BadRename | TreeError::NotText => libc::EINVAL,
+        TreeError::BadHandle => libc::EBADF,
+        TreeError::WouldBlock => libc::EAGAIN,
+        TreeError::Latched => libc::ECANCELED,
+        TreeError::TooBig(_) => libc::E2BIG,
+        TreeError::Verb(VerbError::Range { .. }) => libc::ERANGE,
+        TreeError::Verb(VerbError::Unknown { .. } | VerbError::Usage { .. }) => libc::EINVAL,
+        TreeError::Vm(error) => vm(error),
+        TreeError::Registry(error) => registry(error),
+    }
+}
+
+fn registry(error: &RegistryError) -> i32 {
+    match error {
+        RegistryError::Exists(_) => libc::EEXIST,
+        RegistryError::Absent(_) => libc::ENOENT,
+        RegistryError::BadName(_) => libc::EINVAL,
+        RegistryError::Vm(error) => vm(error),
+    }
+}
+
+fn vm(error: &VmError) -> i32 {
+    match error {
+        VmError::Refused(refusal) => refused(refusal),
+        VmError::Spec(SpecError::Malformed { .. }) | VmError::Nul => libc::EINVAL,
+        VmError::Spec(SpecError::OutOfRange { .. }) => libc::ERANGE,
+        VmError::Backend(error) => backend(error),
+        VmError::Removed => libc::ENOENT,
+        VmError::TooLong { .. } => libc::EFBIG,
+        VmError::Lost(_) => libc::EHOSTUNREACH,
+    }
+}
+
+fn refused(refusal: &Refusal) -> i32 {
+    match refusal {
+        Refusal::Already { .. } => libc::EALREADY,
+        Refusal::Off { .. } => libc::EHOSTDOWN,
+        Refusal::Paused { .. } => libc::EHOSTUNREACH,
+        Refusal::Busy { .. } | Refusal::InUse { .. } => libc::EBUSY,
+        Refusal::Protected => libc::EPERM,
+        Refusal::HasDisk { .. } => libc::EINVAL,
+        Refusal::Broken { .. } => libc::EUCLEAN,
+    }
+}
+
+fn backend(error: &BackendError) -> i32 {
+    match error {
+        BackendError::Missing { .. } => libc::ENOPKG,
+        BackendError::NoAccelerator { .. } => libc::ENODEV,
+        BackendError::QemuDied { .. } | BackendError::QmpRefused { .. } => libc::EREMOTEIO,
+        BackendError::QmpTimeout { .. } | BackendError::GuestTimeout { .. } => libc::ETIMEDOUT,
+        BackendError::NoImage { .. } => libc::ENOENT,
+        BackendError::ImageFailed { .. } => libc::EREMOTEIO,
+        BackendError::Unreachable { .. } => libc::EHOSTUNREACH,
+        BackendError::KeyRefused { .. } | BackendError::WrongHostKey => libc::EKEYREJECTED,
+        BackendError::NoSpace { .. } => libc::ENOSPC,
+        BackendError::NoMemory { .. } => libc::ENOMEM,
+        BackendError::PortTaken { .. } => libc::EADDRINUSE,
+        BackendError::Io { errno, .. } => ours(*errno),
+    }
+}
+
+/// Keeps the numbers that mean "the daemon is gone", and none at all, out of our answers.
+fn ours(errno: i32) -> i32 {
+    match errno {
+        0 | libc::EIO | libc::ENOTCONN | libc::ENOSYS => libc::EREMOTEIO,
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_answer_of_ours_looks_like_a_dead_daemon() {
+        for errno in [0, libc::EIO, libc::ENOTCONN, libc::ENOSYS] {
+            let io = BackendError::Io {
+                what: "x".into(),
+                error: "y".into(),
+                errno,
+            };
+            assert_eq!(number(&VmError::from(io).into()), libc::EREMOTEIO);
+        }
+    }
+}

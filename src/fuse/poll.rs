@@ -1,0 +1,62 @@
+//! poll(2): telling the kernel that an open file has something new to say.
+
+use std::collections::HashMap;
+
+use fuser::{PollEvents, PollNotifier};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+
+use crate::vm::stream::{Listener, Readiness};
+
+/// The open files that somebody polls: a task each, which ends with its one notification.
+#[derive(Debug)]
+pub(super) struct Polls {
+    runtime: Handle,
+    watched: Mutex<HashMap<u64, JoinHandle<()>>>,
+}
+
+impl Polls {
+    pub(super) fn new(runtime: Handle) -> Self {
+        Self {
+            runtime,
+            watched: Mutex::default(),
+        }
+    }
+
+    /// Notifies once, when the bell next rings. The kernel then asks anew, and comes back here if
+    /// somebody still waits; so the newest notifier is the only one needed.
+    pub(super) fn watch(&self, file: u64, listener: Option<Listener>, notifier: PollNotifier) {
+        let Some(mut listener) = listener else { return };
+        let task = self.runtime.spawn(async move {
+            listener.rung().await;
+            // The kernel refuses it when nobody waits any more.
+            drop(notifier.notify());
+        });
+        if let Some(old) = self.watched.lock().insert(file, task) {
+            old.abort();
+        }
+    }
+
+    /// Forgets a file that was released.
+    pub(super) fn forget(&self, file: u64) {
+        if let Some(task) = self.watched.lock().remove(&file) {
+            task.abort();
+        }
+    }
+}
+
+/// Translates readiness into poll(2)'s bits.
+pub(super) fn events(readiness: Readiness) -> PollEvents {
+    let mut events = PollEvents::empty();
+    if readiness.readable {
+        events |= PollEvents::POLLIN | PollEvents::POLLRDNORM;
+    }
+    if readiness.writable {
+        events |= PollEvents::POLLOUT | PollEvents::POLLWRNORM;
+    }
+    if readiness.hung_up {
+        events |= PollEvents::POLLHUP;
+    }
+    events
+}
