@@ -35,8 +35,8 @@ mount-tests: setup ## tests that need /dev/fuse
 qemu-tests: setup ## tests that boot guests
 	@tools/test root qemu
 
-bench: setup ## the promises in numbers, measured
-	@tools/bench
+bench: setup ## the promises in numbers, measured (BENCH=exec: some of them)
+	@tools/test bench
 
 setup: ## install what is missing (Debian, Ubuntu)
 	@tools/setup

@@ -220,6 +220,7 @@ fn a_guest_that_never_answers_keeps_nobody_for_ever() {
     let aq = Mounted::with_image();
     aq.sh("mkdir vm1 && echo 'start paused' > vm1/ctl").ok();
     assert_eq!(aq.sh("timeout 2 cat vm1/ready").code, 124);
+    refused(&aq, "exec", "true", libc::EHOSTUNREACH, "paused");
     let script = "cat vm1/ready & until [ \"$(ps -o state= $!)\" = S ]; do :; done
         echo kill > vm1/ctl; wait $!";
     assert!(aq.sh(script).failed().contains("Host is down"));

@@ -23,7 +23,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("cli", &["config", "run", "store"]),
     ("config", &["store"]),
-    ("fuse", &["sys", "tree", "vm"]),
+    ("fuse", &["registry", "sys", "tree", "vm"]),
     ("tree", &["registry", "store", "sys", "vm"]),
     ("registry", &["store", "vm"]),
     ("vm", &["store"]),
