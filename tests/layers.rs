@@ -106,23 +106,28 @@ fn collect(dir: &Dir<'_>, found: &mut Vec<(String, String)>) {
 
 /// Lists the files that `text`, at `path`, declares as modules for tests only.
 fn test_files(path: &str, text: &str) -> Vec<String> {
-    let lines: Vec<&str> = text.lines().map(str::trim).collect();
-    let declared = |pair: &[&str]| {
-        let name = pair[1].strip_suffix(';')?.rsplit_once("mod ")?.1;
-        (pair[0] == "#[cfg(test)]").then(|| name.to_owned())
-    };
-    let dir = match path
+    let parent = path
         .strip_suffix("mod.rs")
-        .or_else(|| path.strip_suffix("lib.rs"))
-    {
-        Some(dir) => dir.to_owned(),
-        None => format!("{}/", path.trim_end_matches(".rs")),
-    };
-    lines
-        .windows(2)
-        .filter_map(declared)
-        .map(|name| format!("{dir}{name}.rs"))
-        .collect()
+        .or_else(|| path.strip_suffix("lib.rs"));
+    let dir = parent.map_or_else(
+        || format!("{}/", path.trim_end_matches(".rs")),
+        str::to_owned,
+    );
+    let (mut names, mut for_tests) = (Vec::new(), false);
+    for line in text.lines().map(str::trim) {
+        if line.starts_with("#[") {
+            for_tests |= line.starts_with("#[cfg(") && line.contains("test");
+            continue;
+        }
+        let module = line.strip_suffix(';').and_then(|l| l.rsplit_once("mod "));
+        names.extend(
+            module
+                .filter(|_| for_tests)
+                .map(|(_, name)| format!("{dir}{name}.rs")),
+        );
+        for_tests = false;
+    }
+    names
 }
 
 /// Drops comments, string literals and the test module, which is the last item of a file.
@@ -257,8 +262,6 @@ fn offences_are_found() {
     let innocent = source("vm/x.rs", innocent);
     assert!(offences_against_layers(&innocent).is_empty());
     assert!(offences_against_confinement(&innocent).is_empty());
-    assert_eq!(
-        test_files("vm/mod.rs", "#[cfg(test)]\nmod fakes;"),
-        ["vm/fakes.rs"]
-    );
+    let modules = "mod a;\n#[cfg(test)]\n#[allow(x)]\nmod fakes;\npub mod b;";
+    assert_eq!(test_files("vm/mod.rs", modules), ["vm/fakes.rs"]);
 }
