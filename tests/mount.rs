@@ -112,8 +112,11 @@ fn without_dev_fuse_the_remedy_is_named() {
         return;
     }
     let dir = scratch();
+    // Everything but /dev/null is gone from /dev.
     let script = format!(
-        "mount -t tmpfs none /dev && {AQ} mount {0}/mnt --store {0}/store",
+        "cd {0} && mkdir dev && mount -t tmpfs none dev && touch dev/null &&
+         mount --bind /dev/null dev/null && mount --rbind dev /dev &&
+         exec {AQ} mount {0}/mnt --store {0}/store",
         dir.path().display()
     );
     let mut command = Command::new(namespace[0]);
