@@ -114,7 +114,7 @@ fn without_dev_fuse_the_remedy_is_named() {
     let dir = scratch();
     // Everything but /dev/null is gone from /dev.
     let script = format!(
-        "cd {0} && mkdir dev && mount -t tmpfs none dev && touch dev/null &&
+        "cd {0} && mkdir dev && mount -t tmpfs -o mode=755 none dev && touch dev/null &&
          mount --bind /dev/null dev/null && mount --rbind dev /dev &&
          exec {AQ} mount {0}/mnt --store {0}/store",
         dir.path().display()
