@@ -1,1 +1,44 @@
-//! (to be written)
+//! What a mount is told, with its defaults. Plain data: no clap, no I/O beyond the environment.
+
+use std::env;
+use std::path::PathBuf;
+
+/// The image of a new VM when nothing else is said.
+pub const DEFAULT_IMAGE: &str = "tiny";
+
+/// How the daemon runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// `aq mount` returns when the tree is mounted.
+    Background,
+    /// The daemon is this process.
+    Foreground,
+    /// The process that a background mount has started: it says `mounted` on its standard output
+    /// and writes its log to the store.
+    Detached,
+}
+
+/// What to mount, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountConfig {
+    /// The mount point.
+    pub dir: PathBuf,
+    /// Where VMs and images are kept.
+    pub store: PathBuf,
+    /// The image of a new VM.
+    pub image: String,
+    /// How to run.
+    pub mode: Mode,
+}
+
+/// Returns `$XDG_DATA_HOME/aqfs`, or what that is by default; `None` without a home.
+pub fn default_store() -> Option<PathBuf> {
+    let absolute = |key| {
+        env::var_os(key)
+            .map(PathBuf::from)
+            .filter(|p| p.is_absolute())
+    };
+    let data = absolute("XDG_DATA_HOME");
+    let data = data.or_else(|| Some(absolute("HOME")?.join(".local/share")))?;
+    Some(data.join("aqfs"))
+}

@@ -1,1 +1,263 @@
-//! (to be written)
+//! The composition root: the only file that sees every layer. It puts them together, mounts, and
+//! takes them down. No behaviour of VMs here.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Runtime};
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{self, Cli};
+use crate::config::{Mode, MountConfig, default_store};
+use crate::fuse::Mounted;
+use crate::fuse::mountpoint::{self, MountError};
+use crate::guest::Ssh;
+use crate::image::ImageStore;
+use crate::qemu::Qemu;
+use crate::registry::{Registry, RegistryError};
+use crate::store::file;
+use crate::store::layout::Layout;
+use crate::store::lock::{LockError, Owner, StoreLock};
+use crate::sys;
+use crate::tree::Tree;
+use crate::vm::World;
+use crate::vm::backend::BackendError;
+use crate::vm::spec::{VmSpec, is_object_name};
+
+/// How long `aq mount` waits for its daemon: machines that hang are given up on long before.
+const MOUNT_PATIENCE: Duration = Duration::from_secs(60);
+/// How long `aq umount` waits for the daemon to end.
+const UMOUNT_PATIENCE: Duration = Duration::from_secs(10);
+/// What a background daemon says to its parent.
+const MOUNTED: &str = "mounted";
+/// Threads for tasks. They wait nearly all the time.
+const WORKERS: usize = 2;
+
+/// Why a command of `aq` failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The mount point.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// The store is another daemon's.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The VMs could not be read.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// QEMU, keys or images.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// There is no place for a store.
+    #[error("neither XDG_DATA_HOME nor HOME is set; say where to keep VMs with --store DIR")]
+    NoStore,
+    /// The image's name is none.
+    #[error("--image {0}: not the name of an image")]
+    BadImage(String),
+    /// A background daemon ended before it had mounted; it has said why.
+    #[error("the daemon has ended; the reason is above")]
+    DaemonEnded,
+    /// A background daemon took too long.
+    #[error("the daemon has not mounted within {} s; see {log}", MOUNT_PATIENCE.as_secs())]
+    DaemonSlow {
+        /// Its log.
+        log: PathBuf,
+    },
+    /// The daemon goes on after its tree is unmounted.
+    #[error("unmounted, but the daemon (pid {pid}) has not ended within {} s", UMOUNT_PATIENCE.as_secs())]
+    DaemonStays {
+        /// The daemon.
+        pid: u32,
+    },
+    /// Anything else of the system.
+    #[error("{what}: {error}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// The answer.
+        error: io::Error,
+    },
+}
+
+impl RunError {
+    /// Says whether the user has read the reason already, from the daemon that met it.
+    pub fn is_told(&self) -> bool {
+        matches!(self, Self::DaemonEnded)
+    }
+}
+
+fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> RunError {
+    let what = what.into();
+    move |error| RunError::Io { what, error }
+}
+
+/// Carries out a command line.
+///
+/// # Errors
+/// A sentence with the cause and, where there is one, the remedy.
+pub fn run(cli: Cli) -> Result<(), RunError> {
+    match cli.command {
+        cli::Command::Mount(args) => mount(&mount_config(args)?),
+        cli::Command::Umount(args) => umount(&args.dir),
+    }
+}
+
+fn mount_config(args: cli::Mount) -> Result<MountConfig, RunError> {
+    let mode = args.mode();
+    let store = args.store.or_else(default_store).ok_or(RunError::NoStore)?;
+    let store = std::path::absolute(&store).map_err(failed("--store"))?;
+    if !is_object_name(&args.image) {
+        return Err(RunError::BadImage(args.image));
+    }
+    Ok(MountConfig { dir: args.dir, store, image: args.image, mode })
+}
+
+fn mount(config: &MountConfig) -> Result<(), RunError> {
+    match config.mode {
+        Mode::Background => start_daemon(config),
+        Mode::Foreground | Mode::Detached => serve(config),
+    }
+}
+
+// ----- the daemon ------------------------------------------------------------------------------
+
+fn serve(config: &MountConfig) -> Result<(), RunError> {
+    let layout = Layout::new(&config.store);
+    file::private_dir(layout.root()).map_err(failed(layout.root().display().to_string()))?;
+    let owner = Owner { pid: std::process::id(), mount: config.dir.clone() };
+    let _lock = StoreLock::take(&layout.lock(), &owner)?;
+    let dir = mountpoint::prepare(&config.dir)?;
+    start_log();
+    // A daemon whose working directory lies in its own mount would wait for itself.
+    std::env::set_current_dir("/").map_err(failed("/"))?;
+    let runtime = runtime()?;
+    let tree = runtime.block_on(tree(&layout, config))?;
+    let mounted = Mounted::mount(tree, &dir, runtime.handle().clone());
+    let mounted = mounted.map_err(failed(format!("cannot mount {}", dir.display())))?;
+    tracing::info!(dir = %dir.display(), store = %layout.root().display(), "mounted");
+    unmount_on_signal(&runtime, dir);
+    if config.mode == Mode::Detached {
+        say_mounted(&layout)?;
+    }
+    let served = mounted.serve().map_err(failed("serving the mount"));
+    // Machines live on; what waits for them in here does not.
+    runtime.shutdown_background();
+    served
+}
+
+fn runtime() -> Result<Runtime, RunError> {
+    let mut builder = Builder::new_multi_thread();
+    builder.worker_threads(WORKERS).thread_name("aq").enable_all();
+    builder.build().map_err(failed("cannot start threads"))
+}
+
+async fn tree(layout: &Layout, config: &MountConfig) -> Result<Arc<Tree>, RunError> {
+    let images = Arc::new(ImageStore::open(layout.clone())?);
+    let world = World {
+        hypervisor: Arc::new(Qemu::open(layout.clone(), images.clone()).await?),
+        guests: Arc::new(Ssh::open(layout)?),
+        images,
+    };
+    let defaults = VmSpec { image: config.image.clone(), ..VmSpec::default() };
+    let registry = Registry::open(layout.clone(), world, defaults).await?;
+    Ok(Tree::new(Arc::new(registry)))
+}
+
+fn start_log() {
+    let filter = EnvFilter::try_from_env("AQ_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    log.with_ansi(false).init();
+}
+
+/// Unmounts when told to end; the session then ends by itself. A tree that is in use is taken out
+/// of sight: whoever still has a file of it open gets an error, not a hang.
+fn unmount_on_signal(runtime: &Runtime, dir: PathBuf) {
+    use tokio::signal::unix::{SignalKind, signal};
+    runtime.spawn(async move {
+        let (Ok(mut term), Ok(mut int)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
+            return;
+        };
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        if mountpoint::unmount(&dir).is_err() {
+            drop(mountpoint::detach(&dir));
+            leave();
+        }
+    });
+}
+
+#[allow(clippy::exit)]
+fn leave() {
+    // The session would wait for the last open file.
+    std::process::exit(0);
+}
+
+/// Tells the parent, and turns the standard streams to the log.
+fn say_mounted(layout: &Layout) -> Result<(), RunError> {
+    let log = File::options().append(true).create(true).open(layout.daemon_log());
+    let log = log.map_err(failed(layout.daemon_log().display().to_string()))?;
+    let null = File::options().read(true).write(true).open("/dev/null");
+    let null = null.map_err(failed("/dev/null"))?;
+    let mut out = io::stdout();
+    // A parent that is gone does not want to know.
+    let _told = writeln!(out, "{MOUNTED}").and_then(|()| out.flush());
+    rustix::stdio::dup2_stdout(&null).map_err(|e| failed("/dev/null")(e.into()))?;
+    rustix::stdio::dup2_stderr(&log).map_err(|e| failed("the log")(e.into()))
+}
+
+// ----- its parent ------------------------------------------------------------------------------
+
+fn start_daemon(config: &MountConfig) -> Result<(), RunError> {
+    let program = std::env::current_exe().map_err(failed("cannot find aq itself"))?;
+    let mut command = Command::new(program);
+    command.args(["mount", "--detached", "--image", &config.image]);
+    command.arg("--store").arg(&config.store).arg("--").arg(&config.dir);
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = sys::in_own_session(&mut command).spawn().map_err(failed("cannot start aq"))?;
+    match first_line(&mut child) {
+        Some(line) if line == MOUNTED => Ok(()),
+        Some(_) => {
+            drop(child.wait());
+            Err(RunError::DaemonEnded)
+        }
+        None => {
+            drop(child.kill());
+            drop(child.wait());
+            Err(RunError::DaemonSlow { log: Layout::new(&config.store).daemon_log() })
+        }
+    }
+}
+
+/// Returns the first line that a child says, empty if it ends before; `None` if it takes too long.
+fn first_line(child: &mut Child) -> Option<String> {
+    let out = child.stdout.take()?;
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        drop(BufReader::new(out).read_line(&mut line));
+        drop(tell.send(line.trim_end().to_owned()));
+    });
+    told.recv_timeout(MOUNT_PATIENCE).ok()
+}
+
+fn umount(dir: &Path) -> Result<(), RunError> {
+    let daemon = daemon_of(dir);
+    mountpoint::unmount(dir)?;
+    let Some(pid) = daemon else { return Ok(()) };
+    if sys::wait_for_end(pid, UMOUNT_PATIENCE) { Ok(()) } else { Err(RunError::DaemonStays { pid }) }
+}
+
+/// Reads who serves a mount, from its own `.version`.
+fn daemon_of(dir: &Path) -> Option<u32> {
+    let version = std::fs::read_to_string(dir.join(".version")).ok()?;
+    version.trim_end().rsplit(' ').next()?.parse().ok()
+}

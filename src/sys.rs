@@ -3,8 +3,12 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Makes `command` the leader of a session of its own when it starts, so that it gets no signal
 /// of our terminal and outlives us.
@@ -60,4 +64,45 @@ pub fn memory(key: &str) -> u64 {
         .find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
     let kib = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
+}
+
+/// Waits until a process has ended, for `patience` at the most; says whether it has.
+pub fn wait_for_end(pid: u32, patience: std::time::Duration) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    let Some(Ok(process)) = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else {
+        return true;
+    };
+    let patience = Timespec {
+        tv_sec: patience.as_secs().cast_signed(),
+        tv_nsec: 0,
+    };
+    poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&patience)).is_ok_and(|n| n > 0)
+}
+
+/// Makes the files that `command` creates private to their owner, and forbids it core files, which
+/// would hold what it has in memory.
+pub fn keeping_secrets(command: &mut Command) -> &mut Command {
+    let confine = || {
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+        let none = rustix::process::Rlimit {
+            current: Some(0),
+            maximum: Some(0),
+        };
+        rustix::process::setrlimit(rustix::process::Resource::Core, none).map_err(io::Error::from)
+    };
+    // SAFETY: between fork and exec only umask(2) and setrlimit(2) are called, which are plain
+    // system calls and touch no memory of this process.
+    unsafe { command.pre_exec(confine) }
+}
+
+/// Registers a descriptor with the runtime, to wait until it is readable.
+///
+/// # Errors
+/// `EPERM` if it is of a kind that cannot be waited for.
+pub fn readable_fd(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is the same open descriptor for as long as the `AsyncFd` owns it.
+    let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+    registered.map_err(io::Error::from)
 }

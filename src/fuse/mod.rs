@@ -6,6 +6,7 @@
 mod attr;
 mod caller;
 mod errno;
+pub mod mountpoint;
 mod park;
 mod poll;
 

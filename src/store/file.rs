@@ -21,6 +21,23 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_dir(dir)
 }
 
+/// Writes `path` unless it is there, readable by the owner alone, whole or not at all; says whether
+/// it was written. Of several that try at once, one wins.
+///
+/// # Errors
+/// As [`replace`].
+pub fn create(path: &Path, bytes: &[u8]) -> io::Result<bool> {
+    let dir = path.parent().unwrap_or_else(|| Path::new("."));
+    let mut temporary = tempfile::Builder::new().prefix(".tmp").tempfile_in(dir)?;
+    temporary.write_all(bytes)?;
+    temporary.as_file().sync_all()?;
+    match temporary.persist_noclobber(path) {
+        Ok(_) => sync_dir(dir).map(|()| true),
+        Err(e) if e.error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(e) => Err(e.error),
+    }
+}
+
 /// Replaces `path` by `value` as JSON; see [`replace`].
 ///
 /// # Errors

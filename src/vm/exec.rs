@@ -1,49 +1,527 @@
-//! (stand-in until the exec file's semantics land)
+//! The `exec` file: which text becomes a command, when it starts, and who gets its output.
+//!
+//! `echo CMD > exec` collects a text ([`Draft`]); it starts when the file is released, or when a
+//! relative of the writer opens `exec` to read after the text was flushed: a release comes some
+//! time after close(2) and so may be overtaken by the reader's open, while a flush comes before
+//! close(2) returns, but also in the middle of `{ echo a; ls; echo b; } > exec`.
+//!
+//! No SSH here: a command is handed to whatever [`GuestSession`] the VM's driver has published.
+
+use std::cmp::Reverse;
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::watch;
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 
 use super::VmError;
-use super::backend::GuestSession;
+use super::backend::{BackendError, Exit, GuestSession};
 use super::caller::Caller;
-use super::stream::Stream;
+use super::job::{Job, MAX_COMMAND, Output, Stage};
+use super::state::Refusal;
+use super::stream::{Bell, Listener, Readiness, Stream};
+use crate::store::spool::Spool;
 
-/// The way into the guest at this moment.
+/// How long a command waits for a guest that is coming up. A cold boot under translation takes
+/// half of it on a slow host.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+/// How long output may still arrive after the VM went off: what the sockets hold, no more.
+const GRACE: Duration = Duration::from_secs(2);
+/// Longest text given to the shell as an argument; the kernel's bound for one is 128 KiB.
+const MAX_ARGUMENT: usize = 100 << 10;
+/// Finished jobs kept for readers who come late.
+const KEPT: usize = 64;
+/// Commands of one conversation that may await an answer.
+const AHEAD: usize = 64;
+
+/// The way into the guest at this moment, published by the VM's driver.
 #[derive(Clone, Debug)]
 pub enum Link {
     /// The VM is off.
     Off,
-    /// It runs and SSH has not answered yet.
+    /// It is starting or runs without having answered yet.
     Coming,
-    /// SSH answers.
+    /// Commands can be run.
     Up(Arc<dyn GuestSession>),
 }
 
 /// How `exec` is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExecAccess {
-    /// The caller's last job.
+    /// Read only: the output of the caller's last command.
     Read,
-    /// A new job.
+    /// Write only: one command.
     Write,
-    /// A conversation.
+    /// Read and write: a private conversation.
     Converse,
-    /// A crawler.
+    /// A crawler: what is there, then end of file.
     Peek,
 }
 
-/// The `exec` file of a VM.
+/// The `exec` file of one VM.
 #[derive(Debug)]
-pub struct Exec;
+pub struct Exec(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    spool_dir: PathBuf,
+    link: watch::Receiver<Link>,
+    runtime: Handle,
+    /// Oldest first.
+    jobs: Mutex<VecDeque<Arc<Job>>>,
+}
 
 impl Exec {
-    /// Makes it.
-    pub fn new(_dir: PathBuf, _link: watch::Receiver<Link>, _rt: tokio::runtime::Handle) -> Self {
-        Self
+    /// Makes one for a VM. Output that outgrows memory lies in nameless files in `spool_dir`.
+    pub fn new(spool_dir: PathBuf, link: watch::Receiver<Link>, runtime: Handle) -> Self {
+        Self(Arc::new(Shared {
+            spool_dir,
+            link,
+            runtime,
+            jobs: Mutex::default(),
+        }))
     }
-    /// Opens it.
-    pub fn open(&self, _caller: Caller, _access: ExecAccess) -> Result<Arc<dyn Stream>, VmError> {
-        Err(VmError::Nul)
+
+    /// Opens the file.
+    ///
+    /// # Errors
+    /// [`Refusal::Off`] when the VM is off, except for reading what an earlier command left.
+    pub fn open(&self, caller: Caller, access: ExecAccess) -> Result<Arc<dyn Stream>, VmError> {
+        match access {
+            ExecAccess::Write => {
+                self.0.admit()?;
+                Ok(Arc::new(Draft::new(Arc::clone(&self.0), caller)))
+            }
+            ExecAccess::Converse => {
+                self.0.admit()?;
+                Ok(Arc::new(Conversation::new(Arc::clone(&self.0), caller)))
+            }
+            ExecAccess::Read => self.0.read(&caller),
+            ExecAccess::Peek => Ok(Arc::new(Playback {
+                output: self.last_job(&caller).map(|job| job.output()),
+                peek: true,
+                silence: Bell::default(),
+            })),
+        }
+    }
+
+    /// Returns the caller's last job: of its closest relative's jobs the newest.
+    pub fn last_job(&self, caller: &Caller) -> Option<Arc<Job>> {
+        self.0.last_job(caller)
+    }
+}
+
+impl Shared {
+    fn admit(&self) -> Result<(), VmError> {
+        match *self.link.borrow() {
+            Link::Off => Err(off()),
+            Link::Coming | Link::Up(_) => Ok(()),
+        }
+    }
+
+    fn read(self: &Arc<Self>, reader: &Caller) -> Result<Arc<dyn Stream>, VmError> {
+        let job = self.last_job(reader);
+        match &job {
+            // Nobody waits for a text that it would have to finish itself.
+            Some(job) if job.stage() == Stage::Settled || is_own(reader, job) => self.start(job),
+            Some(_) => {}
+            None => self.admit()?,
+        }
+        Ok(Arc::new(Playback {
+            output: job.map(|job| job.output()),
+            peek: false,
+            silence: Bell::default(),
+        }))
+    }
+
+    fn last_job(&self, caller: &Caller) -> Option<Arc<Job>> {
+        let jobs = self.jobs.lock();
+        let related = jobs.iter().enumerate().filter_map(|(age, job)| {
+            let kinship = caller.kinship(job.writer())?;
+            Some((kinship, job.stage(), Reverse(age), job))
+        });
+        let closest = related.min_by_key(|(kinship, stage, age, _)| (*kinship, *stage, *age));
+        closest.map(|(_, _, _, job)| Arc::clone(job))
+    }
+
+    fn enlist(&self, writer: &Caller) -> Arc<Job> {
+        let spool = Spool::new(self.spool_dir.clone());
+        let job = Job::new(writer.clone(), spool, Arc::default());
+        self.jobs.lock().push_back(Arc::clone(&job));
+        job
+    }
+
+    /// Runs a job whose text is complete; does nothing if it runs already.
+    fn start(self: &Arc<Self>, job: &Arc<Job>) {
+        if let Some(text) = job.take() {
+            let (shared, job) = (Arc::clone(self), Arc::clone(job));
+            self.runtime.spawn(async move {
+                run(shared.link.clone(), &job, text).await;
+                shared.forget_old();
+            });
+        }
+    }
+
+    fn forget_old(&self) {
+        let mut jobs = self.jobs.lock();
+        let over = jobs.iter().filter(|job| job.is_over()).count();
+        let mut surplus = over.saturating_sub(KEPT);
+        jobs.retain(|job| {
+            let drop = surplus > 0 && job.is_over();
+            surplus -= usize::from(drop);
+            !drop
+        });
+    }
+}
+
+fn off() -> VmError {
+    VmError::Refused(Refusal::Off {
+        verb: "exec",
+        state: "off",
+    })
+}
+
+fn is_own(reader: &Caller, job: &Job) -> bool {
+    reader.kinship(job.writer()) == Some((0, 0))
+}
+
+/// Runs a job to its end. Dropping this hangs up on it.
+async fn run(link: watch::Receiver<Link>, job: &Job, text: Vec<u8>) {
+    tokio::select! {
+        end = execute(link, job, text) => job.finish(end),
+        () = job.abandoned() => {}
+    }
+}
+
+async fn execute(
+    mut link: watch::Receiver<Link>,
+    job: &Job,
+    text: Vec<u8>,
+) -> Result<Exit, VmError> {
+    let session = reach(&mut link).await?;
+    job.running();
+    let (command, stdin) = match text.len() {
+        0..=MAX_ARGUMENT => (text, Vec::new()),
+        _ => (b"sh -s".to_vec(), text),
+    };
+    let mut exit = session.exec(&command, &stdin, job);
+    tokio::select! {
+        exit = &mut exit => return Ok(exit?),
+        () = gone(&mut link) => {}
+    }
+    let lost = || VmError::Lost("the VM went off while the command ran".to_owned());
+    timeout(GRACE, exit)
+        .await
+        .map_or_else(|_| Err(lost()), |exit| Ok(exit?))
+}
+
+/// Waits, with patience, until commands can be run.
+async fn reach(link: &mut watch::Receiver<Link>) -> Result<Arc<dyn GuestSession>, VmError> {
+    let settled = async {
+        let link = link.wait_for(|link| !matches!(link, Link::Coming)).await;
+        link.map(|link| link.clone())
+    };
+    match timeout(PATIENCE, settled).await {
+        Ok(Ok(Link::Up(session))) => Ok(session),
+        Ok(Ok(_)) => Err(VmError::Lost(
+            "the VM went off before it was ready".to_owned(),
+        )),
+        Ok(Err(_)) => Err(VmError::Removed),
+        Err(_) => Err(BackendError::GuestTimeout {
+            seconds: PATIENCE.as_secs(),
+        }
+        .into()),
+    }
+}
+
+/// Resolves when the VM is off or removed.
+async fn gone(link: &mut watch::Receiver<Link>) {
+    drop(link.wait_for(|link| matches!(link, Link::Off)).await);
+}
+
+/// `exec` opened for writing: one command, collected.
+#[derive(Debug)]
+struct Draft {
+    shared: Arc<Shared>,
+    writer: Caller,
+    text: Mutex<Text>,
+    silence: Bell,
+}
+
+#[derive(Debug)]
+enum Text {
+    /// Nothing written yet.
+    Empty,
+    Job(Arc<Job>),
+    /// What follows a refused piece must not run as a command of its own.
+    Refused(VmError),
+}
+
+impl Draft {
+    fn new(shared: Arc<Shared>, writer: Caller) -> Self {
+        Self {
+            shared,
+            writer,
+            text: Mutex::new(Text::Empty),
+            silence: Bell::default(),
+        }
+    }
+
+    /// Text that comes after a reader has started the command begins the next one.
+    fn collect(&self, text: &mut Text, data: &[u8]) -> Result<(), VmError> {
+        loop {
+            let job = match text {
+                Text::Refused(error) => return Err(error.clone()),
+                Text::Job(job) => Arc::clone(job),
+                Text::Empty => self.shared.enlist(&self.writer),
+            };
+            match job.collect(data) {
+                Ok(true) => {
+                    *text = Text::Job(job);
+                    return Ok(());
+                }
+                Ok(false) => *text = Text::Empty,
+                Err(error) => *text = Text::Refused(error),
+            }
+        }
+    }
+}
+
+impl Stream for Draft {
+    fn try_read(&self, _: usize) -> Option<Result<Vec<u8>, VmError>> {
+        Some(Ok(Vec::new()))
+    }
+
+    fn try_write(&self, data: &[u8]) -> Option<Result<usize, VmError>> {
+        if data.is_empty() {
+            return Some(Ok(0));
+        }
+        let done = self.collect(&mut self.text.lock(), data);
+        Some(done.map(|()| data.len()))
+    }
+
+    fn readiness(&self) -> Readiness {
+        Readiness {
+            readable: false,
+            writable: true,
+            hung_up: false,
+        }
+    }
+
+    fn listen(&self) -> Listener {
+        self.silence.listen()
+    }
+
+    fn flush(&self) {
+        if let Text::Job(job) = &*self.text.lock() {
+            job.flush();
+        }
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if let Text::Job(job) = self.text.get_mut() {
+            self.shared.start(job);
+        }
+    }
+}
+
+/// `exec` opened for reading: the output of one command, from its start.
+#[derive(Debug)]
+struct Playback {
+    output: Option<Output>,
+    peek: bool,
+    /// Of a playback without a command.
+    silence: Bell,
+}
+
+impl Stream for Playback {
+    fn try_read(&self, max: usize) -> Option<Result<Vec<u8>, VmError>> {
+        let end = || Some(Ok(Vec::new()));
+        let answer = self.output.as_ref().map_or_else(end, |o| o.try_read(max));
+        match answer {
+            None | Some(Err(_)) if self.peek => end(),
+            answer => answer,
+        }
+    }
+
+    fn try_write(&self, _: &[u8]) -> Option<Result<usize, VmError>> {
+        Some(Ok(0))
+    }
+
+    fn readiness(&self) -> Readiness {
+        let ended = |o: &Output| o.job().is_over() && !o.has_bytes();
+        Readiness {
+            readable: self.peek || self.output.as_ref().is_none_or(Output::readable),
+            writable: false,
+            hung_up: self.output.as_ref().is_none_or(ended),
+        }
+    }
+
+    fn listen(&self) -> Listener {
+        let output = self.output.as_ref();
+        output.map_or_else(|| self.silence.listen(), |o| o.job().listen())
+    }
+}
+
+/// `exec` opened for both: each line is a command, run in order; each answer ends with one empty
+/// read.
+#[derive(Debug)]
+struct Conversation {
+    shared: Arc<Shared>,
+    caller: Caller,
+    talk: Arc<Talk>,
+    commands: mpsc::UnboundedSender<(Arc<Job>, Vec<u8>)>,
+    runner: tokio::task::AbortHandle,
+}
+
+#[derive(Debug, Default)]
+struct Talk {
+    bell: Arc<Bell>,
+    inner: Mutex<Exchange>,
+}
+
+#[derive(Debug, Default)]
+struct Exchange {
+    /// A line without its end.
+    line: Vec<u8>,
+    /// Oldest first; the front one is being read.
+    answers: VecDeque<Output>,
+    /// The VM is off.
+    over: bool,
+}
+
+impl Conversation {
+    fn new(shared: Arc<Shared>, caller: Caller) -> Self {
+        let talk = Arc::<Talk>::default();
+        let (commands, queue) = mpsc::unbounded_channel();
+        let runner = converse(shared.link.clone(), queue, Arc::clone(&talk));
+        let runner = shared.runtime.spawn(runner).abort_handle();
+        Self {
+            shared,
+            caller,
+            talk,
+            commands,
+            runner,
+        }
+    }
+
+    /// Takes one line, or what there is of it, and says how much that was.
+    fn take_line(&self, exchange: &mut Exchange, data: &[u8]) -> Result<usize, VmError> {
+        let end = data.iter().position(|&byte| byte == b'\n');
+        let piece = &data[..end.map_or(data.len(), |n| n + 1)];
+        if let Err(error) = check_line(&exchange.line, piece) {
+            exchange.line.clear();
+            return Err(error);
+        }
+        exchange.line.extend_from_slice(piece);
+        if end.is_some() {
+            let line = std::mem::take(&mut exchange.line);
+            exchange.answers.push_back(self.submit(&line)?);
+        }
+        Ok(piece.len())
+    }
+
+    fn submit(&self, line: &[u8]) -> Result<Output, VmError> {
+        let spool = Spool::new(self.shared.spool_dir.clone());
+        let job = Job::new(self.caller.clone(), spool, Arc::clone(&self.talk.bell));
+        job.collect(line)?;
+        let output = job.output();
+        if let Some(text) = job.take()
+            && self.commands.send((Arc::clone(&job), text)).is_err()
+        {
+            job.finish(Err(off()));
+        }
+        Ok(output)
+    }
+}
+
+fn check_line(before: &[u8], piece: &[u8]) -> Result<(), VmError> {
+    if piece.contains(&0) {
+        return Err(VmError::Nul);
+    }
+    if before.len() + piece.len() > MAX_COMMAND {
+        return Err(VmError::TooLong {
+            what: "a command",
+            limit: MAX_COMMAND,
+        });
+    }
+    Ok(())
+}
+
+/// Runs a conversation's commands one after the other, until the VM is off.
+async fn converse(
+    mut link: watch::Receiver<Link>,
+    mut queue: mpsc::UnboundedReceiver<(Arc<Job>, Vec<u8>)>,
+    talk: Arc<Talk>,
+) {
+    loop {
+        tokio::select! {
+            biased;
+            command = queue.recv() => match command {
+                Some((job, text)) => run(link.clone(), &job, text).await,
+                None => return,
+            },
+            () = gone(&mut link) => break,
+        }
+    }
+    talk.inner.lock().over = true;
+    talk.bell.ring();
+}
+
+impl Stream for Conversation {
+    fn try_read(&self, max: usize) -> Option<Result<Vec<u8>, VmError>> {
+        let mut exchange = self.talk.inner.lock();
+        let Some(front) = exchange.answers.front() else {
+            return exchange.over.then(|| Ok(Vec::new()));
+        };
+        let answer = front.try_read(max)?;
+        if answer.as_ref().map_or(true, Vec::is_empty) {
+            exchange.answers.pop_front();
+            self.talk.bell.ring();
+        }
+        Some(answer)
+    }
+
+    fn try_write(&self, data: &[u8]) -> Option<Result<usize, VmError>> {
+        let mut exchange = self.talk.inner.lock();
+        if exchange.over {
+            return Some(Err(off()));
+        }
+        let mut taken = 0;
+        while taken < data.len() && exchange.answers.len() < AHEAD {
+            match self.take_line(&mut exchange, &data[taken..]) {
+                Ok(len) => taken += len,
+                // What came before the bad line is accepted; the rest is refused on its own.
+                Err(error) if taken == 0 => return Some(Err(error)),
+                Err(_) => break,
+            }
+        }
+        (taken > 0 || data.is_empty()).then_some(Ok(taken))
+    }
+
+    fn readiness(&self) -> Readiness {
+        let exchange = self.talk.inner.lock();
+        let front = exchange.answers.front();
+        Readiness {
+            readable: front.map_or(exchange.over, Output::readable),
+            writable: exchange.answers.len() < AHEAD,
+            hung_up: exchange.over && front.is_none(),
+        }
+    }
+
+    fn listen(&self) -> Listener {
+        self.talk.bell.listen()
+    }
+}
+
+impl Drop for Conversation {
+    fn drop(&mut self) {
+        self.runner.abort();
     }
 }

@@ -1,5 +1,6 @@
 //! One VM: what it should be ([`spec`]), which states it has ([`state`]), the task that alone
-//! changes them ([`driver`]), and what that task needs from the world ([`backend`]).
+//! changes them ([`driver`]), what that task needs from the world ([`backend`]), and the commands
+//! run in its guest ([`exec`], [`job`]).
 //!
 //! [`Vm`] is a cheap handle: it sends requests to the driver and reads what the driver publishes.
 //! No paths of the mount, no errno, no QEMU or SSH words here.
@@ -8,6 +9,9 @@ pub mod backend;
 pub mod caller;
 pub mod driver;
 pub mod exec;
+#[cfg(test)]
+pub(crate) mod fake;
+pub mod job;
 pub mod notice;
 pub mod spec;
 pub mod state;

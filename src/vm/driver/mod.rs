@@ -33,6 +33,8 @@ use crate::store::layout::VmDir;
 mod reach;
 mod start;
 mod stop;
+#[cfg(test)]
+mod tests;
 
 /// A VM's definition as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

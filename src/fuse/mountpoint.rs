@@ -1,0 +1,250 @@
+//! The directory that is mounted on: what is there already, whether the host can mount, unmounting.
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::FS_NAME;
+
+/// Why a directory cannot be mounted on, or unmounted.
+#[derive(Debug, thiserror::Error)]
+pub enum MountError {
+    /// It is not there.
+    #[error("{0} does not exist; `mkdir -p {0}` first")]
+    Absent(PathBuf),
+    /// It is no directory.
+    #[error("{0} is not a directory")]
+    NotADirectory(PathBuf),
+    /// It holds files, which the mount would hide.
+    #[error("{0} is not empty, and a mount would hide what is in it; take an empty directory")]
+    NotEmpty(PathBuf),
+    /// Our tree is mounted there and served.
+    #[error("{0} is mounted already; `aq umount {0}` unmounts it")]
+    Mounted(PathBuf),
+    /// No tree of ours is mounted there.
+    #[error("{0} is not a mount of aq")]
+    NotOurs(PathBuf),
+    /// It is in use.
+    #[error("{dir} is in use by {users}; end that, then try again")]
+    Busy {
+        /// The mount.
+        dir: PathBuf,
+        /// `bash (pid 812)`, or that it cannot be seen.
+        users: String,
+    },
+    /// The kernel's FUSE is not there.
+    #[error(
+        "/dev/fuse is missing: `sudo modprobe fuse` loads it (in a container: --device /dev/fuse)"
+    )]
+    NoDevice,
+    /// We may not use it.
+    #[error(
+        "/dev/fuse cannot be opened ({0}): `sudo chmod 666 /dev/fuse` is what udev does elsewhere"
+    )]
+    DeviceDenied(io::Error),
+    /// The program that mounts for users is missing.
+    #[error("fusermount3 is not installed: `sudo apt-get install fuse3`")]
+    NoFusermount,
+    /// Anything else.
+    #[error("{what} {dir}: {error}")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// The directory.
+        dir: PathBuf,
+        /// The answer.
+        error: String,
+    },
+}
+
+/// Makes sure that the tree can be mounted on `dir`, clearing away what a dead daemon left there,
+/// and returns its absolute path.
+///
+/// # Errors
+/// What is missing, with its remedy.
+pub fn prepare(dir: &Path) -> Result<PathBuf, MountError> {
+    check_host()?;
+    let absolute = std::path::absolute(dir).map_err(|e| io_error("cannot find", dir, &e))?;
+    match fs::metadata(&absolute) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => detach(&absolute)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(MountError::Absent(absolute));
+        }
+        Err(error) => return Err(io_error("cannot use", &absolute, &error)),
+        Ok(meta) if !meta.is_dir() => return Err(MountError::NotADirectory(absolute)),
+        Ok(_) => {}
+    }
+    let dir = fs::canonicalize(&absolute).map_err(|e| io_error("cannot use", &absolute, &e))?;
+    if is_ours(&dir) {
+        return Err(MountError::Mounted(dir));
+    }
+    let mut entries = fs::read_dir(&dir).map_err(|e| io_error("cannot read", &dir, &e))?;
+    if entries.next().is_some() {
+        return Err(MountError::NotEmpty(dir));
+    }
+    Ok(dir)
+}
+
+fn check_host() -> Result<(), MountError> {
+    match fs::File::options().read(true).write(true).open("/dev/fuse") {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(MountError::DeviceDenied(error));
+        }
+        Err(_) => return Err(MountError::NoDevice),
+    }
+    if !rustix::process::geteuid().is_root() && find_program("fusermount3").is_none() {
+        return Err(MountError::NoFusermount);
+    }
+    Ok(())
+}
+
+/// Finds a program by `PATH`.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(name))
+        .find(|p| p.is_file())
+}
+
+/// Unmounts our tree.
+///
+/// # Errors
+/// [`MountError::NotOurs`], [`MountError::Busy`].
+pub fn unmount(dir: &Path) -> Result<(), MountError> {
+    let dir = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+    if !is_ours(&dir) {
+        return Err(MountError::NotOurs(dir));
+    }
+    match umount(&dir, Leave::WhenFree) {
+        Ok(()) => Ok(()),
+        Err(text) if text.contains("busy") => {
+            let users = users_of(&dir);
+            Err(MountError::Busy { dir, users })
+        }
+        Err(error) => Err(MountError::Io {
+            what: "cannot unmount",
+            dir,
+            error,
+        }),
+    }
+}
+
+/// Takes a mount out of sight at once, whoever uses it.
+///
+/// # Errors
+/// What umount answered.
+pub fn detach(dir: &Path) -> Result<(), MountError> {
+    let failed = |error| MountError::Io {
+        what: "cannot detach",
+        dir: dir.to_owned(),
+        error,
+    };
+    umount(dir, Leave::Now).map_err(failed)
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Leave {
+    WhenFree,
+    Now,
+}
+
+fn umount(dir: &Path, leave: Leave) -> Result<(), String> {
+    if rustix::process::geteuid().is_root() {
+        let flags = match leave {
+            Leave::WhenFree => rustix::mount::UnmountFlags::empty(),
+            Leave::Now => rustix::mount::UnmountFlags::DETACH,
+        };
+        return rustix::mount::unmount(dir, flags).map_err(|e| e.to_string().to_lowercase());
+    }
+    let option = if leave == Leave::Now { "-uz" } else { "-u" };
+    let done = Command::new("fusermount3")
+        .arg(option)
+        .arg("--")
+        .arg(dir)
+        .output();
+    let done = done.map_err(|e| format!("fusermount3: {e}"))?;
+    if done.status.success() {
+        return Ok(());
+    }
+    Err(String::from_utf8_lossy(&done.stderr).trim().to_lowercase())
+}
+
+/// Says whether the topmost mount on `dir` is a tree of ours.
+pub fn is_ours(dir: &Path) -> bool {
+    let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let wanted = escaped(dir);
+    let ours = format!("fuse.{FS_NAME}");
+    let line = mounts.split(|b| *b == b'\n').rfind(|l| {
+        l.split(|b| *b == b' ')
+            .nth(4)
+            .is_some_and(|at| at == wanted.as_slice())
+    });
+    let kind = line.and_then(|l| l.split(|b| *b == b' ').skip_while(|f| *f != b"-").nth(1));
+    kind == Some(ours.as_bytes())
+}
+
+/// Writes a path as the kernel does in `mountinfo`.
+fn escaped(path: &Path) -> Vec<u8> {
+    let mut out = Vec::new();
+    for &byte in path.as_os_str().as_bytes() {
+        match byte {
+            b' ' | b'\t' | b'\n' | b'\\' => out.extend(format!("\\{byte:03o}").bytes()),
+            _ => out.push(byte),
+        }
+    }
+    out
+}
+
+/// Names the processes that use a mount, as far as they can be seen.
+fn users_of(dir: &Path) -> String {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let users: Vec<String> = processes
+        .filter_map(|p| p.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| uses(*pid, dir))
+        .map(|pid| {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            format!("{} (pid {pid})", name.trim())
+        })
+        .collect();
+    if users.is_empty() {
+        "a process that cannot be seen".to_owned()
+    } else {
+        users.join(", ")
+    }
+}
+
+fn uses(pid: u32, dir: &Path) -> bool {
+    let below = |link: PathBuf| fs::read_link(link).is_ok_and(|target| target.starts_with(dir));
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    below(format!("/proc/{pid}/cwd").into()) || descriptors.map(|d| d.path()).any(below)
+}
+
+fn io_error(what: &'static str, dir: &Path, error: &io::Error) -> MountError {
+    MountError::Io {
+        what,
+        dir: dir.to_owned(),
+        error: error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_escaped_as_the_kernel_does() {
+        assert_eq!(escaped(Path::new("/a b\\c")), b"/a\\040b\\134c");
+    }
+
+    #[test]
+    fn other_mounts_are_not_ours() {
+        assert!(!is_ours(Path::new("/proc")));
+        assert!(!is_ours(Path::new("/")));
+    }
+}

@@ -1,0 +1,366 @@
+//! One SSH connection to a guest: handshake, login, commands.
+//!
+//! Not here: how many connections there are (`ssh`).
+
+use std::borrow::Cow;
+use std::convert::Infallible;
+use std::fmt;
+use std::io;
+use std::net::{Ipv4Addr, Shutdown, TcpStream as StdTcpStream};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use russh::client::{self, Msg};
+use russh::keys::{
+    Algorithm, PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate,
+};
+use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Preferred, Sig};
+use russh::{compression, kex};
+use tokio::net::TcpStream;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::vm::backend::{BackendError, Exit, OutputSink, Source};
+
+/// Until the server's first byte: QEMU's user networking accepts before the guest listens and
+/// repeats a lost SYN only seconds later, so a new attempt is through sooner than an old one.
+const BANNER: Duration = Duration::from_millis(1200);
+/// A guest silent for three of these is taken for dead.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+/// Bytes that the guest may send ahead on one channel.
+const WINDOW: u32 = 2 << 20;
+/// Messages of up to 32 KiB that wait for a slow reader: 1 MiB at the most.
+const QUEUE: usize = 32;
+/// Bound on saying goodbye to a command.
+const HANG_UP: Duration = Duration::from_secs(2);
+/// RFC 4254: the number of stderr among the extended data.
+const STDERR: u32 = 1;
+
+/// What it takes to connect.
+#[derive(Clone)]
+pub(super) struct Access {
+    pub(super) port: u16,
+    pub(super) user: String,
+    pub(super) client_key: Arc<PrivateKey>,
+    pub(super) host_key: PublicKey,
+}
+
+impl fmt::Debug for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@127.0.0.1:{}", self.user, self.port)
+    }
+}
+
+/// A connection that is logged in.
+pub(super) struct Connection {
+    handle: client::Handle<Verifier>,
+    /// A channel opened ahead, which saves the next command a round trip.
+    spare: Mutex<Option<Channel<Msg>>>,
+    life: watch::Receiver<()>,
+    runtime: Handle,
+    _cable: Cable,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let closed = self.is_closed();
+        f.debug_struct("Connection")
+            .field("closed", &closed)
+            .finish_non_exhaustive()
+    }
+}
+
+pub(super) fn unreachable(reason: impl Into<String>) -> BackendError {
+    BackendError::Unreachable {
+        reason: reason.into(),
+    }
+}
+
+fn broken(error: impl fmt::Display) -> BackendError {
+    unreachable(format!("connection lost: {error}"))
+}
+
+impl Connection {
+    /// Connects and logs in. The caller bounds the whole; the part before SSH is bounded here.
+    pub(super) async fn open(access: &Access) -> Result<Arc<Self>, BackendError> {
+        let socket = dial(access.port).await?;
+        let cable = Cable::of(&socket).map_err(broken)?;
+        let (alive, life) = watch::channel(());
+        let verifier = Verifier {
+            host_key: access.host_key.clone(),
+            _alive: alive,
+        };
+        let connecting = client::connect_stream(config(), socket, verifier);
+        let mut handle = connecting.await.map_err(BackendError::from)?;
+        log_in(&mut handle, access).await?;
+        Ok(Arc::new(Self {
+            handle,
+            spare: Mutex::default(),
+            life,
+            runtime: Handle::current(),
+            _cable: cable,
+        }))
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.life.has_changed().is_err()
+    }
+
+    /// Resolves when the connection is lost.
+    pub(super) async fn closed(&self) {
+        let mut life = self.life.clone();
+        while life.changed().await.is_ok() {}
+    }
+
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// Runs a command; see `GuestSession::exec`.
+    pub(super) async fn exec(
+        self: &Arc<Self>,
+        command: &[u8],
+        stdin: &[u8],
+        output: &dyn OutputSink,
+    ) -> Result<Exit, BackendError> {
+        let (incoming, outgoing) = self.channel().await?.split();
+        let mut running = Running {
+            outgoing: Arc::new(outgoing),
+            over: false,
+            runtime: self.runtime.clone(),
+        };
+        let end = tokio::select! {
+            end = follow(incoming, output) => end,
+            never = feed(&running.outgoing, command, stdin) => match never? {},
+        };
+        if end.is_ok() {
+            running.over = true;
+            self.open_spare();
+        }
+        end
+    }
+
+    async fn channel(&self) -> Result<Channel<Msg>, BackendError> {
+        let spare = self.spare.lock().take();
+        match spare {
+            Some(channel) => Ok(channel),
+            None => self.handle.channel_open_session().await.map_err(broken),
+        }
+    }
+
+    /// Failing is no harm: the next command then opens its channel itself, and says why it cannot.
+    fn open_spare(self: &Arc<Self>) {
+        let connection = Arc::downgrade(self);
+        self.runtime.spawn(async move {
+            let connection = connection.upgrade()?;
+            let channel = connection.handle.channel_open_session().await.ok()?;
+            connection.spare.lock().replace(channel)
+        });
+    }
+}
+
+/// Sends the command and its input, then waits for ever: how it ends is heard elsewhere. Nothing
+/// is waited for in between; what the guest refuses comes back as a message.
+async fn feed(
+    outgoing: &ChannelWriteHalf<Msg>,
+    command: &[u8],
+    stdin: &[u8],
+) -> Result<Infallible, BackendError> {
+    outgoing.exec(true, command).await.map_err(broken)?;
+    if !stdin.is_empty() {
+        outgoing.data_bytes(stdin.to_vec()).await.map_err(broken)?;
+    }
+    outgoing.eof().await.map_err(broken)?;
+    std::future::pending().await
+}
+
+/// Hands on what the command says until it has ended and all of its output is here.
+async fn follow(
+    mut incoming: ChannelReadHalf,
+    output: &dyn OutputSink,
+) -> Result<Exit, BackendError> {
+    let (mut exit, mut eof) = (None, false);
+    while exit.is_none() || !eof {
+        match incoming.wait().await {
+            Some(ChannelMsg::Data { data }) => output.accept(Source::Stdout, &data).await,
+            Some(ChannelMsg::ExtendedData { data, ext: STDERR }) => {
+                output.accept(Source::Stderr, &data).await;
+            }
+            Some(ChannelMsg::ExitStatus { exit_status }) => exit = Some(Exit::Code(exit_status)),
+            Some(ChannelMsg::ExitSignal { signal_name, .. }) => {
+                exit = Some(Exit::Signal(name(signal_name)));
+            }
+            Some(ChannelMsg::Failure) => return Err(unreachable("it refused to run a command")),
+            Some(ChannelMsg::Eof) => eof = true,
+            Some(ChannelMsg::Close) => {
+                return exit.ok_or_else(|| unreachable("it ended a command without a status"));
+            }
+            Some(_) => {}
+            None => return Err(unreachable("connection lost while a command ran")),
+        }
+    }
+    exit.ok_or_else(|| unreachable("connection lost while a command ran"))
+}
+
+fn name(signal: Sig) -> String {
+    match signal {
+        Sig::ABRT => "ABRT".to_owned(),
+        Sig::ALRM => "ALRM".to_owned(),
+        Sig::FPE => "FPE".to_owned(),
+        Sig::HUP => "HUP".to_owned(),
+        Sig::ILL => "ILL".to_owned(),
+        Sig::INT => "INT".to_owned(),
+        Sig::KILL => "KILL".to_owned(),
+        Sig::PIPE => "PIPE".to_owned(),
+        Sig::QUIT => "QUIT".to_owned(),
+        Sig::SEGV => "SEGV".to_owned(),
+        Sig::TERM => "TERM".to_owned(),
+        Sig::USR1 => "USR1".to_owned(),
+        Sig::Custom(name) => name,
+    }
+}
+
+/// Connects, and waits for the server's first byte.
+async fn dial(port: u16) -> Result<TcpStream, BackendError> {
+    let greeted = async {
+        let socket = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+        socket.set_nodelay(true)?;
+        match socket.peek(&mut [0]).await? {
+            0 => Err(io::ErrorKind::ConnectionReset.into()),
+            _ => Ok(socket),
+        }
+    };
+    match timeout(BANNER, greeted).await {
+        Ok(socket) => socket.map_err(|e: io::Error| unreachable(format!("port {port}: {e}"))),
+        Err(_) => Err(unreachable(format!(
+            "no SSH server has answered on port {port} within {} ms",
+            BANNER.as_millis()
+        ))),
+    }
+}
+
+fn config() -> Arc<client::Config> {
+    Arc::new(client::Config {
+        window_size: WINDOW,
+        channel_buffer_size: QUEUE,
+        keepalive_interval: Some(KEEPALIVE),
+        keepalive_max: 2,
+        inactivity_timeout: None,
+        nodelay: true,
+        preferred: Preferred {
+            // Nothing leaves this host: the cheapest exchange will do, and the guest's key is
+            // known to be of one kind.
+            kex: Cow::Borrowed(&[
+                kex::CURVE25519,
+                kex::CURVE25519_PRE_RFC_8731,
+                kex::EXTENSION_SUPPORT_AS_CLIENT,
+                kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT,
+            ]),
+            key: Cow::Borrowed(&[Algorithm::Ed25519]),
+            compression: Cow::Borrowed(&[compression::NONE]),
+            ..Preferred::DEFAULT
+        },
+        ..client::Config::default()
+    })
+}
+
+async fn log_in(
+    handle: &mut client::Handle<Verifier>,
+    access: &Access,
+) -> Result<(), BackendError> {
+    let key = PrivateKeyWithHashAlg::new(Arc::clone(&access.client_key), None);
+    let answer = handle.authenticate_publickey(&access.user, key).await;
+    if answer.map_err(broken)?.success() {
+        return Ok(());
+    }
+    Err(BackendError::KeyRefused {
+        user: access.user.clone(),
+    })
+}
+
+/// Accepts the one host key that was made for this guest.
+struct Verifier {
+    host_key: PublicKey,
+    /// Dropped with the connection's task.
+    _alive: watch::Sender<()>,
+}
+
+impl client::Handler for Verifier {
+    type Error = Handshake;
+
+    async fn check_server_key(
+        &mut self,
+        shown: &PublicKeyOrCertificate,
+    ) -> Result<bool, Handshake> {
+        match shown {
+            PublicKeyOrCertificate::PublicKey { key, .. }
+                if key.key_data() == self.host_key.key_data() =>
+            {
+                Ok(true)
+            }
+            _ => Err(Handshake::WrongHostKey),
+        }
+    }
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+enum Handshake {
+    WrongHostKey,
+    Ssh(russh::Error),
+}
+
+impl From<russh::Error> for Handshake {
+    fn from(error: russh::Error) -> Self {
+        Self::Ssh(error)
+    }
+}
+
+impl From<Handshake> for BackendError {
+    fn from(error: Handshake) -> Self {
+        match error {
+            Handshake::WrongHostKey => Self::WrongHostKey,
+            Handshake::Ssh(error) => unreachable(format!("SSH: {error}")),
+        }
+    }
+}
+
+/// A second hold on the socket: letting go of it ends the connection's task wherever it waits, so
+/// that an attempt given up half-way leaves nothing behind.
+struct Cable(StdTcpStream);
+
+impl Cable {
+    fn of(socket: &TcpStream) -> io::Result<Self> {
+        Ok(Self(socket.as_fd().try_clone_to_owned()?.into()))
+    }
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        // It may be closed already, which is as good.
+        drop(self.0.shutdown(Shutdown::Both));
+    }
+}
+
+/// A command's channel; dropped before the command is over, it hangs up.
+struct Running {
+    outgoing: Arc<ChannelWriteHalf<Msg>>,
+    over: bool,
+    runtime: Handle,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let outgoing = Arc::clone(&self.outgoing);
+        self.runtime.spawn(timeout(HANG_UP, async move {
+            outgoing.signal(Sig::HUP).await?;
+            outgoing.close().await
+        }));
+    }
+}

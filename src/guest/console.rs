@@ -1,0 +1,195 @@
+//! A VM's serial line: one connection to QEMU's socket, any number of readers.
+//!
+//! Each run of the machine has a [`Line`] of its own: streams of the last run drain and end while
+//! those of the next one begin. What is not here: the connection (`line`), the bytes that are kept
+//! (`ring`), and how the socket and the log are put together (`log`).
+
+mod line;
+mod log;
+mod ring;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+use self::line::Line;
+use crate::vm::VmError;
+use crate::vm::backend::{Console, ConsoleAccess};
+use crate::vm::stream::{Bell, Listener, Readiness, Stream};
+
+/// The serial line of one VM.
+#[derive(Debug)]
+pub struct SerialConsole {
+    dir: PathBuf,
+    runtime: Handle,
+    run: Mutex<Run>,
+    lost: Arc<AtomicU64>,
+}
+
+/// The machine's present run, or the one to come.
+#[derive(Debug)]
+struct Run {
+    line: Arc<Line>,
+    attached: bool,
+}
+
+impl SerialConsole {
+    /// Describes the line of the VM in `dir`; its task will live on `runtime`.
+    pub fn new(dir: PathBuf, runtime: Handle) -> Self {
+        let lost = Arc::<AtomicU64>::default();
+        let run = Run {
+            line: Line::new(Arc::clone(&lost)),
+            attached: false,
+        };
+        Self {
+            dir,
+            runtime,
+            run: Mutex::new(run),
+            lost,
+        }
+    }
+}
+
+impl Console for SerialConsole {
+    fn attach(&self) {
+        let mut run = self.run.lock();
+        if !run.attached {
+            run.attached = true;
+            let serve = Arc::clone(&run.line).serve(self.dir.clone());
+            self.runtime.spawn(serve);
+        }
+    }
+
+    fn detach(&self) {
+        let mut run = self.run.lock();
+        let next = Run {
+            line: Line::new(Arc::clone(&self.lost)),
+            attached: false,
+        };
+        let last = std::mem::replace(&mut *run, next);
+        if last.attached {
+            last.line.stop();
+        } else {
+            last.line.end();
+        }
+    }
+
+    fn open(&self, access: ConsoleAccess) -> Arc<dyn Stream> {
+        let line = Arc::clone(&self.run.lock().line);
+        match access {
+            ConsoleAccess::Watch => Arc::new(Opened::new(line, Some(Start::Scrollback))),
+            ConsoleAccess::Talk => Arc::new(Opened::new(line, Some(Start::Now))),
+            ConsoleAccess::Send => Arc::new(Opened::new(line, None)),
+            ConsoleAccess::Peek => Arc::new(Snapshot::of(&line)),
+        }
+    }
+
+    fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for SerialConsole {
+    fn drop(&mut self) {
+        self.detach();
+    }
+}
+
+/// Where a reader begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Start {
+    Scrollback,
+    Now,
+}
+
+/// An open console.
+#[derive(Debug)]
+struct Opened {
+    line: Arc<Line>,
+    /// `None` does not read.
+    reader: Option<u64>,
+}
+
+impl Opened {
+    fn new(line: Arc<Line>, start: Option<Start>) -> Self {
+        let reader = start.map(|start| line.join(start));
+        Self { line, reader }
+    }
+}
+
+impl Stream for Opened {
+    fn try_read(&self, max: usize) -> Option<Result<Vec<u8>, VmError>> {
+        match self.reader {
+            Some(reader) => self.line.read(reader, max).map(Ok),
+            None => Some(Ok(Vec::new())),
+        }
+    }
+
+    fn try_write(&self, data: &[u8]) -> Option<Result<usize, VmError>> {
+        self.line.write(data)
+    }
+
+    fn readiness(&self) -> Readiness {
+        self.line.readiness(self.reader)
+    }
+
+    fn listen(&self) -> Listener {
+        self.line.listen()
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        if let Some(reader) = self.reader {
+            self.line.leave(reader);
+        }
+    }
+}
+
+/// What a crawler gets: the scrollback at the moment of its open.
+#[derive(Debug)]
+struct Snapshot {
+    bytes: Mutex<std::io::Cursor<Vec<u8>>>,
+    silence: Bell,
+}
+
+impl Snapshot {
+    fn of(line: &Line) -> Self {
+        let reader = line.join(Start::Scrollback);
+        let bytes = line.read(reader, usize::MAX).unwrap_or_default();
+        line.leave(reader);
+        Self {
+            bytes: Mutex::new(std::io::Cursor::new(bytes)),
+            silence: Bell::default(),
+        }
+    }
+}
+
+impl Stream for Snapshot {
+    fn try_read(&self, max: usize) -> Option<Result<Vec<u8>, VmError>> {
+        use std::io::Read;
+        let mut bytes = Vec::new();
+        let mut rest = self.bytes.lock();
+        // Reading from memory cannot fail.
+        drop(rest.by_ref().take(max as u64).read_to_end(&mut bytes));
+        Some(Ok(bytes))
+    }
+
+    fn try_write(&self, _: &[u8]) -> Option<Result<usize, VmError>> {
+        Some(Ok(0))
+    }
+
+    fn readiness(&self) -> Readiness {
+        Readiness {
+            readable: true,
+            ..Readiness::default()
+        }
+    }
+
+    fn listen(&self) -> Listener {
+        self.silence.listen()
+    }
+}

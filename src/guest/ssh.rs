@@ -1,0 +1,203 @@
+//! A session with a guest: commands, each with its output under flow control.
+//!
+//! russh gives a channel its window back when bytes *arrive*, not when they are taken, and hands
+//! them over by a bounded queue on which the loop of the whole connection waits: a channel whose
+//! reader stalls holds up all the others there, keepalives included (Eugeny/russh#730). So a
+//! running command has a [`Connection`] to itself as long as there are few. Then the queue bounds
+//! the memory, and a stall closes the SSH and TCP windows of that one command.
+//!
+//! Not here: the protocol (`connection`), when to connect and how often to try (the driver).
+
+use std::path::Path;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::time::{sleep, timeout};
+
+use super::connection::{Access, Connection, unreachable};
+use super::keys;
+use crate::store::layout::VmDir;
+use crate::vm::backend::{BackendError, Exit, GuestAddress, GuestSession, OutputSink, Source};
+
+/// Bound of one attempt to connect, log in and run `true`.
+const ATTEMPT: Duration = Duration::from_secs(5);
+/// Connections at the most; beyond them commands share.
+const MOST: usize = 16;
+/// How long a connection beyond the first stays open without a command.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// A guest that we are logged in to.
+#[derive(Debug)]
+pub struct SshSession {
+    access: Access,
+    first: Arc<Connection>,
+    pool: Arc<Pool>,
+}
+
+/// Connects, logs in and runs `true`: one attempt.
+///
+/// # Errors
+/// [`BackendError::WrongHostKey`], [`BackendError::KeyRefused`], or
+/// [`BackendError::Unreachable`] for what may be different the next time.
+pub async fn connect(client_key: &Path, at: &GuestAddress) -> Result<SshSession, BackendError> {
+    let access = Access {
+        port: at.port,
+        user: at.user.clone(),
+        client_key: Arc::new(keys::ensure(client_key, "aqfs")?),
+        host_key: keys::public(&VmDir(at.dir.clone()).host_key())?,
+    };
+    let late = |_| unreachable(format!("not logged in within {} s", ATTEMPT.as_secs()));
+    let first = timeout(ATTEMPT, proven(&access)).await.map_err(late)??;
+    Ok(SshSession {
+        access,
+        first: Arc::clone(&first),
+        pool: Arc::new(Pool::new(first)),
+    })
+}
+
+async fn proven(access: &Access) -> Result<Arc<Connection>, BackendError> {
+    let connection = Connection::open(access).await?;
+    match connection.exec(b"true", b"", &Nowhere).await? {
+        Exit::Code(0) => Ok(connection),
+        exit => Err(unreachable(format!("`true` ended with {exit:?}"))),
+    }
+}
+
+#[derive(Debug)]
+struct Nowhere;
+
+#[async_trait]
+impl OutputSink for Nowhere {
+    async fn accept(&self, _: Source, _: &[u8]) {}
+}
+
+#[async_trait]
+impl GuestSession for SshSession {
+    async fn exec(
+        &self,
+        command: &[u8],
+        stdin: &[u8],
+        output: &dyn OutputSink,
+    ) -> Result<Exit, BackendError> {
+        let lease = self.pool.lease(&self.access).await;
+        let lease = lease.ok_or_else(|| unreachable("connection lost"))?;
+        lease.connection.exec(command, stdin, output).await
+    }
+
+    async fn closed(&self) {
+        self.first.closed().await;
+    }
+}
+
+/// The connections of one session, the first one first: it is as old as the session.
+#[derive(Debug)]
+struct Pool {
+    slots: Mutex<Vec<Slot>>,
+    /// Servers count strangers at the door (dropbear: five an address), so we come one by one.
+    door: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    connection: Arc<Connection>,
+    /// Commands that run on it.
+    users: usize,
+    /// Commands that it has been leased to: tells whether it lay idle in between.
+    leases: u64,
+}
+
+impl Pool {
+    fn new(first: Arc<Connection>) -> Self {
+        Self {
+            slots: Mutex::new(vec![Slot::new(first)]),
+            door: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Takes an idle connection, opens one more, or shares the least busy one; `None` if all are
+    /// lost.
+    async fn lease(self: &Arc<Self>, access: &Access) -> Option<Lease> {
+        if let Some(lease) = self.take(1) {
+            return Some(lease);
+        }
+        let _turn = self.door.lock().await;
+        if let Some(lease) = self.take(1) {
+            return Some(lease);
+        }
+        if (1..MOST).contains(&self.slots.lock().len()) {
+            match timeout(ATTEMPT, Connection::open(access)).await {
+                Ok(Ok(connection)) => self.slots.lock().push(Slot::new(connection)),
+                Ok(Err(error)) => tracing::warn!(%error, "no further connection to the guest"),
+                Err(_) => tracing::warn!("no further connection to the guest in time"),
+            }
+        }
+        self.take(usize::MAX)
+    }
+
+    /// Takes the least busy connection if fewer than `limit` commands run on it.
+    fn take(self: &Arc<Self>, limit: usize) -> Option<Lease> {
+        let mut slots = self.slots.lock();
+        slots.retain(|slot| !slot.connection.is_closed());
+        let slot = slots.iter_mut().min_by_key(|slot| slot.users)?;
+        if slot.users >= limit {
+            return None;
+        }
+        slot.users += 1;
+        slot.leases += 1;
+        Some(Lease {
+            pool: Arc::clone(self),
+            connection: Arc::clone(&slot.connection),
+        })
+    }
+
+    /// Ends a lease. Of the connections beyond the first, one that then lies idle is closed.
+    fn give_back(self: &Arc<Self>, connection: &Arc<Connection>) {
+        let mut slots = self.slots.lock();
+        let is_it = |slot: &Slot| Arc::ptr_eq(&slot.connection, connection);
+        let Some(place) = slots.iter().position(is_it) else {
+            return;
+        };
+        slots[place].users -= 1;
+        if place > 0 && slots[place].users == 0 {
+            let (leases, weak) = (slots[place].leases, Arc::downgrade(connection));
+            let idle = retire(Arc::downgrade(self), leases, weak);
+            connection.runtime().spawn(idle);
+        }
+    }
+}
+
+/// Closes a connection unless it has been leased again meanwhile.
+async fn retire(pool: Weak<Pool>, leases: u64, connection: Weak<Connection>) {
+    sleep(IDLE).await;
+    let is_it = |slot: &Slot| connection.ptr_eq(&Arc::downgrade(&slot.connection));
+    if let Some(pool) = pool.upgrade() {
+        pool.slots
+            .lock()
+            .retain(|slot| slot.leases != leases || !is_it(slot));
+    }
+}
+
+impl Slot {
+    fn new(connection: Arc<Connection>) -> Self {
+        Self {
+            connection,
+            users: 0,
+            leases: 0,
+        }
+    }
+}
+
+/// A running command's place on a connection.
+#[derive(Debug)]
+struct Lease {
+    pool: Arc<Pool>,
+    connection: Arc<Connection>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.pool.give_back(&self.connection);
+    }
+}

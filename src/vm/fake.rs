@@ -1,0 +1,294 @@
+//! A world of fakes for tests of the layers above: machines that a test plays, guests that answer
+//! at once, one image. Never part of the program.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use super::World;
+use super::backend::*;
+use super::spec::AccelChoice;
+use super::stream::{Bell, Listener, Readiness, Stream};
+use crate::vm::VmError;
+
+/// What a test says of the world, and sees of it.
+#[derive(Debug, Default)]
+pub(crate) struct Script {
+    /// The next launch fails like this.
+    pub(crate) launch_error: Mutex<Option<BackendError>>,
+    /// Guests do not answer.
+    pub(crate) mute: Mutex<bool>,
+    /// The power button does nothing.
+    pub(crate) stubborn: Mutex<bool>,
+    /// What was asked of machines.
+    pub(crate) calls: Mutex<Vec<&'static str>>,
+    /// The events of the machine launched last.
+    pub(crate) events: Mutex<Option<mpsc::Sender<MachineEvent>>>,
+}
+
+impl Script {
+    /// Has the machine report something.
+    pub(crate) async fn report(&self, event: MachineEvent) {
+        let events = self.events.lock().clone().unwrap();
+        events.send(event).await.unwrap();
+    }
+}
+
+/// Makes a world that follows a script.
+pub(crate) fn world(script: &Arc<Script>) -> World {
+    let fake = Arc::new(Fake(Arc::clone(script)));
+    World {
+        hypervisor: fake.clone(),
+        guests: fake.clone(),
+        images: fake,
+    }
+}
+
+/// How a fake QEMU ends when all is well.
+pub(crate) fn clean_exit() -> MachineEvent {
+    let report = ExitReport {
+        clean: true,
+        status: "exit 0".into(),
+        stderr: String::new(),
+    };
+    MachineEvent::Exited(report)
+}
+
+#[derive(Debug)]
+struct Fake(Arc<Script>);
+
+#[async_trait]
+impl Hypervisor for Fake {
+    fn facts(&self) -> Vec<(&'static str, String)> {
+        vec![("accel", "tcg: fake".to_owned())]
+    }
+
+    async fn accel(&self, choice: AccelChoice) -> Result<Accel, BackendError> {
+        if choice == AccelChoice::Kvm {
+            return Err(BackendError::NoAccelerator {
+                wanted: "kvm".into(),
+                reason: "fake".into(),
+            });
+        }
+        Ok(Accel {
+            kind: AccelKind::Tcg,
+            cpu: "max".into(),
+            reason: "fake".into(),
+        })
+    }
+
+    async fn launch(&self, plan: LaunchPlan) -> Result<Launched, BackendError> {
+        if let Some(error) = self.0.launch_error.lock().take() {
+            return Err(error);
+        }
+        std::fs::write(plan.dir.join("disk.qcow2"), b"").unwrap();
+        let (to, events) = mpsc::channel(16);
+        *self.0.events.lock() = Some(to.clone());
+        let facts = RunFacts {
+            pid: 1,
+            pid_start: 1,
+            uuid: plan.uuid,
+            since: SystemTime::now(),
+            accel: plan.accel,
+            qemu_version: "0".into(),
+            machine: "fake".into(),
+            ssh_port: 22,
+            image_digest: plan.image.digest,
+            announces: false,
+        };
+        let machine = Arc::new(FakeMachine {
+            facts,
+            script: Arc::clone(&self.0),
+            events: to,
+        });
+        Ok(Launched {
+            machine,
+            events,
+            paused: plan.paused,
+        })
+    }
+
+    async fn adopt(&self, _dir: PathBuf, _uuid: Uuid) -> Adoption {
+        Adoption::NeverRan
+    }
+}
+
+#[derive(Debug)]
+struct FakeMachine {
+    facts: RunFacts,
+    script: Arc<Script>,
+    events: mpsc::Sender<MachineEvent>,
+}
+
+impl FakeMachine {
+    async fn call(&self, name: &'static str, event: Option<MachineEvent>) {
+        self.script.calls.lock().push(name);
+        if let Some(event) = event {
+            self.events.send(event).await.unwrap();
+        }
+    }
+}
+
+#[async_trait]
+impl Machine for FakeMachine {
+    fn facts(&self) -> &RunFacts {
+        &self.facts
+    }
+
+    async fn pause(&self) -> Result<(), BackendError> {
+        self.call("pause", None).await;
+        Ok(())
+    }
+
+    async fn resume(&self) -> Result<(), BackendError> {
+        self.call("resume", None).await;
+        Ok(())
+    }
+
+    async fn reset(&self) -> Result<(), BackendError> {
+        self.call("reset", None).await;
+        Ok(())
+    }
+
+    async fn power_down(&self) -> Result<(), BackendError> {
+        let deaf = *self.script.stubborn.lock();
+        self.call("power_down", (!deaf).then(clean_exit)).await;
+        Ok(())
+    }
+
+    async fn kill(&self) -> Result<(), BackendError> {
+        self.call("kill", Some(clean_exit())).await;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Guests for Fake {
+    async fn prepare(&self, _plan: &LaunchPlan) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    async fn connect(&self, _at: &GuestAddress) -> Result<Arc<dyn GuestSession>, BackendError> {
+        if *self.0.mute.lock() {
+            return Err(BackendError::Unreachable {
+                reason: "fake".into(),
+            });
+        }
+        Ok(Arc::new(FakeSession(Arc::clone(&self.0))))
+    }
+
+    fn console(&self, _dir: PathBuf) -> Arc<dyn Console> {
+        Arc::new(FakeConsole)
+    }
+}
+
+#[derive(Debug)]
+struct FakeSession(Arc<Script>);
+
+#[async_trait]
+impl GuestSession for FakeSession {
+    async fn exec(
+        &self,
+        command: &[u8],
+        _stdin: &[u8],
+        output: &dyn OutputSink,
+    ) -> Result<Exit, BackendError> {
+        self.0.calls.lock().push("exec");
+        output.accept(Source::Stdout, command).await;
+        Ok(Exit::Code(0))
+    }
+
+    async fn closed(&self) {
+        std::future::pending().await
+    }
+}
+
+#[derive(Debug)]
+struct FakeConsole;
+
+impl Console for FakeConsole {
+    fn attach(&self) {}
+
+    fn detach(&self) {}
+
+    fn open(&self, _access: ConsoleAccess) -> Arc<dyn Stream> {
+        Arc::new(Silence(Bell::default()))
+    }
+
+    fn lost(&self) -> u64 {
+        0
+    }
+}
+
+/// A stream that never says anything.
+#[derive(Debug)]
+struct Silence(Bell);
+
+impl Stream for Silence {
+    fn try_read(&self, _max: usize) -> Option<Result<Vec<u8>, VmError>> {
+        None
+    }
+
+    fn try_write(&self, data: &[u8]) -> Option<Result<usize, VmError>> {
+        Some(Ok(data.len()))
+    }
+
+    fn readiness(&self) -> Readiness {
+        Readiness {
+            readable: false,
+            writable: true,
+            hung_up: false,
+        }
+    }
+
+    fn listen(&self) -> Listener {
+        self.0.listen()
+    }
+}
+
+#[async_trait]
+impl Images for Fake {
+    fn list(&self) -> Vec<ImageInfo> {
+        self.info("tiny").into_iter().collect()
+    }
+
+    fn info(&self, name: &str) -> Option<ImageInfo> {
+        (name == "tiny").then(|| ImageInfo {
+            name: name.to_owned(),
+            source: "builtin:tiny".into(),
+            kind: "builtin".into(),
+            digest: "sha256:0".into(),
+            size: 0,
+            status: ImageStatus::Ready,
+            progress: String::new(),
+            changed: SystemTime::UNIX_EPOCH,
+        })
+    }
+
+    fn begin(&self, _name: &str) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    async fn ensure(&self, name: &str) -> Result<BootImage, BackendError> {
+        Ok(BootImage {
+            name: name.to_owned(),
+            digest: "sha256:0".into(),
+            disk: "/nowhere".into(),
+            format: DiskFormat::Raw,
+            disk_size: 0,
+            kernel: None,
+            initrd: None,
+            cmdline: String::new(),
+            announces: false,
+        })
+    }
+
+    fn listen(&self) -> Listener {
+        Bell::default().listen()
+    }
+}
