@@ -1,0 +1,54 @@
+# One line a target; what needs more is in tools/.
+
+PREFIX ?= $(HOME)/.local
+
+help: ## show this
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 14
+
+demo: ## build, mount ~/aq (or AQ_DIR) and run the tour of the README
+	@tools/demo
+
+test: setup ## everything: format, lints, docs, dependencies, unit, mount and guest tests
+	@tools/test
+
+check: ## what can be told without running anything
+	@tools/test fmt clippy doc deny
+
+fmt: ## format the sources
+	cargo fmt --all
+
+clippy: ## lints
+	@tools/test clippy
+
+doc: ## the API's documentation
+	@tools/test doc
+
+deny: ## licences, sources and advisories of dependencies
+	@tools/test deny
+
+unit: ## tests that need neither FUSE nor QEMU
+	@tools/test unit
+
+mount-tests: setup ## tests that need /dev/fuse
+	@tools/test mount
+
+qemu-tests: setup ## tests that boot guests
+	@tools/test root qemu
+
+bench: setup ## the promises in numbers, measured (BENCH=exec: some of them)
+	@tools/test bench
+
+setup: ## install what is missing (Debian, Ubuntu)
+	@tools/setup
+
+build: ## the optimised program
+	cargo build --release
+
+install: build ## into PREFIX (~/.local)
+	install -D -m 755 "$${CARGO_TARGET_DIR:-target}/release/aq" "$(DESTDIR)$(PREFIX)/bin/aq"
+
+clean: ## remove what was built, and the tests' caches
+	cargo clean && rm -rf /var/tmp/aqfs-test-cache-*
+
+.PHONY: help demo test check fmt clippy doc deny unit mount-tests qemu-tests bench setup build install clean
+.DEFAULT_GOAL := help

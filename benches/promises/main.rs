@@ -1,0 +1,40 @@
+//! The promises in numbers, each measured beside its reference in the same run: `make bench`.
+//!
+//! A miss is told and does not fail: timings say as much about the machine as about aqfs.
+//! An argument picks the benchmarks whose name contains it.
+
+#![allow(clippy::print_stdout, reason = "a benchmark's output is its purpose")]
+
+#[path = "../../tests/common/mod.rs"]
+mod common;
+
+mod files;
+mod guest;
+mod hello;
+mod measure;
+
+use measure::Row;
+
+type Benchmark = (&'static str, fn() -> Vec<Row>);
+
+/// What is measured, by name.
+const BENCHMARKS: &[Benchmark] = &[
+    ("status", files::status),
+    ("names", files::names),
+    ("exec", guest::warm_exec),
+    ("start", guest::cold_start),
+    ("memory", guest::memory),
+];
+
+fn main() {
+    // cargo itself passes `--bench`.
+    let wanted = std::env::args()
+        .skip(1)
+        .find(|a| !a.starts_with('-'))
+        .unwrap_or_default();
+    for (_, run) in BENCHMARKS.iter().filter(|(name, _)| name.contains(&wanted)) {
+        for row in run() {
+            println!("{}", row.render());
+        }
+    }
+}

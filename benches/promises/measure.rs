@@ -1,0 +1,86 @@
+//! Measurements and how they are told: medians, ratios taken in one run, promises beside them.
+
+use std::time::{Duration, Instant};
+
+/// A line of the table.
+#[derive(Debug)]
+pub(crate) struct Row {
+    what: String,
+    measured: String,
+    beside: String,
+    promise: String,
+    kept: bool,
+}
+
+impl Row {
+    /// Compares a time with that of a reference, taken in the same run.
+    pub(crate) fn ratio(what: &str, ours: Duration, reference: Duration, promise: f64) -> Self {
+        let ratio = ours.as_secs_f64() / reference.as_secs_f64();
+        Self {
+            what: what.to_owned(),
+            measured: render(ours),
+            beside: format!("{} × {ratio:.2}", render(reference)),
+            promise: format!("≤ × {promise}"),
+            kept: ratio <= promise,
+        }
+    }
+
+    /// Compares a time with that of a reference, of which it may exceed a given time.
+    pub(crate) fn excess(
+        what: &str,
+        ours: Duration,
+        reference: Duration,
+        promise: Duration,
+    ) -> Self {
+        let excess = ours.saturating_sub(reference);
+        Self {
+            what: what.to_owned(),
+            measured: render(ours),
+            beside: format!("{} + {}", render(reference), render(excess)),
+            promise: format!("≤ + {}", render(promise)),
+            kept: excess <= promise,
+        }
+    }
+
+    /// Compares an amount of memory, in KiB, with its limit.
+    pub(crate) fn memory(what: &str, kib: u64, promise: u64) -> Self {
+        Self {
+            what: what.to_owned(),
+            measured: format!("{kib} KiB"),
+            beside: String::new(),
+            promise: format!("≤ {promise} KiB"),
+            kept: kib <= promise,
+        }
+    }
+
+    /// Renders the row; `MISS` is told and is no failure, as timings depend on the machine.
+    pub(crate) fn render(&self) -> String {
+        let Self {
+            what,
+            measured,
+            beside,
+            promise,
+            kept,
+        } = self;
+        let verdict = if *kept { "ok" } else { "MISS" };
+        format!("{what:<46} {measured:>11}  {beside:<22} {promise:<12} {verdict}")
+    }
+}
+
+/// Returns the median duration of `rounds` calls.
+pub(crate) fn timed(rounds: usize, mut work: impl FnMut()) -> Duration {
+    let once = |_| {
+        let began = Instant::now();
+        work();
+        began.elapsed()
+    };
+    crate::common::median((0..rounds).map(once).collect())
+}
+
+fn render(time: Duration) -> String {
+    match time.as_nanos() {
+        0..1_000_000 => format!("{:.1} µs", time.as_secs_f64() * 1e6),
+        1_000_000..1_000_000_000 => format!("{:.1} ms", time.as_secs_f64() * 1e3),
+        _ => format!("{:.2} s", time.as_secs_f64()),
+    }
+}

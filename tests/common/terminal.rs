@@ -1,0 +1,78 @@
+//! A terminal of its own for a test: a tmux server on a private socket.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use super::eventually;
+use super::shell::finish;
+
+const BOUND: Duration = Duration::from_secs(20);
+
+/// A tmux server with one window, in which bash runs. Dropping it ends both.
+#[derive(Debug)]
+pub(crate) struct Terminal {
+    socket: PathBuf,
+}
+
+impl Terminal {
+    /// Opens a terminal in `dir`. `socket` is a path for tmux's socket, in a directory of the test.
+    pub(crate) fn open(socket: PathBuf, dir: &Path) -> Self {
+        let terminal = Self { socket };
+        let mut start = terminal.tmux();
+        start
+            .args(["new-session", "-d", "-x", "120", "-y", "40", "-c"])
+            .arg(dir);
+        finish(start.args(["bash", "--norc", "--noprofile"]), BOUND).ok();
+        terminal.until_foreground("bash");
+        terminal
+    }
+
+    /// Types a line and presses Return.
+    pub(crate) fn enter(&self, line: &str) {
+        finish(self.tmux().args(["send-keys", "-l", line]), BOUND).ok();
+        self.press("Enter");
+    }
+
+    /// Presses a key, named as tmux names it: `C-c`.
+    pub(crate) fn press(&self, key: &str) {
+        finish(self.tmux().args(["send-keys", key]), BOUND).ok();
+    }
+
+    /// Waits until `program` is in the foreground.
+    #[track_caller]
+    pub(crate) fn until_foreground(&self, program: &str) {
+        eventually(&format!("{program} in the foreground"), BOUND, || {
+            self.foreground() == program
+        });
+    }
+
+    /// Returns what is on the screen.
+    pub(crate) fn screen(&self) -> String {
+        finish(self.tmux().args(["capture-pane", "-p"]), BOUND).ok()
+    }
+
+    fn foreground(&self) -> String {
+        finish(
+            self.tmux()
+                .args(["display-message", "-p", "#{pane_current_command}"]),
+            BOUND,
+        )
+        .ok()
+    }
+
+    fn tmux(&self) -> Command {
+        let mut command = Command::new("tmux");
+        command
+            .env_remove("TMUX")
+            .args(["-f", "/dev/null", "-S"])
+            .arg(&self.socket);
+        command
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _already_gone = self.tmux().arg("kill-server").output();
+    }
+}

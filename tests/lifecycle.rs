@@ -1,0 +1,152 @@
+//! A VM's life, from `mkdir` to `rmdir`, with a real guest.
+#![cfg(feature = "qemu_tests")]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{Mounted, assert_errno, eventually};
+
+#[test]
+fn a_guest_keeps_its_files_while_it_is_off() {
+    let aq = Mounted::with_image();
+    aq.sh("mkdir vm1").ok();
+    assert_eq!(aq.read("vm1/status"), "stopped");
+    aq.sh("echo start > vm1/ctl").ok();
+    aq.wait_for_ready("vm1");
+    assert_eq!(aq.read("vm1/status"), "ready");
+    assert_eq!(
+        aq.exec("vm1", "echo kept > /root/kept && sync && uname -s"),
+        "Linux"
+    );
+    assert_eq!(aq.sh("echo stop > vm1/ctl && cat vm1/wait").ok(), "stopped");
+    aq.sh("echo start > vm1/ctl").ok();
+    aq.wait_for_ready("vm1");
+    assert_eq!(aq.exec("vm1", "cat /root/kept"), "kept");
+}
+
+#[test]
+fn the_guest_is_called_as_its_directory_and_sized_as_its_config_says() {
+    let aq = Mounted::with_image();
+    aq.sh("mkdir web && cd web/config && echo 2 > cpus && echo 384M > memory")
+        .ok();
+    aq.sh("echo start > web/ctl").ok();
+    aq.wait_for_ready("web");
+    let said = aq.exec(
+        "web",
+        "hostname; nproc; awk '/MemTotal/ {print ($2 > 300000)}' /proc/meminfo",
+    );
+    assert_eq!(said.lines().collect::<Vec<_>>(), ["web", "2", "1"]);
+}
+
+#[test]
+fn a_guest_that_powers_itself_off_ends_stopped() {
+    let aq = Mounted::with_image();
+    aq.boot("vm1");
+    aq.sh("echo poweroff > vm1/exec").ok();
+    aq.wait_for_status("vm1", "stopped");
+    eventually("QEMU gone", Duration::from_secs(10), || {
+        aq.qemus().is_empty()
+    });
+}
+
+#[test]
+fn pause_resume_reset_kill() {
+    let aq = Mounted::with_image();
+    aq.boot("vm1");
+    let boot = aq.exec("vm1", "cat /proc/sys/kernel/random/boot_id");
+    assert_eq!(
+        aq.sh("echo pause > vm1/ctl && cat vm1/status").ok(),
+        "paused"
+    );
+    aq.sh("echo resume > vm1/ctl").ok();
+    aq.wait_for_ready("vm1");
+    assert_eq!(aq.exec("vm1", "cat /proc/sys/kernel/random/boot_id"), boot);
+    assert_eq!(
+        aq.sh("echo reset > vm1/ctl && cat vm1/status").ok(),
+        "running"
+    );
+    aq.wait_for_ready("vm1");
+    assert_ne!(aq.exec("vm1", "cat /proc/sys/kernel/random/boot_id"), boot);
+    assert_eq!(aq.sh("echo kill > vm1/ctl && cat vm1/wait").ok(), "stopped");
+    assert!(aq.qemus().is_empty());
+}
+
+#[test]
+fn what_is_so_already_is_refused_and_changes_nothing() {
+    let aq = Mounted::with_image();
+    aq.sh("mkdir vm1").ok();
+    for verb in ["stop", "kill"] {
+        assert_errno(aq.write("vm1/ctl", verb), libc::EALREADY);
+    }
+    aq.boot_existing("vm1");
+    let qemus = aq.qemus();
+    for verb in ["start", "start paused", "resume"] {
+        assert_errno(aq.write("vm1/ctl", verb), libc::EALREADY);
+        assert!(
+            aq.read("vm1/error").contains("already ready"),
+            "{}",
+            aq.read("vm1/error")
+        );
+    }
+    assert_eq!(
+        (aq.read("vm1/status").as_str(), aq.qemus()),
+        ("ready", qemus)
+    );
+}
+
+#[test]
+fn a_running_vm_survives_every_way_of_removing_it() {
+    let aq = Mounted::with_image();
+    aq.boot("vm1");
+    let (qemus, files) = (aq.qemus(), aq.sh("find vm1 | sort").ok());
+    let stubborn = "Device or resource busy";
+    for attempt in ["rmdir vm1", "rm -r vm1", "rm -rf vm1", "find vm1 -delete"] {
+        let said = aq.sh(attempt).failed();
+        assert!(said.contains(stubborn), "{attempt}: {said}");
+    }
+    assert_eq!((aq.qemus(), aq.sh("find vm1 | sort").ok()), (qemus, files));
+    assert_eq!(aq.exec("vm1", "echo alive"), "alive");
+    aq.sh("echo kill > vm1/ctl && cat vm1/wait").ok();
+    aq.sh("rm -r vm1 && test ! -e vm1").ok();
+}
+
+#[test]
+fn stop_becomes_a_kill_when_the_guest_does_not_listen() {
+    let aq = Mounted::with_image();
+    aq.boot("vm1");
+    aq.deafen("vm1");
+    let began = Instant::now();
+    assert_eq!(
+        aq.sh("echo 'stop 1' > vm1/ctl && cat vm1/wait").ok(),
+        "stopped"
+    );
+    let took = began.elapsed();
+    assert!(
+        took > Duration::from_millis(900) && took < Duration::from_secs(10),
+        "{took:?}"
+    );
+}
+
+#[test]
+fn a_vm_started_paused_runs_when_it_is_resumed() {
+    let aq = Mounted::with_image();
+    let said =
+        aq.sh("mkdir vm1 && echo 'start paused' > vm1/ctl && cat vm1/status vm1/console.log");
+    assert_eq!(said.ok(), "paused");
+    aq.sh("echo resume > vm1/ctl").ok();
+    aq.wait_for_ready("vm1");
+}
+
+#[test]
+fn two_vms_do_not_disturb_each_other() {
+    let aq = Mounted::with_image();
+    aq.sh("mkdir a b && echo start | tee a/ctl b/ctl").ok();
+    for vm in ["a", "b"] {
+        aq.wait_for_ready(vm);
+        assert_eq!(aq.exec(vm, "hostname"), vm);
+    }
+    assert_ne!(aq.info("a", "ssh_port"), aq.info("b", "ssh_port"));
+    aq.sh("echo kill > a/ctl && cat a/wait && rmdir a").ok();
+    assert_eq!(aq.exec("b", "hostname"), "b");
+}
