@@ -24,6 +24,8 @@ use crate::sys;
 
 /// What opens our notes in `qemu.log`; QEMU's own lines never begin so.
 const NOTE: &str = "# ";
+/// How the daemon's remarks between QEMU's words start.
+const REMARK: &str = "aq: ";
 /// How much of the log's end is looked at for a last line.
 const TAIL: u64 = 64 << 10;
 /// The log is begun anew by a launch that finds it longer than this.
@@ -188,7 +190,7 @@ fn last_line(log: &str) -> String {
         .lines()
         .rev()
         .take_while(|l| !l.starts_with(NOTE))
-        .find(|l| !l.trim().is_empty())
+        .find(|l| !l.trim().is_empty() && !l.starts_with(REMARK))
         .unwrap_or_default();
     strip_program(line).to_owned()
 }
