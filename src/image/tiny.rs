@@ -62,7 +62,6 @@ const FILES: &[(&str, u16, &str)] = &[
     ("etc/group", 0o644, include_str!("tiny/group")),
     ("etc/hostname", 0o644, "tiny\n"),
     ("etc/hosts", 0o644, "127.0.0.1 localhost\n::1 localhost\n"),
-    ("etc/inittab", 0o644, include_str!("tiny/inittab")),
     (
         "etc/nsswitch.conf",
         0o644,
@@ -70,14 +69,12 @@ const FILES: &[(&str, u16, &str)] = &[
     ),
     ("etc/passwd", 0o644, include_str!("tiny/passwd")),
     ("etc/profile", 0o644, include_str!("tiny/profile")),
-    ("etc/rc", 0o755, include_str!("tiny/rc")),
+    ("etc/rc", 0o644, include_str!("tiny/rc")),
     ("etc/resolv.conf", 0o644, "nameserver 10.0.2.3\n"),
     ("etc/shadow", 0o600, include_str!("tiny/shadow")),
     ("etc/shells", 0o644, "/bin/sh\n"),
     ("usr/sbin/autologin", 0o755, include_str!("tiny/autologin")),
-    ("usr/sbin/halt", 0o755, include_str!("tiny/shutdown")),
-    ("usr/sbin/poweroff", 0o755, include_str!("tiny/shutdown")),
-    ("usr/sbin/reboot", 0o755, include_str!("tiny/shutdown")),
+    ("usr/sbin/init", 0o755, include_str!("tiny/init")),
 ];
 /// Its directories, as far as no file implies them.
 const DIRECTORIES: &[(&str, u16)] = &[
