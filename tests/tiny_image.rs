@@ -6,29 +6,32 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use aqfs::image::ImageStore;
 use aqfs::store::layout::Layout;
 use aqfs::vm::backend::{BootImage, Images};
 
-/// Packages are fetched once for all tests of this file.
-static CACHE: Mutex<Option<tempfile::TempDir>> = Mutex::new(None);
+/// One build at a time: they share a cache of packages, as only one daemon has a store.
+static BUILDING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// A store of its own with the packages that another one has fetched already.
+/// A store of its own, with the packages that earlier runs have fetched.
 struct Store(tempfile::TempDir);
 
 impl Store {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut cache = CACHE.lock().unwrap();
-        let cache = cache.get_or_insert_with(|| tempfile::tempdir().unwrap());
-        std::os::unix::fs::symlink(cache.path(), dir.path().join("cache")).unwrap();
+        let cache = std::env::var_os("AQFS_TEST_CACHE").map_or_else(
+            || PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("cache"),
+            PathBuf::from,
+        );
+        fs::create_dir_all(&cache).unwrap();
+        std::os::unix::fs::symlink(cache, dir.path().join("cache")).unwrap();
         Self(dir)
     }
 
     async fn tiny(&self) -> BootImage {
+        let _alone = BUILDING.lock().await;
         let store = ImageStore::open(Layout::new(self.0.path())).unwrap();
         let since = Instant::now();
         let image = store.ensure("tiny").await.unwrap();
@@ -295,8 +298,8 @@ async fn a_guest_keeps_its_disk_its_keys_and_its_name() {
     let keys = guest.ssh("cat /root/.ssh/authorized_keys");
     assert_eq!(keys.matches("ssh-ed25519").count(), 1, "{keys}");
     assert!(keys.contains("# mine"), "{keys}");
-    // The connection may end before it answers: what counts is the end of the machine.
-    guest.ssh("sleep 0.2 && poweroff &");
+    // In the background, so that ssh has its answer before the machine ends.
+    guest.ssh("{ sleep 1; poweroff; } >/dev/null 2>&1 &");
     guest.wait_for("SHUTDOWN");
     assert!(guest.qemu.wait().unwrap().success());
     check_disk(dir.path());
