@@ -1,5 +1,10 @@
 //! `builtin:tiny` for real: built from the distribution's packages, and booted by a bare QEMU.
 #![cfg(feature = "qemu_tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "clippy knows tests, not their helpers"
+)]
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -199,37 +204,39 @@ impl Guest {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Runs a command over SSH, accepting the host key that we made and no other.
+    /// Runs a command over SSH.
     fn ssh(&self, command: &str) -> String {
+        let mut args = self.ssh_options();
+        args.extend(["root@127.0.0.1".to_owned(), command.to_owned()]);
+        run("ssh", &args.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// Copies a file of this directory over SFTP.
+    fn copy_in(&self, name: &str, to: &str) {
+        let mut args = self.ssh_options();
+        let from = self.dir.join(name).to_str().unwrap().to_owned();
+        args.extend([from, format!("root@127.0.0.1:{to}")]);
+        run("scp", &args.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+
+    /// Accepts the host key that we made and no other.
+    fn ssh_options(&self) -> Vec<String> {
         let host = fs::read_to_string(self.dir.join("host.pub")).unwrap();
         let known = self.dir.join("known_hosts");
         fs::write(&known, format!("[127.0.0.1]:{} {host}", self.port)).unwrap();
-        let known = format!("UserKnownHostsFile={}", known.display());
-        let key = self.dir.join("client");
-        let port = self.port.to_string();
-        run(
-            "ssh",
-            &[
-                "-F",
-                "none",
-                "-i",
-                key.to_str().unwrap(),
-                "-o",
-                &known,
-                "-o",
-                "StrictHostKeyChecking=yes",
-                "-o",
-                "LogLevel=ERROR",
-                "-o",
-                "ConnectTimeout=20",
-                "-o",
-                "BatchMode=yes",
-                "-p",
-                &port,
-                "root@127.0.0.1",
-                command,
-            ],
-        )
+        let mut args = vec!["-F".to_owned(), "none".to_owned(), "-i".to_owned()];
+        args.push(self.dir.join("client").to_str().unwrap().to_owned());
+        for option in [
+            format!("UserKnownHostsFile={}", known.display()),
+            format!("Port={}", self.port),
+            "StrictHostKeyChecking=yes".to_owned(),
+            "LogLevel=ERROR".to_owned(),
+            "ConnectTimeout=20".to_owned(),
+            "BatchMode=yes".to_owned(),
+        ] {
+            args.extend(["-o".to_owned(), option]);
+        }
+        args
     }
 
     /// Presses the power button and waits until QEMU has ended.
@@ -279,6 +286,8 @@ async fn a_guest_keeps_its_disk_its_keys_and_its_name() {
     assert_eq!(guest.ssh("stat -c %u:%g /bin/busybox /root"), "0:0\n0:0\n");
     let size = guest.ssh("df -m / | awk 'NR == 2 { print $2 }'");
     assert!(size.trim().parse::<u32>().unwrap() > 1800, "{size}");
+    guest.copy_in("client.pub", "/root/copied");
+    assert!(guest.ssh("cat /root/copied").starts_with("ssh-ed25519"));
     guest.ssh("echo '# mine' >>/root/.ssh/authorized_keys; echo kept >/root/file");
     let devices = guest
         .ssh("ls /sys/bus/virtio/drivers /sys/bus/acpi/drivers; ls -l /sys/bus/virtio/drivers/*");
