@@ -18,7 +18,7 @@ pub mod guest;
 pub mod image;
 pub mod qemu;
 pub mod registry;
-// pub mod run;
+pub mod run;
 pub mod store;
 pub mod sys;
 pub mod tree;

@@ -16,7 +16,7 @@ use crate::cli::{self, Cli};
 use crate::config::{Mode, MountConfig, default_store};
 use crate::fuse::Mounted;
 use crate::fuse::mountpoint::{self, MountError};
-use crate::guest::Ssh;
+use crate::guest::SshGuests;
 use crate::image::ImageStore;
 use crate::qemu::Qemu;
 use crate::registry::{Registry, RegistryError};
@@ -158,11 +158,11 @@ fn runtime() -> Result<Runtime, RunError> {
 
 async fn tree(layout: &Layout, config: &MountConfig) -> Result<Arc<Tree>, RunError> {
     let images = Arc::new(ImageStore::open(layout.clone())?);
-    let world = World {
-        hypervisor: Arc::new(Qemu::open(layout.clone(), images.clone()).await?),
-        guests: Arc::new(Ssh::open(layout)?),
-        images,
-    };
+    let qemu = Qemu::new(layout.clone(), images.clone());
+    // A mount without QEMU could start nothing: better said now.
+    qemu.installation().await?;
+    let guests = SshGuests::new(layout, tokio::runtime::Handle::current());
+    let world = World { hypervisor: Arc::new(qemu), guests: Arc::new(guests), images };
     let defaults = VmSpec { image: config.image.clone(), ..VmSpec::default() };
     let registry = Registry::open(layout.clone(), world, defaults).await?;
     Ok(Tree::new(Arc::new(registry)))

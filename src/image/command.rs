@@ -1,0 +1,146 @@
+//! Runs the distribution's programs: arguments as words, never through a shell, and a failure
+//! says the program's own last words.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+
+use super::source::BuildError;
+
+/// A program, and what to do when it is not there.
+#[derive(Debug)]
+pub(super) struct Tool {
+    /// Its name, looked up in `PATH` and where administrators' programs are.
+    pub(super) name: &'static str,
+    /// What to do when it is not installed.
+    pub(super) remedy: &'static str,
+}
+
+impl Tool {
+    /// Prepares a call with a fixed locale and without input. `mke2fs` and its kin are not in an
+    /// ordinary user's `PATH` on Debian.
+    pub(super) fn command(&self) -> Command {
+        let mut command = Command::new(self.name);
+        let mut path = std::env::var_os("PATH").unwrap_or_default();
+        path.push(OsString::from(":/usr/local/sbin:/usr/sbin:/sbin"));
+        command.env("PATH", path).env("LC_ALL", "C");
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a call to its end and returns its standard output.
+    pub(super) fn run(&self, command: &mut Command) -> Result<Vec<u8>, BuildError> {
+        let output = command.output().map_err(|e| self.not_started(&e))?;
+        self.succeeded(&output)?;
+        Ok(output.stdout)
+    }
+
+    /// Starts a call whose standard output is read while it runs.
+    pub(super) fn stream(&self, command: &mut Command) -> Result<Running, BuildError> {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|e| self.not_started(&e))?;
+        let stdout = child.stdout.take();
+        Ok(Running {
+            tool: self.name,
+            child,
+            stdout,
+        })
+    }
+
+    fn not_started(&self, error: &io::Error) -> BuildError {
+        if error.kind() == io::ErrorKind::NotFound {
+            BuildError::Missing {
+                program: self.name,
+                remedy: self.remedy,
+            }
+        } else {
+            BuildError::io(Path::new(self.name), error)
+        }
+    }
+
+    fn succeeded(&self, output: &Output) -> Result<(), BuildError> {
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(failure(self.name, output))
+    }
+}
+
+/// A call that runs.
+#[derive(Debug)]
+pub(super) struct Running {
+    tool: &'static str,
+    child: Child,
+    stdout: Option<ChildStdout>,
+}
+
+impl Running {
+    /// Takes its standard output.
+    pub(super) fn stdout(&mut self) -> Option<ChildStdout> {
+        self.stdout.take()
+    }
+
+    /// Waits for its end.
+    pub(super) fn finish(self) -> Result<(), BuildError> {
+        let output = self
+            .child
+            .wait_with_output()
+            .map_err(|e| BuildError::io(Path::new(self.tool), &e))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(failure(self.tool, &output))
+    }
+}
+
+fn failure(tool: &'static str, output: &Output) -> BuildError {
+    BuildError::Tool {
+        tool,
+        said: last_line(&output.stderr).unwrap_or_else(|| output.status.to_string()),
+    }
+}
+
+/// Returns the last line that says something.
+pub(super) fn last_line(text: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(text);
+    let line = text.lines().rev().map(str::trim).find(|l| !l.is_empty())?;
+    Some(line.chars().take(400).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_is_not_installed_comes_with_the_remedy() {
+        let tool = Tool {
+            name: "no-such-program-here",
+            remedy: "install it",
+        };
+        let error = tool.run(&mut tool.command()).unwrap_err();
+        assert!(matches!(
+            error,
+            BuildError::Missing {
+                remedy: "install it",
+                ..
+            }
+        ));
+    }
+
+    #[test]
+    fn a_failure_says_the_last_line_of_stderr() {
+        let tool = Tool {
+            name: "ls",
+            remedy: "",
+        };
+        let error = tool
+            .run(tool.command().arg("/no/such/file"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("No such file"), "{error}");
+    }
+}

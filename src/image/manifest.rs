@@ -1,0 +1,182 @@
+//! `image.json`: what an image consists of. Paths are relative to it, so that a store may be
+//! moved and an image copied.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Component, Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::source::BuildError;
+use crate::store::file;
+use crate::vm::backend::{BootImage, DiskFormat};
+
+/// An image as described on disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Manifest {
+    /// Version of this format: 1.
+    pub(super) version: u32,
+    /// `builtin:tiny`.
+    pub(super) source: String,
+    /// `builtin`, `disk`, …
+    pub(super) kind: String,
+    /// `sha256:…` over the contents; empty until sealed.
+    pub(super) digest: String,
+    /// The frozen base disk.
+    pub(super) disk: PathBuf,
+    /// Its format.
+    pub(super) format: DiskFormat,
+    /// Its virtual size in bytes.
+    pub(super) disk_size: u64,
+    /// A kernel for direct boot.
+    pub(super) kernel: Option<PathBuf>,
+    /// Its initial RAM disk.
+    pub(super) initrd: Option<PathBuf>,
+    /// Its command line.
+    pub(super) cmdline: String,
+    /// The guest opens the virtio-serial port `org.aqfs.ready` when SSH listens.
+    pub(super) announces: bool,
+    /// What it was made of, for people.
+    pub(super) inputs: Vec<String>,
+}
+
+/// The version of the format that is written and understood.
+pub(super) const VERSION: u32 = 1;
+const NAME: &str = "image.json";
+
+impl Manifest {
+    /// Reads the manifest of the image in `dir`.
+    pub(super) fn read(dir: &Path) -> io::Result<Self> {
+        let manifest: Self = file::read_json(&dir.join(NAME))?;
+        let foreign = manifest.version != VERSION;
+        if foreign || !manifest.files().all(is_plain) {
+            let what = "the manifest is of another version or names files outside of its image";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+        }
+        Ok(manifest)
+    }
+
+    /// Makes the files in `dir` immutable, computes the digest and writes the manifest.
+    pub(super) fn seal(mut self, dir: &Path) -> Result<Self, BuildError> {
+        self.digest = self.compute_digest(dir)?;
+        for path in self.files().map(|p| dir.join(p)) {
+            let failed = |e| BuildError::io(&path, &e);
+            let file = File::open(&path).map_err(failed)?;
+            file.sync_all().map_err(failed)?;
+            file.set_permissions(Permissions::from_mode(0o444))
+                .map_err(failed)?;
+        }
+        let path = dir.join(NAME);
+        file::replace_json(&path, &self)
+            .and_then(|()| fs::set_permissions(&path, Permissions::from_mode(0o444)))
+            .map_err(|e| BuildError::io(&path, &e))?;
+        Ok(self)
+    }
+
+    /// Describes the image in `dir` for a launch.
+    pub(super) fn boot(&self, name: &str, dir: &Path) -> BootImage {
+        BootImage {
+            name: name.to_owned(),
+            digest: self.digest.clone(),
+            disk: dir.join(&self.disk),
+            format: self.format,
+            disk_size: self.disk_size,
+            kernel: self.kernel.as_ref().map(|p| dir.join(p)),
+            initrd: self.initrd.as_ref().map(|p| dir.join(p)),
+            cmdline: self.cmdline.clone(),
+            announces: self.announces,
+        }
+    }
+
+    /// Returns the bytes that the image's files take on disk.
+    pub(super) fn size(&self, dir: &Path) -> u64 {
+        self.files()
+            .filter_map(|p| fs::metadata(dir.join(p)).ok())
+            .map(|m| m.blocks() * 512)
+            .sum()
+    }
+
+    fn files(&self) -> impl Iterator<Item = &Path> {
+        let boot = [&self.kernel, &self.initrd];
+        let boot = boot.into_iter().filter_map(|p| p.as_deref());
+        std::iter::once(self.disk.as_path()).chain(boot)
+    }
+
+    /// Covers every byte that reaches a guest, and nothing that does not (`inputs`, names).
+    fn compute_digest(&self, dir: &Path) -> Result<String, BuildError> {
+        let mut digest = Sha256::new();
+        for path in self.files().map(|p| dir.join(p)) {
+            let failed = |e| BuildError::io(&path, &e);
+            let length = fs::metadata(&path).map_err(failed)?.len();
+            digest.update(length.to_le_bytes());
+            hash(&mut digest, &path).map_err(failed)?;
+        }
+        digest.update(self.cmdline.as_bytes());
+        Ok(format!("sha256:{:x}", digest.finalize()))
+    }
+}
+
+/// Feeds a file into a digest.
+pub(super) fn hash(digest: &mut Sha256, path: &Path) -> io::Result<()> {
+    let mut file = File::open(path)?;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(()),
+            n => digest.update(&buffer[..n]),
+        }
+    }
+}
+
+fn is_plain(path: &Path) -> bool {
+    let mut parts = path.components();
+    matches!(parts.next(), Some(Component::Normal(_))) && parts.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest() -> Manifest {
+        Manifest {
+            version: VERSION,
+            source: "builtin:test".into(),
+            kind: "builtin".into(),
+            digest: String::new(),
+            disk: "disk.raw".into(),
+            format: DiskFormat::Raw,
+            disk_size: 3,
+            kernel: None,
+            initrd: None,
+            cmdline: "quiet".into(),
+            announces: true,
+            inputs: vec![],
+        }
+    }
+
+    #[test]
+    fn a_sealed_image_is_read_only_and_reads_back() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("disk.raw"), "abc").unwrap();
+        let sealed = manifest().seal(dir.path()).unwrap();
+        assert!(sealed.digest.starts_with("sha256:"));
+        assert_eq!(Manifest::read(dir.path()).unwrap(), sealed);
+        for name in ["disk.raw", NAME] {
+            let mode = fs::metadata(dir.path().join(name)).unwrap().mode();
+            assert_eq!(mode & 0o777, 0o444, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_manifest_cannot_name_files_outside_of_its_image() {
+        let dir = tempfile::tempdir().unwrap();
+        for disk in ["/etc/passwd", "../disk.raw", "a/b"] {
+            let mut bad = manifest();
+            bad.disk = disk.into();
+            file::replace_json(&dir.path().join(NAME), &bad).unwrap();
+            assert!(Manifest::read(dir.path()).is_err(), "{disk}");
+        }
+    }
+}

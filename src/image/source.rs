@@ -1,0 +1,161 @@
+//! What a source of images is: something that fills an empty directory.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use super::manifest::Manifest;
+use crate::vm::backend::{BackendError, ImageStatus};
+
+/// Makes one image. Sources know nothing of names, sharing and visibility: that is the
+/// catalogue's.
+pub(super) trait Source: fmt::Debug + Send + Sync + 'static {
+    /// `builtin:tiny`, as in `.images/NAME/source`.
+    fn spec(&self) -> &str;
+    /// `builtin`, `disk`, `cloud`, …
+    fn kind(&self) -> &str;
+    /// Makes the image's files in `dir`, which is empty and on the store's file system. Blocks
+    /// for as long as it takes; only the returned files become part of the image.
+    fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest, BuildError>;
+}
+
+/// Where a source says how far it is.
+pub(super) struct Progress {
+    report: Box<dyn Fn(ImageStatus, String) + Send + Sync>,
+}
+
+impl fmt::Debug for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Progress")
+    }
+}
+
+impl Progress {
+    /// Hands every report to `report`.
+    pub(super) fn new(report: impl Fn(ImageStatus, String) + Send + Sync + 'static) -> Self {
+        Self {
+            report: Box::new(report),
+        }
+    }
+
+    /// Says what is being fetched.
+    pub(super) fn fetching(&self, what: impl Into<String>) {
+        (self.report)(ImageStatus::Fetching, what.into());
+    }
+
+    /// Says what is being made.
+    pub(super) fn building(&self, what: impl Into<String>) {
+        (self.report)(ImageStatus::Building, what.into());
+    }
+}
+
+/// Why an image could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BuildError {
+    /// A program that is needed is not installed.
+    #[error("{program} is not installed; {remedy}")]
+    Missing {
+        /// The program.
+        program: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A program failed.
+    #[error("{tool}: {said}")]
+    Tool {
+        /// The program.
+        tool: &'static str,
+        /// The last line of its stderr.
+        said: String,
+    },
+    /// The distribution does not have what is needed.
+    #[error("{what}; {remedy}")]
+    Unavailable {
+        /// What is not there.
+        what: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// An input is not what it should be.
+    #[error("{what}: {reason}")]
+    Malformed {
+        /// The input.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The system refused.
+    #[error("{what}: {error}")]
+    Io {
+        /// The file.
+        what: String,
+        /// The system's answer.
+        error: io::Error,
+    },
+}
+
+impl BuildError {
+    /// Wraps a system error with the file that it concerns.
+    pub(super) fn io(path: &Path, error: &io::Error) -> Self {
+        let error = error.raw_os_error().map_or_else(
+            || io::Error::new(error.kind(), error.to_string()),
+            io::Error::from_raw_os_error,
+        );
+        Self::Io {
+            what: path.display().to_string(),
+            error,
+        }
+    }
+
+    /// Says that an input is damaged.
+    pub(super) fn malformed(what: impl Into<String>, reason: impl fmt::Display) -> Self {
+        Self::Malformed {
+            what: what.into(),
+            reason: reason.to_string(),
+        }
+    }
+
+    /// Turns it into what a VM's driver understands, for the image `name`.
+    pub(super) fn into_backend(self, name: &str) -> BackendError {
+        match self {
+            Self::Missing { program, remedy } => BackendError::Missing {
+                program: program.to_owned(),
+                remedy: remedy.to_owned(),
+            },
+            Self::Io { what, error } => BackendError::io(what, &error),
+            Self::Tool { tool, said } if is_full(&said) => BackendError::NoSpace {
+                what: format!("image {name} ({tool}: {said})"),
+            },
+            other => BackendError::ImageFailed {
+                name: name.to_owned(),
+                reason: other.to_string(),
+            },
+        }
+    }
+}
+
+/// Recognises a full disk in a program's words (in the C locale, which they are run in; apt has
+/// words of its own).
+fn is_full(said: &str) -> bool {
+    said.contains("No space left on device")
+        || said.contains("Disk quota exceeded")
+        || said.contains("have enough free space")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_apart_whoever_noticed_it() {
+        let tool = BuildError::Tool {
+            tool: "mke2fs",
+            said: "Could not allocate block: No space left on device".into(),
+        };
+        let io = BuildError::io(Path::new("x"), &io::Error::from_raw_os_error(libc::ENOSPC));
+        for error in [tool, io] {
+            let error = error.into_backend("tiny");
+            assert!(matches!(error, BackendError::NoSpace { .. }), "{error:?}");
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! `builtin:tiny`: a small Linux made of the host distribution's own packages, without root and
+//! without other downloads. The guest's files are in `tiny/`; `doc/adr/0003-tiny-image.md` gives
+//! the reasons.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::apt::{Apt, Wanted};
+use super::command::Tool;
+use super::elf;
+use super::ext4;
+use super::initramfs;
+use super::kernel::{Image, Kernel};
+use super::manifest::{self, Manifest};
+use super::source::{BuildError, Progress, Source};
+use super::tree::FileTree;
+use super::unpack;
+use crate::store::file;
+use crate::vm::backend::DiskFormat;
+
+/// The base disk's size in bytes: room for the files and a journal. A VM's disk is larger, and
+/// the guest grows its file system to it.
+const DISK_SIZE: u64 = 64 << 20;
+/// Before the packages' names, as an image may hold a kernel of the host's.
+const DISK: &str = "disk.raw";
+const INITRD: &str = "initrd";
+
+/// The kernel's command line. `quiet` saves 400 ms of serial output under TCG and keeps
+/// warnings; `cryptomgr.notests` and `no_timer_check` skip self-tests.
+const CMDLINE: &str = "console=ttyS0 root=/dev/vda rw quiet panic=-1 cryptomgr.notests \
+    no_timer_check random.trust_cpu=on";
+
+const STEPS: u32 = 6;
+
+/// The names of the kernel's packages: Debian's generic one, then Ubuntu's (whose `virtual` is
+/// the generic kernel without the drivers for hardware).
+const KERNEL: Wanted<'_> = Wanted {
+    any_of: &[
+        "linux-image-amd64",
+        "linux-image-virtual",
+        "linux-image-generic",
+    ],
+    follow: &["linux-image-", "linux-modules-", "linux-binary-"],
+};
+const USERLAND: [Wanted<'_>; 4] = [
+    libraries_of(&["busybox-static"]),
+    libraries_of(&["dropbear-bin"]),
+    libraries_of(&["openssh-sftp-server"]),
+    libraries_of(&["e2fsprogs"]),
+];
+
+const fn libraries_of<'a>(any_of: &'a [&'a str]) -> Wanted<'a> {
+    Wanted {
+        any_of,
+        follow: &["lib", "zlib"],
+    }
+}
+
+/// Files of the guest that are ours.
+const FILES: &[(&str, u16, &str)] = &[
+    ("etc/fstab", 0o644, include_str!("tiny/fstab")),
+    ("etc/group", 0o644, include_str!("tiny/group")),
+    ("etc/hostname", 0o644, "tiny\n"),
+    ("etc/hosts", 0o644, "127.0.0.1 localhost\n::1 localhost\n"),
+    ("etc/inittab", 0o644, include_str!("tiny/inittab")),
+    (
+        "etc/nsswitch.conf",
+        0o644,
+        include_str!("tiny/nsswitch.conf"),
+    ),
+    ("etc/passwd", 0o644, include_str!("tiny/passwd")),
+    ("etc/profile", 0o644, include_str!("tiny/profile")),
+    ("etc/rc", 0o755, include_str!("tiny/rc")),
+    ("etc/resolv.conf", 0o644, "nameserver 10.0.2.3\n"),
+    ("etc/shadow", 0o600, include_str!("tiny/shadow")),
+    ("etc/shells", 0o644, "/bin/sh\n"),
+    ("usr/sbin/autologin", 0o755, include_str!("tiny/autologin")),
+    ("usr/sbin/halt", 0o755, include_str!("tiny/shutdown")),
+    ("usr/sbin/poweroff", 0o755, include_str!("tiny/shutdown")),
+    ("usr/sbin/reboot", 0o755, include_str!("tiny/shutdown")),
+];
+/// Its directories, as far as no file implies them.
+const DIRECTORIES: &[(&str, u16)] = &[
+    ("dev", 0o755),
+    ("etc/dropbear", 0o700),
+    ("home", 0o755),
+    ("mnt", 0o755),
+    ("proc", 0o555),
+    ("root", 0o700),
+    ("root/.ssh", 0o700),
+    ("run", 0o755),
+    ("sys", 0o555),
+    ("tmp", 0o1777),
+    ("usr/local/bin", 0o755),
+    ("var/log", 0o755),
+    ("var/tmp", 0o1777),
+];
+
+/// The source.
+#[derive(Debug)]
+pub(super) struct Tiny {
+    cache: PathBuf,
+    host: PathBuf,
+}
+
+impl Tiny {
+    /// Keeps what it fetches under `cache`.
+    pub(super) fn new(cache: PathBuf) -> Self {
+        let host = PathBuf::from("/");
+        Self { cache, host }
+    }
+
+    /// Finds a kernel: the host's own needs no download, but is often absent or forbidden.
+    fn kernel(&self, apt: &mut Apt, progress: &Progress) -> Result<Inputs, BuildError> {
+        if let Some((kernel, time)) = Kernel::from_host(&self.host) {
+            let debs = apt.fetch(&USERLAND, progress)?;
+            return Inputs::new(kernel, time, debs);
+        }
+        let kernel_debs = apt.fetch(&[KERNEL], progress)?;
+        let debs = apt.fetch(&USERLAND, progress)?;
+        step(progress, 1, "unpacking the kernel");
+        let (kernel, time) = Kernel::from_packages(&kernel_debs)?;
+        Inputs::new(kernel, time, debs)
+    }
+}
+
+/// What the image is made of.
+#[derive(Debug)]
+struct Inputs {
+    kernel: Kernel,
+    debs: Vec<PathBuf>,
+    packages: FileTree,
+    /// The newest input's time: the time of every file of the image.
+    time: u32,
+}
+
+impl Inputs {
+    fn new(kernel: Kernel, time: u32, debs: Vec<PathBuf>) -> Result<Self, BuildError> {
+        let mut inputs = Self {
+            kernel,
+            debs,
+            packages: FileTree::default(),
+            time,
+        };
+        for deb in &inputs.debs {
+            let wanted = |path: &str| !path.starts_with("usr/share/");
+            let time = unpack::package(deb, &mut inputs.packages, wanted)?;
+            inputs.time = inputs.time.max(time);
+        }
+        Ok(inputs)
+    }
+
+    fn names(&self) -> Vec<String> {
+        let debs = self.debs.iter().filter_map(|p| p.file_name());
+        let debs = debs.map(|n| n.to_string_lossy().into_owned());
+        std::iter::once(format!("linux {}", self.kernel.version))
+            .chain(debs)
+            .collect()
+    }
+}
+
+impl Source for Tiny {
+    fn spec(&self) -> &'static str {
+        "builtin:tiny"
+    }
+
+    fn kind(&self) -> &'static str {
+        "builtin"
+    }
+
+    fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest, BuildError> {
+        if std::env::consts::ARCH != "x86_64" {
+            return Err(BuildError::Unavailable {
+                what: format!(
+                    "builtin:tiny is not made for {} yet",
+                    std::env::consts::ARCH
+                ),
+                remedy: "name an image of your own in config/image",
+            });
+        }
+        file::private_dir(&self.cache).map_err(|e| BuildError::io(&self.cache, &e))?;
+        let mut apt = Apt::new(&self.cache)?;
+        let inputs = self.kernel(&mut apt, progress)?;
+        step(progress, 2, "writing the kernel");
+        let kernel = write_kernel(&inputs.kernel, dir)?;
+        step(progress, 3, "writing the initramfs");
+        let initramfs = initramfs::archive(&initramfs_tree(&inputs)?, inputs.time)?;
+        write(&dir.join(INITRD), &initramfs)?;
+        step(progress, 4, "collecting programs and libraries");
+        let root = root_tree(&inputs, dir)?;
+        step(progress, 5, "making the root file system");
+        let scratch = dir.join("scratch");
+        ext4::make(&root, &dir.join(DISK), DISK_SIZE, inputs.time, &scratch)?;
+        step(progress, STEPS, "computing the digest");
+        Ok(self.manifest(kernel, &inputs))
+    }
+}
+
+impl Tiny {
+    fn manifest(&self, kernel: &str, inputs: &Inputs) -> Manifest {
+        Manifest {
+            version: manifest::VERSION,
+            source: self.spec().to_owned(),
+            kind: self.kind().to_owned(),
+            digest: String::new(),
+            disk: DISK.into(),
+            format: DiskFormat::Raw,
+            disk_size: DISK_SIZE,
+            kernel: Some(kernel.into()),
+            initrd: Some(INITRD.into()),
+            cmdline: CMDLINE.to_owned(),
+            announces: true,
+            inputs: inputs.names(),
+        }
+    }
+}
+
+fn step(progress: &Progress, number: u32, what: &str) {
+    progress.building(format!("{what} {number}/{STEPS}"));
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
+    fs::write(path, bytes).map_err(|e| BuildError::io(path, &e))
+}
+
+fn write_kernel(kernel: &Kernel, dir: &Path) -> Result<&'static str, BuildError> {
+    let (name, bytes) = match &kernel.image {
+        Image::Vmlinux(bytes) => ("vmlinux", &bytes[..]),
+        Image::Compressed(bytes) => ("vmlinuz", &bytes[..]),
+    };
+    write(&dir.join(name), bytes)?;
+    Ok(name)
+}
+
+fn busybox(inputs: &Inputs) -> Result<std::sync::Arc<[u8]>, BuildError> {
+    let found = ["bin/busybox", "usr/bin/busybox"]
+        .into_iter()
+        .find_map(|path| inputs.packages.read(path));
+    found.ok_or_else(|| BuildError::malformed("busybox-static", "it holds no bin/busybox"))
+}
+
+fn initramfs_tree(inputs: &Inputs) -> Result<FileTree, BuildError> {
+    let mut tree = FileTree::default();
+    for name in ["dev", "proc", "root"] {
+        tree.directory(name, 0o755);
+    }
+    tree.file("bin/busybox", 0o755, busybox(inputs)?);
+    for applet in ["modprobe", "mount", "sh", "switch_root"] {
+        tree.symlink(&format!("bin/{applet}"), "busybox");
+    }
+    tree.symlink("sbin", "bin");
+    tree.file("init", 0o755, *include_bytes!("tiny/initramfs-init"));
+    let modules = inputs.kernel.boot_modules().join(" ") + "\n";
+    tree.file("etc/modules", 0o644, modules.into_bytes());
+    inputs.kernel.add_boot_modules(&mut tree, "lib");
+    Ok(tree)
+}
+
+fn root_tree(inputs: &Inputs, dir: &Path) -> Result<FileTree, BuildError> {
+    let mut tree = FileTree::default();
+    for (path, mode) in DIRECTORIES {
+        tree.directory(path, *mode);
+    }
+    for name in ["bin", "lib", "lib64", "sbin"] {
+        tree.directory(&format!("usr/{name}"), 0o755);
+        tree.symlink(name, &format!("usr/{name}"));
+    }
+    for applet in applets(&busybox(inputs)?, dir)? {
+        tree.symlink(&applet, "/usr/bin/busybox");
+    }
+    tree.file("usr/bin/busybox", 0o755, busybox(inputs)?);
+    elf::copy_closure(&inputs.packages, &programs(&inputs.packages), &mut tree)?;
+    inputs.kernel.add_all_modules(&mut tree, "usr/lib");
+    for (path, mode, text) in FILES {
+        tree.file(path, *mode, text.as_bytes());
+    }
+    Ok(tree)
+}
+
+/// Says where the programs that need libraries are, and where they go. dropbear starts
+/// `/usr/lib/sftp-server`, or `/usr/lib/openssh/sftp-server`, as it was compiled.
+fn programs(packages: &FileTree) -> [(&'static str, &'static str); 5] {
+    let sbin = |merged: &'static str, old: &'static str| {
+        if packages.contains(merged) {
+            merged
+        } else {
+            old
+        }
+    };
+    let sftp = "usr/lib/openssh/sftp-server";
+    [
+        ("usr/sbin/dropbear", "usr/sbin/dropbear"),
+        ("usr/bin/dropbearkey", "usr/bin/dropbearkey"),
+        (sftp, "usr/lib/sftp-server"),
+        (sftp, sftp),
+        (
+            sbin("usr/sbin/resize2fs", "sbin/resize2fs"),
+            "usr/sbin/resize2fs",
+        ),
+    ]
+}
+
+/// Asks busybox for its applets: it runs on the host as it does in the guest.
+fn applets(busybox: &[u8], dir: &Path) -> Result<Vec<String>, BuildError> {
+    use std::os::unix::fs::PermissionsExt;
+    let path = dir.join("busybox");
+    write(&path, busybox)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o700))
+        .map_err(|e| BuildError::io(&path, &e))?;
+    let tool = Tool {
+        name: "busybox",
+        remedy: "",
+    };
+    let output = tool.run(std::process::Command::new(&path).arg("--list-full"))?;
+    fs::remove_file(&path).map_err(|e| BuildError::io(&path, &e))?;
+    let text = String::from_utf8_lossy(&output);
+    let in_usr = |path: &str| format!("usr/{}", path.trim_start_matches("usr/"));
+    let paths = text.lines().filter(|path| path.contains('/'));
+    Ok(paths.map(in_usr).collect())
+}
