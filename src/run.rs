@@ -114,7 +114,12 @@ fn mount_config(args: cli::Mount) -> Result<MountConfig, RunError> {
     if !is_object_name(&args.image) {
         return Err(RunError::BadImage(args.image));
     }
-    Ok(MountConfig { dir: args.dir, store, image: args.image, mode })
+    Ok(MountConfig {
+        dir: args.dir,
+        store,
+        image: args.image,
+        mode,
+    })
 }
 
 fn mount(config: &MountConfig) -> Result<(), RunError> {
@@ -129,7 +134,10 @@ fn mount(config: &MountConfig) -> Result<(), RunError> {
 fn serve(config: &MountConfig) -> Result<(), RunError> {
     let layout = Layout::new(&config.store);
     file::private_dir(layout.root()).map_err(failed(layout.root().display().to_string()))?;
-    let owner = Owner { pid: std::process::id(), mount: config.dir.clone() };
+    let owner = Owner {
+        pid: std::process::id(),
+        mount: config.dir.clone(),
+    };
     let _lock = StoreLock::take(&layout.lock(), &owner)?;
     let dir = mountpoint::prepare(&config.dir)?;
     start_log();
@@ -152,7 +160,10 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
 
 fn runtime() -> Result<Runtime, RunError> {
     let mut builder = Builder::new_multi_thread();
-    builder.worker_threads(WORKERS).thread_name("aq").enable_all();
+    builder
+        .worker_threads(WORKERS)
+        .thread_name("aq")
+        .enable_all();
     builder.build().map_err(failed("cannot start threads"))
 }
 
@@ -162,15 +173,24 @@ async fn tree(layout: &Layout, config: &MountConfig) -> Result<Arc<Tree>, RunErr
     // A mount without QEMU could start nothing: better said now.
     qemu.installation().await?;
     let guests = SshGuests::new(layout, tokio::runtime::Handle::current());
-    let world = World { hypervisor: Arc::new(qemu), guests: Arc::new(guests), images };
-    let defaults = VmSpec { image: config.image.clone(), ..VmSpec::default() };
+    let world = World {
+        hypervisor: Arc::new(qemu),
+        guests: Arc::new(guests),
+        images,
+    };
+    let defaults = VmSpec {
+        image: config.image.clone(),
+        ..VmSpec::default()
+    };
     let registry = Registry::open(layout.clone(), world, defaults).await?;
     Ok(Tree::new(Arc::new(registry)))
 }
 
 fn start_log() {
     let filter = EnvFilter::try_from_env("AQ_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
     log.with_ansi(false).init();
 }
 
@@ -179,9 +199,10 @@ fn start_log() {
 fn unmount_on_signal(runtime: &Runtime, dir: PathBuf) {
     use tokio::signal::unix::{SignalKind, signal};
     runtime.spawn(async move {
-        let (Ok(mut term), Ok(mut int)) =
-            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-        else {
+        let (Ok(mut term), Ok(mut int)) = (
+            signal(SignalKind::terminate()),
+            signal(SignalKind::interrupt()),
+        ) else {
             return;
         };
         tokio::select! {
@@ -203,7 +224,10 @@ fn leave() {
 
 /// Tells the parent, and turns the standard streams to the log.
 fn say_mounted(layout: &Layout) -> Result<(), RunError> {
-    let log = File::options().append(true).create(true).open(layout.daemon_log());
+    let log = File::options()
+        .append(true)
+        .create(true)
+        .open(layout.daemon_log());
     let log = log.map_err(failed(layout.daemon_log().display().to_string()))?;
     let null = File::options().read(true).write(true).open("/dev/null");
     let null = null.map_err(failed("/dev/null"))?;
@@ -220,9 +244,15 @@ fn start_daemon(config: &MountConfig) -> Result<(), RunError> {
     let program = std::env::current_exe().map_err(failed("cannot find aq itself"))?;
     let mut command = Command::new(program);
     command.args(["mount", "--detached", "--image", &config.image]);
-    command.arg("--store").arg(&config.store).arg("--").arg(&config.dir);
+    command
+        .arg("--store")
+        .arg(&config.store)
+        .arg("--")
+        .arg(&config.dir);
     command.stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut child = sys::in_own_session(&mut command).spawn().map_err(failed("cannot start aq"))?;
+    let mut child = sys::in_own_session(&mut command)
+        .spawn()
+        .map_err(failed("cannot start aq"))?;
     match first_line(&mut child) {
         Some(line) if line == MOUNTED => Ok(()),
         Some(_) => {
@@ -232,7 +262,9 @@ fn start_daemon(config: &MountConfig) -> Result<(), RunError> {
         None => {
             drop(child.kill());
             drop(child.wait());
-            Err(RunError::DaemonSlow { log: Layout::new(&config.store).daemon_log() })
+            Err(RunError::DaemonSlow {
+                log: Layout::new(&config.store).daemon_log(),
+            })
         }
     }
 }
@@ -253,7 +285,11 @@ fn umount(dir: &Path) -> Result<(), RunError> {
     let daemon = daemon_of(dir);
     mountpoint::unmount(dir)?;
     let Some(pid) = daemon else { return Ok(()) };
-    if sys::wait_for_end(pid, UMOUNT_PATIENCE) { Ok(()) } else { Err(RunError::DaemonStays { pid }) }
+    if sys::wait_for_end(pid, UMOUNT_PATIENCE) {
+        Ok(())
+    } else {
+        Err(RunError::DaemonStays { pid })
+    }
 }
 
 /// Reads who serves a mount, from its own `.version`.
