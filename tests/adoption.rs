@@ -7,7 +7,6 @@ mod common;
 use std::fs;
 
 use common::{Mounted, assert_errno};
-use rustix::process::Signal;
 
 #[test]
 fn a_stale_mount_is_cleaned_up_and_the_vms_are_there_again() {
@@ -121,7 +120,7 @@ fn a_qemu_that_died_meanwhile_is_a_failure_that_can_be_started_again() {
     aq.kill_daemon();
     aq.qemus()
         .iter()
-        .for_each(|&pid| common::proc::kill(pid, Signal::KILL));
+        .for_each(|&pid| common::proc::kill(pid, rustix::process::Signal::KILL));
     common::eventually("QEMU gone", common::BOOT, || aq.qemus().is_empty());
     aq.mount();
     assert!(
@@ -140,7 +139,7 @@ fn a_qemu_that_dies_under_the_daemon_is_a_failure() {
     aq.boot("vm1");
     aq.qemus()
         .iter()
-        .for_each(|&pid| common::proc::kill(pid, Signal::KILL));
+        .for_each(|&pid| common::proc::kill(pid, rustix::process::Signal::KILL));
     aq.wait_for_status("vm1", "failed: ");
     assert!(
         aq.read("vm1/status").contains("KILL"),

@@ -20,7 +20,7 @@ fn on_a_stopped_vm_exec_answers_at_once_that_the_guest_is_down() {
     );
     assert!(began.elapsed() < Duration::from_secs(1));
     assert!(
-        aq.read("vm1/error").contains("stopped"),
+        aq.read("vm1/error").contains("echo start > ctl"),
         "{}",
         aq.read("vm1/error")
     );

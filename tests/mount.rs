@@ -3,7 +3,6 @@
 
 mod common;
 
-use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -134,7 +133,7 @@ fn without_qemu_its_package_is_named() {
     common::image::install(&dir.path().join("store"));
     let bin = dir.path().join("bin");
     std::fs::create_dir(&bin).unwrap();
-    symlink("/usr/bin/fusermount3", bin.join("fusermount3")).unwrap();
+    std::os::unix::fs::symlink("/usr/bin/fusermount3", bin.join("fusermount3")).unwrap();
     let mut aq = mount_command(dir.path());
     let said = shell::finish(aq.env("PATH", &bin), SHORT);
     if said.code != 0 {

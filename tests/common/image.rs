@@ -16,7 +16,7 @@ use super::mounted::{AQ, Mounted};
 /// What a build from nothing may take, with packages to be fetched.
 const BUILD: Duration = Duration::from_secs(300);
 
-/// Puts the image, and what else can be made only slowly, into the store at `store`.
+/// Puts the image, and the verdict on accelerators, into the store at `store`.
 pub(crate) fn install(store: &Path) {
     let cache = cache();
     let lock = cache.join("lock-of-tests");
@@ -28,7 +28,9 @@ pub(crate) fn install(store: &Path) {
         build(&cache, &from);
     }
     link_tree(&from.images().join("tiny"), &to.images().join("tiny")).expect("linking the image");
-    link_tree(&from.cache(), &to.cache()).expect("linking the cache");
+    aqfs::store::file::private_dir(&to.cache()).expect("the store's cache");
+    // There is none where hints alone have told.
+    drop(fs::copy(from.accel_verdict(), to.accel_verdict()));
 }
 
 fn cache() -> PathBuf {
