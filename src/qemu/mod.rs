@@ -1,1 +1,6 @@
-//! (to be written)
+//! QEMU.
+
+pub mod cmdline;
+pub mod img;
+pub mod process;
+pub mod qmp;

@@ -81,6 +81,11 @@ impl Layout {
     pub fn cache(&self) -> PathBuf {
         self.root.join("cache")
     }
+
+    /// Returns the accelerator verdict of the host's current boot.
+    pub fn accel_verdict(&self) -> PathBuf {
+        self.cache().join("accel.json")
+    }
 }
 
 /// One VM's directory.
@@ -135,6 +140,8 @@ impl VmDir {
 pub mod names {
     /// The disk.
     pub const DISK: &str = "disk.qcow2";
+    /// The disk while it is being made.
+    pub const DISK_PARTIAL: &str = ".disk.qcow2";
     /// The seed.
     pub const SEED: &str = "seed.tar";
     /// The QMP socket.

@@ -1,0 +1,403 @@
+//! A launch as QEMU's command line: pure, no I/O and no look at the host.
+//!
+//! QEMU runs in the VM's directory, so the VM's own files are named relatively. A string that is
+//! not ours appears only where QEMU does not parse commas: as a whole argument, or in JSON.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::store::layout::names;
+use crate::vm::backend::{Accel, AccelKind, BackendError, DiskFormat, LaunchPlan};
+
+/// The name of the virtio-serial port on which the guest announces its SSH server, and its id in
+/// QMP's events.
+pub const READY_PORT: &str = "org.aqfs.ready";
+/// The id of that port's device and character device.
+pub const READY_ID: &str = "ready";
+/// Where the guest finds its seed in fw_cfg.
+const SEED_KEY: &str = "opt/org.aqfs/seed";
+
+/// What a launch needs beside its plan.
+#[derive(Clone, Debug)]
+pub struct Facts<'a> {
+    /// The machine type with its version: `pc-q35-7.2`.
+    pub machine: &'a str,
+    /// A fresh generation: a guest that sees a new one reseeds its random numbers.
+    pub generation: Uuid,
+    /// Whether the VM's directory holds a seed.
+    pub seed: Seed,
+}
+
+/// Whether a VM has a seed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seed {
+    /// It is handed over in fw_cfg.
+    Present,
+    /// There is none.
+    Absent,
+}
+
+/// Composes QEMU's arguments.
+///
+/// # Errors
+/// A path of the image that is not UTF-8: JSON cannot carry it.
+pub fn arguments(plan: &LaunchPlan, facts: &Facts<'_>) -> Result<Vec<OsString>, BackendError> {
+    let mut args = Args::default();
+    identity(&mut args, plan);
+    machine(&mut args, plan, facts);
+    kernel(&mut args, plan);
+    disk(&mut args, plan)?;
+    devices(&mut args, plan, facts);
+    channels(&mut args, facts);
+    confinement(&mut args);
+    if plan.paused {
+        args.flag("-S");
+    }
+    args.0
+        .extend(plan.spec.qemu_args.iter().map(OsString::from));
+    Ok(args.0)
+}
+
+#[derive(Default)]
+struct Args(Vec<OsString>);
+
+impl Args {
+    fn flag(&mut self, flag: &str) {
+        self.0.push(flag.into());
+    }
+
+    fn pair(&mut self, option: &str, value: impl Into<OsString>) {
+        self.0.extend([option.into(), value.into()]);
+    }
+}
+
+fn identity(args: &mut Args, plan: &LaunchPlan) {
+    for flag in ["-nodefaults", "-no-user-config"] {
+        args.flag(flag);
+    }
+    args.pair("-display", "none");
+    let name = plan.name.replace(',', ",,");
+    args.pair("-name", format!("guest={name},debug-threads=on"));
+    args.pair("-uuid", plan.uuid.to_string());
+}
+
+/// Without USB, SATA and SMBus: nothing hangs on them, and a guest would spend its boot probing.
+fn machine(args: &mut Args, plan: &LaunchPlan, facts: &Facts<'_>) {
+    let version = facts.machine;
+    let off = "usb=off,vmport=off,smbus=off,sata=off";
+    args.pair("-machine", format!("{version},{off},memory-backend=ram"));
+    args.pair(
+        "-accel",
+        accelerator(&plan.accel, plan.spec.cpus, plan.spec.memory),
+    );
+    args.pair("-cpu", plan.accel.cpu.clone());
+    args.pair("-smp", plan.spec.cpus.to_string());
+    let mebibytes = plan.spec.memory >> 20;
+    args.pair("-m", format!("{mebibytes}M"));
+    let ram = json!({"qom-type": "memory-backend-ram", "id": "ram", "size": mebibytes << 20});
+    args.pair("-object", ram.to_string());
+    args.pair("-rtc", "base=utc");
+}
+
+/// Returns the value of `-accel`. TCG keeps what it has translated: by default up to 1 GiB, more
+/// than most guests have, so it gets a quarter of the guest's memory between the size at which
+/// a small guest still boots at full speed and the one beyond which more does not help. Several
+/// threads cost a single processor some speed.
+pub fn accelerator(accel: &Accel, cpus: u32, memory: u64) -> String {
+    match accel.kind {
+        AccelKind::Kvm => "kvm".to_owned(),
+        AccelKind::Tcg => {
+            let thread = if cpus == 1 { "single" } else { "multi" };
+            let cache = (memory >> 22).clamp(64, 512);
+            format!("tcg,thread={thread},tb-size={cache}")
+        }
+    }
+}
+
+fn kernel(args: &mut Args, plan: &LaunchPlan) {
+    let Some(kernel) = &plan.image.kernel else {
+        return;
+    };
+    args.pair("-kernel", kernel);
+    if let Some(initrd) = &plan.image.initrd {
+        args.pair("-initrd", initrd);
+    }
+    if !plan.image.cmdline.is_empty() {
+        args.pair("-append", &plan.image.cmdline);
+    }
+}
+
+/// Every node is spelled out down to the base: QEMU then takes no backing file from an image's own
+/// header, which might name any file of the host.
+fn disk(args: &mut Args, plan: &LaunchPlan) -> Result<(), BackendError> {
+    let node = json!({
+        "driver": "qcow2",
+        "node-name": "disk",
+        "discard": "unmap",
+        "file": {"driver": "file", "filename": names::DISK, "discard": "unmap"},
+        "backing": base(&plan.image.disk, plan.image.format)?,
+    });
+    args.pair("-blockdev", node.to_string());
+    // A full disk of the host pauses the guest, which goes on when there is room again.
+    let policy = "werror=enospc,rerror=report";
+    args.pair(
+        "-device",
+        format!("virtio-blk-pci,drive=disk,id=disk0,{policy}"),
+    );
+    Ok(())
+}
+
+fn base(path: &Path, format: DiskFormat) -> Result<Value, BackendError> {
+    let filename = path.to_str().ok_or_else(|| BackendError::Io {
+        what: format!("the image's disk {}", path.display()),
+        error: "QEMU cannot be told a path that is not UTF-8; move the store".to_owned(),
+        errno: libc::EINVAL,
+    })?;
+    let file = json!({"driver": "file", "filename": filename, "read-only": true});
+    let mut node = json!({"driver": format, "node-name": "base", "read-only": true, "file": file});
+    if format == DiskFormat::Qcow2 {
+        node["backing"] = Value::Null;
+    }
+    Ok(node)
+}
+
+fn devices(args: &mut Args, plan: &LaunchPlan, facts: &Facts<'_>) {
+    // Port 0: the kernel picks a free one, which is read back over QMP.
+    args.pair("-netdev", "user,id=net,hostfwd=tcp:127.0.0.1:0-:22");
+    let mac = mac(plan.uuid);
+    let generation = facts.generation;
+    for device in [
+        format!("virtio-net-pci,netdev=net,id=net0,mac={mac},romfile="),
+        "virtio-rng-pci".to_owned(),
+        "virtio-balloon-pci,free-page-reporting=on".to_owned(),
+        format!("vmgenid,guid={generation}"),
+    ] {
+        args.pair("-device", device);
+    }
+}
+
+/// Derives the network address from the VM's identity, within QEMU's own prefix.
+fn mac(uuid: Uuid) -> String {
+    let bytes = uuid.as_bytes();
+    let [.., a, b, c] = bytes;
+    format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
+}
+
+/// The serial line, QMP, the ready port (its data goes nowhere: that the guest opens it is the
+/// news) and the seed.
+fn channels(args: &mut Args, facts: &Facts<'_>) {
+    let (serial, log, qmp) = (names::SERIAL, names::CONSOLE_LOG, names::QMP);
+    let server = "server=on,wait=off";
+    args.pair(
+        "-chardev",
+        format!("socket,id=serial,path={serial},{server},logfile={log},logappend=on"),
+    );
+    args.pair("-serial", "chardev:serial");
+    args.pair("-chardev", format!("socket,id=qmp,path={qmp},{server}"));
+    args.pair("-mon", "chardev=qmp,mode=control");
+    args.pair("-chardev", format!("null,id={READY_ID}"));
+    args.pair("-device", "virtio-serial-pci");
+    args.pair(
+        "-device",
+        format!("virtserialport,chardev={READY_ID},name={READY_PORT},id={READY_ID}"),
+    );
+    if facts.seed == Seed::Present {
+        let seed = names::SEED;
+        args.pair("-fw_cfg", format!("name={SEED_KEY},file={seed}"));
+    }
+}
+
+/// No new processes, no other user, no scheduling of others: whoever breaks out of the guest has
+/// our files and nothing more to start.
+fn confinement(args: &mut Args) {
+    let denied = "obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+    args.pair("-sandbox", format!("on,{denied}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::vm::backend::BootImage;
+    use crate::vm::spec::VmSpec;
+
+    fn plan(kind: AccelKind, cpu: &str) -> LaunchPlan {
+        LaunchPlan {
+            uuid: Uuid::from_u128(0x1234_5678_9abc_4def_8123_4567_89ab_cdef),
+            name: "vm1".into(),
+            dir: "/store/vms/x".into(),
+            spec: VmSpec::default(),
+            image: BootImage {
+                name: "tiny".into(),
+                digest: "sha256:0".into(),
+                disk: "/store/images/tiny/disk, \"1\".raw".into(),
+                format: DiskFormat::Raw,
+                disk_size: 64 << 20,
+                kernel: Some("/store/images/tiny/vmlinuz".into()),
+                initrd: Some("/store/images/tiny/initrd".into()),
+                cmdline: "console=ttyS0 root=/dev/vda, rw".into(),
+                announces: true,
+            },
+            accel: Accel {
+                kind,
+                cpu: cpu.into(),
+                reason: String::new(),
+            },
+            paused: false,
+        }
+    }
+
+    fn facts(seed: Seed) -> Facts<'static> {
+        Facts {
+            machine: "pc-q35-7.2",
+            generation: Uuid::from_u128(1),
+            seed,
+        }
+    }
+
+    /// One option with its value a line.
+    fn lines(plan: &LaunchPlan, seed: Seed) -> String {
+        let args = arguments(plan, &facts(seed)).unwrap();
+        let words: Vec<_> = args.iter().map(|a| a.to_string_lossy()).collect();
+        let mut text = words.join(" ");
+        for option in words.iter().filter(|w| w.starts_with('-')).skip(1) {
+            text = text.replacen(&format!(" {option} "), &format!("\n{option} "), 1);
+        }
+        text
+    }
+
+    #[test]
+    fn a_directly_booted_guest_under_tcg() {
+        insta::assert_snapshot!(lines(&plan(AccelKind::Tcg, "max"), Seed::Present), @r#"
+        -nodefaults
+        -no-user-config
+        -display none
+        -name guest=vm1,debug-threads=on
+        -uuid 12345678-9abc-4def-8123-456789abcdef
+        -machine pc-q35-7.2,usb=off,vmport=off,smbus=off,sata=off,memory-backend=ram
+        -accel tcg,thread=single,tb-size=64
+        -cpu max
+        -smp 1
+        -m 256M
+        -object {"id":"ram","qom-type":"memory-backend-ram","size":268435456}
+        -rtc base=utc
+        -kernel /store/images/tiny/vmlinuz
+        -initrd /store/images/tiny/initrd
+        -append console=ttyS0 root=/dev/vda, rw
+        -blockdev {"backing":{"driver":"raw","file":{"driver":"file","filename":"/store/images/tiny/disk, \"1\".raw","read-only":true},"node-name":"base","read-only":true},"discard":"unmap","driver":"qcow2","file":{"discard":"unmap","driver":"file","filename":"disk.qcow2"},"node-name":"disk"}
+        -device virtio-blk-pci,drive=disk,id=disk0,werror=enospc,rerror=report
+        -netdev user,id=net,hostfwd=tcp:127.0.0.1:0-:22
+        -device virtio-net-pci,netdev=net,id=net0,mac=52:54:00:ab:cd:ef,romfile=
+        -device virtio-rng-pci
+        -device virtio-balloon-pci,free-page-reporting=on
+        -device vmgenid,guid=00000000-0000-0000-0000-000000000001
+        -chardev socket,id=serial,path=serial,server=on,wait=off,logfile=console.log,logappend=on
+        -serial chardev:serial
+        -chardev socket,id=qmp,path=qmp,server=on,wait=off
+        -mon chardev=qmp,mode=control
+        -chardev null,id=ready
+        -device virtio-serial-pci
+        -device virtserialport,chardev=ready,name=org.aqfs.ready,id=ready
+        -fw_cfg name=opt/org.aqfs/seed,file=seed.tar
+        -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+        "#);
+    }
+
+    #[test]
+    fn a_disk_booted_guest_under_kvm() {
+        let mut plan = plan(AccelKind::Kvm, "host,-arch-capabilities");
+        plan.image.kernel = None;
+        plan.image.format = DiskFormat::Qcow2;
+        plan.spec.cpus = 4;
+        plan.spec.memory = 2 << 30;
+        plan.spec.qemu_args = vec!["-device".into(), "pcie-root-port,id=x".into()];
+        plan.paused = true;
+        insta::assert_snapshot!(lines(&plan, Seed::Absent), @r#"
+        -nodefaults
+        -no-user-config
+        -display none
+        -name guest=vm1,debug-threads=on
+        -uuid 12345678-9abc-4def-8123-456789abcdef
+        -machine pc-q35-7.2,usb=off,vmport=off,smbus=off,sata=off,memory-backend=ram
+        -accel kvm
+        -cpu host,-arch-capabilities
+        -smp 4
+        -m 2048M
+        -object {"id":"ram","qom-type":"memory-backend-ram","size":2147483648}
+        -rtc base=utc
+        -blockdev {"backing":{"backing":null,"driver":"qcow2","file":{"driver":"file","filename":"/store/images/tiny/disk, \"1\".raw","read-only":true},"node-name":"base","read-only":true},"discard":"unmap","driver":"qcow2","file":{"discard":"unmap","driver":"file","filename":"disk.qcow2"},"node-name":"disk"}
+        -device virtio-blk-pci,drive=disk,id=disk0,werror=enospc,rerror=report
+        -netdev user,id=net,hostfwd=tcp:127.0.0.1:0-:22
+        -device virtio-net-pci,netdev=net,id=net0,mac=52:54:00:ab:cd:ef,romfile=
+        -device virtio-rng-pci
+        -device virtio-balloon-pci,free-page-reporting=on
+        -device vmgenid,guid=00000000-0000-0000-0000-000000000001
+        -chardev socket,id=serial,path=serial,server=on,wait=off,logfile=console.log,logappend=on
+        -serial chardev:serial
+        -chardev socket,id=qmp,path=qmp,server=on,wait=off
+        -mon chardev=qmp,mode=control
+        -chardev null,id=ready
+        -device virtio-serial-pci
+        -device virtserialport,chardev=ready,name=org.aqfs.ready,id=ready
+        -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+        -S
+        -device pcie-root-port,id=x
+        "#);
+    }
+
+    #[test]
+    fn the_translators_cache_follows_the_guests_memory_within_bounds() {
+        let tcg = plan(AccelKind::Tcg, "max").accel;
+        let table = [
+            (1, 32 << 20, "tcg,thread=single,tb-size=64"),
+            (2, 1 << 30, "tcg,thread=multi,tb-size=256"),
+            (8, 64 << 30, "tcg,thread=multi,tb-size=512"),
+        ];
+        for (cpus, memory, expected) in table {
+            assert_eq!(accelerator(&tcg, cpus, memory), expected);
+        }
+    }
+
+    #[test]
+    fn a_path_that_is_not_utf8_is_refused_with_its_reason() {
+        use std::os::unix::ffi::OsStringExt;
+        let mut plan = plan(AccelKind::Tcg, "max");
+        plan.image.disk = OsString::from_vec(b"/images/\xff.raw".to_vec()).into();
+        let error = arguments(&plan, &facts(Seed::Absent)).unwrap_err();
+        assert!(error.to_string().contains("not UTF-8"), "{error}");
+    }
+
+    proptest! {
+        /// Strings from outside stay within their own argument and never become a QEMU option.
+        #[test]
+        fn no_string_leaves_its_place(path in "/\\PC{0,40}", cmdline in "\\PC{1,40}", name in "\\PC{0,20}") {
+            let mut plan = plan(AccelKind::Tcg, "max");
+            let usual = arguments(&plan, &facts(Seed::Absent)).unwrap();
+            plan.image.disk = (&path).into();
+            plan.image.cmdline.clone_from(&cmdline);
+            plan.name.clone_from(&name);
+            let args = arguments(&plan, &facts(Seed::Absent)).unwrap();
+            let changed: Vec<_> = (0..args.len()).filter(|i| args[*i] != usual[*i]).collect();
+            prop_assert_eq!(args.len(), usual.len());
+            for i in changed {
+                let text = args[i].to_str().unwrap();
+                match args[i - 1].to_str().unwrap() {
+                    "-name" => {
+                        let bare = text.replace(",,", "");
+                        prop_assert_eq!(bare.matches(',').count(), 1);
+                    }
+                    "-append" => prop_assert_eq!(text, &cmdline),
+                    "-blockdev" => {
+                        let node: Value = serde_json::from_str(text).unwrap();
+                        prop_assert_eq!(&node["backing"]["file"]["filename"], &json!(path));
+                    }
+                    other => prop_assert!(false, "{}", other),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! `qemu-img`: making a VM's disk and describing it; and the look at a qcow2 header that tells
+//! whether QEMU may open it.
+//!
+//! `qemu-img` never runs on the disk of a running machine, and never follows a backing file that
+//! a header names.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::json;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use super::process::strip_program;
+use crate::store::file::sync_dir;
+use crate::store::layout::{VmDir, names};
+use crate::vm::backend::{BackendError, BootImage, DiskFormat};
+
+/// The program.
+const PROGRAM: &str = "qemu-img";
+/// How long one run may take: making or describing an image takes about 10 ms; a slow disk that
+/// is busy with something else must not fail it.
+const BOUND: Duration = Duration::from_secs(30);
+/// The bit among the incompatible features of a qcow2 header that says that the data are in
+/// another file, which the header names.
+const EXTERNAL_DATA: u64 = 1 << 2;
+
+/// What `qemu-img info` says of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ImageFacts {
+    /// The size that a guest sees, in bytes.
+    pub virtual_size: u64,
+    /// The bytes that it takes on disk.
+    pub actual_size: u64,
+}
+
+/// Makes the VM's disk, an overlay on `image` of at least `size` bytes, unless it is there. It
+/// becomes visible whole and on disk.
+///
+/// # Errors
+/// `Missing` without `qemu-img`, `NoSpace`, or its own last line.
+pub async fn ensure_overlay(dir: &VmDir, image: &BootImage, size: u64) -> Result<(), BackendError> {
+    if dir.disk().exists() {
+        return Ok(());
+    }
+    let partial = dir.0.join(names::DISK_PARTIAL);
+    let size = size.max(image.disk_size);
+    run("create the disk", &create_arguments(image, &partial, size)).await?;
+    let (disk, directory) = (dir.disk(), dir.0.clone());
+    let publish = move || {
+        File::open(&partial)?.sync_all()?;
+        std::fs::rename(&partial, disk)?;
+        sync_dir(&directory)
+    };
+    let published = tokio::task::spawn_blocking(publish).await;
+    let published = published.unwrap_or_else(|e| Err(io::Error::other(e)));
+    published.map_err(|e| BackendError::io(format!("the disk {}", dir.disk().display()), &e))
+}
+
+/// `-u`: the backing file is not opened, so that nothing which its header names is.
+fn create_arguments(image: &BootImage, disk: &Path, size: u64) -> Vec<OsString> {
+    let format = match image.format {
+        DiskFormat::Raw => "raw",
+        DiskFormat::Qcow2 => "qcow2",
+    };
+    let mut args: Vec<OsString> = ["create", "-q", "-u", "-f", "qcow2", "-F", format, "-b"]
+        .map(OsString::from)
+        .into();
+    args.extend([
+        image.disk.clone().into(),
+        disk.into(),
+        size.to_string().into(),
+    ]);
+    args
+}
+
+/// Describes a qcow2 image without opening its backing file.
+///
+/// # Errors
+/// As [`ensure_overlay`].
+pub async fn info(path: &Path) -> Result<ImageFacts, BackendError> {
+    let what = format!("look at {}", path.display());
+    let file = json!({"driver": "file", "filename": path.to_string_lossy()});
+    let node = json!({"driver": "qcow2", "backing": null, "file": file});
+    let args = ["info", "--output=json", &format!("json:{node}")].map(OsString::from);
+    let output = run(&what, &args).await?;
+    serde_json::from_slice(&output).map_err(|e| failed(&what, &e.to_string()))
+}
+
+/// Refuses an image whose header would make QEMU open another file of the host.
+///
+/// # Errors
+/// `ImageFailed` saying so, or why it cannot be read.
+pub fn check_base(image: &BootImage) -> Result<(), BackendError> {
+    let refused = |reason: String| BackendError::ImageFailed {
+        name: image.name.clone(),
+        reason,
+    };
+    if image.format == DiskFormat::Raw {
+        return Ok(());
+    }
+    let mut header = [0; 80];
+    File::open(&image.disk)
+        .and_then(|mut f| f.read_exact(&mut header))
+        .map_err(|e| refused(format!("cannot read {}: {e}", image.disk.display())))?;
+    match names_external_data(&header) {
+        Some(false) => Ok(()),
+        Some(true) => Err(refused(
+            "its qcow2 header names another data file".to_owned(),
+        )),
+        None => Err(refused("it is not a qcow2 image".to_owned())),
+    }
+}
+
+/// Reads a qcow2 header's word on external data; `None` if it is no such header.
+fn names_external_data(header: &[u8]) -> Option<bool> {
+    let version = u32::from_be_bytes(header.get(4..8)?.try_into().ok()?);
+    let features = u64::from_be_bytes(header.get(72..80)?.try_into().ok()?);
+    match (header.get(..4)?, version) {
+        // Version 2 has no features; there the bytes belong to something else.
+        (b"QFI\xfb", 2) => Some(false),
+        (b"QFI\xfb", 3) => Some(features & EXTERNAL_DATA != 0),
+        _ => None,
+    }
+}
+
+async fn run(what: &str, args: &[OsString]) -> Result<Vec<u8>, BackendError> {
+    let mut command = Command::new(PROGRAM);
+    command
+        .args(args)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .env("LC_ALL", "C");
+    let output = timeout(BOUND, command.output())
+        .await
+        .map_err(|_| failed(what, &format!("no answer within {} s", BOUND.as_secs())))?
+        .map_err(|e| not_started(what, &e))?;
+    if output.status.success() {
+        return Ok(output.stdout);
+    }
+    Err(refusal(what, &String::from_utf8_lossy(&output.stderr)))
+}
+
+fn not_started(what: &str, error: &io::Error) -> BackendError {
+    match error.kind() {
+        io::ErrorKind::NotFound => BackendError::Missing {
+            program: PROGRAM.to_owned(),
+            remedy: "`apt install qemu-utils` or your system's package of it".to_owned(),
+        },
+        _ => BackendError::io(format!("{PROGRAM}: {what}"), error),
+    }
+}
+
+fn refusal(what: &str, stderr: &str) -> BackendError {
+    let line = stderr.lines().rev().find(|l| !l.trim().is_empty());
+    let line = strip_program(line.unwrap_or("it gave no reason"));
+    if line.contains("No space left on device") || line.contains("Disk quota exceeded") {
+        return BackendError::NoSpace {
+            what: line.to_owned(),
+        };
+    }
+    failed(what, line)
+}
+
+fn failed(what: &str, error: &str) -> BackendError {
+    BackendError::Io {
+        what: format!("{PROGRAM} could not {what}"),
+        error: error.to_owned(),
+        errno: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(disk: &Path, format: DiskFormat) -> BootImage {
+        BootImage {
+            name: "x".into(),
+            digest: String::new(),
+            disk: disk.into(),
+            format,
+            disk_size: 64 << 20,
+            kernel: None,
+            initrd: None,
+            cmdline: String::new(),
+            announces: false,
+        }
+    }
+
+    #[tokio::test]
+    async fn an_overlay_is_as_large_as_the_larger_wish_and_is_made_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let vm = VmDir(dir.path().to_owned());
+        let image = image(Path::new("/nowhere/base, 1.raw"), DiskFormat::Raw);
+        ensure_overlay(&vm, &image, 1 << 20).await.unwrap();
+        let facts = info(&vm.disk()).await.unwrap();
+        assert_eq!(facts.virtual_size, 64 << 20);
+        ensure_overlay(&vm, &image, 1 << 30).await.unwrap();
+        assert_eq!(info(&vm.disk()).await.unwrap(), facts);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_failure_carries_the_last_line_and_leaves_no_disk() {
+        let vm = VmDir("/nowhere/vm".into());
+        let image = image(Path::new("/nowhere/base.raw"), DiskFormat::Raw);
+        let error = ensure_overlay(&vm, &image, 0)
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("No such file or directory"), "{error}");
+        assert!(!error.contains("qemu-img: "), "{error}");
+    }
+
+    #[test]
+    fn a_full_disk_is_told_apart() {
+        let error = refusal(
+            "x",
+            "qemu-img: a.qcow2: Could not write: No space left on device\n",
+        );
+        assert!(matches!(error, BackendError::NoSpace { .. }), "{error}");
+        assert!(refusal("x", "").to_string().contains("gave no reason"));
+    }
+
+    #[tokio::test]
+    async fn a_base_that_names_another_file_for_its_data_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (plain, external) = (dir.path().join("plain"), dir.path().join("external"));
+        let data = format!("data_file={}", dir.path().join("data").display());
+        let create = ["create", "-q", "-f", "qcow2"].map(OsString::from);
+        let size = OsString::from("1M");
+        run(
+            "x",
+            &[&create[..], &[plain.clone().into(), size.clone()]].concat(),
+        )
+        .await
+        .unwrap();
+        let option = ["-o".into(), data.into(), external.clone().into(), size];
+        run("x", &[&create[..], &option].concat()).await.unwrap();
+        check_base(&image(&plain, DiskFormat::Qcow2)).unwrap();
+        let error = check_base(&image(&external, DiskFormat::Qcow2)).unwrap_err();
+        assert!(error.to_string().contains("another data file"), "{error}");
+        assert!(check_base(&image(&dir.path().join("data"), DiskFormat::Qcow2)).is_err());
+    }
+
+    #[test]
+    fn a_short_or_foreign_header_is_none() {
+        assert_eq!(names_external_data(b"QFI\xfb"), None);
+        assert_eq!(names_external_data(&[0; 80]), None);
+    }
+}

@@ -1,0 +1,356 @@
+//! QEMU as a process: started in its own session, watched and signalled through a pidfd, and what
+//! it left in its log.
+//!
+//! A pidfd works alike for our children and for processes that an earlier daemon started, and can
+//! never mean a later process with the same number. Nothing here knows QMP.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal,
+    waitid,
+};
+use tokio::io::unix::AsyncFd;
+
+use crate::store::layout::VmDir;
+use crate::sys;
+
+/// What opens our notes in `qemu.log`; QEMU's own lines never begin so.
+const NOTE: &str = "# ";
+/// How much of the log's end is looked at for a last line.
+const TAIL: u64 = 64 << 10;
+/// The log is begun anew by a launch that finds it longer than this.
+const LOG_LIMIT: u64 = 1 << 20;
+
+/// The signals that are likely to end QEMU; `SYS` is its sandbox.
+const SIGNALS: &[(Signal, &str)] = &[
+    (Signal::HUP, "HUP"),
+    (Signal::INT, "INT"),
+    (Signal::QUIT, "QUIT"),
+    (Signal::ILL, "ILL"),
+    (Signal::TRAP, "TRAP"),
+    (Signal::ABORT, "ABRT"),
+    (Signal::BUS, "BUS"),
+    (Signal::FPE, "FPE"),
+    (Signal::KILL, "KILL"),
+    (Signal::SEGV, "SEGV"),
+    (Signal::PIPE, "PIPE"),
+    (Signal::TERM, "TERM"),
+    (Signal::XCPU, "XCPU"),
+    (Signal::XFSZ, "XFSZ"),
+    (Signal::SYS, "SYS"),
+];
+
+/// A process and its identity.
+#[derive(Debug)]
+pub struct Process {
+    /// Its number.
+    pub pid: u32,
+    /// Its start time in clock ticks since the host's boot.
+    pub start: u64,
+    pidfd: AsyncFd<OwnedFd>,
+}
+
+impl Process {
+    /// Takes hold of a running process.
+    ///
+    /// # Errors
+    /// `NotFound` or `ESRCH` if there is none with this number.
+    pub fn of(pid: u32) -> io::Result<Self> {
+        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let raw = raw.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+        let pidfd = pidfd_open(raw, PidfdFlags::empty())?;
+        // Read after the pidfd is held: a process that ended in between has no start time, and
+        // a child of ours keeps its number until we reap it.
+        let start = start_time(pid)?;
+        Ok(Self {
+            pid,
+            start,
+            pidfd: AsyncFd::new(pidfd)?,
+        })
+    }
+
+    /// Waits for its end and says how it ended: `exit 0`, `signal KILL`, or `unknown` if it is not
+    /// a child of ours. A child is reaped.
+    pub async fn ended(&self) -> String {
+        // An error cannot happen to a pidfd in a running runtime; then the answer is `unknown`.
+        let Ok(_ready) = self.pidfd.readable().await else {
+            return "unknown".to_owned();
+        };
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        match waitid(WaitId::PidFd(self.pidfd.as_fd()), options) {
+            Ok(Some(status)) => describe(&status),
+            Ok(None) | Err(_) => "unknown".to_owned(),
+        }
+    }
+
+    /// Sends a signal. A process that has ended already is no error.
+    ///
+    /// # Errors
+    /// `EPERM` for another user's process.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        match pidfd_send_signal(self.pidfd.as_fd(), signal) {
+            Err(Errno::SRCH) | Ok(()) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+fn describe(status: &WaitIdStatus) -> String {
+    if let Some(code) = status.exit_status() {
+        return format!("exit {code}");
+    }
+    let number = status.terminating_signal().unwrap_or(0);
+    SIGNALS
+        .iter()
+        .find(|(signal, _)| signal.as_raw() == number)
+        .map_or_else(
+            || format!("signal {number}"),
+            |(_, name)| format!("signal {name}"),
+        )
+}
+
+/// Starts `program` in the VM's directory: a session of its own, no stdin, stdout and stderr at
+/// the end of the log, files for the owner alone, no core files (they would hold guest memory).
+///
+/// # Errors
+/// `NotFound` if the program is not installed, and what opening the log answers.
+pub fn spawn(program: &str, args: &[OsString], dir: &VmDir) -> io::Result<Process> {
+    let log = open_log(dir, program, args)?;
+    let mut command = Command::new(program);
+    command
+        .args(args)
+        .current_dir(&dir.0)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    sys::in_own_session(sys::keeping_secrets(&mut command));
+    let mut child = command.spawn()?;
+    Process::of(child.id()).inspect_err(|_| {
+        // What cannot be watched must not run; an error means that it has ended by itself.
+        child.kill().and_then(|()| child.wait()).ok();
+    })
+}
+
+/// Opens the log and notes the launch in it, which also marks where this launch's lines begin.
+fn open_log(dir: &VmDir, program: &str, args: &[OsString]) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let path = dir.log();
+    let mut log = File::options()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(&path)?;
+    if log.metadata()?.len() > LOG_LIMIT {
+        log.set_len(0)?;
+    }
+    let words: Vec<_> = args.iter().map(|a| quoted(&a.to_string_lossy())).collect();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let seconds = now.unwrap_or_default().as_secs();
+    writeln!(log, "{NOTE}launch {seconds}: {program} {}", words.join(" "))?;
+    Ok(log)
+}
+
+/// Quotes a word for a shell, so that the line in the log can be copied and run.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// Returns the last line that the latest QEMU of this VM wrote to the log, without the program's
+/// name in front; empty if there is none.
+pub fn last_words(dir: &VmDir) -> String {
+    read_tail(&dir.log()).map_or_else(|_| String::new(), |tail| last_line(&tail))
+}
+
+fn read_tail(path: &Path) -> io::Result<String> {
+    let mut log = File::open(path)?;
+    let start = log.metadata()?.len().saturating_sub(TAIL);
+    log.seek(SeekFrom::Start(start))?;
+    let mut bytes = Vec::new();
+    log.take(TAIL).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn last_line(log: &str) -> String {
+    let line = log
+        .lines()
+        .rev()
+        .take_while(|l| !l.starts_with(NOTE))
+        .find(|l| !l.trim().is_empty())
+        .unwrap_or_default();
+    strip_program(line).to_owned()
+}
+
+/// Strips `qemu-system-x86_64: ` or `qemu-img: ` from a line of stderr.
+pub fn strip_program(line: &str) -> &str {
+    match line.split_once(": ") {
+        Some((program, rest)) if is_qemu(program) => rest.trim(),
+        _ => line.trim(),
+    }
+}
+
+fn is_qemu(program: &str) -> bool {
+    let name = program.rsplit('/').next().unwrap_or(program);
+    name.starts_with("qemu-") && !name.contains(' ')
+}
+
+/// Reads when a process started, in clock ticks since the host's boot.
+///
+/// # Errors
+/// `NotFound` if there is no such process.
+pub fn start_time(pid: u32) -> io::Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    parse_start_time(&stat).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Field 22 of `/proc/PID/stat`. The second field, the program's name in parentheses, may hold
+/// spaces and parentheses itself.
+fn parse_start_time(stat: &str) -> Option<u64> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// Returns when a process started by the clock on the wall, from its [`start_time`].
+pub fn started_at(start: u64) -> SystemTime {
+    let uptime = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let uptime = Duration::from_secs(u64::try_from(uptime.tv_sec).unwrap_or(0));
+    let age = uptime.saturating_sub(Duration::from_secs(
+        start / rustix::param::clock_ticks_per_second(),
+    ));
+    SystemTime::now().checked_sub(age).unwrap_or(UNIX_EPOCH)
+}
+
+/// Returns the argument after `option` on a process's command line.
+pub fn argument_of(pid: u32, option: &str) -> Option<String> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let mut words = line.split(|b| *b == 0);
+    words.find(|w| *w == option.as_bytes())?;
+    Some(String::from_utf8_lossy(words.next()?).into_owned())
+}
+
+/// Reads the identity of the host's current boot.
+///
+/// # Errors
+/// When `/proc` is not mounted.
+pub fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vm_dir() -> (tempfile::TempDir, VmDir) {
+        let dir = tempfile::tempdir().unwrap();
+        let vm = VmDir(dir.path().to_owned());
+        (dir, vm)
+    }
+
+    fn shell(dir: &VmDir, script: &str) -> Process {
+        spawn("sh", &["-c".into(), script.into()], dir).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_end_is_reported_in_words_and_the_child_is_reaped() {
+        let (_keep, dir) = vm_dir();
+        let table = [
+            ("exit 0", "exit 0"),
+            ("exit 3", "exit 3"),
+            ("kill -KILL $$", "signal KILL"),
+            ("kill -ABRT $$", "signal ABRT"),
+            ("kill -SYS $$", "signal SYS"),
+        ];
+        for (script, expected) in table {
+            let process = shell(&dir, script);
+            assert_eq!(process.ended().await, expected);
+            assert!(start_time(process.pid).is_err(), "a zombie is left");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_signal_reaches_it_and_is_no_error_when_it_is_gone() {
+        let (_keep, dir) = vm_dir();
+        let process = shell(&dir, "exec sleep 60");
+        process.signal(Signal::TERM).unwrap();
+        assert_eq!(process.ended().await, "signal TERM");
+        process.signal(Signal::KILL).unwrap();
+    }
+
+    #[tokio::test]
+    async fn it_runs_in_a_session_of_its_own_with_private_files_and_no_core() {
+        let (_keep, dir) = vm_dir();
+        let process = shell(&dir, "umask; ulimit -c; pwd; cut -d' ' -f6 /proc/$$/stat");
+        let pid = process.pid;
+        assert_eq!(process.ended().await, "exit 0");
+        let log = fs::read_to_string(dir.log()).unwrap();
+        let lines: Vec<_> = log.lines().skip(1).collect();
+        let cwd = fs::canonicalize(&dir.0).unwrap();
+        let expected = ["0077", "0", cwd.to_str().unwrap(), &pid.to_string()];
+        assert_eq!(lines, expected);
+    }
+
+    #[tokio::test]
+    async fn the_last_words_are_those_of_the_latest_launch() {
+        let (_keep, dir) = vm_dir();
+        shell(&dir, "echo qemu-system-x86_64: first >&2")
+            .ended()
+            .await;
+        assert_eq!(last_words(&dir), "first");
+        shell(&dir, "true").ended().await;
+        assert_eq!(last_words(&dir), "");
+    }
+
+    #[test]
+    fn a_last_line_loses_the_name_of_the_program_and_nothing_else() {
+        let table = [
+            ("# launch\nqemu-system-x86_64: -x: bad\n\n", "-x: bad"),
+            ("# launch\n/usr/bin/qemu-img: no\n", "no"),
+            ("# launch\nnot qemu-x: kept\n", "not qemu-x: kept"),
+            ("a\n# launch\n", ""),
+            ("", ""),
+        ];
+        for (log, expected) in table {
+            assert_eq!(last_line(log), expected, "{log:?}");
+        }
+    }
+
+    #[test]
+    fn a_start_time_is_found_behind_a_hostile_program_name() {
+        let stat = "7 (a) S 1 (b c) S 1 7 7 0 -1 4 1 2 3 4 5 6 7 8 20 0 1 0 4242 9 9";
+        assert_eq!(parse_start_time(stat), Some(4242));
+        assert_eq!(parse_start_time("7 (a) S 1"), None);
+        assert_eq!(parse_start_time(""), None);
+    }
+
+    #[tokio::test]
+    async fn a_start_on_the_wall_clock_is_recent_for_a_recent_process() {
+        let (_keep, dir) = vm_dir();
+        let process = spawn("sleep", &["60".into()], &dir).unwrap();
+        let age = SystemTime::now().duration_since(started_at(process.start));
+        assert!(age.unwrap_or_default() < Duration::from_secs(10));
+        assert_eq!(argument_of(process.pid, "sleep").as_deref(), Some("60"));
+        process.signal(Signal::KILL).unwrap();
+        process.ended().await;
+    }
+
+    #[test]
+    fn a_noted_command_line_can_be_run_again() {
+        assert_eq!(quoted("a=b,c"), "a=b,c");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+        assert_eq!(quoted(""), "''");
+    }
+}
