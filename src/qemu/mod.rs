@@ -1,6 +1,79 @@
-//! QEMU.
+//! QEMU as the hypervisor: [`Qemu`] implements `vm::backend::Hypervisor`.
+//!
+//! - [`cmdline`]: a launch as arguments. [`launch`]: starting it. [`machine`]: what then runs.
+//! - [`qmp`], [`connect`]: talking to it. [`process`], [`record`]: holding on to it.
+//! - [`adopt`]: finding it again after a restart of the daemon.
+//! - [`accel`]: KVM or TCG. [`install`], [`img`]: the programs themselves.
+//!
+//! Not here: when a machine is started or stopped (`vm::state`), and what is inside the guest.
 
+pub mod accel;
+pub mod adopt;
 pub mod cmdline;
+pub mod connect;
 pub mod img;
+pub mod install;
+pub mod launch;
+pub mod machine;
 pub mod process;
 pub mod qmp;
+pub mod record;
+#[cfg(all(test, feature = "qemu_tests"))]
+mod tests;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::OnceCell;
+use uuid::Uuid;
+
+use crate::store::layout::{Layout, VmDir};
+use crate::vm::backend::{Accel, Adoption, BackendError, Hypervisor, Images, LaunchPlan, Launched};
+use crate::vm::spec::AccelChoice;
+use accel::Chooser;
+use install::Installation;
+
+/// The QEMU of this host.
+#[derive(Debug)]
+pub struct Qemu {
+    chooser: Chooser,
+    installation: OnceCell<Installation>,
+}
+
+impl Qemu {
+    /// Makes the hypervisor of the store at `layout`. The kernel of `images`' default image proves
+    /// whether KVM works. Nothing is run yet.
+    pub fn new(layout: Layout, images: Arc<dyn Images>) -> Self {
+        Self {
+            chooser: Chooser::new(layout, images),
+            installation: OnceCell::new(),
+        }
+    }
+
+    /// Returns what is installed, asked once. A failure is not remembered: the program may be
+    /// installed at any time.
+    ///
+    /// # Errors
+    /// `Missing` with the remedy.
+    pub async fn installation(&self) -> Result<&Installation, BackendError> {
+        self.installation.get_or_try_init(Installation::probe).await
+    }
+}
+
+#[async_trait]
+impl Hypervisor for Qemu {
+    async fn accel(&self, choice: AccelChoice) -> Result<Accel, BackendError> {
+        self.chooser
+            .choose(choice, self.installation().await?)
+            .await
+    }
+
+    async fn launch(&self, plan: LaunchPlan) -> Result<Launched, BackendError> {
+        launch::launch(&plan, self.installation().await?).await
+    }
+
+    async fn adopt(&self, dir: PathBuf, uuid: Uuid) -> Adoption {
+        adopt::adopt(VmDir(dir), uuid).await
+    }
+}

@@ -73,7 +73,7 @@ impl Process {
         Ok(Self {
             pid,
             start,
-            pidfd: AsyncFd::new(pidfd)?,
+            pidfd: AsyncFd::register(pidfd)?,
         })
     }
 

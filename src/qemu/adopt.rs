@@ -1,0 +1,158 @@
+//! Finding the QEMU that an earlier daemon started, and being sure that it is the one.
+//!
+//! Whatever does not agree leaves QEMU alone: a guest is never ended because we are in doubt.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::net::UnixStream;
+use uuid::Uuid;
+
+use super::machine::{EventSink, Parts, watch_end};
+use super::process::{Process, argument_of, boot_id, last_words, start_time, started_at};
+use super::qmp::{Qmp, QmpError};
+use super::record::Record;
+use super::{connect, record};
+use crate::store::layout::VmDir;
+use crate::vm::backend::{Accel, AccelKind, Adoption, BackendError, MachineEvent, RunFacts};
+
+/// Looks for the QEMU of the VM with this identity.
+pub async fn adopt(dir: VmDir, uuid: Uuid) -> Adoption {
+    let record = record::read(&dir);
+    match connect::qmp_socket(&dir).await {
+        Ok(stream) => match take_over(&dir, uuid, record, stream).await {
+            Ok(adoption) => adoption,
+            Err(error) => Adoption::Unclear(error.to_string()),
+        },
+        Err(error) if connect::means_absent(&error) => absent(&dir, record),
+        Err(error) => Adoption::Unclear(format!("its QMP socket: {error}")),
+    }
+}
+
+/// Nobody answers on the socket: says what became of the QEMU on record.
+fn absent(dir: &VmDir, record: Result<Option<Record>, String>) -> Adoption {
+    let record = match record {
+        Ok(Some(record)) => record,
+        Ok(None) => return Adoption::NeverRan,
+        Err(damage) => return Adoption::Ended(format!("run.json is damaged: {damage}")),
+    };
+    let pid = record.facts.pid;
+    if is_of_this_boot(&record) == Some(false) {
+        return Adoption::Ended("the host was restarted".to_owned());
+    }
+    if start_time(pid).ok() == Some(record.facts.pid_start) {
+        let text = "still runs, but its QMP socket is gone";
+        return Adoption::Unclear(format!("QEMU, pid {pid}, {text}"));
+    }
+    Adoption::Ended(match last_words(dir) {
+        words if words.is_empty() => "QEMU ended while no daemon watched it".to_owned(),
+        words => format!("QEMU ended while no daemon watched it: {words}"),
+    })
+}
+
+/// Compares the boot on record with the host's; `None` if that cannot be told.
+fn is_of_this_boot(record: &Record) -> Option<bool> {
+    Some(record.boot_id == boot_id().ok()?)
+}
+
+async fn take_over(
+    dir: &VmDir,
+    uuid: Uuid,
+    record: Result<Option<Record>, String>,
+    stream: UnixStream,
+) -> Result<Adoption, BackendError> {
+    let process = match peer(&stream) {
+        Ok(process) => Arc::new(process),
+        Err(e) => return Ok(Adoption::Unclear(format!("who serves its QMP socket: {e}"))),
+    };
+    let (sink, events) = EventSink::new();
+    let on_event = {
+        let sink = sink.clone();
+        move |e| sink.take(&e)
+    };
+    let qmp = Qmp::open(stream, on_event).await?;
+    if let Some(doubt) = doubt(&qmp, uuid, &process, &record).await? {
+        return Ok(Adoption::Unclear(doubt));
+    }
+    let facts = match record {
+        Ok(Some(record)) => record.facts,
+        Ok(None) | Err(_) => rebuild(&qmp, uuid, &process, dir).await?,
+    };
+    let paused = connect::is_paused(&qmp).await?;
+    if connect::has_announced(&qmp).await? {
+        sink.push(MachineEvent::Announced);
+    }
+    let ended = watch_end(Arc::clone(&process));
+    let parts = Parts {
+        facts,
+        dir: dir.clone(),
+        qmp,
+        process,
+        ended,
+    };
+    Ok(Adoption::Running(parts.run((sink, events), paused)))
+}
+
+/// The process at the other end, as the kernel knows it.
+fn peer(stream: &UnixStream) -> io::Result<Process> {
+    let pid = stream
+        .peer_cred()?
+        .pid()
+        .and_then(|p| u32::try_from(p).ok());
+    Process::of(pid.ok_or(io::ErrorKind::NotFound)?)
+}
+
+/// Says what speaks against this QEMU's being the one that we look for.
+async fn doubt(
+    qmp: &Qmp,
+    uuid: Uuid,
+    process: &Process,
+    record: &Result<Option<Record>, String>,
+) -> Result<Option<String>, QmpError> {
+    let pid = process.pid;
+    if connect::uuid(qmp).await? != Some(uuid) {
+        return Ok(Some(format!("QEMU, pid {pid}, has the UUID of another VM")));
+    }
+    let Ok(Some(record)) = record else {
+        return Ok(None);
+    };
+    let known = (record.facts.pid, record.facts.pid_start, record.facts.uuid);
+    let same = known == (pid, process.start, uuid) && is_of_this_boot(record) == Some(true);
+    let recorded = record.facts.pid;
+    Ok((!same).then(|| format!("run.json tells of pid {recorded}, but pid {pid} answers")))
+}
+
+/// Gathers the facts from QEMU itself, when they were not written down or are damaged, and writes
+/// them down. What only the image knew stays unknown: the guest is then probed, not awaited.
+async fn rebuild(
+    qmp: &Qmp,
+    uuid: Uuid,
+    process: &Process,
+    dir: &VmDir,
+) -> Result<RunFacts, BackendError> {
+    let argument = |option| argument_of(process.pid, option).unwrap_or_default();
+    let machine = argument("-machine");
+    let kind = if connect::uses_kvm(qmp).await? {
+        AccelKind::Kvm
+    } else {
+        AccelKind::Tcg
+    };
+    let facts = RunFacts {
+        pid: process.pid,
+        pid_start: process.start,
+        uuid,
+        since: started_at(process.start),
+        accel: Accel {
+            kind,
+            cpu: argument("-cpu"),
+            reason: "as an earlier daemon chose".to_owned(),
+        },
+        qemu_version: qmp.version().to_owned(),
+        machine: machine.split(',').next().unwrap_or_default().to_owned(),
+        ssh_port: connect::ssh_port(qmp).await?,
+        image_digest: String::new(),
+        announces: false,
+    };
+    record::write(dir, &facts).await?;
+    Ok(facts)
+}

@@ -1,0 +1,104 @@
+//! Which QEMU is installed: its version and the machine type that we use. Asked once.
+
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use tokio::process::Command;
+use tokio::time::timeout;
+
+use crate::vm::backend::BackendError;
+
+/// The emulator.
+pub const PROGRAM: &str = "qemu-system-x86_64";
+/// How long QEMU may take to describe itself: it needs some 50 ms, more when it must come from a
+/// busy disk first.
+const BOUND: Duration = Duration::from_secs(10);
+
+/// The QEMU of this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Installation {
+    /// `7.2.22`.
+    pub version: String,
+    /// What `q35` means to it: `pc-q35-7.2`. A machine pinned to it stays the same for as long as
+    /// it runs and wherever its memory is loaded again.
+    pub machine: String,
+}
+
+impl Installation {
+    /// Asks QEMU.
+    ///
+    /// # Errors
+    /// `Missing` if it is not installed.
+    pub async fn probe() -> Result<Self, BackendError> {
+        let (version, machines) = tokio::join!(ask(&["--version"]), ask(&["-machine", "help"]));
+        let (version, machines) = (version?, machines?);
+        Ok(Self {
+            version: parse_version(&version).ok_or_else(|| odd("--version", &version))?,
+            machine: parse_machine(&machines).ok_or_else(|| odd("-machine help", &machines))?,
+        })
+    }
+}
+
+async fn ask(args: &[&str]) -> Result<String, BackendError> {
+    let mut command = Command::new(PROGRAM);
+    command.args(args).stdin(Stdio::null()).kill_on_drop(true);
+    match timeout(BOUND, command.output()).await {
+        Ok(Ok(Output { stdout, .. })) => Ok(String::from_utf8_lossy(&stdout).into_owned()),
+        Ok(Err(error)) => Err(not_started(&error)),
+        Err(_) => Err(odd(&args.join(" "), "nothing in time")),
+    }
+}
+
+/// Says why QEMU could not be started.
+pub fn not_started(error: &std::io::Error) -> BackendError {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => BackendError::Missing {
+            program: PROGRAM.to_owned(),
+            remedy: "`apt install qemu-system-x86` or your system's package of it".to_owned(),
+        },
+        _ => BackendError::io(format!("start {PROGRAM}"), error),
+    }
+}
+
+fn odd(question: &str, answer: &str) -> BackendError {
+    BackendError::Io {
+        what: format!("{PROGRAM} {question}"),
+        error: format!("cannot make sense of its answer: {}", answer.trim()),
+        errno: 0,
+    }
+}
+
+fn parse_version(text: &str) -> Option<String> {
+    let rest = text.split_once("version ")?.1;
+    let version: String = rest
+        .chars()
+        .take_while(|c| c.is_ascii_digit() || *c == '.')
+        .collect();
+    (!version.is_empty()).then_some(version)
+}
+
+fn parse_machine(text: &str) -> Option<String> {
+    let line = text.lines().find(|l| l.starts_with("q35 "))?;
+    let alias = line.split_once("(alias of ")?.1.split_once(')')?.0;
+    Some(alias.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_answers_of_several_qemus_are_understood() {
+        let debian = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright (c)\n";
+        assert_eq!(parse_version(debian).as_deref(), Some("7.2.22"));
+        let own = "QEMU emulator version 10.0.2\n";
+        assert_eq!(parse_version(own).as_deref(), Some("10.0.2"));
+        assert_eq!(parse_version("nonsense"), None);
+        let machines = "Supported machines are:\n\
+            pc                   Standard PC (i440FX) (alias of pc-i440fx-7.2)\n\
+            q35                  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)\n\
+            pc-q35-7.2           Standard PC (Q35 + ICH9, 2009)\n";
+        assert_eq!(parse_machine(machines).as_deref(), Some("pc-q35-7.2"));
+        assert_eq!(parse_machine("q35  odd\n"), None);
+    }
+}

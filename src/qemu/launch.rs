@@ -1,0 +1,172 @@
+//! Starting QEMU: from a plan to a machine that has greeted.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustix::process::Signal;
+use tokio::time::{sleep, timeout};
+use uuid::Uuid;
+
+use super::cmdline::{self, Facts, Seed};
+use super::install::{Installation, PROGRAM, not_started};
+use super::machine::{Ended, EventSink, Parts, died, end_of, watch_end};
+use super::process::{self, Process};
+use super::qmp::{GREETING_BOUND, Qmp, QmpError};
+use super::{connect, img, record};
+use crate::store::layout::VmDir;
+use crate::vm::backend::{BackendError, LaunchPlan, Launched, RunFacts};
+
+/// How often a QEMU that is just starting is asked for its socket: it appears after some 10 ms and
+/// tells nobody, and a try costs a few microseconds.
+const RETRY: Duration = Duration::from_millis(2);
+/// How long a process may take to vanish after SIGKILL, or to be reaped after its socket closed.
+const END_BOUND: Duration = Duration::from_secs(1);
+
+/// Starts the machine of `plan`. A launch that fails or is given up leaves no QEMU behind.
+///
+/// # Errors
+/// `QemuDied` with its last words, `QmpTimeout` if it does not greet, or why it was not started.
+pub async fn launch(plan: &LaunchPlan, qemu: &Installation) -> Result<Launched, BackendError> {
+    let dir = VmDir(plan.dir.clone());
+    refuse_second(&dir).await?;
+    record::clear(&dir);
+    img::check_base(&plan.image)?;
+    img::ensure_overlay(&dir, &plan.image, plan.spec.disk).await?;
+    let since = SystemTime::now();
+    let process = Arc::new(spawn(plan, qemu, &dir)?);
+    let guard = Guard(Some(Arc::clone(&process)));
+    let ended = watch_end(Arc::clone(&process));
+    let (sink, events) = EventSink::new();
+    let qmp = greeted(&dir, &sink, &process, &ended).await?;
+    let facts = match facts(plan, qemu, &qmp, &process, since).await {
+        Ok(facts) => facts,
+        Err(QmpError::Closed) => return Err(died(&dir, end_of_bounded(&ended).await)),
+        Err(error) => return Err(error.into()),
+    };
+    record::write(&dir, &facts).await?;
+    guard.disarm();
+    let parts = Parts {
+        facts,
+        dir,
+        qmp,
+        process,
+        ended,
+    };
+    Ok(parts.run((sink, events), plan.paused))
+}
+
+/// A second QEMU would take the first one's sockets away before it fails on the disk's lock.
+async fn refuse_second(dir: &VmDir) -> Result<(), BackendError> {
+    match connect::qmp_socket(dir).await {
+        Err(error) if connect::means_absent(&error) => Ok(()),
+        Err(error) => Err(BackendError::io(
+            format!("QMP socket in {}", dir.0.display()),
+            &error,
+        )),
+        Ok(_) => Err(BackendError::Io {
+            what: format!("start QEMU in {}", dir.0.display()),
+            error: "a QEMU runs there that is not ours; end it first".to_owned(),
+            errno: libc::EBUSY,
+        }),
+    }
+}
+
+fn spawn(plan: &LaunchPlan, qemu: &Installation, dir: &VmDir) -> Result<Process, BackendError> {
+    let seed = if dir.seed().exists() {
+        Seed::Present
+    } else {
+        Seed::Absent
+    };
+    let facts = Facts {
+        machine: &qemu.machine,
+        generation: Uuid::new_v4(),
+        seed,
+    };
+    let args = cmdline::arguments(plan, &facts)?;
+    process::spawn(PROGRAM, &args, dir).map_err(|e| not_started(&e))
+}
+
+/// Ends a QEMU whose launch is not seen through: nobody would own it.
+#[derive(Debug)]
+struct Guard(Option<Arc<Process>>);
+
+impl Guard {
+    fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(process) = &self.0
+            && let Err(error) = process.signal(Signal::KILL)
+        {
+            tracing::warn!(pid = process.pid, %error, "cannot end QEMU");
+        }
+    }
+}
+
+/// Waits for QEMU's greeting, its end, or the bound.
+async fn greeted(
+    dir: &VmDir,
+    sink: &EventSink,
+    process: &Process,
+    ended: &Ended,
+) -> Result<Qmp, BackendError> {
+    let greeting = timeout(GREETING_BOUND, open(dir, sink));
+    let result = tokio::select! {
+        result = greeting => result,
+        status = end_of(ended) => return Err(died(dir, status)),
+    };
+    match result {
+        Ok(Ok(qmp)) => Ok(qmp),
+        Ok(Err(QmpError::Closed)) => Err(died(dir, end_of_bounded(ended).await)),
+        Ok(Err(error @ QmpError::Refused { .. })) => Err(error.into()),
+        Ok(Err(QmpError::Timeout { .. })) | Err(_) => {
+            // An error leaves the rest to the guard, which tries again and tells.
+            process.signal(Signal::KILL).ok();
+            end_of_bounded(ended).await;
+            Err(BackendError::QmpTimeout {
+                command: "greeting".to_owned(),
+                seconds: GREETING_BOUND.as_secs(),
+            })
+        }
+    }
+}
+
+async fn open(dir: &VmDir, sink: &EventSink) -> Result<Qmp, QmpError> {
+    let stream = loop {
+        match connect::qmp_socket(dir).await {
+            Ok(stream) => break stream,
+            Err(_) => sleep(RETRY).await,
+        }
+    };
+    let sink = sink.clone();
+    Qmp::open(stream, move |event| sink.take(&event)).await
+}
+
+async fn end_of_bounded(ended: &Ended) -> String {
+    let status = timeout(END_BOUND, end_of(ended)).await;
+    status.unwrap_or_else(|_| "not ended yet".to_owned())
+}
+
+async fn facts(
+    plan: &LaunchPlan,
+    qemu: &Installation,
+    qmp: &Qmp,
+    process: &Process,
+    since: SystemTime,
+) -> Result<RunFacts, QmpError> {
+    Ok(RunFacts {
+        pid: process.pid,
+        pid_start: process.start,
+        uuid: connect::uuid(qmp).await?.unwrap_or(plan.uuid),
+        since,
+        accel: plan.accel.clone(),
+        qemu_version: qmp.version().to_owned(),
+        machine: qemu.machine.clone(),
+        ssh_port: connect::ssh_port(qmp).await?,
+        image_digest: plan.image.digest.clone(),
+        announces: plan.image.announces,
+    })
+}

@@ -1,0 +1,310 @@
+//! A QEMU that runs: what is asked of it over QMP, what it reports, and how it ends.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use super::cmdline::READY_ID;
+use super::process::{Process, last_words};
+use super::qmp::{Event, Qmp, QmpError};
+use super::record;
+use crate::store::layout::VmDir;
+use crate::vm::backend::{BackendError, ExitReport, Launched, Machine, MachineEvent, RunFacts};
+
+/// Events that may wait for the VM's task. It takes them at once; a guest that resets in a loop
+/// while that task is busy must not fill the daemon's memory.
+const EVENTS: usize = 256;
+/// The steps of `kill`, with what each may take: QEMU flushes its disks on `quit` and on SIGTERM,
+/// and the kernel needs a while to free a large memory after SIGKILL.
+const QUIT_BOUND: Duration = Duration::from_secs(2);
+const TERM_BOUND: Duration = Duration::from_secs(2);
+const KILL_BOUND: Duration = Duration::from_secs(5);
+/// How long the end of one of {process, QMP connection} may follow that of the other.
+const END_BOUND: Duration = Duration::from_secs(1);
+
+/// How a process ended, once it has.
+pub type Ended = watch::Receiver<Option<String>>;
+
+/// Watches a process to its end and reaps it.
+pub fn watch_end(process: Arc<Process>) -> Ended {
+    let (sender, receiver) = watch::channel(None);
+    tokio::spawn(async move { sender.send_replace(Some(process.ended().await)) });
+    receiver
+}
+
+/// Waits for a process's end and says how it ended.
+pub async fn end_of(ended: &Ended) -> String {
+    let mut ended = ended.clone();
+    let status = ended.wait_for(Option::is_some).await;
+    // The watching task is gone only when the runtime is.
+    status
+        .map_or_else(|_| None, |s| s.clone())
+        .unwrap_or_else(|| "unknown".to_owned())
+}
+
+/// Says that QEMU died, with its last words.
+pub fn died(dir: &VmDir, status: String) -> BackendError {
+    let words = last_words(dir);
+    let stderr = if words.is_empty() {
+        "it left no message; `cat log` shows how it was started".to_owned()
+    } else {
+        words
+    };
+    BackendError::QemuDied { status, stderr }
+}
+
+/// Takes events of QMP and hands on what they mean.
+#[derive(Clone, Debug)]
+pub struct EventSink {
+    sender: mpsc::Sender<MachineEvent>,
+    shut_down: Arc<AtomicBool>,
+}
+
+impl EventSink {
+    /// Returns a sink and what comes out of it.
+    pub fn new() -> (Self, mpsc::Receiver<MachineEvent>) {
+        let (sender, receiver) = mpsc::channel(EVENTS);
+        let shut_down = Arc::default();
+        (Self { sender, shut_down }, receiver)
+    }
+
+    /// Takes one of QEMU's events.
+    pub fn take(&self, event: &Event) {
+        if let Some(event) = translate(event) {
+            self.push(event);
+        }
+    }
+
+    /// Queues an event.
+    pub fn push(&self, event: MachineEvent) {
+        if matches!(event, MachineEvent::ShutDown { .. }) {
+            self.shut_down.store(true, Ordering::Relaxed);
+        }
+        if let Err(error) = self.sender.try_send(event) {
+            tracing::warn!(%error, "a machine's event is lost");
+        }
+    }
+}
+
+fn translate(event: &Event) -> Option<MachineEvent> {
+    let (name, data) = (event.name.as_str(), &event.data);
+    match name {
+        "STOP" => Some(MachineEvent::Paused),
+        "RESUME" => Some(MachineEvent::Resumed),
+        "RESET" => Some(MachineEvent::Reset),
+        "SHUTDOWN" => Some(MachineEvent::ShutDown {
+            by_guest: data["guest"] == true,
+        }),
+        "VSERPORT_CHANGE" if data["id"] == READY_ID && data["open"] == true => {
+            Some(MachineEvent::Announced)
+        }
+        "BLOCK_IO_ERROR" if data["nospace"] == true && data["action"] == "stop" => {
+            Some(MachineEvent::DiskFull)
+        }
+        _ => None,
+    }
+}
+
+/// The parts of a machine just started or found.
+#[derive(Debug)]
+pub struct Parts {
+    /// What is known about it.
+    pub facts: RunFacts,
+    /// Its directory.
+    pub dir: VmDir,
+    /// The connection to it.
+    pub qmp: Qmp,
+    /// Its process.
+    pub process: Arc<Process>,
+    /// That process's end.
+    pub ended: Ended,
+}
+
+impl Parts {
+    /// Puts the machine together, and follows it to its end.
+    pub fn run(
+        self,
+        (sink, events): (EventSink, mpsc::Receiver<MachineEvent>),
+        paused: bool,
+    ) -> Launched {
+        let machine = Arc::new(Running {
+            parts: self,
+            killed: AtomicBool::new(false),
+        });
+        tokio::spawn(Arc::clone(&machine).follow(sink));
+        Launched {
+            machine,
+            events,
+            paused,
+        }
+    }
+}
+
+/// A QEMU that runs.
+#[derive(Debug)]
+struct Running {
+    parts: Parts,
+    killed: AtomicBool,
+}
+
+impl Running {
+    /// Waits for the end, reports it as the last event and forgets an end that was wanted.
+    async fn follow(self: Arc<Self>, sink: EventSink) {
+        let status = end_of(&self.parts.ended).await;
+        // QEMU's last events may still be on their way to us; nothing comes after its end.
+        timeout(END_BOUND, self.parts.qmp.closed()).await.ok();
+        let report = self.report(status, sink.shut_down.load(Ordering::Relaxed));
+        let wanted = report.clean || self.killed.load(Ordering::Relaxed);
+        // Nobody may listen any more; the record is then put right all the same.
+        sink.sender.send(MachineEvent::Exited(report)).await.ok();
+        if wanted {
+            record::remove(&self.parts.dir);
+        }
+    }
+
+    fn report(&self, status: String, shut_down: bool) -> ExitReport {
+        let clean = status == "exit 0" || (status == "unknown" && shut_down);
+        ExitReport {
+            clean,
+            status,
+            stderr: last_words(&self.parts.dir),
+        }
+    }
+
+    async fn ask(&self, command: &str) -> Result<Value, BackendError> {
+        match self.parts.qmp.execute(command, json!({})).await {
+            Err(QmpError::Closed) => Err(self.death().await),
+            result => Ok(result?),
+        }
+    }
+
+    /// Says why the connection is gone.
+    async fn death(&self) -> BackendError {
+        let status = timeout(END_BOUND, end_of(&self.parts.ended)).await;
+        let unknown = |_| "its QMP connection was closed".to_owned();
+        died(&self.parts.dir, status.unwrap_or_else(unknown))
+    }
+
+    /// Waits for the process's end; false if it outlives the bound.
+    async fn gone_within(&self, bound: Duration) -> bool {
+        timeout(bound, end_of(&self.parts.ended)).await.is_ok()
+    }
+
+    fn signal(&self, signal: Signal) -> Result<(), BackendError> {
+        let pid = self.parts.process.pid;
+        let sent = self.parts.process.signal(signal);
+        sent.map_err(|e| BackendError::io(format!("end QEMU, pid {pid}"), &e))
+    }
+}
+
+#[async_trait]
+impl Machine for Running {
+    fn facts(&self) -> &RunFacts {
+        &self.parts.facts
+    }
+
+    async fn pause(&self) -> Result<(), BackendError> {
+        self.ask("stop").await.map(drop)
+    }
+
+    async fn resume(&self) -> Result<(), BackendError> {
+        self.ask("cont").await.map(drop)
+    }
+
+    async fn reset(&self) -> Result<(), BackendError> {
+        self.ask("system_reset").await.map(drop)
+    }
+
+    async fn power_down(&self) -> Result<(), BackendError> {
+        self.ask("system_powerdown").await.map(drop)
+    }
+
+    async fn kill(&self) -> Result<(), BackendError> {
+        self.killed.store(true, Ordering::Relaxed);
+        let quit = self.parts.qmp.execute_within("quit", json!({}), QUIT_BOUND);
+        // Whatever QEMU says to `quit`, its end is what counts.
+        let quit = async { (quit.await.ok(), end_of(&self.parts.ended).await) };
+        if timeout(QUIT_BOUND, quit).await.is_ok() {
+            return Ok(());
+        }
+        self.signal(Signal::TERM)?;
+        if self.gone_within(TERM_BOUND).await {
+            return Ok(());
+        }
+        self.signal(Signal::KILL)?;
+        if self.gone_within(KILL_BOUND).await {
+            return Ok(());
+        }
+        Err(BackendError::Io {
+            what: format!("end QEMU, pid {}", self.parts.process.pid),
+            error: "it survives SIGKILL: the kernel waits for a disk or network that hangs".into(),
+            errno: libc::EBUSY,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_mean_what_they_say_and_others_nothing() {
+        let port = |open| json!({"id": READY_ID, "open": open});
+        let error = |nospace, action| json!({"nospace": nospace, "action": action});
+        let table = [
+            ("STOP", Value::Null, Some(MachineEvent::Paused)),
+            ("RESUME", Value::Null, Some(MachineEvent::Resumed)),
+            ("RESET", json!({"guest": true}), Some(MachineEvent::Reset)),
+            (
+                "SHUTDOWN",
+                json!({"guest": true, "reason": "guest-shutdown"}),
+                Some(MachineEvent::ShutDown { by_guest: true }),
+            ),
+            (
+                "SHUTDOWN",
+                Value::Null,
+                Some(MachineEvent::ShutDown { by_guest: false }),
+            ),
+            ("VSERPORT_CHANGE", port(true), Some(MachineEvent::Announced)),
+            ("VSERPORT_CHANGE", port(false), None),
+            (
+                "VSERPORT_CHANGE",
+                json!({"id": "other", "open": true}),
+                None,
+            ),
+            (
+                "BLOCK_IO_ERROR",
+                error(true, "stop"),
+                Some(MachineEvent::DiskFull),
+            ),
+            ("BLOCK_IO_ERROR", error(false, "report"), None),
+            ("POWERDOWN", Value::Null, None),
+        ];
+        for (name, data, expected) in table {
+            let event = Event {
+                name: name.into(),
+                data,
+            };
+            assert_eq!(translate(&event), expected, "{event:?}");
+        }
+    }
+
+    #[test]
+    fn a_flood_of_events_is_cut_off_and_does_not_wait() {
+        let (sink, mut events) = EventSink::new();
+        for _ in 0..2 * EVENTS {
+            sink.push(MachineEvent::Reset);
+        }
+        let mut count = 0;
+        while events.try_recv().is_ok() {
+            count += 1;
+        }
+        assert_eq!(count, EVENTS);
+    }
+}

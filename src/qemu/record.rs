@@ -1,0 +1,67 @@
+//! `run.json`: what is written down about a running QEMU, so that a later daemon can adopt it.
+
+use std::io;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::process::boot_id;
+use crate::store::file;
+use crate::store::layout::{VmDir, names};
+use crate::vm::backend::{BackendError, RunFacts};
+
+/// The facts, and the host's boot in which they held.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// The host's boot: process numbers and start times mean nothing in another one.
+    pub boot_id: String,
+    /// What is known about QEMU.
+    #[serde(flatten)]
+    pub facts: RunFacts,
+}
+
+/// Writes the record of a QEMU that runs now.
+///
+/// # Errors
+/// `NoSpace`, or what writing answers.
+pub async fn write(dir: &VmDir, facts: &RunFacts) -> Result<(), BackendError> {
+    let (path, facts) = (dir.run(), facts.clone());
+    let what = path.display().to_string();
+    let write = move || {
+        let boot_id = boot_id()?;
+        file::replace_json(&path, &Record { boot_id, facts })
+    };
+    let written = tokio::task::spawn_blocking(write).await;
+    let written = written.unwrap_or_else(|e| Err(io::Error::other(e)));
+    written.map_err(|e| BackendError::io(what, &e))
+}
+
+/// Reads the record: `None` if there is none, and an error's text if it is damaged.
+pub fn read(dir: &VmDir) -> Result<Option<Record>, String> {
+    match file::read_json(&dir.run()) {
+        Ok(record) => Ok(Some(record)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// Removes the record: there is nothing left to tell.
+pub fn remove(dir: &VmDir) {
+    remove_if_there(&dir.run());
+}
+
+/// Removes what an earlier QEMU left behind: it removes its sockets only when it ends by itself.
+pub fn clear(dir: &VmDir) {
+    remove(dir);
+    remove_if_there(&dir.0.join(names::QMP));
+    remove_if_there(&dir.0.join(names::SERIAL));
+}
+
+fn remove_if_there(path: &Path) {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "cannot remove");
+        }
+        _ => {}
+    }
+}

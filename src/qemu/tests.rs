@@ -1,0 +1,589 @@
+//! The hypervisor against a real QEMU. The guests are boot sectors of a few instructions, in a
+//! store whose path is too long for a socket's address.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use rustix::process::Signal;
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+use uuid::Uuid;
+
+use super::process::Process;
+use super::record::Record;
+use super::{Qemu, accel, record};
+use crate::store::file;
+use crate::store::layout::{Layout, VmDir};
+use crate::vm::backend::{
+    Accel, AccelKind, Adoption, BackendError, BootImage, DiskFormat, Hypervisor, ImageInfo, Images,
+    LaunchPlan, Launched, MachineEvent,
+};
+use crate::vm::spec::{AccelChoice, VmSpec};
+use crate::vm::stream::{Bell, Listener};
+
+/// `hlt; jmp -1`.
+const IDLE: &[u8] = &[0xf4, 0xeb, 0xfd];
+/// Sleeps for ever by the ACPI register of q35: `out 0x604, 0x2000`.
+const POWER_OFF: &[u8] = &[0xba, 0x04, 0x06, 0xb8, 0x00, 0x20, 0xef, 0xf4];
+/// Writes 64 sectors, moves on by 64, and so on for ever (BIOS call 13h, function 43h).
+const WRITER: &[u8] = &[
+    0x31, 0xc0, 0x8e, 0xd8, 0xbe, 0x30, 0x7c, 0xb8, 0x00, 0x43, 0xcd, 0x13, 0x66, 0x83, 0x06, 0x38,
+    0x7c, 0x40, 0xeb, 0xf0,
+];
+/// Its address packet, at offset 0x30: 64 sectors from 1000:0000 to sector 2048.
+const PACKET: &[u8] = &[0x10, 0, 64, 0, 0, 0, 0, 0x10, 0, 8, 0, 0, 0, 0, 0, 0];
+/// Longer than anything here takes, also on a machine that is busy with other tests.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One VM in a store of its own. No QEMU of it outlives this value.
+struct Vm {
+    store: tempfile::TempDir,
+    dir: VmDir,
+    plan: LaunchPlan,
+}
+
+impl Vm {
+    fn new(boot: &[u8]) -> Self {
+        Self::within(tempfile::tempdir().unwrap(), boot)
+    }
+
+    fn within(store: tempfile::TempDir, boot: &[u8]) -> Self {
+        let uuid = Uuid::new_v4();
+        let layout = Layout::new(store.path().join("long".repeat(25)));
+        let dir = layout.vm(uuid);
+        file::private_dir(&dir.0).unwrap();
+        let disk = layout.root().join("base, x.raw");
+        write_boot_sector(&disk, boot);
+        let plan = plan(uuid, &dir, &disk);
+        Self { store, dir, plan }
+    }
+
+    fn paused() -> Self {
+        let mut vm = Self::new(IDLE);
+        vm.plan.paused = true;
+        vm
+    }
+
+    fn qemu(&self) -> Qemu {
+        let layout = Layout::new(self.store.path());
+        Qemu::new(layout, Arc::new(OneKernel(None)))
+    }
+
+    async fn launch(&self) -> Launched {
+        self.qemu().launch(self.plan.clone()).await.unwrap()
+    }
+
+    async fn adopt(&self) -> Adoption {
+        self.qemu().adopt(self.dir.0.clone(), self.plan.uuid).await
+    }
+
+    /// The processes that run in the VM's directory.
+    fn processes(&self) -> Vec<u32> {
+        let cwd = fs::canonicalize(&self.dir.0).unwrap();
+        let all = fs::read_dir("/proc").unwrap().flatten();
+        all.filter(|e| fs::read_link(e.path().join("cwd")).is_ok_and(|d| d == cwd))
+            .filter_map(|e| e.file_name().to_str()?.parse().ok())
+            .collect()
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        for pid in self.processes() {
+            let raw = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+            let flags = rustix::process::PidfdFlags::empty();
+            if let Ok(pidfd) = rustix::process::pidfd_open(raw, flags) {
+                rustix::process::pidfd_send_signal(&pidfd, Signal::KILL).ok();
+                rustix::process::waitid(
+                    rustix::process::WaitId::PidFd(std::os::fd::AsFd::as_fd(&pidfd)),
+                    rustix::process::WaitIdOptions::EXITED,
+                )
+                .ok();
+            }
+        }
+    }
+}
+
+fn write_boot_sector(disk: &Path, code: &[u8]) {
+    let file = fs::File::create(disk).unwrap();
+    file.set_len(64 << 20).unwrap();
+    file.write_all_at(code, 0).unwrap();
+    file.write_all_at(PACKET, 0x30).unwrap();
+    file.write_all_at(&[0x55, 0xaa], 510).unwrap();
+}
+
+fn plan(uuid: Uuid, dir: &VmDir, disk: &Path) -> LaunchPlan {
+    LaunchPlan {
+        uuid,
+        name: "vm1".into(),
+        dir: dir.0.clone(),
+        spec: VmSpec {
+            memory: 32 << 20,
+            disk: 64 << 20,
+            ..VmSpec::default()
+        },
+        image: image(disk, None),
+        accel: Accel {
+            kind: AccelKind::Tcg,
+            cpu: "max".into(),
+            reason: "a test".into(),
+        },
+        paused: false,
+    }
+}
+
+fn image(disk: &Path, kernel: Option<&Path>) -> BootImage {
+    BootImage {
+        name: "tiny".into(),
+        digest: "sha256:0".into(),
+        disk: disk.into(),
+        format: DiskFormat::Raw,
+        disk_size: 64 << 20,
+        kernel: kernel.map(Into::into),
+        initrd: None,
+        cmdline: String::new(),
+        announces: true,
+    }
+}
+
+/// Images of which only the kernel counts.
+#[derive(Debug)]
+struct OneKernel(Option<std::path::PathBuf>);
+
+#[async_trait]
+impl Images for OneKernel {
+    fn list(&self) -> Vec<ImageInfo> {
+        Vec::new()
+    }
+    fn info(&self, _: &str) -> Option<ImageInfo> {
+        None
+    }
+    fn begin(&self, _: &str) -> Result<(), BackendError> {
+        Ok(())
+    }
+    async fn ensure(&self, name: &str) -> Result<BootImage, BackendError> {
+        let name = name.to_owned();
+        let kernel = self.0.as_ref().ok_or(BackendError::NoImage { name })?;
+        Ok(image(Path::new("/nowhere"), Some(kernel)))
+    }
+    fn listen(&self) -> Listener {
+        Bell::default().listen()
+    }
+}
+
+async fn next(events: &mut mpsc::Receiver<MachineEvent>) -> MachineEvent {
+    let event = timeout(PATIENCE, events.recv()).await;
+    event.expect("no event in time").expect("no more events")
+}
+
+/// Waits for an event, passing over others.
+async fn until(events: &mut mpsc::Receiver<MachineEvent>, wanted: &MachineEvent) {
+    while next(events).await != *wanted {}
+}
+
+/// Reads events to the last one, which is the exit.
+async fn end(events: &mut mpsc::Receiver<MachineEvent>) -> crate::vm::backend::ExitReport {
+    loop {
+        if let MachineEvent::Exited(report) = next(events).await {
+            assert_eq!(timeout(PATIENCE, events.recv()).await.unwrap(), None);
+            return report;
+        }
+    }
+}
+
+fn record_of(vm: &Vm) -> Record {
+    record::read(&vm.dir).unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn a_machine_pauses_resumes_resets_and_ends_when_told() {
+    let vm = Vm::paused();
+    let Launched {
+        machine,
+        mut events,
+        paused,
+    } = vm.launch().await;
+    let facts = machine.facts().clone();
+    assert!(paused && facts.ssh_port > 0 && facts.uuid == vm.plan.uuid);
+    assert_eq!(record_of(&vm).facts, facts);
+    machine.resume().await.unwrap();
+    until(&mut events, &MachineEvent::Resumed).await;
+    machine.pause().await.unwrap();
+    until(&mut events, &MachineEvent::Paused).await;
+    machine.reset().await.unwrap();
+    until(&mut events, &MachineEvent::Reset).await;
+    machine.power_down().await.unwrap();
+    machine.kill().await.unwrap();
+    let report = end(&mut events).await;
+    assert!(report.clean && report.status == "exit 0", "{report:?}");
+    assert!(vm.processes().is_empty() && !vm.dir.run().exists());
+    let error = machine.pause().await.unwrap_err();
+    assert!(matches!(error, BackendError::QemuDied { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_guest_that_powers_itself_off_ends_cleanly() {
+    let vm = Vm::new(POWER_OFF);
+    let Launched { mut events, .. } = vm.launch().await;
+    until(&mut events, &MachineEvent::ShutDown { by_guest: true }).await;
+    let report = end(&mut events).await;
+    assert!(report.clean, "{report:?}");
+    assert!(matches!(vm.adopt().await, Adoption::NeverRan));
+}
+
+#[tokio::test]
+async fn nonsense_in_qemu_args_fails_with_qemus_own_words_and_leaves_nothing() {
+    let mut vm = Vm::paused();
+    vm.plan.spec.qemu_args = vec!["-device".into(), "nonsense".into()];
+    let error = vm.qemu().launch(vm.plan.clone()).await.unwrap_err();
+    let expected =
+        "QEMU ended (exit 1): -device nonsense: 'nonsense' is not a valid device model name";
+    assert_eq!(error.to_string(), expected);
+    assert!(matches!(vm.adopt().await, Adoption::NeverRan));
+    vm.plan.spec.qemu_args.clear();
+    vm.launch().await.machine.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_killed_qemu_is_noticed_and_remembered() {
+    let vm = Vm::paused();
+    let Launched {
+        machine,
+        mut events,
+        ..
+    } = vm.launch().await;
+    let process = Process::of(machine.facts().pid).unwrap();
+    process.signal(Signal::KILL).unwrap();
+    let report = end(&mut events).await;
+    assert_eq!(
+        (report.clean, report.status.as_str()),
+        (false, "signal KILL")
+    );
+    let Adoption::Ended(reason) = vm.adopt().await else {
+        panic!("a dead QEMU was adopted");
+    };
+    assert!(reason.contains("while no daemon watched"), "{reason}");
+    vm.launch().await.machine.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_qemu_that_hangs_is_killed_within_the_bounds() {
+    let vm = Vm::paused();
+    let Launched {
+        machine,
+        mut events,
+        ..
+    } = vm.launch().await;
+    let process = Process::of(machine.facts().pid).unwrap();
+    process.signal(Signal::STOP).unwrap();
+    let began = Instant::now();
+    machine.kill().await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(6));
+    assert_eq!(end(&mut events).await.status, "signal KILL");
+    assert!(
+        !vm.dir.run().exists(),
+        "an end that was asked for is remembered as a failure"
+    );
+}
+
+#[tokio::test]
+async fn a_second_qemu_for_one_vm_is_refused_and_harms_nothing() {
+    let vm = Vm::paused();
+    let launched = vm.launch().await;
+    let error = vm.qemu().launch(vm.plan.clone()).await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            BackendError::Io {
+                errno: libc::EBUSY,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    launched.machine.resume().await.unwrap();
+    launched.machine.kill().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_launch_that_is_given_up_leaves_no_qemu() {
+    let vm = Vm::paused();
+    let qemu = vm.qemu();
+    qemu.installation().await.unwrap();
+    let appears = async {
+        while vm.processes().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        result = qemu.launch(vm.plan.clone()) => panic!("too fast: {result:?}"),
+        () = appears => {}
+    }
+    let vanishes = async {
+        while !vm.processes().is_empty() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, vanishes).await.unwrap();
+}
+
+/// Launches in a runtime of its own, which ends with all its tasks and connections, as a daemon
+/// does.
+fn launched_by_another_daemon(vm: &Vm) -> u32 {
+    let daemon = Runtime::new().unwrap();
+    let launched = daemon.block_on(vm.launch());
+    launched.machine.facts().pid
+}
+
+fn run<T>(future: impl Future<Output = T>) -> T {
+    Runtime::new().unwrap().block_on(future)
+}
+
+#[test]
+fn a_later_daemon_adopts_what_runs_and_its_events() {
+    let vm = Vm::paused();
+    let pid = launched_by_another_daemon(&vm);
+    run(async {
+        let Adoption::Running(launched) = vm.adopt().await else {
+            panic!("not adopted");
+        };
+        let Launched {
+            machine,
+            mut events,
+            paused,
+        } = launched;
+        assert!(paused);
+        assert_eq!(machine.facts(), &record_of(&vm).facts);
+        assert_eq!(machine.facts().pid, pid);
+        machine.resume().await.unwrap();
+        assert_eq!(next(&mut events).await, MachineEvent::Resumed);
+        machine.kill().await.unwrap();
+        assert!(end(&mut events).await.clean);
+    });
+}
+
+#[test]
+fn a_lost_or_damaged_record_is_made_again() {
+    let vm = Vm::paused();
+    launched_by_another_daemon(&vm);
+    let before = record_of(&vm).facts;
+    for damage in [None, Some("{\"pid\": 1")] {
+        match damage {
+            None => fs::remove_file(vm.dir.run()).unwrap(),
+            Some(text) => fs::write(vm.dir.run(), text).unwrap(),
+        }
+        let adoption = run(vm.adopt());
+        assert!(matches!(adoption, Adoption::Running(_)), "{adoption:?}");
+        let after = record_of(&vm).facts;
+        let of = |f: &crate::vm::backend::RunFacts| {
+            (
+                f.pid,
+                f.pid_start,
+                f.ssh_port,
+                f.machine.clone(),
+                f.accel.kind,
+                f.accel.cpu.clone(),
+            )
+        };
+        assert_eq!(of(&after), of(&before));
+        let apart = after
+            .since
+            .duration_since(before.since)
+            .unwrap_or_else(|e| e.duration());
+        assert!(apart < Duration::from_secs(5), "{apart:?}");
+    }
+}
+
+#[test]
+fn what_does_not_agree_is_left_alone() {
+    let vm = Vm::paused();
+    let pid = launched_by_another_daemon(&vm);
+    let truth = record_of(&vm);
+    let other = run(vm.qemu().adopt(vm.dir.0.clone(), Uuid::new_v4()));
+    assert!(matches!(other, Adoption::Unclear(_)), "{other:?}");
+    let mut lie = truth.clone();
+    lie.facts.pid_start += 1;
+    for lie in [
+        lie,
+        Record {
+            boot_id: "another".into(),
+            ..truth.clone()
+        },
+    ] {
+        file::replace_json(&vm.dir.run(), &lie).unwrap();
+        let adoption = run(vm.adopt());
+        assert!(matches!(adoption, Adoption::Unclear(_)), "{adoption:?}");
+    }
+    file::replace_json(&vm.dir.run(), &truth).unwrap();
+    fs::rename(vm.dir.0.join("qmp"), vm.dir.0.join("elsewhere")).unwrap();
+    let adoption = run(vm.adopt());
+    assert!(matches!(adoption, Adoption::Unclear(_)), "{adoption:?}");
+    assert_eq!(vm.processes(), [pid]);
+}
+
+#[tokio::test]
+async fn a_qemu_with_another_client_is_unclear_after_the_bound() {
+    let vm = Vm::paused();
+    let launched = vm.launch().await;
+    let adoption = vm.adopt().await;
+    assert!(matches!(adoption, Adoption::Unclear(_)), "{adoption:?}");
+    launched.machine.kill().await.unwrap();
+}
+
+#[test]
+fn an_end_while_nobody_watched_and_a_restart_of_the_host_are_told_apart() {
+    let vm = Vm::paused();
+    launched_by_another_daemon(&vm);
+    run(async {
+        let process = Process::of(vm.processes()[0]).unwrap();
+        process.signal(Signal::KILL).unwrap();
+        process.ended().await;
+        let Adoption::Ended(reason) = vm.adopt().await else {
+            panic!("a dead QEMU was adopted");
+        };
+        assert!(reason.contains("no daemon watched"), "{reason}");
+        let earlier = Record {
+            boot_id: "another".into(),
+            ..record_of(&vm)
+        };
+        file::replace_json(&vm.dir.run(), &earlier).unwrap();
+        let Adoption::Ended(reason) = vm.adopt().await else {
+            panic!("a dead QEMU was adopted");
+        };
+        assert_eq!(reason, "the host was restarted");
+    });
+}
+
+/// A mounted tmpfs, which goes with this value.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    /// `None` where mounting is not allowed.
+    fn new() -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        let size = c"size=4m";
+        rustix::mount::mount("tmpfs", dir.path(), "tmpfs", flags, size).ok()?;
+        Some(Self(dir))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        rustix::mount::unmount(self.0.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_pauses_the_guest_which_goes_on_when_there_is_room() {
+    let Some(disk) = SmallDisk::new() else {
+        println!("skipped: it takes the right to mount a tmpfs");
+        return;
+    };
+    let filler = disk.0.path().join("filler");
+    fs::write(&filler, vec![0; 1 << 20]).unwrap();
+    let vm = Vm::within(tempfile::tempdir_in(disk.0.path()).unwrap(), WRITER);
+    let Launched {
+        machine,
+        mut events,
+        ..
+    } = vm.launch().await;
+    until(&mut events, &MachineEvent::DiskFull).await;
+    until(&mut events, &MachineEvent::Paused).await;
+    fs::remove_file(&filler).unwrap();
+    machine.resume().await.unwrap();
+    until(&mut events, &MachineEvent::Resumed).await;
+    machine.kill().await.unwrap();
+    drop(vm);
+}
+
+/// A kernel in the format of a bzImage whose real-mode part is `code`: `jmp` over the header,
+/// then the code at 0x268.
+fn write_kernel(path: &Path, code: &[u8]) {
+    let mut image = vec![0; 8 << 10];
+    image[0x1f1] = 1;
+    image[0x1fe..0x202].copy_from_slice(&[0x55, 0xaa, 0xeb, 0x66]);
+    image[0x202..0x206].copy_from_slice(b"HdrS");
+    image[0x206..0x208].copy_from_slice(&[0x02, 0x02]);
+    image[0x211] = 1;
+    image[0x268..0x268 + code.len()].copy_from_slice(code);
+    fs::write(path, image).unwrap();
+}
+
+/// Prints a text on the serial line, then halts.
+fn printer(text: &[u8]) -> Vec<u8> {
+    let mut code = vec![
+        0xbe, 0x78, 0x00, 0xba, 0xf8, 0x03, 0x2e, 0xac, 0x84, 0xc0, 0x74, 0x03, 0xee, 0xeb, 0xf7,
+        0xf4,
+    ];
+    code.extend(text);
+    code.push(0);
+    code
+}
+
+#[tokio::test]
+async fn a_kernel_that_speaks_is_told_from_a_silent_one_and_from_none() {
+    use accel::{Try, boot};
+    let dir = tempfile::tempdir().unwrap();
+    let kernel = dir.path().join("kernel");
+    write_kernel(&kernel, &printer(b"[    0.000000] Linux version 6.1\r\n"));
+    assert_eq!(boot("tcg", "max", &kernel, PATIENCE).await, Try::Booted);
+    write_kernel(&kernel, IDLE);
+    let soon = Duration::from_millis(500);
+    assert_eq!(boot("tcg", "max", &kernel, soon).await, Try::Silent);
+    let Try::Died(line) = boot("tcg", "max", &dir.path().join("none"), PATIENCE).await else {
+        panic!("a kernel that is not there has booted");
+    };
+    assert!(
+        line.contains("could not load kernel") || line.contains("none"),
+        "{line}"
+    );
+    let Try::Died(line) = boot("nonsense", "max", &kernel, PATIENCE).await else {
+        panic!("an accelerator that is not there was used");
+    };
+    assert!(line.contains("nonsense"), "{line}");
+}
+
+#[tokio::test]
+async fn the_verdict_on_kvm_is_the_same_for_all_and_kept() {
+    let store = tempfile::tempdir().unwrap();
+    let layout = Layout::new(store.path());
+    let kernel = store.path().join("kernel");
+    write_kernel(&kernel, &printer(b"Linux version"));
+    let qemu = Qemu::new(layout.clone(), Arc::new(OneKernel(Some(kernel))));
+    let (first, second) = tokio::join!(qemu.accel(AccelChoice::Kvm), qemu.accel(AccelChoice::Kvm));
+    match (&first, &second) {
+        (Ok(a), Ok(b)) => assert_eq!((a.kind, a), (AccelKind::Kvm, b)),
+        (Err(a), Err(b)) => assert_eq!(a.to_string(), b.to_string()),
+        other => panic!("two verdicts: {other:?}"),
+    }
+    let usable = fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .is_ok();
+    assert_eq!(layout.accel_verdict().exists(), usable);
+    let later = Qemu::new(layout, Arc::new(OneKernel(None)));
+    assert_eq!(
+        later.accel(AccelChoice::Tcg).await.unwrap().kind,
+        AccelKind::Tcg
+    );
+}
+
+#[tokio::test]
+async fn a_proof_that_cannot_be_tried_is_no_verdict() {
+    let store = tempfile::tempdir().unwrap();
+    let layout = Layout::new(store.path());
+    let qemu = Qemu::new(layout.clone(), Arc::new(OneKernel(None)));
+    let error = qemu.accel(AccelChoice::Kvm).await.unwrap_err();
+    assert!(
+        matches!(error, BackendError::NoAccelerator { .. }),
+        "{error}"
+    );
+    assert!(!layout.accel_verdict().exists());
+}
