@@ -262,7 +262,7 @@ fn keep(layout: &Layout, kept: &Kept) -> io::Result<()> {
 
 /// How a try went.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Try {
+pub(super) enum Try {
     /// The kernel printed its first line.
     Booted,
     /// Nothing came before the deadline.
@@ -293,7 +293,7 @@ async fn prove(kernel: &Path) -> Verdict {
     Verdict::Fails { reason }
 }
 
-async fn boot(accel: &str, cpu: &str, kernel: &Path, deadline: Duration) -> Try {
+pub(super) async fn boot(accel: &str, cpu: &str, kernel: &Path, deadline: Duration) -> Try {
     let mut child = match command(accel, cpu, kernel).spawn() {
         Ok(child) => child,
         Err(error) => return Try::Died(error.to_string()),

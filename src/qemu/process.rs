@@ -73,7 +73,7 @@ impl Process {
         Ok(Self {
             pid,
             start,
-            pidfd: AsyncFd::register(pidfd)?,
+            pidfd: sys::readable_fd(pidfd)?,
         })
     }
 
