@@ -296,6 +296,62 @@ mod tests {
         assert!(ctl.doc.ends_with(&verbs), "{verbs}");
     }
 
+    /// The README's table, made from the rows.
+    fn readme_table() -> String {
+        let row = |name: &str, mode: u16, kind: &str, doc: &str| {
+            let doc = doc.replace('|', "\\|");
+            format!("| `{name}` | {mode:04o} | {kind} | {doc} |\n")
+        };
+        let root = ROOT
+            .iter()
+            .map(|r| row(r.name, r.mode, r.body.kind().name(), r.doc));
+        let vm = VM.iter().map(|r| {
+            row(
+                &format!("VM/{}", r.name),
+                r.mode,
+                r.body.kind().name(),
+                r.doc,
+            )
+        });
+        let config = CONFIG.iter().map(|r| {
+            row(
+                &format!("VM/config/{}", r.name),
+                r.mode,
+                r.body.kind().name(),
+                r.doc,
+            )
+        });
+        let image = IMAGE.iter().map(|r| {
+            row(
+                &format!(".images/NAME/{}", r.name),
+                r.mode,
+                r.body.kind().name(),
+                r.doc,
+            )
+        });
+        let head = "| file | mode | kind | |\n|---|---|---|---|\n".to_owned();
+        head + &root
+            .chain(vm)
+            .chain(config)
+            .chain(image)
+            .collect::<String>()
+    }
+
+    #[test]
+    fn the_readme_has_the_table_that_the_rows_make() {
+        let readme = include_str!("../../README.md");
+        let (before, rest) = readme.split_once("<!-- files").unwrap();
+        let (comment, rest) = rest.split_once("-->\n").unwrap();
+        let (table, after) = rest.split_once("<!-- /files -->").unwrap();
+        let wanted = readme_table();
+        if std::env::var_os("UPDATE_README").is_some() {
+            let text = format!("{before}<!-- files{comment}-->\n{wanted}<!-- /files -->{after}");
+            std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"), text).unwrap();
+        } else {
+            assert_eq!(table, wanted, "UPDATE_README=1 cargo test readme writes it");
+        }
+    }
+
     #[test]
     fn every_row_has_a_page() {
         let rows = ROOT.iter().map(|r| r.name).chain(VM.iter().map(|r| r.name));
