@@ -1,5 +1,6 @@
 //! The SSH client against the servers that guests run, OpenSSH's and dropbear, on a loopback port.
 #![cfg(feature = "qemu_tests")]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;

@@ -126,8 +126,7 @@ impl Shared {
     fn read(self: &Arc<Self>, reader: &Caller) -> Result<Arc<dyn Stream>, VmError> {
         let job = self.last_job(reader);
         match &job {
-            // Nobody waits for a text that it would have to finish itself.
-            Some(job) if job.stage() == Stage::Settled || is_own(reader, job) => self.start(job),
+            Some(job) if stage_for(reader, job) == Stage::Settled => self.start(job),
             Some(_) => {}
             None => self.admit()?,
         }
@@ -142,7 +141,7 @@ impl Shared {
         let jobs = self.jobs.lock();
         let related = jobs.iter().enumerate().filter_map(|(age, job)| {
             let kinship = caller.kinship(job.writer())?;
-            Some((kinship, job.stage(), Reverse(age), job))
+            Some((kinship, stage_for(caller, job), Reverse(age), job))
         });
         let closest = related.min_by_key(|(kinship, stage, age, _)| (*kinship, *stage, *age));
         closest.map(|(_, _, _, job)| Arc::clone(job))
@@ -185,8 +184,13 @@ fn off() -> VmError {
     })
 }
 
-fn is_own(reader: &Caller, job: &Job) -> bool {
-    reader.kinship(job.writer()) == Some((0, 0))
+/// Nobody waits for a text that it would have to finish itself.
+fn stage_for(reader: &Caller, job: &Job) -> Stage {
+    if reader.kinship(job.writer()) == Some((0, 0)) {
+        Stage::Settled
+    } else {
+        job.stage()
+    }
 }
 
 /// Runs a job to its end. Dropping this hangs up on it.
@@ -525,3 +529,6 @@ impl Drop for Conversation {
         self.runner.abort();
     }
 }
+
+#[cfg(test)]
+mod tests;
