@@ -42,7 +42,7 @@ impl Fixture {
 
     fn listen(&self) -> UnixListener {
         let dir = File::open(&self.dir.0).unwrap();
-        let _ = std::fs::remove_file(self.dir.0.join(names::SERIAL));
+        drop(std::fs::remove_file(self.dir.0.join(names::SERIAL)));
         UnixListener::bind(VmDir::socket(dir.as_raw_fd(), names::SERIAL)).unwrap()
     }
 

@@ -6,6 +6,7 @@ use tokio::sync::Notify;
 use super::*;
 use crate::vm::backend::{OutputSink, Source};
 use crate::vm::caller::ProcessId;
+use crate::vm::job::MAX_COMMAND;
 
 /// `wait` runs until the gate opens, `die` loses the connection after some output, `big N` says N
 /// bytes; every other command says itself.
