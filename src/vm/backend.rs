@@ -412,9 +412,11 @@ pub enum ConsoleAccess {
 
 /// A VM's serial line, fanned out to any number of readers.
 pub trait Console: fmt::Debug + Send + Sync {
-    /// Connects to the running machine's serial socket; open streams go on with the new bytes.
+    /// Connects to the running machine's serial socket, and again whenever that is lost. Streams
+    /// opened since the last [`detach`](Self::detach) get its bytes.
     fn attach(&self);
-    /// The machine has ended: readers get end of file.
+    /// The machine has ended, or its launch has failed: readers get what is left, then end of
+    /// file. Streams opened from now on wait for the next machine.
     fn detach(&self);
     /// Opens a stream with a cursor of its own.
     fn open(&self, access: ConsoleAccess) -> Arc<dyn Stream>;

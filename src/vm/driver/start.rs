@@ -117,6 +117,8 @@ impl Driver {
             return;
         };
         self.link.send_replace(Link::Off);
+        // Who has opened the console meanwhile waits for a machine that does not come.
+        self.vm.console().detach();
         let called_off = self.state() == State::Stopping;
         // Whoever still waits is told by an errno, and a launch that never got as far as QEMU has
         // changed nothing. Anybody else finds the reason in the status.

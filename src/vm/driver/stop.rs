@@ -55,6 +55,7 @@ impl Driver {
             self.starting = None;
             self.life += 1;
             self.link.send_replace(Link::Off);
+            self.vm.console().detach();
             self.enter(State::Stopped);
         }
         true

@@ -1,0 +1,244 @@
+//! The serial line against a socket that behaves as QEMU's does.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aqfs::guest::console::SerialConsole;
+use aqfs::store::layout::{VmDir, names};
+use aqfs::vm::backend::{Console, ConsoleAccess};
+use aqfs::vm::stream::Stream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+
+const SOON: Duration = Duration::from_secs(10);
+
+/// A VM's directory, deeper than an address of a socket may be long.
+struct Fixture {
+    _root: tempfile::TempDir,
+    dir: VmDir,
+    console: SerialConsole,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let dir: PathBuf = root.path().join("deep/".repeat(30));
+        std::fs::create_dir_all(&dir).unwrap();
+        let console = SerialConsole::new(dir.clone(), Handle::current());
+        Self {
+            _root: root,
+            dir: VmDir(dir),
+            console,
+        }
+    }
+
+    fn listen(&self) -> UnixListener {
+        let dir = File::open(&self.dir.0).unwrap();
+        drop(std::fs::remove_file(self.dir.0.join(names::SERIAL)));
+        UnixListener::bind(VmDir::socket(dir.as_raw_fd(), names::SERIAL)).unwrap()
+    }
+
+    fn log(&self, bytes: &[u8]) {
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.dir.console_log());
+        log.unwrap().write_all(bytes).unwrap();
+    }
+
+    /// Starts the machine: a listener, and our connection to it.
+    async fn start(&self) -> UnixStream {
+        let listener = self.listen();
+        self.console.attach();
+        accept(&listener).await
+    }
+
+    fn open(&self, access: ConsoleAccess) -> Arc<dyn Stream> {
+        self.console.open(access)
+    }
+}
+
+async fn accept(listener: &UnixListener) -> UnixStream {
+    timeout(SOON, listener.accept())
+        .await
+        .expect("a connection")
+        .unwrap()
+        .0
+}
+
+/// Parks as the kernel's side does; empty at the end.
+async fn read(stream: &dyn Stream, max: usize) -> Vec<u8> {
+    let parked = async {
+        loop {
+            let mut bell = stream.listen();
+            if let Some(answer) = stream.try_read(max) {
+                return answer.unwrap();
+            }
+            assert!(!stream.readiness().readable);
+            bell.rung().await;
+        }
+    };
+    timeout(SOON, parked).await.expect("bytes or the end")
+}
+
+async fn expect(stream: &dyn Stream, wanted: &[u8]) {
+    let mut got = Vec::new();
+    while got.len() < wanted.len() {
+        let bytes = read(stream, wanted.len() - got.len()).await;
+        assert!(
+            !bytes.is_empty(),
+            "end after {:?}",
+            String::from_utf8_lossy(&got)
+        );
+        got.extend(bytes);
+    }
+    assert_eq!(
+        String::from_utf8_lossy(&got),
+        String::from_utf8_lossy(wanted)
+    );
+}
+
+#[tokio::test]
+async fn every_reader_has_its_own_cursor() {
+    let fixture = Fixture::new();
+    fixture.log(b"booting\n");
+    let early = fixture.open(ConsoleAccess::Talk);
+    let mut qemu = fixture.start().await;
+    let watch = fixture.open(ConsoleAccess::Watch);
+    expect(&*watch, b"booting\n").await;
+    qemu.write_all(b"login: ").await.unwrap();
+    expect(&*watch, b"log").await;
+    expect(&*watch, b"in: ").await;
+    expect(&*early, b"login: ").await;
+    let talk = fixture.open(ConsoleAccess::Talk);
+    assert!(talk.try_read(10).is_none(), "from now");
+    let late = fixture.open(ConsoleAccess::Watch);
+    expect(&*late, b"booting\nlogin: ").await;
+    let peek = fixture.open(ConsoleAccess::Peek);
+    expect(&*peek, b"booting\nlogin: ").await;
+    assert!(peek.readiness().readable);
+    assert_eq!(read(&*peek, 10).await, b"");
+    talk.try_write(b"root\n").unwrap().unwrap();
+    let mut typed = [0; 5];
+    timeout(SOON, qemu.read_exact(&mut typed))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(&typed, b"root\n");
+}
+
+#[tokio::test]
+async fn the_seam_of_log_and_socket_shows_every_byte_once() {
+    let fixture = Fixture::new();
+    fixture.log(b"[0.1] one\n[0.2] two\n");
+    let listener = fixture.listen();
+    fixture.console.attach();
+    let watch = fixture.open(ConsoleAccess::Watch);
+    expect(&*watch, b"[0.1] one\n[0.2] two\n").await;
+    // It has read the log; what follows is missed until QEMU accepts.
+    fixture.log(b"[0.3] three\n");
+    let mut qemu = accept(&listener).await;
+    fixture.log(b"[0.4] four\n");
+    qemu.write_all(b"[0.4] four\n").await.unwrap();
+    expect(&*watch, b"[0.3] three\n[0.4] four\n").await;
+    // The connection is lost while QEMU lives.
+    drop(qemu);
+    fixture.log(b"[0.5] five\n");
+    let mut qemu = accept(&listener).await;
+    expect(&*watch, b"[0.5] five\n").await;
+    fixture.log(b"[0.6] six\n");
+    qemu.write_all(b"[0.5] five\n[0.6] six\n").await.unwrap();
+    expect(&*watch, b"[0.6] six\n").await;
+}
+
+#[tokio::test]
+async fn streams_end_with_their_run_and_new_ones_see_the_next() {
+    let fixture = Fixture::new();
+    let mut qemu = fixture.start().await;
+    let first = fixture.open(ConsoleAccess::Watch);
+    fixture.log(b"first run\n");
+    qemu.write_all(b"first run\n").await.unwrap();
+    expect(&*first, b"first").await;
+    drop(qemu);
+    fixture.console.detach();
+    expect(&*first, b" run\n").await;
+    assert_eq!(read(&*first, 10).await, b"");
+    assert!(first.readiness().hung_up);
+    assert!(first.try_write(b"x").unwrap().is_err());
+    let waiting = fixture.open(ConsoleAccess::Watch);
+    assert!(waiting.try_read(10).is_none());
+    let mut qemu = fixture.start().await;
+    fixture.log(b"second run\n");
+    qemu.write_all(b"second run\n").await.unwrap();
+    expect(&*waiting, b"first run\nsecond run\n").await;
+    assert_eq!(read(&*first, 10).await, b"");
+    // Without a machine, detaching ends those who wait for one.
+    drop(qemu);
+    fixture.console.detach();
+    let waiting = fixture.open(ConsoleAccess::Watch);
+    fixture.console.detach();
+    assert_eq!(read(&*waiting, 10).await, b"");
+}
+
+#[tokio::test]
+async fn a_slow_reader_loses_the_oldest_bytes_and_they_are_counted() {
+    let fixture = Fixture::new();
+    let mut qemu = fixture.start().await;
+    let (slow, quick) = (
+        fixture.open(ConsoleAccess::Talk),
+        fixture.open(ConsoleAccess::Talk),
+    );
+    let total = (1 << 20) + 300_000;
+    let bytes: Vec<u8> = (0..=250u8).cycle().take(total).collect();
+    let sent = bytes.clone();
+    let write = tokio::spawn(async move {
+        qemu.write_all(&sent).await.unwrap();
+        qemu
+    });
+    let mut got = Vec::new();
+    while got.len() < total {
+        got.extend(read(&*quick, 64 << 10).await);
+    }
+    assert!(got == bytes, "the quick one has them all");
+    assert_eq!(fixture.console.lost(), 300_000);
+    assert!(slow.try_read(usize::MAX).unwrap().unwrap() == bytes[300_000..]);
+    drop(write.await.unwrap());
+}
+
+#[tokio::test]
+async fn a_guest_that_does_not_read_holds_writers_back() {
+    let fixture = Fixture::new();
+    let mut qemu = fixture.start().await;
+    let send = fixture.open(ConsoleAccess::Send);
+    assert_eq!(send.try_read(10).unwrap().unwrap(), b"");
+    let (mut written, mut idle) = (0, 0);
+    // Full for good once the socket is full too: nothing is taken for some turns of the task.
+    while idle < 50 {
+        match send.try_write(&[b'x'; 5000]) {
+            Some(taken) => (written, idle) = (written + taken.unwrap(), 0),
+            None => {
+                assert!(!send.readiness().writable);
+                idle += 1;
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+    let mut bell = send.listen();
+    let mut got = vec![0; written];
+    timeout(SOON, qemu.read_exact(&mut got))
+        .await
+        .unwrap()
+        .unwrap();
+    timeout(SOON, bell.rung()).await.expect("room is announced");
+    assert!(send.readiness().writable);
+    let nothing = qemu.try_read(&mut [0; 10]).unwrap_err();
+    assert_eq!(nothing.kind(), ErrorKind::WouldBlock);
+}
