@@ -140,7 +140,7 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     };
     let _lock = StoreLock::take(&layout.lock(), &owner)?;
     let dir = mountpoint::prepare(&config.dir)?;
-    start_log();
+    start_log(&layout, config.mode)?;
     // A daemon whose working directory lies in its own mount would wait for itself.
     std::env::set_current_dir("/").map_err(failed("/"))?;
     let runtime = runtime()?;
@@ -186,12 +186,23 @@ async fn tree(layout: &Layout, config: &MountConfig) -> Result<Arc<Tree>, RunErr
     Ok(Tree::new(Arc::new(registry)))
 }
 
-fn start_log() {
+/// A daemon in the background keeps its log in the store; the terminal is its parent's.
+fn start_log(layout: &Layout, mode: Mode) -> Result<(), RunError> {
     let filter = EnvFilter::try_from_env("AQ_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(io::stderr);
-    log.with_ansi(false).init();
+        .with_ansi(false);
+    match mode {
+        Mode::Detached => log.with_writer(Arc::new(open_log(layout)?)).init(),
+        Mode::Foreground | Mode::Background => log.with_writer(io::stderr).init(),
+    }
+    Ok(())
+}
+
+fn open_log(layout: &Layout) -> Result<File, RunError> {
+    let path = layout.daemon_log();
+    let log = File::options().append(true).create(true).open(&path);
+    log.map_err(failed(path.display().to_string()))
 }
 
 /// Unmounts when told to end; the session then ends by itself. A tree that is in use is taken out
@@ -224,11 +235,7 @@ fn leave() {
 
 /// Tells the parent, and turns the standard streams to the log.
 fn say_mounted(layout: &Layout) -> Result<(), RunError> {
-    let log = File::options()
-        .append(true)
-        .create(true)
-        .open(layout.daemon_log());
-    let log = log.map_err(failed(layout.daemon_log().display().to_string()))?;
+    let log = open_log(layout)?;
     let null = File::options().read(true).write(true).open("/dev/null");
     let null = null.map_err(failed("/dev/null"))?;
     let mut out = io::stdout();

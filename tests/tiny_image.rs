@@ -1,34 +1,42 @@
 //! `builtin:tiny` for real: built from the distribution's packages, and booted by a bare QEMU.
 #![cfg(feature = "qemu_tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "clippy knows tests, not their helpers"
+)]
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use aqfs::image::ImageStore;
 use aqfs::store::layout::Layout;
 use aqfs::vm::backend::{BootImage, Images};
 
-/// Packages are fetched once for all tests of this file.
-static CACHE: Mutex<Option<tempfile::TempDir>> = Mutex::new(None);
+/// One build at a time: they share a cache of packages, as only one daemon has a store.
+static BUILDING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// A store of its own with the packages that another one has fetched already.
+/// A store of its own, with the packages that earlier runs have fetched.
 struct Store(tempfile::TempDir);
 
 impl Store {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut cache = CACHE.lock().unwrap();
-        let cache = cache.get_or_insert_with(|| tempfile::tempdir().unwrap());
-        std::os::unix::fs::symlink(cache.path(), dir.path().join("cache")).unwrap();
+        let cache = std::env::var_os("AQFS_TEST_CACHE").map_or_else(
+            || PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("cache"),
+            PathBuf::from,
+        );
+        fs::create_dir_all(&cache).unwrap();
+        std::os::unix::fs::symlink(cache, dir.path().join("cache")).unwrap();
         Self(dir)
     }
 
     async fn tiny(&self) -> BootImage {
+        let _alone = BUILDING.lock().await;
         let store = ImageStore::open(Layout::new(self.0.path())).unwrap();
         let since = Instant::now();
         let image = store.ensure("tiny").await.unwrap();
@@ -196,37 +204,39 @@ impl Guest {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Runs a command over SSH, accepting the host key that we made and no other.
+    /// Runs a command over SSH.
     fn ssh(&self, command: &str) -> String {
+        let mut args = self.ssh_options();
+        args.extend(["root@127.0.0.1".to_owned(), command.to_owned()]);
+        run("ssh", &args.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// Copies a file of this directory over SFTP.
+    fn copy_in(&self, name: &str, to: &str) {
+        let mut args = self.ssh_options();
+        let from = self.dir.join(name).to_str().unwrap().to_owned();
+        args.extend([from, format!("root@127.0.0.1:{to}")]);
+        run("scp", &args.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+
+    /// Accepts the host key that we made and no other.
+    fn ssh_options(&self) -> Vec<String> {
         let host = fs::read_to_string(self.dir.join("host.pub")).unwrap();
         let known = self.dir.join("known_hosts");
         fs::write(&known, format!("[127.0.0.1]:{} {host}", self.port)).unwrap();
-        let known = format!("UserKnownHostsFile={}", known.display());
-        let key = self.dir.join("client");
-        let port = self.port.to_string();
-        run(
-            "ssh",
-            &[
-                "-F",
-                "none",
-                "-i",
-                key.to_str().unwrap(),
-                "-o",
-                &known,
-                "-o",
-                "StrictHostKeyChecking=yes",
-                "-o",
-                "LogLevel=ERROR",
-                "-o",
-                "ConnectTimeout=20",
-                "-o",
-                "BatchMode=yes",
-                "-p",
-                &port,
-                "root@127.0.0.1",
-                command,
-            ],
-        )
+        let mut args = vec!["-F".to_owned(), "none".to_owned(), "-i".to_owned()];
+        args.push(self.dir.join("client").to_str().unwrap().to_owned());
+        for option in [
+            format!("UserKnownHostsFile={}", known.display()),
+            format!("Port={}", self.port),
+            "StrictHostKeyChecking=yes".to_owned(),
+            "LogLevel=ERROR".to_owned(),
+            "ConnectTimeout=20".to_owned(),
+            "BatchMode=yes".to_owned(),
+        ] {
+            args.extend(["-o".to_owned(), option]);
+        }
+        args
     }
 
     /// Presses the power button and waits until QEMU has ended.
@@ -276,6 +286,8 @@ async fn a_guest_keeps_its_disk_its_keys_and_its_name() {
     assert_eq!(guest.ssh("stat -c %u:%g /bin/busybox /root"), "0:0\n0:0\n");
     let size = guest.ssh("df -m / | awk 'NR == 2 { print $2 }'");
     assert!(size.trim().parse::<u32>().unwrap() > 1800, "{size}");
+    guest.copy_in("client.pub", "/root/copied");
+    assert!(guest.ssh("cat /root/copied").starts_with("ssh-ed25519"));
     guest.ssh("echo '# mine' >>/root/.ssh/authorized_keys; echo kept >/root/file");
     let devices = guest
         .ssh("ls /sys/bus/virtio/drivers /sys/bus/acpi/drivers; ls -l /sys/bus/virtio/drivers/*");
@@ -295,8 +307,8 @@ async fn a_guest_keeps_its_disk_its_keys_and_its_name() {
     let keys = guest.ssh("cat /root/.ssh/authorized_keys");
     assert_eq!(keys.matches("ssh-ed25519").count(), 1, "{keys}");
     assert!(keys.contains("# mine"), "{keys}");
-    // The connection may end before it answers: what counts is the end of the machine.
-    guest.ssh("sleep 0.2 && poweroff &");
+    // In the background, so that ssh has its answer before the machine ends.
+    guest.ssh("{ sleep 1; poweroff; } >/dev/null 2>&1 &");
     guest.wait_for("SHUTDOWN");
     assert!(guest.qemu.wait().unwrap().success());
     check_disk(dir.path());

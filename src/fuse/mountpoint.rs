@@ -172,18 +172,26 @@ fn umount(dir: &Path, leave: Leave) -> Result<(), String> {
     Err(String::from_utf8_lossy(&done.stderr).trim().to_lowercase())
 }
 
-/// Says whether the topmost mount on `dir` is a tree of ours.
+/// Says whether the topmost mount on `dir` is a tree of ours. The type is `fuse` or `fuse.aqfs`, as
+/// root's own mount(2) or fusermount3 has it; the source is always our name.
 pub fn is_ours(dir: &Path) -> bool {
     let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
     let wanted = escaped(dir);
-    let ours = format!("fuse.{FS_NAME}");
-    let line = mounts.split(|b| *b == b'\n').rfind(|l| {
-        l.split(|b| *b == b' ')
-            .nth(4)
-            .is_some_and(|at| at == wanted.as_slice())
-    });
-    let kind = line.and_then(|l| l.split(|b| *b == b' ').skip_while(|f| *f != b"-").nth(1));
-    kind == Some(ours.as_bytes())
+    let fields = |line: &[u8]| {
+        line.split(|b| *b == b' ')
+            .map(<[u8]>::to_vec)
+            .collect::<Vec<_>>()
+    };
+    let lines = mounts.split(|b| *b == b'\n').map(fields);
+    let Some(line) = lines.filter(|l| l.get(4) == Some(&wanted)).last() else {
+        return false;
+    };
+    let mut kind = line.into_iter().skip_while(|f| f != b"-").skip(1);
+    let (kind, source) = (
+        kind.next().unwrap_or_default(),
+        kind.next().unwrap_or_default(),
+    );
+    kind.starts_with(b"fuse") && source == FS_NAME.as_bytes()
 }
 
 /// Writes a path as the kernel does in `mountinfo`.

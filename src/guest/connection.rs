@@ -11,12 +11,11 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use russh::client::{self, Msg};
 use russh::keys::{
     Algorithm, PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate,
 };
-use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Preferred, Sig};
+use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Preferred, Sig};
 use russh::{compression, kex};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
@@ -57,8 +56,6 @@ impl fmt::Debug for Access {
 /// A connection that is logged in.
 pub(super) struct Connection {
     handle: client::Handle<Verifier>,
-    /// A channel opened ahead, which saves the next command a round trip.
-    spare: Mutex<Option<Channel<Msg>>>,
     life: watch::Receiver<()>,
     runtime: Handle,
     _cable: Cable,
@@ -98,7 +95,6 @@ impl Connection {
         log_in(&mut handle, access).await?;
         Ok(Arc::new(Self {
             handle,
-            spare: Mutex::default(),
             life,
             runtime: Handle::current(),
             _cable: cable,
@@ -121,12 +117,13 @@ impl Connection {
 
     /// Runs a command; see `GuestSession::exec`.
     pub(super) async fn exec(
-        self: &Arc<Self>,
+        &self,
         command: &[u8],
         stdin: &[u8],
         output: &dyn OutputSink,
     ) -> Result<Exit, BackendError> {
-        let (incoming, outgoing) = self.channel().await?.split();
+        let channel = self.handle.channel_open_session().await.map_err(broken)?;
+        let (incoming, outgoing) = channel.split();
         let mut running = Running {
             outgoing: Arc::new(outgoing),
             over: false,
@@ -136,29 +133,8 @@ impl Connection {
             end = follow(incoming, output) => end,
             never = feed(&running.outgoing, command, stdin) => match never? {},
         };
-        if end.is_ok() {
-            running.over = true;
-            self.open_spare();
-        }
+        running.over = end.is_ok();
         end
-    }
-
-    async fn channel(&self) -> Result<Channel<Msg>, BackendError> {
-        let spare = self.spare.lock().take();
-        match spare {
-            Some(channel) => Ok(channel),
-            None => self.handle.channel_open_session().await.map_err(broken),
-        }
-    }
-
-    /// Failing is no harm: the next command then opens its channel itself, and says why it cannot.
-    fn open_spare(self: &Arc<Self>) {
-        let connection = Arc::downgrade(self);
-        self.runtime.spawn(async move {
-            let connection = connection.upgrade()?;
-            let channel = connection.handle.channel_open_session().await.ok()?;
-            connection.spare.lock().replace(channel)
-        });
     }
 }
 
@@ -345,7 +321,8 @@ impl Drop for Cable {
     }
 }
 
-/// A command's channel; dropped before the command is over, it hangs up.
+/// A command's channel; dropped before the command is over, it hangs up. OpenSSH passes no signals
+/// on to commands of root: there the closed channel ends the command at its next output.
 struct Running {
     outgoing: Arc<ChannelWriteHalf<Msg>>,
     over: bool,

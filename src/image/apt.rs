@@ -108,7 +108,8 @@ impl Apt {
             progress.fetching(format!("fetching {} packages", missing.len()));
             let exact = missing.iter().filter_map(|a| a.exact_name());
             let mut download = self.command(&APT_GET);
-            APT_GET.run(download.args(["-qq", "download", "--"]).args(exact))?;
+            download.args(["-qq", "download", "--"]).args(exact);
+            APT_GET.run(download.current_dir(&packages))?;
         }
         Ok(archives.iter().map(|a| packages.join(&a.file)).collect())
     }
@@ -134,6 +135,7 @@ impl Apt {
         Ok(names)
     }
 
+    /// Asks apt which files the packages are. (Not from where they lie: apt leaves those out.)
     fn archives(&self, names: &BTreeSet<String>) -> Result<Vec<Archive>, BuildError> {
         let mut query = self.command(&APT_GET);
         query.args(["-qq", "--print-uris", "download", "--"]);
@@ -141,14 +143,20 @@ impl Apt {
         let text = String::from_utf8_lossy(&output);
         let mut archives: Vec<_> = text.lines().filter_map(parse_uri).collect();
         archives.sort_by(|a, b| a.file.cmp(&b.file));
-        Ok(archives)
+        if archives.len() == names.len() {
+            return Ok(archives);
+        }
+        Err(BuildError::Unavailable {
+            what: format!("apt offers {} of the packages {names:?}", archives.len()),
+            remedy: "see what `apt-cache policy` says of them",
+        })
     }
 
     /// Prepares a call that needs no privileges, ends within bounds, and takes nothing for
     /// installed.
     fn command(&self, tool: &Tool) -> Command {
         let mut command = tool.command();
-        command.current_dir(self.dir.join("packages"));
+        command.current_dir(&self.dir);
         let mut set = |key: &str, value: &Path| {
             let mut option = OsString::from(key);
             option.push("=");

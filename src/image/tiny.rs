@@ -62,7 +62,6 @@ const FILES: &[(&str, u16, &str)] = &[
     ("etc/group", 0o644, include_str!("tiny/group")),
     ("etc/hostname", 0o644, "tiny\n"),
     ("etc/hosts", 0o644, "127.0.0.1 localhost\n::1 localhost\n"),
-    ("etc/inittab", 0o644, include_str!("tiny/inittab")),
     (
         "etc/nsswitch.conf",
         0o644,
@@ -70,14 +69,12 @@ const FILES: &[(&str, u16, &str)] = &[
     ),
     ("etc/passwd", 0o644, include_str!("tiny/passwd")),
     ("etc/profile", 0o644, include_str!("tiny/profile")),
-    ("etc/rc", 0o755, include_str!("tiny/rc")),
+    ("etc/rc", 0o644, include_str!("tiny/rc")),
     ("etc/resolv.conf", 0o644, "nameserver 10.0.2.3\n"),
     ("etc/shadow", 0o600, include_str!("tiny/shadow")),
     ("etc/shells", 0o644, "/bin/sh\n"),
     ("usr/sbin/autologin", 0o755, include_str!("tiny/autologin")),
-    ("usr/sbin/halt", 0o755, include_str!("tiny/shutdown")),
-    ("usr/sbin/poweroff", 0o755, include_str!("tiny/shutdown")),
-    ("usr/sbin/reboot", 0o755, include_str!("tiny/shutdown")),
+    ("usr/sbin/init", 0o755, include_str!("tiny/init")),
 ];
 /// Its directories, as far as no file implies them.
 const DIRECTORIES: &[(&str, u16)] = &[
@@ -223,12 +220,27 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
     fs::write(path, bytes).map_err(|e| BuildError::io(path, &e))
 }
 
+/// Writes a file and leaves out pages of zeros: a kernel's ELF file has 25 MB of them.
+fn write_sparse(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
+    use std::os::unix::fs::FileExt;
+    const PAGE: usize = 4096;
+    let failed = |e| BuildError::io(path, &e);
+    let file = fs::File::create(path).map_err(failed)?;
+    file.set_len(bytes.len() as u64).map_err(failed)?;
+    for (page, at) in bytes.chunks(PAGE).zip((0..).step_by(PAGE)) {
+        if page.iter().any(|b| *b != 0) {
+            file.write_all_at(page, at).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
 fn write_kernel(kernel: &Kernel, dir: &Path) -> Result<&'static str, BuildError> {
     let (name, bytes) = match &kernel.image {
         Image::Vmlinux(bytes) => ("vmlinux", &bytes[..]),
         Image::Compressed(bytes) => ("vmlinuz", &bytes[..]),
     };
-    write(&dir.join(name), bytes)?;
+    write_sparse(&dir.join(name), bytes)?;
     Ok(name)
 }
 
@@ -317,4 +329,21 @@ fn applets(busybox: &[u8], dir: &Path) -> Result<Vec<String>, BuildError> {
     let in_usr = |path: &str| format!("usr/{}", path.trim_start_matches("usr/"));
     let paths = text.lines().filter(|path| path.contains('/'));
     Ok(paths.map(in_usr).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn pages_of_zeros_take_no_room_and_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let mut bytes = vec![0; (1 << 20) + 5];
+        bytes[500_000] = 1;
+        write_sparse(&path, &bytes).unwrap();
+        assert!(fs::read(&path).unwrap() == bytes);
+        assert!(fs::metadata(&path).unwrap().blocks() * 512 <= 64 << 10);
+    }
 }

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use tokio::net::UnixStream;
 use uuid::Uuid;
 
+use super::connect::{self, Status};
 use super::machine::{EventSink, Parts, watch_end};
-use super::process::{Process, argument_of, boot_id, last_words, start_time, started_at};
+use super::process::{Process, argument_of, last_words, started_at};
 use super::qmp::{Qmp, QmpError};
+use super::record;
 use super::record::Record;
-use super::{connect, record};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{Accel, AccelKind, Adoption, BackendError, MachineEvent, RunFacts};
 
@@ -37,10 +38,10 @@ fn absent(dir: &VmDir, record: Result<Option<Record>, String>) -> Adoption {
         Err(damage) => return Adoption::Ended(format!("run.json is damaged: {damage}")),
     };
     let pid = record.facts.pid;
-    if is_of_this_boot(&record) == Some(false) {
+    if record.is_of_this_boot() == Some(false) {
         return Adoption::Ended("the host was restarted".to_owned());
     }
-    if start_time(pid).ok() == Some(record.facts.pid_start) {
+    if record.runs() {
         let text = "still runs, but its QMP socket is gone";
         return Adoption::Unclear(format!("QEMU, pid {pid}, {text}"));
     }
@@ -48,11 +49,6 @@ fn absent(dir: &VmDir, record: Result<Option<Record>, String>) -> Adoption {
         words if words.is_empty() => "QEMU ended while no daemon watched it".to_owned(),
         words => format!("QEMU ended while no daemon watched it: {words}"),
     })
-}
-
-/// Compares the boot on record with the host's; `None` if that cannot be told.
-fn is_of_this_boot(record: &Record) -> Option<bool> {
-    Some(record.boot_id == boot_id().ok()?)
 }
 
 async fn take_over(
@@ -78,7 +74,10 @@ async fn take_over(
         Ok(Some(record)) => record.facts,
         Ok(None) | Err(_) => rebuild(&qmp, uuid, &process, dir).await?,
     };
-    let paused = connect::is_paused(&qmp).await?;
+    let status = connect::status(&qmp).await?;
+    if status == Status::DiskFull {
+        sink.push(MachineEvent::DiskFull);
+    }
     if connect::has_announced(&qmp).await? {
         sink.push(MachineEvent::Announced);
     }
@@ -90,7 +89,9 @@ async fn take_over(
         process,
         ended,
     };
-    Ok(Adoption::Running(parts.run((sink, events), paused)))
+    Ok(Adoption::Running(
+        parts.run((sink, events), status != Status::Runs),
+    ))
 }
 
 /// The process at the other end, as the kernel knows it.
@@ -117,13 +118,14 @@ async fn doubt(
         return Ok(None);
     };
     let known = (record.facts.pid, record.facts.pid_start, record.facts.uuid);
-    let same = known == (pid, process.start, uuid) && is_of_this_boot(record) == Some(true);
+    let same = known == (pid, process.start, uuid) && record.is_of_this_boot() == Some(true);
     let recorded = record.facts.pid;
     Ok((!same).then(|| format!("run.json tells of pid {recorded}, but pid {pid} answers")))
 }
 
 /// Gathers the facts from QEMU itself, when they were not written down or are damaged, and writes
-/// them down. What only the image knew stays unknown: the guest is then probed, not awaited.
+/// them down. What only the image knew stays unknown: a guest that has not
+/// announced itself is then probed, not awaited.
 async fn rebuild(
     qmp: &Qmp,
     uuid: Uuid,
@@ -151,7 +153,7 @@ async fn rebuild(
         machine: machine.split(',').next().unwrap_or_default().to_owned(),
         ssh_port: connect::ssh_port(qmp).await?,
         image_digest: String::new(),
-        announces: false,
+        announces: connect::has_announced(qmp).await?,
     };
     record::write(dir, &facts).await?;
     Ok(facts)

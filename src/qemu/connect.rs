@@ -65,13 +65,29 @@ pub async fn uuid(qmp: &Qmp) -> Result<Option<Uuid>, QmpError> {
     Ok(answer["UUID"].as_str().and_then(|u| u.parse().ok()))
 }
 
-/// Says whether the processors are stopped.
+/// What the processors do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    /// They run.
+    Runs,
+    /// They are stopped.
+    Paused,
+    /// They are stopped because the host's disk is full.
+    DiskFull,
+}
+
+/// Returns what the processors do.
 ///
 /// # Errors
 /// QMP's own.
-pub async fn is_paused(qmp: &Qmp) -> Result<bool, QmpError> {
+pub async fn status(qmp: &Qmp) -> Result<Status, QmpError> {
     let answer = qmp.execute("query-status", json!({})).await?;
-    Ok(answer["running"] == false)
+    Ok(match answer["status"].as_str() {
+        _ if answer["running"] == true => Status::Runs,
+        // Of all errors only a lack of space stops our machines.
+        Some("io-error") => Status::DiskFull,
+        _ => Status::Paused,
+    })
 }
 
 /// Says whether the guest holds its ready port open.

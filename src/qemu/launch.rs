@@ -57,18 +57,24 @@ pub async fn launch(plan: &LaunchPlan, qemu: &Installation) -> Result<Launched, 
 
 /// A second QEMU would take the first one's sockets away before it fails on the disk's lock.
 async fn refuse_second(dir: &VmDir) -> Result<(), BackendError> {
-    match connect::qmp_socket(dir).await {
-        Err(error) if connect::means_absent(&error) => Ok(()),
-        Err(error) => Err(BackendError::io(
-            format!("QMP socket in {}", dir.0.display()),
-            &error,
-        )),
-        Ok(_) => Err(BackendError::Io {
-            what: format!("start QEMU in {}", dir.0.display()),
-            error: "a QEMU runs there that is not ours; end it first".to_owned(),
-            errno: libc::EBUSY,
-        }),
+    let there = match connect::qmp_socket(dir).await {
+        Ok(_) => true,
+        Err(error) if connect::means_absent(&error) => {
+            matches!(record::read(dir), Ok(Some(record)) if record.runs())
+        }
+        Err(error) => {
+            let what = format!("the QMP socket in {}", dir.0.display());
+            return Err(BackendError::io(what, &error));
+        }
+    };
+    if !there {
+        return Ok(());
     }
+    Err(BackendError::Io {
+        what: format!("start QEMU in {}", dir.0.display()),
+        error: "a QEMU runs there that is not ours; end it first".to_owned(),
+        errno: libc::EBUSY,
+    })
 }
 
 fn spawn(plan: &LaunchPlan, qemu: &Installation, dir: &VmDir) -> Result<Process, BackendError> {

@@ -111,6 +111,12 @@ fn translate(event: &Event) -> Option<MachineEvent> {
     }
 }
 
+/// Judges an end. Only of our own children is the status known; of others a `SHUTDOWN` event, which
+/// no crash sends, has to do.
+fn is_clean(status: &str, shut_down: bool) -> bool {
+    status == "exit 0" || (status == "unknown" && shut_down)
+}
+
 /// The parts of a machine just started or found.
 #[derive(Debug)]
 pub struct Parts {
@@ -164,14 +170,13 @@ impl Running {
         // Nobody may listen any more; the record is then put right all the same.
         sink.sender.send(MachineEvent::Exited(report)).await.ok();
         if wanted {
-            record::remove(&self.parts.dir);
+            record::forget(&self.parts.dir, &self.parts.facts);
         }
     }
 
     fn report(&self, status: String, shut_down: bool) -> ExitReport {
-        let clean = status == "exit 0" || (status == "unknown" && shut_down);
         ExitReport {
-            clean,
+            clean: is_clean(&status, shut_down),
             status,
             stderr: last_words(&self.parts.dir),
         }
@@ -292,6 +297,24 @@ mod tests {
                 data,
             };
             assert_eq!(translate(&event), expected, "{event:?}");
+        }
+    }
+
+    #[test]
+    fn an_end_is_clean_by_its_status_or_else_by_the_event() {
+        let table = [
+            ("exit 0", false, true),
+            ("exit 1", true, false),
+            ("signal KILL", true, false),
+            ("unknown", true, true),
+            ("unknown", false, false),
+        ];
+        for (status, shut_down, expected) in table {
+            assert_eq!(
+                is_clean(status, shut_down),
+                expected,
+                "{status} {shut_down}"
+            );
         }
     }
 

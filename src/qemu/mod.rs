@@ -3,7 +3,7 @@
 //! - [`cmdline`]: a launch as arguments. [`launch`]: starting it. [`machine`]: what then runs.
 //! - [`qmp`], [`connect`]: talking to it. [`process`], [`record`]: holding on to it.
 //! - [`adopt`]: finding it again after a restart of the daemon.
-//! - [`accel`]: KVM or TCG. [`install`], [`img`]: the programs themselves.
+//! - [`accel`], [`proof`]: KVM or TCG. [`install`], [`img`]: the programs themselves.
 //!
 //! Not here: when a machine is started or stopped (`vm::state`), and what is inside the guest.
 
@@ -16,9 +16,11 @@ pub mod install;
 pub mod launch;
 pub mod machine;
 pub mod process;
+pub mod proof;
 pub mod qmp;
 pub mod record;
-#[cfg(all(test, feature = "qemu_tests"))]
+#[cfg(test)]
+#[cfg(feature = "qemu_tests")]
 mod tests;
 
 use std::path::PathBuf;

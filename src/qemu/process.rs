@@ -22,8 +22,10 @@ use tokio::io::unix::AsyncFd;
 use crate::store::layout::VmDir;
 use crate::sys;
 
-/// What opens our notes in `qemu.log`; QEMU's own lines never begin so.
-const NOTE: &str = "# ";
+/// What opens our notes in `qemu.log`, those of other modules too; QEMU's own lines never begin so.
+const NOTE: &str = "aq: ";
+/// What opens the note of a launch, behind which its lines begin.
+const LAUNCH: &str = "aq: launch ";
 /// How much of the log's end is looked at for a last line.
 const TAIL: u64 = 64 << 10;
 /// The log is begun anew by a launch that finds it longer than this.
@@ -154,7 +156,7 @@ fn open_log(dir: &VmDir, program: &str, args: &[OsString]) -> io::Result<File> {
     let words: Vec<_> = args.iter().map(|a| quoted(&a.to_string_lossy())).collect();
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let seconds = now.unwrap_or_default().as_secs();
-    writeln!(log, "{NOTE}launch {seconds}: {program} {}", words.join(" "))?;
+    writeln!(log, "{LAUNCH}{seconds}: {program} {}", words.join(" "))?;
     Ok(log)
 }
 
@@ -187,8 +189,8 @@ fn last_line(log: &str) -> String {
     let line = log
         .lines()
         .rev()
-        .take_while(|l| !l.starts_with(NOTE))
-        .find(|l| !l.trim().is_empty())
+        .take_while(|l| !l.starts_with(LAUNCH))
+        .find(|l| !l.trim().is_empty() && !l.starts_with(NOTE))
         .unwrap_or_default();
     strip_program(line).to_owned()
 }
@@ -317,10 +319,16 @@ mod tests {
     #[test]
     fn a_last_line_loses_the_name_of_the_program_and_nothing_else() {
         let table = [
-            ("# launch\nqemu-system-x86_64: -x: bad\n\n", "-x: bad"),
-            ("# launch\n/usr/bin/qemu-img: no\n", "no"),
-            ("# launch\nnot qemu-x: kept\n", "not qemu-x: kept"),
-            ("a\n# launch\n", ""),
+            (
+                "aq: launch 1: x\nqemu-system-x86_64: -x: bad\n\n",
+                "-x: bad",
+            ),
+            ("aq: launch 1: x\n/usr/bin/qemu-img: no\n", "no"),
+            (
+                "aq: launch 1: x\nnot qemu-x: kept\naq: a note\n",
+                "not qemu-x: kept",
+            ),
+            ("a\naq: launch 1: x\naq: a note\n", ""),
             ("", ""),
         ];
         for (log, expected) in table {

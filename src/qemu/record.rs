@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::process::boot_id;
+use super::process::{boot_id, start_time};
 use crate::store::file;
 use crate::store::layout::{VmDir, names};
 use crate::vm::backend::{BackendError, RunFacts};
@@ -18,6 +18,19 @@ pub struct Record {
     /// What is known about QEMU.
     #[serde(flatten)]
     pub facts: RunFacts,
+}
+
+impl Record {
+    /// Says whether it is of the host's current boot; `None` if that cannot be told.
+    pub fn is_of_this_boot(&self) -> Option<bool> {
+        Some(self.boot_id == boot_id().ok()?)
+    }
+
+    /// Says whether the process on record still runs.
+    pub fn runs(&self) -> bool {
+        let same = start_time(self.facts.pid).ok() == Some(self.facts.pid_start);
+        same && self.is_of_this_boot() != Some(false)
+    }
 }
 
 /// Writes the record of a QEMU that runs now.
@@ -45,14 +58,18 @@ pub fn read(dir: &VmDir) -> Result<Option<Record>, String> {
     }
 }
 
-/// Removes the record: there is nothing left to tell.
-pub fn remove(dir: &VmDir) {
-    remove_if_there(&dir.run());
+/// Removes the record if it is that of `facts`: there is nothing left to tell. A later launch may
+/// have written its own already.
+pub fn forget(dir: &VmDir, facts: &RunFacts) {
+    let is_it = |r: &Record| (r.facts.pid, r.facts.pid_start) == (facts.pid, facts.pid_start);
+    if read(dir).is_ok_and(|r| r.as_ref().is_some_and(is_it)) {
+        remove_if_there(&dir.run());
+    }
 }
 
 /// Removes what an earlier QEMU left behind: it removes its sockets only when it ends by itself.
 pub fn clear(dir: &VmDir) {
-    remove(dir);
+    remove_if_there(&dir.run());
     remove_if_there(&dir.0.join(names::QMP));
     remove_if_there(&dir.0.join(names::SERIAL));
 }

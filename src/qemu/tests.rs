@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::process::Process;
 use super::record::Record;
-use super::{Qemu, accel, record};
+use super::{Qemu, record};
 use crate::store::file;
 use crate::store::layout::{Layout, VmDir};
 use crate::vm::backend::{
@@ -250,6 +250,16 @@ async fn nonsense_in_qemu_args_fails_with_qemus_own_words_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_qemu_that_does_not_greet_is_ended_after_the_bound() {
+    let mut vm = Vm::paused();
+    let waits = "socket,id=x,path=never,server=on,wait=on";
+    vm.plan.spec.qemu_args = vec!["-chardev".into(), waits.into()];
+    let error = vm.qemu().launch(vm.plan.clone()).await.unwrap_err();
+    assert!(matches!(error, BackendError::QmpTimeout { .. }), "{error}");
+    assert!(vm.processes().is_empty());
+}
+
+#[tokio::test]
 async fn a_killed_qemu_is_noticed_and_remembered() {
     let vm = Vm::paused();
     let Launched {
@@ -423,7 +433,19 @@ fn what_does_not_agree_is_left_alone() {
     fs::rename(vm.dir.0.join("qmp"), vm.dir.0.join("elsewhere")).unwrap();
     let adoption = run(vm.adopt());
     assert!(matches!(adoption, Adoption::Unclear(_)), "{adoption:?}");
+    let error = run(vm.qemu().launch(vm.plan.clone())).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            BackendError::Io {
+                errno: libc::EBUSY,
+                ..
+            }
+        ),
+        "{error}"
+    );
     assert_eq!(vm.processes(), [pid]);
+    assert_eq!(record_of(&vm), truth);
 }
 
 #[tokio::test]
@@ -528,7 +550,7 @@ fn printer(text: &[u8]) -> Vec<u8> {
 
 #[tokio::test]
 async fn a_kernel_that_speaks_is_told_from_a_silent_one_and_from_none() {
-    use accel::{Try, boot};
+    use super::proof::{Try, boot};
     let dir = tempfile::tempdir().unwrap();
     let kernel = dir.path().join("kernel");
     write_kernel(&kernel, &printer(b"[    0.000000] Linux version 6.1\r\n"));

@@ -168,7 +168,7 @@ pub struct BootImage {
     pub initrd: Option<PathBuf>,
     /// Its command line.
     pub cmdline: String,
-    /// The guest writes a line to the virtio-serial port `org.aqfs.ready` when SSH listens.
+    /// The guest opens the virtio-serial port `org.aqfs.ready` when SSH listens, and keeps it open.
     pub announces: bool,
 }
 

@@ -10,7 +10,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
@@ -164,6 +164,8 @@ struct Driver {
     reporter: mpsc::Sender<(u64, Report)>,
     /// Counts lives of the machine: reports of an earlier one are not heard.
     life: u64,
+    /// When the present wait for the guest began: its start, or the loss of what was ready.
+    begun: Instant,
     link: watch::Sender<Link>,
     running: Option<Launched>,
     session: Option<Arc<dyn GuestSession>>,
@@ -183,6 +185,7 @@ impl Driver {
             reports,
             reporter,
             life: 0,
+            begun: Instant::now(),
             link,
             running: None,
             session: None,

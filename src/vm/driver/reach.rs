@@ -28,7 +28,8 @@ pub(super) enum Announcement {
 
 impl Driver {
     /// Starts trying to get into the guest.
-    pub(super) fn reach(&mut self, begun: Instant, announcement: Announcement) {
+    pub(super) fn reach(&mut self, announcement: Announcement) {
+        let begun = self.begun;
         let Some(running) = &self.running else { return };
         let facts = running.machine.facts();
         let at = GuestAddress {
@@ -80,18 +81,15 @@ impl Driver {
             State::Ready => self.enter(State::Running),
             _ => {}
         }
-        self.reach(Instant::now(), Announcement::Missed);
+        self.begun = Instant::now();
+        self.reach(Announcement::Missed);
     }
 
     pub(super) fn on_announced(&mut self) {
         if self.session.is_some() {
             return;
         }
-        let begun = self.vm.view().facts.and_then(|f| f.since.elapsed().ok());
-        let begun = begun
-            .and_then(|d| Instant::now().checked_sub(d))
-            .unwrap_or_else(Instant::now);
-        self.reach(begun, Announcement::Heard);
+        self.reach(Announcement::Heard);
         if self.state() == State::Stopping {
             self.press_power_button();
         }
@@ -103,7 +101,8 @@ impl Driver {
         if self.state() == State::Ready {
             self.enter(State::Running);
         }
-        self.reach(Instant::now(), Announcement::Awaited);
+        self.begun = Instant::now();
+        self.reach(Announcement::Awaited);
     }
 
     pub(super) fn on_resumed(&mut self) {
@@ -113,7 +112,8 @@ impl Driver {
         let ready = self.session.is_some();
         self.enter(if ready { State::Ready } else { State::Running });
         if !ready && self.reaching.is_none() {
-            self.reach(Instant::now(), Announcement::Missed);
+            self.begun = Instant::now();
+            self.reach(Announcement::Missed);
         }
     }
 }

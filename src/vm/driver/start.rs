@@ -18,7 +18,6 @@ const START_ANSWER: Duration = Duration::from_secs(2);
 
 /// A start under way.
 pub(super) struct Starting {
-    begun: Instant,
     /// The state to go back to when nothing came of it before QEMU was started.
     before: State,
     /// Who waits for an answer, for [`START_ANSWER`] at the most.
@@ -42,8 +41,8 @@ impl Driver {
             return Life::GoesOn;
         }
         self.life += 1;
+        self.begun = Instant::now();
         self.starting = Some(Starting {
-            begun: Instant::now(),
             before: self.state(),
             answer: Some(answer),
             launching: false,
@@ -87,21 +86,17 @@ impl Driver {
     }
 
     pub(super) fn on_launched(&mut self, launched: Launched) {
-        let begun = self
-            .starting
-            .as_ref()
-            .map_or_else(Instant::now, |s| s.begun);
         self.answer_start(Ok(()));
         self.starting = None;
         if self.state() == State::Stopping {
             self.running = Some(launched);
             return self.kill();
         }
-        self.take_over(launched, begun);
+        self.take_over(launched);
     }
 
     /// Takes a machine that runs, new or adopted.
-    fn take_over(&mut self, launched: Launched, begun: Instant) {
+    fn take_over(&mut self, launched: Launched) {
         let facts = launched.machine.facts().clone();
         let state = if launched.paused {
             State::Paused
@@ -113,7 +108,7 @@ impl Driver {
         self.publish(|view| view.facts = Some(facts));
         self.link.send_replace(Link::Coming);
         self.enter(state);
-        self.reach(begun, Announcement::Awaited);
+        self.reach(Announcement::Awaited);
     }
 
     pub(super) fn on_launch_failed(&mut self, error: BackendError) {
@@ -148,7 +143,7 @@ impl Driver {
     pub(super) fn settle(&mut self, adoption: Adoption) {
         match adoption {
             Adoption::NeverRan => {}
-            Adoption::Running(launched) => self.take_over(launched, Instant::now()),
+            Adoption::Running(launched) => self.take_over(launched),
             Adoption::Ended(reason) => self.enter(State::Failed(one_line(&reason))),
             Adoption::Unclear(reason) => self.enter(State::Failed(one_line(&reason))),
         }
