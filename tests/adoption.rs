@@ -41,7 +41,7 @@ fn a_vm_with_damaged_files_is_broken_and_the_others_work() {
         .store()
         .vm(aq.info("bad", "uuid").parse().expect("a UUID"))
         .definition();
-    aq.sh(r#""$AQ" umount "$SCRATCH/mnt""#).ok();
+    aq.sh(r#"cd /; "$AQ" umount "$SCRATCH/mnt""#).ok();
     fs::write(&definition, "{\"name\": \"bad\", ").expect("our own file");
     aq.mount();
     let listed = aq.sh("ls").ok();

@@ -33,12 +33,14 @@ pub(crate) fn install(store: &Path) {
     drop(fs::copy(from.accel_verdict(), to.accel_verdict()));
 }
 
+/// Each checkout has its own, so that two of them do not take turns in building.
 fn cache() -> PathBuf {
     let uid = rustix::process::getuid().as_raw();
-    std::env::var_os("AQFS_TEST_CACHE").map_or_else(
+    let cache = std::env::var_os("AQFS_TEST_CACHE").map_or_else(
         || format!("/var/tmp/aqfs-test-cache-{uid}").into(),
         PathBuf::from,
-    )
+    );
+    cache.join(AQ.replace('/', "-").trim_start_matches('-'))
 }
 
 /// An image made by another build of aq may be another image.
@@ -58,7 +60,10 @@ fn stamp_of(program: &str) -> String {
 }
 
 fn build(cache: &Path, store: &Layout) {
-    drop(fs::remove_dir_all(store.images()));
+    // What an earlier attempt left: the packages that it fetched are kept.
+    for dir in [store.images(), store.vms(), store.trash()] {
+        drop(fs::remove_dir_all(dir));
+    }
     let mounted = Mounted::on(store.root().to_owned());
     // A start that needs an image builds it; it also finds the accelerator, which is kept as well.
     let script = "
