@@ -24,6 +24,10 @@ use crate::vm::{Vm, VmError, VmId, World};
 /// How long a removed VM is kept.
 const TRASH_KEPT: Duration = Duration::from_secs(24 * 3600);
 
+/// How long a mount waits for guests that were found running: a guest that listens answers within
+/// a few hundred milliseconds, also under TCG.
+const GUEST_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Why a name operation was not done.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum RegistryError {
@@ -104,6 +108,7 @@ impl Registry {
             reserved: Mutex::default(),
         };
         registry.adopt(found).await;
+        registry.reach_guests().await;
         Ok(registry)
     }
 
@@ -126,6 +131,15 @@ impl Registry {
                 Err(panic) => tracing::error!(%panic, "a VM could not be taken up"),
             }
         }
+    }
+
+    /// Lets guests that run answer before the mount shows them, so that what was `ready` under the
+    /// last daemon is `ready` at once.
+    async fn reach_guests(&self) {
+        let vms = self.list().into_iter().map(|(_, vm)| vm);
+        let reached: JoinSet<()> = vms.map(|vm| async move { vm.reached().await }).collect();
+        // One that still boots is `running`, which is what it is.
+        let _late = tokio::time::timeout(GUEST_PATIENCE, reached.join_all()).await;
     }
 
     /// Lists a VM found on disk. Two of one name can only come from tampering: the second is

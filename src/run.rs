@@ -132,14 +132,14 @@ fn mount(config: &MountConfig) -> Result<(), RunError> {
 // ----- the daemon ------------------------------------------------------------------------------
 
 fn serve(config: &MountConfig) -> Result<(), RunError> {
+    let dir = mountpoint::prepare(&config.dir)?;
     let layout = Layout::new(&config.store);
     file::private_dir(layout.root()).map_err(failed(layout.root().display().to_string()))?;
     let owner = Owner {
         pid: std::process::id(),
-        mount: config.dir.clone(),
+        mount: dir.clone(),
     };
     let _lock = StoreLock::take(&layout.lock(), &owner)?;
-    let dir = mountpoint::prepare(&config.dir)?;
     start_log(&layout, config.mode)?;
     // A daemon whose working directory lies in its own mount would wait for itself.
     std::env::set_current_dir("/").map_err(failed("/"))?;

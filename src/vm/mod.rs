@@ -242,6 +242,14 @@ impl Vm {
         Ok(())
     }
 
+    /// Waits while the VM is `running`: until its guest answers, or it is something else.
+    pub async fn reached(&self) {
+        let mut listener = self.listen();
+        while self.state() == State::Running {
+            listener.rung().await;
+        }
+    }
+
     /// Returns the last failure's sentence; `None` after a success.
     pub fn failure(&self) -> Option<String> {
         self.0.failure.lock().0.clone()
