@@ -65,11 +65,12 @@ pub struct Registry {
     reserved: Mutex<HashSet<String>>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Vms {
     by_name: BTreeMap<String, Vm>,
     by_id: HashMap<VmId, Vm>,
-    changed: Option<SystemTime>,
+    /// When a name last came or went.
+    changed: SystemTime,
 }
 
 /// A name held for a VM on its way; dropping it gives the name up.
@@ -104,7 +105,11 @@ impl Registry {
             world,
             defaults,
             next_id: AtomicU64::new(1),
-            vms: RwLock::default(),
+            vms: RwLock::new(Vms {
+                by_name: BTreeMap::new(),
+                by_id: HashMap::new(),
+                changed: SystemTime::now(),
+            }),
             reserved: Mutex::default(),
         };
         registry.adopt(found).await;
@@ -156,7 +161,7 @@ impl Registry {
         let mut vms = self.vms.write();
         vms.by_id.insert(vm.id(), vm.clone());
         vms.by_name.insert(name, vm.clone());
-        vms.changed = Some(SystemTime::now());
+        vms.changed = SystemTime::now();
     }
 
     fn fresh_id(&self) -> VmId {
@@ -194,7 +199,7 @@ impl Registry {
     }
 
     /// Returns when a name last came or went.
-    pub fn changed(&self) -> Option<SystemTime> {
+    pub fn changed(&self) -> SystemTime {
         self.vms.read().changed
     }
 
@@ -287,7 +292,7 @@ impl Registry {
         let mut vms = self.vms.write();
         vms.by_name.remove(name);
         vms.by_id.remove(&vm.id());
-        vms.changed = Some(SystemTime::now());
+        vms.changed = SystemTime::now();
     }
 
     /// Gives a VM another name, in any state.
@@ -307,7 +312,7 @@ impl Registry {
         let mut vms = self.vms.write();
         vms.by_name.remove(&from);
         vms.by_name.insert(to, vm);
-        vms.changed = Some(SystemTime::now());
+        vms.changed = SystemTime::now();
         drop(vms);
         drop(reservation);
         Ok(())

@@ -188,7 +188,7 @@ pub struct ImageSubject {
 
 impl Subject for Arc<Registry> {
     fn changed(&self, _name: &str) -> SystemTime {
-        Registry::changed(self).unwrap_or(SystemTime::UNIX_EPOCH)
+        Registry::changed(self)
     }
 
     fn vm(&self) -> Option<&Vm> {
