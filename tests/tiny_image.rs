@@ -144,7 +144,8 @@ impl Guest {
             .args("-device virtio-rng-pci -device virtio-balloon-pci,free-page-reporting=on".split(' '))
             .args("-device vmgenid,guid=auto -device virtio-net-pci,netdev=n0,romfile=".split(' '))
             .args(["-netdev", &format!("user,id=n0,hostfwd=tcp:127.0.0.1:{port}-:22")])
-            .args("-serial file:console.log -qmp unix:qmp,server=on,wait=on".split(' '))
+            .args("-chardev stdio,id=s0,signal=off,logfile=console.log -serial chardev:s0 -qmp unix:qmp,server=on,wait=on"
+.split(' '))
             .arg("-kernel")
             .arg(image.kernel.as_ref().unwrap())
             .arg("-initrd")
@@ -156,6 +157,7 @@ impl Guest {
                 .args("-fw_cfg name=opt/org.aqfs/seed,file=seed.tar".split(' '));
         }
         let since = Instant::now();
+        qemu.stdin(Stdio::piped()).stdout(Stdio::piped());
         let qemu = qemu.spawn().unwrap();
         let socket = loop {
             // QEMU makes the socket before it does anything that takes time.
@@ -194,6 +196,18 @@ impl Guest {
             line.clear();
             let n = self.qmp.read_line(&mut line).unwrap_or(0);
             assert!(n > 0, "no {word}; console: {}", self.console());
+        }
+    }
+
+    /// Reads the serial line until it says `text`; a guest that died ends it.
+    fn wait_for_console(&mut self, text: &str) {
+        let mut seen = Vec::new();
+        let mut byte = [0];
+        let stdout = self.qemu.stdout.as_mut().unwrap();
+        while !seen.ends_with(text.as_bytes()) {
+            let n = stdout.read(&mut byte).unwrap();
+            assert!(n > 0, "no {text}: {}", String::from_utf8_lossy(&seen));
+            seen.push(byte[0]);
         }
     }
 
@@ -281,7 +295,7 @@ async fn a_guest_keeps_its_disk_its_keys_and_its_name() {
     let dir = tempfile::tempdir().unwrap();
     make_seed(dir.path());
 
-    let guest = Guest::boot(&image, dir.path(), true);
+    let mut guest = Guest::boot(&image, dir.path(), true);
     assert_eq!(guest.ssh("hostname"), "vm1\n");
     assert_eq!(guest.ssh("stat -c %u:%g /bin/busybox /root"), "0:0\n0:0\n");
     let size = guest.ssh("df -m / | awk 'NR == 2 { print $2 }'");
@@ -294,11 +308,7 @@ async fn a_guest_keeps_its_disk_its_keys_and_its_name() {
     for driver in ["virtio_balloon", "virtio_rng", "vmgenid"] {
         assert!(devices.contains(driver), "{devices}");
     }
-    assert!(
-        guest.console().contains("vm1 login: root"),
-        "{}",
-        guest.console()
-    );
+    guest.wait_for_console("vm1 login: root");
     guest.power_down();
     check_disk(dir.path());
 
@@ -319,16 +329,8 @@ async fn a_guest_boots_without_a_seed_and_without_a_ready_port() {
     let store = Store::new();
     let image = store.tiny().await;
     let dir = tempfile::tempdir().unwrap();
-    let guest = Guest::boot(&image, dir.path(), false);
-    let since = Instant::now();
-    while !guest.console().contains("tiny login: root") {
-        assert!(
-            since.elapsed() < Duration::from_secs(60),
-            "{}",
-            guest.console()
-        );
-        std::thread::yield_now();
-    }
+    let mut guest = Guest::boot(&image, dir.path(), false);
+    guest.wait_for_console("tiny login: root");
     guest.power_down();
     check_disk(dir.path());
 }

@@ -81,14 +81,24 @@ impl Apt {
         progress: &Progress,
     ) -> Result<Vec<PathBuf>, BuildError> {
         match self.try_fetch(wanted, progress) {
-            Err(BuildError::Tool { .. } | BuildError::Unavailable { .. }) => {}
+            Err(e) if e.may_pass_with_new_lists() => {}
             other => return other,
         }
         progress.fetching("fetching the distribution's package lists");
         self.lists = Lists::Own;
+        let complaint = self.update()?;
+        let result = self.try_fetch(wanted, progress);
+        result.map_err(|error| explain(error, complaint))
+    }
+
+    /// Fetches lists of our own and returns the first complaint: apt-get calls it a success when
+    /// only some of them can be had, which may well be enough.
+    fn update(&self) -> Result<Option<String>, BuildError> {
         let mut update = self.command(&APT_GET);
-        APT_GET.run(update.args(["-qq", "update"]))?;
-        self.try_fetch(wanted, progress)
+        let output = APT_GET.run_loud(update.args(["-qq", "update"]))?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        let is_complaint = |line: &&str| line.starts_with("W: ") || line.starts_with("E: ");
+        Ok(text.lines().find(is_complaint).map(str::to_owned))
     }
 
     fn try_fetch(
@@ -193,6 +203,17 @@ impl Archive {
         let mut parts = self.file.split('_');
         let (name, version) = (parts.next()?, parts.next()?);
         Some(format!("{name}={}", version.replace("%3a", ":")))
+    }
+}
+
+/// Names the deeper cause if packages are unknown because their lists could not be fetched.
+fn explain(error: BuildError, complaint: Option<String>) -> BuildError {
+    match complaint {
+        Some(said) if error.may_pass_with_new_lists() => BuildError::Unavailable {
+            what: format!("the distribution's package lists cannot be fetched ({said})"),
+            remedy: "check the network and apt's sources, then try again",
+        },
+        _ => error,
     }
 }
 

@@ -31,9 +31,16 @@ impl Tool {
 
     /// Runs a call to its end and returns its standard output.
     pub(super) fn run(&self, command: &mut Command) -> Result<Vec<u8>, BuildError> {
+        self.run_loud(command).map(|output| output.stdout)
+    }
+
+    /// Runs a call to its end and returns all that it said; that it fails is an error too.
+    pub(super) fn run_loud(&self, command: &mut Command) -> Result<Output, BuildError> {
         let output = command.output().map_err(|e| self.not_started(&e))?;
-        self.succeeded(&output)?;
-        Ok(output.stdout)
+        if output.status.success() {
+            return Ok(output);
+        }
+        Err(failure(self.name, &output))
     }
 
     /// Starts a call whose standard output is read while it runs.
@@ -60,13 +67,6 @@ impl Tool {
         } else {
             BuildError::io(Path::new(self.name), error)
         }
-    }
-
-    fn succeeded(&self, output: &Output) -> Result<(), BuildError> {
-        if output.status.success() {
-            return Ok(());
-        }
-        Err(failure(self.name, output))
     }
 }
 

@@ -81,9 +81,7 @@ fn fill(tree: &FileTree, disk: &Path, time: u32, scratch: &Path) -> Result<(), B
         .current_dir(scratch)
         .args(["-w", "-f", "script"])
         .arg(disk);
-    let output = command
-        .output()
-        .map_err(|e| BuildError::io(Path::new(DEBUGFS.name), &e))?;
+    let output = DEBUGFS.run_loud(&mut command)?;
     // It ends with status 0 whatever happens; its banner is the only thing that is no error.
     let errors: Vec<u8> = output
         .stderr

@@ -115,6 +115,15 @@ impl BuildError {
         }
     }
 
+    /// Says whether newer lists of packages may help: not against a full disk, for one.
+    pub(super) fn may_pass_with_new_lists(&self) -> bool {
+        match self {
+            Self::Tool { said, .. } => !is_full(said),
+            Self::Unavailable { .. } => true,
+            Self::Missing { .. } | Self::Malformed { .. } | Self::Io { .. } => false,
+        }
+    }
+
     /// Turns it into what a VM's driver understands, for the image `name`.
     pub(super) fn into_backend(self, name: &str) -> BackendError {
         match self {
