@@ -173,8 +173,16 @@ impl Chooser {
             (step, _) => step,
         };
         match step {
-            Step::Use(Accel { kind: AccelKind::Kvm, reason, .. }) => format!("kvm: {reason}"),
-            Step::Use(Accel { kind: AccelKind::Tcg, reason, .. }) => {
+            Step::Use(Accel {
+                kind: AccelKind::Kvm,
+                reason,
+                ..
+            }) => format!("kvm: {reason}"),
+            Step::Use(Accel {
+                kind: AccelKind::Tcg,
+                reason,
+                ..
+            }) => {
                 format!("tcg: {reason} (slower, and no security boundary)")
             }
             Step::Refuse(reason) => reason,
