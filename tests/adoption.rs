@@ -74,7 +74,7 @@ fn guests_outlive_a_killed_daemon() {
             .vm(aq.info(vm, "uuid").parse().expect("a UUID"))
             .console_log()
     });
-    let later = "nohup sh -c 'sleep 3; echo said-to-nobody > /dev/console' > /dev/null 2>&1 &";
+    let later = "(trap '' HUP; sleep 3; echo said-to-nobody > /dev/console) > /dev/null 2>&1 &";
     vms.iter().for_each(|vm| drop(aq.exec(vm, later)));
     aq.kill_daemon();
     common::eventually("every guest has spoken", common::BOOT, || {

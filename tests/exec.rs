@@ -43,7 +43,7 @@ mod with_a_guest {
     #[test]
     fn stdout_and_stderr_come_in_order_and_can_be_read_twice() {
         let aq = booted();
-        let script = "echo 'echo one; echo two >&2; echo three' > vm1/exec; cat vm1/exec vm1/exec";
+        let script = "echo 'echo one; sleep 1; echo two >&2; sleep 1; echo three' > vm1/exec; cat vm1/exec vm1/exec";
         assert_eq!(aq.sh(script).ok(), "one\ntwo\nthree\none\ntwo\nthree");
     }
 

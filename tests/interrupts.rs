@@ -75,16 +75,20 @@ fn ctrl_c_in_a_terminal() {
 }
 
 #[test]
-fn unmounting_ends_who_waits_there() {
+fn a_reader_keeps_the_mount_and_is_let_go_when_the_daemon_ends() {
     let aq = Mounted::with_image();
     aq.sh("mkdir vm1 && echo 'start paused' > vm1/ctl").ok();
     let cat = parked_cat(&aq, "vm1/ready");
-    aq.sh(r#"cd /; "$AQ" umount "$SCRATCH/mnt""#).ok();
+    let said = aq.sh(r#"cd /; "$AQ" umount "$SCRATCH/mnt""#).failed();
+    assert!(said.contains(&format!("cat (pid {})", cat.id())), "{said}");
+    proc::kill(aq.daemon(), Signal::TERM);
     assert!(
         shell::wait(cat, Duration::from_secs(5)).is_some(),
         "cat still waits"
     );
-    aq.mount();
+    eventually("unmounted", Duration::from_secs(10), || {
+        !proc::is_mounted(&aq.dir())
+    });
 }
 
 fn dies_of_signals(aq: &Mounted, file: &str) {

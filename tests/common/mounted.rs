@@ -271,9 +271,14 @@ impl Mounted {
         if !proc::is_mounted(&self.dir()) {
             return None;
         }
-        let said = shell::finish(self.aq().arg("umount").arg(self.dir()), SHORT);
-        if said.code == 0 && !proc::is_mounted(&self.dir()) {
-            return None;
+        // A reader that was killed a moment ago may still be on its way out.
+        let mut said = shell::finish(self.aq().arg("umount").arg(self.dir()), SHORT);
+        for _ in 0..10 {
+            if said.code == 0 && !proc::is_mounted(&self.dir()) {
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+            said = shell::finish(self.aq().arg("umount").arg(self.dir()), SHORT);
         }
         let _lazily = Command::new("fusermount3")
             .arg("-uz")
