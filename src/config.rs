@@ -33,11 +33,7 @@ pub struct MountConfig {
 
 /// Returns `$XDG_DATA_HOME/aqfs`, or what that is by default; `None` without a home.
 pub fn default_store() -> Option<PathBuf> {
-    let absolute = |key| {
-        env::var_os(key)
-            .map(PathBuf::from)
-            .filter(|p| p.is_absolute())
-    };
+    let absolute = |key| env::var_os(key).map(PathBuf::from).filter(|p| p.is_absolute());
     let data = absolute("XDG_DATA_HOME");
     let data = data.or_else(|| Some(absolute("HOME")?.join(".local/share")))?;
     Some(data.join("aqfs"))

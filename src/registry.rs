@@ -180,12 +180,7 @@ impl Registry {
 
     /// Lists all VMs by name.
     pub fn list(&self) -> Vec<(String, Vm)> {
-        self.vms
-            .read()
-            .by_name
-            .iter()
-            .map(|(n, v)| (n.clone(), v.clone()))
-            .collect()
+        self.vms.read().by_name.iter().map(|(n, v)| (n.clone(), v.clone())).collect()
     }
 
     /// Returns how many VMs there are.
@@ -215,12 +210,7 @@ impl Registry {
 
     /// Counts the VMs whose disk is, or will be, made from an image.
     pub fn users_of(&self, image: &str) -> usize {
-        self.vms
-            .read()
-            .by_name
-            .values()
-            .filter(|vm| vm.spec().image == image)
-            .count()
+        self.vms.read().by_name.values().filter(|vm| vm.spec().image == image).count()
     }
 
     /// Makes a VM: its definition, and nothing else.
@@ -231,17 +221,10 @@ impl Registry {
     pub async fn create(self: Arc<Self>, name: String) -> Result<Vm, RegistryError> {
         let reservation = self.reserve(&name)?;
         let (uuid, now) = (Uuid::new_v4(), SystemTime::now());
-        let definition = Definition {
-            version: 1,
-            created: now,
-            spec: self.defaults.clone(),
-        };
+        let definition = Definition { version: 1, created: now, spec: self.defaults.clone() };
         let dir = self.layout.vm(uuid);
         let (at, stored, text) = (dir.clone(), definition.clone(), format!("{name}\n"));
-        on_disk("the VM's definition", move || {
-            write_new(&at, &stored, &text)
-        })
-        .await?;
+        on_disk("the VM's definition", move || write_new(&at, &stored, &text)).await?;
         let birth = Birth {
             id: self.fresh_id(),
             uuid,
@@ -263,10 +246,7 @@ impl Registry {
         if self.get(name).is_some() || !reserved.insert(name.to_owned()) {
             return Err(RegistryError::Exists(name.to_owned()));
         }
-        Ok(Reservation {
-            registry: self,
-            name: name.to_owned(),
-        })
+        Ok(Reservation { registry: self, name: name.to_owned() })
     }
 
     /// Removes a VM: into the trash if it ever ran, for good if not.
@@ -274,9 +254,7 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::Absent`], the VM's own refusal, or what the disk answered.
     pub async fn remove(self: Arc<Self>, name: String) -> Result<(), RegistryError> {
-        let vm = self
-            .get(&name)
-            .ok_or_else(|| RegistryError::Absent(name.clone()))?;
+        let vm = self.get(&name).ok_or_else(|| RegistryError::Absent(name.clone()))?;
         vm.perform(Command::Remove).await?;
         self.forget(&name, &vm);
         let (dir, layout) = (vm.dir().clone(), self.layout.clone());
@@ -301,9 +279,7 @@ impl Registry {
     /// [`RegistryError::Absent`], [`RegistryError::Exists`], [`RegistryError::BadName`], or what
     /// the disk answered.
     pub async fn rename(self: Arc<Self>, from: String, to: String) -> Result<(), RegistryError> {
-        let vm = self
-            .get(&from)
-            .ok_or_else(|| RegistryError::Absent(from.clone()))?;
+        let vm = self.get(&from).ok_or_else(|| RegistryError::Absent(from.clone()))?;
         if from == to {
             return Ok(());
         }
@@ -333,12 +309,7 @@ fn fallback_name(uuid: Uuid) -> String {
 }
 
 fn scan(layout: &Layout) -> std::io::Result<Vec<Found>> {
-    for dir in [
-        layout.vms(),
-        layout.images(),
-        layout.trash(),
-        layout.cache(),
-    ] {
+    for dir in [layout.vms(), layout.images(), layout.trash(), layout.cache()] {
         file::private_dir(&dir)?;
     }
     empty_trash(layout, SystemTime::now())?;
@@ -359,8 +330,7 @@ fn uuid_of(path: &Path) -> Option<Uuid> {
 }
 
 fn is_half_made(path: &Path) -> bool {
-    path.file_name()
-        .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
 fn read_vm(uuid: Uuid, dir: VmDir) -> Found {
@@ -368,17 +338,8 @@ fn read_vm(uuid: Uuid, dir: VmDir) -> Found {
     let name = name.trim_end();
     let definition = file::read_json::<Definition>(&dir.definition());
     let definition = definition.map_err(|e| format!("{}: {e}", dir.definition().display()));
-    let name = if is_vm_name(name) {
-        name.to_owned()
-    } else {
-        fallback_name(uuid)
-    };
-    Found {
-        uuid,
-        dir,
-        name,
-        definition,
-    }
+    let name = if is_vm_name(name) { name.to_owned() } else { fallback_name(uuid) };
+    Found { uuid, dir, name, definition }
 }
 
 /// Writes a new VM's directory under a hidden name and renames it: it is whole or absent.
@@ -415,10 +376,7 @@ fn discard(dir: &VmDir, layout: &Layout, name: &str) -> std::io::Result<()> {
 fn empty_trash(layout: &Layout, now: SystemTime) -> std::io::Result<()> {
     for entry in fs::read_dir(layout.trash())? {
         let path: PathBuf = entry?.path();
-        let removed = path
-            .file_name()
-            .and_then(|n| n.to_str())
-            .and_then(|n| n.rsplit_once('@'));
+        let removed = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.rsplit_once('@'));
         let Some(time) = removed.and_then(|(_, t)| t.parse::<u64>().ok()) else {
             continue;
         };
@@ -430,9 +388,7 @@ fn empty_trash(layout: &Layout, now: SystemTime) -> std::io::Result<()> {
 }
 
 fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 async fn on_disk<T: Send + 'static>(

@@ -114,12 +114,7 @@ fn mount_config(args: cli::Mount) -> Result<MountConfig, RunError> {
     if !is_object_name(&args.image) {
         return Err(RunError::BadImage(args.image));
     }
-    Ok(MountConfig {
-        dir: args.dir,
-        store,
-        image: args.image,
-        mode,
-    })
+    Ok(MountConfig { dir: args.dir, store, image: args.image, mode })
 }
 
 fn mount(config: &MountConfig) -> Result<(), RunError> {
@@ -135,10 +130,7 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     let dir = mountpoint::prepare(&config.dir)?;
     let layout = Layout::new(&config.store);
     file::private_dir(layout.root()).map_err(failed(layout.root().display().to_string()))?;
-    let owner = Owner {
-        pid: std::process::id(),
-        mount: dir.clone(),
-    };
+    let owner = Owner { pid: std::process::id(), mount: dir.clone() };
     let _lock = StoreLock::take(&layout.lock(), &owner)?;
     start_log(&layout, config.mode)?;
     // A daemon whose working directory lies in its own mount would wait for itself.
@@ -160,10 +152,7 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
 
 fn runtime() -> Result<Runtime, RunError> {
     let mut builder = Builder::new_multi_thread();
-    builder
-        .worker_threads(WORKERS)
-        .thread_name("aq")
-        .enable_all();
+    builder.worker_threads(WORKERS).thread_name("aq").enable_all();
     builder.build().map_err(failed("cannot start threads"))
 }
 
@@ -173,15 +162,8 @@ async fn tree(layout: &Layout, config: &MountConfig) -> Result<Arc<Tree>, RunErr
     // A mount without QEMU could start nothing: better said now.
     qemu.installation().await?;
     let guests = SshGuests::new(layout, tokio::runtime::Handle::current());
-    let world = World {
-        hypervisor: Arc::new(qemu),
-        guests: Arc::new(guests),
-        images,
-    };
-    let defaults = VmSpec {
-        image: config.image.clone(),
-        ..VmSpec::default()
-    };
+    let world = World { hypervisor: Arc::new(qemu), guests: Arc::new(guests), images };
+    let defaults = VmSpec { image: config.image.clone(), ..VmSpec::default() };
     let registry = Registry::open(layout.clone(), world, defaults).await?;
     Ok(Tree::new(Arc::new(registry)))
 }
@@ -189,9 +171,7 @@ async fn tree(layout: &Layout, config: &MountConfig) -> Result<Arc<Tree>, RunErr
 /// A daemon in the background keeps its log in the store; the terminal is its parent's.
 fn start_log(layout: &Layout, mode: Mode) -> Result<(), RunError> {
     let filter = EnvFilter::try_from_env("AQ_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(false);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
     match mode {
         Mode::Detached => log.with_writer(Arc::new(open_log(layout)?)).init(),
         Mode::Foreground | Mode::Background => log.with_writer(io::stderr).init(),
@@ -210,10 +190,9 @@ fn open_log(layout: &Layout) -> Result<File, RunError> {
 fn unmount_on_signal(runtime: &Runtime, dir: PathBuf) {
     use tokio::signal::unix::{SignalKind, signal};
     runtime.spawn(async move {
-        let (Ok(mut term), Ok(mut int)) = (
-            signal(SignalKind::terminate()),
-            signal(SignalKind::interrupt()),
-        ) else {
+        let (Ok(mut term), Ok(mut int)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+        else {
             return;
         };
         tokio::select! {
@@ -251,15 +230,9 @@ fn start_daemon(config: &MountConfig) -> Result<(), RunError> {
     let program = std::env::current_exe().map_err(failed("cannot find aq itself"))?;
     let mut command = Command::new(program);
     command.args(["mount", "--detached", "--image", &config.image]);
-    command
-        .arg("--store")
-        .arg(&config.store)
-        .arg("--")
-        .arg(&config.dir);
+    command.arg("--store").arg(&config.store).arg("--").arg(&config.dir);
     command.stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut child = sys::in_own_session(&mut command)
-        .spawn()
-        .map_err(failed("cannot start aq"))?;
+    let mut child = sys::in_own_session(&mut command).spawn().map_err(failed("cannot start aq"))?;
     match first_line(&mut child) {
         Some(line) if line == MOUNTED => Ok(()),
         Some(_) => {
@@ -269,9 +242,7 @@ fn start_daemon(config: &MountConfig) -> Result<(), RunError> {
         None => {
             drop(child.kill());
             drop(child.wait());
-            Err(RunError::DaemonSlow {
-                log: Layout::new(&config.store).daemon_log(),
-            })
+            Err(RunError::DaemonSlow { log: Layout::new(&config.store).daemon_log() })
         }
     }
 }
@@ -290,7 +261,10 @@ fn first_line(child: &mut Child) -> Option<String> {
 
 fn umount(dir: &Path) -> Result<(), RunError> {
     let daemon = daemon_of(dir);
-    mountpoint::unmount(dir)?;
+    let dir = std::path::absolute(dir).map_err(failed(dir.display().to_string()))?;
+    // Called from within the mount, this very process would keep it busy.
+    std::env::set_current_dir("/").map_err(failed("/"))?;
+    mountpoint::unmount(&dir)?;
     let Some(pid) = daemon else { return Ok(()) };
     if sys::wait_for_end(pid, UMOUNT_PATIENCE) {
         Ok(())

@@ -31,24 +31,12 @@ pub struct Usage {
 pub fn process_usage(pid: u32) -> Usage {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The name in parentheses may hold anything: the fields after its end are counted.
-    let fields: Vec<&str> = stat
-        .rsplit_once(") ")
-        .map_or("", |(_, f)| f)
-        .split(' ')
-        .collect();
-    let field = |n: usize| {
-        fields
-            .get(n)
-            .and_then(|f| f.parse::<u64>().ok())
-            .unwrap_or(0)
-    };
+    let fields: Vec<&str> = stat.rsplit_once(") ").map_or("", |(_, f)| f).split(' ').collect();
+    let field = |n: usize| fields.get(n).and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);
     let ticks = field(11) + field(12);
     let per_second = rustix::param::clock_ticks_per_second().max(1);
     let page = rustix::param::page_size() as u64;
-    Usage {
-        cpu_ms: ticks * 1000 / per_second,
-        rss: field(21) * page,
-    }
+    Usage { cpu_ms: ticks * 1000 / per_second, rss: field(21) * page }
 }
 
 /// Returns how many processors this process may use.
@@ -59,9 +47,7 @@ pub fn cpus() -> usize {
 /// Returns a value of `/proc/meminfo` in bytes; 0 if there is none.
 pub fn memory(key: &str) -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text
-        .lines()
-        .find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
+    let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
     let kib = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
 }
@@ -74,10 +60,7 @@ pub fn wait_for_end(pid: u32, patience: std::time::Duration) -> bool {
     let Some(Ok(process)) = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else {
         return true;
     };
-    let patience = Timespec {
-        tv_sec: patience.as_secs().cast_signed(),
-        tv_nsec: 0,
-    };
+    let patience = Timespec { tv_sec: patience.as_secs().cast_signed(), tv_nsec: 0 };
     poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&patience)).is_ok_and(|n| n > 0)
 }
 
@@ -86,10 +69,7 @@ pub fn wait_for_end(pid: u32, patience: std::time::Duration) -> bool {
 pub fn keeping_secrets(command: &mut Command) -> &mut Command {
     let confine = || {
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-        let none = rustix::process::Rlimit {
-            current: Some(0),
-            maximum: Some(0),
-        };
+        let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
         rustix::process::setrlimit(rustix::process::Resource::Core, none).map_err(io::Error::from)
     };
     // SAFETY: between fork and exec only umask(2) and setrlimit(2) are called, which are plain

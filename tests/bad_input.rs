@@ -12,10 +12,7 @@ fn refused(aq: &Mounted, file: &str, text: &str, errno: i32, word: &str) {
     let before = aq.read("vm1/status");
     assert_errno(aq.write(&format!("vm1/{file}"), text), errno);
     let error = aq.read("vm1/error");
-    assert!(
-        error.contains(word) && error.lines().count() == 1,
-        "{file} {text:?}: {error:?}"
-    );
+    assert!(error.contains(word) && error.lines().count() == 1, "{file} {text:?}: {error:?}");
     assert_eq!(aq.read("vm1/status"), before, "{file} {text:?}");
 }
 
@@ -53,8 +50,7 @@ fn verbs() {
 fn a_write_to_ctl_has_a_limit() {
     let aq = defined();
     refused(&aq, "ctl", &"#".repeat(4097), libc::E2BIG, "4096");
-    aq.write("vm1/ctl", &"#".repeat(4096))
-        .expect("4096 bytes are allowed");
+    aq.write("vm1/ctl", &"#".repeat(4096)).expect("4096 bytes are allowed");
 }
 
 #[test]
@@ -98,11 +94,7 @@ fn names() {
         assert_errno(std::fs::create_dir(aq.path(name)), EINVAL);
         assert_errno(std::fs::metadata(aq.path(name)), libc::ENOENT);
     }
-    assert!(
-        aq.sh("ls .git")
-            .failed()
-            .contains("No such file or directory")
-    );
+    assert!(aq.sh("ls .git").failed().contains("No such file or directory"));
     assert_errno(std::fs::create_dir(aq.path("vm1")), libc::EEXIST);
     assert_errno(std::fs::remove_dir(aq.path("nosuch")), libc::ENOENT);
     assert_eq!(aq.sh("ls").ok(), "vm1");
@@ -132,14 +124,9 @@ fn files_of_ones_own_have_no_place_here() {
         ];
         assert!(denied.iter().any(|d| said.contains(d)), "{command}: {said}");
     }
-    assert!(
-        aq.sh("echo x > vm1/status")
-            .failed()
-            .contains("Permission denied")
-    );
+    assert!(aq.sh("echo x > vm1/status").failed().contains("Permission denied"));
     assert_eq!(
-        aq.sh("ls -A vm1 | grep -c -e new -e pipe -e hard -e soft -e sub -e other")
-            .stdout,
+        aq.sh("ls -A vm1 | grep -c -e new -e pipe -e hard -e soft -e sub -e other").stdout,
         "0\n"
     );
 }
@@ -150,22 +137,11 @@ fn a_failed_line_holds_back_those_after_it() {
     let script =
         "exec 3<>vm1/ctl; echo pause >&3; echo start >&3; cat vm1/status; cat <&3; echo stop >&3";
     let said = aq.sh(script);
-    let errors: Vec<&str> = said
-        .stderr
-        .lines()
-        .filter_map(|l| l.rsplit(": ").next())
-        .collect();
+    let errors: Vec<&str> = said.stderr.lines().filter_map(|l| l.rsplit(": ").next()).collect();
     // The results were read in between, so that the last line is judged by itself again.
-    let expected = [
-        "Host is down",
-        "Operation canceled",
-        "Operation already in progress",
-    ];
+    let expected = ["Host is down", "Operation canceled", "Operation already in progress"];
     assert_eq!(errors, expected, "{said:?}");
-    assert!(
-        said.stdout.starts_with("stopped\n") && said.stdout.contains("pause"),
-        "{said:?}"
-    );
+    assert!(said.stdout.starts_with("stopped\n") && said.stdout.contains("pause"), "{said:?}");
 }
 
 #[test]
@@ -173,24 +149,15 @@ fn a_protected_vm_cannot_be_removed() {
     let aq = defined();
     aq.sh("echo 1 > vm1/config/protect").ok();
     assert_errno(std::fs::remove_dir(aq.path("vm1")), libc::EPERM);
-    assert!(
-        aq.sh("rm -r vm1")
-            .failed()
-            .contains("Operation not permitted")
-    );
-    assert!(
-        aq.read("vm1/error").contains("protect"),
-        "{}",
-        aq.read("vm1/error")
-    );
+    assert!(aq.sh("rm -r vm1").failed().contains("Operation not permitted"));
+    assert!(aq.read("vm1/error").contains("protect"), "{}", aq.read("vm1/error"));
     aq.sh("echo 0 > vm1/config/protect && rm -r vm1").ok();
 }
 
 #[test]
 fn an_image_that_does_not_exist() {
     let aq = defined();
-    aq.write("vm1/config/image", "nosuch")
-        .expect("it may come later");
+    aq.write("vm1/config/image", "nosuch").expect("it may come later");
     refused(&aq, "ctl", "start", libc::ENOENT, "nosuch");
 }
 
@@ -198,20 +165,15 @@ fn an_image_that_does_not_exist() {
 #[test]
 fn arguments_that_qemu_does_not_know() {
     let aq = Mounted::with_image();
-    aq.sh("mkdir vm1 && echo -frobnicate > vm1/config/qemu_args")
-        .ok();
+    aq.sh("mkdir vm1 && echo -frobnicate > vm1/config/qemu_args").ok();
     assert_errno(aq.write("vm1/ctl", "start"), libc::EREMOTEIO);
     for file in ["error", "status"] {
         let text = aq.read(&format!("vm1/{file}"));
-        assert!(
-            text.contains("-frobnicate: invalid option"),
-            "{file}: {text}"
-        );
+        assert!(text.contains("-frobnicate: invalid option"), "{file}: {text}");
     }
     assert!(aq.read("vm1/status").starts_with("failed: "));
     assert!(aq.qemus().is_empty());
-    aq.sh("echo default > vm1/config/qemu_args && echo start > vm1/ctl")
-        .ok();
+    aq.sh("echo default > vm1/config/qemu_args && echo start > vm1/ctl").ok();
     aq.wait_for_ready("vm1");
 }
 

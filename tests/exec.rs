@@ -13,17 +13,9 @@ fn on_a_stopped_vm_exec_answers_at_once_that_the_guest_is_down() {
     aq.sh("mkdir vm1").ok();
     let began = Instant::now();
     assert_errno(aq.write("vm1/exec", "true\n"), libc::EHOSTDOWN);
-    assert!(
-        aq.sh("echo true > vm1/exec")
-            .failed()
-            .contains("Host is down")
-    );
+    assert!(aq.sh("echo true > vm1/exec").failed().contains("Host is down"));
     assert!(began.elapsed() < Duration::from_secs(1));
-    assert!(
-        aq.read("vm1/error").contains("echo start > ctl"),
-        "{}",
-        aq.read("vm1/error")
-    );
+    assert!(aq.read("vm1/error").contains("echo start > ctl"), "{}", aq.read("vm1/error"));
 }
 
 #[cfg(feature = "qemu_tests")]
@@ -77,10 +69,7 @@ mod with_a_guest {
         for n in 0..terminals.len() {
             let said = aq.scratch().join(format!("said{n}"));
             eventually("the terminals are done", BOOT, || said.exists());
-            assert_eq!(
-                fs::read_to_string(said).unwrap(),
-                format!("terminal {n}\n").repeat(5)
-            );
+            assert_eq!(fs::read_to_string(said).unwrap(), format!("terminal {n}\n").repeat(5));
         }
     }
 
@@ -115,10 +104,7 @@ END
             cat $SCRATCH/script.sh > vm1/exec; cat vm1/exec";
         let said = aq.sh(script).ok();
         let lines: Vec<&str> = said.lines().map(str::trim).collect();
-        assert_eq!(
-            lines,
-            ["hello a b  c 1", "hello a b  c 2", "$untouched `text` \\n"]
-        );
+        assert_eq!(lines, ["hello a b  c 1", "hello a b  c 2", "$untouched `text` \\n"]);
     }
 
     #[test]
@@ -140,10 +126,8 @@ END
     fn large_output_arrives_whole() {
         let aq = booted();
         let size = 20 << 20;
-        let sum = aq.exec(
-            "vm1",
-            &format!("head -c {size} /dev/urandom > /tmp/big; sha256sum < /tmp/big"),
-        );
+        let sum = aq
+            .exec("vm1", &format!("head -c {size} /dev/urandom > /tmp/big; sha256sum < /tmp/big"));
         let script = "echo 'cat /tmp/big' > vm1/exec; cat vm1/exec | sha256sum";
         assert_eq!(aq.sh_within(script, BOOT * 2).ok(), sum);
     }

@@ -33,11 +33,7 @@ impl Fixture {
         let dir: PathBuf = root.path().join("deep/".repeat(30));
         std::fs::create_dir_all(&dir).unwrap();
         let console = SerialConsole::new(dir.clone(), Handle::current());
-        Self {
-            _root: root,
-            dir: VmDir(dir),
-            console,
-        }
+        Self { _root: root, dir: VmDir(dir), console }
     }
 
     fn listen(&self) -> UnixListener {
@@ -47,10 +43,7 @@ impl Fixture {
     }
 
     fn log(&self, bytes: &[u8]) {
-        let log = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.dir.console_log());
+        let log = OpenOptions::new().create(true).append(true).open(self.dir.console_log());
         log.unwrap().write_all(bytes).unwrap();
     }
 
@@ -67,11 +60,7 @@ impl Fixture {
 }
 
 async fn accept(listener: &UnixListener) -> UnixStream {
-    timeout(SOON, listener.accept())
-        .await
-        .expect("a connection")
-        .unwrap()
-        .0
+    timeout(SOON, listener.accept()).await.expect("a connection").unwrap().0
 }
 
 /// Parks as the kernel's side does; empty at the end.
@@ -93,17 +82,10 @@ async fn expect(stream: &dyn Stream, wanted: &[u8]) {
     let mut got = Vec::new();
     while got.len() < wanted.len() {
         let bytes = read(stream, wanted.len() - got.len()).await;
-        assert!(
-            !bytes.is_empty(),
-            "end after {:?}",
-            String::from_utf8_lossy(&got)
-        );
+        assert!(!bytes.is_empty(), "end after {:?}", String::from_utf8_lossy(&got));
         got.extend(bytes);
     }
-    assert_eq!(
-        String::from_utf8_lossy(&got),
-        String::from_utf8_lossy(wanted)
-    );
+    assert_eq!(String::from_utf8_lossy(&got), String::from_utf8_lossy(wanted));
 }
 
 #[tokio::test]
@@ -128,10 +110,7 @@ async fn every_reader_has_its_own_cursor() {
     assert_eq!(read(&*peek, 10).await, b"");
     talk.try_write(b"root\n").unwrap().unwrap();
     let mut typed = [0; 5];
-    timeout(SOON, qemu.read_exact(&mut typed))
-        .await
-        .unwrap()
-        .unwrap();
+    timeout(SOON, qemu.read_exact(&mut typed)).await.unwrap().unwrap();
     assert_eq!(&typed, b"root\n");
 }
 
@@ -192,10 +171,7 @@ async fn streams_end_with_their_run_and_new_ones_see_the_next() {
 async fn a_slow_reader_loses_the_oldest_bytes_and_they_are_counted() {
     let fixture = Fixture::new();
     let mut qemu = fixture.start().await;
-    let (slow, quick) = (
-        fixture.open(ConsoleAccess::Talk),
-        fixture.open(ConsoleAccess::Talk),
-    );
+    let (slow, quick) = (fixture.open(ConsoleAccess::Talk), fixture.open(ConsoleAccess::Talk));
     let total = (1 << 20) + 300_000;
     let bytes: Vec<u8> = (0..=250u8).cycle().take(total).collect();
     let sent = bytes.clone();
@@ -233,10 +209,7 @@ async fn a_guest_that_does_not_read_holds_writers_back() {
     }
     let mut bell = send.listen();
     let mut got = vec![0; written];
-    timeout(SOON, qemu.read_exact(&mut got))
-        .await
-        .unwrap()
-        .unwrap();
+    timeout(SOON, qemu.read_exact(&mut got)).await.unwrap().unwrap();
     timeout(SOON, bell.rung()).await.expect("room is announced");
     assert!(send.readiness().writable);
     let nothing = qemu.try_read(&mut [0; 10]).unwrap_err();

@@ -1,5 +1,5 @@
 //! The SSH client against the servers that guests run, OpenSSH's and dropbear, on a loopback port.
-#![cfg(feature = "qemu_tests")]
+#![cfg(feature = "root_tests")]
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use std::net::TcpListener;
@@ -58,18 +58,9 @@ impl Fixture {
             Server::OpenSsh => sshd(dir.path(), &vm, port),
             Server::Dropbear => dropbear(dir.path(), &keys::dropbear(&host).unwrap(), port),
         };
-        let at = GuestAddress {
-            port,
-            user: "root".into(),
-            dir: vm.0,
-        };
+        let at = GuestAddress { port, user: "root".into(), dir: vm.0 };
         let guests = SshGuests::new(&layout, Handle::current());
-        Self {
-            dir,
-            guests,
-            at,
-            child,
-        }
+        Self { dir, guests, at, child }
     }
 
     async fn connect(&self) -> Arc<dyn GuestSession> {
@@ -138,23 +129,14 @@ fn dropbear(dir: &Path, key: &[u8], port: u16) -> Child {
     std::fs::write(&passwd, format!("root:x:0:0::{}:/bin/sh\n", home.display())).unwrap();
     let script = "mount --bind \"$1\" /etc/passwd && exec dropbear -F -E -s -r \"$2\" -p \"$3\"";
     let mut command = Command::new("unshare");
-    command
-        .args(["--mount", "sh", "-c", script, "sh"])
-        .arg(passwd)
-        .arg(host_key);
+    command.args(["--mount", "sh", "-c", script, "sh"]).arg(passwd).arg(host_key);
     command.arg(format!("127.0.0.1:{port}"));
     spawn(&mut command)
 }
 
 fn spawn(command: &mut Command) -> Child {
-    let command = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    command
-        .process_group(0)
-        .spawn()
-        .expect("openssh-server, dropbear-bin and util-linux")
+    let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.process_group(0).spawn().expect("openssh-server, dropbear-bin and util-linux")
 }
 
 /// Collects output; `wait` keeps it waiting in its first chunk.
@@ -265,25 +247,14 @@ async fn exits_signals_input_and_order(server: Server) {
     let command = b"echo a; sleep 0.2; echo b >&2; sleep 0.2; echo c";
     session.exec(command, b"", &sink).await.unwrap();
     let (out, err) = (Source::Stdout, Source::Stderr);
-    let wanted = [
-        (out, b"a\n".to_vec()),
-        (err, b"b\n".to_vec()),
-        (out, b"c\n".to_vec()),
-    ];
+    let wanted = [(out, b"a\n".to_vec()), (err, b"b\n".to_vec()), (out, b"c\n".to_vec())];
     assert_eq!(*sink.chunks.lock(), wanted);
     let sink = Sink::default();
     let script = "x".repeat(300_000);
     let exit = session.exec(b"wc -c", script.as_bytes(), &sink).await;
-    assert_eq!(
-        (exit.unwrap(), sink.text().trim()),
-        (Exit::Code(0), "300000")
-    );
+    assert_eq!((exit.unwrap(), sink.text().trim()), (Exit::Code(0), "300000"));
     let (exit, text) = run(&*session, "cat; echo end").await;
-    assert_eq!(
-        (exit.unwrap(), text.as_str()),
-        (Exit::Code(0), "end\n"),
-        "input is empty"
-    );
+    assert_eq!((exit.unwrap(), text.as_str()), (Exit::Code(0), "end\n"), "input is empty");
     let sink = Sink::default();
     let unread = vec![b'x'; 8 << 20];
     let exit = timeout(SOON, session.exec(b"true", &unread, &sink)).await;
@@ -294,10 +265,7 @@ async fn bulk_output_is_whole(server: Server) {
     let fixture = Fixture::start(server).await;
     let session = fixture.connect().await;
     let file = fixture.path("random");
-    let make = format!(
-        "head -c 67108864 /dev/urandom >{0}; sha256sum <{0}",
-        file.display()
-    );
+    let make = format!("head -c 67108864 /dev/urandom >{0}; sha256sum <{0}", file.display());
     let (_, sum) = run(&*session, &make).await;
     let gate = Gate::closed();
     gate.open();
@@ -308,10 +276,7 @@ async fn bulk_output_is_whole(server: Server) {
     let grown = resident().saturating_sub(before) >> 10;
     let rate = 64.0 / started.elapsed().as_secs_f64();
     println!("{server:?}: 64 MiB at {rate:.0} MiB/s, memory grew by {grown} KiB");
-    assert_eq!(
-        hex(&gate.digest.into_inner().finalize()),
-        sum.split(' ').next().unwrap()
-    );
+    assert_eq!(hex(&gate.digest.into_inner().finalize()), sum.split(' ').next().unwrap());
     assert!(grown < 16 << 10, "{grown} KiB");
 }
 
@@ -322,9 +287,7 @@ async fn a_stalled_command_stalls_no_other(server: Server) {
     let (stalled, sink) = (Arc::clone(&session), Arc::clone(&gate));
     let command = b"head -c 33554432 /dev/zero; echo done";
     let stalled = tokio::spawn(async move { stalled.exec(command, b"", &*sink).await });
-    timeout(SOON, gate.arrived.notified())
-        .await
-        .expect("output arrives");
+    timeout(SOON, gate.arrived.notified()).await.expect("output arrives");
     let before = resident();
     for _ in 0..20 {
         let (exit, text) = run(&*session, "echo free").await;
@@ -335,10 +298,7 @@ async fn a_stalled_command_stalls_no_other(server: Server) {
     assert!(grown < 8 << 10, "{grown} KiB");
     assert!(!stalled.is_finished());
     gate.open();
-    assert_eq!(
-        timeout(SOON, stalled).await.unwrap().unwrap().unwrap(),
-        Exit::Code(0)
-    );
+    assert_eq!(timeout(SOON, stalled).await.unwrap().unwrap().unwrap(), Exit::Code(0));
     assert_eq!(gate.bytes.load(Ordering::Relaxed), (32 << 20) + 5);
 }
 
@@ -356,10 +316,7 @@ async fn strangers_are_told_apart(server: Server) {
     let elsewhere = Layout::new(fixture.path("elsewhere"));
     let stranger = SshGuests::new(&elsewhere, Handle::current());
     let error = stranger.connect(&fixture.at).await.unwrap_err();
-    assert!(
-        matches!(error, BackendError::KeyRefused { ref user } if user == "root"),
-        "{error}"
-    );
+    assert!(matches!(error, BackendError::KeyRefused { ref user } if user == "root"), "{error}");
     fixture.connect().await;
 }
 
@@ -388,9 +345,7 @@ async fn dropping_hangs_up(server: Server) {
             sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(Duration::from_secs(2), gone)
-        .await
-        .expect("SIGHUP ends it");
+    timeout(Duration::from_secs(2), gone).await.expect("SIGHUP ends it");
     assert_eq!(run(&*session, "true").await.0.unwrap(), Exit::Code(0));
 }
 
@@ -401,18 +356,10 @@ async fn a_lost_connection_is_told(server: Server) {
     let error = exit.unwrap_err().to_string();
     assert!(error.contains("connection lost"), "{error}");
     assert_eq!(text, "here\n");
-    timeout(SOON, session.closed())
-        .await
-        .expect("closed resolves");
+    timeout(SOON, session.closed()).await.expect("closed resolves");
     let (exit, _) = run(&*session, "true").await;
-    assert!(
-        matches!(exit, Err(BackendError::Unreachable { .. })),
-        "{exit:?}"
-    );
-    assert_eq!(
-        run(&*fixture.connect().await, "true").await.0.unwrap(),
-        Exit::Code(0)
-    );
+    assert!(matches!(exit, Err(BackendError::Unreachable { .. })), "{exit:?}");
+    assert_eq!(run(&*fixture.connect().await, "true").await.0.unwrap(), Exit::Code(0));
 }
 
 async fn latency_of_true(server: Server) {
@@ -439,27 +386,12 @@ async fn latency_of_true(server: Server) {
 fn control_master(fixture: &Fixture) -> Duration {
     let ssh = |args: &[&str]| {
         let mut command = Command::new("ssh");
-        command.args([
-            "-F",
-            "none",
-            "-o",
-            "StrictHostKeyChecking=no",
-            "-o",
-            "BatchMode=yes",
-        ]);
-        command.arg("-o").arg(format!(
-            "UserKnownHostsFile={}",
-            fixture.path("known").display()
-        ));
+        command.args(["-F", "none", "-o", "StrictHostKeyChecking=no", "-o", "BatchMode=yes"]);
+        command.arg("-o").arg(format!("UserKnownHostsFile={}", fixture.path("known").display()));
         command.arg("-S").arg(fixture.path("master"));
         command.arg("-i").arg(fixture.path("store/ssh/id_ed25519"));
-        command
-            .args(["-p", &fixture.at.port.to_string()])
-            .args(args);
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+        command.args(["-p", &fixture.at.port.to_string()]).args(args);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         assert!(command.status().unwrap().success(), "ssh {args:?}");
     };
     ssh(&["-M", "-f", "-N", "root@127.0.0.1"]);

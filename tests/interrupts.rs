@@ -46,8 +46,7 @@ fn exec() {
     let aq = Mounted::with_image();
     aq.boot("vm1");
     // This process writes it and is the parent of the readers.
-    aq.write("vm1/exec", "sleep 1000")
-        .expect("exec takes a command");
+    aq.write("vm1/exec", "sleep 1000").expect("exec takes a command");
     dies_of_signals(&aq, "vm1/exec");
 }
 
@@ -56,21 +55,14 @@ fn ctrl_c_in_a_terminal() {
     let aq = Mounted::with_image();
     aq.boot("vm1");
     let terminal = Terminal::open(aq.scratch().join("tmux"), &aq.dir());
-    for command in [
-        "cat vm1/console",
-        "echo 'sleep 1000' > vm1/exec; cat vm1/exec",
-    ] {
+    for command in ["cat vm1/console", "echo 'sleep 1000' > vm1/exec; cat vm1/exec"] {
         terminal.enter(command);
         terminal.until_foreground("cat");
         let began = Instant::now();
         terminal.press("C-c");
         terminal.until_foreground("bash");
         // tmux itself is asked twice, by processes of its own.
-        assert!(
-            began.elapsed() < PROMISE + NOISE + NOISE,
-            "{command}: {:?}",
-            began.elapsed()
-        );
+        assert!(began.elapsed() < PROMISE + NOISE + NOISE, "{command}: {:?}", began.elapsed());
     }
 }
 
@@ -82,13 +74,8 @@ fn a_reader_keeps_the_mount_and_is_let_go_when_the_daemon_ends() {
     let said = aq.sh(r#"cd /; "$AQ" umount "$SCRATCH/mnt""#).failed();
     assert!(said.contains(&format!("cat (pid {})", cat.id())), "{said}");
     proc::kill(aq.daemon(), Signal::TERM);
-    assert!(
-        shell::wait(cat, Duration::from_secs(5)).is_some(),
-        "cat still waits"
-    );
-    eventually("unmounted", Duration::from_secs(10), || {
-        !proc::is_mounted(&aq.dir())
-    });
+    assert!(shell::wait(cat, Duration::from_secs(5)).is_some(), "cat still waits");
+    eventually("unmounted", Duration::from_secs(10), || !proc::is_mounted(&aq.dir()));
 }
 
 fn dies_of_signals(aq: &Mounted, file: &str) {
@@ -114,29 +101,15 @@ fn time_to_die(aq: &Mounted, file: &str, signal: Signal) -> Duration {
 /// Starts `cat FILE` and waits until it has been asleep for a while, which is in our read.
 fn parked_cat(aq: &Mounted, file: &str) -> Child {
     let mut command = Command::new("cat");
-    command
-        .arg(aq.path(file))
-        .stdin(Stdio::null())
-        .stdout(Stdio::null());
+    command.arg(aq.path(file)).stdin(Stdio::null()).stdout(Stdio::null());
     let mut cat = command.spawn().expect("cat starts");
     let mut asleep = 0;
-    eventually(
-        &format!("cat {file} parked"),
-        Duration::from_secs(10),
-        || {
-            let now = proc::process(cat.id()).expect("our child, not reaped");
-            asleep = if now.name == "cat" && "SD".contains(now.state) {
-                asleep + 1
-            } else {
-                0
-            };
-            asleep > 5
-        },
-    );
-    assert!(
-        cat.try_wait().expect("our child").is_none(),
-        "cat {file} did not wait"
-    );
+    eventually(&format!("cat {file} parked"), Duration::from_secs(10), || {
+        let now = proc::process(cat.id()).expect("our child, not reaped");
+        asleep = if now.name == "cat" && "SD".contains(now.state) { asleep + 1 } else { 0 };
+        asleep > 5
+    });
+    assert!(cat.try_wait().expect("our child").is_none(), "cat {file} did not wait");
     cat
 }
 
@@ -146,9 +119,6 @@ fn dies_of_timeout(aq: &Mounted, file: &str) {
         let said = aq.sh(&format!("timeout {options} cat {file} > /dev/null"));
         let took = began.elapsed();
         assert_eq!(said.code, code, "timeout {options} cat {file}: {said:?}");
-        assert!(
-            took < Duration::from_secs(2) + PROMISE + NOISE + NOISE,
-            "{file}: {took:?}"
-        );
+        assert!(took < Duration::from_secs(2) + PROMISE + NOISE + NOISE, "{file}: {took:?}");
     }
 }

@@ -36,33 +36,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
 
 /// Words that only some files may hold, and why.
 const CONFINED: &[(&[&str], &[&str], &str)] = &[
-    (
-        &["fuser::", "use fuser"],
-        &["fuse/"],
-        "the kernel's protocol stays in one layer",
-    ),
-    (
-        &["russh::", "use russh"],
-        &["guest/"],
-        "SSH stays in one layer",
-    ),
+    (&["fuser::", "use fuser"], &["fuse/"], "the kernel's protocol stays in one layer"),
+    (&["russh::", "use russh"], &["guest/"], "SSH stays in one layer"),
     (
         // run.rs and cli.rs start aq itself again, as the daemon in the background; mountpoint.rs
         // runs fusermount3, as fuser does; sys.rs only prepares a command that it is given.
-        &[
-            "process::Command",
-            "process::Child",
-            "process::{",
-            "tokio::process",
-        ],
-        &[
-            "qemu/",
-            "image/",
-            "sys.rs",
-            "run.rs",
-            "cli.rs",
-            "fuse/mountpoint.rs",
-        ],
+        &["process::Command", "process::Child", "process::{", "tokio::process"],
+        &["qemu/", "image/", "sys.rs", "run.rs", "cli.rs", "fuse/mountpoint.rs"],
         "programs are started by qemu and image only",
     ),
     (&["unsafe "], &["sys.rs"], "unsafe code stays in one file"),
@@ -70,13 +50,7 @@ const CONFINED: &[(&[&str], &[&str], &str)] = &[
 
 /// Files that neither wait nor read a clock, and the words by which they would.
 const PURE: &[&str] = &["tree/", "vm/state.rs"];
-const IMPURE: &[&str] = &[
-    ".await",
-    "async ",
-    "Instant::now",
-    "SystemTime::now",
-    "block_on",
-];
+const IMPURE: &[&str] = &[".await", "async ", "Instant::now", "SystemTime::now", "block_on"];
 
 /// A source file: its path below `src` and its code without comments, strings and tests.
 struct Source {
@@ -88,23 +62,14 @@ fn sources() -> Vec<Source> {
     let mut found = Vec::new();
     collect(&SRC, &mut found);
     assert!(found.len() > 10, "the sources are embedded");
-    let tests: Vec<String> = found
-        .iter()
-        .flat_map(|s: &(String, String)| test_files(&s.0, &s.1))
-        .collect();
+    let tests: Vec<String> =
+        found.iter().flat_map(|s: &(String, String)| test_files(&s.0, &s.1)).collect();
     let kept = found.into_iter().filter(|(path, _)| !tests.contains(path));
-    kept.map(|(path, text)| Source {
-        code: code_of(&text),
-        path,
-    })
-    .collect()
+    kept.map(|(path, text)| Source { code: code_of(&text), path }).collect()
 }
 
 fn collect(dir: &Dir<'_>, found: &mut Vec<(String, String)>) {
-    for file in dir
-        .files()
-        .filter(|f| f.path().extension().is_some_and(|e| e == "rs"))
-    {
+    for file in dir.files().filter(|f| f.path().extension().is_some_and(|e| e == "rs")) {
         let text = file.contents_utf8().expect("Rust is UTF-8");
         found.push((file.path().display().to_string(), text.to_owned()));
     }
@@ -113,13 +78,8 @@ fn collect(dir: &Dir<'_>, found: &mut Vec<(String, String)>) {
 
 /// Lists the files that `text`, at `path`, declares as modules for tests only.
 fn test_files(path: &str, text: &str) -> Vec<String> {
-    let parent = path
-        .strip_suffix("mod.rs")
-        .or_else(|| path.strip_suffix("lib.rs"));
-    let dir = parent.map_or_else(
-        || format!("{}/", path.trim_end_matches(".rs")),
-        str::to_owned,
-    );
+    let parent = path.strip_suffix("mod.rs").or_else(|| path.strip_suffix("lib.rs"));
+    let dir = parent.map_or_else(|| format!("{}/", path.trim_end_matches(".rs")), str::to_owned);
     let (mut names, mut for_tests) = (Vec::new(), false);
     for line in text.lines().map(str::trim) {
         if line.starts_with("#[") {
@@ -127,11 +87,7 @@ fn test_files(path: &str, text: &str) -> Vec<String> {
             continue;
         }
         let module = line.strip_suffix(';').and_then(|l| l.rsplit_once("mod "));
-        names.extend(
-            module
-                .filter(|_| for_tests)
-                .map(|(_, name)| format!("{dir}{name}.rs")),
-        );
+        names.extend(module.filter(|_| for_tests).map(|(_, name)| format!("{dir}{name}.rs")));
         for_tests = false;
     }
     names
@@ -139,10 +95,7 @@ fn test_files(path: &str, text: &str) -> Vec<String> {
 
 /// Drops comments, string literals and the test module, which is the last item of a file.
 fn code_of(text: &str) -> String {
-    let text = text
-        .split("#[cfg(test)]\nmod tests {")
-        .next()
-        .unwrap_or_default();
+    let text = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
     let line = |l: &str| {
         let l = l.split("//").next().unwrap_or_default();
         l.split('"').step_by(2).collect::<Vec<_>>().join("\"\"")
@@ -152,9 +105,7 @@ fn code_of(text: &str) -> String {
 
 /// Lists the layers that `code` names as `crate::LAYER`, `crate::{LAYER…, …}` or `aqfs::…`.
 fn layers_named(code: &str) -> BTreeSet<String> {
-    let roots = ["crate::", "aqfs::"]
-        .iter()
-        .flat_map(|root| code.split(root).skip(1));
+    let roots = ["crate::", "aqfs::"].iter().flat_map(|root| code.split(root).skip(1));
     roots.flat_map(first_segments).collect()
 }
 
@@ -181,31 +132,21 @@ fn first_segments(text: &str) -> Vec<String> {
 }
 
 fn identifier(text: &str) -> String {
-    text.chars()
-        .take_while(|c| c.is_alphanumeric() || *c == '_')
-        .collect()
+    text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
 }
 
 fn layer_of(path: &str) -> &str {
-    path.split('/')
-        .next()
-        .unwrap_or(path)
-        .trim_end_matches(".rs")
+    path.split('/').next().unwrap_or(path).trim_end_matches(".rs")
 }
 
 fn is_within(path: &str, places: &[&str]) -> bool {
-    places
-        .iter()
-        .any(|p| path == *p || (p.ends_with('/') && path.starts_with(p)))
+    places.iter().any(|p| path == *p || (p.ends_with('/') && path.starts_with(p)))
 }
 
 fn offences_against_layers(source: &Source) -> Vec<String> {
     let layer = layer_of(&source.path);
     let Some((_, allowed)) = ALLOWED.iter().find(|(name, _)| *name == layer) else {
-        return vec![format!(
-            "{}: the layer {layer} is not in the table",
-            source.path
-        )];
+        return vec![format!("{}: the layer {layer} is not in the table", source.path)];
     };
     let named = layers_named(&source.code);
     let is_layer = |n: &&String| ALLOWED.iter().any(|(name, _)| name == n);
@@ -219,9 +160,7 @@ fn offences_against_confinement(source: &Source) -> Vec<String> {
     let broken = CONFINED
         .iter()
         .filter(|(words, places, _)| holds(words) && !is_within(&source.path, places));
-    broken
-        .map(|(words, _, why)| format!("{} holds {}: {why}", source.path, words[0]))
-        .collect()
+    broken.map(|(words, _, why)| format!("{} holds {}: {why}", source.path, words[0])).collect()
 }
 
 #[test]
@@ -232,10 +171,7 @@ fn a_layer_names_only_those_that_it_may() {
 
 #[test]
 fn fuser_russh_processes_and_unsafe_code_stay_where_they_belong() {
-    let offences: Vec<String> = sources()
-        .iter()
-        .flat_map(offences_against_confinement)
-        .collect();
+    let offences: Vec<String> = sources().iter().flat_map(offences_against_confinement).collect();
     assert!(offences.is_empty(), "{offences:#?}");
 }
 
@@ -250,18 +186,9 @@ fn the_tree_and_the_policy_neither_wait_nor_read_a_clock() {
 
 #[test]
 fn offences_are_found() {
-    let source = |path: &str, code: &str| Source {
-        path: path.to_owned(),
-        code: code_of(code),
-    };
-    let bad = source(
-        "vm/x.rs",
-        "use crate::{qemu::img, vm::spec};\nfn f() { crate::fuse::g() }",
-    );
-    assert_eq!(
-        offences_against_layers(&bad),
-        ["vm/x.rs names fuse", "vm/x.rs names qemu"]
-    );
+    let source = |path: &str, code: &str| Source { path: path.to_owned(), code: code_of(code) };
+    let bad = source("vm/x.rs", "use crate::{qemu::img, vm::spec};\nfn f() { crate::fuse::g() }");
+    assert_eq!(offences_against_layers(&bad), ["vm/x.rs names fuse", "vm/x.rs names qemu"]);
     let started = source("guest/x.rs", "use tokio::process::Command;");
     assert_eq!(offences_against_confinement(&started).len(), 1);
     let innocent =

@@ -15,10 +15,7 @@ fn a_guest_keeps_its_files_while_it_is_off() {
     aq.sh("echo start > vm1/ctl").ok();
     aq.wait_for_ready("vm1");
     assert_eq!(aq.read("vm1/status"), "ready");
-    assert_eq!(
-        aq.exec("vm1", "echo kept > /root/kept && sync && uname -s"),
-        "Linux"
-    );
+    assert_eq!(aq.exec("vm1", "echo kept > /root/kept && sync && uname -s"), "Linux");
     assert_eq!(aq.sh("echo stop > vm1/ctl && cat vm1/wait").ok(), "stopped");
     aq.sh("echo start > vm1/ctl").ok();
     aq.wait_for_ready("vm1");
@@ -28,14 +25,11 @@ fn a_guest_keeps_its_files_while_it_is_off() {
 #[test]
 fn the_guest_is_called_as_its_directory_and_sized_as_its_config_says() {
     let aq = Mounted::with_image();
-    aq.sh("mkdir web && cd web/config && echo 2 > cpus && echo 384M > memory")
-        .ok();
+    aq.sh("mkdir web && cd web/config && echo 2 > cpus && echo 384M > memory").ok();
     aq.sh("echo start > web/ctl").ok();
     aq.wait_for_ready("web");
-    let said = aq.exec(
-        "web",
-        "hostname; nproc; awk '/MemTotal/ {print ($2 > 300000)}' /proc/meminfo",
-    );
+    let said =
+        aq.exec("web", "hostname; nproc; awk '/MemTotal/ {print ($2 > 300000)}' /proc/meminfo");
     assert_eq!(said.lines().collect::<Vec<_>>(), ["web", "2", "1"]);
 }
 
@@ -45,9 +39,7 @@ fn a_guest_that_powers_itself_off_ends_stopped() {
     aq.boot("vm1");
     aq.sh("echo poweroff > vm1/exec").ok();
     aq.wait_for_status("vm1", "stopped");
-    eventually("QEMU gone", Duration::from_secs(10), || {
-        aq.qemus().is_empty()
-    });
+    eventually("QEMU gone", Duration::from_secs(10), || aq.qemus().is_empty());
 }
 
 #[test]
@@ -55,17 +47,11 @@ fn pause_resume_reset_kill() {
     let aq = Mounted::with_image();
     aq.boot("vm1");
     let boot = aq.exec("vm1", "cat /proc/sys/kernel/random/boot_id");
-    assert_eq!(
-        aq.sh("echo pause > vm1/ctl && cat vm1/status").ok(),
-        "paused"
-    );
+    assert_eq!(aq.sh("echo pause > vm1/ctl && cat vm1/status").ok(), "paused");
     aq.sh("echo resume > vm1/ctl").ok();
     aq.wait_for_ready("vm1");
     assert_eq!(aq.exec("vm1", "cat /proc/sys/kernel/random/boot_id"), boot);
-    assert_eq!(
-        aq.sh("echo reset > vm1/ctl && cat vm1/status").ok(),
-        "running"
-    );
+    assert_eq!(aq.sh("echo reset > vm1/ctl && cat vm1/status").ok(), "running");
     aq.wait_for_ready("vm1");
     assert_ne!(aq.exec("vm1", "cat /proc/sys/kernel/random/boot_id"), boot);
     assert_eq!(aq.sh("echo kill > vm1/ctl && cat vm1/wait").ok(), "stopped");
@@ -83,16 +69,9 @@ fn what_is_so_already_is_refused_and_changes_nothing() {
     let qemus = aq.qemus();
     for verb in ["start", "start paused", "resume"] {
         assert_errno(aq.write("vm1/ctl", verb), libc::EALREADY);
-        assert!(
-            aq.read("vm1/error").contains("already ready"),
-            "{}",
-            aq.read("vm1/error")
-        );
+        assert!(aq.read("vm1/error").contains("already ready"), "{}", aq.read("vm1/error"));
     }
-    assert_eq!(
-        (aq.read("vm1/status").as_str(), aq.qemus()),
-        ("ready", qemus)
-    );
+    assert_eq!((aq.read("vm1/status").as_str(), aq.qemus()), ("ready", qemus));
 }
 
 #[test]
@@ -117,15 +96,9 @@ fn stop_becomes_a_kill_when_the_guest_does_not_listen() {
     aq.boot("vm1");
     aq.deafen("vm1");
     let began = Instant::now();
-    assert_eq!(
-        aq.sh("echo 'stop 1' > vm1/ctl && cat vm1/wait").ok(),
-        "stopped"
-    );
+    assert_eq!(aq.sh("echo 'stop 1' > vm1/ctl && cat vm1/wait").ok(), "stopped");
     let took = began.elapsed();
-    assert!(
-        took > Duration::from_millis(900) && took < Duration::from_secs(10),
-        "{took:?}"
-    );
+    assert!(took > Duration::from_millis(900) && took < Duration::from_secs(10), "{took:?}");
 }
 
 #[test]

@@ -15,10 +15,7 @@ use rustix::process::Signal;
 fn one_sentence(output: Output, words: &[&str]) {
     let said = output.failed();
     assert_eq!(said.lines().count(), 1, "{said}");
-    assert!(
-        words.iter().all(|w| said.contains(w)),
-        "{said} lacks one of {words:?}"
-    );
+    assert!(words.iter().all(|w| said.contains(w)), "{said} lacks one of {words:?}");
 }
 
 fn scratch() -> tempfile::TempDir {
@@ -33,11 +30,7 @@ fn scratch() -> tempfile::TempDir {
 /// `aq mount` in a directory of its own, to be given another environment.
 fn mount_command(dir: &Path) -> Command {
     let mut command = Command::new(AQ);
-    command
-        .arg("mount")
-        .arg(dir.join("mnt"))
-        .arg("--store")
-        .arg(dir.join("store"));
+    command.arg("mount").arg(dir.join("mnt")).arg("--store").arg(dir.join("store"));
     command
 }
 
@@ -67,10 +60,7 @@ fn a_directory_that_is_missing_or_none() {
     one_sentence(shell::finish(&mut aq, SHORT), &["nowhere/mnt", "mkdir"]);
     std::fs::write(dir.path().join("file"), "").unwrap();
     let mut aq = Command::new(AQ);
-    aq.arg("mount")
-        .arg(dir.path().join("file"))
-        .arg("--store")
-        .arg(dir.path().join("store"));
+    aq.arg("mount").arg(dir.path().join("file")).arg("--store").arg(dir.path().join("store"));
     one_sentence(shell::finish(&mut aq, SHORT), &["file", "directory"]);
 }
 
@@ -89,25 +79,15 @@ fn without_fusermount3_its_package_is_named() {
     }
     let dir = scratch();
     let mut aq = mount_command(dir.path());
-    one_sentence(
-        shell::finish(aq.env("PATH", dir.path()), SHORT),
-        &["fusermount3", "fuse3"],
-    );
+    one_sentence(shell::finish(aq.env("PATH", dir.path()), SHORT), &["fusermount3", "fuse3"]);
 }
 
 #[test]
 fn without_dev_fuse_the_remedy_is_named() {
     let namespace = ["unshare", "--user", "--map-root-user", "--mount"];
-    let may = Command::new(namespace[0])
-        .args(&namespace[1..])
-        .arg("true")
-        .output()
-        .unwrap();
+    let may = Command::new(namespace[0]).args(&namespace[1..]).arg("true").output().unwrap();
     if !may.status.success() {
-        println!(
-            "NOT RUN: no user namespaces here: {}",
-            String::from_utf8_lossy(&may.stderr)
-        );
+        println!("NOT RUN: no user namespaces here: {}", String::from_utf8_lossy(&may.stderr));
         return;
     }
     let dir = scratch();
@@ -120,10 +100,7 @@ fn without_dev_fuse_the_remedy_is_named() {
     );
     let mut command = Command::new(namespace[0]);
     command.args(&namespace[1..]).args(["sh", "-c", &script]);
-    one_sentence(
-        shell::finish(&mut command, SHORT),
-        &["/dev/fuse", "modprobe fuse"],
-    );
+    one_sentence(shell::finish(&mut command, SHORT), &["/dev/fuse", "modprobe fuse"]);
 }
 
 #[cfg(feature = "qemu_tests")]
@@ -141,15 +118,8 @@ fn without_qemu_its_package_is_named() {
     }
     let script = "mkdir vm1; echo start > vm1/ctl; cat vm1/wait vm1/error vm1/status";
     let told = shell::run("sh", script, &dir.path().join("mnt"), SHORT).stdout;
-    shell::finish(
-        Command::new(AQ).arg("umount").arg(dir.path().join("mnt")),
-        SHORT,
-    )
-    .ok();
-    assert!(
-        told.contains("qemu-system") && told.contains("install"),
-        "{told}"
-    );
+    shell::finish(Command::new(AQ).arg("umount").arg(dir.path().join("mnt")), SHORT).ok();
+    assert!(told.contains("qemu-system") && told.contains("install"), "{told}");
 }
 
 #[test]
@@ -166,10 +136,7 @@ fn the_store_is_by_default_in_the_users_data_directory() {
     let dir = scratch();
     let mnt = dir.path().join("mnt");
     let mut aq = Command::new(AQ);
-    aq.arg("mount")
-        .arg(&mnt)
-        .env("HOME", dir.path())
-        .env("XDG_DATA_HOME", dir.path().join("data"));
+    aq.arg("mount").arg(&mnt).env("HOME", dir.path()).env("XDG_DATA_HOME", dir.path().join("data"));
     shell::finish(&mut aq, SHORT).ok();
     shell::run("sh", "mkdir vm1", &mnt, SHORT).ok();
     shell::finish(Command::new(AQ).arg("umount").arg(&mnt), SHORT).ok();
@@ -182,11 +149,7 @@ fn in_the_foreground_it_ends_with_its_mount_on_sigterm() {
     let dir = scratch();
     let mnt = dir.path().join("mnt");
     let mut command = mount_command(dir.path());
-    let daemon = command
-        .arg("--foreground")
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
+    let daemon = command.arg("--foreground").stdout(Stdio::null()).spawn().unwrap();
     eventually("mounted", SHORT, || proc::is_mounted(&mnt));
     proc::kill(daemon.id(), Signal::TERM);
     let end = shell::wait(daemon, SHORT).expect("SIGTERM ends it");

@@ -27,7 +27,7 @@ impl Store {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let cache = std::env::var_os("AQFS_TEST_CACHE").map_or_else(
-            || PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("cache"),
+            || PathBuf::from(format!("/var/tmp/aqfs-test-cache-{}/packages", user())),
             PathBuf::from,
         );
         fs::create_dir_all(&cache).unwrap();
@@ -46,12 +46,12 @@ impl Store {
     }
 }
 
+fn user() -> u32 {
+    rustix::process::getuid().as_raw()
+}
+
 fn run(program: &str, args: &[&str]) -> String {
-    let output = Command::new(program)
-        .args(args)
-        .stdin(Stdio::null())
-        .output()
-        .unwrap();
+    let output = Command::new(program).args(args).stdin(Stdio::null()).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {args:?}: {stderr}");
     String::from_utf8(output.stdout).unwrap()
@@ -88,11 +88,7 @@ fn make_seed(dir: &Path) {
     fs::write(seed.join("hostname"), "vm1\n").unwrap();
     fs::copy(dir.join("client.pub"), seed.join("authorized_keys")).unwrap();
     fs::copy(dir.join("host"), seed.join("ssh_host_ed25519_key")).unwrap();
-    fs::write(
-        seed.join("dropbear_ed25519_host_key"),
-        dropbear_key(&dir.join("host")),
-    )
-    .unwrap();
+    fs::write(seed.join("dropbear_ed25519_host_key"), dropbear_key(&dir.join("host"))).unwrap();
     let mut tar = tar::Builder::new(File::create(dir.join("seed.tar")).unwrap());
     tar.append_dir_all(".", &seed).unwrap();
     tar.finish().unwrap();
@@ -128,12 +124,7 @@ impl Guest {
         if !disk.exists() {
             let base = image.disk.to_str().unwrap();
             let disk = disk.to_str().unwrap();
-            run(
-                "qemu-img",
-                &[
-                    "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", disk, "2G",
-                ],
-            );
+            run("qemu-img", &["create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", disk, "2G"]);
         }
         let port = free_port();
         let mut qemu = Command::new("qemu-system-x86_64");
@@ -167,15 +158,8 @@ impl Guest {
             }
             std::thread::yield_now();
         };
-        socket
-            .set_read_timeout(Some(Duration::from_secs(60)))
-            .unwrap();
-        let mut guest = Self {
-            qemu,
-            qmp: BufReader::new(socket),
-            port,
-            dir: dir.to_owned(),
-        };
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let mut guest = Self { qemu, qmp: BufReader::new(socket), port, dir: dir.to_owned() };
         guest.wait_for("QMP");
         guest.command("qmp_capabilities");
         if seeded {

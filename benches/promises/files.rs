@@ -18,18 +18,8 @@ pub(crate) fn status() -> Vec<Row> {
     let session = hello::mount(&dir);
     let (ours, reference) = (aq.path("vm1/status"), dir.join(hello::NAME));
     let rows = vec![
-        Row::ratio(
-            "cat status / cat on an empty fuser fs",
-            cat(&ours),
-            cat(&reference),
-            1.3,
-        ),
-        Row::ratio(
-            "open, read, close of status / of the same",
-            read(&ours),
-            read(&reference),
-            1.3,
-        ),
+        Row::ratio("cat status / cat on an empty fuser fs", cat(&ours), cat(&reference), 1.3),
+        Row::ratio("open, read, close of status / of the same", read(&ours), read(&reference), 1.3),
     ];
     drop(session);
     rows
@@ -62,17 +52,7 @@ pub(crate) fn names() -> Vec<Row> {
     let promise = Duration::from_millis(1);
     let median = crate::common::median;
     vec![
-        Row::excess(
-            "mkdir of a VM / the store's own fsync",
-            median(made),
-            store,
-            promise,
-        ),
-        Row::excess(
-            "rmdir of a VM / the store's own fsync",
-            median(removed),
-            store,
-            promise,
-        ),
+        Row::excess("mkdir of a VM / the store's own fsync", median(made), store, promise),
+        Row::excess("rmdir of a VM / the store's own fsync", median(removed), store, promise),
     ]
 }

@@ -27,8 +27,7 @@ pub(crate) fn cold_start() -> Vec<Row> {
     for _ in 0..STARTS {
         aq.sh("echo stop > vm1/ctl && cat vm1/wait").ok();
         let began = Instant::now();
-        aq.sh("echo start > vm1/ctl && cat vm1/ready && echo true > vm1/exec && cat vm1/exec")
-            .ok();
+        aq.sh("echo start > vm1/ctl && cat vm1/ready && echo true > vm1/exec && cat vm1/exec").ok();
         ours.push(began.elapsed());
         aq.sh("echo stop > vm1/ctl && cat vm1/wait").ok();
         theirs.push(bare.start_to_first_command());
@@ -53,19 +52,10 @@ impl Bare {
     fn of(aq: &Mounted, vm: &str) -> Self {
         let line = fs::read_to_string(format!("/proc/{}/cmdline", aq.info(vm, "pid")));
         let line = line.expect("QEMU's arguments");
-        let home = aq
-            .store()
-            .vm(aq.info(vm, "uuid").parse().expect("a UUID"))
-            .0;
-        aq.sh(&format!("echo stop > {vm}/ctl && cat {vm}/wait"))
-            .ok();
+        let home = aq.store().vm(aq.info(vm, "uuid").parse().expect("a UUID")).0;
+        aq.sh(&format!("echo stop > {vm}/ctl && cat {vm}/wait")).ok();
         let dir = aq.scratch().join("bare");
-        aq.sh(&format!(
-            "cp -a {} {} && rm -f {1}/run.json",
-            home.display(),
-            dir.display()
-        ))
-        .ok();
+        aq.sh(&format!("cp -a {} {} && rm -f {1}/run.json", home.display(), dir.display())).ok();
         Self {
             arguments: line.split_terminator('\0').map(str::to_owned).collect(),
             home,
@@ -77,31 +67,18 @@ impl Bare {
     fn start_to_first_command(&self) -> Duration {
         let port = free_port();
         let forward = format!("127.0.0.1:{port}-");
-        let arguments = self
-            .arguments
-            .iter()
-            .map(|a| a.replace("127.0.0.1:0-", &forward));
+        let arguments = self.arguments.iter().map(|a| a.replace("127.0.0.1:0-", &forward));
         let arguments: Vec<String> = arguments.collect();
         let mut qemu = Command::new(&arguments[0]);
-        qemu.args(&arguments[1..])
-            .current_dir(&self.dir)
-            .process_group(0);
-        qemu.stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+        qemu.args(&arguments[1..]).current_dir(&self.dir).process_group(0);
+        qemu.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         // The last run's disk was not unmounted by its guest; ours always was.
         let disk = |dir: &Path| VmDir(dir.to_owned()).disk();
         fs::copy(disk(&self.home), disk(&self.dir)).expect("a copy of the disk");
         let began = Instant::now();
         let mut qemu = Killed(qemu.spawn().expect("QEMU starts"));
         until_ssh_speaks(port, &mut qemu.0);
-        assert!(
-            ssh(&self.key, port)
-                .args([GUEST, "true"])
-                .status()
-                .expect("ssh runs")
-                .success()
-        );
+        assert!(ssh(&self.key, port).args([GUEST, "true"]).status().expect("ssh runs").success());
         began.elapsed()
     }
 }
@@ -124,10 +101,7 @@ fn free_port() -> u16 {
 /// the server's first bytes prove it.
 fn until_ssh_speaks(port: u16, qemu: &mut Child) {
     eventually("sshd answers", BOOT, || {
-        assert!(
-            qemu.try_wait().expect("our child").is_none(),
-            "the bare QEMU ended"
-        );
+        assert!(qemu.try_wait().expect("our child").is_none(), "the bare QEMU ended");
         let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else {
             return false;
         };
@@ -138,19 +112,10 @@ fn until_ssh_speaks(port: u16, qemu: &mut Child) {
 
 fn ssh(key: &Path, port: u16) -> Command {
     let mut ssh = Command::new("ssh");
-    ssh.args([
-        "-F",
-        "none",
-        "-o",
-        "BatchMode=yes",
-        "-o",
-        "StrictHostKeyChecking=no",
-    ]);
+    ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"]);
     ssh.args(["-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]);
     ssh.arg("-i").arg(key).args(["-p", &port.to_string()]);
-    ssh.stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    ssh.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     ssh
 }
 
@@ -162,14 +127,8 @@ pub(crate) fn warm_exec() -> Vec<Row> {
     let programs = |script: &str| in_one_shell(&aq, script);
     let rows = [
         ("exec of true: one descriptor", converse(&aq)),
-        (
-            "exec of true: 3<>exec, echo and cat",
-            programs("echo true >&3; cat <&3"),
-        ),
-        (
-            "exec of true: echo > exec; cat exec",
-            programs("echo true > vm1/exec; cat vm1/exec"),
-        ),
+        ("exec of true: 3<>exec, echo and cat", programs("echo true >&3; cat <&3")),
+        ("exec of true: echo > exec; cat exec", programs("echo true > vm1/exec; cat vm1/exec")),
     ];
     let row = |(what, time)| Row::ratio(&format!("{what} / ssh -S"), time, reference, 0.8);
     rows.into_iter().map(row).collect()
@@ -186,13 +145,7 @@ fn over_control_master(aq: &Mounted) -> Duration {
     let master = shared().args(["-M", "-N", "-f", GUEST]).status();
     assert!(master.expect("ssh runs").success());
     let time = timed(COMMANDS, || {
-        assert!(
-            shared()
-                .args([GUEST, "true"])
-                .status()
-                .expect("ssh runs")
-                .success()
-        );
+        assert!(shared().args([GUEST, "true"]).status().expect("ssh runs").success());
     });
     let _ended = shared().args(["-O", "exit", GUEST]).status();
     time
@@ -208,11 +161,7 @@ fn in_one_shell(aq: &Mounted, body: &str) -> Duration {
 }
 
 fn converse(aq: &Mounted) -> Duration {
-    let mut exec = File::options()
-        .read(true)
-        .write(true)
-        .open(aq.path("vm1/exec"))
-        .expect("exec");
+    let mut exec = File::options().read(true).write(true).open(aq.path("vm1/exec")).expect("exec");
     timed(COMMANDS, || {
         exec.write_all(b"true\n").expect("a command");
         let mut answer = Vec::new();
@@ -225,11 +174,7 @@ pub(crate) fn memory() -> Vec<Row> {
     let aq = Mounted::with_image();
     let empty = resident(aq.daemon());
     let names: Vec<String> = (1..=8).map(|n| format!("vm{n}")).collect();
-    aq.sh(&format!(
-        "for vm in {}; do mkdir $vm; echo start > $vm/ctl; done",
-        names.join(" ")
-    ))
-    .ok();
+    aq.sh(&format!("for vm in {}; do mkdir $vm; echo start > $vm/ctl; done", names.join(" "))).ok();
     names.iter().for_each(|vm| aq.wait_for_ready(vm));
     let full = resident(aq.daemon());
     vec![
@@ -244,12 +189,6 @@ pub(crate) fn memory() -> Vec<Row> {
 
 fn resident(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the daemon lives");
-    let line = status
-        .lines()
-        .find_map(|l| l.strip_prefix("VmRSS:"))
-        .expect("a line VmRSS");
-    line.trim()
-        .trim_end_matches(" kB")
-        .parse()
-        .expect("a number")
+    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).expect("a line VmRSS");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
 }

@@ -28,10 +28,7 @@ const BENCHMARKS: &[Benchmark] = &[
 
 fn main() {
     // cargo itself passes `--bench`.
-    let wanted = std::env::args()
-        .skip(1)
-        .find(|a| !a.starts_with('-'))
-        .unwrap_or_default();
+    let wanted = std::env::args().skip(1).find(|a| !a.starts_with('-')).unwrap_or_default();
     for (_, run) in BENCHMARKS.iter().filter(|(name, _)| name.contains(&wanted)) {
         for row in run() {
             println!("{}", row.render());

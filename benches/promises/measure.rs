@@ -55,13 +55,7 @@ impl Row {
 
     /// Renders the row; `MISS` is told and is no failure, as timings depend on the machine.
     pub(crate) fn render(&self) -> String {
-        let Self {
-            what,
-            measured,
-            beside,
-            promise,
-            kept,
-        } = self;
+        let Self { what, measured, beside, promise, kept } = self;
         let verdict = if *kept { "ok" } else { "MISS" };
         format!("{what:<46} {measured:>11}  {beside:<22} {promise:<12} {verdict}")
     }

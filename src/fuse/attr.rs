@@ -15,10 +15,7 @@ pub(super) struct Owner {
 
 impl Owner {
     pub(super) fn current() -> Self {
-        Self {
-            uid: rustix::process::geteuid().as_raw(),
-            gid: rustix::process::getegid().as_raw(),
-        }
+        Self { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
     }
 
     /// Says whether these are the owner's numbers, as far as they are given.
@@ -50,14 +47,7 @@ impl Owner {
     pub(super) fn nothing(&self) -> FileAttr {
         let changed = SystemTime::UNIX_EPOCH;
         let id = crate::tree::node::NodeId(0);
-        self.attr(&Attr {
-            id,
-            kind: Kind::Value,
-            mode: 0,
-            size: 0,
-            links: 0,
-            changed,
-        })
+        self.attr(&Attr { id, kind: Kind::Value, mode: 0, size: 0, links: 0, changed })
     }
 }
 

@@ -10,10 +10,7 @@ const GENERATIONS: usize = 32;
 /// Describes the caller of a request. A thread number of 0 (a caller in another pid namespace)
 /// or one that cannot be read leaves the lineage empty.
 pub(super) fn of(req: &Request) -> Caller {
-    let mut caller = Caller {
-        uid: req.uid(),
-        ..Caller::default()
-    };
+    let mut caller = Caller { uid: req.uid(), ..Caller::default() };
     let Some(mut process) = process_of(req.pid()) else {
         return caller;
     };
@@ -46,10 +43,7 @@ fn stat(pid: u32) -> Option<Process> {
     // The name in parentheses may hold anything: the fields after its end are counted.
     let fields: Vec<&str> = text.rsplit_once(") ")?.1.split(' ').collect();
     Some(Process {
-        id: ProcessId {
-            pid,
-            start: fields.get(19)?.parse().ok()?,
-        },
+        id: ProcessId { pid, start: fields.get(19)?.parse().ok()? },
         parent: fields.get(1)?.parse().ok()?,
         session: fields.get(3)?.parse().ok()?,
     })

@@ -101,11 +101,7 @@ mod tests {
     #[test]
     fn no_answer_of_ours_looks_like_a_dead_daemon() {
         for errno in [0, libc::EIO, libc::ENOTCONN, libc::ENOSYS] {
-            let io = BackendError::Io {
-                what: "x".into(),
-                error: "y".into(),
-                errno,
-            };
+            let io = BackendError::Io { what: "x".into(), error: "y".into(), errno };
             assert_eq!(number(&VmError::from(io).into()), libc::EREMOTEIO);
         }
     }

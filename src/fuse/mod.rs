@@ -78,9 +78,7 @@ impl Mounted {
             park: Park::new(runtime.clone()),
             polls: Polls::new(runtime),
         };
-        Ok(Self {
-            session: Session::new(adapter, at, &config)?,
-        })
+        Ok(Self { session: Session::new(adapter, at, &config)? })
     }
 
     /// Serves requests until the tree is unmounted.
@@ -102,11 +100,7 @@ struct Adapter {
 
 impl Adapter {
     fn entry(&self, attr: &crate::tree::node::Attr, reply: ReplyEntry) {
-        let ttl = if attr.kind == Kind::Directory {
-            NAME_TTL
-        } else {
-            NO_TTL
-        };
+        let ttl = if attr.kind == Kind::Directory { NAME_TTL } else { NO_TTL };
         reply.entry_with_ttls(&ttl, &NAME_TTL, &self.owner.attr(attr), Generation(0));
     }
 
@@ -127,11 +121,7 @@ impl Adapter {
     fn attr_of(&self, ino: INodeNo, reply: ReplyAttr) {
         match self.tree.attr(NodeId(ino.0)) {
             Ok(attr) => {
-                let ttl = if attr.kind == Kind::Directory {
-                    NAME_TTL
-                } else {
-                    NO_TTL
-                };
+                let ttl = if attr.kind == Kind::Directory { NAME_TTL } else { NO_TTL };
                 reply.attr(&ttl, &self.owner.attr(&attr));
             }
             Err(error) => reply.error(errno::of(&error)),
@@ -142,9 +132,7 @@ impl Adapter {
     /// written as a whole anyway.
     fn settable(&self, ino: INodeNo, change: &Change) -> Result<(), Errno> {
         let attr = self.tree.attr(NodeId(ino.0)).map_err(|e| errno::of(&e))?;
-        let same_mode = change
-            .mode
-            .is_none_or(|m| m & 0o7777 == u32::from(attr.mode));
+        let same_mode = change.mode.is_none_or(|m| m & 0o7777 == u32::from(attr.mode));
         let same_owner = self.owner.is(change.uid, change.gid);
         let writable = attr.mode & 0o200 != 0 && attr.kind != Kind::Directory;
         match (same_mode && same_owner, change.size.is_none() || writable) {
@@ -169,11 +157,7 @@ fn text(name: &OsStr) -> Result<&str, Errno> {
 }
 
 fn patience(flags: OpenFlags) -> Patience {
-    if flags.0 & libc::O_NONBLOCK != 0 {
-        Patience::Now
-    } else {
-        Patience::Park
-    }
+    if flags.0 & libc::O_NONBLOCK != 0 { Patience::Now } else { Patience::Park }
 }
 
 fn open_flags(kind: Kind) -> FopenFlags {
@@ -200,10 +184,7 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let found = name.to_str().ok_or(TreeError::NeverFound);
-        self.found(
-            found.and_then(|name| self.tree.lookup(NodeId(parent.0), name)),
-            reply,
-        );
+        self.found(found.and_then(|name| self.tree.lookup(NodeId(parent.0), name)), reply);
     }
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -228,15 +209,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        match self.settable(
-            ino,
-            &Change {
-                mode,
-                uid,
-                gid,
-                size,
-            },
-        ) {
+        match self.settable(ino, &Change { mode, uid, gid, size }) {
             Ok(()) => self.attr_of(ino, reply),
             Err(errno) => reply.error(errno),
         }
@@ -291,18 +264,14 @@ impl Filesystem for Adapter {
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let part = name.to_str().ok_or(TreeError::NeverFound);
-        empty(
-            part.and_then(|name| self.tree.remove_part(NodeId(parent.0), name)),
-            reply,
-        );
+        empty(part.and_then(|name| self.tree.remove_part(NodeId(parent.0), name)), reply);
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         match text(name) {
             Ok(name) => {
                 let removed = self.tree.remove_directory(NodeId(parent.0), name);
-                self.park
-                    .answer(req, removed, |done| done_or_error(done, reply));
+                self.park.answer(req, removed, |done| done_or_error(done, reply));
             }
             Err(errno) => reply.error(errno),
         }
@@ -324,11 +293,8 @@ impl Filesystem for Adapter {
         if flags.intersects(RenameFlags::RENAME_EXCHANGE | RenameFlags::RENAME_WHITEOUT) {
             return reply.error(Errno::EINVAL);
         }
-        let done = self
-            .tree
-            .rename((NodeId(parent.0), from), (NodeId(newparent.0), to));
-        self.park
-            .answer(req, done, |done| done_or_error(done, reply));
+        let done = self.tree.rename((NodeId(parent.0), from), (NodeId(newparent.0), to));
+        self.park.answer(req, done, |done| done_or_error(done, reply));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -474,13 +440,8 @@ impl Filesystem for Adapter {
             Ok(listing) => listing,
             Err(error) => return reply.error(errno::of(&error)),
         };
-        let dots = [
-            (ino, FileType::Directory, "."),
-            (INodeNo::ROOT, FileType::Directory, ".."),
-        ];
-        let names = listing
-            .iter()
-            .map(|e| (INodeNo(e.id.0), attr::file_type(e.kind), &*e.name));
+        let dots = [(ino, FileType::Directory, "."), (INodeNo::ROOT, FileType::Directory, "..")];
+        let names = listing.iter().map(|e| (INodeNo(e.id.0), attr::file_type(e.kind), &*e.name));
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         for (at, (ino, kind, name)) in dots.into_iter().chain(names).enumerate().skip(from) {
             if reply.add(ino, at as u64 + 1, kind, name) {

@@ -67,8 +67,13 @@ pub enum MountError {
 pub fn prepare(dir: &Path) -> Result<PathBuf, MountError> {
     check_host()?;
     let absolute = std::path::absolute(dir).map_err(|e| io_error("cannot find", dir, &e))?;
-    match fs::metadata(&absolute) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOTCONN) => detach(&absolute)?,
+    // Attributes may come from the kernel's cache: only the daemon itself can list a directory.
+    let probed = fs::metadata(&absolute).and_then(|meta| fs::read_dir(&absolute).map(|_| meta));
+    match probed {
+        Err(error) if is_left_behind(&error) => detach(&absolute)?,
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            return Err(MountError::NotADirectory(absolute));
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(MountError::Absent(absolute));
         }
@@ -85,6 +90,11 @@ pub fn prepare(dir: &Path) -> Result<PathBuf, MountError> {
         return Err(MountError::NotEmpty(dir));
     }
     Ok(dir)
+}
+
+/// Says whether a mount's daemon is gone, or is just going.
+fn is_left_behind(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED))
 }
 
 fn check_host() -> Result<(), MountError> {
@@ -104,9 +114,7 @@ fn check_host() -> Result<(), MountError> {
 /// Finds a program by `PATH`.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|dir| dir.join(name))
-        .find(|p| p.is_file())
+    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|p| p.is_file())
 }
 
 /// Unmounts our tree.
@@ -124,11 +132,7 @@ pub fn unmount(dir: &Path) -> Result<(), MountError> {
             let users = users_of(&dir);
             Err(MountError::Busy { dir, users })
         }
-        Err(error) => Err(MountError::Io {
-            what: "cannot unmount",
-            dir,
-            error,
-        }),
+        Err(error) => Err(MountError::Io { what: "cannot unmount", dir, error }),
     }
 }
 
@@ -137,11 +141,7 @@ pub fn unmount(dir: &Path) -> Result<(), MountError> {
 /// # Errors
 /// What umount answered.
 pub fn detach(dir: &Path) -> Result<(), MountError> {
-    let failed = |error| MountError::Io {
-        what: "cannot detach",
-        dir: dir.to_owned(),
-        error,
-    };
+    let failed = |error| MountError::Io { what: "cannot detach", dir: dir.to_owned(), error };
     umount(dir, Leave::Now).map_err(failed)
 }
 
@@ -160,11 +160,7 @@ fn umount(dir: &Path, leave: Leave) -> Result<(), String> {
         return rustix::mount::unmount(dir, flags).map_err(|e| e.to_string().to_lowercase());
     }
     let option = if leave == Leave::Now { "-uz" } else { "-u" };
-    let done = Command::new("fusermount3")
-        .arg(option)
-        .arg("--")
-        .arg(dir)
-        .output();
+    let done = Command::new("fusermount3").arg(option).arg("--").arg(dir).output();
     let done = done.map_err(|e| format!("fusermount3: {e}"))?;
     if done.status.success() {
         return Ok(());
@@ -177,20 +173,13 @@ fn umount(dir: &Path, leave: Leave) -> Result<(), String> {
 pub fn is_ours(dir: &Path) -> bool {
     let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
     let wanted = escaped(dir);
-    let fields = |line: &[u8]| {
-        line.split(|b| *b == b' ')
-            .map(<[u8]>::to_vec)
-            .collect::<Vec<_>>()
-    };
-    let lines = mounts.split(|b| *b == b'\n').map(fields);
-    let Some(line) = lines.filter(|l| l.get(4) == Some(&wanted)).last() else {
+    let fields = |line: &[u8]| line.split(|b| *b == b' ').map(<[u8]>::to_vec).collect::<Vec<_>>();
+    let mut lines = mounts.rsplit(|b| *b == b'\n').map(fields);
+    let Some(line) = lines.find(|l| l.get(4) == Some(&wanted)) else {
         return false;
     };
     let mut kind = line.into_iter().skip_while(|f| f != b"-").skip(1);
-    let (kind, source) = (
-        kind.next().unwrap_or_default(),
-        kind.next().unwrap_or_default(),
-    );
+    let (kind, source) = (kind.next().unwrap_or_default(), kind.next().unwrap_or_default());
     kind.starts_with(b"fuse") && source == FS_NAME.as_bytes()
 }
 
@@ -217,28 +206,17 @@ fn users_of(dir: &Path) -> String {
             format!("{} (pid {pid})", name.trim())
         })
         .collect();
-    if users.is_empty() {
-        "a process that cannot be seen".to_owned()
-    } else {
-        users.join(", ")
-    }
+    if users.is_empty() { "a process that cannot be seen".to_owned() } else { users.join(", ") }
 }
 
 fn uses(pid: u32, dir: &Path) -> bool {
     let below = |link: PathBuf| fs::read_link(link).is_ok_and(|target| target.starts_with(dir));
-    let descriptors = fs::read_dir(format!("/proc/{pid}/fd"))
-        .into_iter()
-        .flatten()
-        .flatten();
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
     below(format!("/proc/{pid}/cwd").into()) || descriptors.map(|d| d.path()).any(below)
 }
 
 fn io_error(what: &'static str, dir: &Path, error: &io::Error) -> MountError {
-    MountError::Io {
-        what,
-        dir: dir.to_owned(),
-        error: error.to_string(),
-    }
+    MountError::Io { what, dir: dir.to_owned(), error: error.to_string() }
 }
 
 #[cfg(test)]

@@ -42,10 +42,7 @@ struct Parked {
 
 impl Park {
     pub(super) fn new(runtime: Handle) -> Self {
-        Self {
-            runtime,
-            table: Arc::default(),
-        }
+        Self { runtime, table: Arc::default() }
     }
 
     /// Replies with an answer: at once if it is there, else when it comes or the caller is
@@ -95,15 +92,9 @@ async fn watch(table: Arc<Mutex<Table>>) {
                 table.watched = false;
                 return;
             }
-            table
-                .parked
-                .iter()
-                .map(|(unique, p)| (*unique, p.thread))
-                .collect::<Vec<_>>()
+            table.parked.iter().map(|(unique, p)| (*unique, p.thread)).collect::<Vec<_>>()
         };
-        let signalled = threads
-            .into_iter()
-            .filter(|(_, thread)| is_signalled(*thread));
+        let signalled = threads.into_iter().filter(|(_, thread)| is_signalled(*thread));
         for (unique, _) in signalled.collect::<Vec<_>>() {
             if let Some(parked) = table.lock().parked.remove(&unique) {
                 // A future that is done at this very moment has won.
@@ -128,8 +119,7 @@ fn is_signalled(thread: u32) -> bool {
 fn has_unblocked_signal(status: &str) -> bool {
     let mask = |key: &str| {
         let line = status.lines().find_map(|l| l.strip_prefix(key));
-        line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-            .unwrap_or(0)
+        line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
     };
     (mask("SigPnd:") | mask("ShdPnd:")) & !mask("SigBlk:") != 0
 }
@@ -144,22 +134,10 @@ mod tests {
             format!("Name:\tcat\nSigPnd:\t{pending}\nShdPnd:\t{shared}\nSigBlk:\t{blocked}\n")
         };
         let table = [
-            (
-                status("0000000000000000", "0000000000000000", "0000000000000000"),
-                false,
-            ),
-            (
-                status("0000000000000002", "0000000000000000", "0000000000000000"),
-                true,
-            ),
-            (
-                status("0000000000000000", "0000000000000100", "0000000000000000"),
-                true,
-            ),
-            (
-                status("0000000000004000", "0000000000000000", "0000000000004000"),
-                false,
-            ),
+            (status("0000000000000000", "0000000000000000", "0000000000000000"), false),
+            (status("0000000000000002", "0000000000000000", "0000000000000000"), true),
+            (status("0000000000000000", "0000000000000100", "0000000000000000"), true),
+            (status("0000000000004000", "0000000000000000", "0000000000004000"), false),
             (String::new(), false),
         ];
         for (status, expected) in table {

@@ -18,10 +18,7 @@ pub(super) struct Polls {
 
 impl Polls {
     pub(super) fn new(runtime: Handle) -> Self {
-        Self {
-            runtime,
-            watched: Mutex::default(),
-        }
+        Self { runtime, watched: Mutex::default() }
     }
 
     /// Notifies once, when the bell next rings. The kernel then asks anew, and comes back here if

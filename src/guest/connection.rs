@@ -64,16 +64,12 @@ pub(super) struct Connection {
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let closed = self.is_closed();
-        f.debug_struct("Connection")
-            .field("closed", &closed)
-            .finish_non_exhaustive()
+        f.debug_struct("Connection").field("closed", &closed).finish_non_exhaustive()
     }
 }
 
 pub(super) fn unreachable(reason: impl Into<String>) -> BackendError {
-    BackendError::Unreachable {
-        reason: reason.into(),
-    }
+    BackendError::Unreachable { reason: reason.into() }
 }
 
 fn broken(error: impl fmt::Display) -> BackendError {
@@ -86,19 +82,11 @@ impl Connection {
         let socket = dial(access.port).await?;
         let cable = Cable::of(&socket).map_err(broken)?;
         let (alive, life) = watch::channel(());
-        let verifier = Verifier {
-            host_key: access.host_key.clone(),
-            _alive: alive,
-        };
+        let verifier = Verifier { host_key: access.host_key.clone(), _alive: alive };
         let connecting = client::connect_stream(config(), socket, verifier);
         let mut handle = connecting.await.map_err(BackendError::from)?;
         log_in(&mut handle, access).await?;
-        Ok(Arc::new(Self {
-            handle,
-            life,
-            runtime: Handle::current(),
-            _cable: cable,
-        }))
+        Ok(Arc::new(Self { handle, life, runtime: Handle::current(), _cable: cable }))
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -124,11 +112,8 @@ impl Connection {
     ) -> Result<Exit, BackendError> {
         let channel = self.handle.channel_open_session().await.map_err(broken)?;
         let (incoming, outgoing) = channel.split();
-        let mut running = Running {
-            outgoing: Arc::new(outgoing),
-            over: false,
-            runtime: self.runtime.clone(),
-        };
+        let mut running =
+            Running { outgoing: Arc::new(outgoing), over: false, runtime: self.runtime.clone() };
         let end = tokio::select! {
             end = follow(incoming, output) => end,
             never = feed(&running.outgoing, command, stdin) => match never? {},
@@ -252,9 +237,7 @@ async fn log_in(
     if answer.map_err(broken)?.success() {
         return Ok(());
     }
-    Err(BackendError::KeyRefused {
-        user: access.user.clone(),
-    })
+    Err(BackendError::KeyRefused { user: access.user.clone() })
 }
 
 /// Accepts the one host key that was made for this guest.

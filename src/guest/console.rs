@@ -40,16 +40,8 @@ impl SerialConsole {
     /// Describes the line of the VM in `dir`; its task will live on `runtime`.
     pub fn new(dir: PathBuf, runtime: Handle) -> Self {
         let lost = Arc::<AtomicU64>::default();
-        let run = Run {
-            line: Line::new(Arc::clone(&lost)),
-            attached: false,
-        };
-        Self {
-            dir,
-            runtime,
-            run: Mutex::new(run),
-            lost,
-        }
+        let run = Run { line: Line::new(Arc::clone(&lost)), attached: false };
+        Self { dir, runtime, run: Mutex::new(run), lost }
     }
 }
 
@@ -65,10 +57,7 @@ impl Console for SerialConsole {
 
     fn detach(&self) {
         let mut run = self.run.lock();
-        let next = Run {
-            line: Line::new(Arc::clone(&self.lost)),
-            attached: false,
-        };
+        let next = Run { line: Line::new(Arc::clone(&self.lost)), attached: false };
         let last = std::mem::replace(&mut *run, next);
         if last.attached {
             last.line.stop();
@@ -161,10 +150,7 @@ impl Snapshot {
         let reader = line.join(Start::Scrollback);
         let bytes = line.read(reader, usize::MAX).unwrap_or_default();
         line.leave(reader);
-        Self {
-            bytes: Mutex::new(std::io::Cursor::new(bytes)),
-            silence: Bell::default(),
-        }
+        Self { bytes: Mutex::new(std::io::Cursor::new(bytes)), silence: Bell::default() }
     }
 }
 
@@ -183,10 +169,7 @@ impl Stream for Snapshot {
     }
 
     fn readiness(&self) -> Readiness {
-        Readiness {
-            readable: true,
-            ..Readiness::default()
-        }
+        Readiness { readable: true, ..Readiness::default() }
     }
 
     fn listen(&self) -> Listener {

@@ -120,15 +120,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ssh/id_ed25519");
         let key = ensure(&path, "aqfs").unwrap();
-        assert_eq!(
-            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(ensure(&path, "other").unwrap(), key);
-        assert_eq!(
-            public(&path).unwrap().key_data(),
-            key.public_key().key_data()
-        );
+        assert_eq!(public(&path).unwrap().key_data(), key.public_key().key_data());
         fs::remove_file(public_path(&path)).unwrap();
         ensure(&path, "aqfs").unwrap();
         assert_eq!(public(&path).unwrap().comment().to_string(), "aqfs");
@@ -139,9 +133,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
         let keys: Vec<_> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..8)
-                .map(|_| scope.spawn(|| ensure(&path, "x").unwrap()))
-                .collect();
+            let threads: Vec<_> =
+                (0..8).map(|_| scope.spawn(|| ensure(&path, "x").unwrap())).collect();
             threads.into_iter().map(|t| t.join().unwrap()).collect()
         });
         assert!(keys.iter().all(|k| *k == keys[0]));

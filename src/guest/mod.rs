@@ -29,10 +29,7 @@ pub struct SshGuests {
 impl SshGuests {
     /// Makes it for one store; connections and serial lines live on `runtime`.
     pub fn new(layout: &Layout, runtime: Handle) -> Self {
-        Self {
-            client_key: layout.client_key(),
-            runtime,
-        }
+        Self { client_key: layout.client_key(), runtime }
     }
 }
 
@@ -94,11 +91,7 @@ mod tests {
                 cmdline: String::new(),
                 announces: true,
             },
-            accel: Accel {
-                kind: AccelKind::Tcg,
-                cpu: "max".into(),
-                reason: "test".into(),
-            },
+            accel: Accel { kind: AccelKind::Tcg, cpu: "max".into(), reason: "test".into() },
             paused: false,
         }
     }
@@ -113,17 +106,9 @@ mod tests {
         let mut plan = plan(dir.0.clone());
         guests.prepare(&plan).await.unwrap();
         let read = |path: PathBuf| std::fs::read(path).unwrap();
-        let before = (
-            read(layout.client_key()),
-            read(dir.host_key()),
-            read(dir.seed()),
-        );
+        let before = (read(layout.client_key()), read(dir.host_key()), read(dir.seed()));
         guests.prepare(&plan).await.unwrap();
-        let again = (
-            read(layout.client_key()),
-            read(dir.host_key()),
-            read(dir.seed()),
-        );
+        let again = (read(layout.client_key()), read(dir.host_key()), read(dir.seed()));
         assert!(before == again, "a second preparation changes nothing");
         plan.spec.hostname = Some("web.example.org".into());
         guests.prepare(&plan).await.unwrap();

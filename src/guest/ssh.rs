@@ -50,11 +50,7 @@ pub async fn connect(client_key: &Path, at: &GuestAddress) -> Result<SshSession,
     };
     let late = |_| unreachable(format!("not logged in within {} s", ATTEMPT.as_secs()));
     let first = timeout(ATTEMPT, proven(&access)).await.map_err(late)??;
-    Ok(SshSession {
-        access,
-        first: Arc::clone(&first),
-        pool: Arc::new(Pool::new(first)),
-    })
+    Ok(SshSession { access, first: Arc::clone(&first), pool: Arc::new(Pool::new(first)) })
 }
 
 async fn proven(access: &Access) -> Result<Arc<Connection>, BackendError> {
@@ -110,10 +106,7 @@ struct Slot {
 
 impl Pool {
     fn new(first: Arc<Connection>) -> Self {
-        Self {
-            slots: Mutex::new(vec![Slot::new(first)]),
-            door: tokio::sync::Mutex::default(),
-        }
+        Self { slots: Mutex::new(vec![Slot::new(first)]), door: tokio::sync::Mutex::default() }
     }
 
     /// Takes an idle connection, opens one more, or shares the least busy one; `None` if all are
@@ -146,10 +139,7 @@ impl Pool {
         }
         slot.users += 1;
         slot.leases += 1;
-        Some(Lease {
-            pool: Arc::clone(self),
-            connection: Arc::clone(&slot.connection),
-        })
+        Some(Lease { pool: Arc::clone(self), connection: Arc::clone(&slot.connection) })
     }
 
     /// Ends a lease. Of the connections beyond the first, one that then lies idle is closed.
@@ -173,19 +163,13 @@ async fn retire(pool: Weak<Pool>, leases: u64, connection: Weak<Connection>) {
     sleep(IDLE).await;
     let is_it = |slot: &Slot| connection.ptr_eq(&Arc::downgrade(&slot.connection));
     if let Some(pool) = pool.upgrade() {
-        pool.slots
-            .lock()
-            .retain(|slot| slot.leases != leases || !is_it(slot));
+        pool.slots.lock().retain(|slot| slot.leases != leases || !is_it(slot));
     }
 }
 
 impl Slot {
     fn new(connection: Arc<Connection>) -> Self {
-        Self {
-            connection,
-            users: 0,
-            leases: 0,
-        }
+        Self { connection, users: 0, leases: 0 }
     }
 }
 

@@ -18,14 +18,8 @@ use super::source::{BuildError, Progress};
 
 const REMEDY: &str = "builtin:tiny is made of Debian's or Ubuntu's packages; \
     on another distribution name an image of your own in config/image";
-const APT_GET: Tool = Tool {
-    name: "apt-get",
-    remedy: REMEDY,
-};
-const APT_CACHE: Tool = Tool {
-    name: "apt-cache",
-    remedy: REMEDY,
-};
+const APT_GET: Tool = Tool { name: "apt-get", remedy: REMEDY };
+const APT_CACHE: Tool = Tool { name: "apt-cache", remedy: REMEDY };
 
 /// Which lists of packages apt goes by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,10 +104,7 @@ impl Apt {
         let names = self.resolve(wanted)?;
         let archives = self.archives(&names)?;
         let packages = self.dir.join("packages");
-        let missing: Vec<_> = archives
-            .iter()
-            .filter(|a| !a.is_intact_in(&packages))
-            .collect();
+        let missing: Vec<_> = archives.iter().filter(|a| !a.is_intact_in(&packages)).collect();
         if !missing.is_empty() {
             progress.fetching(format!("fetching {} packages", missing.len()));
             let exact = missing.iter().filter_map(|a| a.exact_name());
@@ -223,10 +214,7 @@ fn parse_uri(line: &str) -> Option<Archive> {
     let file = words.next()?;
     let digest = words.nth(1).and_then(|w| w.strip_prefix("SHA256:"));
     let plain = !file.contains('/') && !file.starts_with('.');
-    plain.then(|| Archive {
-        file: file.to_owned(),
-        sha256: digest.map(str::to_owned),
-    })
+    plain.then(|| Archive { file: file.to_owned(), sha256: digest.map(str::to_owned) })
 }
 
 /// Parses `apt-cache depends --recurse`: a package at the margin, what it depends on indented.
@@ -286,11 +274,7 @@ kmod
     #[test]
     fn the_kernel_leads_to_its_modules_and_to_nothing_else() {
         let graph = parse_depends(DEPENDS);
-        let names = closure(
-            &graph,
-            "linux-image-virtual",
-            &["linux-image-", "linux-modules-"],
-        );
+        let names = closure(&graph, "linux-image-virtual", &["linux-image-", "linux-modules-"]);
         let expected = [
             "linux-image-6.8.0-31-generic",
             "linux-image-virtual",

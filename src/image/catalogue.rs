@@ -75,18 +75,12 @@ impl ImageStore {
         let found = file::private_dir(&dir)
             .and_then(|()| scan(&dir))
             .map_err(|e| BackendError::io(dir.display().to_string(), &e))?;
-        let mut images: BTreeMap<_, _> = found
-            .into_iter()
-            .map(|(name, finished)| (name, Image::found(finished)))
-            .collect();
+        let mut images: BTreeMap<_, _> =
+            found.into_iter().map(|(name, finished)| (name, Image::found(finished))).collect();
         for (name, source) in sources {
             images.entry(name.to_owned()).or_default().source = Some(source);
         }
-        Ok(Self(Arc::new(Inner {
-            layout,
-            images: Mutex::new(images),
-            bell: Bell::default(),
-        })))
+        Ok(Self(Arc::new(Inner { layout, images: Mutex::new(images), bell: Bell::default() })))
     }
 }
 
@@ -123,9 +117,7 @@ impl Images for ImageStore {
 
 impl Inner {
     fn begin(self: &Arc<Self>, name: &str) -> Result<(), BackendError> {
-        let unknown = || BackendError::NoImage {
-            name: name.to_owned(),
-        };
+        let unknown = || BackendError::NoImage { name: name.to_owned() };
         let mut images = self.images.lock();
         let image = images.get_mut(name).ok_or_else(unknown)?;
         match &image.phase {
@@ -266,9 +258,7 @@ impl Image {
         let source = self.source.as_ref();
         let manifest = finished.map(|f| &f.manifest);
         let word = |ours: Option<&str>, told: Option<&String>| {
-            ours.or(told.map(String::as_str))
-                .unwrap_or_default()
-                .to_owned()
+            ours.or(told.map(String::as_str)).unwrap_or_default().to_owned()
         };
         ImageInfo {
             name: name.to_owned(),
@@ -285,11 +275,7 @@ impl Image {
 
 impl Finished {
     fn new(manifest: Manifest, dir: PathBuf) -> Self {
-        Self {
-            size: manifest.size(&dir),
-            manifest,
-            dir,
-        }
+        Self { size: manifest.size(&dir), manifest, dir }
     }
 
     fn is_there(&self) -> bool {

@@ -55,18 +55,10 @@ struct Fixture {
 fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let (orders, receiver) = mpsc::channel();
-    let source = Arc::new(Told {
-        builds: AtomicUsize::new(0),
-        orders: Mutex::new(receiver),
-    });
+    let source = Arc::new(Told { builds: AtomicUsize::new(0), orders: Mutex::new(receiver) });
     let layout = Layout::new(dir.path());
     let store = ImageStore::with_sources(layout, vec![("told", Arc::clone(&source) as _)]).unwrap();
-    Fixture {
-        dir,
-        source,
-        orders,
-        store,
-    }
+    Fixture { dir, source, orders, store }
 }
 
 async fn until(store: &ImageStore, wanted: impl Fn(&ImageInfo) -> bool) -> ImageInfo {
@@ -115,10 +107,8 @@ async fn an_image_is_there_whole_or_not_at_all() {
     f.orders.send(Ok(())).unwrap();
     let info = until(&f.store, |i| i.status == ImageStatus::Ready).await;
     assert!(info.digest.starts_with("sha256:") && info.progress.is_empty());
-    let names: Vec<_> = fs::read_dir(dir.parent().unwrap())
-        .unwrap()
-        .map(|e| e.unwrap().file_name())
-        .collect();
+    let names: Vec<_> =
+        fs::read_dir(dir.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names, ["told"]);
     // Another daemon finds the same image and builds nothing.
     let again = ImageStore::with_sources(Layout::new(f.dir.path()), vec![]).unwrap();
@@ -129,17 +119,12 @@ async fn an_image_is_there_whole_or_not_at_all() {
 #[tokio::test]
 async fn a_failure_is_told_and_the_next_caller_tries_again() {
     let f = fixture();
-    f.orders
-        .send(Err(BuildError::malformed("kernel", "truncated")))
-        .unwrap();
+    f.orders.send(Err(BuildError::malformed("kernel", "truncated"))).unwrap();
     let error = f.store.ensure("told").await.unwrap_err().to_string();
     assert_eq!(error, "image told: kernel: truncated");
     let status = f.store.info("told").unwrap().status;
     assert_eq!(status, ImageStatus::Failed(error));
-    assert_eq!(
-        fs::read_dir(f.dir.path().join("images")).unwrap().count(),
-        0
-    );
+    assert_eq!(fs::read_dir(f.dir.path().join("images")).unwrap().count(), 0);
     f.orders.send(Ok(())).unwrap();
     f.store.ensure("told").await.unwrap();
     assert_eq!(f.source.builds.load(Ordering::SeqCst), 2);

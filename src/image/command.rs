@@ -51,19 +51,13 @@ impl Tool {
             .spawn()
             .map_err(|e| self.not_started(&e))?;
         let stdout = child.stdout.take();
-        Ok(Running {
-            tool: self.name,
-            child,
-            stdout,
-        })
+        Ok(Running { tool: self.name, child, stdout })
     }
 
     fn not_started(&self, error: &io::Error) -> BuildError {
-        if error.kind() == io::ErrorKind::NotFound {
-            BuildError::Missing {
-                program: self.name,
-                remedy: self.remedy,
-            }
+        // A directory of PATH that may not be entered hides what is not elsewhere.
+        if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) {
+            BuildError::Missing { program: self.name, remedy: self.remedy }
         } else {
             BuildError::io(Path::new(self.name), error)
         }
@@ -86,10 +80,8 @@ impl Running {
 
     /// Waits for its end.
     pub(super) fn finish(self) -> Result<(), BuildError> {
-        let output = self
-            .child
-            .wait_with_output()
-            .map_err(|e| BuildError::io(Path::new(self.tool), &e))?;
+        let output =
+            self.child.wait_with_output().map_err(|e| BuildError::io(Path::new(self.tool), &e))?;
         if output.status.success() {
             return Ok(());
         }
@@ -117,30 +109,15 @@ mod tests {
 
     #[test]
     fn a_program_that_is_not_installed_comes_with_the_remedy() {
-        let tool = Tool {
-            name: "no-such-program-here",
-            remedy: "install it",
-        };
+        let tool = Tool { name: "no-such-program-here", remedy: "install it" };
         let error = tool.run(&mut tool.command()).unwrap_err();
-        assert!(matches!(
-            error,
-            BuildError::Missing {
-                remedy: "install it",
-                ..
-            }
-        ));
+        assert!(matches!(error, BuildError::Missing { remedy: "install it", .. }));
     }
 
     #[test]
     fn a_failure_says_the_last_line_of_stderr() {
-        let tool = Tool {
-            name: "ls",
-            remedy: "",
-        };
-        let error = tool
-            .run(tool.command().arg("/no/such/file"))
-            .unwrap_err()
-            .to_string();
+        let tool = Tool { name: "ls", remedy: "" };
+        let error = tool.run(tool.command().arg("/no/such/file")).unwrap_err().to_string();
         assert!(error.contains("No such file"), "{error}");
     }
 }

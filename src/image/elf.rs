@@ -31,10 +31,8 @@ pub(super) fn needed(
     for entry in table.iter().filter(|d| d.tag == DT_NEEDED) {
         names.push(text(table.string(entry).map_err(damaged)?));
     }
-    let interpreter = elf
-        .elf_program_headers()
-        .iter()
-        .find_map(|h| h.interpreter(endian, bytes).ok().flatten());
+    let interpreter =
+        elf.elf_program_headers().iter().find_map(|h| h.interpreter(endian, bytes).ok().flatten());
     Ok((names, interpreter.map(text)))
 }
 
@@ -62,15 +60,9 @@ pub(super) fn module_depends(what: &str, bytes: &[u8]) -> Result<Vec<String>, Bu
         return Ok(Vec::new());
     };
     let info = section.data().map_err(damaged)?;
-    let depends = info
-        .split(|b| *b == 0)
-        .find_map(|field| field.strip_prefix(b"depends="));
+    let depends = info.split(|b| *b == 0).find_map(|field| field.strip_prefix(b"depends="));
     let names = String::from_utf8_lossy(depends.unwrap_or_default()).replace('-', "_");
-    Ok(names
-        .split(',')
-        .filter(|name| !name.is_empty())
-        .map(str::to_owned)
-        .collect())
+    Ok(names.split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect())
 }
 
 /// Copies the programs `roots` from `packages` to `into` (pairs of source and target), with every
@@ -134,11 +126,7 @@ fn find_exact(packages: &FileTree, path: &str) -> Result<String, BuildError> {
 
 /// Returns where a path lies after the merge.
 fn in_usr(path: &str) -> String {
-    if path.starts_with("usr/") {
-        path.to_owned()
-    } else {
-        format!("usr/{path}")
-    }
+    if path.starts_with("usr/") { path.to_owned() } else { format!("usr/{path}") }
 }
 
 #[cfg(test)]
@@ -180,10 +168,7 @@ mod tests {
         let mut packages = FileTree::default();
         packages.file("usr/lib64/ld.so", 0o755, *b"x");
         packages.file("lib/triplet/libz.so.1", 0o644, *b"x");
-        assert_eq!(
-            find_exact(&packages, "/lib64/ld.so").unwrap(),
-            "usr/lib64/ld.so"
-        );
+        assert_eq!(find_exact(&packages, "/lib64/ld.so").unwrap(), "usr/lib64/ld.so");
         let library = find_library(&packages, "libz.so.1").unwrap();
         assert_eq!(in_usr(&library), "usr/lib/triplet/libz.so.1");
     }

@@ -18,10 +18,7 @@ const DEBUGFS: Tool = tool("debugfs");
 const E2FSCK: Tool = tool("e2fsck");
 
 const fn tool(name: &'static str) -> Tool {
-    Tool {
-        name,
-        remedy: REMEDY,
-    }
+    Tool { name, remedy: REMEDY }
 }
 
 /// What the kernels of all supported distributions know, spelled out so that the host's
@@ -57,9 +54,7 @@ fn mke2fs(disk: &Path, time: u32) -> Command {
         .args(["-q", "-F", "-t", "ext4", "-O", FEATURES])
         .args(["-b", "4096", "-I", "256", "-i", "16384", "-m", "0"])
         .args(["-J", "size=8", "-L", "root", "-U", UUID, "-E"])
-        .arg(format!(
-            "hash_seed={UUID},lazy_itable_init=0,lazy_journal_init=0,nodiscard"
-        ))
+        .arg(format!("hash_seed={UUID},lazy_itable_init=0,lazy_journal_init=0,nodiscard"))
         .arg(disk);
     command
 }
@@ -77,10 +72,7 @@ fn fill(tree: &FileTree, disk: &Path, time: u32, scratch: &Path) -> Result<(), B
     let text = write_script(tree, time, scratch)?;
     fs::write(&script, text).map_err(|e| BuildError::io(&script, &e))?;
     let mut command = at_time(DEBUGFS.command(), time);
-    command
-        .current_dir(scratch)
-        .args(["-w", "-f", "script"])
-        .arg(disk);
+    command.current_dir(scratch).args(["-w", "-f", "script"]).arg(disk);
     let output = DEBUGFS.run_loud(&mut command)?;
     // It ends with status 0 whatever happens; its banner is the only thing that is no error.
     let errors: Vec<u8> = output
@@ -91,10 +83,7 @@ fn fill(tree: &FileTree, disk: &Path, time: u32, scratch: &Path) -> Result<(), B
         .copied()
         .collect();
     match last_line(&errors) {
-        Some(said) => Err(BuildError::Tool {
-            tool: DEBUGFS.name,
-            said,
-        }),
+        Some(said) => Err(BuildError::Tool { tool: DEBUGFS.name, said }),
         None => Ok(()),
     }
 }
@@ -169,14 +158,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let disks = ["a", "b"].map(|name| {
             let disk = dir.path().join(name);
-            make(
-                &tree(),
-                &disk,
-                32 << 20,
-                1_700_000_000,
-                &dir.path().join("s"),
-            )
-            .unwrap();
+            make(&tree(), &disk, 32 << 20, 1_700_000_000, &dir.path().join("s")).unwrap();
             disk
         });
         assert!(fs::read(&disks[0]).unwrap() == fs::read(&disks[1]).unwrap());
@@ -199,13 +181,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut tree = FileTree::default();
         tree.file("big", 0o644, vec![1; 32 << 20]);
-        let result = make(
-            &tree,
-            &dir.path().join("d"),
-            16 << 20,
-            0,
-            &dir.path().join("s"),
-        );
+        let result = make(&tree, &dir.path().join("d"), 16 << 20, 0, &dir.path().join("s"));
         assert!(matches!(result, Err(BuildError::Tool { .. })), "{result:?}");
     }
 }

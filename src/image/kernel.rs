@@ -75,11 +75,8 @@ struct Module {
 impl Kernel {
     /// Reads the kernel in packages already fetched; the second value is the newest file's time.
     pub(super) fn from_packages(debs: &[PathBuf]) -> Result<(Self, u32), BuildError> {
-        let mut wanted: BTreeSet<String> = [BOOT, BY_NAME, ON_DEMAND, USUAL]
-            .concat()
-            .into_iter()
-            .map(str::to_owned)
-            .collect();
+        let mut wanted: BTreeSet<String> =
+            [BOOT, BY_NAME, ON_DEMAND, USUAL].concat().into_iter().map(str::to_owned).collect();
         loop {
             let mut tree = FileTree::default();
             let mut newest = 0;
@@ -124,11 +121,7 @@ impl Kernel {
             Some(bytes) => Image::Vmlinux(bytes),
             None => Image::Compressed(bz_image),
         };
-        let kernel = Self {
-            version,
-            image,
-            modules,
-        };
+        let kernel = Self { version, image, modules };
         Ok((kernel, unknown))
     }
 
@@ -147,8 +140,7 @@ impl Kernel {
     /// Returns the modules to load at boot, dependencies apart: what is built in needs no loading.
     pub(super) fn boot_modules(&self) -> Vec<&'static str> {
         let all = BY_NAME.iter().chain(BOOT).copied();
-        all.filter(|name| self.modules.loadable.contains_key(*name))
-            .collect()
+        all.filter(|name| self.modules.loadable.contains_key(*name)).collect()
     }
 
     /// Adds the modules for booting, with `modules.dep`.
@@ -292,11 +284,7 @@ fn host_kernel(root: &Path, version: &str) -> Option<(Kernel, u32)> {
     let boot = format!("boot/vmlinuz-{version}");
     let image = std::fs::read(root.join(&boot)).ok()?;
     tree.file(&boot, 0o644, image);
-    add_host_modules(
-        root,
-        Path::new(&format!("lib/modules/{version}")),
-        &mut tree,
-    )?;
+    add_host_modules(root, Path::new(&format!("lib/modules/{version}")), &mut tree)?;
     let (kernel, _) = Kernel::from_tree(&tree).ok()?;
     kernel.check().ok()?;
     let modified = std::fs::metadata(root.join(&boot)).ok()?.modified().ok()?;
@@ -330,10 +318,7 @@ fn has_vmgenid(config: &str) -> bool {
 
 /// Sorts versions by their numbers.
 fn version_key(version: &str) -> Vec<u64> {
-    version
-        .split(|c: char| !c.is_ascii_digit())
-        .filter_map(|n| n.parse().ok())
-        .collect()
+    version.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect()
 }
 
 #[cfg(test)]
@@ -346,10 +331,7 @@ mod tests {
             let bytes = Vec::new();
             ((*name).to_owned(), Module { bytes, depends })
         });
-        Modules {
-            loadable: loadable.collect(),
-            builtin: ["crc16".to_owned()].into(),
-        }
+        Modules { loadable: loadable.collect(), builtin: ["crc16".to_owned()].into() }
     }
 
     #[test]
@@ -359,10 +341,7 @@ mod tests {
             ("jbd2", &["mbcache"]),
             ("mbcache", &[]),
         ]);
-        assert_eq!(
-            modules.closure(&["ext4", "crc16"]),
-            ["mbcache", "jbd2", "ext4"]
-        );
+        assert_eq!(modules.closure(&["ext4", "crc16"]), ["mbcache", "jbd2", "ext4"]);
         assert_eq!(modules.unknown().len(), 0);
     }
 

@@ -65,8 +65,7 @@ impl Manifest {
             let failed = |e| BuildError::io(&path, &e);
             let file = File::open(&path).map_err(failed)?;
             file.sync_all().map_err(failed)?;
-            file.set_permissions(Permissions::from_mode(0o444))
-                .map_err(failed)?;
+            file.set_permissions(Permissions::from_mode(0o444)).map_err(failed)?;
         }
         let path = dir.join(NAME);
         file::replace_json(&path, &self)
@@ -92,10 +91,7 @@ impl Manifest {
 
     /// Returns the bytes that the image's files take on disk.
     pub(super) fn size(&self, dir: &Path) -> u64 {
-        self.files()
-            .filter_map(|p| fs::metadata(dir.join(p)).ok())
-            .map(|m| m.blocks() * 512)
-            .sum()
+        self.files().filter_map(|p| fs::metadata(dir.join(p)).ok()).map(|m| m.blocks() * 512).sum()
     }
 
     fn files(&self) -> impl Iterator<Item = &Path> {

@@ -33,9 +33,7 @@ impl fmt::Debug for Progress {
 impl Progress {
     /// Hands every report to `report`.
     pub(super) fn new(report: impl Fn(ImageStatus, String) + Send + Sync + 'static) -> Self {
-        Self {
-            report: Box::new(report),
-        }
+        Self { report: Box::new(report) }
     }
 
     /// Says what is being fetched.
@@ -101,18 +99,12 @@ impl BuildError {
             || io::Error::new(error.kind(), error.to_string()),
             io::Error::from_raw_os_error,
         );
-        Self::Io {
-            what: path.display().to_string(),
-            error,
-        }
+        Self::Io { what: path.display().to_string(), error }
     }
 
     /// Says that an input is damaged.
     pub(super) fn malformed(what: impl Into<String>, reason: impl fmt::Display) -> Self {
-        Self::Malformed {
-            what: what.into(),
-            reason: reason.to_string(),
-        }
+        Self::Malformed { what: what.into(), reason: reason.to_string() }
     }
 
     /// Says whether newer lists of packages may help: not against a full disk, for one.
@@ -127,18 +119,14 @@ impl BuildError {
     /// Turns it into what a VM's driver understands, for the image `name`.
     pub(super) fn into_backend(self, name: &str) -> BackendError {
         match self {
-            Self::Missing { program, remedy } => BackendError::Missing {
-                program: program.to_owned(),
-                remedy: remedy.to_owned(),
-            },
+            Self::Missing { program, remedy } => {
+                BackendError::Missing { program: program.to_owned(), remedy: remedy.to_owned() }
+            }
             Self::Io { what, error } => BackendError::io(what, &error),
-            Self::Tool { tool, said } if is_full(&said) => BackendError::NoSpace {
-                what: format!("image {name} ({tool}: {said})"),
-            },
-            other => BackendError::ImageFailed {
-                name: name.to_owned(),
-                reason: other.to_string(),
-            },
+            Self::Tool { tool, said } if is_full(&said) => {
+                BackendError::NoSpace { what: format!("image {name} ({tool}: {said})") }
+            }
+            other => BackendError::ImageFailed { name: name.to_owned(), reason: other.to_string() },
         }
     }
 }

@@ -35,11 +35,7 @@ const STEPS: u32 = 6;
 /// The names of the kernel's packages: Debian's generic one, then Ubuntu's (whose `virtual` is
 /// the generic kernel without the drivers for hardware).
 const KERNEL: Wanted<'_> = Wanted {
-    any_of: &[
-        "linux-image-amd64",
-        "linux-image-virtual",
-        "linux-image-generic",
-    ],
+    any_of: &["linux-image-amd64", "linux-image-virtual", "linux-image-generic"],
     follow: &["linux-image-", "linux-modules-", "linux-binary-"],
 };
 const USERLAND: [Wanted<'_>; 4] = [
@@ -50,10 +46,7 @@ const USERLAND: [Wanted<'_>; 4] = [
 ];
 
 const fn libraries_of<'a>(any_of: &'a [&'a str]) -> Wanted<'a> {
-    Wanted {
-        any_of,
-        follow: &["lib", "zlib"],
-    }
+    Wanted { any_of, follow: &["lib", "zlib"] }
 }
 
 /// Files of the guest that are ours.
@@ -62,11 +55,7 @@ const FILES: &[(&str, u16, &str)] = &[
     ("etc/group", 0o644, include_str!("tiny/group")),
     ("etc/hostname", 0o644, "tiny\n"),
     ("etc/hosts", 0o644, "127.0.0.1 localhost\n::1 localhost\n"),
-    (
-        "etc/nsswitch.conf",
-        0o644,
-        include_str!("tiny/nsswitch.conf"),
-    ),
+    ("etc/nsswitch.conf", 0o644, include_str!("tiny/nsswitch.conf")),
     ("etc/passwd", 0o644, include_str!("tiny/passwd")),
     ("etc/profile", 0o644, include_str!("tiny/profile")),
     ("etc/rc", 0o644, include_str!("tiny/rc")),
@@ -133,12 +122,7 @@ struct Inputs {
 
 impl Inputs {
     fn new(kernel: Kernel, time: u32, debs: Vec<PathBuf>) -> Result<Self, BuildError> {
-        let mut inputs = Self {
-            kernel,
-            debs,
-            packages: FileTree::default(),
-            time,
-        };
+        let mut inputs = Self { kernel, debs, packages: FileTree::default(), time };
         for deb in &inputs.debs {
             let wanted = |path: &str| !path.starts_with("usr/share/");
             let time = unpack::package(deb, &mut inputs.packages, wanted)?;
@@ -150,9 +134,7 @@ impl Inputs {
     fn names(&self) -> Vec<String> {
         let debs = self.debs.iter().filter_map(|p| p.file_name());
         let debs = debs.map(|n| n.to_string_lossy().into_owned());
-        std::iter::once(format!("linux {}", self.kernel.version))
-            .chain(debs)
-            .collect()
+        std::iter::once(format!("linux {}", self.kernel.version)).chain(debs).collect()
     }
 }
 
@@ -168,10 +150,7 @@ impl Source for Tiny {
     fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest, BuildError> {
         if std::env::consts::ARCH != "x86_64" {
             return Err(BuildError::Unavailable {
-                what: format!(
-                    "builtin:tiny is not made for {} yet",
-                    std::env::consts::ARCH
-                ),
+                what: format!("builtin:tiny is not made for {} yet", std::env::consts::ARCH),
                 remedy: "name an image of your own in config/image",
             });
         }
@@ -245,9 +224,8 @@ fn write_kernel(kernel: &Kernel, dir: &Path) -> Result<&'static str, BuildError>
 }
 
 fn busybox(inputs: &Inputs) -> Result<std::sync::Arc<[u8]>, BuildError> {
-    let found = ["bin/busybox", "usr/bin/busybox"]
-        .into_iter()
-        .find_map(|path| inputs.packages.read(path));
+    let found =
+        ["bin/busybox", "usr/bin/busybox"].into_iter().find_map(|path| inputs.packages.read(path));
     found.ok_or_else(|| BuildError::malformed("busybox-static", "it holds no bin/busybox"))
 }
 
@@ -293,11 +271,7 @@ fn root_tree(inputs: &Inputs, dir: &Path) -> Result<FileTree, BuildError> {
 /// `/usr/lib/sftp-server`, or `/usr/lib/openssh/sftp-server`, as it was compiled.
 fn programs(packages: &FileTree) -> [(&'static str, &'static str); 5] {
     let sbin = |merged: &'static str, old: &'static str| {
-        if packages.contains(merged) {
-            merged
-        } else {
-            old
-        }
+        if packages.contains(merged) { merged } else { old }
     };
     let sftp = "usr/lib/openssh/sftp-server";
     [
@@ -305,10 +279,7 @@ fn programs(packages: &FileTree) -> [(&'static str, &'static str); 5] {
         ("usr/bin/dropbearkey", "usr/bin/dropbearkey"),
         (sftp, "usr/lib/sftp-server"),
         (sftp, sftp),
-        (
-            sbin("usr/sbin/resize2fs", "sbin/resize2fs"),
-            "usr/sbin/resize2fs",
-        ),
+        (sbin("usr/sbin/resize2fs", "sbin/resize2fs"), "usr/sbin/resize2fs"),
     ]
 }
 
@@ -319,10 +290,7 @@ fn applets(busybox: &[u8], dir: &Path) -> Result<Vec<String>, BuildError> {
     write(&path, busybox)?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o700))
         .map_err(|e| BuildError::io(&path, &e))?;
-    let tool = Tool {
-        name: "busybox",
-        remedy: "",
-    };
+    let tool = Tool { name: "busybox", remedy: "" };
     let output = tool.run(std::process::Command::new(&path).arg("--list-full"))?;
     fs::remove_file(&path).map_err(|e| BuildError::io(&path, &e))?;
     let text = String::from_utf8_lossy(&output);

@@ -51,10 +51,7 @@ impl FileTree {
     /// except a directory by a directory's default.
     fn insert(&mut self, path: &str, node: Node) {
         for (at, _) in path.match_indices('/') {
-            let parent = || Node {
-                mode: 0o755,
-                body: Body::Directory,
-            };
+            let parent = || Node { mode: 0o755, body: Body::Directory };
             self.0.entry(path[..at].to_owned()).or_insert_with(parent);
         }
         self.0.insert(path.to_owned(), node);
@@ -86,11 +83,8 @@ impl FileTree {
 
 /// Resolves a link's target against the link's own path, within the root.
 fn join(link: &str, target: &str) -> String {
-    let from = if target.starts_with('/') {
-        ""
-    } else {
-        link.rsplit_once('/').map_or("", |(dir, _)| dir)
-    };
+    let from =
+        if target.starts_with('/') { "" } else { link.rsplit_once('/').map_or("", |(dir, _)| dir) };
     let mut parts: Vec<&str> = Vec::new();
     for part in from.split('/').chain(target.split('/')) {
         match part {

@@ -114,9 +114,7 @@ mod tests {
         header.set_size(3);
         header.set_mode(0o755);
         header.set_mtime(42);
-        builder
-            .append_data(&mut header, "./usr/bin/x", &b"elf"[..])
-            .unwrap();
+        builder.append_data(&mut header, "./usr/bin/x", &b"elf"[..]).unwrap();
         let bytes = builder.into_inner().unwrap();
         let mut tree = FileTree::default();
         assert_eq!(read_tar(&bytes[..], &mut tree, |_| true).unwrap(), 42);

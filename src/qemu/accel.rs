@@ -77,11 +77,7 @@ fn by_verdict(choice: AccelChoice, verdict: Verdict) -> Step {
 }
 
 fn tcg(reason: &str) -> Accel {
-    Accel {
-        kind: AccelKind::Tcg,
-        cpu: TCG_CPU.to_owned(),
-        reason: reason.to_owned(),
-    }
+    Accel { kind: AccelKind::Tcg, cpu: TCG_CPU.to_owned(), reason: reason.to_owned() }
 }
 
 fn look() -> Hints {
@@ -139,11 +135,7 @@ impl Chooser {
     /// Makes one that takes its kernel from `images` and keeps its verdict under `layout`.
     pub fn new(layout: Layout, images: Arc<dyn Images>) -> Self {
         let verdict = OnceCell::new();
-        Self {
-            layout,
-            images,
-            verdict,
-        }
+        Self { layout, images, verdict }
     }
 
     /// Picks an accelerator.
@@ -173,16 +165,8 @@ impl Chooser {
             (step, _) => step,
         };
         match step {
-            Step::Use(Accel {
-                kind: AccelKind::Kvm,
-                reason,
-                ..
-            }) => format!("kvm: {reason}"),
-            Step::Use(Accel {
-                kind: AccelKind::Tcg,
-                reason,
-                ..
-            }) => {
+            Step::Use(Accel { kind: AccelKind::Kvm, reason, .. }) => format!("kvm: {reason}"),
+            Step::Use(Accel { kind: AccelKind::Tcg, reason, .. }) => {
                 format!("tcg: {reason} (slower, and no security boundary)")
             }
             Step::Refuse(reason) => reason,
@@ -195,9 +179,7 @@ impl Chooser {
         let proven = self.verdict.get_or_try_init(|| self.recall_or_prove(qemu));
         match proven.await {
             Ok(verdict) => verdict.clone(),
-            Err(error) => Verdict::Fails {
-                reason: format!("KVM could not be tried: {error}"),
-            },
+            Err(error) => Verdict::Fails { reason: format!("KVM could not be tried: {error}") },
         }
     }
 
@@ -216,10 +198,7 @@ impl Chooser {
         })?;
         let verdict = prove(&kernel).await;
         tracing::info!(?verdict, "KVM was put to the proof");
-        let kept = Kept {
-            circumstances,
-            verdict,
-        };
+        let kept = Kept { circumstances, verdict };
         if let Err(error) = keep(&self.layout, &kept) {
             // The next daemon will have to prove it again, no more.
             tracing::warn!(path = %path.display(), %error, "cannot keep the verdict on KVM");
@@ -229,10 +208,7 @@ impl Chooser {
 }
 
 fn refusal(choice: AccelChoice, reason: String) -> BackendError {
-    BackendError::NoAccelerator {
-        wanted: render_accel(choice).to_owned(),
-        reason,
-    }
+    BackendError::NoAccelerator { wanted: render_accel(choice).to_owned(), reason }
 }
 
 fn circumstances(image: &BootImage, qemu: &Installation) -> Result<Circumstances, BackendError> {
@@ -253,10 +229,7 @@ mod tests {
     use super::*;
 
     fn hints(device: Device, virtualizes: bool) -> Hints {
-        Hints {
-            device,
-            virtualizes,
-        }
+        Hints { device, virtualizes }
     }
 
     #[test]
@@ -269,21 +242,9 @@ mod tests {
                 hints(Device::Opens, true),
                 Step::Use(tcg("asked for in config/accel")),
             ),
-            (
-                AccelChoice::Auto,
-                hints(closed(), true),
-                Step::Use(tcg("there is no /dev/kvm")),
-            ),
-            (
-                AccelChoice::Kvm,
-                hints(closed(), true),
-                Step::Refuse("there is no /dev/kvm".into()),
-            ),
-            (
-                AccelChoice::Auto,
-                hints(Device::Opens, false),
-                Step::Use(tcg(none)),
-            ),
+            (AccelChoice::Auto, hints(closed(), true), Step::Use(tcg("there is no /dev/kvm"))),
+            (AccelChoice::Kvm, hints(closed(), true), Step::Refuse("there is no /dev/kvm".into())),
+            (AccelChoice::Auto, hints(Device::Opens, false), Step::Use(tcg(none))),
             (AccelChoice::Kvm, hints(Device::Opens, false), Step::Prove),
             (AccelChoice::Auto, hints(Device::Opens, true), Step::Prove),
             (AccelChoice::Kvm, hints(Device::Opens, true), Step::Prove),
@@ -295,17 +256,9 @@ mod tests {
 
     #[test]
     fn a_failed_proof_is_a_reason_for_tcg_and_a_refusal_of_kvm() {
-        let fails = || Verdict::Fails {
-            reason: "slow".into(),
-        };
-        assert_eq!(
-            by_verdict(AccelChoice::Auto, fails()),
-            Step::Use(tcg("slow"))
-        );
-        assert_eq!(
-            by_verdict(AccelChoice::Kvm, fails()),
-            Step::Refuse("slow".into())
-        );
+        let fails = || Verdict::Fails { reason: "slow".into() };
+        assert_eq!(by_verdict(AccelChoice::Auto, fails()), Step::Use(tcg("slow")));
+        assert_eq!(by_verdict(AccelChoice::Kvm, fails()), Step::Refuse("slow".into()));
         let works = Verdict::Works { cpu: "host".into() };
         let Step::Use(accel) = by_verdict(AccelChoice::Auto, works) else {
             panic!("KVM works and is not used");

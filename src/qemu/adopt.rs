@@ -82,24 +82,13 @@ async fn take_over(
         sink.push(MachineEvent::Announced);
     }
     let ended = watch_end(Arc::clone(&process));
-    let parts = Parts {
-        facts,
-        dir: dir.clone(),
-        qmp,
-        process,
-        ended,
-    };
-    Ok(Adoption::Running(
-        parts.run((sink, events), status != Status::Runs),
-    ))
+    let parts = Parts { facts, dir: dir.clone(), qmp, process, ended };
+    Ok(Adoption::Running(parts.run((sink, events), status != Status::Runs)))
 }
 
 /// The process at the other end, as the kernel knows it.
 fn peer(stream: &UnixStream) -> io::Result<Process> {
-    let pid = stream
-        .peer_cred()?
-        .pid()
-        .and_then(|p| u32::try_from(p).ok());
+    let pid = stream.peer_cred()?.pid().and_then(|p| u32::try_from(p).ok());
     Process::of(pid.ok_or(io::ErrorKind::NotFound)?)
 }
 
@@ -134,11 +123,7 @@ async fn rebuild(
 ) -> Result<RunFacts, BackendError> {
     let argument = |option| argument_of(process.pid, option).unwrap_or_default();
     let machine = argument("-machine");
-    let kind = if connect::uses_kvm(qmp).await? {
-        AccelKind::Kvm
-    } else {
-        AccelKind::Tcg
-    };
+    let kind = if connect::uses_kvm(qmp).await? { AccelKind::Kvm } else { AccelKind::Tcg };
     let facts = RunFacts {
         pid: process.pid,
         pid_start: process.start,

@@ -56,8 +56,7 @@ pub fn arguments(plan: &LaunchPlan, facts: &Facts<'_>) -> Result<Vec<OsString>, 
     if plan.paused {
         args.flag("-S");
     }
-    args.0
-        .extend(plan.spec.qemu_args.iter().map(OsString::from));
+    args.0.extend(plan.spec.qemu_args.iter().map(OsString::from));
     Ok(args.0)
 }
 
@@ -89,10 +88,7 @@ fn machine(args: &mut Args, plan: &LaunchPlan, facts: &Facts<'_>) {
     let version = facts.machine;
     let off = "usb=off,vmport=off,smbus=off,sata=off";
     args.pair("-machine", format!("{version},{off},memory-backend=ram"));
-    args.pair(
-        "-accel",
-        accelerator(&plan.accel, plan.spec.cpus, plan.spec.memory),
-    );
+    args.pair("-accel", accelerator(&plan.accel, plan.spec.cpus, plan.spec.memory));
     args.pair("-cpu", plan.accel.cpu.clone());
     args.pair("-smp", plan.spec.cpus.to_string());
     let mebibytes = plan.spec.memory >> 20;
@@ -143,10 +139,7 @@ fn disk(args: &mut Args, plan: &LaunchPlan) -> Result<(), BackendError> {
     args.pair("-blockdev", node.to_string());
     // A full disk of the host pauses the guest, which goes on when there is room again.
     let policy = "werror=enospc,rerror=report";
-    args.pair(
-        "-device",
-        format!("virtio-blk-pci,drive=disk,id=disk0,{policy}"),
-    );
+    args.pair("-device", format!("virtio-blk-pci,drive=disk,id=disk0,{policy}"));
     Ok(())
 }
 
@@ -242,21 +235,13 @@ mod tests {
                 cmdline: "console=ttyS0 root=/dev/vda, rw".into(),
                 announces: true,
             },
-            accel: Accel {
-                kind,
-                cpu: cpu.into(),
-                reason: String::new(),
-            },
+            accel: Accel { kind, cpu: cpu.into(), reason: String::new() },
             paused: false,
         }
     }
 
     fn facts(seed: Seed) -> Facts<'static> {
-        Facts {
-            machine: "pc-q35-7.2",
-            generation: Uuid::from_u128(1),
-            seed,
-        }
+        Facts { machine: "pc-q35-7.2", generation: Uuid::from_u128(1), seed }
     }
 
     /// One option with its value a line.

@@ -35,9 +35,7 @@ pub fn means_absent(error: &io::Error) -> bool {
 /// QMP's own, or `Refused` if there is no such forward.
 pub async fn ssh_port(qmp: &Qmp) -> Result<u16, QmpError> {
     let command = "human-monitor-command";
-    let answer = qmp
-        .execute(command, json!({"command-line": "info usernet"}))
-        .await?;
+    let answer = qmp.execute(command, json!({"command-line": "info usernet"})).await?;
     let text = answer.as_str().unwrap_or_default();
     forwarded_port(text).ok_or_else(|| QmpError::Refused {
         command: "info usernet".to_owned(),

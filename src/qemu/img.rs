@@ -69,14 +69,9 @@ fn create_arguments(image: &BootImage, disk: &Path, size: u64) -> Vec<OsString> 
         DiskFormat::Raw => "raw",
         DiskFormat::Qcow2 => "qcow2",
     };
-    let mut args: Vec<OsString> = ["create", "-q", "-u", "-f", "qcow2", "-F", format, "-b"]
-        .map(OsString::from)
-        .into();
-    args.extend([
-        image.disk.clone().into(),
-        disk.into(),
-        size.to_string().into(),
-    ]);
+    let mut args: Vec<OsString> =
+        ["create", "-q", "-u", "-f", "qcow2", "-F", format, "-b"].map(OsString::from).into();
+    args.extend([image.disk.clone().into(), disk.into(), size.to_string().into()]);
     args
 }
 
@@ -98,10 +93,7 @@ pub async fn info(path: &Path) -> Result<ImageFacts, BackendError> {
 /// # Errors
 /// `ImageFailed` saying so, or why it cannot be read.
 pub fn check_base(image: &BootImage) -> Result<(), BackendError> {
-    let refused = |reason: String| BackendError::ImageFailed {
-        name: image.name.clone(),
-        reason,
-    };
+    let refused = |reason: String| BackendError::ImageFailed { name: image.name.clone(), reason };
     if image.format == DiskFormat::Raw {
         return Ok(());
     }
@@ -111,9 +103,7 @@ pub fn check_base(image: &BootImage) -> Result<(), BackendError> {
         .map_err(|e| refused(format!("cannot read {}: {e}", image.disk.display())))?;
     match names_external_data(&header) {
         Some(false) => Ok(()),
-        Some(true) => Err(refused(
-            "its qcow2 header names another data file".to_owned(),
-        )),
+        Some(true) => Err(refused("its qcow2 header names another data file".to_owned())),
         None => Err(refused("it is not a qcow2 image".to_owned())),
     }
 }
@@ -132,11 +122,7 @@ fn names_external_data(header: &[u8]) -> Option<bool> {
 
 async fn run(what: &str, args: &[OsString]) -> Result<Vec<u8>, BackendError> {
     let mut command = Command::new(PROGRAM);
-    command
-        .args(args)
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .env("LC_ALL", "C");
+    command.args(args).stdin(Stdio::null()).kill_on_drop(true).env("LC_ALL", "C");
     let output = timeout(BOUND, command.output())
         .await
         .map_err(|_| failed(what, &format!("no answer within {} s", BOUND.as_secs())))?
@@ -149,7 +135,7 @@ async fn run(what: &str, args: &[OsString]) -> Result<Vec<u8>, BackendError> {
 
 fn not_started(what: &str, error: &io::Error) -> BackendError {
     match error.kind() {
-        io::ErrorKind::NotFound => BackendError::Missing {
+        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => BackendError::Missing {
             program: PROGRAM.to_owned(),
             remedy: "`apt install qemu-utils` or your system's package of it".to_owned(),
         },
@@ -161,9 +147,7 @@ fn refusal(what: &str, stderr: &str) -> BackendError {
     let line = stderr.lines().rev().find(|l| !l.trim().is_empty());
     let line = strip_program(line.unwrap_or("it gave no reason"));
     if line.contains("No space left on device") || line.contains("Disk quota exceeded") {
-        return BackendError::NoSpace {
-            what: line.to_owned(),
-        };
+        return BackendError::NoSpace { what: line.to_owned() };
     }
     failed(what, line)
 }
@@ -211,20 +195,14 @@ mod tests {
     async fn a_failure_carries_the_last_line_and_leaves_no_disk() {
         let vm = VmDir("/nowhere/vm".into());
         let image = image(Path::new("/nowhere/base.raw"), DiskFormat::Raw);
-        let error = ensure_overlay(&vm, &image, 0)
-            .await
-            .unwrap_err()
-            .to_string();
+        let error = ensure_overlay(&vm, &image, 0).await.unwrap_err().to_string();
         assert!(error.contains("No such file or directory"), "{error}");
         assert!(!error.contains("qemu-img: "), "{error}");
     }
 
     #[test]
     fn a_full_disk_is_told_apart() {
-        let error = refusal(
-            "x",
-            "qemu-img: a.qcow2: Could not write: No space left on device\n",
-        );
+        let error = refusal("x", "qemu-img: a.qcow2: Could not write: No space left on device\n");
         assert!(matches!(error, BackendError::NoSpace { .. }), "{error}");
         assert!(refusal("x", "").to_string().contains("gave no reason"));
     }
@@ -236,12 +214,7 @@ mod tests {
         let data = format!("data_file={}", dir.path().join("data").display());
         let create = ["create", "-q", "-f", "qcow2"].map(OsString::from);
         let size = OsString::from("1M");
-        run(
-            "x",
-            &[&create[..], &[plain.clone().into(), size.clone()]].concat(),
-        )
-        .await
-        .unwrap();
+        run("x", &[&create[..], &[plain.clone().into(), size.clone()]].concat()).await.unwrap();
         let option = ["-o".into(), data.into(), external.clone().into(), size];
         run("x", &[&create[..], &option].concat()).await.unwrap();
         check_base(&image(&plain, DiskFormat::Qcow2)).unwrap();

@@ -52,10 +52,13 @@ async fn ask(args: &[&str]) -> Result<String, BackendError> {
 /// Says why QEMU could not be started.
 pub fn not_started(error: &std::io::Error) -> BackendError {
     match error.kind() {
-        std::io::ErrorKind::NotFound => BackendError::Missing {
-            program: PROGRAM.to_owned(),
-            remedy: "`apt install qemu-system-x86` or your system's package of it".to_owned(),
-        },
+        // A directory of PATH that may not be entered hides what is not elsewhere.
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => {
+            BackendError::Missing {
+                program: PROGRAM.to_owned(),
+                remedy: "`apt install qemu-system-x86` or your system's package of it".to_owned(),
+            }
+        }
         _ => BackendError::io(format!("start {PROGRAM}"), error),
     }
 }
@@ -70,10 +73,7 @@ fn odd(question: &str, answer: &str) -> BackendError {
 
 fn parse_version(text: &str) -> Option<String> {
     let rest = text.split_once("version ")?.1;
-    let version: String = rest
-        .chars()
-        .take_while(|c| c.is_ascii_digit() || *c == '.')
-        .collect();
+    let version: String = rest.chars().take_while(|c| c.is_ascii_digit() || *c == '.').collect();
     (!version.is_empty()).then_some(version)
 }
 

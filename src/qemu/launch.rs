@@ -45,13 +45,7 @@ pub async fn launch(plan: &LaunchPlan, qemu: &Installation) -> Result<Launched, 
     };
     record::write(&dir, &facts).await?;
     guard.disarm();
-    let parts = Parts {
-        facts,
-        dir,
-        qmp,
-        process,
-        ended,
-    };
+    let parts = Parts { facts, dir, qmp, process, ended };
     Ok(parts.run((sink, events), plan.paused))
 }
 
@@ -78,16 +72,8 @@ async fn refuse_second(dir: &VmDir) -> Result<(), BackendError> {
 }
 
 fn spawn(plan: &LaunchPlan, qemu: &Installation, dir: &VmDir) -> Result<Process, BackendError> {
-    let seed = if dir.seed().exists() {
-        Seed::Present
-    } else {
-        Seed::Absent
-    };
-    let facts = Facts {
-        machine: &qemu.machine,
-        generation: Uuid::new_v4(),
-        seed,
-    };
+    let seed = if dir.seed().exists() { Seed::Present } else { Seed::Absent };
+    let facts = Facts { machine: &qemu.machine, generation: Uuid::new_v4(), seed };
     let args = cmdline::arguments(plan, &facts)?;
     process::spawn(PROGRAM, &args, dir).map_err(|e| not_started(&e))
 }

@@ -43,9 +43,7 @@ pub async fn end_of(ended: &Ended) -> String {
     let mut ended = ended.clone();
     let status = ended.wait_for(Option::is_some).await;
     // The watching task is gone only when the runtime is.
-    status
-        .map_or_else(|_| None, |s| s.clone())
-        .unwrap_or_else(|| "unknown".to_owned())
+    status.map_or_else(|_| None, |s| s.clone()).unwrap_or_else(|| "unknown".to_owned())
 }
 
 /// Says that QEMU died, with its last words.
@@ -98,9 +96,7 @@ fn translate(event: &Event) -> Option<MachineEvent> {
         "STOP" => Some(MachineEvent::Paused),
         "RESUME" => Some(MachineEvent::Resumed),
         "RESET" => Some(MachineEvent::Reset),
-        "SHUTDOWN" => Some(MachineEvent::ShutDown {
-            by_guest: data["guest"] == true,
-        }),
+        "SHUTDOWN" => Some(MachineEvent::ShutDown { by_guest: data["guest"] == true }),
         "VSERPORT_CHANGE" if data["id"] == READY_ID && data["open"] == true => {
             Some(MachineEvent::Announced)
         }
@@ -139,16 +135,9 @@ impl Parts {
         (sink, events): (EventSink, mpsc::Receiver<MachineEvent>),
         paused: bool,
     ) -> Launched {
-        let machine = Arc::new(Running {
-            parts: self,
-            killed: AtomicBool::new(false),
-        });
+        let machine = Arc::new(Running { parts: self, killed: AtomicBool::new(false) });
         tokio::spawn(Arc::clone(&machine).follow(sink));
-        Launched {
-            machine,
-            events,
-            paused,
-        }
+        Launched { machine, events, paused }
     }
 }
 
@@ -271,31 +260,16 @@ mod tests {
                 json!({"guest": true, "reason": "guest-shutdown"}),
                 Some(MachineEvent::ShutDown { by_guest: true }),
             ),
-            (
-                "SHUTDOWN",
-                Value::Null,
-                Some(MachineEvent::ShutDown { by_guest: false }),
-            ),
+            ("SHUTDOWN", Value::Null, Some(MachineEvent::ShutDown { by_guest: false })),
             ("VSERPORT_CHANGE", port(true), Some(MachineEvent::Announced)),
             ("VSERPORT_CHANGE", port(false), None),
-            (
-                "VSERPORT_CHANGE",
-                json!({"id": "other", "open": true}),
-                None,
-            ),
-            (
-                "BLOCK_IO_ERROR",
-                error(true, "stop"),
-                Some(MachineEvent::DiskFull),
-            ),
+            ("VSERPORT_CHANGE", json!({"id": "other", "open": true}), None),
+            ("BLOCK_IO_ERROR", error(true, "stop"), Some(MachineEvent::DiskFull)),
             ("BLOCK_IO_ERROR", error(false, "report"), None),
             ("POWERDOWN", Value::Null, None),
         ];
         for (name, data, expected) in table {
-            let event = Event {
-                name: name.into(),
-                data,
-            };
+            let event = Event { name: name.into(), data };
             assert_eq!(translate(&event), expected, "{event:?}");
         }
     }
@@ -310,11 +284,7 @@ mod tests {
             ("unknown", false, false),
         ];
         for (status, shut_down, expected) in table {
-            assert_eq!(
-                is_clean(status, shut_down),
-                expected,
-                "{status} {shut_down}"
-            );
+            assert_eq!(is_clean(status, shut_down), expected, "{status} {shut_down}");
         }
     }
 

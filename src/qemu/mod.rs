@@ -47,10 +47,7 @@ impl Qemu {
     /// Makes the hypervisor of the store at `layout`. The kernel of `images`' default image proves
     /// whether KVM works. Nothing is run yet.
     pub fn new(layout: Layout, images: Arc<dyn Images>) -> Self {
-        Self {
-            chooser: Chooser::new(layout, images),
-            installation: OnceCell::new(),
-        }
+        Self { chooser: Chooser::new(layout, images), installation: OnceCell::new() }
     }
 
     /// Returns what is installed, asked once. A failure is not remembered: the program may be
@@ -75,9 +72,7 @@ impl Hypervisor for Qemu {
     }
 
     async fn accel(&self, choice: AccelChoice) -> Result<Accel, BackendError> {
-        self.chooser
-            .choose(choice, self.installation().await?)
-            .await
+        self.chooser.choose(choice, self.installation().await?).await
     }
 
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched, BackendError> {

@@ -72,11 +72,7 @@ impl Process {
         // Read after the pidfd is held: a process that ended in between has no start time, and
         // a child of ours keeps its number until we reap it.
         let start = start_time(pid)?;
-        Ok(Self {
-            pid,
-            start,
-            pidfd: sys::readable_fd(pidfd)?,
-        })
+        Ok(Self { pid, start, pidfd: sys::readable_fd(pidfd)? })
     }
 
     /// Waits for its end and says how it ended: `exit 0`, `signal KILL`, or `unknown` if it is not
@@ -113,10 +109,7 @@ fn describe(status: &WaitIdStatus) -> String {
     SIGNALS
         .iter()
         .find(|(signal, _)| signal.as_raw() == number)
-        .map_or_else(
-            || format!("signal {number}"),
-            |(_, name)| format!("signal {name}"),
-        )
+        .map_or_else(|| format!("signal {number}"), |(_, name)| format!("signal {name}"))
 }
 
 /// Starts `program` in the VM's directory: a session of its own, no stdin, stdout and stderr at
@@ -145,11 +138,7 @@ pub fn spawn(program: &str, args: &[OsString], dir: &VmDir) -> io::Result<Proces
 fn open_log(dir: &VmDir, program: &str, args: &[OsString]) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     let path = dir.log();
-    let mut log = File::options()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(&path)?;
+    let mut log = File::options().append(true).create(true).mode(0o600).open(&path)?;
     if log.metadata()?.len() > LOG_LIMIT {
         log.set_len(0)?;
     }
@@ -211,10 +200,19 @@ fn is_qemu(program: &str) -> bool {
 /// Reads when a process started, in clock ticks since the host's boot.
 ///
 /// # Errors
-/// `NotFound` if there is no such process.
+/// `NotFound` if there is no such process, or it has ended and only waits to be reaped.
 pub fn start_time(pid: u32) -> io::Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    if has_ended(&stat) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
     parse_start_time(&stat).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// Says whether a process is a zombie: one whose new parent does not reap it stays for ever.
+fn has_ended(stat: &str) -> bool {
+    let state = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    state.starts_with(['Z', 'X'])
 }
 
 /// Field 22 of `/proc/PID/stat`. The second field, the program's name in parentheses, may hold
@@ -228,9 +226,8 @@ fn parse_start_time(stat: &str) -> Option<u64> {
 pub fn started_at(start: u64) -> SystemTime {
     let uptime = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let uptime = Duration::from_secs(u64::try_from(uptime.tv_sec).unwrap_or(0));
-    let age = uptime.saturating_sub(Duration::from_secs(
-        start / rustix::param::clock_ticks_per_second(),
-    ));
+    let age =
+        uptime.saturating_sub(Duration::from_secs(start / rustix::param::clock_ticks_per_second()));
     SystemTime::now().checked_sub(age).unwrap_or(UNIX_EPOCH)
 }
 
@@ -247,9 +244,7 @@ pub fn argument_of(pid: u32, option: &str) -> Option<String> {
 /// # Errors
 /// When `/proc` is not mounted.
 pub fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
-        .trim()
-        .to_owned())
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
 #[cfg(test)]
@@ -308,9 +303,7 @@ mod tests {
     #[tokio::test]
     async fn the_last_words_are_those_of_the_latest_launch() {
         let (_keep, dir) = vm_dir();
-        shell(&dir, "echo qemu-system-x86_64: first >&2")
-            .ended()
-            .await;
+        shell(&dir, "echo qemu-system-x86_64: first >&2").ended().await;
         assert_eq!(last_words(&dir), "first");
         shell(&dir, "true").ended().await;
         assert_eq!(last_words(&dir), "");
@@ -319,15 +312,9 @@ mod tests {
     #[test]
     fn a_last_line_loses_the_name_of_the_program_and_nothing_else() {
         let table = [
-            (
-                "aq: launch 1: x\nqemu-system-x86_64: -x: bad\n\n",
-                "-x: bad",
-            ),
+            ("aq: launch 1: x\nqemu-system-x86_64: -x: bad\n\n", "-x: bad"),
             ("aq: launch 1: x\n/usr/bin/qemu-img: no\n", "no"),
-            (
-                "aq: launch 1: x\nnot qemu-x: kept\naq: a note\n",
-                "not qemu-x: kept",
-            ),
+            ("aq: launch 1: x\nnot qemu-x: kept\naq: a note\n", "not qemu-x: kept"),
             ("a\naq: launch 1: x\naq: a note\n", ""),
             ("", ""),
         ];

@@ -62,9 +62,7 @@ pub async fn prove(kernel: &Path) -> Verdict {
     for cpu in LADDER {
         match boot("kvm", cpu, kernel, DEADLINE).await {
             Try::Booted => {
-                return Verdict::Works {
-                    cpu: (*cpu).to_owned(),
-                };
+                return Verdict::Works { cpu: (*cpu).to_owned() };
             }
             Try::Silent => {
                 let seconds = DEADLINE.as_secs();
@@ -100,19 +98,8 @@ pub(super) async fn boot(accel: &str, cpu: &str, kernel: &Path, deadline: Durati
 fn command(accel: &str, cpu: &str, kernel: &Path) -> Command {
     let mut command = std::process::Command::new(PROGRAM);
     command
-        .args([
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-no-reboot",
-        ])
-        .args([
-            "-machine",
-            "q35,usb=off,vmport=off,smbus=off,sata=off",
-            "-m",
-            "128M",
-        ])
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
+        .args(["-machine", "q35,usb=off,vmport=off,smbus=off,sata=off", "-m", "128M"])
         .args(["-accel", accel, "-cpu", cpu, "-serial", "stdio"])
         .args(["-append", "console=ttyS0 panic=-1", "-kernel"])
         .arg(kernel)

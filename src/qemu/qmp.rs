@@ -54,10 +54,9 @@ impl From<QmpError> for BackendError {
     fn from(error: QmpError) -> Self {
         match error {
             QmpError::Refused { command, text } => Self::QmpRefused { command, text },
-            QmpError::Timeout { command, bound } => Self::QmpTimeout {
-                command,
-                seconds: bound.as_secs(),
-            },
+            QmpError::Timeout { command, bound } => {
+                Self::QmpTimeout { command, seconds: bound.as_secs() }
+            }
             QmpError::Closed => Self::QemuDied {
                 status: "unknown".to_owned(),
                 stderr: "its QMP connection was closed".to_owned(),
@@ -112,19 +111,11 @@ pub fn parse(line: &[u8]) -> Line {
 
 fn version(greeting: &Value) -> Option<String> {
     let part = |name: &str| greeting["version"]["qemu"][name].as_u64();
-    Some(format!(
-        "{}.{}.{}",
-        part("major")?,
-        part("minor")?,
-        part("micro")?
-    ))
+    Some(format!("{}.{}.{}", part("major")?, part("minor")?, part("micro")?))
 }
 
 fn description(error: &Value) -> String {
-    error["desc"]
-        .as_str()
-        .unwrap_or("no description")
-        .to_owned()
+    error["desc"].as_str().unwrap_or("no description").to_owned()
 }
 
 /// Commands whose replies are awaited; `None` once the connection is closed.
@@ -201,10 +192,7 @@ impl Qmp {
         }
         match result.map_err(|_| timed_out(command, bound))?? {
             Ok(value) => Ok(value),
-            Err(text) => Err(QmpError::Refused {
-                command: command.to_owned(),
-                text,
-            }),
+            Err(text) => Err(QmpError::Refused { command: command.to_owned(), text }),
         }
     }
 
@@ -239,10 +227,7 @@ impl Qmp {
 }
 
 fn timed_out(command: &str, bound: Duration) -> QmpError {
-    QmpError::Timeout {
-        command: command.to_owned(),
-        bound,
-    }
+    QmpError::Timeout { command: command.to_owned(), bound }
 }
 
 async fn greeting(reader: &mut BufReader<OwnedReadHalf>) -> Result<String, QmpError> {
@@ -301,10 +286,7 @@ mod tests {
 
     #[test]
     fn every_kind_of_line_is_told_apart() {
-        let event = Event {
-            name: "STOP".into(),
-            data: Value::Null,
-        };
+        let event = Event { name: "STOP".into(), data: Value::Null };
         let table = [
             (GREETING, Line::Greeting("7.2.22".into())),
             (r#"{"event": "STOP", "timestamp": {}}"#, Line::Event(event)),
@@ -350,10 +332,7 @@ mod tests {
         }
 
         async fn say(&mut self, text: &str) {
-            self.writer
-                .write_all(format!("{text}\n").as_bytes())
-                .await
-                .unwrap();
+            self.writer.write_all(format!("{text}\n").as_bytes()).await.unwrap();
         }
     }
 
@@ -376,16 +355,10 @@ mod tests {
         let (first, second) = (qmp.execute("a", json!({})), qmp.execute("b", json!({})));
         let far_end = async {
             let (a, b) = (far.request().await, far.request().await);
-            far.say(&format!(r#"{{"return": "B", "id": {}}}"#, b["id"]))
-                .await;
+            far.say(&format!(r#"{{"return": "B", "id": {}}}"#, b["id"])).await;
             far.say("} noise {").await;
-            far.say(r#"{"event": "RESET", "data": {"guest": true}}"#)
-                .await;
-            far.say(&format!(
-                r#"{{"error": {{"desc": "no A"}}, "id": {}}}"#,
-                a["id"]
-            ))
-            .await;
+            far.say(r#"{"event": "RESET", "data": {"guest": true}}"#).await;
+            far.say(&format!(r#"{{"error": {{"desc": "no A"}}, "id": {}}}"#, a["id"])).await;
         };
         let (first, second, ()) = tokio::join!(first, second, far_end);
         assert_eq!(second.unwrap(), "B");

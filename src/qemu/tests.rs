@@ -122,17 +122,9 @@ fn plan(uuid: Uuid, dir: &VmDir, disk: &Path) -> LaunchPlan {
         uuid,
         name: "vm1".into(),
         dir: dir.0.clone(),
-        spec: VmSpec {
-            memory: 32 << 20,
-            disk: 64 << 20,
-            ..VmSpec::default()
-        },
+        spec: VmSpec { memory: 32 << 20, disk: 64 << 20, ..VmSpec::default() },
         image: image(disk, None),
-        accel: Accel {
-            kind: AccelKind::Tcg,
-            cpu: "max".into(),
-            reason: "a test".into(),
-        },
+        accel: Accel { kind: AccelKind::Tcg, cpu: "max".into(), reason: "a test".into() },
         paused: false,
     }
 }
@@ -203,11 +195,7 @@ fn record_of(vm: &Vm) -> Record {
 #[tokio::test]
 async fn a_machine_pauses_resumes_resets_and_ends_when_told() {
     let vm = Vm::paused();
-    let Launched {
-        machine,
-        mut events,
-        paused,
-    } = vm.launch().await;
+    let Launched { machine, mut events, paused } = vm.launch().await;
     let facts = machine.facts().clone();
     assert!(paused && facts.ssh_port > 0 && facts.uuid == vm.plan.uuid);
     assert_eq!(record_of(&vm).facts, facts);
@@ -262,18 +250,11 @@ async fn a_qemu_that_does_not_greet_is_ended_after_the_bound() {
 #[tokio::test]
 async fn a_killed_qemu_is_noticed_and_remembered() {
     let vm = Vm::paused();
-    let Launched {
-        machine,
-        mut events,
-        ..
-    } = vm.launch().await;
+    let Launched { machine, mut events, .. } = vm.launch().await;
     let process = Process::of(machine.facts().pid).unwrap();
     process.signal(Signal::KILL).unwrap();
     let report = end(&mut events).await;
-    assert_eq!(
-        (report.clean, report.status.as_str()),
-        (false, "signal KILL")
-    );
+    assert_eq!((report.clean, report.status.as_str()), (false, "signal KILL"));
     let Adoption::Ended(reason) = vm.adopt().await else {
         panic!("a dead QEMU was adopted");
     };
@@ -284,21 +265,14 @@ async fn a_killed_qemu_is_noticed_and_remembered() {
 #[tokio::test]
 async fn a_qemu_that_hangs_is_killed_within_the_bounds() {
     let vm = Vm::paused();
-    let Launched {
-        machine,
-        mut events,
-        ..
-    } = vm.launch().await;
+    let Launched { machine, mut events, .. } = vm.launch().await;
     let process = Process::of(machine.facts().pid).unwrap();
     process.signal(Signal::STOP).unwrap();
     let began = Instant::now();
     machine.kill().await.unwrap();
     assert!(began.elapsed() < Duration::from_secs(6));
     assert_eq!(end(&mut events).await.status, "signal KILL");
-    assert!(
-        !vm.dir.run().exists(),
-        "an end that was asked for is remembered as a failure"
-    );
+    assert!(!vm.dir.run().exists(), "an end that was asked for is remembered as a failure");
 }
 
 #[tokio::test]
@@ -306,16 +280,7 @@ async fn a_second_qemu_for_one_vm_is_refused_and_harms_nothing() {
     let vm = Vm::paused();
     let launched = vm.launch().await;
     let error = vm.qemu().launch(vm.plan.clone()).await.unwrap_err();
-    assert!(
-        matches!(
-            error,
-            BackendError::Io {
-                errno: libc::EBUSY,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, BackendError::Io { errno: libc::EBUSY, .. }), "{error}");
     launched.machine.resume().await.unwrap();
     launched.machine.kill().await.unwrap();
 }
@@ -362,11 +327,7 @@ fn a_later_daemon_adopts_what_runs_and_its_events() {
         let Adoption::Running(launched) = vm.adopt().await else {
             panic!("not adopted");
         };
-        let Launched {
-            machine,
-            mut events,
-            paused,
-        } = launched;
+        let Launched { machine, mut events, paused } = launched;
         assert!(paused);
         assert_eq!(machine.facts(), &record_of(&vm).facts);
         assert_eq!(machine.facts().pid, pid);
@@ -391,20 +352,10 @@ fn a_lost_or_damaged_record_is_made_again() {
         assert!(matches!(adoption, Adoption::Running(_)), "{adoption:?}");
         let after = record_of(&vm).facts;
         let of = |f: &crate::vm::backend::RunFacts| {
-            (
-                f.pid,
-                f.pid_start,
-                f.ssh_port,
-                f.machine.clone(),
-                f.accel.kind,
-                f.accel.cpu.clone(),
-            )
+            (f.pid, f.pid_start, f.ssh_port, f.machine.clone(), f.accel.kind, f.accel.cpu.clone())
         };
         assert_eq!(of(&after), of(&before));
-        let apart = after
-            .since
-            .duration_since(before.since)
-            .unwrap_or_else(|e| e.duration());
+        let apart = after.since.duration_since(before.since).unwrap_or_else(|e| e.duration());
         assert!(apart < Duration::from_secs(5), "{apart:?}");
     }
 }
@@ -418,13 +369,7 @@ fn what_does_not_agree_is_left_alone() {
     assert!(matches!(other, Adoption::Unclear(_)), "{other:?}");
     let mut lie = truth.clone();
     lie.facts.pid_start += 1;
-    for lie in [
-        lie,
-        Record {
-            boot_id: "another".into(),
-            ..truth.clone()
-        },
-    ] {
+    for lie in [lie, Record { boot_id: "another".into(), ..truth.clone() }] {
         file::replace_json(&vm.dir.run(), &lie).unwrap();
         let adoption = run(vm.adopt());
         assert!(matches!(adoption, Adoption::Unclear(_)), "{adoption:?}");
@@ -434,16 +379,7 @@ fn what_does_not_agree_is_left_alone() {
     let adoption = run(vm.adopt());
     assert!(matches!(adoption, Adoption::Unclear(_)), "{adoption:?}");
     let error = run(vm.qemu().launch(vm.plan.clone())).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            BackendError::Io {
-                errno: libc::EBUSY,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, BackendError::Io { errno: libc::EBUSY, .. }), "{error}");
     assert_eq!(vm.processes(), [pid]);
     assert_eq!(record_of(&vm), truth);
 }
@@ -469,10 +405,7 @@ fn an_end_while_nobody_watched_and_a_restart_of_the_host_are_told_apart() {
             panic!("a dead QEMU was adopted");
         };
         assert!(reason.contains("no daemon watched"), "{reason}");
-        let earlier = Record {
-            boot_id: "another".into(),
-            ..record_of(&vm)
-        };
+        let earlier = Record { boot_id: "another".into(), ..record_of(&vm) };
         file::replace_json(&vm.dir.run(), &earlier).unwrap();
         let Adoption::Ended(reason) = vm.adopt().await else {
             panic!("a dead QEMU was adopted");
@@ -510,11 +443,7 @@ async fn a_full_disk_pauses_the_guest_which_goes_on_when_there_is_room() {
     let filler = disk.0.path().join("filler");
     fs::write(&filler, vec![0; 1 << 20]).unwrap();
     let vm = Vm::within(tempfile::tempdir_in(disk.0.path()).unwrap(), WRITER);
-    let Launched {
-        machine,
-        mut events,
-        ..
-    } = vm.launch().await;
+    let Launched { machine, mut events, .. } = vm.launch().await;
     until(&mut events, &MachineEvent::DiskFull).await;
     until(&mut events, &MachineEvent::Paused).await;
     fs::remove_file(&filler).unwrap();
@@ -561,10 +490,7 @@ async fn a_kernel_that_speaks_is_told_from_a_silent_one_and_from_none() {
     let Try::Died(line) = boot("tcg", "max", &dir.path().join("none"), PATIENCE).await else {
         panic!("a kernel that is not there has booted");
     };
-    assert!(
-        line.contains("could not load kernel") || line.contains("none"),
-        "{line}"
-    );
+    assert!(line.contains("could not load kernel") || line.contains("none"), "{line}");
     let Try::Died(line) = boot("nonsense", "max", &kernel, PATIENCE).await else {
         panic!("an accelerator that is not there was used");
     };
@@ -584,17 +510,10 @@ async fn the_verdict_on_kvm_is_the_same_for_all_and_kept() {
         (Err(a), Err(b)) => assert_eq!(a.to_string(), b.to_string()),
         other => panic!("two verdicts: {other:?}"),
     }
-    let usable = fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_ok();
+    let usable = fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
     assert_eq!(layout.accel_verdict().exists(), usable);
     let later = Qemu::new(layout, Arc::new(OneKernel(None)));
-    assert_eq!(
-        later.accel(AccelChoice::Tcg).await.unwrap().kind,
-        AccelKind::Tcg
-    );
+    assert_eq!(later.accel(AccelChoice::Tcg).await.unwrap().kind, AccelKind::Tcg);
 }
 
 #[tokio::test]
@@ -603,9 +522,6 @@ async fn a_proof_that_cannot_be_tried_is_no_verdict() {
     let layout = Layout::new(store.path());
     let qemu = Qemu::new(layout.clone(), Arc::new(OneKernel(None)));
     let error = qemu.accel(AccelChoice::Kvm).await.unwrap_err();
-    assert!(
-        matches!(error, BackendError::NoAccelerator { .. }),
-        "{error}"
-    );
+    assert!(matches!(error, BackendError::NoAccelerator { .. }), "{error}");
     assert!(!layout.accel_verdict().exists());
 }

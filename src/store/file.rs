@@ -54,12 +54,7 @@ pub fn replace_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
 /// Whatever opening or writing answers.
 pub fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
-    File::options()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .open(path)?
-        .write_all(bytes)
+    File::options().append(true).create(true).mode(0o600).open(path)?.write_all(bytes)
 }
 
 /// Reads the last `limit` bytes of a file; nothing if there is no such file.
@@ -101,10 +96,7 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
 /// Whatever mkdir(2) answers.
 pub fn private_dir(dir: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
 #[cfg(test)]

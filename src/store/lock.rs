@@ -48,10 +48,7 @@ impl StoreLock {
     /// # Errors
     /// [`LockError::Taken`] names the other daemon.
     pub fn take(path: &Path, owner: &Owner) -> Result<Self, LockError> {
-        let failed = |error| LockError::Io {
-            path: path.to_owned(),
-            error,
-        };
+        let failed = |error| LockError::Io { path: path.to_owned(), error };
         let mut file = File::options()
             .read(true)
             .write(true)
@@ -90,10 +87,7 @@ fn taken(path: &Path, file: &mut File) -> LockError {
             || "which has not said who it is".to_owned(),
             |o| format!("pid {}, mounted at {}", o.pid, o.mount.display()),
         );
-    LockError::Taken {
-        store: path.parent().unwrap_or(path).to_owned(),
-        owner,
-    }
+    LockError::Taken { store: path.parent().unwrap_or(path).to_owned(), owner }
 }
 
 #[cfg(test)]
@@ -104,10 +98,7 @@ mod tests {
     fn the_second_daemon_is_told_of_the_first() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
-        let owner = Owner {
-            pid: 812,
-            mount: "/home/u/aq".into(),
-        };
+        let owner = Owner { pid: 812, mount: "/home/u/aq".into() };
         let held = StoreLock::take(&path, &owner).unwrap();
         let error = StoreLock::take(&path, &owner).unwrap_err().to_string();
         assert!(error.contains("pid 812, mounted at /home/u/aq"), "{error}");

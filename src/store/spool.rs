@@ -65,9 +65,7 @@ impl Spool {
             cursors: BTreeMap::new(),
             next_reader: 0,
         };
-        Arc::new(Self {
-            inner: Mutex::new(inner),
-        })
+        Arc::new(Self { inner: Mutex::new(inner) })
     }
 
     /// Takes as many of `bytes` as fit and says how many. It is full when as much is kept as may
@@ -91,10 +89,7 @@ impl Spool {
         let (id, start) = (inner.next_reader, inner.start);
         inner.next_reader += 1;
         inner.cursors.insert(id, start);
-        Reader {
-            spool: Arc::clone(self),
-            id,
-        }
+        Reader { spool: Arc::clone(self), id }
     }
 }
 
@@ -221,11 +216,7 @@ mod tests {
             assert_eq!(reader.read(100).unwrap(), b"3456789");
             assert_eq!(reader.read(100).unwrap(), b"");
         }
-        assert_eq!(
-            std::fs::read_dir(dir.path()).unwrap().count(),
-            0,
-            "the file has no name"
-        );
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "the file has no name");
     }
 
     #[test]
@@ -234,11 +225,7 @@ mod tests {
         assert_eq!(spool.try_append(&[b'x'; 20]).unwrap(), 16);
         assert_eq!(spool.try_append(b"y").unwrap(), 0);
         let reader = spool.reader();
-        assert_eq!(
-            spool.try_append(b"y").unwrap(),
-            0,
-            "nothing has been read yet"
-        );
+        assert_eq!(spool.try_append(b"y").unwrap(), 0, "nothing has been read yet");
         assert_eq!(reader.read(5).unwrap().len(), 5);
         assert_eq!(spool.try_append(b"yyyyyyyy").unwrap(), 5);
         assert_eq!(reader.read(100).unwrap(), b"xxxxxxxxxxxyyyyy");

@@ -66,22 +66,16 @@ impl Others {
         match self {
             Self::None => None,
             Self::Vms(registry) => registry.get(name).map(|vm| vm_entry(String::new(), &vm).id),
-            Self::Images(all) => all
-                .images()
-                .into_iter()
-                .find(|e| e.name == name)
-                .map(|e| e.id),
+            Self::Images(all) => all.images().into_iter().find(|e| e.name == name).map(|e| e.id),
         }
     }
 
     fn entries(&self) -> Vec<Entry> {
         match self {
             Self::None => Vec::new(),
-            Self::Vms(registry) => registry
-                .list()
-                .into_iter()
-                .map(|(name, vm)| vm_entry(name, &vm))
-                .collect(),
+            Self::Vms(registry) => {
+                registry.list().into_iter().map(|(name, vm)| vm_entry(name, &vm)).collect()
+            }
             Self::Images(all) => all.images(),
         }
     }
@@ -97,11 +91,7 @@ impl Others {
 
 fn vm_entry(name: String, vm: &Vm) -> Entry {
     let id = NodeId::directory(Table::Vm, vm.id().0);
-    Entry {
-        name,
-        id,
-        kind: Kind::Directory,
-    }
+    Entry { name, id, kind: Kind::Directory }
 }
 
 impl<T: Subject> Bound<T> {
@@ -110,11 +100,7 @@ impl<T: Subject> Bound<T> {
             Body::Directory(table) => self.below(table),
             _ => self.id.row(row),
         };
-        Entry {
-            name: node.name.to_owned(),
-            id,
-            kind: node.body.kind(),
-        }
+        Entry { name: node.name.to_owned(), id, kind: node.body.kind() }
     }
 
     /// Returns the directory of another table about the same object.
@@ -124,10 +110,7 @@ impl<T: Subject> Bound<T> {
     }
 
     fn rows(&self) -> impl Iterator<Item = Entry> {
-        self.rows
-            .iter()
-            .enumerate()
-            .map(|(at, node)| self.entry(at, node))
+        self.rows.iter().enumerate().map(|(at, node)| self.entry(at, node))
     }
 
     /// Returns the content of what is made on the spot; of anything else, nothing.
@@ -145,11 +128,7 @@ impl<T: Subject> Bound<T> {
             (Body::Value(_) | Body::Tail(_), _) => Ok(Open::Value(self.content(node).into())),
             (Body::Stream(open), vm) => {
                 let stream = open(&self.object, request)?;
-                Ok(Open::Stream {
-                    stream,
-                    crawler: request.crawler,
-                    vm,
-                })
+                Ok(Open::Stream { stream, crawler: request.crawler, vm })
             }
             (Body::Setting(key), Some(vm)) => {
                 Ok(Open::setting(vm, key, self.content(node), request.append))
@@ -167,18 +146,14 @@ impl<T: Subject> Bound<T> {
             let changed = changed.unwrap_or_else(|| self.object.changed(node.name));
             return (meta.map_or(0, |m| m.len().min(TAIL)), changed);
         }
-        (
-            self.content(node).len() as u64,
-            self.object.changed(node.name),
-        )
+        (self.content(node).len() as u64, self.object.changed(node.name))
     }
 }
 
 impl<T: Subject> Directory for Bound<T> {
     fn find(&self, name: &str) -> Option<NodeId> {
         let row = self.rows.iter().position(|node| node.name == name);
-        row.map(|at| self.entry(at, &self.rows[at]).id)
-            .or_else(|| self.others.find(name))
+        row.map(|at| self.entry(at, &self.rows[at]).id).or_else(|| self.others.find(name))
     }
 
     fn entries(&self) -> Vec<Entry> {
@@ -186,11 +161,7 @@ impl<T: Subject> Directory for Bound<T> {
     }
 
     fn own_attr(&self) -> Attr {
-        let rows = self
-            .rows
-            .iter()
-            .filter(|n| n.body.kind() == Kind::Directory)
-            .count();
+        let rows = self.rows.iter().filter(|n| n.body.kind() == Kind::Directory).count();
         let below = rows + self.others.count();
         Attr {
             id: self.id,
@@ -206,20 +177,11 @@ impl<T: Subject> Directory for Bound<T> {
         let node = self.rows.get(row).ok_or(TreeError::NotFound)?;
         let (size, changed) = self.extent(node);
         let (id, kind) = (self.id.row(row), node.body.kind());
-        Ok(Attr {
-            id,
-            kind,
-            mode: node.mode,
-            size,
-            links: 1,
-            changed,
-        })
+        Ok(Attr { id, kind, mode: node.mode, size, links: 1, changed })
     }
 
     fn kind(&self, row: usize) -> Kind {
-        self.rows
-            .get(row)
-            .map_or(Kind::Value, |node| node.body.kind())
+        self.rows.get(row).map_or(Kind::Value, |node| node.body.kind())
     }
 
     fn open(&self, row: usize, request: &OpenRequest<'_>) -> Answer<Open> {
@@ -246,11 +208,7 @@ impl<T: Subject> Directory for Bound<T> {
 fn setting_text(vm: Option<&Vm>, key: &crate::vm::spec::Key) -> Vec<u8> {
     let Some(vm) = vm else { return Vec::new() };
     let text = (key.render)(&vm.spec());
-    if text.is_empty() {
-        Vec::new()
-    } else {
-        format!("{text}\n").into_bytes()
-    }
+    if text.is_empty() { Vec::new() } else { format!("{text}\n").into_bytes() }
 }
 
 /// The embedded documentation.
@@ -258,23 +216,17 @@ struct Docs(NodeId);
 
 impl Docs {
     fn names() -> impl Iterator<Item = (&'static str, &'static [u8])> {
-        DOCS.files()
-            .filter_map(|f| Some((f.path().to_str()?, f.contents())))
+        DOCS.files().filter_map(|f| Some((f.path().to_str()?, f.contents())))
     }
 
     fn page(row: usize) -> Result<&'static [u8], TreeError> {
-        Self::names()
-            .nth(row)
-            .map(|(_, text)| text)
-            .ok_or(TreeError::NotFound)
+        Self::names().nth(row).map(|(_, text)| text).ok_or(TreeError::NotFound)
     }
 }
 
 impl Directory for Docs {
     fn find(&self, name: &str) -> Option<NodeId> {
-        Self::names()
-            .position(|(n, _)| n == name)
-            .map(|row| self.0.row(row))
+        Self::names().position(|(n, _)| n == name).map(|row| self.0.row(row))
     }
 
     fn entries(&self) -> Vec<Entry> {
@@ -288,27 +240,13 @@ impl Directory for Docs {
 
     fn own_attr(&self) -> Attr {
         let changed = SystemTime::UNIX_EPOCH;
-        Attr {
-            id: self.0,
-            kind: Kind::Directory,
-            mode: 0o555,
-            size: 0,
-            links: 2,
-            changed,
-        }
+        Attr { id: self.0, kind: Kind::Directory, mode: 0o555, size: 0, links: 2, changed }
     }
 
     fn attr(&self, row: usize) -> Result<Attr, TreeError> {
         let (id, size) = (self.0.row(row), Self::page(row)?.len() as u64);
         let changed = SystemTime::UNIX_EPOCH;
-        Ok(Attr {
-            id,
-            kind: Kind::Value,
-            mode: 0o444,
-            size,
-            links: 1,
-            changed,
-        })
+        Ok(Attr { id, kind: Kind::Value, mode: 0o444, size, links: 1, changed })
     }
 
     fn kind(&self, _row: usize) -> Kind {
@@ -337,10 +275,7 @@ pub(super) struct Directories {
 
 impl Directories {
     pub(super) fn new(registry: Arc<Registry>) -> Self {
-        Self {
-            registry,
-            numbers: Arc::default(),
-        }
+        Self { registry, numbers: Arc::default() }
     }
 
     /// Returns the directory with this number.
@@ -368,9 +303,7 @@ impl Directories {
     pub(super) fn attr(&self, id: NodeId) -> Result<Attr, TreeError> {
         match id.parts() {
             Some((_, _, None)) => Ok(self.get(id)?.own_attr()),
-            _ => self
-                .row(id)
-                .and_then(|(directory, row)| directory.attr(row)),
+            _ => self.row(id).and_then(|(directory, row)| directory.attr(row)),
         }
     }
 
@@ -399,34 +332,18 @@ impl Directories {
         let mut entry = |name: String| {
             let next = numbers.len() as u64;
             let object = *numbers.entry(name.clone()).or_insert(next);
-            Entry {
-                name,
-                id: NodeId::directory(Table::Image, object),
-                kind: Kind::Directory,
-            }
+            Entry { name, id: NodeId::directory(Table::Image, object), kind: Kind::Directory }
         };
-        self.registry
-            .world()
-            .images
-            .list()
-            .into_iter()
-            .map(|i| entry(i.name))
-            .collect()
+        self.registry.world().images.list().into_iter().map(|i| entry(i.name)).collect()
     }
 
     fn image(&self, object: u64) -> Result<ImageSubject, TreeError> {
         let numbers = self.numbers.lock();
-        let name = numbers
-            .iter()
-            .find(|(_, n)| **n == object)
-            .map(|(name, _)| name.clone());
+        let name = numbers.iter().find(|(_, n)| **n == object).map(|(name, _)| name.clone());
         drop(numbers);
         let info = name.and_then(|name| self.registry.world().images.info(&name));
         let info = info.ok_or(TreeError::NotFound)?;
-        Ok(ImageSubject {
-            registry: Arc::clone(&self.registry),
-            info,
-        })
+        Ok(ImageSubject { registry: Arc::clone(&self.registry), info })
     }
 }
 
@@ -437,11 +354,5 @@ fn bound<T: Subject>(
     object: T,
     others: Others,
 ) -> Box<dyn Directory> {
-    Box::new(Bound {
-        id,
-        mode,
-        rows,
-        object,
-        others,
-    })
+    Box::new(Bound { id, mode, rows, object, others })
 }

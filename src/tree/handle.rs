@@ -47,9 +47,7 @@ pub struct OpenRequest<'a> {
 
 impl std::fmt::Debug for OpenRequest<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("OpenRequest")
-            .field("access", &self.access)
-            .finish_non_exhaustive()
+        f.debug_struct("OpenRequest").field("access", &self.access).finish_non_exhaustive()
     }
 }
 
@@ -109,26 +107,13 @@ struct Results {
 impl Open {
     /// Opens a setting.
     pub(super) fn setting(vm: Vm, key: &'static Key, content: Vec<u8>, append: bool) -> Self {
-        let mode = Mutex::new(if append {
-            WriteMode::Append
-        } else {
-            WriteMode::Replace
-        });
-        Self::Setting(Setting {
-            vm,
-            key,
-            content: content.into(),
-            mode,
-        })
+        let mode = Mutex::new(if append { WriteMode::Append } else { WriteMode::Replace });
+        Self::Setting(Setting { vm, key, content: content.into(), mode })
     }
 
     /// Opens a control file.
     pub(super) fn control(vm: Vm, verbs: &'static [Verb]) -> Self {
-        Self::Control(Arc::new(Control {
-            vm,
-            verbs,
-            results: Mutex::default(),
-        }))
+        Self::Control(Arc::new(Control { vm, verbs, results: Mutex::default() }))
     }
 
     /// Reads. The offset counts for contents that are frozen; others go on where they were.
@@ -138,11 +123,9 @@ impl Open {
                 Answer::Now(Ok(slice(content, offset, max)))
             }
             Self::Control(control) => Answer::Now(Ok(control.read(max))),
-            Self::Stream {
-                stream,
-                crawler,
-                vm,
-            } => read_stream(stream, max, *crawler, patience, vm.as_ref()),
+            Self::Stream { stream, crawler, vm } => {
+                read_stream(stream, max, *crawler, patience, vm.as_ref())
+            }
         }
     }
 
@@ -159,24 +142,12 @@ impl Open {
     /// Says what could be done now, and returns a listener for changes: `None` if there are none.
     pub fn poll(&self) -> (Readiness, Option<Listener>) {
         match self {
-            Self::Value(_) | Self::Setting(_) => (
-                Readiness {
-                    readable: true,
-                    writable: true,
-                    hung_up: false,
-                },
-                None,
-            ),
+            Self::Value(_) | Self::Setting(_) => {
+                (Readiness { readable: true, writable: true, hung_up: false }, None)
+            }
             Self::Control(control) => {
                 let readable = !control.results.lock().unread.is_empty();
-                (
-                    Readiness {
-                        readable,
-                        writable: true,
-                        hung_up: false,
-                    },
-                    None,
-                )
+                (Readiness { readable, writable: true, hung_up: false }, None)
             }
             Self::Stream { stream, .. } => {
                 let listener = stream.listen();
@@ -194,9 +165,7 @@ impl Open {
 }
 
 fn slice(content: &[u8], offset: u64, max: usize) -> Vec<u8> {
-    let start = usize::try_from(offset)
-        .unwrap_or(usize::MAX)
-        .min(content.len());
+    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
     content[start..content.len().min(start.saturating_add(max))].to_vec()
 }
 

@@ -214,11 +214,7 @@ impl Tree {
     /// # Errors
     /// [`TreeError::BadHandle`].
     pub fn listing(&self, handle: u64) -> Result<Arc<[Entry]>, TreeError> {
-        self.listings
-            .lock()
-            .get(&handle)
-            .cloned()
-            .ok_or(TreeError::BadHandle)
+        self.listings.lock().get(&handle).cloned().ok_or(TreeError::BadHandle)
     }
 
     /// Forgets an open directory.
@@ -231,11 +227,7 @@ impl Tree {
     /// # Errors
     /// [`TreeError::BadHandle`].
     pub fn handle(&self, handle: u64) -> Result<Arc<Open>, TreeError> {
-        self.open
-            .lock()
-            .get(&handle)
-            .cloned()
-            .ok_or(TreeError::BadHandle)
+        self.open.lock().get(&handle).cloned().ok_or(TreeError::BadHandle)
     }
 
     /// Forgets an open file.

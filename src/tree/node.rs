@@ -26,6 +26,9 @@ pub struct Node<T: 'static> {
     pub body: Body<T>,
 }
 
+/// Opens a stream of an object.
+pub type OpenStream<T> = fn(&T, &OpenRequest<'_>) -> Result<Arc<dyn Stream>, TreeError>;
+
 /// What reading and writing a node means.
 pub enum Body<T: 'static> {
     /// A value or table, made when it is opened; its size is exact.
@@ -37,7 +40,7 @@ pub enum Body<T: 'static> {
     /// Verbs, one a line.
     Control(&'static [Verb]),
     /// Bytes that come and go; a read may park.
-    Stream(fn(&T, &OpenRequest<'_>) -> Result<Arc<dyn Stream>, TreeError>),
+    Stream(OpenStream<T>),
     /// A directory about the same object.
     Directory(Table),
 }

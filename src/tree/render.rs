@@ -15,11 +15,7 @@ use crate::vm::spec::render_size;
 
 /// The text of `.version`.
 pub(super) fn version() -> String {
-    format!(
-        "aq {} pid {}\n",
-        env!("CARGO_PKG_VERSION"),
-        std::process::id()
-    )
+    format!("aq {} pid {}\n", env!("CARGO_PKG_VERSION"), std::process::id())
 }
 
 /// The text of `.host`.
@@ -96,10 +92,7 @@ fn disk_bytes(vm: &Vm) -> u64 {
 }
 
 fn seconds(time: std::time::SystemTime) -> String {
-    time.duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs()
-        .to_string()
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().to_string()
 }
 
 #[derive(Default)]

@@ -34,7 +34,7 @@ pub static ROOT: &[Node<Arc<Registry>>] = &[
         name: ".host",
         mode: 0o444,
         doc: "the host: accelerator and why, QEMU, processors, memory, store",
-        body: Body::Value(|r| render::host(r)),
+        body: Body::Value(render::host),
     },
     Node {
         name: ".images",
@@ -122,12 +122,8 @@ pub static VM: &[Node<Vm>] = &[
 
 /// A VM's `config/`: a row for each setting there is.
 pub static CONFIG: LazyLock<Vec<Node<Vm>>> = LazyLock::new(|| {
-    let row = |key| Node {
-        name: key_name(key),
-        mode: 0o600,
-        doc: key.doc,
-        body: Body::Setting(key),
-    };
+    let row =
+        |key| Node { name: key_name(key), mode: 0o600, doc: key.doc, body: Body::Setting(key) };
     KEYS.iter().map(row).collect()
 });
 
@@ -253,11 +249,7 @@ mod tests {
 
     fn check<T>(rows: &[Node<T>]) {
         for (at, row) in rows.iter().enumerate() {
-            assert!(
-                !row.doc.is_empty() && !row.doc.ends_with('.'),
-                "{}: doc",
-                row.name
-            );
+            assert!(!row.doc.is_empty() && !row.doc.ends_with('.'), "{}: doc", row.name);
             let mode_fits = match row.body.kind() {
                 Kind::Value => row.mode == 0o444,
                 Kind::Setting | Kind::Control => row.mode == 0o600,
@@ -265,11 +257,7 @@ mod tests {
                 Kind::Directory => row.mode & 0o500 == 0o500,
             };
             assert!(mode_fits, "{}: mode {:o}", row.name, row.mode);
-            assert!(
-                rows[..at].iter().all(|r| r.name < row.name),
-                "{}: order",
-                row.name
-            );
+            assert!(rows[..at].iter().all(|r| r.name < row.name), "{}: order", row.name);
         }
     }
 
@@ -288,11 +276,7 @@ mod tests {
     #[test]
     fn ctl_lists_its_verbs() {
         let ctl = VM.iter().find(|row| row.name == "ctl").unwrap();
-        let verbs = VM_VERBS
-            .iter()
-            .map(|v| v.name)
-            .collect::<Vec<_>>()
-            .join(" ");
+        let verbs = VM_VERBS.iter().map(|v| v.name).collect::<Vec<_>>().join(" ");
         assert!(ctl.doc.ends_with(&verbs), "{verbs}");
     }
 
@@ -302,39 +286,17 @@ mod tests {
             let doc = doc.replace('|', "\\|");
             format!("| `{name}` | {mode:04o} | {kind} | {doc} |\n")
         };
-        let root = ROOT
+        let root = ROOT.iter().map(|r| row(r.name, r.mode, r.body.kind().name(), r.doc));
+        let vm =
+            VM.iter().map(|r| row(&format!("VM/{}", r.name), r.mode, r.body.kind().name(), r.doc));
+        let config = CONFIG
             .iter()
-            .map(|r| row(r.name, r.mode, r.body.kind().name(), r.doc));
-        let vm = VM.iter().map(|r| {
-            row(
-                &format!("VM/{}", r.name),
-                r.mode,
-                r.body.kind().name(),
-                r.doc,
-            )
-        });
-        let config = CONFIG.iter().map(|r| {
-            row(
-                &format!("VM/config/{}", r.name),
-                r.mode,
-                r.body.kind().name(),
-                r.doc,
-            )
-        });
-        let image = IMAGE.iter().map(|r| {
-            row(
-                &format!(".images/NAME/{}", r.name),
-                r.mode,
-                r.body.kind().name(),
-                r.doc,
-            )
-        });
+            .map(|r| row(&format!("VM/config/{}", r.name), r.mode, r.body.kind().name(), r.doc));
+        let image = IMAGE
+            .iter()
+            .map(|r| row(&format!(".images/NAME/{}", r.name), r.mode, r.body.kind().name(), r.doc));
         let head = "| file | mode | kind | |\n|---|---|---|---|\n".to_owned();
-        head + &root
-            .chain(vm)
-            .chain(config)
-            .chain(image)
-            .collect::<String>()
+        head + &root.chain(vm).chain(config).chain(image).collect::<String>()
     }
 
     #[test]

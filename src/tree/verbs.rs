@@ -81,9 +81,7 @@ pub static VM_VERBS: &[Verb] = &[
         usage: "[SECONDS]",
         doc: "shut the guest down; after SECONDS (30) QEMU is ended by force",
         parse: |args| match args {
-            [] => Ok(Command::Stop {
-                seconds: STOP_PATIENCE,
-            }),
+            [] => Ok(Command::Stop { seconds: STOP_PATIENCE }),
             [seconds] => patience(seconds).map(|seconds| Command::Stop { seconds }),
             _ => Err(Fault::Form),
         },
@@ -120,19 +118,14 @@ pub fn parse_lines<'a>(
     text: &'a str,
 ) -> impl Iterator<Item = Result<Command, VerbError>> + use<'a> {
     let lines = text.lines().map(str::trim);
-    lines
-        .filter(|l| !l.is_empty() && !l.starts_with('#'))
-        .map(|l| parse_line(verbs, l))
+    lines.filter(|l| !l.is_empty() && !l.starts_with('#')).map(|l| parse_line(verbs, l))
 }
 
 fn parse_line(verbs: &[Verb], line: &str) -> Result<Command, VerbError> {
     let mut words = line.split_whitespace();
     let word = words.next().unwrap_or_default();
     let args: Vec<&str> = words.collect();
-    let verb = verbs
-        .iter()
-        .find(|v| v.name == word)
-        .ok_or_else(|| unknown(verbs, word))?;
+    let verb = verbs.iter().find(|v| v.name == word).ok_or_else(|| unknown(verbs, word))?;
     (verb.parse)(&args).map_err(|fault| {
         let (line, usage) = (line.to_owned(), format!("{} {}", verb.name, verb.usage));
         let usage = usage.trim_end().to_owned();
@@ -148,9 +141,7 @@ fn unknown(verbs: &[Verb], word: &str) -> VerbError {
     let hint = verbs.iter().find(near);
     VerbError::Unknown {
         word: word.to_owned(),
-        hint: hint
-            .map(|v| format!(", did you mean {:?}?", v.name))
-            .unwrap_or_default(),
+        hint: hint.map(|v| format!(", did you mean {:?}?", v.name)).unwrap_or_default(),
         known: verbs.iter().map(|v| v.name).collect::<Vec<_>>().join(" "),
     }
 }
@@ -161,9 +152,7 @@ fn alone(args: &[&str], command: Command) -> Result<Command, Fault> {
 
 fn patience(text: &str) -> Result<u64, Fault> {
     let seconds: u64 = text.parse().map_err(|_| Fault::Form)?;
-    (seconds <= LONGEST_PATIENCE)
-        .then_some(seconds)
-        .ok_or(Fault::Range)
+    (seconds <= LONGEST_PATIENCE).then_some(seconds).ok_or(Fault::Range)
 }
 
 #[cfg(test)]
@@ -179,26 +168,17 @@ mod tests {
     #[test]
     fn lines_comments_and_a_missing_last_newline() {
         let commands = parse("# go\n\n  start paused \nstop 5");
-        let expected = [
-            Ok(Command::Start { paused: true }),
-            Ok(Command::Stop { seconds: 5 }),
-        ];
+        let expected = [Ok(Command::Start { paused: true }), Ok(Command::Stop { seconds: 5 })];
         assert_eq!(commands, expected);
     }
 
     #[test]
     fn mistakes_say_what_would_be_right() {
         let table = [
-            (
-                "strat",
-                r#"unknown verb "strat", did you mean "start"?; verbs are start stop kill"#,
-            ),
+            ("strat", r#"unknown verb "strat", did you mean "start"?; verbs are start stop kill"#),
             ("start now", r#""start now": usage: start [paused]"#),
             ("stop soon", r#""stop soon": usage: stop [SECONDS]"#),
-            (
-                "stop 99999999",
-                r#""stop 99999999": out of range; usage: stop [SECONDS]"#,
-            ),
+            ("stop 99999999", r#""stop 99999999": out of range; usage: stop [SECONDS]"#),
             ("kill -9", r#""kill -9": usage: kill"#),
         ];
         for (line, message) in table {

@@ -135,11 +135,7 @@ impl BackendError {
         match error.raw_os_error() {
             Some(libc_errno::ENOSPC | libc_errno::EDQUOT) => Self::NoSpace { what },
             Some(libc_errno::ENOMEM) => Self::NoMemory { what },
-            errno => Self::Io {
-                what,
-                error: error.to_string(),
-                errno: errno.unwrap_or(0),
-            },
+            errno => Self::Io { what, error: error.to_string(), errno: errno.unwrap_or(0) },
         }
     }
 }

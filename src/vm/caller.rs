@@ -48,18 +48,8 @@ mod tests {
     use super::*;
 
     fn caller(pids: &[u32], session: u32) -> Caller {
-        let lineage = pids
-            .iter()
-            .map(|&pid| ProcessId {
-                pid,
-                start: u64::from(pid),
-            })
-            .collect();
-        Caller {
-            uid: 1000,
-            lineage,
-            session,
-        }
+        let lineage = pids.iter().map(|&pid| ProcessId { pid, start: u64::from(pid) }).collect();
+        Caller { uid: 1000, lineage, session }
     }
 
     #[test]
@@ -76,10 +66,7 @@ mod tests {
     fn other_users_and_other_sessions_are_strangers() {
         let cat = caller(&[30, 20], 20);
         assert_eq!(cat.kinship(&caller(&[31, 21], 21)), None);
-        let other = Caller {
-            uid: 1001,
-            ..caller(&[30, 20], 20)
-        };
+        let other = Caller { uid: 1001, ..caller(&[30, 20], 20) };
         assert_eq!(cat.kinship(&other), None);
     }
 

@@ -79,12 +79,7 @@ struct Shared {
 impl Exec {
     /// Makes one for a VM. Output that outgrows memory lies in nameless files in `spool_dir`.
     pub fn new(spool_dir: PathBuf, link: watch::Receiver<Link>, runtime: Handle) -> Self {
-        Self(Arc::new(Shared {
-            spool_dir,
-            link,
-            runtime,
-            jobs: Mutex::default(),
-        }))
+        Self(Arc::new(Shared { spool_dir, link, runtime, jobs: Mutex::default() }))
     }
 
     /// Opens the file.
@@ -179,19 +174,12 @@ impl Shared {
 }
 
 fn off() -> VmError {
-    VmError::Refused(Refusal::Off {
-        verb: "exec",
-        state: "off",
-    })
+    VmError::Refused(Refusal::Off { verb: "exec", state: "off" })
 }
 
 /// Nobody waits for a text that it would have to finish itself.
 fn stage_for(reader: &Caller, job: &Job) -> Stage {
-    if reader.kinship(job.writer()) == Some((0, 0)) {
-        Stage::Settled
-    } else {
-        job.stage()
-    }
+    if reader.kinship(job.writer()) == Some((0, 0)) { Stage::Settled } else { job.stage() }
 }
 
 /// Runs a job to its end. Dropping this hangs up on it.
@@ -219,9 +207,7 @@ async fn execute(
         () = gone(&mut link) => {}
     }
     let lost = || VmError::Lost("the VM went off while the command ran".to_owned());
-    timeout(GRACE, exit)
-        .await
-        .map_or_else(|_| Err(lost()), |exit| Ok(exit?))
+    timeout(GRACE, exit).await.map_or_else(|_| Err(lost()), |exit| Ok(exit?))
 }
 
 /// Waits, with patience, until commands can be run.
@@ -232,14 +218,9 @@ async fn reach(link: &mut watch::Receiver<Link>) -> Result<Arc<dyn GuestSession>
     };
     match timeout(PATIENCE, settled).await {
         Ok(Ok(Link::Up(session))) => Ok(session),
-        Ok(Ok(_)) => Err(VmError::Lost(
-            "the VM went off before it was ready".to_owned(),
-        )),
+        Ok(Ok(_)) => Err(VmError::Lost("the VM went off before it was ready".to_owned())),
         Ok(Err(_)) => Err(VmError::Removed),
-        Err(_) => Err(BackendError::GuestTimeout {
-            seconds: PATIENCE.as_secs(),
-        }
-        .into()),
+        Err(_) => Err(BackendError::GuestTimeout { seconds: PATIENCE.as_secs() }.into()),
     }
 }
 
@@ -268,12 +249,7 @@ enum Text {
 
 impl Draft {
     fn new(shared: Arc<Shared>, writer: Caller) -> Self {
-        Self {
-            shared,
-            writer,
-            text: Mutex::new(Text::Empty),
-            silence: Bell::default(),
-        }
+        Self { shared, writer, text: Mutex::new(Text::Empty), silence: Bell::default() }
     }
 
     /// Text that comes after a reader has started the command begins the next one.
@@ -310,11 +286,7 @@ impl Stream for Draft {
     }
 
     fn readiness(&self) -> Readiness {
-        Readiness {
-            readable: false,
-            writable: true,
-            hung_up: false,
-        }
+        Readiness { readable: false, writable: true, hung_up: false }
     }
 
     fn listen(&self) -> Listener {

@@ -42,20 +42,12 @@ impl Script {
 /// Makes a world that follows a script.
 pub(crate) fn world(script: &Arc<Script>) -> World {
     let fake = Arc::new(Fake(Arc::clone(script)));
-    World {
-        hypervisor: fake.clone(),
-        guests: fake.clone(),
-        images: fake,
-    }
+    World { hypervisor: fake.clone(), guests: fake.clone(), images: fake }
 }
 
 /// How a fake QEMU ends when all is well.
 pub(crate) fn clean_exit() -> MachineEvent {
-    let report = ExitReport {
-        clean: true,
-        status: "exit 0".into(),
-        stderr: String::new(),
-    };
+    let report = ExitReport { clean: true, status: "exit 0".into(), stderr: String::new() };
     MachineEvent::Exited(report)
 }
 
@@ -75,11 +67,7 @@ impl Hypervisor for Fake {
                 reason: "fake".into(),
             });
         }
-        Ok(Accel {
-            kind: AccelKind::Tcg,
-            cpu: "max".into(),
-            reason: "fake".into(),
-        })
+        Ok(Accel { kind: AccelKind::Tcg, cpu: "max".into(), reason: "fake".into() })
     }
 
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched, BackendError> {
@@ -101,16 +89,8 @@ impl Hypervisor for Fake {
             image_digest: plan.image.digest,
             announces: false,
         };
-        let machine = Arc::new(FakeMachine {
-            facts,
-            script: Arc::clone(&self.0),
-            events: to,
-        });
-        Ok(Launched {
-            machine,
-            events,
-            paused: plan.paused,
-        })
+        let machine = Arc::new(FakeMachine { facts, script: Arc::clone(&self.0), events: to });
+        Ok(Launched { machine, events, paused: plan.paused })
     }
 
     async fn adopt(&self, _dir: PathBuf, _uuid: Uuid) -> Adoption {
@@ -175,9 +155,7 @@ impl Guests for Fake {
 
     async fn connect(&self, _at: &GuestAddress) -> Result<Arc<dyn GuestSession>, BackendError> {
         if *self.0.mute.lock() {
-            return Err(BackendError::Unreachable {
-                reason: "fake".into(),
-            });
+            return Err(BackendError::Unreachable { reason: "fake".into() });
         }
         Ok(Arc::new(FakeSession(Arc::clone(&self.0))))
     }
@@ -204,7 +182,7 @@ impl GuestSession for FakeSession {
     }
 
     async fn closed(&self) {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
@@ -239,11 +217,7 @@ impl Stream for Silence {
     }
 
     fn readiness(&self) -> Readiness {
-        Readiness {
-            readable: false,
-            writable: true,
-            hung_up: false,
-        }
+        Readiness { readable: false, writable: true, hung_up: false }
     }
 
     fn listen(&self) -> Listener {

@@ -69,10 +69,7 @@ impl Job {
     pub fn new(writer: Caller, spool: Arc<Spool>, bell: Arc<Bell>) -> Arc<Self> {
         Arc::new(Self {
             writer,
-            state: Mutex::new(State::Collecting {
-                text: Vec::new(),
-                flushed: false,
-            }),
+            state: Mutex::new(State::Collecting { text: Vec::new(), flushed: false }),
             spool,
             bell,
             room: Notify::new(),
@@ -184,10 +181,7 @@ impl Job {
 
     /// Returns a reader of its output, from the start.
     pub fn output(self: &Arc<Self>) -> Output {
-        Output {
-            reader: self.spool.reader(),
-            job: Attached(Arc::clone(self)),
-        }
+        Output { reader: self.spool.reader(), job: Attached(Arc::clone(self)) }
     }
 
     fn end(&self) -> Option<Result<(), VmError>> {
@@ -204,10 +198,7 @@ fn check(before: usize, data: &[u8]) -> Result<(), VmError> {
         return Err(VmError::Nul);
     }
     if before + data.len() > MAX_COMMAND {
-        return Err(VmError::TooLong {
-            what: "a command",
-            limit: MAX_COMMAND,
-        });
+        return Err(VmError::TooLong { what: "a command", limit: MAX_COMMAND });
     }
     Ok(())
 }

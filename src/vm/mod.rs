@@ -95,13 +95,7 @@ pub struct View {
 
 impl View {
     fn new(state: State, now: SystemTime) -> Self {
-        Self {
-            state,
-            since: now,
-            doing: None,
-            facts: None,
-            ready_after: None,
-        }
+        Self { state, since: now, doing: None, facts: None, ready_after: None }
     }
 }
 
@@ -233,11 +227,7 @@ impl Vm {
     pub fn expect_on(&self, verb: &'static str) -> Result<(), VmError> {
         let state = self.state();
         if state.is_off() {
-            return Err(Refusal::Off {
-                verb,
-                state: state.word(),
-            }
-            .into());
+            return Err(Refusal::Off { verb, state: state.word() }.into());
         }
         Ok(())
     }
@@ -306,8 +296,7 @@ impl Vm {
     ) -> Result<(), VmError> {
         let mut spec = VmSpec::clone(&self.spec());
         key.assign(&mut spec, &text, mode)?;
-        self.ask(|answer| Ask::Configure(Box::new(spec), answer))
-            .await
+        self.ask(|answer| Ask::Configure(Box::new(spec), answer)).await
     }
 
     /// Gives it another name, which the registry has reserved.
@@ -323,20 +312,12 @@ impl Vm {
         request: impl FnOnce(oneshot::Sender<Result<T, VmError>>) -> Ask,
     ) -> Result<T, VmError> {
         let (answer, result) = oneshot::channel();
-        self.0
-            .asks
-            .send(request(answer))
-            .await
-            .map_err(|_| VmError::Removed)?;
+        self.0.asks.send(request(answer)).await.map_err(|_| VmError::Removed)?;
         result.await.unwrap_or(Err(VmError::Removed))
     }
 }
 
 /// Joins a message's lines, so that a status and an error stay one line.
 pub(crate) fn one_line(text: &str) -> String {
-    text.split('\n')
-        .map(str::trim)
-        .filter(|l| !l.is_empty())
-        .collect::<Vec<_>>()
-        .join("; ")
+    text.split('\n').map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join("; ")
 }

@@ -39,11 +39,7 @@ impl Notice {
     }
 
     fn new(vm: &Vm, condition: Condition) -> Self {
-        Self {
-            vm: vm.clone(),
-            condition,
-            line: Mutex::new(Line::Awaited),
-        }
+        Self { vm: vm.clone(), condition, line: Mutex::new(Line::Awaited) }
     }
 }
 
@@ -72,11 +68,7 @@ impl Stream for Notice {
             Line::Awaited => (self.condition)(&self.vm).is_some(),
             Line::Rest(_) => true,
         };
-        Readiness {
-            readable: due,
-            writable: false,
-            hung_up: false,
-        }
+        Readiness { readable: due, writable: false, hung_up: false }
     }
 
     fn listen(&self) -> Listener {
@@ -91,11 +83,9 @@ fn ready_line(vm: &Vm) -> Option<Result<String, VmError>> {
             let took = view.ready_after.unwrap_or_default().as_millis();
             Some(Ok(format!("ready {took}ms")))
         }
-        state if state.is_off() => Some(Err(Refusal::Off {
-            verb: "ready",
-            state: state.word(),
+        state if state.is_off() => {
+            Some(Err(Refusal::Off { verb: "ready", state: state.word() }.into()))
         }
-        .into())),
         _ => None,
     }
 }

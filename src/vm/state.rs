@@ -184,10 +184,7 @@ pub fn admit(state: &State, command: &Command, protected: bool) -> Result<(), Re
         return admit_removal(state, protected);
     }
     if let State::Broken(reason) = state {
-        return Err(Refusal::Broken {
-            verb,
-            reason: reason.clone(),
-        });
+        return Err(Refusal::Broken { verb, reason: reason.clone() });
     }
     match (command, state) {
         (Command::Start { .. }, State::Stopped | State::Failed(_)) => Ok(()),
@@ -210,9 +207,7 @@ fn admit_removal(state: &State, protected: bool) -> Result<(), Refusal> {
     match state {
         _ if protected => Err(Refusal::Protected),
         State::Stopped | State::Failed(_) | State::Broken(_) => Ok(()),
-        _ => Err(Refusal::InUse {
-            state: state.word(),
-        }),
+        _ => Err(Refusal::InUse { state: state.word() }),
     }
 }
 
@@ -271,9 +266,6 @@ mod tests {
     #[test]
     fn a_state_prints_its_word_and_its_reason() {
         assert_eq!(State::Ready.to_string(), "ready");
-        assert_eq!(
-            State::Failed("no space".into()).to_string(),
-            "failed: no space"
-        );
+        assert_eq!(State::Failed("no space".into()).to_string(), "failed: no space");
     }
 }

@@ -36,10 +36,8 @@ pub(crate) fn install(store: &Path) {
 /// Each checkout has its own, so that two of them do not take turns in building.
 fn cache() -> PathBuf {
     let uid = rustix::process::getuid().as_raw();
-    let cache = std::env::var_os("AQFS_TEST_CACHE").map_or_else(
-        || format!("/var/tmp/aqfs-test-cache-{uid}").into(),
-        PathBuf::from,
-    );
+    let cache = std::env::var_os("AQFS_TEST_CACHE")
+        .map_or_else(|| format!("/var/tmp/aqfs-test-cache-{uid}").into(), PathBuf::from);
     cache.join(AQ.replace('/', "-").trim_start_matches('-'))
 }
 
@@ -51,12 +49,7 @@ fn is_current(cache: &Path, store: &Layout) -> bool {
 
 fn stamp_of(program: &str) -> String {
     let meta = fs::metadata(program).expect("the program");
-    format!(
-        "{program} {} {}.{}",
-        meta.len(),
-        meta.mtime(),
-        meta.mtime_nsec()
-    )
+    format!("{program} {} {}.{}", meta.len(), meta.mtime(), meta.mtime_nsec())
 }
 
 fn build(cache: &Path, store: &Layout) {
@@ -71,10 +64,7 @@ fn build(cache: &Path, store: &Layout) {
         cat .images/tiny/status image/error
         echo kill > image/ctl && cat image/wait && rmdir image";
     let said = mounted.sh_within(script, BUILD);
-    assert!(
-        said.stdout.starts_with("paused\nready\n"),
-        "no image: {said:?}"
-    );
+    assert!(said.stdout.starts_with("paused\nready\n"), "no image: {said:?}");
     drop(mounted);
     fs::write(cache.join("stamp"), stamp_of(AQ)).expect("the stamp of the cache");
 }

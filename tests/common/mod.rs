@@ -4,11 +4,7 @@
 //!
 //! No assertion about aqfs itself lives here, except that it cleans up behind itself.
 
-#![allow(
-    dead_code,
-    unused_imports,
-    reason = "each test binary uses a part of this"
-)]
+#![allow(dead_code, unused_imports, reason = "each test binary uses a part of this")]
 
 pub(crate) mod image;
 pub(crate) mod mounted;
@@ -31,11 +27,7 @@ pub(crate) fn assert_errno<T: std::fmt::Debug>(result: io::Result<T>, expected: 
     let wanted = io::Error::from_raw_os_error(expected);
     match result {
         Ok(value) => panic!("expected {wanted}, but it succeeded: {value:?}"),
-        Err(e) => assert_eq!(
-            e.raw_os_error(),
-            Some(expected),
-            "expected {wanted}, got {e}"
-        ),
+        Err(e) => assert_eq!(e.raw_os_error(), Some(expected), "expected {wanted}, got {e}"),
     }
 }
 

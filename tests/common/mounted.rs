@@ -53,10 +53,7 @@ impl Mounted {
     }
 
     fn serve(root: TempDir, store: PathBuf) -> Self {
-        let mounted = Self {
-            root,
-            store: Layout::new(store),
-        };
+        let mounted = Self { root, store: Layout::new(store) };
         for name in ["mnt", "home", "run", "tmp"] {
             aqfs::store::file::private_dir(&mounted.root.path().join(name)).expect("a directory");
         }
@@ -68,20 +65,14 @@ impl Mounted {
     #[track_caller]
     pub(crate) fn mount(&self) {
         self.try_mount().ok();
-        assert!(
-            proc::is_mounted(&self.dir()),
-            "aq mount returned before it was mounted"
-        );
+        assert!(proc::is_mounted(&self.dir()), "aq mount returned before it was mounted");
     }
 
     /// Runs `aq mount` for this store and directory and returns what it said.
     #[track_caller]
     pub(crate) fn try_mount(&self) -> Output {
         let mut aq = self.aq();
-        aq.arg("mount")
-            .arg(self.dir())
-            .arg("--store")
-            .arg(self.store.root());
+        aq.arg("mount").arg(self.dir()).arg("--store").arg(self.store.root());
         shell::finish(&mut aq, SHORT)
     }
 
@@ -94,22 +85,11 @@ impl Mounted {
 
     fn set_environment(&self, command: &mut Command) {
         let at = |name| self.root.path().join(name);
-        command
-            .env("HOME", at("home"))
-            .env("XDG_RUNTIME_DIR", at("run"))
-            .env("TMPDIR", at("tmp"));
-        for name in [
-            "XDG_DATA_HOME",
-            "XDG_CONFIG_HOME",
-            "XDG_CACHE_HOME",
-            "XDG_STATE_HOME",
-        ] {
+        command.env("HOME", at("home")).env("XDG_RUNTIME_DIR", at("run")).env("TMPDIR", at("tmp"));
+        for name in ["XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME"] {
             command.env_remove(name);
         }
-        command
-            .env("AQ", AQ)
-            .env("SCRATCH", self.root.path())
-            .current_dir("/");
+        command.env("AQ", AQ).env("SCRATCH", self.root.path()).current_dir("/");
     }
 
     /// Returns the mount point.
@@ -149,12 +129,8 @@ impl Mounted {
     /// Does what `printf %s TEXT > FILE` does: one open, one write.
     pub(crate) fn write(&self, name: &str, text: &str) -> io::Result<()> {
         let mut options = fs::OpenOptions::new();
-        let mut file = options
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o666)
-            .open(self.path(name))?;
+        let mut file =
+            options.write(true).create(true).truncate(true).mode(0o666).open(self.path(name))?;
         let written = file.write(text.as_bytes())?;
         assert_eq!(written, text.len(), "{name} took a part only");
         Ok(())
@@ -172,12 +148,8 @@ impl Mounted {
     #[track_caller]
     pub(crate) fn info(&self, vm: &str, key: &str) -> String {
         let table = self.read(&format!("{vm}/info"));
-        let row = table
-            .lines()
-            .find_map(|l| l.strip_prefix(key)?.strip_prefix(' '));
-        row.unwrap_or_else(|| panic!("no {key} in {table}"))
-            .trim()
-            .to_owned()
+        let row = table.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' '));
+        row.unwrap_or_else(|| panic!("no {key} in {table}")).trim().to_owned()
     }
 
     /// Creates and starts a VM and waits until its guest answers.
@@ -206,9 +178,7 @@ impl Mounted {
     /// Waits until a VM's guest answers.
     #[track_caller]
     pub(crate) fn wait_for_ready(&self, vm: &str) {
-        let said = self
-            .sh(&format!("cat {vm}/ready || cat {vm}/error {vm}/status >&2"))
-            .ok();
+        let said = self.sh(&format!("cat {vm}/ready || cat {vm}/error {vm}/status >&2")).ok();
         assert!(
             said.starts_with("ready "),
             "{vm}/ready said {said:?}: {}",
@@ -220,26 +190,19 @@ impl Mounted {
     #[track_caller]
     pub(crate) fn wait_for_status(&self, vm: &str, word: &str) {
         let status = format!("{vm}/status");
-        eventually(&format!("{vm} {word}"), BOOT, || {
-            self.read(&status).starts_with(word)
-        });
+        eventually(&format!("{vm} {word}"), BOOT, || self.read(&status).starts_with(word));
     }
 
     /// Runs a command in a guest and returns its output.
     #[track_caller]
     pub(crate) fn exec(&self, vm: &str, command: &str) -> String {
-        self.sh(&format!(
-            "cat > {vm}/exec <<'END'\n{command}\nEND\ncat {vm}/exec"
-        ))
-        .ok()
+        self.sh(&format!("cat > {vm}/exec <<'END'\n{command}\nEND\ncat {vm}/exec")).ok()
     }
 
     /// Returns the daemon's process number.
     #[track_caller]
     pub(crate) fn daemon(&self) -> u32 {
-        lock::owner(&self.store.lock())
-            .expect("the lock names the daemon")
-            .pid
+        lock::owner(&self.store.lock()).expect("the lock names the daemon").pid
     }
 
     /// Kills the daemon as `kill -9` does and waits until it is gone.
@@ -257,9 +220,7 @@ impl Mounted {
 
     /// Unmounts and says what the daemon has left behind.
     fn leave(&self) -> Vec<String> {
-        let daemon = lock::owner(&self.store.lock())
-            .map(|o| o.pid)
-            .filter(|&p| serves(p));
+        let daemon = lock::owner(&self.store.lock()).map(|o| o.pid).filter(|&p| serves(p));
         let mut left = Vec::from_iter(self.unmount());
         left.extend(daemon.and_then(|pid| self.outlasts(pid)));
         left.extend(strangers(self.root.path(), "run"));
@@ -280,10 +241,7 @@ impl Mounted {
             std::thread::sleep(Duration::from_millis(100));
             said = shell::finish(self.aq().arg("umount").arg(self.dir()), SHORT);
         }
-        let _lazily = Command::new("fusermount3")
-            .arg("-uz")
-            .arg(self.dir())
-            .output();
+        let _lazily = Command::new("fusermount3").arg("-uz").arg(self.dir()).output();
         Some(format!("the mount, after aq umount: {said:?}"))
     }
 
@@ -304,9 +262,7 @@ impl Mounted {
     fn end_guests(&self) {
         let qemus = self.qemus();
         qemus.iter().for_each(|&pid| proc::kill(pid, Signal::KILL));
-        eventually("QEMU gone after SIGKILL", SHORT, || {
-            !qemus.iter().any(|&p| proc::alive(p))
-        });
+        eventually("QEMU gone after SIGKILL", SHORT, || !qemus.iter().any(|&p| proc::alive(p)));
     }
 }
 
@@ -323,10 +279,7 @@ impl Drop for Mounted {
 }
 
 fn scratch() -> TempDir {
-    tempfile::Builder::new()
-        .prefix(PREFIX)
-        .tempdir()
-        .expect("a temporary directory")
+    tempfile::Builder::new().prefix(PREFIX).tempdir().expect("a temporary directory")
 }
 
 /// Says whether `pid` is a living aq: the lock file outlives its daemon, and numbers are reused.
@@ -335,9 +288,6 @@ fn serves(pid: u32) -> bool {
 }
 
 fn strangers(root: &Path, name: &str) -> Vec<String> {
-    let entries = fs::read_dir(root.join(name))
-        .into_iter()
-        .flatten()
-        .flatten();
+    let entries = fs::read_dir(root.join(name)).into_iter().flatten().flatten();
     entries.map(|e| e.path().display().to_string()).collect()
 }

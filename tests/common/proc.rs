@@ -45,11 +45,7 @@ pub(crate) fn all() -> Vec<u32> {
 
 /// Lists the processes of a group.
 pub(crate) fn group(group: u32) -> Vec<Process> {
-    all()
-        .into_iter()
-        .filter_map(process)
-        .filter(|p| p.group == group)
-        .collect()
+    all().into_iter().filter_map(process).filter(|p| p.group == group).collect()
 }
 
 /// Says whether a process lives (a zombie does not).
@@ -60,10 +56,7 @@ pub(crate) fn alive(pid: u32) -> bool {
 /// Lists the QEMU processes that serve a VM of the store below `root`: those that run in one of
 /// its directories or name it in their arguments.
 pub(crate) fn qemus(root: &Path) -> Vec<u32> {
-    all()
-        .into_iter()
-        .filter(|&pid| is_qemu_of(pid, root))
-        .collect()
+    all().into_iter().filter(|&pid| is_qemu_of(pid, root)).collect()
 }
 
 fn is_qemu_of(pid: u32, root: &Path) -> bool {
@@ -89,10 +82,7 @@ pub(crate) fn is_mounted(dir: &Path) -> bool {
 /// Lists the mount points in a `mountinfo` table, without its octal escapes.
 pub(crate) fn mount_points(table: &str) -> impl Iterator<Item = PathBuf> + '_ {
     let point = |line: &str| line.split(' ').nth(4).map(str::to_owned);
-    table
-        .lines()
-        .filter_map(point)
-        .map(|p| p.replace("\\040", " ").into())
+    table.lines().filter_map(point).map(|p| p.replace("\\040", " ").into())
 }
 
 /// Sends a signal; a process that is gone is fine.

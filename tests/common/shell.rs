@@ -51,22 +51,12 @@ pub(crate) fn run(shell: &str, script: impl AsRef<OsStr>, dir: &Path, bound: Dur
 pub(crate) fn finish(command: &mut Command, bound: Duration) -> Output {
     // Files and not pipes: a process that outlives the shell must not keep the test waiting.
     let (out, err) = (scratch(), scratch());
-    command
-        .stdin(Stdio::null())
-        .stdout(dup(&out))
-        .stderr(dup(&err))
-        .process_group(0);
-    let child = command
-        .spawn()
-        .unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
+    command.stdin(Stdio::null()).stdout(dup(&out)).stderr(dup(&err)).process_group(0);
+    let child = command.spawn().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
     let group = child.id();
     let status = wait(child, bound).unwrap_or_else(|| give_up(group, bound, &out, &err));
     let code = status.code().or_else(|| status.signal().map(|s| 128 + s));
-    Output {
-        stdout: text(&out),
-        stderr: text(&err),
-        code: code.unwrap_or(-1),
-    }
+    Output { stdout: text(&out), stderr: text(&err), code: code.unwrap_or(-1) }
 }
 
 /// Waits for a child; `None` when `bound` has passed.

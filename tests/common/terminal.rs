@@ -20,9 +20,7 @@ impl Terminal {
     pub(crate) fn open(socket: PathBuf, dir: &Path) -> Self {
         let terminal = Self { socket };
         let mut start = terminal.tmux();
-        start
-            .args(["new-session", "-d", "-x", "120", "-y", "40", "-c"])
-            .arg(dir);
+        start.args(["new-session", "-d", "-x", "120", "-y", "40", "-c"]).arg(dir);
         finish(start.args(["bash", "--norc", "--noprofile"]), BOUND).ok();
         terminal.until_foreground("bash");
         terminal
@@ -42,9 +40,7 @@ impl Terminal {
     /// Waits until `program` is in the foreground.
     #[track_caller]
     pub(crate) fn until_foreground(&self, program: &str) {
-        eventually(&format!("{program} in the foreground"), BOUND, || {
-            self.foreground() == program
-        });
+        eventually(&format!("{program} in the foreground"), BOUND, || self.foreground() == program);
     }
 
     /// Returns what is on the screen.
@@ -53,20 +49,12 @@ impl Terminal {
     }
 
     fn foreground(&self) -> String {
-        finish(
-            self.tmux()
-                .args(["display-message", "-p", "#{pane_current_command}"]),
-            BOUND,
-        )
-        .ok()
+        finish(self.tmux().args(["display-message", "-p", "#{pane_current_command}"]), BOUND).ok()
     }
 
     fn tmux(&self) -> Command {
         let mut command = Command::new("tmux");
-        command
-            .env_remove("TMUX")
-            .args(["-f", "/dev/null", "-S"])
-            .arg(&self.socket);
+        command.env_remove("TMUX").args(["-f", "/dev/null", "-S"]).arg(&self.socket);
         command
     }
 }

@@ -213,11 +213,7 @@ impl Line {
         loop {
             let chunk: Vec<u8> = {
                 let inner = self.inner.lock();
-                inner
-                    .typed
-                    .range(..inner.typed.len().min(CHUNK))
-                    .copied()
-                    .collect()
+                inner.typed.range(..inner.typed.len().min(CHUNK)).copied().collect()
             };
             if chunk.is_empty() {
                 self.typed.notified().await;

@@ -83,9 +83,7 @@ pub(super) fn seam(log: &[u8], at: usize, first: &[u8]) -> Seam {
     let probe = &first[..first.len().min(PROBE)];
     let places = log.windows(probe.len().max(1)).enumerate();
     let matches = places.filter(|(_, bytes)| *bytes == probe);
-    let nearest = matches
-        .map(|(place, _)| place)
-        .min_by_key(|place| place.abs_diff(at));
+    let nearest = matches.map(|(place, _)| place).min_by_key(|place| place.abs_diff(at));
     nearest.map_or(Seam::Unknown, Seam::At)
 }
 

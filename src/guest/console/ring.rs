@@ -100,8 +100,7 @@ impl Ring {
 
     fn drop_behind(&mut self, start: u64) -> u64 {
         let late = self.cursors.values_mut().filter(|cursor| cursor.at < start);
-        late.map(|cursor| start - std::mem::replace(&mut cursor.at, start))
-            .sum()
+        late.map(|cursor| start - std::mem::replace(&mut cursor.at, start)).sum()
     }
 }
 

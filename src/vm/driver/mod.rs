@@ -66,12 +66,7 @@ pub struct Birth {
 /// the state is known.
 pub async fn spawn(birth: Birth, world: World) -> Vm {
     let adoption = match &birth.definition {
-        Ok(_) => {
-            world
-                .hypervisor
-                .adopt(birth.dir.0.clone(), birth.uuid)
-                .await
-        }
+        Ok(_) => world.hypervisor.adopt(birth.dir.0.clone(), birth.uuid).await,
         Err(_) => Adoption::NeverRan,
     };
     let (asks, inbox) = mpsc::channel(16);
@@ -94,14 +89,7 @@ fn shared(
         Ok(definition) => (definition, State::Stopped),
         Err(reason) => {
             let spec = VmSpec::default();
-            (
-                Definition {
-                    version: 1,
-                    created: now,
-                    spec,
-                },
-                State::Broken(reason),
-            )
+            (Definition { version: 1, created: now, spec }, State::Broken(reason))
         }
     };
     let console = world.guests.console(birth.dir.0.clone());
@@ -114,11 +102,7 @@ fn shared(
         view: watch::Sender::new(View::new(state, definition.created)),
         bell: Bell::default(),
         failure: Mutex::new((None, definition.created)),
-        exec: Exec::new(
-            birth.dir.0.clone(),
-            links,
-            tokio::runtime::Handle::current(),
-        ),
+        exec: Exec::new(birth.dir.0.clone(), links, tokio::runtime::Handle::current()),
         asks,
         console,
         dir: birth.dir,
@@ -247,10 +231,7 @@ impl Driver {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let reporter = Reporter {
-            life: self.life,
-            to: self.reporter.clone(),
-        };
+        let reporter = Reporter { life: self.life, to: self.reporter.clone() };
         Task(tokio::spawn(work(reporter)))
     }
 
@@ -259,19 +240,14 @@ impl Driver {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let reporter = Reporter {
-            life: self.life,
-            to: self.reporter.clone(),
-        };
+        let reporter = Reporter { life: self.life, to: self.reporter.clone() };
         drop(tokio::spawn(work(reporter)));
     }
 
     fn note(&self, text: &str) {
         let path = self.vm.dir().log();
         let line = format!("aq: {}\n", one_line(text));
-        drop(tokio::task::spawn_blocking(move || {
-            file::append(&path, line.as_bytes())
-        }));
+        drop(tokio::task::spawn_blocking(move || file::append(&path, line.as_bytes())));
     }
 
     // ----- users -------------------------------------------------------------------------------
@@ -302,8 +278,14 @@ impl Driver {
         }
         let result = match command {
             Command::Start { paused } => return self.start(paused, answer),
-            Command::Stop { seconds } => Ok(self.stop(Duration::from_secs(seconds))),
-            Command::Kill => Ok(self.kill()),
+            Command::Stop { seconds } => {
+                self.stop(Duration::from_secs(seconds));
+                Ok(())
+            }
+            Command::Kill => {
+                self.kill();
+                Ok(())
+            }
             Command::Pause | Command::Resume | Command::Reset => self.steer(&command).await,
             Command::Remove => {
                 self.link.send_replace(Link::Off);
@@ -319,11 +301,7 @@ impl Driver {
     async fn steer(&mut self, command: &Command) -> Result<(), VmError> {
         let Some(running) = &self.running else {
             let state = self.state().word();
-            return Err(Refusal::Off {
-                verb: command.verb(),
-                state,
-            }
-            .into());
+            return Err(Refusal::Off { verb: command.verb(), state }.into());
         };
         let machine = Arc::clone(&running.machine);
         match command {
@@ -345,30 +323,15 @@ impl Driver {
 
     async fn configure(&mut self, spec: VmSpec) -> Result<(), VmError> {
         if let State::Broken(reason) = self.state() {
-            return Err(Refusal::Broken {
-                verb: "config",
-                reason,
-            }
-            .into());
+            return Err(Refusal::Broken { verb: "config", reason }.into());
         }
         let old = self.vm.spec();
         if spec.image != old.image && self.vm.dir().disk().exists() {
-            return Err(Refusal::HasDisk {
-                image: old.image.clone(),
-            }
-            .into());
+            return Err(Refusal::HasDisk { image: old.image.clone() }.into());
         }
-        let definition = Definition {
-            version: 1,
-            created: self.vm.created(),
-            spec: spec.clone(),
-        };
+        let definition = Definition { version: 1, created: self.vm.created(), spec: spec.clone() };
         let path = self.vm.dir().definition();
-        off_thread(
-            move || file::replace_json(&path, &definition),
-            "the VM's definition",
-        )
-        .await?;
+        off_thread(move || file::replace_json(&path, &definition), "the VM's definition").await?;
         *self.vm.0.spec.write() = (Arc::new(spec), SystemTime::now());
         self.vm.0.bell.ring();
         Ok(())
@@ -377,11 +340,7 @@ impl Driver {
     async fn rename(&mut self, name: String) -> Result<(), VmError> {
         let path = self.vm.dir().name();
         let text = format!("{name}\n");
-        off_thread(
-            move || file::replace(&path, text.as_bytes()),
-            "the VM's name",
-        )
-        .await?;
+        off_thread(move || file::replace(&path, text.as_bytes()), "the VM's name").await?;
         *self.vm.0.name.write() = name;
         self.vm.0.bell.ring();
         Ok(())
@@ -413,9 +372,7 @@ impl Driver {
     }
 
     fn on_disk_full(&mut self) {
-        let error = BackendError::NoSpace {
-            what: "the VM's disk: it is paused".to_owned(),
-        };
+        let error = BackendError::NoSpace { what: "the VM's disk: it is paused".to_owned() };
         self.note(&error.to_string());
         self.vm.note_outcome(Err::<(), _>(error));
         self.on_paused();
@@ -497,11 +454,7 @@ pub(crate) async fn off_thread<T: Send + 'static>(
         Ok(result) => result.map_err(|e| BackendError::io(what, &e)),
         Err(panic) => {
             let error = panic.to_string();
-            Err(BackendError::Io {
-                what: what.to_owned(),
-                error,
-                errno: 0,
-            })
+            Err(BackendError::Io { what: what.to_owned(), error, errno: 0 })
         }
     }
 }

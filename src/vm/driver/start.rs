@@ -34,19 +34,14 @@ impl Driver {
     ) -> Life {
         let spec = self.vm.spec();
         if self.world.images.info(&spec.image).is_none() {
-            let error = BackendError::NoImage {
-                name: spec.image.clone(),
-            };
+            let error = BackendError::NoImage { name: spec.image.clone() };
             drop(answer.send(Err(error.into())));
             return Life::GoesOn;
         }
         self.life += 1;
         self.begun = Instant::now();
-        self.starting = Some(Starting {
-            before: self.state(),
-            answer: Some(answer),
-            launching: false,
-        });
+        self.starting =
+            Some(Starting { before: self.state(), answer: Some(answer), launching: false });
         self.enter(State::Starting);
         self.publish(|view| {
             view.facts = None;
@@ -56,10 +51,7 @@ impl Driver {
         self.link.send_replace(Link::Coming);
         let (vm, world) = (self.vm.clone(), self.world.clone());
         self.preparing = Some(self.task(|to| async move {
-            to.report(Report::Planned(
-                plan(&vm, &world, paused).await.map(Box::new),
-            ))
-            .await;
+            to.report(Report::Planned(plan(&vm, &world, paused).await.map(Box::new))).await;
         }));
         self.detached(|to| async move {
             tokio::time::sleep(START_ANSWER).await;
@@ -80,8 +72,7 @@ impl Driver {
         self.publish(|view| view.doing = Some("QEMU".to_owned()));
         let hypervisor = Arc::clone(&self.world.hypervisor);
         self.detached(|to| async move {
-            to.report(Report::Launched(hypervisor.launch(*plan).await))
-                .await;
+            to.report(Report::Launched(hypervisor.launch(*plan).await)).await;
         });
     }
 
@@ -98,11 +89,7 @@ impl Driver {
     /// Takes a machine that runs, new or adopted.
     fn take_over(&mut self, launched: Launched) {
         let facts = launched.machine.facts().clone();
-        let state = if launched.paused {
-            State::Paused
-        } else {
-            State::Running
-        };
+        let state = if launched.paused { State::Paused } else { State::Running };
         self.running = Some(launched);
         self.vm.console().attach();
         self.publish(|view| view.facts = Some(facts));

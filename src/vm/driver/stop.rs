@@ -46,10 +46,7 @@ impl Driver {
         if starting.launching {
             self.enter(State::Stopping);
         } else {
-            let refusal = Refusal::Already {
-                verb: "start",
-                state: "stopped by another request",
-            };
+            let refusal = Refusal::Already { verb: "start", state: "stopped by another request" };
             self.preparing = None;
             self.answer_start(Err(refusal.into()));
             self.starting = None;
@@ -99,10 +96,8 @@ impl Driver {
         if report.clean || self.state() == State::Stopping {
             return self.enter(State::Stopped);
         }
-        let error = BackendError::QemuDied {
-            status: report.status.clone(),
-            stderr: report.stderr.clone(),
-        };
+        let error =
+            BackendError::QemuDied { status: report.status.clone(), stderr: report.stderr.clone() };
         self.vm.note_outcome(Err::<(), _>(&error));
         self.enter(State::Failed(one_line(&error.to_string())));
     }
@@ -111,10 +106,7 @@ impl Driver {
 /// Asks a guest without a listener for the power button to shut down.
 async fn ask_over_ssh(session: Option<Arc<dyn GuestSession>>, to: &Reporter) {
     let Some(session) = session else { return };
-    to.report(Report::Note(
-        "no answer to the power button; asking over SSH".to_owned(),
-    ))
-    .await;
+    to.report(Report::Note("no answer to the power button; asking over SSH".to_owned())).await;
     drop(session.exec(b"poweroff", b"", &Nowhere).await);
 }
 

@@ -18,11 +18,7 @@ use crate::vm::{Vm, VmError, VmId};
 const START: Command = Command::Start { paused: false };
 
 async fn vm(dir: &Path, script: &Arc<Script>) -> Vm {
-    let definition = Definition {
-        version: 1,
-        created: SystemTime::now(),
-        spec: VmSpec::default(),
-    };
+    let definition = Definition { version: 1, created: SystemTime::now(), spec: VmSpec::default() };
     let birth = Birth {
         id: VmId(1),
         uuid: Uuid::new_v4(),
@@ -36,9 +32,7 @@ async fn vm(dir: &Path, script: &Arc<Script>) -> Vm {
 async fn until(vm: &Vm, wanted: &State) {
     let mut listener = vm.listen();
     while vm.state() != *wanted {
-        tokio::time::timeout(Duration::from_secs(60), listener.rung())
-            .await
-            .unwrap();
+        tokio::time::timeout(Duration::from_secs(60), listener.rung()).await.unwrap();
     }
 }
 
@@ -52,11 +46,7 @@ async fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let script = Arc::<Script>::default();
     let vm = vm(dir.path(), &script).await;
-    Fixture {
-        _dir: dir,
-        script,
-        vm,
-    }
+    Fixture { _dir: dir, script, vm }
 }
 
 async fn ready() -> Fixture {
@@ -71,10 +61,7 @@ async fn start_leads_to_ready_and_the_notice_says_so() {
     let Fixture { _dir, vm, .. } = ready().await;
     let notice: Arc<dyn Stream> = Arc::new(crate::vm::notice::Notice::ready(&vm).unwrap());
     let line = stream::read(Arc::clone(&notice), 100).await.unwrap();
-    assert!(
-        line.starts_with(b"ready ") && line.ends_with(b"ms\n"),
-        "{line:?}"
-    );
+    assert!(line.starts_with(b"ready ") && line.ends_with(b"ms\n"), "{line:?}");
     assert_eq!(notice.try_read(100).unwrap().unwrap(), b"");
 }
 
@@ -121,9 +108,7 @@ async fn a_paused_guest_is_resumed_to_be_stopped() {
 #[tokio::test(start_paused = true)]
 async fn a_guest_that_powers_itself_off_ends_stopped() {
     let Fixture { _dir, vm, script } = ready().await;
-    script
-        .report(MachineEvent::ShutDown { by_guest: true })
-        .await;
+    script.report(MachineEvent::ShutDown { by_guest: true }).await;
     script.report(clean_exit()).await;
     until(&vm, &State::Stopped).await;
     assert_eq!(vm.failure(), None);
@@ -132,18 +117,12 @@ async fn a_guest_that_powers_itself_off_ends_stopped() {
 #[tokio::test(start_paused = true)]
 async fn a_qemu_that_dies_is_failed_with_its_last_words() {
     let Fixture { _dir, vm, script } = ready().await;
-    let report = ExitReport {
-        clean: false,
-        status: "signal KILL".into(),
-        stderr: "out of luck".into(),
-    };
+    let report =
+        ExitReport { clean: false, status: "signal KILL".into(), stderr: "out of luck".into() };
     script.report(MachineEvent::Exited(report)).await;
     let failed = State::Failed("QEMU ended (signal KILL): out of luck".into());
     until(&vm, &failed).await;
-    assert_eq!(
-        vm.failure().unwrap(),
-        "QEMU ended (signal KILL): out of luck"
-    );
+    assert_eq!(vm.failure().unwrap(), "QEMU ended (signal KILL): out of luck");
     vm.perform(START).await.unwrap();
     until(&vm, &State::Ready).await;
 }
@@ -151,48 +130,27 @@ async fn a_qemu_that_dies_is_failed_with_its_last_words() {
 #[tokio::test(start_paused = true)]
 async fn a_launch_that_fails_is_told_and_kept() {
     let Fixture { _dir, vm, script } = fixture().await;
-    let died = BackendError::QemuDied {
-        status: "exit 1".into(),
-        stderr: "-x: bad".into(),
-    };
+    let died = BackendError::QemuDied { status: "exit 1".into(), stderr: "-x: bad".into() };
     *script.launch_error.lock() = Some(died);
     let error = vm.perform(START).await.unwrap_err();
-    assert!(
-        matches!(error, VmError::Backend(BackendError::QemuDied { .. })),
-        "{error}"
-    );
-    assert_eq!(
-        vm.state(),
-        State::Failed("QEMU ended (exit 1): -x: bad".into())
-    );
+    assert!(matches!(error, VmError::Backend(BackendError::QemuDied { .. })), "{error}");
+    assert_eq!(vm.state(), State::Failed("QEMU ended (exit 1): -x: bad".into()));
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_is_missing_before_qemu_leaves_the_state_alone() {
     let Fixture { _dir, vm, .. } = fixture().await;
-    let key = |name: &str| {
-        crate::vm::spec::KEYS
-            .iter()
-            .find(|k| k.name == name)
-            .unwrap()
-    };
+    let key = |name: &str| crate::vm::spec::KEYS.iter().find(|k| k.name == name).unwrap();
     let set = |name, value: &str| {
-        vm.clone()
-            .configure(key(name), value.to_owned(), crate::vm::WriteMode::Replace)
+        vm.clone().configure(key(name), value.to_owned(), crate::vm::WriteMode::Replace)
     };
     set("image", "nosuch").await.unwrap();
     let error = vm.perform(START).await.unwrap_err();
-    assert!(
-        matches!(error, VmError::Backend(BackendError::NoImage { .. })),
-        "{error}"
-    );
+    assert!(matches!(error, VmError::Backend(BackendError::NoImage { .. })), "{error}");
     set("image", "tiny").await.unwrap();
     set("accel", "kvm").await.unwrap();
     let error = vm.perform(START).await.unwrap_err();
-    assert!(
-        matches!(error, VmError::Backend(BackendError::NoAccelerator { .. })),
-        "{error}"
-    );
+    assert!(matches!(error, VmError::Backend(BackendError::NoAccelerator { .. })), "{error}");
     assert_eq!(vm.state(), State::Stopped);
 }
 
@@ -211,11 +169,7 @@ async fn a_full_disk_pauses_and_says_so() {
     let Fixture { _dir, vm, script } = ready().await;
     script.report(MachineEvent::DiskFull).await;
     until(&vm, &State::Paused).await;
-    assert!(
-        vm.failure().unwrap().starts_with("no space left"),
-        "{:?}",
-        vm.failure()
-    );
+    assert!(vm.failure().unwrap().starts_with("no space left"), "{:?}", vm.failure());
     vm.perform(Command::Resume).await.unwrap();
     assert_eq!(vm.state(), State::Ready);
 }
@@ -223,26 +177,11 @@ async fn a_full_disk_pauses_and_says_so() {
 #[tokio::test(start_paused = true)]
 async fn settings_are_stored_and_the_image_is_fixed_by_the_disk() {
     let Fixture { _dir, vm, .. } = ready().await;
-    let key = |name: &str| {
-        crate::vm::spec::KEYS
-            .iter()
-            .find(|k| k.name == name)
-            .unwrap()
-    };
+    let key = |name: &str| crate::vm::spec::KEYS.iter().find(|k| k.name == name).unwrap();
     let mode = crate::vm::WriteMode::Replace;
-    vm.clone()
-        .configure(key("memory"), "512M\n".into(), mode)
-        .await
-        .unwrap();
+    vm.clone().configure(key("memory"), "512M\n".into(), mode).await.unwrap();
     let stored: Definition = crate::store::file::read_json(&vm.dir().definition()).unwrap();
     assert_eq!(stored.spec.memory, 512 << 20);
-    let error = vm
-        .clone()
-        .configure(key("image"), "other".into(), mode)
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(error, VmError::Refused(Refusal::HasDisk { .. })),
-        "{error}"
-    );
+    let error = vm.clone().configure(key("image"), "other".into(), mode).await.unwrap_err();
+    assert!(matches!(error, VmError::Refused(Refusal::HasDisk { .. })), "{error}");
 }

@@ -49,13 +49,7 @@ impl Conversation {
         let (commands, queue) = mpsc::unbounded_channel();
         let runner = converse(shared.link.clone(), queue, Arc::clone(&talk));
         let runner = shared.runtime.spawn(runner).abort_handle();
-        Self {
-            shared,
-            caller,
-            talk,
-            commands,
-            runner,
-        }
+        Self { shared, caller, talk, commands, runner }
     }
 
     /// Takes one line, or what there is of it, and says how much that was.
@@ -93,10 +87,7 @@ fn check_line(before: &[u8], piece: &[u8]) -> Result<(), VmError> {
         return Err(VmError::Nul);
     }
     if before.len() + piece.len() > MAX_COMMAND {
-        return Err(VmError::TooLong {
-            what: "a command",
-            limit: MAX_COMMAND,
-        });
+        return Err(VmError::TooLong { what: "a command", limit: MAX_COMMAND });
     }
     Ok(())
 }

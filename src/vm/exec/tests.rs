@@ -42,9 +42,7 @@ impl GuestSession for Fake {
             }
             return Ok(Exit::Code(0));
         }
-        output
-            .accept(Source::Stdout, format!("[{text}]").as_bytes())
-            .await;
+        output.accept(Source::Stdout, format!("[{text}]").as_bytes()).await;
         match text.as_str() {
             "wait" => {
                 let guard = CountDrop(Arc::clone(&self.hung_up));
@@ -52,9 +50,7 @@ impl GuestSession for Fake {
                 std::mem::forget(guard);
                 Ok(Exit::Signal("TERM".into()))
             }
-            "die" => Err(BackendError::Unreachable {
-                reason: "connection lost".into(),
-            }),
+            "die" => Err(BackendError::Unreachable { reason: "connection lost".into() }),
             _ => Ok(Exit::Code(3)),
         }
     }
@@ -76,22 +72,13 @@ fn fixture() -> Fixture {
     let guest = Arc::new(Fake::default());
     let (link, receiver) = watch::channel(Link::Up(Arc::clone(&guest) as _));
     let exec = Exec::new(dir.path().to_owned(), receiver, Handle::current());
-    Fixture {
-        _dir: dir,
-        link,
-        exec,
-        guest,
-    }
+    Fixture { _dir: dir, link, exec, guest }
 }
 
 /// A process, its parent and so on; the last is the session's leader.
 fn process(pids: &[u32]) -> Caller {
     let lineage = pids.iter().map(|&pid| ProcessId { pid, start: 1 });
-    Caller {
-        uid: 0,
-        lineage: lineage.collect(),
-        session: *pids.last().unwrap(),
-    }
+    Caller { uid: 0, lineage: lineage.collect(), session: *pids.last().unwrap() }
 }
 
 /// Parks as the kernel's side does.
@@ -102,16 +89,11 @@ async fn read(stream: &dyn Stream, max: usize) -> Result<Vec<u8>, VmError> {
             if let Some(answer) = stream.try_read(max) {
                 return answer;
             }
-            assert!(
-                !stream.readiness().readable,
-                "readable, and nothing to read"
-            );
+            assert!(!stream.readiness().readable, "readable, and nothing to read");
             bell.rung().await;
         }
     };
-    timeout(Duration::from_secs(300), parked)
-        .await
-        .expect("an answer")
+    timeout(Duration::from_secs(300), parked).await.expect("an answer")
 }
 
 async fn read_all(stream: &dyn Stream) -> Result<String, VmError> {
@@ -134,10 +116,7 @@ impl Fixture {
     fn echo(&self, pids: &[u32], text: &str) -> Arc<dyn Stream> {
         let stream = self.open(pids, ExecAccess::Write);
         stream.flush();
-        assert_eq!(
-            stream.try_write(text.as_bytes()).unwrap().unwrap(),
-            text.len()
-        );
+        assert_eq!(stream.try_write(text.as_bytes()).unwrap().unwrap(), text.len());
         stream.flush();
         stream
     }
@@ -156,40 +135,22 @@ async fn twice_gives_it_twice_and_a_late_release_starts_nothing_again() {
     drop(writer);
     assert_eq!(fixture.cat(&[3, 1]).await.unwrap(), "[uname -a]");
     assert_eq!(fixture.guest.ran.lock().len(), 1);
-    assert_eq!(
-        fixture
-            .exec
-            .last_job(&process(&[4, 1]))
-            .unwrap()
-            .status_line(),
-        "exit 3"
-    );
+    assert_eq!(fixture.exec.last_job(&process(&[4, 1])).unwrap().status_line(), "exit 3");
     drop(fixture.echo(&[1], "id\n"));
-    assert_eq!(
-        fixture.cat(&[5, 1]).await.unwrap(),
-        "[id]",
-        "the newest among equals"
-    );
+    assert_eq!(fixture.cat(&[5, 1]).await.unwrap(), "[id]", "the newest among equals");
 }
 
 #[tokio::test]
 async fn parallel_subshells_and_terminals_never_mix() {
     let fixture = fixture();
     let shells: Vec<[u32; 2]> = (10..14).map(|pid| [pid, 1]).collect();
-    let writers: Vec<_> = shells
-        .iter()
-        .map(|s| fixture.echo(s, &format!("c{}", s[0])))
-        .collect();
+    let writers: Vec<_> = shells.iter().map(|s| fixture.echo(s, &format!("c{}", s[0]))).collect();
     for shell in shells.iter().rev() {
         let cat = [shell[0] + 100, shell[0], 1];
         assert_eq!(fixture.cat(&cat).await.unwrap(), format!("[c{}]", shell[0]));
     }
     drop(writers);
-    assert_eq!(
-        fixture.cat(&[60, 50]).await.unwrap(),
-        "",
-        "another terminal"
-    );
+    assert_eq!(fixture.cat(&[60, 50]).await.unwrap(), "", "another terminal");
 }
 
 #[tokio::test]
@@ -201,36 +162,17 @@ async fn a_flush_in_the_middle_starts_nothing_and_an_unflushed_text_is_waited_fo
     group.try_write(b"echo b\n").unwrap().unwrap();
     let reader = fixture.open(&[2, 1], ExecAccess::Read);
     assert!(reader.try_read(10).is_none() && !reader.readiness().readable);
-    assert!(
-        fixture
-            .open(&[3, 1], ExecAccess::Peek)
-            .try_read(10)
-            .unwrap()
-            .unwrap()
-            .is_empty()
-    );
+    assert!(fixture.open(&[3, 1], ExecAccess::Peek).try_read(10).unwrap().unwrap().is_empty());
     drop(group);
     assert_eq!(read_all(&*reader).await.unwrap(), "[echo a\necho b]");
     let own = fixture.open(&[1], ExecAccess::Write);
     own.try_write(b"id").unwrap().unwrap();
-    assert_eq!(
-        fixture.cat(&[1]).await.unwrap(),
-        "[id]",
-        "nobody waits for itself"
-    );
+    assert_eq!(fixture.cat(&[1]).await.unwrap(), "[id]", "nobody waits for itself");
     own.try_write(b"date").unwrap().unwrap();
     drop(own);
-    assert_eq!(
-        fixture.cat(&[1]).await.unwrap(),
-        "[date]",
-        "what follows is the next command"
-    );
+    assert_eq!(fixture.cat(&[1]).await.unwrap(), "[date]", "what follows is the next command");
     drop(fixture.open(&[1], ExecAccess::Write));
-    assert_eq!(
-        fixture.cat(&[1]).await.unwrap(),
-        "[date]",
-        "nothing written, no command"
-    );
+    assert_eq!(fixture.cat(&[1]).await.unwrap(), "[date]", "nothing written, no command");
 }
 
 #[tokio::test]
@@ -238,19 +180,10 @@ async fn bad_and_long_texts() {
     let fixture = fixture();
     let writer = fixture.open(&[1], ExecAccess::Write);
     writer.try_write(&vec![b'x'; MAX_COMMAND]).unwrap().unwrap();
-    assert!(matches!(
-        writer.try_write(b"y"),
-        Some(Err(VmError::TooLong { .. }))
-    ));
-    assert!(matches!(
-        writer.try_write(b"rm -rf /"),
-        Some(Err(VmError::TooLong { .. }))
-    ));
+    assert!(matches!(writer.try_write(b"y"), Some(Err(VmError::TooLong { .. }))));
+    assert!(matches!(writer.try_write(b"rm -rf /"), Some(Err(VmError::TooLong { .. }))));
     drop(writer);
-    assert!(matches!(
-        fixture.cat(&[2, 1]).await,
-        Err(VmError::TooLong { .. })
-    ));
+    assert!(matches!(fixture.cat(&[2, 1]).await, Err(VmError::TooLong { .. })));
     let writer = fixture.open(&[1], ExecAccess::Write);
     assert!(matches!(writer.try_write(b"a\0b"), Some(Err(VmError::Nul))));
     drop(writer);
@@ -291,10 +224,7 @@ async fn a_conversation_ends_with_the_vm() {
     fixture.link.send_replace(Link::Off);
     assert_eq!(read(&*talk, 10).await.unwrap(), b"");
     assert!(talk.readiness().hung_up);
-    assert!(matches!(
-        talk.try_write(b"id\n"),
-        Some(Err(VmError::Refused(_)))
-    ));
+    assert!(matches!(talk.try_write(b"id\n"), Some(Err(VmError::Refused(_)))));
 }
 
 #[tokio::test(start_paused = true)]
@@ -310,15 +240,9 @@ async fn a_command_waits_for_a_guest_that_comes_up_but_not_for_ever() {
     fixture.link.send_replace(Link::Coming);
     drop(fixture.echo(&[1], "late"));
     let error = fixture.cat(&[2, 1]).await.unwrap_err();
-    assert!(matches!(
-        error,
-        VmError::Backend(BackendError::GuestTimeout { seconds: 120 })
-    ));
+    assert!(matches!(error, VmError::Backend(BackendError::GuestTimeout { seconds: 120 })));
     let status = fixture.exec.last_job(&process(&[1])).unwrap().status_line();
-    assert!(
-        status.starts_with("lost: the guest did not answer"),
-        "{status}"
-    );
+    assert!(status.starts_with("lost: the guest did not answer"), "{status}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -333,17 +257,11 @@ async fn a_vm_that_is_off_refuses_and_loses_what_runs() {
     assert_eq!(*fixture.guest.hung_up.lock(), 1);
     for access in [ExecAccess::Write, ExecAccess::Converse] {
         let refused = fixture.exec.open(process(&[1]), access);
-        assert!(matches!(
-            refused,
-            Err(VmError::Refused(Refusal::Off { verb: "exec", .. }))
-        ));
+        assert!(matches!(refused, Err(VmError::Refused(Refusal::Off { verb: "exec", .. }))));
     }
     assert!(fixture.exec.open(process(&[7]), ExecAccess::Read).is_err());
     assert!(fixture.exec.open(process(&[7]), ExecAccess::Peek).is_ok());
-    assert!(
-        fixture.cat(&[3, 1]).await.is_err(),
-        "what it left is still there"
-    );
+    assert!(fixture.cat(&[3, 1]).await.is_err(), "what it left is still there");
 }
 
 #[tokio::test]
@@ -352,10 +270,7 @@ async fn a_lost_command_gives_its_output_and_then_the_error() {
     drop(fixture.echo(&[1], "die"));
     let reader = fixture.open(&[2, 1], ExecAccess::Read);
     assert_eq!(read(&*reader, 100).await.unwrap(), b"[die]");
-    assert!(matches!(
-        read(&*reader, 100).await,
-        Err(VmError::Backend(_))
-    ));
+    assert!(matches!(read(&*reader, 100).await, Err(VmError::Backend(_))));
     let status = fixture.exec.last_job(&process(&[1])).unwrap().status_line();
     assert_eq!(status, "lost: guest unreachable: connection lost");
 }
@@ -388,9 +303,5 @@ async fn finished_jobs_are_kept_up_to_a_bound() {
         assert_eq!(fixture.cat(&[2, 1]).await.unwrap(), format!("[c{n}]"));
     }
     tokio::task::yield_now().await;
-    assert_eq!(
-        fixture.exec.0.jobs.lock().len(),
-        KEPT + 1,
-        "and the one that runs"
-    );
+    assert_eq!(fixture.exec.0.jobs.lock().len(), KEPT + 1, "and the one that runs");
 }
