@@ -71,7 +71,7 @@ impl Process {
         let pidfd = pidfd_open(raw, PidfdFlags::empty())?;
         // Read after the pidfd is held: a process that ended in between has no start time, and
         // a child of ours keeps its number until we reap it.
-        let start = start_time(pid)?;
+        let start = start_even_if_ended(pid)?;
         Ok(Self { pid, start, pidfd: sys::readable_fd(pidfd)? })
     }
 
@@ -209,6 +209,13 @@ pub fn start_time(pid: u32) -> io::Result<u64> {
     parse_start_time(&stat).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
+/// Returns the start time also of a process that has ended and is not reaped yet: a child that
+/// ended at once has a status to tell.
+fn start_even_if_ended(pid: u32) -> io::Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    parse_start_time(&stat).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
 /// Says whether a process is a zombie: one whose new parent does not reap it stays for ever.
 fn has_ended(stat: &str) -> bool {
     let state = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
@@ -274,7 +281,7 @@ mod tests {
         for (script, expected) in table {
             let process = shell(&dir, script);
             assert_eq!(process.ended().await, expected);
-            assert!(start_time(process.pid).is_err(), "a zombie is left");
+            assert!(start_even_if_ended(process.pid).is_err(), "a zombie is left");
         }
     }
 
