@@ -54,6 +54,7 @@ impl Owner {
 pub(super) fn file_type(kind: Kind) -> FileType {
     match kind {
         Kind::Directory => FileType::Directory,
+        Kind::Link => FileType::Symlink,
         Kind::Value | Kind::Setting | Kind::Control | Kind::Stream => FileType::RegularFile,
     }
 }

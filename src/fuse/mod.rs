@@ -12,6 +12,7 @@ mod poll;
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -163,7 +164,7 @@ fn patience(flags: OpenFlags) -> Patience {
 fn open_flags(kind: Kind) -> FopenFlags {
     match kind {
         Kind::Value => FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH,
-        Kind::Setting | Kind::Directory => FopenFlags::FOPEN_DIRECT_IO,
+        Kind::Setting | Kind::Link | Kind::Directory => FopenFlags::FOPEN_DIRECT_IO,
         // Without STREAM a parked read holds the lock of the file position, and a write to the
         // same descriptor waits for it beyond any signal.
         Kind::Control | Kind::Stream => {
@@ -189,6 +190,13 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         self.attr_of(ino, reply);
+    }
+
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.tree.target(NodeId(ino.0), &|| caller::of(req)) {
+            Ok(target) => reply.data(target.as_os_str().as_bytes()),
+            Err(error) => reply.error(errno::of(&error)),
+        }
     }
 
     fn setattr(

@@ -2,30 +2,20 @@
 //!
 //! [`Directory`] hides the object's type, so that the tree treats all of them alike.
 
-use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures::FutureExt;
-use parking_lot::Mutex;
 
 use super::handle::{Open, OpenRequest};
+use super::names::{Entry, ImageNames, Names, NoNames, Numbers, VmNames};
 use super::node::{Attr, Body, Kind, Node, NodeId, Subject, Table};
 use super::table::{CONFIG, DOCS, IMAGE, ImageSubject, ROOT, VM};
 use super::{Answer, TAIL, TreeError, read_tail};
 use crate::registry::Registry;
+use crate::vm::caller::Caller;
 use crate::vm::{Vm, VmId};
-
-/// A name in a directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// The name.
-    pub name: String,
-    /// The node.
-    pub id: NodeId,
-    /// Its kind.
-    pub kind: Kind,
-}
 
 /// What the tree does with a directory, whatever it is about.
 pub(super) trait Directory {
@@ -41,6 +31,10 @@ pub(super) trait Directory {
     fn kind(&self, row: usize) -> Kind;
     /// Opens a row.
     fn open(&self, row: usize, request: &OpenRequest<'_>) -> Answer<Open>;
+    /// Returns where a link leads.
+    fn target(&self, row: usize, caller: &dyn Fn() -> Caller) -> Result<PathBuf, TreeError>;
+    /// Returns the names that users make here.
+    fn names(&self) -> &dyn Names;
     /// Returns the VM that the directory belongs to.
     fn vm(&self) -> Option<&Vm>;
 }
@@ -51,47 +45,7 @@ struct Bound<T: 'static> {
     mode: u16,
     rows: &'static [Node<T>],
     object: T,
-    others: Others,
-}
-
-/// Names that are not rows.
-enum Others {
-    None,
-    Vms(Arc<Registry>),
-    Images(Directories),
-}
-
-impl Others {
-    fn find(&self, name: &str) -> Option<NodeId> {
-        match self {
-            Self::None => None,
-            Self::Vms(registry) => registry.get(name).map(|vm| vm_entry(String::new(), &vm).id),
-            Self::Images(all) => all.images().into_iter().find(|e| e.name == name).map(|e| e.id),
-        }
-    }
-
-    fn entries(&self) -> Vec<Entry> {
-        match self {
-            Self::None => Vec::new(),
-            Self::Vms(registry) => {
-                registry.list().into_iter().map(|(name, vm)| vm_entry(name, &vm)).collect()
-            }
-            Self::Images(all) => all.images(),
-        }
-    }
-
-    /// Counts them; every one is a directory.
-    fn count(&self) -> usize {
-        match self {
-            Self::Vms(registry) => registry.len(),
-            other => other.entries().len(),
-        }
-    }
-}
-
-fn vm_entry(name: String, vm: &Vm) -> Entry {
-    let id = NodeId::directory(Table::Vm, vm.id().0);
-    Entry { name, id, kind: Kind::Directory }
+    names: Box<dyn Names>,
 }
 
 impl<T: Subject> Bound<T> {
@@ -118,13 +72,19 @@ impl<T: Subject> Bound<T> {
         match &node.body {
             Body::Value(render) => render(&self.object).into_bytes(),
             Body::Setting(key) => setting_text(self.object.vm(), key),
-            Body::Tail(_) | Body::Control(_) | Body::Stream(_) | Body::Directory(_) => Vec::new(),
+            Body::Tail(_)
+            | Body::Control(_)
+            | Body::Stream(_)
+            | Body::Link(_)
+            | Body::Directory(_) => Vec::new(),
         }
     }
 
     fn open_now(&self, node: &Node<T>, request: &OpenRequest<'_>) -> Result<Open, TreeError> {
         match (&node.body, self.object.vm().cloned()) {
             (Body::Directory(_), _) => Err(TreeError::IsADirectory),
+            // The kernel follows links by itself.
+            (Body::Link(_), _) => Err(TreeError::NotOffered("links are followed, not opened")),
             (Body::Value(_) | Body::Tail(_), _) => Ok(Open::Value(self.content(node).into())),
             (Body::Stream(open), vm) => {
                 let stream = open(&self.object, request)?;
@@ -153,16 +113,16 @@ impl<T: Subject> Bound<T> {
 impl<T: Subject> Directory for Bound<T> {
     fn find(&self, name: &str) -> Option<NodeId> {
         let row = self.rows.iter().position(|node| node.name == name);
-        row.map(|at| self.entry(at, &self.rows[at]).id).or_else(|| self.others.find(name))
+        row.map(|at| self.entry(at, &self.rows[at]).id).or_else(|| self.names.find(name))
     }
 
     fn entries(&self) -> Vec<Entry> {
-        self.rows().chain(self.others.entries()).collect()
+        self.rows().chain(self.names.entries()).collect()
     }
 
     fn own_attr(&self) -> Attr {
         let rows = self.rows.iter().filter(|n| n.body.kind() == Kind::Directory).count();
-        let below = rows + self.others.count();
+        let below = rows + self.names.count();
         Attr {
             id: self.id,
             kind: Kind::Directory,
@@ -198,6 +158,17 @@ impl<T: Subject> Directory for Bound<T> {
             }
             _ => Answer::Now(self.open_now(node, request)),
         }
+    }
+
+    fn target(&self, row: usize, caller: &dyn Fn() -> Caller) -> Result<PathBuf, TreeError> {
+        match self.rows.get(row).map(|node| &node.body) {
+            Some(Body::Link(target)) => target(&self.object, caller).ok_or(TreeError::NotFound),
+            _ => Err(TreeError::NotALink),
+        }
+    }
+
+    fn names(&self) -> &dyn Names {
+        &*self.names
     }
 
     fn vm(&self) -> Option<&Vm> {
@@ -260,6 +231,14 @@ impl Directory for Docs {
         Answer::Now(Self::page(row).map(|text| Open::Value(text.into())))
     }
 
+    fn target(&self, _row: usize, _caller: &dyn Fn() -> Caller) -> Result<PathBuf, TreeError> {
+        Err(TreeError::NotALink)
+    }
+
+    fn names(&self) -> &dyn Names {
+        &NoNames
+    }
+
     fn vm(&self) -> Option<&Vm> {
         None
     }
@@ -270,7 +249,7 @@ impl Directory for Docs {
 pub(super) struct Directories {
     registry: Arc<Registry>,
     /// Numbers given to images' names, never reused.
-    numbers: Arc<Mutex<HashMap<String, u64>>>,
+    numbers: Numbers,
 }
 
 impl Directories {
@@ -315,26 +294,15 @@ impl Directories {
     ) -> Result<Box<dyn Directory>, TreeError> {
         let registry = || Arc::clone(&self.registry);
         let vm = || self.registry.by_id(VmId(object)).ok_or(TreeError::NotFound);
+        let images = || ImageNames { registry: registry(), numbers: Arc::clone(&self.numbers) };
         Ok(match table {
-            Table::Root => bound(id, 0o700, ROOT, registry(), Others::Vms(registry())),
+            Table::Root => bound(id, 0o700, ROOT, registry(), VmNames(registry())),
             Table::Docs => Box::new(Docs(id)),
-            Table::Images => {
-                bound::<Arc<Registry>>(id, 0o555, &[], registry(), Others::Images(self.clone()))
-            }
-            Table::Image => bound(id, 0o555, IMAGE, self.image(object)?, Others::None),
-            Table::Vm => bound(id, 0o700, VM, vm()?, Others::None),
-            Table::Config => bound(id, 0o700, &CONFIG, vm()?, Others::None),
+            Table::Images => bound::<Arc<Registry>>(id, 0o555, &[], registry(), images()),
+            Table::Image => bound(id, 0o555, IMAGE, self.image(object)?, NoNames),
+            Table::Vm => bound(id, 0o700, VM, vm()?, NoNames),
+            Table::Config => bound(id, 0o700, &CONFIG, vm()?, NoNames),
         })
-    }
-
-    fn images(&self) -> Vec<Entry> {
-        let mut numbers = self.numbers.lock();
-        let mut entry = |name: String| {
-            let next = numbers.len() as u64;
-            let object = *numbers.entry(name.clone()).or_insert(next);
-            Entry { name, id: NodeId::directory(Table::Image, object), kind: Kind::Directory }
-        };
-        self.registry.world().images.list().into_iter().map(|i| entry(i.name)).collect()
     }
 
     fn image(&self, object: u64) -> Result<ImageSubject, TreeError> {
@@ -352,7 +320,7 @@ fn bound<T: Subject>(
     mode: u16,
     rows: &'static [Node<T>],
     object: T,
-    others: Others,
+    names: impl Names + 'static,
 ) -> Box<dyn Directory> {
-    Box::new(Bound { id, mode, rows, object, others })
+    Box::new(Bound { id, mode, rows, object, names: Box::new(names) })
 }

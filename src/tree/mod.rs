@@ -5,6 +5,7 @@
 
 pub mod directory;
 pub mod handle;
+pub mod names;
 pub mod node;
 mod render;
 pub mod table;
@@ -19,12 +20,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures::FutureExt;
 use parking_lot::Mutex;
 
-use self::directory::{Directories, Entry};
+use self::directory::Directories;
 use self::handle::{Open, OpenRequest};
-use self::node::{Attr, Kind, NodeId, Table};
+use self::names::Entry;
+use self::node::{Attr, Kind, NodeId};
 use self::verbs::VerbError;
 use crate::registry::{Registry, RegistryError};
-use crate::vm::spec::is_vm_name;
+use crate::vm::caller::Caller;
 use crate::vm::state::{Command, Refusal};
 use crate::vm::{VmError, driver};
 
@@ -40,6 +42,9 @@ pub enum TreeError {
     /// A directory was wanted.
     #[error("not a directory")]
     NotADirectory,
+    /// A symbolic link was wanted.
+    #[error("not a symbolic link")]
+    NotALink,
     /// A file was wanted.
     #[error("a directory")]
     IsADirectory,
@@ -132,7 +137,6 @@ pub struct Opened {
 /// The tree.
 #[derive(Debug)]
 pub struct Tree {
-    registry: Arc<Registry>,
     directories: Directories,
     open: Mutex<HashMap<u64, Arc<Open>>>,
     listings: Mutex<HashMap<u64, Arc<[Entry]>>>,
@@ -143,8 +147,7 @@ impl Tree {
     /// Returns the tree over a registry.
     pub fn new(registry: Arc<Registry>) -> Arc<Self> {
         Arc::new(Self {
-            directories: Directories::new(Arc::clone(&registry)),
-            registry,
+            directories: Directories::new(registry),
             open: Mutex::default(),
             listings: Mutex::default(),
             next_handle: AtomicU64::new(1),
@@ -157,9 +160,9 @@ impl Tree {
     /// [`TreeError::NeverFound`] where not even `mkdir` could make it.
     pub fn lookup(&self, parent: NodeId, name: &str) -> Result<Attr, TreeError> {
         let directory = self.directories.get(parent)?;
-        let id = directory.find(name).ok_or(match parent {
-            NodeId::ROOT if is_vm_name(name) => TreeError::NotFound,
-            _ => TreeError::NeverFound,
+        let id = directory.find(name).ok_or_else(|| match directory.names().is_possible(name) {
+            true => TreeError::NotFound,
+            false => TreeError::NeverFound,
         })?;
         self.attr(id)
     }
@@ -237,36 +240,40 @@ impl Tree {
         drop(open);
     }
 
-    /// Makes a VM.
-    pub fn make_directory(&self, parent: NodeId, name: &str) -> Answer<Attr> {
-        if parent != NodeId::ROOT {
-            let why = "directories are made at the root, where each is a VM";
-            return Answer::Now(Err(TreeError::NotOffered(why)));
-        }
-        let (registry, name) = (Arc::clone(&self.registry), name.to_owned());
-        let directories = self.directories.clone();
-        let made = Registry::create(registry, name);
-        Answer::later(
-            made.map(move |vm| directories.attr(NodeId::directory(Table::Vm, vm?.id().0))),
-        )
+    /// Returns where a symbolic link leads for this caller.
+    ///
+    /// # Errors
+    /// [`TreeError::NotALink`]; [`TreeError::NotFound`] for one that leads nowhere at present.
+    pub fn target(&self, id: NodeId, caller: &dyn Fn() -> Caller) -> Result<PathBuf, TreeError> {
+        let (directory, row) = self.directories.row(id)?;
+        directory.target(row, caller)
     }
 
-    /// Removes a directory: a VM, or (without effect, so that `rm -r` works) a part of one that
-    /// could be removed.
-    pub fn remove_directory(&self, parent: NodeId, name: &str) -> Answer<()> {
-        if parent != NodeId::ROOT {
-            return Answer::Now(self.remove_part(parent, name));
-        }
-        match self.registry.get(name) {
-            Some(vm) => {
-                let removed = Registry::remove(Arc::clone(&self.registry), name.to_owned());
-                Answer::later(
-                    removed.map(move |result| {
-                        handle::noted(Some(&vm), result.map_err(TreeError::from))
-                    }),
-                )
+    /// Makes a directory: at the root, a VM.
+    pub fn make_directory(&self, parent: NodeId, name: &str) -> Answer<Attr> {
+        let made = match self.directories.get(parent) {
+            Ok(directory) => directory.names().make(name),
+            Err(error) => return Answer::Now(Err(error)),
+        };
+        let directories = self.directories.clone();
+        match made {
+            Answer::Now(made) => Answer::Now(made.and_then(|id| directories.attr(id))),
+            Answer::Later(made) => {
+                Answer::later(made.map(move |made| made.and_then(|id| directories.attr(id))))
             }
-            None => Answer::Now(Err(self.absent_or_ours(parent, name))),
+        }
+    }
+
+    /// Removes a directory that users make; or (without effect, so that `rm -r` works) a part of a
+    /// VM that could be removed.
+    pub fn remove_directory(&self, parent: NodeId, name: &str) -> Answer<()> {
+        let directory = match self.directories.get(parent) {
+            Ok(directory) => directory,
+            Err(error) => return Answer::Now(Err(error)),
+        };
+        match directory.names().find(name) {
+            Some(_) => directory.names().remove(name),
+            None => Answer::Now(self.remove_part(parent, name)),
         }
     }
 
@@ -289,22 +296,15 @@ impl Tree {
         }
     }
 
-    fn absent_or_ours(&self, parent: NodeId, name: &str) -> TreeError {
-        match self.lookup(parent, name) {
-            Ok(_) => TreeError::NotOffered("this is part of every mount"),
-            Err(error) => error,
-        }
-    }
-
-    /// Renames a VM.
+    /// Renames what users have made.
     pub fn rename(&self, from: (NodeId, &str), to: (NodeId, &str)) -> Answer<()> {
-        let vms = from.0 == NodeId::ROOT && to.0 == NodeId::ROOT;
-        if !vms || self.registry.get(from.1).is_none() {
+        if from.0 != to.0 {
             return Answer::Now(Err(TreeError::BadRename));
         }
-        let registry = Arc::clone(&self.registry);
-        let done = Registry::rename(registry, from.1.to_owned(), to.1.to_owned());
-        Answer::later(done.map(|result| result.map_err(TreeError::from)))
+        match self.directories.get(from.0) {
+            Ok(directory) => directory.names().rename(from.1, to.1),
+            Err(error) => Answer::Now(Err(error)),
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use super::TreeError;
 use super::handle::OpenRequest;
 use super::verbs::Verb;
 use crate::vm::Vm;
+use crate::vm::caller::Caller;
 use crate::vm::spec::Key;
 use crate::vm::stream::Stream;
 
@@ -41,6 +42,8 @@ pub enum Body<T: 'static> {
     Control(&'static [Verb]),
     /// Bytes that come and go; a read may park.
     Stream(OpenStream<T>),
+    /// A symbolic link, which may lead elsewhere for another caller; `None`: nowhere at present.
+    Link(fn(&T, &dyn Fn() -> Caller) -> Option<PathBuf>),
     /// A directory about the same object.
     Directory(Table),
 }
@@ -59,6 +62,7 @@ impl<T> Body<T> {
             Self::Setting(_) => Kind::Setting,
             Self::Control(_) => Kind::Control,
             Self::Stream(_) => Kind::Stream,
+            Self::Link(_) => Kind::Link,
             Self::Directory(_) => Kind::Directory,
         }
     }
@@ -75,6 +79,8 @@ pub enum Kind {
     Control,
     /// Size 0; reads may park.
     Stream,
+    /// Leads elsewhere.
+    Link,
     /// Holds other nodes.
     Directory,
 }
@@ -87,6 +93,7 @@ impl Kind {
             Self::Setting => "setting",
             Self::Control => "control",
             Self::Stream => "stream",
+            Self::Link => "link",
             Self::Directory => "directory",
         }
     }

@@ -254,6 +254,7 @@ mod tests {
                 Kind::Value => row.mode == 0o444,
                 Kind::Setting | Kind::Control => row.mode == 0o600,
                 Kind::Stream => row.mode == 0o600 || row.mode == 0o444,
+                Kind::Link => row.mode == 0o777,
                 Kind::Directory => row.mode & 0o500 == 0o500,
             };
             assert!(mode_fits, "{}: mode {:o}", row.name, row.mode);
