@@ -51,6 +51,12 @@ pub(super) trait Names {
         false
     }
 
+    /// Says whether names come and go by requests of the kernel alone, which it then may remember
+    /// for as long as it likes.
+    fn is_stable(&self) -> bool {
+        true
+    }
+
     /// `mkdir`
     fn make(&self, name: &str) -> Answer<NodeId> {
         let _any = name;
@@ -64,6 +70,12 @@ pub(super) trait Names {
             Some(_) => TreeError::NotOffered("this cannot be removed"),
             None => TreeError::NotFound,
         }))
+    }
+
+    /// `mv` into another directory.
+    fn move_out(&self, name: &str, to: (NodeId, &str)) -> Answer<()> {
+        let _any = (name, to);
+        Answer::Now(Err(TreeError::BadRename))
     }
 
     /// `mv` within the directory.
@@ -140,6 +152,10 @@ pub(super) struct ImageNames {
 }
 
 impl Names for ImageNames {
+    fn is_stable(&self) -> bool {
+        false
+    }
+
     fn find(&self, name: &str) -> Option<NodeId> {
         self.entries().into_iter().find(|e| e.name == name).map(|e| e.id)
     }
@@ -152,5 +168,44 @@ impl Names for ImageNames {
             Entry::directory(name, Table::Image, object)
         };
         self.registry.world().images.list().into_iter().map(|i| entry(i.name)).collect()
+    }
+}
+
+/// Removed VMs, in `.trash`.
+pub(super) struct TrashNames(pub(super) Arc<Registry>);
+
+impl Names for TrashNames {
+    fn find(&self, name: &str) -> Option<NodeId> {
+        self.0.trash().get(name).map(|item| NodeId::directory(Table::Removed, item.id))
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        let items = self.0.trash().list().into_iter();
+        items.map(|item| Entry::directory(item.name, Table::Removed, item.id)).collect()
+    }
+
+    fn is_possible(&self, name: &str) -> bool {
+        name.contains('@')
+    }
+
+    fn is_stable(&self) -> bool {
+        false
+    }
+
+    fn make(&self, _name: &str) -> Answer<NodeId> {
+        Answer::Now(Err(TreeError::NotOffered("`rmdir` of a VM puts it here")))
+    }
+
+    fn remove(&self, name: &str) -> Answer<()> {
+        let erased = Registry::erase(Arc::clone(&self.0), name.to_owned());
+        Answer::later(erased.map(|done| done.map_err(TreeError::from)))
+    }
+
+    fn move_out(&self, name: &str, to: (NodeId, &str)) -> Answer<()> {
+        if to.0 != NodeId::ROOT {
+            return Answer::Now(Err(TreeError::BadRename));
+        }
+        let restored = Registry::restore(Arc::clone(&self.0), name.to_owned(), to.1.to_owned());
+        Answer::later(restored.map(|done| done.map_err(TreeError::from)))
     }
 }

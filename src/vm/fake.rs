@@ -42,7 +42,7 @@ impl Script {
 /// Makes a world that follows a script.
 pub(crate) fn world(script: &Arc<Script>) -> World {
     let fake = Arc::new(Fake(Arc::clone(script)));
-    World { hypervisor: fake.clone(), guests: fake.clone(), images: fake }
+    World { hypervisor: fake.clone(), guests: fake.clone(), images: fake, events: Arc::default() }
 }
 
 /// How a fake QEMU ends when all is well.

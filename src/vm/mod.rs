@@ -8,6 +8,7 @@
 pub mod backend;
 pub mod caller;
 pub mod driver;
+pub mod events;
 pub mod exec;
 #[cfg(test)]
 pub(crate) mod fake;
@@ -26,6 +27,7 @@ use uuid::Uuid;
 
 use self::backend::{BackendError, Console, ConsoleAccess, Guests, Hypervisor, Images, RunFacts};
 use self::caller::Caller;
+use self::events::{Event, Feed};
 use self::exec::{Exec, ExecAccess};
 use self::spec::{Key, SpecError, VmSpec};
 use self::state::{Command, Refusal, State};
@@ -72,6 +74,8 @@ pub struct World {
     pub guests: Arc<dyn Guests>,
     /// Provides what they boot.
     pub images: Arc<dyn Images>,
+    /// Takes what happens to them.
+    pub events: Arc<Feed>,
 }
 
 /// A VM's number for the life of the daemon; never given twice.
@@ -137,6 +141,7 @@ pub(crate) struct Shared {
     asks: mpsc::Sender<Ask>,
     console: Arc<dyn Console>,
     exec: Exec,
+    events: Arc<Feed>,
 }
 
 impl Vm {
@@ -188,6 +193,16 @@ impl Vm {
     /// Returns a listener that hears every change of the view and of the last failure.
     pub fn listen(&self) -> Listener {
         self.0.bell.listen()
+    }
+
+    /// Adds to the events, under its name at this moment.
+    pub fn tell(&self, event: &Event) {
+        self.0.events.add(self.id(), &self.0.name.read(), event);
+    }
+
+    /// Opens a stream of what happens to it from now on.
+    pub fn open_events(&self) -> Arc<dyn Stream> {
+        self.0.events.open(Some(self.id()))
     }
 
     /// Returns the serial line.
@@ -253,6 +268,9 @@ impl Vm {
     /// Remembers how the last thing asked of this VM went: what `error` shows.
     pub fn note_outcome<E: std::fmt::Display>(&self, outcome: Result<(), E>) {
         let failure = outcome.err().map(|e| one_line(&e.to_string()));
+        if let Some(sentence) = &failure {
+            self.tell(&Event::Failed(sentence.clone()));
+        }
         *self.0.failure.lock() = (failure, SystemTime::now());
         self.0.bell.ring();
     }
@@ -296,7 +314,9 @@ impl Vm {
     ) -> Result<(), VmError> {
         let mut spec = VmSpec::clone(&self.spec());
         key.assign(&mut spec, &text, mode)?;
-        self.ask(|answer| Ask::Configure(Box::new(spec), answer)).await
+        self.ask(|answer| Ask::Configure(Box::new(spec), answer)).await?;
+        self.tell(&Event::Config(key.name));
+        Ok(())
     }
 
     /// Gives it another name, which the registry has reserved.

@@ -22,6 +22,7 @@ use self::start::Starting;
 use super::backend::{
     Adoption, BackendError, ExitReport, GuestSession, LaunchPlan, Launched, MachineEvent,
 };
+use super::events::Event;
 use super::exec::{Exec, Link};
 use super::spec::VmSpec;
 use super::state::{Command, Refusal, State, admit};
@@ -41,6 +42,9 @@ mod tests;
 pub struct Definition {
     /// The format's version: 1.
     pub version: u32,
+    /// The VM's identity; its directory has it as its name, except in the trash.
+    #[serde(default)]
+    pub uuid: Uuid,
     /// When the VM was made.
     pub created: SystemTime,
     /// Its settings.
@@ -89,7 +93,7 @@ fn shared(
         Ok(definition) => (definition, State::Stopped),
         Err(reason) => {
             let spec = VmSpec::default();
-            (Definition { version: 1, created: now, spec }, State::Broken(reason))
+            (Definition { version: 1, uuid: birth.uuid, created: now, spec }, State::Broken(reason))
         }
     };
     let console = world.guests.console(birth.dir.0.clone());
@@ -105,6 +109,7 @@ fn shared(
         exec: Exec::new(birth.dir.0.clone(), links, tokio::runtime::Handle::current()),
         asks,
         console,
+        events: Arc::clone(&world.events),
         dir: birth.dir,
     }
 }
@@ -215,11 +220,13 @@ impl Driver {
             return;
         }
         tracing::info!(vm = %self.vm.name(), from = old.word(), to = %state, "state");
+        let event = Event::Status(state.to_string());
         self.publish(|view| {
             view.doing = None;
             view.since = SystemTime::now();
             view.state = state;
         });
+        self.vm.tell(&event);
     }
 
     fn state(&self) -> State {
@@ -329,7 +336,8 @@ impl Driver {
         if spec.image != old.image && self.vm.dir().disk().exists() {
             return Err(Refusal::HasDisk { image: old.image.clone() }.into());
         }
-        let definition = Definition { version: 1, created: self.vm.created(), spec: spec.clone() };
+        let (uuid, created) = (self.vm.uuid(), self.vm.created());
+        let definition = Definition { version: 1, uuid, created, spec: spec.clone() };
         let path = self.vm.dir().definition();
         off_thread(move || file::replace_json(&path, &definition), "the VM's definition").await?;
         *self.vm.0.spec.write() = (Arc::new(spec), SystemTime::now());
@@ -350,7 +358,10 @@ impl Driver {
         match event {
             MachineEvent::Paused => self.on_paused(),
             MachineEvent::Resumed => self.on_resumed(),
-            MachineEvent::Reset => self.on_reset(),
+            MachineEvent::Reset => {
+                self.vm.tell(&Event::Reset);
+                self.on_reset();
+            }
             MachineEvent::Announced => self.on_announced(),
             MachineEvent::ShutDown { by_guest } => self.on_shut_down(by_guest),
             MachineEvent::DiskFull => self.on_disk_full(),
