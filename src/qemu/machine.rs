@@ -13,9 +13,11 @@ use tokio::time::timeout;
 use super::cmdline::READY_ID;
 use super::process::{Process, last_words};
 use super::qmp::{Event, Qmp, QmpError};
-use super::record;
+use super::{record, snapshot};
 use crate::store::layout::VmDir;
-use crate::vm::backend::{BackendError, ExitReport, Launched, Machine, MachineEvent, RunFacts};
+use crate::vm::backend::{
+    BackendError, ExitReport, Launched, Machine, MachineEvent, RunFacts, SnapshotOp,
+};
 
 /// Events that may wait for the VM's task. It takes them at once; a guest that resets in a loop
 /// while that task is busy must not fill the daemon's memory.
@@ -217,6 +219,10 @@ impl Machine for Running {
 
     async fn power_down(&self) -> Result<(), BackendError> {
         self.ask("system_powerdown").await.map(drop)
+    }
+
+    async fn snapshot(&self, op: &SnapshotOp) -> Result<(), BackendError> {
+        snapshot::run(&self.parts.qmp, op).await
     }
 
     async fn kill(&self) -> Result<(), BackendError> {

@@ -61,6 +61,11 @@ pub enum TreeError {
     /// The operation is not offered here.
     #[error("not permitted here: {0}")]
     NotOffered(&'static str),
+    /// A name that is not of the form of names here.
+    #[error(
+        "{0:?} cannot be a name here: letters, digits, dots, dashes and underscores, at most 64"
+    )]
+    BadName(String),
     /// A rename that is not from one VM's name to another.
     #[error("only a VM can be renamed, and only to another name at the root")]
     BadRename,

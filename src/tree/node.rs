@@ -120,6 +120,10 @@ pub enum Table {
     Trash = 6,
     /// `.trash/VM@TIME`.
     Removed = 7,
+    /// `VM/snapshots`.
+    Snapshots = 12,
+    /// `VM/snapshots/TAG`.
+    Snapshot = 13,
 }
 
 /// A node's number: table, object and row packed together, so that it follows from what the node
@@ -157,6 +161,8 @@ impl NodeId {
             5 => Table::Config,
             6 => Table::Trash,
             7 => Table::Removed,
+            12 => Table::Snapshots,
+            13 => Table::Snapshot,
             _ => return None,
         };
         let object = (packed >> ROW_BITS) & ((1 << OBJECT_BITS) - 1);
