@@ -50,7 +50,9 @@ fn entry(table: &mut impl Read) -> io::Result<SnapshotInfo> {
     let _id = bytes(table, usize::from(id_size))?;
     let name = bytes(table, usize::from(name_size))?;
     let length = ENTRY + extra.len() + usize::from(id_size) + usize::from(name_size);
-    bytes(table, length.next_multiple_of(8) - length)?;
+    // The file may end without the last entry's padding.
+    let padding = (length.next_multiple_of(8) - length) as u64;
+    io::copy(&mut table.take(padding), &mut io::sink())?;
     let large = |at| extra.get(at..at + 8).map(|b| u64_at(b, 0));
     Ok(SnapshotInfo {
         tag: String::from_utf8_lossy(&name).into_owned(),
@@ -119,6 +121,17 @@ mod tests {
         assert_eq!(snapshots(&path).unwrap_err().kind(), io::ErrorKind::NotFound);
         std::fs::write(&path, [0; 512]).unwrap();
         assert_eq!(snapshots(&path).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn every_length_of_the_last_name_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        img(dir.path(), &["create", "-q", "-f", "qcow2", "d", "8M"]);
+        for length in 1..=9 {
+            let tag = "x".repeat(length);
+            img(dir.path(), &["snapshot", "-c", &tag, "d"]);
+            assert_eq!(snapshots(&dir.path().join("d")).unwrap().last().unwrap().tag, tag);
+        }
     }
 
     proptest! {

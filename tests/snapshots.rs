@@ -1,0 +1,115 @@
+//! Snapshots: what qemu-img calls one, of VMs that are off and of VMs that run.
+#![cfg(feature = "qemu_tests")]
+
+mod common;
+
+use common::Mounted;
+
+/// `qemu-img snapshot -l` and `ls snapshots/` agree, and the image is sound.
+fn agrees(aq: &Mounted, vm: &str, tags: &str) {
+    let disk = aq.store().vm(aq.info(vm, "uuid").parse().expect("a UUID")).disk();
+    let script = format!(
+        "cd '{vm}/snapshots' && echo $(ls) &&
+        echo $(qemu-img snapshot -U -l '{0}' | awk 'NR > 2 {{ print $2 }}' | sort)",
+        disk.display()
+    );
+    assert_eq!(aq.sh(&script).ok(), format!("{tags}\n{tags}").trim());
+    if aq.read(&format!("{vm}/status")) == "stopped" {
+        aq.sh(&format!("qemu-img check -q '{}'", disk.display())).ok();
+    }
+}
+
+fn stop(aq: &Mounted, vm: &str) {
+    aq.sh(&format!("echo stop > {vm}/ctl; cat {vm}/wait")).ok();
+}
+
+#[test]
+fn a_vm_that_is_off_goes_back_in_time() {
+    let aq = Mounted::with_image();
+    aq.boot("vm1");
+    aq.exec("vm1", "echo one > /root/x; sync");
+    stop(&aq, "vm1");
+    aq.sh("mkdir vm1/snapshots/clean && cat vm1/snapshots/clean/status").ok();
+    agrees(&aq, "vm1", "clean");
+    assert_eq!(aq.read("vm1/snapshots/clean/memory"), "0");
+    aq.boot_existing("vm1");
+    aq.exec("vm1", "echo two > /root/x; sync");
+    let refused = aq.sh("echo 'restore clean' > vm1/ctl").failed();
+    assert!(refused.contains("Device or resource busy"), "{refused}");
+    assert!(aq.read("vm1/error").contains("taken while the VM was off"));
+    stop(&aq, "vm1");
+    aq.sh("echo 'restore clean' > vm1/ctl; cat vm1/wait").ok();
+    agrees(&aq, "vm1", "clean");
+    aq.boot_existing("vm1");
+    assert_eq!(aq.exec("vm1", "cat /root/x"), "one");
+    stop(&aq, "vm1");
+    aq.sh("rmdir vm1/snapshots/clean").ok();
+    agrees(&aq, "vm1", "");
+}
+
+#[test]
+fn a_vm_that_runs_is_brought_back_with_its_processes_and_the_right_time() {
+    let aq = Mounted::with_image();
+    aq.boot("vm1");
+    let pid = aq.exec("vm1", "sleep 100000 > /dev/null 2>&1 & echo $!");
+    aq.exec("vm1", "echo one > /root/x; echo one > /tmp/x; sync");
+    aq.sh("mkdir vm1/snapshots/live; cat vm1/wait").ok();
+    agrees(&aq, "vm1", "live");
+    assert_eq!(aq.read("vm1/status"), "ready");
+    assert!(aq.read("vm1/snapshots/live/memory").parse::<u64>().expect("a number") > 1 << 20);
+    aq.exec("vm1", &format!("kill {pid}; echo two > /root/x; rm /tmp/x; sync"));
+    aq.sh("sleep 2; echo 'restore live' > vm1/ctl; cat vm1/wait").ok();
+    aq.wait_for_ready("vm1");
+    let after = aq.exec("vm1", &format!("kill -0 {pid} && cat /root/x /tmp/x; date +%s"));
+    let (state, time) = after.rsplit_once('\n').expect("state and time");
+    assert_eq!(state, "one\none");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("now");
+    let guest: u64 = time.trim().parse().expect("a time");
+    assert!(now.as_secs().abs_diff(guest) <= 2, "the guest's clock shows {guest}");
+    agrees(&aq, "vm1", "live");
+    aq.sh("rmdir vm1/snapshots/live").ok();
+    agrees(&aq, "vm1", "");
+}
+
+#[test]
+fn names_that_are_taken_absent_or_odd() {
+    let aq = Mounted::with_image();
+    aq.sh("mkdir vm1").ok();
+    let refused = aq.sh("mkdir vm1/snapshots/a").failed();
+    assert!(refused.contains("No such file"), "{refused}");
+    assert!(aq.read("vm1/error").contains("made at the first start"));
+    aq.sh("echo 'start paused' > vm1/ctl; echo kill > vm1/ctl; cat vm1/wait").ok();
+    aq.sh("mkdir vm1/snapshots/a").ok();
+    let table = [
+        ("mkdir vm1/snapshots/a", "File exists"),
+        ("mkdir 'vm1/snapshots/a b'", "Invalid argument"),
+        ("rmdir vm1/snapshots/b", "No such file"),
+        ("echo 'restore b' > vm1/ctl", "No such file"),
+        ("mv vm1/snapshots/a vm1/snapshots/b", "Operation not permitted"),
+    ];
+    for (command, errno) in table {
+        let said = aq.sh(command).failed();
+        assert!(said.contains(errno), "{command}: {said}");
+    }
+    let disk = aq.store().vm(aq.info("vm1", "uuid").parse().expect("a UUID")).disk();
+    aq.sh(&format!("qemu-img snapshot -c 'made outside' '{}'", disk.display())).ok();
+    assert_eq!(aq.sh("ls vm1/snapshots").ok(), "a\nmade outside");
+    aq.sh("rm -r vm1/snapshots/a 'vm1/snapshots/made outside'").ok();
+    assert_eq!(aq.sh("ls vm1/snapshots").ok(), "");
+}
+
+#[test]
+fn a_qemu_killed_while_it_saves_leaves_the_disk_sound() {
+    let aq = Mounted::with_image();
+    aq.boot("vm1");
+    aq.exec("vm1", "echo one > /root/x; sync; head -c 60000000 /dev/urandom > /tmp/ram");
+    let pid = aq.info("vm1", "pid");
+    // The write answers after half a second; the memory takes longer than the kill comes.
+    aq.sh(&format!("mkdir vm1/snapshots/live & sleep 0.1; kill -9 {pid}; wait; cat vm1/wait"));
+    assert!(aq.read("vm1/status").starts_with("failed: QEMU ended"));
+    let disk = aq.store().vm(aq.info("vm1", "uuid").parse().expect("a UUID")).disk();
+    let checked = aq.sh(&format!("qemu-img check -r leaks '{}'", disk.display()));
+    assert!([0, 3].contains(&checked.code), "{checked:?}");
+    aq.boot_existing("vm1");
+    assert_eq!(aq.exec("vm1", "cat /root/x"), "one");
+}
