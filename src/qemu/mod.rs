@@ -23,7 +23,7 @@ pub mod record;
 #[cfg(feature = "qemu_tests")]
 mod tests;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -73,6 +73,10 @@ impl Hypervisor for Qemu {
 
     async fn accel(&self, choice: AccelChoice) -> Result<Accel, BackendError> {
         self.chooser.choose(choice, self.installation().await?).await
+    }
+
+    fn disk_size(&self, dir: &Path) -> Result<Option<u64>, BackendError> {
+        img::virtual_size(&VmDir(dir.to_owned()).disk())
     }
 
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched, BackendError> {

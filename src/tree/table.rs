@@ -73,7 +73,7 @@ pub static VM: &[Node<Vm>] = &[
     Node {
         name: "ctl",
         mode: 0o600,
-        doc: "verbs, one a line: start stop kill pause resume reset",
+        doc: "verbs, one a line: start stop kill pause resume reset resize port key",
         body: Body::Control(VM_VERBS),
     },
     Node {

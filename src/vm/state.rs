@@ -14,6 +14,8 @@
 
 use std::fmt;
 
+use super::spec::net::Forward;
+
 /// The state of a VM, as `status` prints it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
@@ -94,6 +96,20 @@ pub enum Command {
     Resume,
     /// Press the reset button.
     Reset,
+    /// Make the disk larger.
+    Resize {
+        /// Its size in bytes.
+        bytes: u64,
+    },
+    /// Add a port of the host that leads into the guest.
+    AddPort(Forward),
+    /// Take it away.
+    RemovePort(Forward),
+    /// Press keys on the guest's keyboard.
+    PressKeys {
+        /// Keys to be pressed together, one such chord after the other.
+        chords: Vec<Vec<String>>,
+    },
     /// Remove the VM.
     Remove,
 }
@@ -108,6 +124,9 @@ impl Command {
             Self::Pause => "pause",
             Self::Resume => "resume",
             Self::Reset => "reset",
+            Self::Resize { .. } => "resize",
+            Self::AddPort(_) | Self::RemovePort(_) => "port",
+            Self::PressKeys { .. } => "key",
             Self::Remove => "rmdir",
         }
     }
@@ -187,6 +206,8 @@ pub fn admit(state: &State, command: &Command, protected: bool) -> Result<(), Re
         return Err(Refusal::Broken { verb, reason: reason.clone() });
     }
     match (command, state) {
+        // Settings can be written at any time.
+        (Command::Resize { .. } | Command::AddPort(_) | Command::RemovePort(_), _) => Ok(()),
         (Command::Start { .. }, State::Stopped | State::Failed(_)) => Ok(()),
         (Command::Start { .. }, State::Stopping | State::Saving) => busy(),
         (Command::Start { .. }, _) => already(),
@@ -247,6 +268,7 @@ mod tests {
 
     #[test]
     fn the_whole_policy() {
+        let forward = "8080:80".parse().unwrap();
         // columns: stopped starting running ready paused saving stopping failed broken
         let table = [
             (Command::Start { paused: false }, "+aaaabb+x"),
@@ -255,6 +277,10 @@ mod tests {
             (Command::Pause, "ob++abbox"),
             (Command::Resume, "obaa+bbox"),
             (Command::Reset, "ob+++bbox"),
+            (Command::Resize { bytes: 1 << 30 }, "++++++++x"),
+            (Command::AddPort(forward), "++++++++x"),
+            (Command::RemovePort(forward), "++++++++x"),
+            (Command::PressKeys { chords: vec![vec!["a".into()]] }, "ob+++bbox"),
             (Command::Remove, "+iiiiii++"),
         ];
         for (command, expected) in table {
