@@ -14,8 +14,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::cli::{self, Cli};
 use crate::config::{Mode, MountConfig, default_store};
-use crate::fuse::Mounted;
 use crate::fuse::mountpoint::{self, MountError};
+use crate::fuse::{Mounted, touch};
 use crate::guest::SshGuests;
 use crate::image::ImageStore;
 use crate::qemu::Qemu;
@@ -138,10 +138,12 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     std::env::set_current_dir("/").map_err(failed("/"))?;
     let runtime = runtime()?;
     let registry = runtime.block_on(registry(&layout, config))?;
+    let events = Arc::clone(&registry.world().events);
     let tree = Tree::new(Arc::clone(&registry));
     let mounted = Mounted::mount(tree, &dir, runtime.handle().clone());
     let mounted = mounted.map_err(failed(format!("cannot mount {}", dir.display())))?;
     tracing::info!(dir = %dir.display(), store = %layout.root().display(), "mounted");
+    runtime.spawn(touch::follow(events, dir.clone()));
     unmount_on_signal(&runtime, dir);
     runtime.spawn(registry.autostart());
     if config.mode == Mode::Detached {
@@ -165,8 +167,13 @@ async fn registry(layout: &Layout, config: &MountConfig) -> Result<Arc<Registry>
     // A mount without QEMU could start nothing: better said now.
     qemu.installation().await?;
     let guests = SshGuests::new(layout, tokio::runtime::Handle::current());
-    let defaults = Arc::new(defaults(layout, config)?);
-    let world = World { hypervisor: Arc::new(qemu), guests: Arc::new(guests), images, defaults };
+    let world = World {
+        hypervisor: Arc::new(qemu),
+        guests: Arc::new(guests),
+        images,
+        events: Arc::default(),
+        defaults: Arc::new(defaults(layout, config)?),
+    };
     Ok(Arc::new(Registry::open(layout.clone(), world).await?))
 }
 

@@ -24,7 +24,7 @@ fn number(error: &TreeError) -> i32 {
         TreeError::IsADirectory => libc::EISDIR,
         TreeError::ReadOnly | TreeError::NoCreation => libc::EACCES,
         TreeError::NotOffered(_) => libc::EPERM,
-        TreeError::BadRename | TreeError::NotText => libc::EINVAL,
+        TreeError::BadRename | TreeError::NotText | TreeError::NotALink => libc::EINVAL,
         TreeError::BadHandle => libc::EBADF,
         TreeError::WouldBlock => libc::EAGAIN,
         TreeError::Latched => libc::ECANCELED,

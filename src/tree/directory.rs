@@ -2,30 +2,21 @@
 //!
 //! [`Directory`] hides the object's type, so that the tree treats all of them alike.
 
-use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use futures::FutureExt;
-use parking_lot::Mutex;
 
-use super::handle::{Open, OpenRequest};
-use super::node::{Attr, Body, Kind, Node, NodeId, Subject, Table};
-use super::table::{CONFIG, DOCS, IMAGE, ImageSubject, ROOT, VM};
+use super::handle::{Open, OpenRequest, Owner, Source, Value};
+use super::host::Host;
+use super::names::{Entry, ImageNames, Names, NoNames, Numbers, TrashNames, VmNames};
+use super::node::{Attr, Body, Keep, Kind, Node, NodeId, Subject, Table};
+use super::table::{CONFIG, DEFAULTS, DOCS, IMAGE, IMAGES, ImageSubject, REMOVED, ROOT, TRASH, VM};
 use super::{Answer, TAIL, TreeError, read_tail};
-use crate::registry::Registry;
+use crate::vm::caller::Caller;
+use crate::vm::spec::Key;
 use crate::vm::{Vm, VmId};
-
-/// A name in a directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// The name.
-    pub name: String,
-    /// The node.
-    pub id: NodeId,
-    /// Its kind.
-    pub kind: Kind,
-}
 
 /// What the tree does with a directory, whatever it is about.
 pub(super) trait Directory {
@@ -37,10 +28,18 @@ pub(super) trait Directory {
     fn own_attr(&self) -> Attr;
     /// Describes a row.
     fn attr(&self, row: usize) -> Result<Attr, TreeError>;
+    /// Returns a row's name.
+    fn row_name(&self, row: usize) -> Option<&'static str>;
     /// Returns a row's kind.
     fn kind(&self, row: usize) -> Kind;
     /// Opens a row.
     fn open(&self, row: usize, request: &OpenRequest<'_>) -> Answer<Open>;
+    /// Returns where a link leads.
+    fn target(&self, row: usize, caller: &dyn Fn() -> Caller) -> Result<PathBuf, TreeError>;
+    /// Says whether the rows could be removed together with the directory.
+    fn admit_removal(&self) -> Result<(), TreeError>;
+    /// Returns the names that users make here.
+    fn names(&self) -> &dyn Names;
     /// Returns the VM that the directory belongs to.
     fn vm(&self) -> Option<&Vm>;
 }
@@ -51,47 +50,7 @@ struct Bound<T: 'static> {
     mode: u16,
     rows: &'static [Node<T>],
     object: T,
-    others: Others,
-}
-
-/// Names that are not rows.
-enum Others {
-    None,
-    Vms(Arc<Registry>),
-    Images(Directories),
-}
-
-impl Others {
-    fn find(&self, name: &str) -> Option<NodeId> {
-        match self {
-            Self::None => None,
-            Self::Vms(registry) => registry.get(name).map(|vm| vm_entry(String::new(), &vm).id),
-            Self::Images(all) => all.images().into_iter().find(|e| e.name == name).map(|e| e.id),
-        }
-    }
-
-    fn entries(&self) -> Vec<Entry> {
-        match self {
-            Self::None => Vec::new(),
-            Self::Vms(registry) => {
-                registry.list().into_iter().map(|(name, vm)| vm_entry(name, &vm)).collect()
-            }
-            Self::Images(all) => all.images(),
-        }
-    }
-
-    /// Counts them; every one is a directory.
-    fn count(&self) -> usize {
-        match self {
-            Self::Vms(registry) => registry.len(),
-            other => other.entries().len(),
-        }
-    }
-}
-
-fn vm_entry(name: String, vm: &Vm) -> Entry {
-    let id = NodeId::directory(Table::Vm, vm.id().0);
-    Entry { name, id, kind: Kind::Directory }
+    names: Box<dyn Names>,
 }
 
 impl<T: Subject> Bound<T> {
@@ -117,24 +76,48 @@ impl<T: Subject> Bound<T> {
     fn content(&self, node: &Node<T>) -> Vec<u8> {
         match &node.body {
             Body::Value(render) => render(&self.object).into_bytes(),
-            Body::Setting(key) => setting_text(self.object.vm(), key),
-            Body::Tail(_) | Body::Control(_) | Body::Stream(_) | Body::Directory(_) => Vec::new(),
+            Body::Setting(key) => setting_text(self.object.owner(), key),
+            Body::Tail(_)
+            | Body::Control(_)
+            | Body::Stream(_)
+            | Body::Link(_)
+            | Body::Directory(_) => Vec::new(),
+        }
+    }
+
+    fn live(&self, render: fn(&T) -> String) -> Value {
+        self.live_with(move |object| render(object).into_bytes())
+    }
+
+    fn live_with(&self, render: impl Fn(&T) -> Vec<u8> + Send + Sync + 'static) -> Value {
+        let object = self.object.clone();
+        match self.object.listen() {
+            Some(listener) => {
+                Value::live(Source { render: Box::new(move || render(&object)), listener })
+            }
+            None => Value::fixed(render(&object)),
         }
     }
 
     fn open_now(&self, node: &Node<T>, request: &OpenRequest<'_>) -> Result<Open, TreeError> {
         match (&node.body, self.object.vm().cloned()) {
             (Body::Directory(_), _) => Err(TreeError::IsADirectory),
-            (Body::Value(_) | Body::Tail(_), _) => Ok(Open::Value(self.content(node).into())),
+            // The kernel follows links by itself.
+            (Body::Link(_), _) => Err(TreeError::NotOffered("links are followed, not opened")),
+            (Body::Value(render), _) => Ok(Open::Value(self.live(*render))),
+            (Body::Tail(_), _) => Err(TreeError::NotFound),
             (Body::Stream(open), vm) => {
                 let stream = open(&self.object, request)?;
                 Ok(Open::Stream { stream, crawler: request.crawler, vm })
             }
-            (Body::Setting(key), Some(vm)) => {
-                Ok(Open::setting(vm, key, self.content(node), request.append))
+            (Body::Setting(key), _) => {
+                let key: &'static Key = key;
+                let owner = self.object.owner().ok_or(TreeError::NotFound)?;
+                let text = move |object: &T| setting_text(object.owner(), key);
+                Ok(Open::setting(owner, key, self.live_with(text), request.append))
             }
             (Body::Control(verbs), Some(vm)) => Ok(Open::control(vm, verbs)),
-            (Body::Setting(_) | Body::Control(_), None) => Err(TreeError::NotFound),
+            (Body::Control(_), None) => Err(TreeError::NotFound),
         }
     }
 
@@ -153,16 +136,16 @@ impl<T: Subject> Bound<T> {
 impl<T: Subject> Directory for Bound<T> {
     fn find(&self, name: &str) -> Option<NodeId> {
         let row = self.rows.iter().position(|node| node.name == name);
-        row.map(|at| self.entry(at, &self.rows[at]).id).or_else(|| self.others.find(name))
+        row.map(|at| self.entry(at, &self.rows[at]).id).or_else(|| self.names.find(name))
     }
 
     fn entries(&self) -> Vec<Entry> {
-        self.rows().chain(self.others.entries()).collect()
+        self.rows().chain(self.names.entries()).collect()
     }
 
     fn own_attr(&self) -> Attr {
         let rows = self.rows.iter().filter(|n| n.body.kind() == Kind::Directory).count();
-        let below = rows + self.others.count();
+        let below = rows + self.names.count();
         Attr {
             id: self.id,
             kind: Kind::Directory,
@@ -170,6 +153,7 @@ impl<T: Subject> Directory for Bound<T> {
             size: 0,
             links: u32::try_from(below).unwrap_or(u32::MAX).saturating_add(2),
             changed: self.object.changed("."),
+            keep: if self.names.is_stable() { Keep::Forever } else { Keep::Never },
         }
     }
 
@@ -177,7 +161,11 @@ impl<T: Subject> Directory for Bound<T> {
         let node = self.rows.get(row).ok_or(TreeError::NotFound)?;
         let (size, changed) = self.extent(node);
         let (id, kind) = (self.id.row(row), node.body.kind());
-        Ok(Attr { id, kind, mode: node.mode, size, links: 1, changed })
+        Ok(Attr { id, kind, mode: node.mode, size, links: 1, changed, keep: Keep::Never })
+    }
+
+    fn row_name(&self, row: usize) -> Option<&'static str> {
+        self.rows.get(row).map(|node| node.name)
     }
 
     fn kind(&self, row: usize) -> Kind {
@@ -194,10 +182,25 @@ impl<T: Subject> Directory for Bound<T> {
         match &node.body {
             Body::Tail(path) => {
                 let read = read_tail(path(&self.object));
-                Answer::later(read.map(|content| Ok(Open::Value(content?.into()))))
+                Answer::later(read.map(|content| Ok(Open::Value(Value::fixed(content?)))))
             }
             _ => Answer::Now(self.open_now(node, request)),
         }
+    }
+
+    fn target(&self, row: usize, caller: &dyn Fn() -> Caller) -> Result<PathBuf, TreeError> {
+        match self.rows.get(row).map(|node| &node.body) {
+            Some(Body::Link(target)) => target(&self.object, caller).ok_or(TreeError::NotFound),
+            _ => Err(TreeError::NotALink),
+        }
+    }
+
+    fn admit_removal(&self) -> Result<(), TreeError> {
+        self.object.admit_removal()
+    }
+
+    fn names(&self) -> &dyn Names {
+        &*self.names
     }
 
     fn vm(&self) -> Option<&Vm> {
@@ -205,10 +208,8 @@ impl<T: Subject> Directory for Bound<T> {
     }
 }
 
-fn setting_text(vm: Option<&Vm>, key: &crate::vm::spec::Key) -> Vec<u8> {
-    let Some(vm) = vm else { return Vec::new() };
-    let text = (key.render)(&vm.spec());
-    if text.is_empty() { Vec::new() } else { format!("{text}\n").into_bytes() }
+fn setting_text(owner: Option<Owner>, key: &Key) -> Vec<u8> {
+    owner.map(|o| o.text(key)).unwrap_or_default()
 }
 
 /// The embedded documentation.
@@ -240,13 +241,33 @@ impl Directory for Docs {
 
     fn own_attr(&self) -> Attr {
         let changed = SystemTime::UNIX_EPOCH;
-        Attr { id: self.0, kind: Kind::Directory, mode: 0o555, size: 0, links: 2, changed }
+        Attr {
+            id: self.0,
+            kind: Kind::Directory,
+            mode: 0o555,
+            size: 0,
+            links: 2,
+            changed,
+            keep: Keep::Forever,
+        }
     }
 
     fn attr(&self, row: usize) -> Result<Attr, TreeError> {
         let (id, size) = (self.0.row(row), Self::page(row)?.len() as u64);
         let changed = SystemTime::UNIX_EPOCH;
-        Ok(Attr { id, kind: Kind::Value, mode: 0o444, size, links: 1, changed })
+        Ok(Attr {
+            id,
+            kind: Kind::Value,
+            mode: 0o444,
+            size,
+            links: 1,
+            changed,
+            keep: Keep::Forever,
+        })
+    }
+
+    fn row_name(&self, row: usize) -> Option<&'static str> {
+        Self::names().nth(row).map(|(name, _)| name)
     }
 
     fn kind(&self, _row: usize) -> Kind {
@@ -257,7 +278,19 @@ impl Directory for Docs {
         if request.access.writes() {
             return Answer::Now(Err(TreeError::ReadOnly));
         }
-        Answer::Now(Self::page(row).map(|text| Open::Value(text.into())))
+        Answer::Now(Self::page(row).map(|text| Open::Value(Value::fixed(text.to_vec()))))
+    }
+
+    fn target(&self, _row: usize, _caller: &dyn Fn() -> Caller) -> Result<PathBuf, TreeError> {
+        Err(TreeError::NotALink)
+    }
+
+    fn admit_removal(&self) -> Result<(), TreeError> {
+        Err(TreeError::NotOffered("this is part of every mount"))
+    }
+
+    fn names(&self) -> &dyn Names {
+        &NoNames
     }
 
     fn vm(&self) -> Option<&Vm> {
@@ -268,14 +301,19 @@ impl Directory for Docs {
 /// Finds directories by their number.
 #[derive(Clone, Debug)]
 pub(super) struct Directories {
-    registry: Arc<Registry>,
+    host: Host,
     /// Numbers given to images' names, never reused.
-    numbers: Arc<Mutex<HashMap<String, u64>>>,
+    numbers: Numbers,
 }
 
 impl Directories {
-    pub(super) fn new(registry: Arc<Registry>) -> Self {
-        Self { registry, numbers: Arc::default() }
+    pub(super) fn new(host: Host) -> Self {
+        Self { host, numbers: Arc::default() }
+    }
+
+    /// Returns what is above all directories.
+    pub(super) fn host(&self) -> &Host {
+        &self.host
     }
 
     /// Returns the directory with this number.
@@ -299,6 +337,23 @@ impl Directories {
         }
     }
 
+    /// Returns a node's path in the mount, as well as it is still known.
+    pub(super) fn path(&self, id: NodeId) -> String {
+        let Some((table, object, row)) = id.parts() else { return "/".to_owned() };
+        let vm = || self.host.registry.by_id(VmId(object)).map_or("?".to_owned(), |vm| vm.name());
+        let directory = match table {
+            Table::Root => String::new(),
+            Table::Docs => "/.docs".to_owned(),
+            Table::Images | Table::Image => "/.images".to_owned(),
+            Table::Vm => format!("/{}", vm()),
+            Table::Config => format!("/{}/config", vm()),
+            Table::Defaults => "/.defaults".to_owned(),
+            Table::Trash | Table::Removed => "/.trash".to_owned(),
+        };
+        let file = row.zip(self.row(id).ok()).and_then(|(row, (dir, _))| dir.row_name(row));
+        file.map_or(directory.clone(), |name| format!("{directory}/{name}"))
+    }
+
     /// Describes a node.
     pub(super) fn attr(&self, id: NodeId) -> Result<Attr, TreeError> {
         match id.parts() {
@@ -313,37 +368,30 @@ impl Directories {
         table: Table,
         object: u64,
     ) -> Result<Box<dyn Directory>, TreeError> {
-        let registry = || Arc::clone(&self.registry);
-        let vm = || self.registry.by_id(VmId(object)).ok_or(TreeError::NotFound);
+        let (host, registry) = (|| self.host.clone(), || Arc::clone(&self.host.registry));
+        let vm = || self.host.registry.by_id(VmId(object)).ok_or(TreeError::NotFound);
+        let removed = || self.host.registry.trash().by_id(object).ok_or(TreeError::NotFound);
+        let images = || ImageNames { registry: registry(), numbers: Arc::clone(&self.numbers) };
         Ok(match table {
-            Table::Root => bound(id, 0o700, ROOT, registry(), Others::Vms(registry())),
+            Table::Root => bound(id, 0o700, ROOT, host(), VmNames(registry())),
             Table::Docs => Box::new(Docs(id)),
-            Table::Images => {
-                bound::<Arc<Registry>>(id, 0o555, &[], registry(), Others::Images(self.clone()))
-            }
-            Table::Image => bound(id, 0o555, IMAGE, self.image(object)?, Others::None),
-            Table::Vm => bound(id, 0o700, VM, vm()?, Others::None),
-            Table::Config => bound(id, 0o700, &CONFIG, vm()?, Others::None),
+            Table::Images => bound(id, 0o555, IMAGES, host(), images()),
+            Table::Image => bound(id, 0o555, IMAGE, self.image(object)?, NoNames),
+            Table::Vm => bound(id, 0o700, VM, vm()?, NoNames),
+            Table::Config => bound(id, 0o700, &CONFIG, vm()?, NoNames),
+            Table::Defaults => bound(id, 0o700, &DEFAULTS, host(), NoNames),
+            Table::Trash => bound(id, 0o700, TRASH, host(), TrashNames(registry())),
+            Table::Removed => bound(id, 0o700, REMOVED, removed()?, NoNames),
         })
-    }
-
-    fn images(&self) -> Vec<Entry> {
-        let mut numbers = self.numbers.lock();
-        let mut entry = |name: String| {
-            let next = numbers.len() as u64;
-            let object = *numbers.entry(name.clone()).or_insert(next);
-            Entry { name, id: NodeId::directory(Table::Image, object), kind: Kind::Directory }
-        };
-        self.registry.world().images.list().into_iter().map(|i| entry(i.name)).collect()
     }
 
     fn image(&self, object: u64) -> Result<ImageSubject, TreeError> {
         let numbers = self.numbers.lock();
         let name = numbers.iter().find(|(_, n)| **n == object).map(|(name, _)| name.clone());
         drop(numbers);
-        let info = name.and_then(|name| self.registry.world().images.info(&name));
+        let info = name.and_then(|name| self.host.registry.world().images.info(&name));
         let info = info.ok_or(TreeError::NotFound)?;
-        Ok(ImageSubject { registry: Arc::clone(&self.registry), info })
+        Ok(ImageSubject { registry: Arc::clone(&self.host.registry), info })
     }
 }
 
@@ -352,7 +400,7 @@ fn bound<T: Subject>(
     mode: u16,
     rows: &'static [Node<T>],
     object: T,
-    others: Others,
+    names: impl Names + 'static,
 ) -> Box<dyn Directory> {
-    Box::new(Bound { id, mode, rows, object, others })
+    Box::new(Bound { id, mode, rows, object, names: Box::new(names) })
 }

@@ -5,6 +5,9 @@
 
 pub mod directory;
 pub mod handle;
+pub mod host;
+mod metrics;
+pub mod names;
 pub mod node;
 mod render;
 pub mod table;
@@ -15,18 +18,21 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use futures::FutureExt;
 use parking_lot::Mutex;
 
-use self::directory::{Directories, Entry};
+use self::directory::{Directories, Directory};
 use self::handle::{Open, OpenRequest};
-use self::node::{Attr, Kind, NodeId, Table};
+use self::host::{Failure, Host};
+use self::names::Entry;
+use self::node::{Attr, Keep, Kind, NodeId};
 use self::verbs::VerbError;
 use crate::registry::{Registry, RegistryError};
-use crate::vm::spec::is_vm_name;
-use crate::vm::state::{Command, Refusal};
-use crate::vm::{VmError, driver};
+use crate::vm::caller::Caller;
+use crate::vm::state::Refusal;
+use crate::vm::{VmError, driver, one_line};
 
 /// Why an operation on the tree was not done.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -34,12 +40,15 @@ pub enum TreeError {
     /// There is no such name.
     #[error("no such file")]
     NotFound,
-    /// There never will be such a name here.
-    #[error("no such file: names here are of another form")]
+    /// There is no such name, unless the kernel makes it.
+    #[error("no such file")]
     NeverFound,
     /// A directory was wanted.
     #[error("not a directory")]
     NotADirectory,
+    /// A symbolic link was wanted.
+    #[error("not a symbolic link")]
+    NotALink,
     /// A file was wanted.
     #[error("a directory")]
     IsADirectory,
@@ -129,10 +138,27 @@ pub struct Opened {
     pub kind: Kind,
 }
 
+/// A directory that was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenedDirectory {
+    /// The number of the open directory.
+    pub handle: u64,
+    /// Whether the kernel may remember its names.
+    pub keep: Keep,
+}
+
+/// A name that was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// What it is.
+    pub attr: Attr,
+    /// Whether the kernel may remember the name.
+    pub keep: Keep,
+}
+
 /// The tree.
 #[derive(Debug)]
 pub struct Tree {
-    registry: Arc<Registry>,
     directories: Directories,
     open: Mutex<HashMap<u64, Arc<Open>>>,
     listings: Mutex<HashMap<u64, Arc<[Entry]>>>,
@@ -143,8 +169,7 @@ impl Tree {
     /// Returns the tree over a registry.
     pub fn new(registry: Arc<Registry>) -> Arc<Self> {
         Arc::new(Self {
-            directories: Directories::new(Arc::clone(&registry)),
-            registry,
+            directories: Directories::new(Host { registry, failures: Arc::default() }),
             open: Mutex::default(),
             listings: Mutex::default(),
             next_handle: AtomicU64::new(1),
@@ -154,14 +179,16 @@ impl Tree {
     /// Finds a name in a directory.
     ///
     /// # Errors
-    /// [`TreeError::NeverFound`] where not even `mkdir` could make it.
-    pub fn lookup(&self, parent: NodeId, name: &str) -> Result<Attr, TreeError> {
+    /// [`TreeError::NotFound`] for a name that may come by itself, [`TreeError::NeverFound`] for
+    /// one that only the kernel could bring about.
+    pub fn lookup(&self, parent: NodeId, name: &str) -> Result<Found, TreeError> {
         let directory = self.directories.get(parent)?;
-        let id = directory.find(name).ok_or(match parent {
-            NodeId::ROOT if is_vm_name(name) => TreeError::NotFound,
+        let keep = keep(&*directory);
+        let id = directory.find(name).ok_or_else(|| match directory.names().is_possible(name) {
+            true if keep == Keep::Never => TreeError::NotFound,
             _ => TreeError::NeverFound,
         })?;
-        self.attr(id)
+        Ok(Found { attr: self.attr(id)?, keep })
     }
 
     /// Describes a node.
@@ -202,11 +229,11 @@ impl Tree {
     ///
     /// # Errors
     /// [`TreeError::NotADirectory`], [`TreeError::NotFound`].
-    pub fn open_directory(&self, id: NodeId) -> Result<u64, TreeError> {
-        let entries = self.directories.get(id)?.entries();
+    pub fn open_directory(&self, id: NodeId) -> Result<OpenedDirectory, TreeError> {
+        let directory = self.directories.get(id)?;
         let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        self.listings.lock().insert(handle, entries.into());
-        Ok(handle)
+        self.listings.lock().insert(handle, directory.entries().into());
+        Ok(OpenedDirectory { handle, keep: keep(&*directory) })
     }
 
     /// Returns the names of an open directory, without `.` and `..`.
@@ -237,36 +264,40 @@ impl Tree {
         drop(open);
     }
 
-    /// Makes a VM.
-    pub fn make_directory(&self, parent: NodeId, name: &str) -> Answer<Attr> {
-        if parent != NodeId::ROOT {
-            let why = "directories are made at the root, where each is a VM";
-            return Answer::Now(Err(TreeError::NotOffered(why)));
-        }
-        let (registry, name) = (Arc::clone(&self.registry), name.to_owned());
-        let directories = self.directories.clone();
-        let made = Registry::create(registry, name);
-        Answer::later(
-            made.map(move |vm| directories.attr(NodeId::directory(Table::Vm, vm?.id().0))),
-        )
+    /// Returns where a symbolic link leads for this caller.
+    ///
+    /// # Errors
+    /// [`TreeError::NotALink`]; [`TreeError::NotFound`] for one that leads nowhere at present.
+    pub fn target(&self, id: NodeId, caller: &dyn Fn() -> Caller) -> Result<PathBuf, TreeError> {
+        let (directory, row) = self.directories.row(id)?;
+        directory.target(row, caller)
     }
 
-    /// Removes a directory: a VM, or (without effect, so that `rm -r` works) a part of one that
-    /// could be removed.
-    pub fn remove_directory(&self, parent: NodeId, name: &str) -> Answer<()> {
-        if parent != NodeId::ROOT {
-            return Answer::Now(self.remove_part(parent, name));
-        }
-        match self.registry.get(name) {
-            Some(vm) => {
-                let removed = Registry::remove(Arc::clone(&self.registry), name.to_owned());
-                Answer::later(
-                    removed.map(move |result| {
-                        handle::noted(Some(&vm), result.map_err(TreeError::from))
-                    }),
-                )
+    /// Makes a directory: at the root, a VM.
+    pub fn make_directory(&self, parent: NodeId, name: &str) -> Answer<Attr> {
+        let made = match self.directories.get(parent) {
+            Ok(directory) => directory.names().make(name),
+            Err(error) => return Answer::Now(Err(error)),
+        };
+        let directories = self.directories.clone();
+        match made {
+            Answer::Now(made) => Answer::Now(made.and_then(|id| directories.attr(id))),
+            Answer::Later(made) => {
+                Answer::later(made.map(move |made| made.and_then(|id| directories.attr(id))))
             }
-            None => Answer::Now(Err(self.absent_or_ours(parent, name))),
+        }
+    }
+
+    /// Removes a directory that users make; or (without effect, so that `rm -r` works) a part of a
+    /// VM that could be removed.
+    pub fn remove_directory(&self, parent: NodeId, name: &str) -> Answer<()> {
+        let directory = match self.directories.get(parent) {
+            Ok(directory) => directory,
+            Err(error) => return Answer::Now(Err(error)),
+        };
+        match directory.names().find(name) {
+            Some(_) => directory.names().remove(name),
+            None => Answer::Now(self.remove_part(parent, name)),
         }
     }
 
@@ -280,32 +311,37 @@ impl Tree {
         if directory.find(name).is_none() {
             return Err(TreeError::NotFound);
         }
-        match directory.vm() {
-            Some(vm) => {
-                let admitted = vm.would_admit(&Command::Remove).map_err(TreeError::from);
-                handle::noted(Some(vm), admitted)
-            }
-            None => Err(TreeError::NotOffered("this is part of every mount")),
-        }
+        handle::noted(directory.vm(), directory.admit_removal())
     }
 
-    fn absent_or_ours(&self, parent: NodeId, name: &str) -> TreeError {
-        match self.lookup(parent, name) {
-            Ok(_) => TreeError::NotOffered("this is part of every mount"),
-            Err(error) => error,
-        }
-    }
-
-    /// Renames a VM.
+    /// Renames what users have made.
     pub fn rename(&self, from: (NodeId, &str), to: (NodeId, &str)) -> Answer<()> {
-        let vms = from.0 == NodeId::ROOT && to.0 == NodeId::ROOT;
-        if !vms || self.registry.get(from.1).is_none() {
-            return Answer::Now(Err(TreeError::BadRename));
+        match self.directories.get(from.0) {
+            Ok(directory) if from.0 == to.0 => directory.names().rename(from.1, to.1),
+            Ok(directory) => directory.names().move_out(from.1, to),
+            Err(error) => Answer::Now(Err(error)),
         }
-        let registry = Arc::clone(&self.registry);
-        let done = Registry::rename(registry, from.1.to_owned(), to.1.to_owned());
-        Answer::later(done.map(|result| result.map_err(TreeError::from)))
     }
+
+    /// Remembers a request that failed, for `.error`.
+    pub fn note_failure(
+        &self,
+        time: SystemTime,
+        pid: u32,
+        id: NodeId,
+        errno: i32,
+        error: &TreeError,
+    ) {
+        if error.is_worth_noting() {
+            let path = self.directories.path(id);
+            let text = one_line(&error.to_string());
+            self.directories.host().failures.add(Failure { time, pid, path, errno, text });
+        }
+    }
+}
+
+fn keep(directory: &dyn Directory) -> Keep {
+    if directory.names().is_stable() { Keep::Forever } else { Keep::Never }
 }
 
 /// The content of a file's end: what a [`node::Body::Tail`] shows.

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::TreeError;
-use super::handle::OpenRequest;
+use super::handle::{OpenRequest, Owner};
 use super::verbs::Verb;
 use crate::vm::Vm;
+use crate::vm::caller::Caller;
 use crate::vm::spec::Key;
-use crate::vm::stream::Stream;
+use crate::vm::state::Command;
+use crate::vm::stream::{Listener, Stream};
 
 /// One row: everything there is to say about a file that aqfs makes.
 #[derive(Debug)]
@@ -41,6 +43,8 @@ pub enum Body<T: 'static> {
     Control(&'static [Verb]),
     /// Bytes that come and go; a read may park.
     Stream(OpenStream<T>),
+    /// A symbolic link, which may lead elsewhere for another caller; `None`: nowhere at present.
+    Link(fn(&T, &dyn Fn() -> Caller) -> Option<PathBuf>),
     /// A directory about the same object.
     Directory(Table),
 }
@@ -59,6 +63,7 @@ impl<T> Body<T> {
             Self::Setting(_) => Kind::Setting,
             Self::Control(_) => Kind::Control,
             Self::Stream(_) => Kind::Stream,
+            Self::Link(_) => Kind::Link,
             Self::Directory(_) => Kind::Directory,
         }
     }
@@ -75,6 +80,8 @@ pub enum Kind {
     Control,
     /// Size 0; reads may park.
     Stream,
+    /// Leads elsewhere.
+    Link,
     /// Holds other nodes.
     Directory,
 }
@@ -87,6 +94,7 @@ impl Kind {
             Self::Setting => "setting",
             Self::Control => "control",
             Self::Stream => "stream",
+            Self::Link => "link",
             Self::Directory => "directory",
         }
     }
@@ -108,6 +116,12 @@ pub enum Table {
     Vm = 4,
     /// `VM/config`.
     Config = 5,
+    /// `.trash`.
+    Trash = 6,
+    /// `.trash/VM@TIME`.
+    Removed = 7,
+    /// `.defaults`.
+    Defaults = 8,
 }
 
 /// A node's number: table, object and row packed together, so that it follows from what the node
@@ -143,6 +157,9 @@ impl NodeId {
             3 => Table::Image,
             4 => Table::Vm,
             5 => Table::Config,
+            6 => Table::Trash,
+            7 => Table::Removed,
+            8 => Table::Defaults,
             _ => return None,
         };
         let object = (packed >> ROW_BITS) & ((1 << OBJECT_BITS) - 1);
@@ -166,14 +183,41 @@ pub struct Attr {
     pub links: u32,
     /// When its content last changed.
     pub changed: SystemTime,
+    /// Whether the kernel may remember this.
+    pub keep: Keep,
+}
+
+/// How long the kernel may remember a name or attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Until it changes them itself.
+    Forever,
+    /// Not at all: they change by themselves.
+    Never,
 }
 
 /// The object that a table's rows are about.
-pub(super) trait Subject {
+pub(super) trait Subject: Clone + Send + Sync + 'static {
     /// Returns when the content of a row last changed.
     fn changed(&self, name: &str) -> SystemTime;
-    /// Returns the VM that an error should be noted for.
+    /// Returns the VM that the rows belong to.
     fn vm(&self) -> Option<&Vm>;
+    /// Returns whose settings the rows are.
+    fn owner(&self) -> Option<Owner> {
+        self.vm().cloned().map(Owner::Vm)
+    }
+    /// Says whether the rows could be removed, as part of the directory that users made: unlinking
+    /// one then succeeds, without effect, so that `rm -r`, `find -delete` and `rmdir` agree.
+    fn admit_removal(&self) -> Result<(), TreeError> {
+        match self.vm() {
+            Some(vm) => Ok(vm.would_admit(&Command::Remove)?),
+            None => Err(TreeError::NotOffered("this is part of every mount")),
+        }
+    }
+    /// Returns a listener that hears when a row's content may have changed; `None`: nobody tells.
+    fn listen(&self) -> Option<Listener> {
+        self.vm().map(Vm::listen)
+    }
 }
 
 #[cfg(test)]
@@ -191,7 +235,7 @@ mod tests {
     proptest! {
         #[test]
         fn numbers_pack_and_unpack(object in 0u64..(1 << OBJECT_BITS), row in 0usize..4000) {
-            for table in [Table::Root, Table::Image, Table::Vm, Table::Config] {
+            for table in [Table::Root, Table::Image, Table::Vm, Table::Config, Table::Defaults] {
                 let dir = NodeId::directory(table, object);
                 prop_assert_eq!(dir.parts(), Some((table, object, None)));
                 prop_assert_eq!(dir.row(row).parts(), Some((table, object, Some(row))));

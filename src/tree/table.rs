@@ -8,27 +8,47 @@ use std::time::SystemTime;
 
 use include_dir::{Dir, include_dir};
 
-use super::handle::{Access, OpenRequest};
+use super::handle::{Access, OpenRequest, Owner};
+use super::host::Host;
 use super::node::{Body, Node, Subject, Table};
-use super::render;
 use super::verbs::VM_VERBS;
+use super::{TreeError, metrics, render};
 use crate::registry::Registry;
+use crate::registry::trash::Removed;
 use crate::vm::Vm;
 use crate::vm::backend::{ConsoleAccess, ImageInfo};
 use crate::vm::exec::ExecAccess;
 use crate::vm::notice::Notice;
-use crate::vm::spec::KEYS;
+use crate::vm::spec::{KEYS, Key};
 
 /// The pages of `mountpoint-docs/`, as `.docs/` shows them.
 pub static DOCS: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/mountpoint-docs");
 
 /// The mount's root. Names that are not here are VMs.
-pub static ROOT: &[Node<Arc<Registry>>] = &[
+pub static ROOT: &[Node<Host>] = &[
+    Node {
+        name: ".defaults",
+        mode: 0o700,
+        doc: "what a new VM's settings start from, a file each",
+        body: Body::Directory(Table::Defaults),
+    },
     Node {
         name: ".docs",
         mode: 0o555,
         doc: "the documentation, a page for each file",
         body: Body::Directory(Table::Docs),
+    },
+    Node {
+        name: ".error",
+        mode: 0o444,
+        doc: "the newest 64 failures: time, pid, path, errno, sentence",
+        body: Body::Value(|host| host.failures.print()),
+    },
+    Node {
+        name: ".events",
+        mode: 0o444,
+        doc: "what happens to VMs from now on, a line each",
+        body: Body::Stream(|host, _| Ok(host.registry.world().events.open(None))),
     },
     Node {
         name: ".host",
@@ -41,6 +61,18 @@ pub static ROOT: &[Node<Arc<Registry>>] = &[
         mode: 0o555,
         doc: "what new VMs are made from",
         body: Body::Directory(Table::Images),
+    },
+    Node {
+        name: ".metrics",
+        mode: 0o444,
+        doc: "figures for Prometheus",
+        body: Body::Value(metrics::print),
+    },
+    Node {
+        name: ".trash",
+        mode: 0o700,
+        doc: "removed VMs, kept for a day: mv one back, or rmdir it",
+        body: Body::Directory(Table::Trash),
     },
     Node {
         name: ".version",
@@ -83,6 +115,12 @@ pub static VM: &[Node<Vm>] = &[
         body: Body::Value(|vm| line(vm.failure().as_deref().unwrap_or("ok"))),
     },
     Node {
+        name: "events",
+        mode: 0o444,
+        doc: "what happens to this VM from now on, a line each",
+        body: Body::Stream(|vm, _| Ok(vm.open_events())),
+    },
+    Node {
         name: "exec",
         mode: 0o600,
         doc: "commands in the guest, over SSH: write one, read its output",
@@ -121,11 +159,48 @@ pub static VM: &[Node<Vm>] = &[
 ];
 
 /// A VM's `config/`: a row for each setting there is.
-pub static CONFIG: LazyLock<Vec<Node<Vm>>> = LazyLock::new(|| {
-    let row =
-        |key| Node { name: key_name(key), mode: 0o600, doc: key.doc, body: Body::Setting(key) };
+pub static CONFIG: LazyLock<Vec<Node<Vm>>> = LazyLock::new(settings);
+
+/// `.defaults/`: the same rows, about what new VMs start from.
+pub static DEFAULTS: LazyLock<Vec<Node<Host>>> = LazyLock::new(settings);
+
+fn settings<T>() -> Vec<Node<T>> {
+    let row = |key: &'static Key| Node {
+        name: key.name,
+        mode: 0o600,
+        doc: key.doc,
+        body: Body::Setting(key),
+    };
     KEYS.iter().map(row).collect()
-});
+}
+
+/// `.images`: every name there is an image.
+pub static IMAGES: &[Node<Host>] = &[];
+
+/// `.trash`: every name there is a removed VM.
+pub static TRASH: &[Node<Host>] = &[];
+
+/// A removed VM.
+pub static REMOVED: &[Node<Removed>] = &[
+    Node {
+        name: "disk_bytes",
+        mode: 0o444,
+        doc: "what its disk takes of the host's",
+        body: Body::Value(|r| line(&render::disk_bytes(&r.dir).to_string())),
+    },
+    Node {
+        name: "removed",
+        mode: 0o444,
+        doc: "when it was removed, in seconds since 1970",
+        body: Body::Value(|r| line(&render::seconds(r.since))),
+    },
+    Node {
+        name: "until",
+        mode: 0o444,
+        doc: "when it may be erased, in seconds since 1970",
+        body: Body::Value(|r| line(&render::seconds(r.until()))),
+    },
+];
 
 /// An image's directory.
 pub static IMAGE: &[Node<ImageSubject>] = &[
@@ -174,7 +249,7 @@ pub static IMAGE: &[Node<ImageSubject>] = &[
 ];
 
 /// An image as its rows see it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ImageSubject {
     /// The registry, which knows who uses it.
     pub registry: Arc<Registry>,
@@ -182,9 +257,32 @@ pub struct ImageSubject {
     pub info: ImageInfo,
 }
 
-impl Subject for Arc<Registry> {
+impl Subject for Host {
+    fn changed(&self, name: &str) -> SystemTime {
+        let since = self.registry.changed();
+        match name {
+            ".error" => self.failures.changed().unwrap_or(since),
+            _ if KEYS.iter().any(|k| k.name == name) => self.registry.world().defaults.changed(),
+            _ => since,
+        }
+    }
+
+    fn owner(&self) -> Option<Owner> {
+        Some(Owner::Defaults(Arc::clone(&self.registry.world().defaults)))
+    }
+
+    fn vm(&self) -> Option<&Vm> {
+        None
+    }
+}
+
+impl Subject for Removed {
+    fn admit_removal(&self) -> Result<(), TreeError> {
+        Ok(())
+    }
+
     fn changed(&self, _name: &str) -> SystemTime {
-        Registry::changed(self)
+        self.since
     }
 
     fn vm(&self) -> Option<&Vm> {
@@ -195,8 +293,9 @@ impl Subject for Arc<Registry> {
 impl Subject for Vm {
     fn changed(&self, name: &str) -> SystemTime {
         match name {
-            "status" | "ready" | "wait" | "info" => self.view().since,
+            "status" | "ready" | "wait" | "info" | "events" => self.view().since,
             "error" => self.failure_changed(),
+            "." | "ctl" | "exec" | "console" => self.created(),
             _ => self.configured(),
         }
     }
@@ -214,10 +313,6 @@ impl Subject for ImageSubject {
     fn vm(&self) -> Option<&Vm> {
         None
     }
-}
-
-fn key_name(key: &'static crate::vm::spec::Key) -> &'static str {
-    key.name
 }
 
 fn line(text: &str) -> String {
@@ -254,6 +349,7 @@ mod tests {
                 Kind::Value => row.mode == 0o444,
                 Kind::Setting | Kind::Control => row.mode == 0o600,
                 Kind::Stream => row.mode == 0o600 || row.mode == 0o444,
+                Kind::Link => row.mode == 0o777,
                 Kind::Directory => row.mode & 0o500 == 0o500,
             };
             assert!(mode_fits, "{}: mode {:o}", row.name, row.mode);
@@ -266,6 +362,7 @@ mod tests {
         check(ROOT);
         check(VM);
         check(IMAGE);
+        check(REMOVED);
     }
 
     #[test]
@@ -295,8 +392,11 @@ mod tests {
         let image = IMAGE
             .iter()
             .map(|r| row(&format!(".images/NAME/{}", r.name), r.mode, r.body.kind().name(), r.doc));
+        let removed = REMOVED.iter().map(|r| {
+            row(&format!(".trash/VM@TIME/{}", r.name), r.mode, r.body.kind().name(), r.doc)
+        });
         let head = "| file | mode | kind | |\n|---|---|---|---|\n".to_owned();
-        head + &root.chain(vm).chain(config).chain(image).collect::<String>()
+        head + &root.chain(vm).chain(config).chain(image).chain(removed).collect::<String>()
     }
 
     #[test]

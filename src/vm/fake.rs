@@ -52,8 +52,13 @@ impl Script {
 pub(crate) fn world(script: &Arc<Script>) -> World {
     let fake = Arc::new(Fake(Arc::clone(script)));
     let defaults = Defaults::open("/nowhere/defaults.json".into(), None).unwrap();
-    let defaults = Arc::new(defaults);
-    World { hypervisor: fake.clone(), guests: fake.clone(), images: fake, defaults }
+    World {
+        hypervisor: fake.clone(),
+        guests: fake.clone(),
+        images: fake,
+        events: Arc::default(),
+        defaults: Arc::new(defaults),
+    }
 }
 
 /// How a fake QEMU ends when all is well.

@@ -9,6 +9,7 @@ pub mod backend;
 pub mod caller;
 pub mod defaults;
 pub mod driver;
+pub mod events;
 pub mod exec;
 #[cfg(test)]
 pub(crate) mod fake;
@@ -29,6 +30,7 @@ use uuid::Uuid;
 use self::backend::{BackendError, Console, ConsoleAccess, Guests, Hypervisor, Images, RunFacts};
 use self::caller::Caller;
 use self::defaults::Defaults;
+use self::events::{Event, Feed};
 use self::exec::{Exec, ExecAccess};
 use self::spec::{Edit, Key, SpecError, VmSpec};
 use self::state::{Command, Refusal, State};
@@ -77,6 +79,8 @@ pub struct World {
     pub images: Arc<dyn Images>,
     /// What their settings start from.
     pub defaults: Arc<Defaults>,
+    /// Takes what happens to them.
+    pub events: Arc<Feed>,
 }
 
 /// A VM's number for the life of the daemon; never given twice.
@@ -142,6 +146,7 @@ pub(crate) struct Shared {
     asks: mpsc::Sender<Ask>,
     console: Arc<dyn Console>,
     exec: Exec,
+    events: Arc<Feed>,
 }
 
 impl Vm {
@@ -193,6 +198,16 @@ impl Vm {
     /// Returns a listener that hears every change of the view and of the last failure.
     pub fn listen(&self) -> Listener {
         self.0.bell.listen()
+    }
+
+    /// Adds to the events, under its name at this moment.
+    pub fn tell(&self, event: &Event) {
+        self.0.events.add(self.id(), &self.0.name.read(), event);
+    }
+
+    /// Opens a stream of what happens to it from now on.
+    pub fn open_events(&self) -> Arc<dyn Stream> {
+        self.0.events.open(Some(self.id()))
     }
 
     /// Returns the serial line.
@@ -258,6 +273,9 @@ impl Vm {
     /// Remembers how the last thing asked of this VM went: what `error` shows.
     pub fn note_outcome<E: std::fmt::Display>(&self, outcome: Result<(), E>) {
         let failure = outcome.err().map(|e| one_line(&e.to_string()));
+        if let Some(sentence) = &failure {
+            self.tell(&Event::Failed(sentence.clone()));
+        }
         *self.0.failure.lock() = (failure, SystemTime::now());
         self.0.bell.ring();
     }

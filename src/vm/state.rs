@@ -40,6 +40,12 @@ pub enum State {
 }
 
 impl State {
+    /// All words, in the order of a VM's life.
+    pub const WORDS: &[&str] = &[
+        "stopped", "starting", "running", "ready", "paused", "saving", "stopping", "failed",
+        "broken",
+    ];
+
     /// Returns the word.
     pub fn word(&self) -> &'static str {
         match self {
@@ -287,6 +293,12 @@ mod tests {
             assert_eq!(row(&command, false), expected, "{command:?}");
         }
         assert_eq!(row(&Command::Remove, true), "p".repeat(9));
+    }
+
+    #[test]
+    fn every_state_has_its_word() {
+        let words: Vec<_> = states().iter().map(State::word).collect();
+        assert_eq!(words, State::WORDS);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use super::{Definition, Driver, off_thread};
 use crate::store::file;
 use crate::vm::VmError;
+use crate::vm::events::Event;
 use crate::vm::live::InForce;
 use crate::vm::spec::{Edit, SpecError, VmSpec, render_size};
 use crate::vm::state::{Refusal, State};
@@ -24,12 +25,13 @@ impl Driver {
             self.refuse_shrinking(&new)?;
         }
         self.change_machine(&old, &new).await?;
-        let stored = self.store(new.clone()).await;
-        if stored.is_err() {
+        if let Err(error) = self.store(new.clone()).await {
             // What is not stored must not be in force either; the first failure is the one told.
             drop(self.change_machine(&new, &old).await);
+            return Err(error);
         }
-        stored
+        self.vm.tell(&Event::Config(edit.key()));
+        Ok(())
     }
 
     /// A disk that was enlarged and is not started yet may still be made smaller again.
@@ -73,7 +75,8 @@ impl Driver {
     }
 
     async fn store(&mut self, spec: VmSpec) -> Result<(), VmError> {
-        let definition = Definition { version: 1, created: self.vm.created(), spec: spec.clone() };
+        let (uuid, created) = (self.vm.uuid(), self.vm.created());
+        let definition = Definition { version: 1, uuid, created, spec: spec.clone() };
         let path = self.vm.dir().definition();
         off_thread(move || file::replace_json(&path, &definition), "the VM's definition").await?;
         *self.vm.0.spec.write() = (Arc::new(spec), SystemTime::now());

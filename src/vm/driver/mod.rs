@@ -22,6 +22,7 @@ use self::start::Starting;
 use super::backend::{
     Adoption, BackendError, ExitReport, GuestSession, LaunchPlan, Launched, MachineEvent,
 };
+use super::events::Event;
 use super::exec::{Exec, Link};
 use super::spec::{Edit, VmSpec};
 use super::state::{Command, Refusal, State, admit};
@@ -42,6 +43,9 @@ mod tests;
 pub struct Definition {
     /// The format's version: 1.
     pub version: u32,
+    /// The VM's identity; its directory has it as its name, except in the trash.
+    #[serde(default)]
+    pub uuid: Uuid,
     /// When the VM was made.
     pub created: SystemTime,
     /// Its settings.
@@ -90,7 +94,7 @@ fn shared(
         Ok(definition) => (definition, State::Stopped),
         Err(reason) => {
             let spec = VmSpec::default();
-            (Definition { version: 1, created: now, spec }, State::Broken(reason))
+            (Definition { version: 1, uuid: birth.uuid, created: now, spec }, State::Broken(reason))
         }
     };
     let console = world.guests.console(birth.dir.0.clone());
@@ -106,6 +110,7 @@ fn shared(
         exec: Exec::new(birth.dir.0.clone(), links, tokio::runtime::Handle::current()),
         asks,
         console,
+        events: Arc::clone(&world.events),
         dir: birth.dir,
     }
 }
@@ -216,11 +221,13 @@ impl Driver {
             return;
         }
         tracing::info!(vm = %self.vm.name(), from = old.word(), to = %state, "state");
+        let event = Event::Status(state.to_string());
         self.publish(|view| {
             view.doing = None;
             view.since = SystemTime::now();
             view.state = state;
         });
+        self.vm.tell(&event);
     }
 
     fn state(&self) -> State {
@@ -341,7 +348,10 @@ impl Driver {
         match event {
             MachineEvent::Paused => self.on_paused(),
             MachineEvent::Resumed => self.on_resumed(),
-            MachineEvent::Reset => self.on_reset(),
+            MachineEvent::Reset => {
+                self.vm.tell(&Event::Reset);
+                self.on_reset();
+            }
             MachineEvent::Announced => self.on_announced(),
             MachineEvent::ShutDown { by_guest } => self.on_shut_down(by_guest),
             MachineEvent::DiskFull => self.on_disk_full(),

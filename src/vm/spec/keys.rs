@@ -89,6 +89,15 @@ pub enum Edit {
 }
 
 impl Edit {
+    /// Names the setting.
+    pub fn key(&self) -> &'static str {
+        match self {
+            Self::Write(key, ..) => key.name,
+            Self::Disk(_) => "disk",
+            Self::AddPort(_) | Self::RemovePort(_) => "ports",
+        }
+    }
+
     /// Returns `spec` with this done to it; `default` means the value of `defaults`.
     ///
     /// # Errors

@@ -1,0 +1,211 @@
+//! Names that users make: what `mkdir`, `rmdir` and `mv` mean in a directory.
+//!
+//! Names that are rows are not here (`table.rs`). A directory without a [`Names`] of its own takes
+//! none.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures::FutureExt;
+use parking_lot::Mutex;
+
+use super::node::{Kind, NodeId, Table};
+use super::{Answer, TreeError, handle};
+use crate::registry::Registry;
+use crate::vm::Vm;
+use crate::vm::spec::is_vm_name;
+
+/// A name in a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The name.
+    pub name: String,
+    /// The node.
+    pub id: NodeId,
+    /// Its kind.
+    pub kind: Kind,
+}
+
+impl Entry {
+    fn directory(name: String, table: Table, object: u64) -> Self {
+        Self { name, id: NodeId::directory(table, object), kind: Kind::Directory }
+    }
+}
+
+/// The names in one directory that are not rows. Each is a directory.
+pub(super) trait Names {
+    /// Finds one.
+    fn find(&self, name: &str) -> Option<NodeId>;
+
+    /// Lists them.
+    fn entries(&self) -> Vec<Entry>;
+
+    /// Counts them.
+    fn count(&self) -> usize {
+        self.entries().len()
+    }
+
+    /// Says whether there could ever be such a name: if not, the kernel need not ask again.
+    fn is_possible(&self, name: &str) -> bool {
+        let _any = name;
+        false
+    }
+
+    /// Says whether names come and go by requests of the kernel alone, which it then may remember
+    /// for as long as it likes.
+    fn is_stable(&self) -> bool {
+        true
+    }
+
+    /// `mkdir`
+    fn make(&self, name: &str) -> Answer<NodeId> {
+        let _any = name;
+        let why = "directories are made at the root, where each is a VM";
+        Answer::Now(Err(TreeError::NotOffered(why)))
+    }
+
+    /// `rmdir`
+    fn remove(&self, name: &str) -> Answer<()> {
+        Answer::Now(Err(match self.find(name) {
+            Some(_) => TreeError::NotOffered("this cannot be removed"),
+            None => TreeError::NotFound,
+        }))
+    }
+
+    /// `mv` into another directory.
+    fn move_out(&self, name: &str, to: (NodeId, &str)) -> Answer<()> {
+        let _any = (name, to);
+        Answer::Now(Err(TreeError::BadRename))
+    }
+
+    /// `mv` within the directory.
+    fn rename(&self, from: &str, to: &str) -> Answer<()> {
+        let _any = (from, to);
+        Answer::Now(Err(TreeError::BadRename))
+    }
+}
+
+/// No names.
+pub(super) struct NoNames;
+
+impl Names for NoNames {
+    fn find(&self, _name: &str) -> Option<NodeId> {
+        None
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        Vec::new()
+    }
+}
+
+/// VMs, at the root.
+pub(super) struct VmNames(pub(super) Arc<Registry>);
+
+impl Names for VmNames {
+    fn find(&self, name: &str) -> Option<NodeId> {
+        self.0.get(name).map(|vm| NodeId::directory(Table::Vm, vm.id().0))
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        let entry = |(name, vm): (String, Vm)| Entry::directory(name, Table::Vm, vm.id().0);
+        self.0.list().into_iter().map(entry).collect()
+    }
+
+    fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    fn is_possible(&self, name: &str) -> bool {
+        is_vm_name(name)
+    }
+
+    fn make(&self, name: &str) -> Answer<NodeId> {
+        let made = Registry::create(Arc::clone(&self.0), name.to_owned());
+        let id = |vm: Vm| NodeId::directory(Table::Vm, vm.id().0);
+        Answer::later(made.map(move |vm| vm.map(id).map_err(TreeError::from)))
+    }
+
+    fn remove(&self, name: &str) -> Answer<()> {
+        let Some(vm) = self.0.get(name) else { return Answer::Now(Err(TreeError::NotFound)) };
+        let removed = Registry::remove(Arc::clone(&self.0), name.to_owned());
+        let told =
+            move |done: Result<(), _>| handle::noted(Some(&vm), done.map_err(TreeError::from));
+        Answer::later(removed.map(told))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> Answer<()> {
+        if self.0.get(from).is_none() {
+            return Answer::Now(Err(TreeError::BadRename));
+        }
+        let done = Registry::rename(Arc::clone(&self.0), from.to_owned(), to.to_owned());
+        Answer::later(done.map(|done| done.map_err(TreeError::from)))
+    }
+}
+
+/// Numbers given to names that have none of their own; never reused.
+pub(super) type Numbers = Arc<Mutex<HashMap<String, u64>>>;
+
+/// Images, in `.images`.
+pub(super) struct ImageNames {
+    pub(super) registry: Arc<Registry>,
+    pub(super) numbers: Numbers,
+}
+
+impl Names for ImageNames {
+    fn is_stable(&self) -> bool {
+        false
+    }
+
+    fn find(&self, name: &str) -> Option<NodeId> {
+        self.entries().into_iter().find(|e| e.name == name).map(|e| e.id)
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        let mut numbers = self.numbers.lock();
+        let mut entry = |name: String| {
+            let next = numbers.len() as u64;
+            let object = *numbers.entry(name.clone()).or_insert(next);
+            Entry::directory(name, Table::Image, object)
+        };
+        self.registry.world().images.list().into_iter().map(|i| entry(i.name)).collect()
+    }
+}
+
+/// Removed VMs, in `.trash`.
+pub(super) struct TrashNames(pub(super) Arc<Registry>);
+
+impl Names for TrashNames {
+    fn find(&self, name: &str) -> Option<NodeId> {
+        self.0.trash().get(name).map(|item| NodeId::directory(Table::Removed, item.id))
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        let items = self.0.trash().list().into_iter();
+        items.map(|item| Entry::directory(item.name, Table::Removed, item.id)).collect()
+    }
+
+    fn is_possible(&self, name: &str) -> bool {
+        name.contains('@')
+    }
+
+    fn is_stable(&self) -> bool {
+        false
+    }
+
+    fn make(&self, _name: &str) -> Answer<NodeId> {
+        Answer::Now(Err(TreeError::NotOffered("`rmdir` of a VM puts it here")))
+    }
+
+    fn remove(&self, name: &str) -> Answer<()> {
+        let erased = Registry::erase(Arc::clone(&self.0), name.to_owned());
+        Answer::later(erased.map(|done| done.map_err(TreeError::from)))
+    }
+
+    fn move_out(&self, name: &str, to: (NodeId, &str)) -> Answer<()> {
+        if to.0 != NodeId::ROOT {
+            return Answer::Now(Err(TreeError::BadRename));
+        }
+        let restored = Registry::restore(Arc::clone(&self.0), name.to_owned(), to.1.to_owned());
+        Answer::later(restored.map(|done| done.map_err(TreeError::from)))
+    }
+}
