@@ -121,6 +121,11 @@ mod tests {
         plan.spec.hostname = Some("web.example.org".into());
         guests.prepare(&plan).await.unwrap();
         assert_eq!(before.1, read(dir.host_key()));
-        assert_ne!(before.2, read(dir.seed()));
+        let named = read(dir.seed());
+        assert_ne!(before.2, named);
+        plan.spec.ssh_key = vec!["ssh-ed25519 AAAA me".into()];
+        guests.prepare(&plan).await.unwrap();
+        let seed = String::from_utf8_lossy(&read(dir.seed())).into_owned();
+        assert!(seed.contains(" aqfs\nssh-ed25519 AAAA me\n"), "{seed}");
     }
 }

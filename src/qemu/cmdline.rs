@@ -446,6 +446,63 @@ mod tests {
         "#);
     }
 
+    /// The values of an option, in order.
+    fn values(args: &[OsString], option: &str) -> Vec<String> {
+        let after = args.iter().zip(args.iter().skip(1)).filter(|(o, _)| *o == option);
+        after.map(|(_, value)| value.to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn every_setting_has_its_place() {
+        let mut plan = plan(AccelKind::Tcg, "max");
+        plan.spec.kernel = Some("/boot/my kernel".into());
+        plan.spec.cmdline = Some("quiet a,b".into());
+        plan.spec.firmware = Some("/fw/OVMF, 4M.fd".into());
+        plan.spec.cdrom = Some("/isos/a, \"b\".iso".into());
+        plan.spec.ephemeral = true;
+        plan.spec.mac = Some("52:54:00:00:00:01".parse().unwrap());
+        plan.spec.ports = vec!["8080:80".parse().unwrap(), "udp:0.0.0.0:0:53".parse().unwrap()];
+        let args = arguments(&plan, &facts(Seed::Absent)).unwrap();
+        let of = |option: &str| values(&args, option);
+        assert_eq!(of("-kernel"), ["/boot/my kernel"]);
+        assert_eq!(of("-initrd"), Vec::<String>::new());
+        assert_eq!(of("-append"), ["console=ttyS0 root=/dev/vda, rw quiet a,b"]);
+        assert_eq!(of("-bios"), ["/fw/OVMF, 4M.fd"]);
+        let net = "user,id=net,hostfwd=tcp:127.0.0.1:0-:22,hostfwd=tcp:127.0.0.1:8080-:80,\
+            hostfwd=udp:0.0.0.0:0-:53";
+        assert_eq!(of("-netdev"), [net]);
+        insta::assert_snapshot!(of("-blockdev").join("\n"), @r#"
+        {"backing":{"backing":{"driver":"raw","file":{"driver":"file","filename":"/store/images/tiny/disk, \"1\".raw","read-only":true},"node-name":"base","read-only":true},"driver":"qcow2","file":{"driver":"file","filename":"disk.qcow2","read-only":true},"node-name":"kept","read-only":true},"discard":"unmap","driver":"qcow2","file":{"discard":"unmap","driver":"file","filename":"temporary.qcow2"},"node-name":"disk"}
+        {"driver":"raw","file":{"driver":"file","filename":"/isos/a, \"b\".iso","read-only":true},"node-name":"disc","read-only":true}
+        "#);
+        let devices = of("-device");
+        assert!(devices.iter().any(|d| d.contains("mac=52:54:00:00:00:01,")), "{devices:?}");
+        let drive = "ide-cd,bus=ahci.0,drive=disc,id=cdrom0".to_owned();
+        assert!(devices.contains(&drive), "{devices:?}");
+        plan.spec.initrd = Some("/boot/initrd".into());
+        let args = arguments(&plan, &facts(Seed::Absent)).unwrap();
+        assert_eq!(values(&args, "-initrd"), ["/boot/initrd"]);
+    }
+
+    #[test]
+    fn a_command_line_needs_a_kernel_to_take_it() {
+        let mut plan = plan(AccelKind::Tcg, "max");
+        plan.image.kernel = None;
+        plan.spec.cmdline = Some("quiet".into());
+        let error = arguments(&plan, &facts(Seed::Absent)).unwrap_err();
+        assert!(matches!(error, BackendError::Unfit { key: "cmdline", .. }), "{error}");
+        plan.spec.kernel = Some("/boot/vmlinuz".into());
+        assert!(arguments(&plan, &facts(Seed::Absent)).is_ok());
+    }
+
+    #[test]
+    fn a_file_that_is_absent_is_named_with_its_setting() {
+        let spec = VmSpec { cdrom: Some("/nowhere/x.iso".into()), ..VmSpec::default() };
+        let error = check_files(&spec).unwrap_err();
+        assert!(error.to_string().starts_with("config/cdrom: /nowhere/x.iso: No such"), "{error}");
+        assert!(check_file("kernel", Some(Path::new("/"))).is_err());
+    }
+
     #[test]
     fn the_translators_cache_follows_the_guests_memory_within_bounds() {
         let tcg = plan(AccelKind::Tcg, "max").accel;

@@ -224,7 +224,7 @@ pub static KEYS: &[Key] = &[
     },
     Key {
         name: "initrd",
-        doc: "path of the initial RAM disk, instead of the image's; `none` is the kernel's own",
+        doc: "path of an initial RAM disk; `none` is the image's, or nothing beside a kernel of your own",
         takes: Takes::AtStart,
         render: |s| render_path(s.initrd.as_deref()),
         parse: |s, v| parse::path("initrd", v).map(|v| s.initrd = v),
