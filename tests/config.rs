@@ -148,6 +148,7 @@ fn an_ephemeral_guest_forgets() {
     assert_eq!(aq.exec("vm1", "cat /root/note; echo new > /root/note; sync"), "old");
     let files = aq.sh("find $SCRATCH/store -name 'temporary*'").ok();
     assert_eq!(files, "", "it has a name only until QEMU has opened it");
+    assert_errno(std::fs::create_dir(aq.path("vm1/snapshots/lost")), libc::EINVAL);
     aq.sh("echo stop > vm1/ctl && cat vm1/wait").ok();
     aq.boot_existing("vm1");
     assert_eq!(aq.exec("vm1", "cat /root/note"), "old");

@@ -462,7 +462,8 @@ impl Filesystem for Adapter {
             Err(error) => return reply.error(errno::of(&error)),
         };
         let dots = [(ino, FileType::Directory, "."), (INodeNo::ROOT, FileType::Directory, "..")];
-        let names = listing.iter().map(|e| (INodeNo(e.id.0), attr::file_type(e.kind), &*e.name));
+        let names =
+            listing.entries.iter().map(|e| (INodeNo(e.id.0), attr::file_type(e.kind), &*e.name));
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         for (at, (ino, kind, name)) in dots.into_iter().chain(names).enumerate().skip(from) {
             if reply.add(ino, at as u64 + 1, kind, name) {
@@ -486,12 +487,14 @@ impl Filesystem for Adapter {
         };
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         let dots = [(NodeId(ino.0), "."), (NodeId::ROOT, "..")];
-        let names = dots.into_iter().chain(listing.iter().map(|e| (e.id, &*e.name)));
+        let names = dots.into_iter().chain(listing.entries.iter().map(|e| (e.id, &*e.name)));
         for (at, (id, name)) in names.enumerate().skip(from) {
             // One that is gone meanwhile has no attributes, and is left out.
             let Ok(attr) = self.tree.attr(id) else { continue };
             let (ino, next) = (INodeNo(id.0), at as u64 + 1);
-            let (keep, entry) = (ttl(attr.keep), self.owner.attr(&attr));
+            // One time for the name and the attributes: the shorter.
+            let keep = if listing.keep == Keep::Never { Keep::Never } else { attr.keep };
+            let (keep, entry) = (ttl(keep), self.owner.attr(&attr));
             if reply.add(ino, next, name, &keep, &entry, Generation(0)) {
                 break;
             }

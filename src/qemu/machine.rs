@@ -15,9 +15,11 @@ use tokio::time::timeout;
 use super::cmdline::READY_ID;
 use super::process::{Process, last_words};
 use super::qmp::{Event, Qmp, QmpError};
-use super::record;
+use super::{record, snapshot};
 use crate::store::layout::VmDir;
-use crate::vm::backend::{BackendError, ExitReport, Launched, Machine, MachineEvent, RunFacts};
+use crate::vm::backend::{
+    BackendError, ExitReport, Launched, Machine, MachineEvent, RunFacts, SnapshotOp,
+};
 use crate::vm::live::InForce;
 use crate::vm::spec::net::Forward;
 
@@ -255,6 +257,10 @@ impl Machine for Running {
 
     async fn keep(&self, in_force: &InForce) -> Result<(), BackendError> {
         self.record(in_force).await
+    }
+
+    async fn snapshot(&self, op: &SnapshotOp) -> Result<(), BackendError> {
+        snapshot::run(&self.parts.qmp, op).await
     }
 
     async fn kill(&self) -> Result<(), BackendError> {

@@ -10,9 +10,14 @@ use futures::FutureExt;
 
 use super::handle::{Open, OpenRequest, Owner, Source, Value};
 use super::host::Host;
-use super::names::{Entry, ImageNames, Names, NoNames, Numbers, TrashNames, VmNames};
+use super::names::{
+    Entry, ImageNames, Names, NoNames, Numbers, SnapshotNames, TrashNames, VmNames,
+};
 use super::node::{Attr, Body, Keep, Kind, Node, NodeId, Subject, Table};
-use super::table::{CONFIG, DEFAULTS, DOCS, IMAGE, IMAGES, ImageSubject, REMOVED, ROOT, TRASH, VM};
+use super::table::{
+    CONFIG, DEFAULTS, DOCS, IMAGE, IMAGES, ImageSubject, REMOVED, ROOT, SNAPSHOT, SNAPSHOTS,
+    SnapshotSubject, TRASH, VM,
+};
 use super::{Answer, TAIL, TreeError, read_tail};
 use crate::vm::caller::Caller;
 use crate::vm::spec::Key;
@@ -304,11 +309,13 @@ pub(super) struct Directories {
     host: Host,
     /// Numbers given to images' names, never reused.
     numbers: Numbers,
+    /// Numbers given to snapshots, by VM and tag.
+    snapshots: Numbers,
 }
 
 impl Directories {
     pub(super) fn new(host: Host) -> Self {
-        Self { host, numbers: Arc::default() }
+        Self { host, numbers: Arc::default(), snapshots: Arc::default() }
     }
 
     /// Returns what is above all directories.
@@ -348,6 +355,11 @@ impl Directories {
             Table::Vm => format!("/{}", vm()),
             Table::Config => format!("/{}/config", vm()),
             Table::Defaults => "/.defaults".to_owned(),
+            Table::Snapshots => format!("/{}/snapshots", vm()),
+            Table::Snapshot => {
+                let snapshot = self.snapshot(object);
+                snapshot.map_or("?".to_owned(), |s| format!("/{}/snapshots", s.vm.name()))
+            }
             Table::Trash | Table::Removed => "/.trash".to_owned(),
         };
         let file = row.zip(self.row(id).ok()).and_then(|(row, (dir, _))| dir.row_name(row));
@@ -381,18 +393,35 @@ impl Directories {
             Table::Config => bound(id, 0o700, &CONFIG, vm()?, NoNames),
             Table::Defaults => bound(id, 0o700, &DEFAULTS, host(), NoNames),
             Table::Trash => bound(id, 0o700, TRASH, host(), TrashNames(registry())),
+            Table::Snapshots => {
+                let numbers = Arc::clone(&self.snapshots);
+                bound(id, 0o700, SNAPSHOTS, vm()?, SnapshotNames { vm: vm()?, numbers })
+            }
+            Table::Snapshot => bound(id, 0o700, SNAPSHOT, self.snapshot(object)?, NoNames),
             Table::Removed => bound(id, 0o700, REMOVED, removed()?, NoNames),
         })
     }
 
+    fn snapshot(&self, object: u64) -> Result<SnapshotSubject, TreeError> {
+        let key = name_of(&self.snapshots, object).ok_or(TreeError::NotFound)?;
+        let (vm, tag) = key.split_once('/').ok_or(TreeError::NotFound)?;
+        let vm = vm.parse().ok().and_then(|id| self.host.registry.by_id(VmId(id)));
+        let vm = vm.ok_or(TreeError::NotFound)?;
+        let snapshot = vm.all_snapshots().into_iter().find(|s| s.tag == tag);
+        Ok(SnapshotSubject { vm, snapshot: snapshot.ok_or(TreeError::NotFound)? })
+    }
+
     fn image(&self, object: u64) -> Result<ImageSubject, TreeError> {
-        let numbers = self.numbers.lock();
-        let name = numbers.iter().find(|(_, n)| **n == object).map(|(name, _)| name.clone());
-        drop(numbers);
-        let info = name.and_then(|name| self.host.registry.world().images.info(&name));
+        let info = name_of(&self.numbers, object)
+            .and_then(|name| self.host.registry.world().images.info(&name));
         let info = info.ok_or(TreeError::NotFound)?;
         Ok(ImageSubject { registry: Arc::clone(&self.host.registry), info })
     }
+}
+
+/// Finds the name that was given a number.
+fn name_of(numbers: &Numbers, object: u64) -> Option<String> {
+    numbers.lock().iter().find(|(_, number)| **number == object).map(|(name, _)| name.clone())
 }
 
 fn bound<T: Subject>(

@@ -61,6 +61,11 @@ pub enum TreeError {
     /// The operation is not offered here.
     #[error("not permitted here: {0}")]
     NotOffered(&'static str),
+    /// A name that is not of the form of names here.
+    #[error(
+        "{0:?} cannot be a name here: letters, digits, dots, dashes and underscores, at most 64"
+    )]
+    BadName(String),
     /// A rename that is not from one VM's name to another.
     #[error("only a VM can be renamed, and only to another name at the root")]
     BadRename,
@@ -147,6 +152,15 @@ pub struct OpenedDirectory {
     pub keep: Keep,
 }
 
+/// The names of an open directory, frozen.
+#[derive(Clone, Debug)]
+pub struct Listing {
+    /// The names, without `.` and `..`.
+    pub entries: Arc<[Entry]>,
+    /// Whether the kernel may remember them.
+    pub keep: Keep,
+}
+
 /// A name that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
@@ -161,7 +175,7 @@ pub struct Found {
 pub struct Tree {
     directories: Directories,
     open: Mutex<HashMap<u64, Arc<Open>>>,
-    listings: Mutex<HashMap<u64, Arc<[Entry]>>>,
+    listings: Mutex<HashMap<u64, Listing>>,
     next_handle: AtomicU64,
 }
 
@@ -232,7 +246,8 @@ impl Tree {
     pub fn open_directory(&self, id: NodeId) -> Result<OpenedDirectory, TreeError> {
         let directory = self.directories.get(id)?;
         let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        self.listings.lock().insert(handle, directory.entries().into());
+        let listing = Listing { entries: directory.entries().into(), keep: keep(&*directory) };
+        self.listings.lock().insert(handle, listing);
         Ok(OpenedDirectory { handle, keep: keep(&*directory) })
     }
 
@@ -240,7 +255,7 @@ impl Tree {
     ///
     /// # Errors
     /// [`TreeError::BadHandle`].
-    pub fn listing(&self, handle: u64) -> Result<Arc<[Entry]>, TreeError> {
+    pub fn listing(&self, handle: u64) -> Result<Listing, TreeError> {
         self.listings.lock().get(&handle).cloned().ok_or(TreeError::BadHandle)
     }
 

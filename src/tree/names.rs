@@ -12,8 +12,9 @@ use parking_lot::Mutex;
 use super::node::{Kind, NodeId, Table};
 use super::{Answer, TreeError, handle};
 use crate::registry::Registry;
-use crate::vm::Vm;
-use crate::vm::spec::is_vm_name;
+use crate::vm::spec::{is_object_name, is_vm_name};
+use crate::vm::state::Command;
+use crate::vm::{Snapshot, Vm, VmId};
 
 /// A name in a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,13 +162,86 @@ impl Names for ImageNames {
     }
 
     fn entries(&self) -> Vec<Entry> {
-        let mut numbers = self.numbers.lock();
-        let mut entry = |name: String| {
-            let next = numbers.len() as u64;
-            let object = *numbers.entry(name.clone()).or_insert(next);
+        let entry = |name: String| {
+            let object = number(&self.numbers, name.clone());
             Entry::directory(name, Table::Image, object)
         };
         self.registry.world().images.list().into_iter().map(|i| entry(i.name)).collect()
+    }
+}
+
+/// Gives the names that have no number of their own one, and remembers it.
+pub(super) fn number(numbers: &Numbers, name: String) -> u64 {
+    let mut numbers = numbers.lock();
+    let next = numbers.len() as u64;
+    *numbers.entry(name).or_insert(next)
+}
+
+/// Snapshots, in `VM/snapshots`.
+pub(super) struct SnapshotNames {
+    pub(super) vm: Vm,
+    pub(super) numbers: Numbers,
+}
+
+impl SnapshotNames {
+    fn id(&self, tag: &str) -> NodeId {
+        let key = snapshot_key(self.vm.id(), tag);
+        NodeId::directory(Table::Snapshot, number(&self.numbers, key))
+    }
+
+    fn command(&self, command: Command) -> impl Future<Output = Result<(), TreeError>> + use<> {
+        let vm = self.vm.clone();
+        let done = self.vm.clone().carry_out(command);
+        done.map(move |done| handle::noted(Some(&vm), done.map_err(TreeError::from)))
+    }
+}
+
+/// Names a snapshot among those of all VMs.
+pub(super) fn snapshot_key(vm: VmId, tag: &str) -> String {
+    format!("{}/{tag}", vm.0)
+}
+
+impl Names for SnapshotNames {
+    fn find(&self, name: &str) -> Option<NodeId> {
+        self.vm.all_snapshots().iter().any(|s| s.tag == name).then(|| self.id(name))
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        let entry = |s: Snapshot| {
+            let id = self.id(&s.tag);
+            Entry { name: s.tag, id, kind: Kind::Directory }
+        };
+        // What others have called by what cannot be a file's name can only be seen by qemu-img.
+        let nameable = |s: &Snapshot| !s.tag.is_empty() && !s.tag.contains(['/', '\0']);
+        self.vm.all_snapshots().into_iter().filter(nameable).map(entry).collect()
+    }
+
+    fn is_possible(&self, name: &str) -> bool {
+        !name.is_empty()
+    }
+
+    fn is_stable(&self) -> bool {
+        false
+    }
+
+    fn make(&self, name: &str) -> Answer<NodeId> {
+        if !is_object_name(name) {
+            return Answer::Now(Err(TreeError::BadName(name.to_owned())));
+        }
+        let id = self.id(name);
+        Answer::later(self.command(Command::Take(name.to_owned())).map(move |d| d.map(|()| id)))
+    }
+
+    fn remove(&self, name: &str) -> Answer<()> {
+        if self.vm.forget_failed_snapshot(name) {
+            return Answer::Now(Ok(()));
+        }
+        Answer::later(self.command(Command::Drop(name.to_owned())))
+    }
+
+    fn rename(&self, _from: &str, _to: &str) -> Answer<()> {
+        let why = "qemu-img cannot rename a snapshot; restore it and take another";
+        Answer::Now(Err(TreeError::NotOffered(why)))
     }
 }
 

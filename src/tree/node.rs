@@ -122,6 +122,10 @@ pub enum Table {
     Removed = 7,
     /// `.defaults`.
     Defaults = 8,
+    /// `VM/snapshots`.
+    Snapshots = 12,
+    /// `VM/snapshots/TAG`.
+    Snapshot = 13,
 }
 
 /// A node's number: table, object and row packed together, so that it follows from what the node
@@ -160,6 +164,8 @@ impl NodeId {
             6 => Table::Trash,
             7 => Table::Removed,
             8 => Table::Defaults,
+            12 => Table::Snapshots,
+            13 => Table::Snapshot,
             _ => return None,
         };
         let object = (packed >> ROW_BITS) & ((1 << OBJECT_BITS) - 1);

@@ -15,11 +15,11 @@ use super::verbs::VM_VERBS;
 use super::{TreeError, metrics, render};
 use crate::registry::Registry;
 use crate::registry::trash::Removed;
-use crate::vm::Vm;
-use crate::vm::backend::{ConsoleAccess, ImageInfo};
+use crate::vm::backend::{ConsoleAccess, ImageInfo, SnapshotInfo};
 use crate::vm::exec::ExecAccess;
 use crate::vm::notice::Notice;
 use crate::vm::spec::{KEYS, Key};
+use crate::vm::{Snapshot, Vm};
 
 /// The pages of `mountpoint-docs/`, as `.docs/` shows them.
 pub static DOCS: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/mountpoint-docs");
@@ -105,7 +105,7 @@ pub static VM: &[Node<Vm>] = &[
     Node {
         name: "ctl",
         mode: 0o600,
-        doc: "verbs, one a line: start stop kill pause resume reset resize port key",
+        doc: "verbs, one a line: start stop kill pause resume reset restore resize port key",
         body: Body::Control(VM_VERBS),
     },
     Node {
@@ -145,6 +145,12 @@ pub static VM: &[Node<Vm>] = &[
         body: Body::Stream(|vm, _| Ok(Arc::new(Notice::ready(vm)?))),
     },
     Node {
+        name: "snapshots",
+        mode: 0o700,
+        doc: "points in its past: mkdir takes one, rmdir drops it, `restore TAG` goes back",
+        body: Body::Directory(Table::Snapshots),
+    },
+    Node {
         name: "status",
         mode: 0o444,
         doc: "one word: stopped starting running ready paused saving stopping failed broken",
@@ -176,6 +182,37 @@ fn settings<T>() -> Vec<Node<T>> {
 
 /// `.images`: every name there is an image.
 pub static IMAGES: &[Node<Host>] = &[];
+
+/// `VM/snapshots`: every name there is a snapshot.
+pub static SNAPSHOTS: &[Node<Vm>] = &[];
+
+/// A snapshot.
+pub static SNAPSHOT: &[Node<SnapshotSubject>] = &[
+    Node {
+        name: "created",
+        mode: 0o444,
+        doc: "when it was taken, in seconds since 1970",
+        body: Body::Value(|s| line(&s.show(|info| render::seconds(info.created)))),
+    },
+    Node {
+        name: "memory",
+        mode: 0o444,
+        doc: "bytes of memory in it; 0 if the VM was off",
+        body: Body::Value(|s| line(&s.show(|info| info.memory.to_string()))),
+    },
+    Node {
+        name: "size",
+        mode: 0o444,
+        doc: "the disk's virtual size at that time, in bytes",
+        body: Body::Value(|s| line(&s.show(|info| info.disk_size.to_string()))),
+    },
+    Node {
+        name: "status",
+        mode: 0o444,
+        doc: "creating, ok, or failed with the reason",
+        body: Body::Value(|s| line(&s.snapshot.status)),
+    },
+];
 
 /// `.trash`: every name there is a removed VM.
 pub static TRASH: &[Node<Host>] = &[];
@@ -276,6 +313,36 @@ impl Subject for Host {
     }
 }
 
+/// A snapshot as its rows see it.
+#[derive(Clone, Debug)]
+pub struct SnapshotSubject {
+    /// The VM.
+    pub vm: Vm,
+    /// The snapshot.
+    pub snapshot: Snapshot,
+}
+
+impl SnapshotSubject {
+    /// Shows something of what is in the disk; nothing of one that is not there.
+    fn show(&self, what: fn(&SnapshotInfo) -> String) -> String {
+        self.snapshot.info.as_ref().map(what).unwrap_or_default()
+    }
+}
+
+impl Subject for SnapshotSubject {
+    fn changed(&self, _name: &str) -> SystemTime {
+        self.snapshot.info.as_ref().map_or_else(|| self.vm.view().since, |info| info.created)
+    }
+
+    fn vm(&self) -> Option<&Vm> {
+        Some(&self.vm)
+    }
+
+    fn admit_removal(&self) -> Result<(), TreeError> {
+        Ok(())
+    }
+}
+
 impl Subject for Removed {
     fn admit_removal(&self) -> Result<(), TreeError> {
         Ok(())
@@ -363,6 +430,7 @@ mod tests {
         check(VM);
         check(IMAGE);
         check(REMOVED);
+        check(SNAPSHOT);
     }
 
     #[test]
@@ -395,8 +463,17 @@ mod tests {
         let removed = REMOVED.iter().map(|r| {
             row(&format!(".trash/VM@TIME/{}", r.name), r.mode, r.body.kind().name(), r.doc)
         });
+        let snapshot = SNAPSHOT.iter().map(|r| {
+            row(&format!("VM/snapshots/TAG/{}", r.name), r.mode, r.body.kind().name(), r.doc)
+        });
         let head = "| file | mode | kind | |\n|---|---|---|---|\n".to_owned();
-        head + &root.chain(vm).chain(config).chain(image).chain(removed).collect::<String>()
+        head + &root
+            .chain(vm)
+            .chain(config)
+            .chain(snapshot)
+            .chain(image)
+            .chain(removed)
+            .collect::<String>()
     }
 
     #[test]

@@ -124,6 +124,15 @@ pub static VM_VERBS: &[Verb] = &[
         parse: |args| alone(args, Command::Reset),
     },
     Verb {
+        name: "restore",
+        usage: "TAG",
+        doc: "go back to a snapshot; a VM that runs, with its memory",
+        parse: |args| match args {
+            [tag] => Ok(Command::Restore((*tag).to_owned())),
+            _ => Err(Fault::Form),
+        },
+    },
+    Verb {
         name: "resize",
         usage: "SIZE",
         doc: "make the disk larger, also while the VM runs; the same as writing config/disk",

@@ -116,6 +116,15 @@ impl Hypervisor for Fake {
         Ok(*self.0.disk.lock())
     }
 
+    async fn snapshot(&self, _dir: PathBuf, _op: &SnapshotOp) -> Result<(), BackendError> {
+        self.0.calls.lock().push("snapshot, off");
+        Ok(())
+    }
+
+    fn snapshots(&self, _dir: &Path) -> Vec<SnapshotInfo> {
+        Vec::new()
+    }
+
     async fn adopt(&self, _dir: PathBuf, _uuid: Uuid) -> Adoption {
         Adoption::NeverRan
     }
@@ -203,6 +212,11 @@ impl Machine for FakeMachine {
     }
 
     async fn keep(&self, _in_force: &InForce) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    async fn snapshot(&self, _op: &SnapshotOp) -> Result<(), BackendError> {
+        self.call("snapshot", None).await;
         Ok(())
     }
 

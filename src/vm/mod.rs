@@ -20,6 +20,7 @@ pub mod spec;
 pub mod state;
 pub mod stream;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -27,7 +28,9 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
-use self::backend::{BackendError, Console, ConsoleAccess, Guests, Hypervisor, Images, RunFacts};
+use self::backend::{
+    BackendError, Console, ConsoleAccess, Guests, Hypervisor, Images, RunFacts, SnapshotInfo,
+};
 use self::caller::Caller;
 use self::defaults::Defaults;
 use self::events::{Event, Feed};
@@ -108,6 +111,17 @@ impl View {
     }
 }
 
+/// A snapshot as `snapshots/TAG` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its name.
+    pub tag: String,
+    /// What is in the disk of it; `None` while it is being taken, and when that failed.
+    pub info: Option<SnapshotInfo>,
+    /// `ok`, `creating`, or `failed: REASON`.
+    pub status: String,
+}
+
 /// How a written value meets a list setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteMode {
@@ -142,6 +156,9 @@ pub(crate) struct Shared {
     spec: RwLock<(Arc<VmSpec>, SystemTime)>,
     view: watch::Sender<View>,
     bell: Bell,
+    hypervisor: Arc<dyn Hypervisor>,
+    /// Snapshots that are not in the disk: being taken (`None`), or failed for this reason.
+    pending: Mutex<BTreeMap<String, Option<String>>>,
     failure: Mutex<(Option<String>, SystemTime)>,
     asks: mpsc::Sender<Ask>,
     console: Arc<dyn Console>,
@@ -286,6 +303,43 @@ impl Vm {
     /// The refusal.
     pub fn would_admit(&self, command: &Command) -> Result<(), Refusal> {
         state::admit(&self.state(), command, self.spec().protect)
+    }
+
+    /// Lists the snapshots in its disk.
+    pub fn snapshots(&self) -> Vec<SnapshotInfo> {
+        self.0.hypervisor.snapshots(&self.0.dir.0)
+    }
+
+    /// Lists the snapshots in its disk, those being taken and those that failed, by name.
+    pub fn all_snapshots(&self) -> Vec<Snapshot> {
+        let mut all: BTreeMap<String, Snapshot> = BTreeMap::new();
+        for (tag, failure) in &*self.0.pending.lock() {
+            let status = failure.as_ref().map(|reason| format!("failed: {reason}"));
+            let status = status.unwrap_or_else(|| "creating".to_owned());
+            all.insert(tag.clone(), Snapshot { tag: tag.clone(), info: None, status });
+        }
+        for info in self.snapshots() {
+            let tag = info.tag.clone();
+            // QEMU enters a snapshot into the disk's table when it is whole.
+            let snapshot = Snapshot { tag: tag.clone(), info: Some(info), status: "ok".to_owned() };
+            all.insert(tag, snapshot);
+        }
+        all.into_values().collect()
+    }
+
+    /// Forgets a snapshot that could not be taken; says whether there was one.
+    pub fn forget_failed_snapshot(&self, tag: &str) -> bool {
+        let mut pending = self.0.pending.lock();
+        let failed = pending.get(tag).is_some_and(Option::is_some);
+        failed && pending.remove(tag).is_some()
+    }
+
+    /// Carries out a verb, owning the handle.
+    ///
+    /// # Errors
+    /// As [`Self::perform`].
+    pub async fn carry_out(self, command: Command) -> Result<(), VmError> {
+        self.perform(command).await
     }
 
     /// Carries out a verb. `start` returns when QEMU has greeted or the launch has failed, after

@@ -116,6 +116,12 @@ pub enum Command {
         /// Keys to be pressed together, one such chord after the other.
         chords: Vec<Vec<String>>,
     },
+    /// Take a snapshot.
+    Take(String),
+    /// Go back to a snapshot.
+    Restore(String),
+    /// Drop a snapshot.
+    Drop(String),
     /// Remove the VM.
     Remove,
 }
@@ -133,6 +139,9 @@ impl Command {
             Self::Resize { .. } => "resize",
             Self::AddPort(_) | Self::RemovePort(_) => "port",
             Self::PressKeys { .. } => "key",
+            Self::Take(_) => "mkdir",
+            Self::Restore(_) => "restore",
+            Self::Drop(_) => "rmdir",
             Self::Remove => "rmdir",
         }
     }
@@ -180,12 +189,36 @@ pub enum Refusal {
     /// `config/protect` is 1.
     #[error("rmdir: protected; `echo 0 > config/protect` first")]
     Protected,
+    /// There is no such snapshot.
+    #[error("no snapshot named {tag}; `ls snapshots` lists them")]
+    NoSnapshot {
+        /// The name.
+        tag: String,
+    },
+    /// There is one of that name.
+    #[error("a snapshot named {tag} exists; `rmdir snapshots/{tag}` drops it")]
+    SnapshotExists {
+        /// The name.
+        tag: String,
+    },
+    /// A VM that runs cannot go back to a time when it was off.
+    #[error("snapshot {tag} was taken while the VM was off; `echo stop > ctl; cat wait` first")]
+    NoMemory {
+        /// The name.
+        tag: String,
+    },
+    /// There is nothing to take a snapshot of.
+    #[error("there is no disk yet: it is made at the first start")]
+    NoDisk,
     /// The image cannot be changed any more.
     #[error("image: the VM already has a disk made from {image}; make a new VM for another image")]
     HasDisk {
         /// The image that its disk was made from.
         image: String,
     },
+    /// What the machine writes is thrown away at its end.
+    #[error("snapshots: the VM runs ephemeral, and they would vanish with it; stop it first")]
+    Ephemeral,
     /// The VM's files are damaged.
     #[error("{verb}: broken: {reason}")]
     Broken {
@@ -221,6 +254,11 @@ pub fn admit(state: &State, command: &Command, protected: bool) -> Result<(), Re
         (Command::Stop { .. }, State::Saving) => busy(),
         (Command::Stop { .. }, State::Stopping) => already(),
         (Command::Stop { .. } | Command::Kill, _) => Ok(()),
+        // With QEMU or without it: only not in the middle of something else.
+        (
+            Command::Take(_) | Command::Restore(_) | Command::Drop(_),
+            State::Stopped | State::Failed(_) | State::Running | State::Ready | State::Paused,
+        ) => Ok(()),
         (_, State::Stopped | State::Failed(_)) => off(),
         (_, State::Starting | State::Stopping | State::Saving) => busy(),
         (Command::Pause, State::Paused) | (Command::Resume, State::Running | State::Ready) => {
@@ -264,7 +302,15 @@ mod tests {
             Err(Refusal::Already { .. }) => 'a',
             Err(Refusal::Off { .. }) => 'o',
             Err(Refusal::Busy { .. }) => 'b',
-            Err(Refusal::Paused { .. } | Refusal::HasDisk { .. }) => '?',
+            Err(
+                Refusal::Paused { .. }
+                | Refusal::HasDisk { .. }
+                | Refusal::NoSnapshot { .. }
+                | Refusal::SnapshotExists { .. }
+                | Refusal::NoMemory { .. }
+                | Refusal::NoDisk,
+            )
+            | Err(Refusal::Ephemeral) => '?',
             Err(Refusal::InUse { .. }) => 'i',
             Err(Refusal::Protected) => 'p',
             Err(Refusal::Broken { .. }) => 'x',
@@ -287,6 +333,9 @@ mod tests {
             (Command::AddPort(forward), "++++++++x"),
             (Command::RemovePort(forward), "++++++++x"),
             (Command::PressKeys { chords: vec![vec!["a".into()]] }, "ob+++bbox"),
+            (Command::Take("a".into()), "+b+++bb+x"),
+            (Command::Restore("a".into()), "+b+++bb+x"),
+            (Command::Drop("a".into()), "+b+++bb+x"),
             (Command::Remove, "+iiiiii++"),
         ];
         for (command, expected) in table {

@@ -47,7 +47,7 @@ impl Driver {
         }
     }
 
-    fn in_force(&self) -> Option<InForce> {
+    pub(super) fn in_force(&self) -> Option<InForce> {
         self.vm.view().facts?.in_force
     }
 

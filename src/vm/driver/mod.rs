@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
+use self::snapshot::Snapshotting;
 use self::start::Starting;
 use super::backend::{
     Adoption, BackendError, ExitReport, GuestSession, LaunchPlan, Launched, MachineEvent,
@@ -33,6 +34,7 @@ use crate::store::layout::VmDir;
 
 mod configure;
 mod reach;
+mod snapshot;
 mod start;
 mod stop;
 #[cfg(test)]
@@ -106,6 +108,8 @@ fn shared(
         spec: RwLock::new((Arc::new(definition.spec), definition.created)),
         view: watch::Sender::new(View::new(state, definition.created)),
         bell: Bell::default(),
+        hypervisor: Arc::clone(&world.hypervisor),
+        pending: Mutex::default(),
         failure: Mutex::new((None, definition.created)),
         exec: Exec::new(birth.dir.0.clone(), links, tokio::runtime::Handle::current()),
         asks,
@@ -130,6 +134,10 @@ enum Report {
     Lost,
     /// Words for the log.
     Note(String),
+    /// What was done with a snapshot is done.
+    Snapshot(Result<(), BackendError>),
+    /// The request for it has waited long enough.
+    SnapshotOverdue,
     /// The patience of a stop is over.
     StopOverdue,
     /// `kill` is over; the machine's `Exited` event tells the rest.
@@ -163,6 +171,9 @@ struct Driver {
     preparing: Option<Task>,
     reaching: Option<Task>,
     stopping: Option<Task>,
+    snapshotting: Option<Snapshotting>,
+    /// The guest's clock shows the past, and is set before the guest is ready.
+    set_clock: bool,
 }
 
 impl Driver {
@@ -183,6 +194,8 @@ impl Driver {
             preparing: None,
             reaching: None,
             stopping: None,
+            snapshotting: None,
+            set_clock: false,
         }
     }
 
@@ -284,6 +297,10 @@ impl Driver {
             drop(answer.send(Err(refusal.into())));
             return Life::GoesOn;
         }
+        if let Some(op) = snapshot::operation(&command) {
+            self.snapshot(op, answer);
+            return Life::GoesOn;
+        }
         let result = match command {
             Command::Start { paused } => return self.start(paused, answer),
             Command::Stop { seconds } => {
@@ -300,6 +317,8 @@ impl Driver {
             Command::Resize { bytes } => self.configure(&Edit::Disk(bytes)).await,
             Command::AddPort(forward) => self.configure(&Edit::AddPort(forward)).await,
             Command::RemovePort(forward) => self.configure(&Edit::RemovePort(forward)).await,
+            // Snapshots have been seen to above.
+            Command::Take(_) | Command::Restore(_) | Command::Drop(_) => Ok(()),
             Command::Remove => {
                 self.link.send_replace(Link::Off);
                 drop(answer.send(Ok(())));
@@ -388,6 +407,8 @@ impl Driver {
             Report::Reached(session) => self.on_reached(session),
             Report::Lost => self.on_lost(),
             Report::Note(text) => self.note(&text),
+            Report::Snapshot(done) => self.on_snapshot(done),
+            Report::SnapshotOverdue => self.on_snapshot_overdue(),
             Report::StopOverdue => {
                 self.note("the guest has not shut down in time");
                 self.kill();
