@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{DEFAULT_IMAGE, Mode};
+use crate::config::Mode;
 
 /// Virtual machines as directories.
 ///
@@ -36,9 +36,9 @@ pub struct Mount {
     /// Where virtual machines and images are kept [default: $XDG_DATA_HOME/aqfs]
     #[arg(long, value_name = "DIR", env = "AQ_STORE")]
     pub store: Option<PathBuf>,
-    /// The image of a new virtual machine
-    #[arg(long, value_name = "NAME", default_value = DEFAULT_IMAGE)]
-    pub image: String,
+    /// The image of a new virtual machine, as long as this mount lasts [default: .defaults/image]
+    #[arg(long, value_name = "NAME")]
+    pub image: Option<String>,
     /// Serve in this process, with the log on standard error
     #[arg(short, long)]
     pub foreground: bool,

@@ -3,9 +3,6 @@
 use std::env;
 use std::path::PathBuf;
 
-/// The image of a new VM when nothing else is said.
-pub const DEFAULT_IMAGE: &str = "tiny";
-
 /// How the daemon runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
@@ -25,8 +22,8 @@ pub struct MountConfig {
     pub dir: PathBuf,
     /// Where VMs and images are kept.
     pub store: PathBuf,
-    /// The image of a new VM.
-    pub image: String,
+    /// The image of a new VM, instead of the stored default.
+    pub image: Option<String>,
     /// How to run.
     pub mode: Mode,
 }

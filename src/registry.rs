@@ -21,7 +21,7 @@ use crate::store::layout::{Layout, VmDir};
 use crate::vm::backend::BackendError;
 use crate::vm::driver::{self, Birth, Definition};
 use crate::vm::events::Event;
-use crate::vm::spec::{VmSpec, is_vm_name};
+use crate::vm::spec::is_vm_name;
 use crate::vm::state::Command;
 use crate::vm::{Vm, VmError, VmId, World};
 
@@ -59,7 +59,6 @@ impl From<BackendError> for RegistryError {
 pub struct Registry {
     layout: Layout,
     world: World,
-    defaults: VmSpec,
     trash: Trash,
     next_id: AtomicU64,
     vms: RwLock<Vms>,
@@ -93,18 +92,13 @@ impl Registry {
     ///
     /// # Errors
     /// Only if the store's own directories cannot be used; one VM's damage is its own.
-    pub async fn open(
-        layout: Layout,
-        world: World,
-        defaults: VmSpec,
-    ) -> Result<Self, RegistryError> {
+    pub async fn open(layout: Layout, world: World) -> Result<Self, RegistryError> {
         let at = layout.clone();
         let open = move || Ok((scan(&at)?, Trash::open(at.trash(), SystemTime::now())?));
         let (found, trash) = on_disk("the store", open).await?;
         let registry = Self {
             layout,
             world,
-            defaults,
             trash,
             next_id: AtomicU64::new(1),
             vms: RwLock::new(Vms {
@@ -140,6 +134,19 @@ impl Registry {
         let reached: JoinSet<()> = vms.map(|vm| async move { vm.reached().await }).collect();
         // One that still boots is `running`, which is what it is.
         let _late = tokio::time::timeout(GUEST_PATIENCE, reached.join_all()).await;
+    }
+
+    /// Starts the VMs that want it, in the order of their names; a failure is in the VM's `error`.
+    pub async fn autostart(self: Arc<Self>) {
+        for (name, vm) in self.list() {
+            if !vm.spec().autostart || !vm.state().is_off() {
+                continue;
+            }
+            if let Err(error) = vm.perform(Command::Start { paused: false }).await {
+                tracing::warn!(vm = %name, %error, "autostart");
+                vm.note_outcome(Err::<(), _>(error));
+            }
+        }
     }
 
     /// Lists a VM found on disk. Two of one name can only come from tampering: the second is
@@ -217,7 +224,8 @@ impl Registry {
     pub async fn create(self: Arc<Self>, name: String) -> Result<Vm, RegistryError> {
         let reservation = self.reserve(&name)?;
         let (uuid, now) = (Uuid::new_v4(), SystemTime::now());
-        let definition = Definition { version: 1, uuid, created: now, spec: self.defaults.clone() };
+        let spec = self.world.defaults.spec();
+        let definition = Definition { version: 1, uuid, created: now, spec };
         let dir = self.layout.vm(uuid);
         let (at, stored, text) = (dir.clone(), definition.clone(), format!("{name}\n"));
         on_disk("the VM's definition", move || write_new(&at, &stored, &text)).await?;

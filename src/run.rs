@@ -27,7 +27,8 @@ use crate::sys;
 use crate::tree::Tree;
 use crate::vm::World;
 use crate::vm::backend::BackendError;
-use crate::vm::spec::{VmSpec, is_object_name};
+use crate::vm::defaults::Defaults;
+use crate::vm::spec::is_object_name;
 
 /// How long `aq mount` waits for its daemon: machines that hang are given up on long before.
 const MOUNT_PATIENCE: Duration = Duration::from_secs(60);
@@ -111,8 +112,8 @@ fn mount_config(args: cli::Mount) -> Result<MountConfig, RunError> {
     let mode = args.mode();
     let store = args.store.or_else(default_store).ok_or(RunError::NoStore)?;
     let store = std::path::absolute(&store).map_err(failed("--store"))?;
-    if !is_object_name(&args.image) {
-        return Err(RunError::BadImage(args.image));
+    if let Some(image) = args.image.as_ref().filter(|i| !is_object_name(i)) {
+        return Err(RunError::BadImage(image.clone()));
     }
     Ok(MountConfig { dir: args.dir, store, image: args.image, mode })
 }
@@ -138,12 +139,13 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     let runtime = runtime()?;
     let registry = runtime.block_on(registry(&layout, config))?;
     let events = Arc::clone(&registry.world().events);
-    let tree = Tree::new(registry);
+    let tree = Tree::new(Arc::clone(&registry));
     let mounted = Mounted::mount(tree, &dir, runtime.handle().clone());
     let mounted = mounted.map_err(failed(format!("cannot mount {}", dir.display())))?;
     tracing::info!(dir = %dir.display(), store = %layout.root().display(), "mounted");
     runtime.spawn(touch::follow(events, dir.clone()));
     unmount_on_signal(&runtime, dir);
+    runtime.spawn(registry.autostart());
     if config.mode == Mode::Detached {
         say_mounted(&layout)?;
     }
@@ -170,9 +172,15 @@ async fn registry(layout: &Layout, config: &MountConfig) -> Result<Arc<Registry>
         guests: Arc::new(guests),
         images,
         events: Arc::default(),
+        defaults: Arc::new(defaults(layout, config)?),
     };
-    let defaults = VmSpec { image: config.image.clone(), ..VmSpec::default() };
-    Ok(Arc::new(Registry::open(layout.clone(), world, defaults).await?))
+    Ok(Arc::new(Registry::open(layout.clone(), world).await?))
+}
+
+fn defaults(layout: &Layout, config: &MountConfig) -> Result<Defaults, RunError> {
+    let path = layout.defaults();
+    let what = format!("{} (without it the built-in defaults hold)", path.display());
+    Defaults::open(path, config.image.clone()).map_err(failed(what))
 }
 
 /// A daemon in the background keeps its log in the store; the terminal is its parent's.
@@ -236,7 +244,10 @@ fn say_mounted(layout: &Layout) -> Result<(), RunError> {
 fn start_daemon(config: &MountConfig) -> Result<(), RunError> {
     let program = std::env::current_exe().map_err(failed("cannot find aq itself"))?;
     let mut command = Command::new(program);
-    command.args(["mount", "--detached", "--image", &config.image]);
+    command.args(["mount", "--detached"]);
+    if let Some(image) = &config.image {
+        command.args(["--image", image]);
+    }
     command.arg("--store").arg(&config.store).arg("--").arg(&config.dir);
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = sys::in_own_session(&mut command).spawn().map_err(failed("cannot start aq"))?;

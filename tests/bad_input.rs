@@ -39,6 +39,14 @@ fn verbs() {
         ("reset", EHOSTDOWN, "stopped"),
         ("stop", EALREADY, "stopped"),
         ("kill\n", EALREADY, "stopped"),
+        ("resize", EINVAL, "resize"),
+        ("resize 1.5G", EINVAL, "1.5G"),
+        ("resize 1K", ERANGE, "1K"),
+        ("port add", EINVAL, "port"),
+        ("port add 80", EINVAL, "80"),
+        ("port del 8080:80", libc::ENOENT, "8080"),
+        ("key", EINVAL, "key"),
+        ("key a", EHOSTDOWN, "stopped"),
     ];
     for (verb, errno, word) in table {
         refused(&aq, "ctl", verb, errno, word);
@@ -70,6 +78,16 @@ fn values() {
         ("protect", "2", EINVAL),
         ("image", "../tiny", EINVAL),
         ("ssh_user", "-l", EINVAL),
+        ("mac", "01:00:5e:00:00:01", EINVAL),
+        ("ports", "80", EINVAL),
+        ("ports", "1:1\n1:2", libc::EEXIST),
+        ("ssh_key", "-----BEGIN OPENSSH PRIVATE KEY-----", EINVAL),
+        ("kernel", "vmlinuz", EINVAL),
+        ("cdrom", "http://example.org/a.iso", EINVAL),
+        ("machine", "microvm", EINVAL),
+        ("cmdline", &"x".repeat(1025), ERANGE),
+        ("ephemeral", "maybe", EINVAL),
+        ("autostart", "2", EINVAL),
     ];
     for (key, value, errno) in table {
         let before = aq.read(&format!("vm1/config/{key}"));

@@ -32,6 +32,7 @@ fn number(error: &TreeError) -> i32 {
         TreeError::Latched => libc::ECANCELED,
         TreeError::TooBig(_) => libc::E2BIG,
         TreeError::Verb(VerbError::Range { .. }) => libc::ERANGE,
+        TreeError::Verb(VerbError::Value(error)) => spec(error),
         TreeError::Verb(VerbError::Unknown { .. } | VerbError::Usage { .. }) => libc::EINVAL,
         TreeError::Vm(error) => vm(error),
         TreeError::Registry(error) => registry(error),
@@ -50,12 +51,21 @@ fn registry(error: &RegistryError) -> i32 {
 fn vm(error: &VmError) -> i32 {
     match error {
         VmError::Refused(refusal) => refused(refusal),
-        VmError::Spec(SpecError::Malformed { .. }) | VmError::Nul => libc::EINVAL,
-        VmError::Spec(SpecError::OutOfRange { .. }) => libc::ERANGE,
+        VmError::Spec(error) => spec(error),
+        VmError::Nul => libc::EINVAL,
         VmError::Backend(error) => backend(error),
         VmError::Removed => libc::ENOENT,
         VmError::TooLong { .. } => libc::EFBIG,
         VmError::Lost(_) => libc::EHOSTUNREACH,
+    }
+}
+
+fn spec(error: &SpecError) -> i32 {
+    match error {
+        SpecError::Malformed { .. } | SpecError::Shrinks { .. } => libc::EINVAL,
+        SpecError::OutOfRange { .. } => libc::ERANGE,
+        SpecError::Duplicate { .. } => libc::EEXIST,
+        SpecError::NotThere { .. } => libc::ENOENT,
     }
 }
 
@@ -66,7 +76,7 @@ fn refused(refusal: &Refusal) -> i32 {
         Refusal::Paused { .. } => libc::EHOSTUNREACH,
         Refusal::Busy { .. } | Refusal::InUse { .. } => libc::EBUSY,
         Refusal::Protected => libc::EPERM,
-        Refusal::HasDisk { .. } => libc::EINVAL,
+        Refusal::HasDisk { .. } | Refusal::Ephemeral => libc::EINVAL,
         Refusal::NoSnapshot { .. } | Refusal::NoDisk => libc::ENOENT,
         Refusal::SnapshotExists { .. } => libc::EEXIST,
         Refusal::NoMemory { .. } => libc::EBUSY,
@@ -87,6 +97,8 @@ fn backend(error: &BackendError) -> i32 {
         BackendError::NoSpace { .. } => libc::ENOSPC,
         BackendError::NoMemory { .. } => libc::ENOMEM,
         BackendError::PortTaken { .. } => libc::EADDRINUSE,
+        BackendError::NoFile { .. } => libc::ENOENT,
+        BackendError::Unfit { .. } | BackendError::UnknownKey { .. } => libc::EINVAL,
         BackendError::Io { errno, .. } => ours(*errno),
     }
 }

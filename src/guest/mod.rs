@@ -39,7 +39,8 @@ impl Guests for SshGuests {
         let (client_key, dir) = (self.client_key.clone(), VmDir(plan.dir.clone()));
         let hostname = plan.spec.hostname.clone();
         let hostname = hostname.unwrap_or_else(|| plan.name.clone());
-        let work = move || write_seed(&client_key, &dir, &hostname);
+        let further = plan.spec.ssh_key.clone();
+        let work = move || write_seed(&client_key, &dir, &hostname, &further);
         self.runtime.spawn_blocking(work).await.map_err(|e| {
             let reason = std::io::Error::other(e);
             BackendError::io("writing the seed", &reason)
@@ -57,11 +58,18 @@ impl Guests for SshGuests {
 }
 
 /// The keys stay what they are; the seed follows the settings.
-fn write_seed(client_key: &Path, dir: &VmDir, hostname: &str) -> Result<(), BackendError> {
+fn write_seed(
+    client_key: &Path,
+    dir: &VmDir,
+    hostname: &str,
+    further: &[String],
+) -> Result<(), BackendError> {
     let ours = keys::ensure(client_key, "aqfs")?;
+    let mut authorized = keys::public_line(&ours)?;
+    further.iter().for_each(|line| authorized.extend([line, "\n"]));
     let host = keys::ensure(&dir.host_key(), hostname)?;
     let path = dir.seed();
-    seed::tar(hostname, &keys::public_line(&ours)?, &host)
+    seed::tar(hostname, &authorized, &host)
         .and_then(|bytes| file::replace(&path, &bytes))
         .map_err(|e| BackendError::io(format!("writing {}", path.display()), &e))
 }
@@ -113,6 +121,11 @@ mod tests {
         plan.spec.hostname = Some("web.example.org".into());
         guests.prepare(&plan).await.unwrap();
         assert_eq!(before.1, read(dir.host_key()));
-        assert_ne!(before.2, read(dir.seed()));
+        let named = read(dir.seed());
+        assert_ne!(before.2, named);
+        plan.spec.ssh_key = vec!["ssh-ed25519 AAAA me".into()];
+        guests.prepare(&plan).await.unwrap();
+        let seed = String::from_utf8_lossy(&read(dir.seed())).into_owned();
+        assert!(seed.contains(" aqfs\nssh-ed25519 AAAA me\n"), "{seed}");
     }
 }

@@ -12,7 +12,7 @@ use super::keys;
 const RECORD: usize = 10240;
 
 /// Renders the seed: `hostname`, `authorized_keys` and the host key in both formats, owned by
-/// root, without a time. `authorized` is a line of `authorized_keys`.
+/// root, without a time. `authorized` are lines of `authorized_keys`.
 ///
 /// # Errors
 /// The host key cannot be encoded, which no ed25519 key does.

@@ -136,9 +136,10 @@ async fn rebuild(
         },
         qemu_version: qmp.version().to_owned(),
         machine: machine.split(',').next().unwrap_or_default().to_owned(),
-        ssh_port: connect::ssh_port(qmp).await?,
+        ssh_port: connect::ports(qmp, &[]).await?.ssh,
         image_digest: String::new(),
         announces: connect::has_announced(qmp).await?,
+        in_force: None,
     };
     record::write(dir, &facts).await?;
     Ok(facts)

@@ -5,18 +5,29 @@
 
 use std::ffi::OsString;
 use std::path::Path;
+use std::{fs, io};
 
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::store::layout::names;
 use crate::vm::backend::{Accel, AccelKind, BackendError, DiskFormat, LaunchPlan};
+use crate::vm::spec::VmSpec;
+use crate::vm::spec::net::{Forward, Mac};
 
 /// The name of the virtio-serial port on which the guest announces its SSH server, and its id in
 /// QMP's events.
 pub const READY_PORT: &str = "org.aqfs.ready";
 /// The id of that port's device and character device.
 pub const READY_ID: &str = "ready";
+/// The node that takes what the guest writes to its disk.
+pub const DISK_NODE: &str = "disk";
+/// The network's id.
+pub const NET_ID: &str = "net";
+/// The CD-ROM drive's id.
+pub const DRIVE_ID: &str = "cdrom0";
+/// The nodes of discs: the next one is opened while the last is still in the drive.
+pub const DISC_NODES: [&str; 2] = ["disc", "disc-2"];
 /// Where the guest finds its seed in fw_cfg.
 const SEED_KEY: &str = "opt/org.aqfs/seed";
 
@@ -43,13 +54,14 @@ pub enum Seed {
 /// Composes QEMU's arguments.
 ///
 /// # Errors
-/// A path of the image that is not UTF-8: JSON cannot carry it.
+/// A path of the image that is not UTF-8, which JSON cannot carry; settings that do not fit it.
 pub fn arguments(plan: &LaunchPlan, facts: &Facts<'_>) -> Result<Vec<OsString>, BackendError> {
     let mut args = Args::default();
     identity(&mut args, plan);
     machine(&mut args, plan, facts);
-    kernel(&mut args, plan);
+    kernel(&mut args, plan)?;
     disk(&mut args, plan)?;
+    drive(&mut args, plan)?;
     devices(&mut args, plan, facts);
     channels(&mut args, facts);
     confinement(&mut args);
@@ -96,6 +108,9 @@ fn machine(args: &mut Args, plan: &LaunchPlan, facts: &Facts<'_>) {
     let ram = json!({"qom-type": "memory-backend-ram", "id": "ram", "size": mebibytes << 20});
     args.pair("-object", ram.to_string());
     args.pair("-rtc", "base=utc");
+    if let Some(firmware) = &plan.spec.firmware {
+        args.pair("-bios", firmware);
+    }
 }
 
 /// Returns the value of `-accel`. TCG keeps what it has translated, by default in up to 1 GiB, more
@@ -113,29 +128,87 @@ pub fn accelerator(accel: &Accel, cpus: u32, memory: u64) -> String {
     }
 }
 
-fn kernel(args: &mut Args, plan: &LaunchPlan) {
-    let Some(kernel) = &plan.image.kernel else {
-        return;
+fn kernel(args: &mut Args, plan: &LaunchPlan) -> Result<(), BackendError> {
+    let (spec, image) = (&plan.spec, &plan.image);
+    let Some(kernel) = spec.kernel.as_ref().or(image.kernel.as_ref()) else {
+        return refuse_without_kernel(spec);
     };
     args.pair("-kernel", kernel);
-    if let Some(initrd) = &plan.image.initrd {
+    // The image's own holds the modules of the image's kernel, which no other one can use.
+    let own = image.initrd.as_ref().filter(|_| spec.kernel.is_none());
+    if let Some(initrd) = spec.initrd.as_ref().or(own) {
         args.pair("-initrd", initrd);
     }
-    if !plan.image.cmdline.is_empty() {
-        args.pair("-append", &plan.image.cmdline);
+    let words = [image.cmdline.as_str(), spec.cmdline.as_deref().unwrap_or_default()];
+    let words: Vec<&str> = words.into_iter().filter(|w| !w.is_empty()).collect();
+    if !words.is_empty() {
+        args.pair("-append", words.join(" "));
     }
+    Ok(())
+}
+
+/// The boot loader on the disk would not hear of them.
+fn refuse_without_kernel(spec: &VmSpec) -> Result<(), BackendError> {
+    let given = [("initrd", spec.initrd.is_some()), ("cmdline", spec.cmdline.is_some())];
+    match given.into_iter().find(|(_, given)| *given) {
+        None => Ok(()),
+        Some((key, _)) => Err(BackendError::Unfit {
+            key,
+            reason: "the image boots from its own disk; set config/kernel too, or \
+                `echo none` into this"
+                .to_owned(),
+        }),
+    }
+}
+
+/// Looks for the files that settings name.
+///
+/// # Errors
+/// `NoFile`, naming the setting.
+pub fn check_files(spec: &VmSpec) -> Result<(), BackendError> {
+    let files = [
+        ("kernel", &spec.kernel),
+        ("initrd", &spec.initrd),
+        ("firmware", &spec.firmware),
+        ("cdrom", &spec.cdrom),
+    ];
+    files.into_iter().try_for_each(|(key, path)| check_file(key, path.as_deref()))
+}
+
+/// Looks for the file that a setting names.
+///
+/// # Errors
+/// `NoFile`
+pub fn check_file(key: &'static str, path: Option<&Path>) -> Result<(), BackendError> {
+    let Some(path) = path else { return Ok(()) };
+    let is_file = |meta: fs::Metadata| match meta.is_file() {
+        true => Ok(()),
+        false => Err(io::Error::other("not a file")),
+    };
+    // Opened, because what may not be read is as good as absent.
+    fs::File::open(path).and_then(|f| f.metadata()).and_then(is_file).map_err(|e| {
+        BackendError::NoFile { key, path: path.display().to_string(), reason: e.to_string() }
+    })
 }
 
 /// Every node is spelled out down to the base: QEMU then takes no backing file from an image's own
 /// header, which might name any file of the host.
 fn disk(args: &mut Args, plan: &LaunchPlan) -> Result<(), BackendError> {
-    let node = json!({
-        "driver": "qcow2",
-        "node-name": "disk",
-        "discard": "unmap",
-        "file": {"driver": "file", "filename": names::DISK, "discard": "unmap"},
-        "backing": base(&plan.image.disk, plan.image.format)?,
-    });
+    let base = base(&plan.image.disk, plan.image.format)?;
+    let node = match plan.spec.ephemeral {
+        false => written(names::DISK, &base),
+        true => {
+            let file = json!({"driver": "file", "filename": names::DISK, "read-only": true});
+            let kept = json!({
+                "driver": "qcow2",
+                "node-name": "kept",
+                "read-only": true,
+                "file": file,
+                "backing": base,
+            });
+            written(names::TEMPORARY_DISK, &kept)
+        }
+    };
     args.pair("-blockdev", node.to_string());
     // A full disk of the host pauses the guest, which goes on when there is room again.
     let policy = "werror=enospc,rerror=report";
@@ -143,12 +216,47 @@ fn disk(args: &mut Args, plan: &LaunchPlan) -> Result<(), BackendError> {
     Ok(())
 }
 
-fn base(path: &Path, format: DiskFormat) -> Result<Value, BackendError> {
-    let filename = path.to_str().ok_or_else(|| BackendError::Io {
-        what: format!("the image's disk {}", path.display()),
+/// The node that takes what the guest writes.
+fn written(filename: &str, backing: &Value) -> Value {
+    json!({
+        "driver": "qcow2",
+        "node-name": DISK_NODE,
+        "discard": "unmap",
+        "file": {"driver": "file", "filename": filename, "discard": "unmap"},
+        "backing": backing,
+    })
+}
+
+/// A drive only where a disc is wanted at the start: every guest would spend its boot probing the
+/// controller.
+fn drive(args: &mut Args, plan: &LaunchPlan) -> Result<(), BackendError> {
+    let Some(path) = &plan.spec.cdrom else { return Ok(()) };
+    let [node, ..] = DISC_NODES;
+    args.pair("-blockdev", disc(path, node)?.to_string());
+    args.pair("-device", "ich9-ahci,id=ahci");
+    args.pair("-device", format!("ide-cd,bus=ahci.0,drive={node},id={DRIVE_ID}"));
+    Ok(())
+}
+
+/// Returns the node of a disc, as `-blockdev` and QMP's `blockdev-add` take it.
+///
+/// # Errors
+/// A path that is not UTF-8.
+pub fn disc(path: &Path, node: &str) -> Result<Value, BackendError> {
+    let file = json!({"driver": "file", "filename": utf8(path)?, "read-only": true});
+    Ok(json!({"driver": "raw", "node-name": node, "read-only": true, "file": file}))
+}
+
+fn utf8(path: &Path) -> Result<&str, BackendError> {
+    path.to_str().ok_or_else(|| BackendError::Io {
+        what: format!("the file {}", path.display()),
         error: "QEMU cannot be told a path that is not UTF-8; move the store".to_owned(),
         errno: libc::EINVAL,
-    })?;
+    })
+}
+
+fn base(path: &Path, format: DiskFormat) -> Result<Value, BackendError> {
+    let filename = utf8(path)?;
     let file = json!({"driver": "file", "filename": filename, "read-only": true});
     let mut node = json!({"driver": format, "node-name": "base", "read-only": true, "file": file});
     if format == DiskFormat::Qcow2 {
@@ -159,8 +267,13 @@ fn base(path: &Path, format: DiskFormat) -> Result<Value, BackendError> {
 
 fn devices(args: &mut Args, plan: &LaunchPlan, facts: &Facts<'_>) {
     // Port 0: the kernel picks a free one, which is read back over QMP.
-    args.pair("-netdev", "user,id=net,hostfwd=tcp:127.0.0.1:0-:22");
-    let mac = mac(plan.uuid);
+    let mut net = format!("user,id={NET_ID},hostfwd=tcp:127.0.0.1:0-:22");
+    for forward in &plan.spec.ports {
+        net.push_str(",hostfwd=");
+        net.push_str(&rule(forward));
+    }
+    args.pair("-netdev", net);
+    let mac = plan.spec.mac.unwrap_or_else(|| Mac::of(plan.uuid));
     let generation = facts.generation;
     for device in [
         format!("virtio-net-pci,netdev=net,id=net0,mac={mac},romfile="),
@@ -172,11 +285,10 @@ fn devices(args: &mut Args, plan: &LaunchPlan, facts: &Facts<'_>) {
     }
 }
 
-/// Derives the network address from the VM's identity, within QEMU's own prefix.
-fn mac(uuid: Uuid) -> String {
-    let bytes = uuid.as_bytes();
-    let [.., a, b, c] = bytes;
-    format!("52:54:00:{a:02x}:{b:02x}:{c:02x}")
+/// Returns a forward as QEMU's option and its monitor take it.
+pub fn rule(forward: &Forward) -> String {
+    let Forward { protocol, address, host, guest } = forward;
+    format!("{}:{address}:{host}-:{guest}", protocol.word())
 }
 
 /// The serial line, QMP, the ready port (its data goes nowhere: that the guest opens it is the
@@ -332,6 +444,63 @@ mod tests {
         -S
         -device pcie-root-port,id=x
         "#);
+    }
+
+    /// The values of an option, in order.
+    fn values(args: &[OsString], option: &str) -> Vec<String> {
+        let after = args.iter().zip(args.iter().skip(1)).filter(|(o, _)| *o == option);
+        after.map(|(_, value)| value.to_string_lossy().into_owned()).collect()
+    }
+
+    #[test]
+    fn every_setting_has_its_place() {
+        let mut plan = plan(AccelKind::Tcg, "max");
+        plan.spec.kernel = Some("/boot/my kernel".into());
+        plan.spec.cmdline = Some("quiet a,b".into());
+        plan.spec.firmware = Some("/fw/OVMF, 4M.fd".into());
+        plan.spec.cdrom = Some("/isos/a, \"b\".iso".into());
+        plan.spec.ephemeral = true;
+        plan.spec.mac = Some("52:54:00:00:00:01".parse().unwrap());
+        plan.spec.ports = vec!["8080:80".parse().unwrap(), "udp:0.0.0.0:0:53".parse().unwrap()];
+        let args = arguments(&plan, &facts(Seed::Absent)).unwrap();
+        let of = |option: &str| values(&args, option);
+        assert_eq!(of("-kernel"), ["/boot/my kernel"]);
+        assert_eq!(of("-initrd"), Vec::<String>::new());
+        assert_eq!(of("-append"), ["console=ttyS0 root=/dev/vda, rw quiet a,b"]);
+        assert_eq!(of("-bios"), ["/fw/OVMF, 4M.fd"]);
+        let net = "user,id=net,hostfwd=tcp:127.0.0.1:0-:22,hostfwd=tcp:127.0.0.1:8080-:80,\
+            hostfwd=udp:0.0.0.0:0-:53";
+        assert_eq!(of("-netdev"), [net]);
+        insta::assert_snapshot!(of("-blockdev").join("\n"), @r#"
+        {"backing":{"backing":{"driver":"raw","file":{"driver":"file","filename":"/store/images/tiny/disk, \"1\".raw","read-only":true},"node-name":"base","read-only":true},"driver":"qcow2","file":{"driver":"file","filename":"disk.qcow2","read-only":true},"node-name":"kept","read-only":true},"discard":"unmap","driver":"qcow2","file":{"discard":"unmap","driver":"file","filename":"temporary.qcow2"},"node-name":"disk"}
+        {"driver":"raw","file":{"driver":"file","filename":"/isos/a, \"b\".iso","read-only":true},"node-name":"disc","read-only":true}
+        "#);
+        let devices = of("-device");
+        assert!(devices.iter().any(|d| d.contains("mac=52:54:00:00:00:01,")), "{devices:?}");
+        let drive = "ide-cd,bus=ahci.0,drive=disc,id=cdrom0".to_owned();
+        assert!(devices.contains(&drive), "{devices:?}");
+        plan.spec.initrd = Some("/boot/initrd".into());
+        let args = arguments(&plan, &facts(Seed::Absent)).unwrap();
+        assert_eq!(values(&args, "-initrd"), ["/boot/initrd"]);
+    }
+
+    #[test]
+    fn a_command_line_needs_a_kernel_to_take_it() {
+        let mut plan = plan(AccelKind::Tcg, "max");
+        plan.image.kernel = None;
+        plan.spec.cmdline = Some("quiet".into());
+        let error = arguments(&plan, &facts(Seed::Absent)).unwrap_err();
+        assert!(matches!(error, BackendError::Unfit { key: "cmdline", .. }), "{error}");
+        plan.spec.kernel = Some("/boot/vmlinuz".into());
+        assert!(arguments(&plan, &facts(Seed::Absent)).is_ok());
+    }
+
+    #[test]
+    fn a_file_that_is_absent_is_named_with_its_setting() {
+        let spec = VmSpec { cdrom: Some("/nowhere/x.iso".into()), ..VmSpec::default() };
+        let error = check_files(&spec).unwrap_err();
+        assert!(error.to_string().starts_with("config/cdrom: /nowhere/x.iso: No such"), "{error}");
+        assert!(check_file("kernel", Some(Path::new("/"))).is_err());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! need to know.
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 
 use rustix::fs::{Mode, OFlags, open};
@@ -12,6 +13,8 @@ use uuid::Uuid;
 use super::cmdline::READY_ID;
 use super::qmp::{Qmp, QmpError};
 use crate::store::layout::{VmDir, names};
+use crate::vm::live::Bound;
+use crate::vm::spec::net::{Forward, Protocol};
 
 /// Connects to the QMP socket, which does not say yet that anybody answers.
 ///
@@ -29,29 +32,64 @@ pub fn means_absent(error: &io::Error) -> bool {
     matches!(error.kind(), NotFound | ConnectionRefused)
 }
 
-/// Returns the host port that leads to the guest's SSH server.
+/// The monitor's command that lists forwards.
+pub const FORWARDS: &str = "info usernet";
+
+/// The ports of the host that lead into the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// The one of the guest's SSH server.
+    pub ssh: u16,
+    /// Those of the settings, in their order.
+    pub bound: Vec<Bound>,
+}
+
+/// Returns the ports as they are bound; `wanted` are those of the settings.
 ///
 /// # Errors
-/// QMP's own, or `Refused` if there is no such forward.
-pub async fn ssh_port(qmp: &Qmp) -> Result<u16, QmpError> {
+/// QMP's own, or `Refused` if none leads to the SSH server.
+pub async fn ports(qmp: &Qmp, wanted: &[Forward]) -> Result<Ports, QmpError> {
     let command = "human-monitor-command";
-    let answer = qmp.execute(command, json!({"command-line": "info usernet"})).await?;
+    let answer = qmp.execute(command, json!({"command-line": FORWARDS})).await?;
     let text = answer.as_str().unwrap_or_default();
-    forwarded_port(text).ok_or_else(|| QmpError::Refused {
-        command: "info usernet".to_owned(),
+    tell_apart(parse_forwards(text), wanted).ok_or_else(|| QmpError::Refused {
+        command: FORWARDS.to_owned(),
         text: format!("no forward to port 22 in {:?}", text.trim()),
     })
 }
 
-/// Finds the host port of the forward to the guest's port 22 in what `info usernet` prints.
-fn forwarded_port(text: &str) -> Option<u16> {
-    text.lines().find_map(|line| {
-        let words: Vec<_> = line.split_ascii_whitespace().collect();
-        match words[..] {
-            ["TCP[HOST_FORWARD]", _, _, port, _, "22", ..] => port.parse().ok(),
-            _ => None,
-        }
-    })
+/// Finds our own forward to the guest's port 22 among those of the settings, which may lead there
+/// too, and the ports that the kernel picked.
+fn tell_apart(mut all: Vec<Forward>, wanted: &[Forward]) -> Option<Ports> {
+    all.retain(|f| !wanted.contains(f));
+    let is_ssh =
+        |f: &Forward| (f.protocol, f.address, f.guest) == (Protocol::Tcp, Ipv4Addr::LOCALHOST, 22);
+    let ssh = all.remove(all.iter().position(is_ssh)?).host;
+    let mut port = |forward: &Forward| {
+        let picked = |f: &Forward| Forward { host: 0, ..*f } == *forward;
+        all.iter().position(picked).map_or(forward.host, |at| all.remove(at).host)
+    };
+    let bound = wanted.iter().map(|f| Bound { forward: *f, port: port(f) }).collect();
+    Some(Ports { ssh, bound })
+}
+
+/// Reads the forwards in what the monitor prints.
+pub fn parse_forwards(text: &str) -> Vec<Forward> {
+    text.lines().filter_map(parse_forward).collect()
+}
+
+fn parse_forward(line: &str) -> Option<Forward> {
+    let words: Vec<_> = line.split_ascii_whitespace().collect();
+    let [kind, _, address, host, _, guest, ..] = words[..] else {
+        return None;
+    };
+    let protocol = match kind {
+        "TCP[HOST_FORWARD]" => Protocol::Tcp,
+        "UDP[HOST_FORWARD]" => Protocol::Udp,
+        _ => return None,
+    };
+    let address = if address == "*" { Ipv4Addr::UNSPECIFIED } else { address.parse().ok()? };
+    Some(Forward { protocol, address, host: host.parse().ok()?, guest: guest.parse().ok()? })
 }
 
 /// Returns the machine's UUID.
@@ -112,14 +150,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_port_is_that_of_the_forward_to_ssh() {
+    fn the_forwards_are_told_apart() {
         let text = "Hub -1 (net):\r\n  \
             Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\r\n  \
             TCP[ESTABLISHED]   14       127.0.0.1 40001       10.0.2.15    22     0     0\r\n  \
-            TCP[HOST_FORWARD]  11       127.0.0.1  8080       10.0.2.15    80     0     0\r\n  \
-            TCP[HOST_FORWARD]  12       127.0.0.1 44759       10.0.2.15    22     0     0\r\n";
-        assert_eq!(forwarded_port(text), Some(44759));
-        assert_eq!(forwarded_port(""), None);
-        assert_eq!(forwarded_port("TCP[HOST_FORWARD] 1 2"), None);
+            TCP[HOST_FORWARD]  11       127.0.0.1  2222       10.0.2.15    22     0     0\r\n  \
+            TCP[HOST_FORWARD]  12               *  2223       10.0.2.15    22     0     0\r\n  \
+            TCP[HOST_FORWARD]  13       127.0.0.1 44759       10.0.2.15    22     0     0\r\n  \
+            TCP[HOST_FORWARD]  14       127.0.0.1 40123       10.0.2.15    80     0     0\r\n  \
+            UDP[HOST_FORWARD]  15       127.0.0.1    53       10.0.2.15    53     0     0\r\n  \
+            UDP[53 sec]        15       127.0.0.1    53       10.0.2.15    53     0     0\r\n";
+        let wanted = ["0:80", "2222:22", "0.0.0.0:2223:22", "udp:53:53"];
+        let wanted = wanted.map(|f| f.parse::<Forward>().unwrap());
+        let all = parse_forwards(text);
+        assert_eq!(all.len(), 5);
+        let ports = tell_apart(all, &wanted).unwrap();
+        assert_eq!(ports.ssh, 44759);
+        let bound: Vec<_> = ports.bound.iter().map(|b| b.port).collect();
+        assert_eq!(bound, [40123, 2222, 2223, 53]);
+        assert_eq!(tell_apart(parse_forwards(""), &[]), None);
+        assert_eq!(parse_forwards("TCP[HOST_FORWARD] 1 2"), []);
     }
 }

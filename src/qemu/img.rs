@@ -7,7 +7,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -73,6 +73,68 @@ fn create_arguments(image: &BootImage, disk: &Path, size: u64) -> Vec<OsString> 
         ["create", "-q", "-u", "-f", "qcow2", "-F", format, "-b"].map(OsString::from).into();
     args.extend([image.disk.clone().into(), disk.into(), size.to_string().into()]);
     args
+}
+
+/// Makes the VM's disk at least `size` bytes large.
+///
+/// # Errors
+/// As [`ensure_overlay`].
+pub async fn grow(dir: &VmDir, size: u64) -> Result<(), BackendError> {
+    // A disk with another header is QEMU's to refuse.
+    if virtual_size(&dir.disk())?.is_none_or(|has| has >= size) {
+        return Ok(());
+    }
+    let args = ["resize", "-q", &without_backing(&dir.disk()), &size.to_string()];
+    let args = args.map(OsString::from);
+    run("make the disk larger", &args).await.map(drop)
+}
+
+/// Reads the size that a guest sees from a qcow2 header, which takes no other program; `None`
+/// without a file or with another header.
+///
+/// # Errors
+/// What reading answers.
+pub fn virtual_size(path: &Path) -> Result<Option<u64>, BackendError> {
+    let mut header = [0; 32];
+    match File::open(path).and_then(|mut f| f.read_exact(&mut header)) {
+        Ok(()) => Ok(size_in(&header)),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => {
+            Ok(None)
+        }
+        Err(e) => Err(BackendError::io(format!("the disk {}", path.display()), &e)),
+    }
+}
+
+fn size_in(header: &[u8]) -> Option<u64> {
+    let size = u64::from_be_bytes(header.get(24..32)?.try_into().ok()?);
+    header.starts_with(b"QFI\xfb").then_some(size)
+}
+
+/// A file that has a name only until this is dropped: QEMU has opened it by then, and the kernel
+/// frees it when QEMU ends, whoever sees that.
+#[derive(Debug)]
+pub struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.0) {
+            tracing::warn!(path = %self.0.display(), %error, "cannot remove");
+        }
+    }
+}
+
+/// Makes an overlay on the VM's disk that takes what the guest writes, of at least `size` bytes.
+///
+/// # Errors
+/// As [`ensure_overlay`].
+pub async fn temporary_overlay(dir: &VmDir, size: u64) -> Result<Temporary, BackendError> {
+    let path = dir.0.join(names::TEMPORARY_DISK);
+    let size = size.max(virtual_size(&dir.disk())?.unwrap_or(0));
+    let mut args: Vec<OsString> =
+        ["create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b"].map(OsString::from).into();
+    args.extend([names::DISK.into(), path.clone().into(), size.to_string().into()]);
+    run("create the temporary disk", &args).await?;
+    Ok(Temporary(path))
 }
 
 /// Takes, restores or drops a snapshot in a disk that no QEMU uses.
@@ -206,6 +268,23 @@ mod tests {
         assert_eq!(facts.virtual_size, 64 << 20);
         ensure_overlay(&vm, &image, 1 << 30).await.unwrap();
         assert_eq!(info(&vm.disk()).await.unwrap(), facts);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_disk_grows_and_never_shrinks_and_what_is_temporary_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let vm = VmDir(dir.path().to_owned());
+        assert_eq!(virtual_size(&vm.disk()).unwrap(), None);
+        let image = image(Path::new("/nowhere/base.raw"), DiskFormat::Raw);
+        ensure_overlay(&vm, &image, 1 << 20).await.unwrap();
+        grow(&vm, 1 << 20).await.unwrap();
+        assert_eq!(virtual_size(&vm.disk()).unwrap(), Some(64 << 20));
+        grow(&vm, 128 << 20).await.unwrap();
+        assert_eq!(info(&vm.disk()).await.unwrap().virtual_size, 128 << 20);
+        let overlay = temporary_overlay(&vm, 1 << 20).await.unwrap();
+        assert_eq!(virtual_size(&overlay.0).unwrap(), Some(128 << 20));
+        drop(overlay);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 

@@ -9,12 +9,14 @@ use uuid::Uuid;
 
 use super::cmdline::{self, Facts, Seed};
 use super::install::{Installation, PROGRAM, not_started};
-use super::machine::{Ended, EventSink, Parts, died, end_of, watch_end};
+use super::machine::{Ended, EventSink, Parts, died, end_of, live, watch_end};
 use super::process::{self, Process};
 use super::qmp::{GREETING_BOUND, Qmp, QmpError};
 use super::{connect, img, record};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, LaunchPlan, Launched, RunFacts};
+use crate::vm::live::InForce;
+use crate::vm::spec::net::Forward;
 
 /// How often a QEMU that is just starting is asked for its socket: it appears after some 10 ms and
 /// tells nobody, and a try costs a few microseconds.
@@ -31,13 +33,20 @@ pub async fn launch(plan: &LaunchPlan, qemu: &Installation) -> Result<Launched, 
     refuse_second(&dir).await?;
     record::clear(&dir);
     img::check_base(&plan.image)?;
+    cmdline::check_files(&plan.spec)?;
     img::ensure_overlay(&dir, &plan.image, plan.spec.disk).await?;
+    img::grow(&dir, plan.spec.disk).await?;
+    let _overlay = match plan.spec.ephemeral {
+        true => Some(img::temporary_overlay(&dir, plan.spec.disk).await?),
+        false => None,
+    };
     let since = SystemTime::now();
     let process = Arc::new(spawn(plan, qemu, &dir)?);
     let guard = Guard(Some(Arc::clone(&process)));
     let ended = watch_end(Arc::clone(&process));
     let (sink, events) = EventSink::new();
-    let qmp = greeted(&dir, &sink, &process, &ended).await?;
+    let greeted = greeted(&dir, &sink, &process, &ended).await;
+    let qmp = greeted.map_err(|error| port_of(error, &plan.spec.ports))?;
     let facts = match facts(plan, qemu, &qmp, &process, since).await {
         Ok(facts) => facts,
         Err(QmpError::Closed) => return Err(died(&dir, end_of_bounded(&ended).await)),
@@ -71,9 +80,23 @@ async fn refuse_second(dir: &VmDir) -> Result<(), BackendError> {
     })
 }
 
+fn machine<'a>(plan: &'a LaunchPlan, qemu: &'a Installation) -> &'a str {
+    plan.spec.machine.as_deref().unwrap_or(&qemu.machine)
+}
+
+/// Tells a port that QEMU could not open apart from its other ends.
+fn port_of(error: BackendError, ports: &[Forward]) -> BackendError {
+    let BackendError::QemuDied { stderr, .. } = &error else {
+        return error;
+    };
+    let refused =
+        |f: &&Forward| stderr.contains(&format!("host forwarding rule '{}'", cmdline::rule(f)));
+    ports.iter().find(refused).map_or(error.clone(), live::port_refused)
+}
+
 fn spawn(plan: &LaunchPlan, qemu: &Installation, dir: &VmDir) -> Result<Process, BackendError> {
     let seed = if dir.seed().exists() { Seed::Present } else { Seed::Absent };
-    let facts = Facts { machine: &qemu.machine, generation: Uuid::new_v4(), seed };
+    let facts = Facts { machine: machine(plan, qemu), generation: Uuid::new_v4(), seed };
     let args = cmdline::arguments(plan, &facts)?;
     process::spawn(PROGRAM, &args, dir).map_err(|e| not_started(&e))
 }
@@ -149,6 +172,7 @@ async fn facts(
     process: &Process,
     since: SystemTime,
 ) -> Result<RunFacts, QmpError> {
+    let ports = connect::ports(qmp, &plan.spec.ports).await?;
     Ok(RunFacts {
         pid: process.pid,
         pid_start: process.start,
@@ -156,9 +180,10 @@ async fn facts(
         since,
         accel: plan.accel.clone(),
         qemu_version: qmp.version().to_owned(),
-        machine: qemu.machine.clone(),
-        ssh_port: connect::ssh_port(qmp).await?,
+        machine: machine(plan, qemu).to_owned(),
+        ssh_port: ports.ssh,
         image_digest: plan.image.digest.clone(),
         announces: plan.image.announces,
+        in_force: Some(InForce::at_start(&plan.spec, ports.bound)),
     })
 }

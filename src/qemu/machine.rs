@@ -1,5 +1,7 @@
-//! A QEMU that runs: what is asked of it over QMP, what it reports, and how it ends.
+//! A QEMU that runs: what is asked of it over QMP, what it reports, and how it ends. Changes of its
+//! shape while it runs are in [`live`].
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,6 +20,10 @@ use crate::store::layout::VmDir;
 use crate::vm::backend::{
     BackendError, ExitReport, Launched, Machine, MachineEvent, RunFacts, SnapshotOp,
 };
+use crate::vm::live::InForce;
+use crate::vm::spec::net::Forward;
+
+pub mod live;
 
 /// Events that may wait for the VM's task. It takes them at once; a guest that resets in a loop
 /// while that task is busy must not fill the daemon's memory.
@@ -174,7 +180,11 @@ impl Running {
     }
 
     async fn ask(&self, command: &str) -> Result<Value, BackendError> {
-        match self.parts.qmp.execute(command, json!({})).await {
+        self.ask_with(command, json!({})).await
+    }
+
+    async fn ask_with(&self, command: &str, arguments: Value) -> Result<Value, BackendError> {
+        match self.parts.qmp.execute(command, arguments).await {
             Err(QmpError::Closed) => Err(self.death().await),
             result => Ok(result?),
         }
@@ -219,6 +229,34 @@ impl Machine for Running {
 
     async fn power_down(&self) -> Result<(), BackendError> {
         self.ask("system_powerdown").await.map(drop)
+    }
+
+    async fn set_memory(&self, bytes: u64) -> Result<(), BackendError> {
+        self.balloon(bytes).await
+    }
+
+    async fn grow_disk(&self, bytes: u64) -> Result<(), BackendError> {
+        self.resize_disk(bytes).await
+    }
+
+    async fn change_disc(&self, disc: Option<&Path>) -> Result<(), BackendError> {
+        self.exchange_disc(disc).await
+    }
+
+    async fn add_forward(&self, forward: &Forward) -> Result<u16, BackendError> {
+        self.open_port(forward).await
+    }
+
+    async fn remove_forward(&self, bound: &Forward) -> Result<(), BackendError> {
+        self.close_port(bound).await
+    }
+
+    async fn press_keys(&self, chords: &[Vec<String>]) -> Result<(), BackendError> {
+        self.type_keys(chords).await
+    }
+
+    async fn keep(&self, in_force: &InForce) -> Result<(), BackendError> {
+        self.record(in_force).await
     }
 
     async fn snapshot(&self, op: &SnapshotOp) -> Result<(), BackendError> {

@@ -80,6 +80,10 @@ impl Hypervisor for Qemu {
         self.chooser.choose(choice, self.installation().await?).await
     }
 
+    fn disk_size(&self, dir: &Path) -> Result<Option<u64>, BackendError> {
+        img::virtual_size(&VmDir(dir.to_owned()).disk())
+    }
+
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched, BackendError> {
         launch::launch(&plan, self.installation().await?).await
     }

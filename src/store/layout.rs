@@ -4,11 +4,13 @@
 //! STORE/                       $XDG_DATA_HOME/aqfs
 //!   lock                       flock of the daemon; holds its pid and mount
 //!   daemon.log                 what a daemon in the background says
+//!   defaults.json              what a new VM's settings start from
 //!   ssh/id_ed25519{,.pub}      the key that opens every guest
 //!   vms/UUID/                  one VM: named by UUID, so that renaming a VM moves nothing
 //!     vm.json                  its definition: settings
 //!     name                     its name, apart so that damage to the definition does not lose it
 //!     disk.qcow2               its disk, made at the first start
+//!     temporary.qcow2          what an ephemeral VM writes, until QEMU has opened it
 //!     host_key{,.pub}          its SSH host key
 //!     seed.tar                 what it is told at boot (guest::seed)
 //!     run.json                 the QEMU that runs it, for adoption
@@ -51,6 +53,11 @@ impl Layout {
     /// Returns the log of a daemon in the background.
     pub fn daemon_log(&self) -> PathBuf {
         self.root.join("daemon.log")
+    }
+
+    /// Returns what a new VM's settings start from.
+    pub fn defaults(&self) -> PathBuf {
+        self.root.join("defaults.json")
     }
 
     /// Returns our private key; the public one lies beside it with `.pub`.
@@ -148,6 +155,8 @@ pub mod names {
     pub const DISK: &str = "disk.qcow2";
     /// The disk while it is being made.
     pub const DISK_PARTIAL: &str = ".disk.qcow2";
+    /// What an ephemeral VM writes: it has this name only until QEMU has opened it.
+    pub const TEMPORARY_DISK: &str = "temporary.qcow2";
     /// The seed.
     pub const SEED: &str = "seed.tar";
     /// The QMP socket.

@@ -8,15 +8,15 @@ use std::time::SystemTime;
 
 use futures::FutureExt;
 
-use super::handle::{Open, OpenRequest, Source, Value};
+use super::handle::{Open, OpenRequest, Owner, Source, Value};
 use super::host::Host;
 use super::names::{
     Entry, ImageNames, Names, NoNames, Numbers, SnapshotNames, TrashNames, VmNames,
 };
 use super::node::{Attr, Body, Keep, Kind, Node, NodeId, Subject, Table};
 use super::table::{
-    CONFIG, DOCS, IMAGE, IMAGES, ImageSubject, REMOVED, ROOT, SNAPSHOT, SNAPSHOTS, SnapshotSubject,
-    TRASH, VM,
+    CONFIG, DEFAULTS, DOCS, IMAGE, IMAGES, ImageSubject, REMOVED, ROOT, SNAPSHOT, SNAPSHOTS,
+    SnapshotSubject, TRASH, VM,
 };
 use super::{Answer, TAIL, TreeError, read_tail};
 use crate::vm::caller::Caller;
@@ -81,7 +81,7 @@ impl<T: Subject> Bound<T> {
     fn content(&self, node: &Node<T>) -> Vec<u8> {
         match &node.body {
             Body::Value(render) => render(&self.object).into_bytes(),
-            Body::Setting(key) => setting_text(self.object.vm(), key),
+            Body::Setting(key) => setting_text(self.object.owner(), key),
             Body::Tail(_)
             | Body::Control(_)
             | Body::Stream(_)
@@ -115,13 +115,14 @@ impl<T: Subject> Bound<T> {
                 let stream = open(&self.object, request)?;
                 Ok(Open::Stream { stream, crawler: request.crawler, vm })
             }
-            (Body::Setting(key), Some(vm)) => {
+            (Body::Setting(key), _) => {
                 let key: &'static Key = key;
-                let text = move |object: &T| setting_text(object.vm(), key);
-                Ok(Open::setting(vm, key, self.live_with(text), request.append))
+                let owner = self.object.owner().ok_or(TreeError::NotFound)?;
+                let text = move |object: &T| setting_text(object.owner(), key);
+                Ok(Open::setting(owner, key, self.live_with(text), request.append))
             }
             (Body::Control(verbs), Some(vm)) => Ok(Open::control(vm, verbs)),
-            (Body::Setting(_) | Body::Control(_), None) => Err(TreeError::NotFound),
+            (Body::Control(_), None) => Err(TreeError::NotFound),
         }
     }
 
@@ -212,10 +213,8 @@ impl<T: Subject> Directory for Bound<T> {
     }
 }
 
-fn setting_text(vm: Option<&Vm>, key: &Key) -> Vec<u8> {
-    let Some(vm) = vm else { return Vec::new() };
-    let text = (key.render)(&vm.spec());
-    if text.is_empty() { Vec::new() } else { format!("{text}\n").into_bytes() }
+fn setting_text(owner: Option<Owner>, key: &Key) -> Vec<u8> {
+    owner.map(|o| o.text(key)).unwrap_or_default()
 }
 
 /// The embedded documentation.
@@ -355,6 +354,7 @@ impl Directories {
             Table::Images | Table::Image => "/.images".to_owned(),
             Table::Vm => format!("/{}", vm()),
             Table::Config => format!("/{}/config", vm()),
+            Table::Defaults => "/.defaults".to_owned(),
             Table::Snapshots => format!("/{}/snapshots", vm()),
             Table::Snapshot => {
                 let snapshot = self.snapshot(object);
@@ -391,6 +391,7 @@ impl Directories {
             Table::Image => bound(id, 0o555, IMAGE, self.image(object)?, NoNames),
             Table::Vm => bound(id, 0o700, VM, vm()?, NoNames),
             Table::Config => bound(id, 0o700, &CONFIG, vm()?, NoNames),
+            Table::Defaults => bound(id, 0o700, &DEFAULTS, host(), NoNames),
             Table::Trash => bound(id, 0o700, TRASH, host(), TrashNames(registry())),
             Table::Snapshots => {
                 let numbers = Arc::clone(&self.snapshots);

@@ -3,6 +3,7 @@
 //! No names (`table.rs`); no waiting: what takes time is returned as a future.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::FutureExt;
@@ -11,9 +12,10 @@ use parking_lot::Mutex;
 use super::verbs::{LONGEST_WRITE, Verb, parse_lines};
 use super::{Answer, TreeError};
 use crate::vm::caller::Caller;
+use crate::vm::defaults::Defaults;
 use crate::vm::spec::Key;
 use crate::vm::stream::{self, Listener, Readiness, Stream};
-use crate::vm::{Vm, WriteMode};
+use crate::vm::{Vm, VmError, WriteMode};
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,10 +114,19 @@ pub struct Polled {
     pub listener: Option<Listener>,
 }
 
+/// Whose settings are read and written.
+#[derive(Clone, Debug)]
+pub enum Owner {
+    /// A VM's own.
+    Vm(Vm),
+    /// What new VMs start from.
+    Defaults(Arc<Defaults>),
+}
+
 /// An open setting.
 #[derive(Debug)]
 pub struct Setting {
-    vm: Vm,
+    owner: Owner,
     key: &'static Key,
     value: Value,
     mode: Mutex<WriteMode>,
@@ -138,9 +149,9 @@ struct Results {
 
 impl Open {
     /// Opens a setting.
-    pub(super) fn setting(vm: Vm, key: &'static Key, value: Value, append: bool) -> Self {
+    pub(super) fn setting(owner: Owner, key: &'static Key, value: Value, append: bool) -> Self {
         let mode = Mutex::new(if append { WriteMode::Append } else { WriteMode::Replace });
-        Self::Setting(Setting { vm, key, value, mode })
+        Self::Setting(Setting { owner, key, value, mode })
     }
 
     /// Opens a control file.
@@ -282,23 +293,50 @@ fn write_stream(
     }
 }
 
+impl Owner {
+    /// Prints a setting.
+    pub(super) fn text(&self, key: &Key) -> Vec<u8> {
+        let text = match self {
+            Self::Vm(vm) => (key.render)(&vm.spec()),
+            Self::Defaults(defaults) => (key.render)(&defaults.spec()),
+        };
+        if text.is_empty() { Vec::new() } else { format!("{text}\n").into_bytes() }
+    }
+
+    fn vm(&self) -> Option<&Vm> {
+        match self {
+            Self::Vm(vm) => Some(vm),
+            Self::Defaults(_) => None,
+        }
+    }
+
+    fn assign(&self, key: &'static Key, text: String, mode: WriteMode) -> Assignment {
+        match self.clone() {
+            Self::Vm(vm) => Box::pin(vm.configure(key, text, mode)),
+            Self::Defaults(defaults) => Box::pin(defaults.assign(key, text, mode)),
+        }
+    }
+}
+
+/// A setting being written.
+type Assignment = Pin<Box<dyn Future<Output = Result<(), VmError>> + Send>>;
+
 impl Setting {
     fn write(&self, data: &[u8]) -> Answer<usize> {
+        let vm = self.owner.vm().cloned();
         let Ok(text) = std::str::from_utf8(data) else {
-            return Answer::Now(noted(Some(&self.vm), Err(TreeError::NotText)));
+            return Answer::Now(noted(vm.as_ref(), Err(TreeError::NotText)));
         };
         if data.len() > LONGEST_WRITE {
-            return Answer::Now(noted(Some(&self.vm), Err(TreeError::TooBig(LONGEST_WRITE))));
+            return Answer::Now(noted(vm.as_ref(), Err(TreeError::TooBig(LONGEST_WRITE))));
         }
         // What comes after the first write of `>` belongs to the same list.
         let mode = std::mem::replace(&mut *self.mode.lock(), WriteMode::Append);
-        let (vm, length) = (self.vm.clone(), data.len());
-        let done = self.vm.clone().configure(self.key, text.to_owned(), mode);
-        Answer::later(
-            done.map(move |result| {
-                noted(Some(&vm), result.map(|()| length).map_err(TreeError::from))
-            }),
-        )
+        let length = data.len();
+        let done = self.owner.assign(self.key, text.to_owned(), mode);
+        Answer::later(done.map(move |result| {
+            noted(vm.as_ref(), result.map(|()| length).map_err(TreeError::from))
+        }))
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::TreeError;
-use super::handle::OpenRequest;
+use super::handle::{OpenRequest, Owner};
 use super::verbs::Verb;
 use crate::vm::Vm;
 use crate::vm::caller::Caller;
@@ -120,6 +120,8 @@ pub enum Table {
     Trash = 6,
     /// `.trash/VM@TIME`.
     Removed = 7,
+    /// `.defaults`.
+    Defaults = 8,
     /// `VM/snapshots`.
     Snapshots = 12,
     /// `VM/snapshots/TAG`.
@@ -161,6 +163,7 @@ impl NodeId {
             5 => Table::Config,
             6 => Table::Trash,
             7 => Table::Removed,
+            8 => Table::Defaults,
             12 => Table::Snapshots,
             13 => Table::Snapshot,
             _ => return None,
@@ -205,6 +208,10 @@ pub(super) trait Subject: Clone + Send + Sync + 'static {
     fn changed(&self, name: &str) -> SystemTime;
     /// Returns the VM that the rows belong to.
     fn vm(&self) -> Option<&Vm>;
+    /// Returns whose settings the rows are.
+    fn owner(&self) -> Option<Owner> {
+        self.vm().cloned().map(Owner::Vm)
+    }
     /// Says whether the rows could be removed, as part of the directory that users made: unlinking
     /// one then succeeds, without effect, so that `rm -r`, `find -delete` and `rmdir` agree.
     fn admit_removal(&self) -> Result<(), TreeError> {
@@ -234,7 +241,7 @@ mod tests {
     proptest! {
         #[test]
         fn numbers_pack_and_unpack(object in 0u64..(1 << OBJECT_BITS), row in 0usize..4000) {
-            for table in [Table::Root, Table::Image, Table::Vm, Table::Config] {
+            for table in [Table::Root, Table::Image, Table::Vm, Table::Config, Table::Defaults] {
                 let dir = NodeId::directory(table, object);
                 prop_assert_eq!(dir.parts(), Some((table, object, None)));
                 prop_assert_eq!(dir.row(row).parts(), Some((table, object, Some(row))));

@@ -11,7 +11,9 @@ use crate::store::layout::VmDir;
 use crate::sys;
 use crate::vm::Vm;
 use crate::vm::backend::{AccelKind, ImageStatus, RunFacts};
-use crate::vm::spec::render_size;
+use crate::vm::live::InForce;
+use crate::vm::spec::net::Mac;
+use crate::vm::spec::{VmSpec, render_size};
 
 /// The text of `.version`.
 pub(super) fn version() -> String {
@@ -48,9 +50,13 @@ pub(super) fn info(vm: &Vm) -> String {
     table.add("image", &spec.image);
     table.add("cpus", &spec.cpus.to_string());
     table.add("memory", &render_size(spec.memory));
+    table.add("mac", &spec.mac.unwrap_or_else(|| Mac::of(vm.uuid())).to_string());
     table.add("disk_bytes", &disk_bytes(vm.dir()).to_string());
     if let Some(facts) = &view.facts {
         running(&mut table, facts);
+        if let Some(in_force) = &facts.in_force {
+            live(&mut table, in_force, &spec);
+        }
     }
     if let Some(took) = view.ready_after {
         table.add("ready_ms", &took.as_millis().to_string());
@@ -74,6 +80,18 @@ fn running(table: &mut Lines, facts: &RunFacts) {
     let usage = sys::process_usage(facts.pid);
     table.add("cpu_ms", &usage.cpu_ms.to_string());
     table.add("rss", &usage.rss.to_string());
+}
+
+/// What of the settings is in force, and what waits for the next start.
+fn live(table: &mut Lines, in_force: &InForce, spec: &VmSpec) {
+    let ports: Vec<_> = in_force.forwards.iter().map(|b| b.actual().to_string()).collect();
+    if !ports.is_empty() {
+        table.add("ports", &ports.join(" "));
+    }
+    let pending = in_force.pending(spec);
+    if !pending.is_empty() {
+        table.add("pending", &pending.join(" "));
+    }
 }
 
 /// The word of an image's `status`, with its reason.

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use include_dir::{Dir, include_dir};
 
-use super::handle::{Access, OpenRequest};
+use super::handle::{Access, OpenRequest, Owner};
 use super::host::Host;
 use super::node::{Body, Node, Subject, Table};
 use super::verbs::VM_VERBS;
@@ -18,7 +18,7 @@ use crate::registry::trash::Removed;
 use crate::vm::backend::{ConsoleAccess, ImageInfo, SnapshotInfo};
 use crate::vm::exec::ExecAccess;
 use crate::vm::notice::Notice;
-use crate::vm::spec::KEYS;
+use crate::vm::spec::{KEYS, Key};
 use crate::vm::{Snapshot, Vm};
 
 /// The pages of `mountpoint-docs/`, as `.docs/` shows them.
@@ -26,6 +26,12 @@ pub static DOCS: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/mountpoint-doc
 
 /// The mount's root. Names that are not here are VMs.
 pub static ROOT: &[Node<Host>] = &[
+    Node {
+        name: ".defaults",
+        mode: 0o700,
+        doc: "what a new VM's settings start from, a file each",
+        body: Body::Directory(Table::Defaults),
+    },
     Node {
         name: ".docs",
         mode: 0o555,
@@ -99,7 +105,7 @@ pub static VM: &[Node<Vm>] = &[
     Node {
         name: "ctl",
         mode: 0o600,
-        doc: "verbs, one a line: start stop kill pause resume reset restore",
+        doc: "verbs, one a line: start stop kill pause resume reset restore resize port key",
         body: Body::Control(VM_VERBS),
     },
     Node {
@@ -159,11 +165,20 @@ pub static VM: &[Node<Vm>] = &[
 ];
 
 /// A VM's `config/`: a row for each setting there is.
-pub static CONFIG: LazyLock<Vec<Node<Vm>>> = LazyLock::new(|| {
-    let row =
-        |key| Node { name: key_name(key), mode: 0o600, doc: key.doc, body: Body::Setting(key) };
+pub static CONFIG: LazyLock<Vec<Node<Vm>>> = LazyLock::new(settings);
+
+/// `.defaults/`: the same rows, about what new VMs start from.
+pub static DEFAULTS: LazyLock<Vec<Node<Host>>> = LazyLock::new(settings);
+
+fn settings<T>() -> Vec<Node<T>> {
+    let row = |key: &'static Key| Node {
+        name: key.name,
+        mode: 0o600,
+        doc: key.doc,
+        body: Body::Setting(key),
+    };
     KEYS.iter().map(row).collect()
-});
+}
 
 /// `.images`: every name there is an image.
 pub static IMAGES: &[Node<Host>] = &[];
@@ -284,8 +299,13 @@ impl Subject for Host {
         let since = self.registry.changed();
         match name {
             ".error" => self.failures.changed().unwrap_or(since),
+            _ if KEYS.iter().any(|k| k.name == name) => self.registry.world().defaults.changed(),
             _ => since,
         }
+    }
+
+    fn owner(&self) -> Option<Owner> {
+        Some(Owner::Defaults(Arc::clone(&self.registry.world().defaults)))
     }
 
     fn vm(&self) -> Option<&Vm> {
@@ -360,10 +380,6 @@ impl Subject for ImageSubject {
     fn vm(&self) -> Option<&Vm> {
         None
     }
-}
-
-fn key_name(key: &'static crate::vm::spec::Key) -> &'static str {
-    key.name
 }
 
 fn line(text: &str) -> String {

@@ -2,6 +2,8 @@
 //!
 //! Parsing only: what a verb does is the driver's business, when it may be done `vm::state`'s.
 
+use crate::vm::spec::SpecError;
+use crate::vm::spec::keys::{disk_size, forward};
 use crate::vm::state::Command;
 
 /// The longest text that one write to a control file may hold, as in kernfs.
@@ -25,12 +27,20 @@ pub struct Verb {
 }
 
 /// What is wrong with a verb's arguments.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// They are not of the right form.
     Form,
     /// A number is out of range.
     Range,
+    /// A value is not one that the setting of the same meaning takes.
+    Value(SpecError),
+}
+
+impl From<SpecError> for Fault {
+    fn from(error: SpecError) -> Self {
+        Self::Value(error)
+    }
 }
 
 /// Why a line is not a command.
@@ -62,6 +72,9 @@ pub enum VerbError {
         /// What would be right.
         usage: String,
     },
+    /// A value is not accepted.
+    #[error(transparent)]
+    Value(SpecError),
 }
 
 /// The verbs of a VM's `ctl`.
@@ -119,7 +132,57 @@ pub static VM_VERBS: &[Verb] = &[
             _ => Err(Fault::Form),
         },
     },
+    Verb {
+        name: "resize",
+        usage: "SIZE",
+        doc: "make the disk larger, also while the VM runs; the same as writing config/disk",
+        parse: |args| match args {
+            [size] => Ok(Command::Resize { bytes: disk_size(size)? }),
+            _ => Err(Fault::Form),
+        },
+    },
+    Verb {
+        name: "port",
+        usage: "add|del [tcp:|udp:][ADDRESS:]HOST_PORT:GUEST_PORT",
+        doc: "open or close a port of the host that leads into the guest; see config/ports",
+        parse: |args| match args {
+            ["add", spec] => Ok(Command::AddPort(forward(spec)?)),
+            ["del", spec] => Ok(Command::RemovePort(forward(spec)?)),
+            _ => Err(Fault::Form),
+        },
+    },
+    Verb {
+        name: "key",
+        usage: "KEY[-KEY…] …",
+        doc: "press keys on the guest's keyboard: `key ctrl-alt-del`, `key l s ret`",
+        parse: |args| {
+            let chords: Option<Vec<_>> = args.iter().map(|arg| chord(arg)).collect();
+            let chords = chords.filter(|c| !c.is_empty()).ok_or(Fault::Form)?;
+            Ok(Command::PressKeys { chords })
+        },
+    },
 ];
+
+/// Most keys that can be pressed together: as many as fingers.
+const LONGEST_CHORD: usize = 10;
+
+/// Reads `ctrl-alt-del`. The names are QEMU's, which knows whether there is such a key; a few that
+/// people use instead are understood as well.
+fn chord(text: &str) -> Option<Vec<String>> {
+    let name = |key: &str| {
+        let plain = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_';
+        let fits = (1..=32).contains(&key.len()) && key.bytes().all(plain);
+        fits.then(|| match key {
+            "del" => "delete".to_owned(),
+            "enter" | "return" => "ret".to_owned(),
+            "space" => "spc".to_owned(),
+            "escape" => "esc".to_owned(),
+            other => other.to_owned(),
+        })
+    };
+    let keys: Option<Vec<_>> = text.split('-').map(name).collect();
+    keys.filter(|k| k.len() <= LONGEST_CHORD)
+}
 
 /// Reads the lines of one write: empty lines and those that start with `#` are passed over.
 pub fn parse_lines<'a>(
@@ -141,6 +204,7 @@ fn parse_line(verbs: &[Verb], line: &str) -> Result<Command, VerbError> {
         match fault {
             Fault::Form => VerbError::Usage { line, usage },
             Fault::Range => VerbError::Range { line, usage },
+            Fault::Value(error) => VerbError::Value(error),
         }
     })
 }
@@ -189,11 +253,33 @@ mod tests {
             ("stop soon", r#""stop soon": usage: stop [SECONDS]"#),
             ("stop 99999999", r#""stop 99999999": out of range; usage: stop [SECONDS]"#),
             ("kill -9", r#""kill -9": usage: kill"#),
+            ("resize 1.5G", r#"disk: "1.5G" is not a size such as 512M"#),
+            ("resize 1K", "disk: 1K is out of range (16M to 64T)"),
+            ("port add 80", r#"ports: "80" is not [tcp:|udp:]"#),
+            ("port 80:80", r#""port 80:80": usage: port add|del"#),
+            ("key", r#""key": usage: key"#),
+            ("key A", r#""key A": usage: key"#),
+            ("key ctrl--a", r#""key ctrl--a": usage: key"#),
         ];
         for (line, message) in table {
             let error = parse(line).remove(0).unwrap_err().to_string();
             assert!(error.starts_with(message), "{error}");
         }
+    }
+
+    #[test]
+    fn keys_are_chords_and_ports_are_forwards() {
+        let keys = |words: &[&str]| words.iter().map(|w| (*w).to_owned()).collect::<Vec<_>>();
+        let chords = vec![keys(&["ctrl", "alt", "delete"]), keys(&["ret"])];
+        let forward = "tcp:127.0.0.1:8080:80".parse().unwrap();
+        let expected = [
+            Ok(Command::PressKeys { chords }),
+            Ok(Command::AddPort(forward)),
+            Ok(Command::RemovePort(forward)),
+            Ok(Command::Resize { bytes: 3 << 30 }),
+        ];
+        let text = "key ctrl-alt-del enter\nport add 8080:80\nport del tcp:8080:80\nresize 3G";
+        assert_eq!(parse(text), expected);
     }
 
     proptest! {

@@ -4,7 +4,7 @@
 //! No policy here (`state.rs`), and no names of files on disk (`store::layout`).
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
+use super::live::InForce;
+use super::spec::net::Forward;
 use super::spec::{AccelChoice, VmSpec};
 use super::stream::Stream;
 
@@ -111,10 +113,37 @@ pub enum BackendError {
         what: String,
     },
     /// A host port is taken.
-    #[error("host port {port} is taken")]
+    #[error("host port {port} is taken; `ss -lnp` shows by whom, config/ports has the list")]
     PortTaken {
         /// The forward as written in the config.
         port: String,
+    },
+    /// A file that a setting names is not there.
+    #[error("config/{key}: {path}: {reason}; `echo none > config/{key}` does without it")]
+    NoFile {
+        /// The setting.
+        key: &'static str,
+        /// The path.
+        path: String,
+        /// Why it cannot be used.
+        reason: String,
+    },
+    /// Settings that do not fit each other or the image.
+    #[error("config/{key}: {reason}")]
+    Unfit {
+        /// The setting.
+        key: &'static str,
+        /// Why, and the next step.
+        reason: String,
+    },
+    /// QEMU knows no such key.
+    #[error(
+        "no key named {key}; names are QEMU's: a to z, 0 to 9, f1 to f12, ctrl, alt, shift, ret, \
+         esc, spc, tab, backspace, delete, up, down, left, right …"
+    )]
+    UnknownKey {
+        /// What was asked for.
+        key: String,
     },
     /// Anything else that the host's system calls answered.
     #[error("{what}: {error}")]
@@ -241,6 +270,9 @@ pub struct RunFacts {
     pub image_digest: String,
     /// `BootImage::announces` of that image.
     pub announces: bool,
+    /// What it has of its settings; `None` if that is not known any more.
+    #[serde(default)]
+    pub in_force: Option<InForce>,
 }
 
 /// What a machine reports by itself.
@@ -313,6 +345,21 @@ pub trait Machine: fmt::Debug + Send + Sync {
     async fn reset(&self) -> Result<(), BackendError>;
     /// Presses the power button: the guest may ignore it.
     async fn power_down(&self) -> Result<(), BackendError>;
+    /// Leaves the guest so many bytes of memory, at most what it was started with. The guest gives
+    /// the rest back when it can.
+    async fn set_memory(&self, bytes: u64) -> Result<(), BackendError>;
+    /// Makes the disk larger, to so many bytes.
+    async fn grow_disk(&self, bytes: u64) -> Result<(), BackendError>;
+    /// Changes the disc in the CD-ROM drive; `None` ejects it.
+    async fn change_disc(&self, disc: Option<&Path>) -> Result<(), BackendError>;
+    /// Opens a port of the host and returns its number, which the kernel picks for port 0.
+    async fn add_forward(&self, forward: &Forward) -> Result<u16, BackendError>;
+    /// Closes a port of the host; one that is closed already is no error.
+    async fn remove_forward(&self, bound: &Forward) -> Result<(), BackendError>;
+    /// Presses chords of keys one after the other, each all at once.
+    async fn press_keys(&self, chords: &[Vec<String>]) -> Result<(), BackendError>;
+    /// Writes down what it has now, for a later daemon.
+    async fn keep(&self, in_force: &InForce) -> Result<(), BackendError>;
     /// Takes, restores or drops a snapshot, memory included; the processors stand still meanwhile.
     async fn snapshot(&self, op: &SnapshotOp) -> Result<(), BackendError>;
     /// Ends QEMU: asks first (`quit`), then kills. Returns when the process is gone; the
@@ -351,13 +398,15 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
     fn facts(&self) -> Vec<(&'static str, String)>;
     /// Picks an accelerator: the verdict of `auto` is proven once and cached.
     async fn accel(&self, choice: AccelChoice) -> Result<Accel, BackendError>;
+    /// Returns the size in bytes of the disk in a VM's directory; `None` if there is none yet.
+    fn disk_size(&self, dir: &Path) -> Result<Option<u64>, BackendError>;
     /// Makes the disk if there is none, starts QEMU and waits for its greeting (2 s at most).
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched, BackendError>;
     /// Takes, restores or drops a snapshot of a VM that is off.
     async fn snapshot(&self, dir: PathBuf, op: &SnapshotOp) -> Result<(), BackendError>;
     /// Lists the snapshots in a VM's disk, whoever made them; none if it has no disk yet. Looks at
     /// the file itself, at once.
-    fn snapshots(&self, dir: &std::path::Path) -> Vec<SnapshotInfo>;
+    fn snapshots(&self, dir: &Path) -> Vec<SnapshotInfo>;
     /// Finds the QEMU that an earlier daemon started for this VM.
     async fn adopt(&self, dir: PathBuf, uuid: Uuid) -> Adoption;
 }

@@ -1,7 +1,7 @@
 //! A world of fakes for tests of the layers above: machines that a test plays, guests that answer
 //! at once, one image. Never part of the program.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -12,7 +12,10 @@ use uuid::Uuid;
 
 use super::World;
 use super::backend::*;
+use super::defaults::Defaults;
+use super::live::{Bound, InForce};
 use super::spec::AccelChoice;
+use super::spec::net::Forward;
 use super::stream::{Bell, Listener, Readiness, Stream};
 use crate::vm::VmError;
 
@@ -27,6 +30,12 @@ pub(crate) struct Script {
     pub(crate) stubborn: Mutex<bool>,
     /// What was asked of machines.
     pub(crate) calls: Mutex<Vec<&'static str>>,
+    /// What its shape was changed to.
+    pub(crate) changes: Mutex<Vec<String>>,
+    /// Ports of the host that are taken.
+    pub(crate) taken: Mutex<Vec<u16>>,
+    /// How large disks are, once there are any.
+    pub(crate) disk: Mutex<Option<u64>>,
     /// The events of the machine launched last.
     pub(crate) events: Mutex<Option<mpsc::Sender<MachineEvent>>>,
 }
@@ -42,7 +51,14 @@ impl Script {
 /// Makes a world that follows a script.
 pub(crate) fn world(script: &Arc<Script>) -> World {
     let fake = Arc::new(Fake(Arc::clone(script)));
-    World { hypervisor: fake.clone(), guests: fake.clone(), images: fake, events: Arc::default() }
+    let defaults = Defaults::open("/nowhere/defaults.json".into(), None).unwrap();
+    World {
+        hypervisor: fake.clone(),
+        guests: fake.clone(),
+        images: fake,
+        events: Arc::default(),
+        defaults: Arc::new(defaults),
+    }
 }
 
 /// How a fake QEMU ends when all is well.
@@ -75,8 +91,10 @@ impl Hypervisor for Fake {
             return Err(error);
         }
         std::fs::write(plan.dir.join("disk.qcow2"), b"").unwrap();
+        self.0.disk.lock().get_or_insert(plan.spec.disk);
         let (to, events) = mpsc::channel(16);
         *self.0.events.lock() = Some(to.clone());
+        let bound = plan.spec.ports.iter().map(|f| Bound { forward: *f, port: f.host }).collect();
         let facts = RunFacts {
             pid: 1,
             pid_start: 1,
@@ -88,9 +106,14 @@ impl Hypervisor for Fake {
             ssh_port: 22,
             image_digest: plan.image.digest,
             announces: false,
+            in_force: Some(InForce::at_start(&plan.spec, bound)),
         };
         let machine = Arc::new(FakeMachine { facts, script: Arc::clone(&self.0), events: to });
         Ok(Launched { machine, events, paused: plan.paused })
+    }
+
+    fn disk_size(&self, _dir: &Path) -> Result<Option<u64>, BackendError> {
+        Ok(*self.0.disk.lock())
     }
 
     async fn snapshot(&self, _dir: PathBuf, _op: &SnapshotOp) -> Result<(), BackendError> {
@@ -98,7 +121,7 @@ impl Hypervisor for Fake {
         Ok(())
     }
 
-    fn snapshots(&self, _dir: &std::path::Path) -> Vec<SnapshotInfo> {
+    fn snapshots(&self, _dir: &Path) -> Vec<SnapshotInfo> {
         Vec::new()
     }
 
@@ -120,6 +143,10 @@ impl FakeMachine {
         if let Some(event) = event {
             self.events.send(event).await.unwrap();
         }
+    }
+
+    fn changed(&self, what: String) {
+        self.script.changes.lock().push(what);
     }
 }
 
@@ -147,6 +174,44 @@ impl Machine for FakeMachine {
     async fn power_down(&self) -> Result<(), BackendError> {
         let deaf = *self.script.stubborn.lock();
         self.call("power_down", (!deaf).then(clean_exit)).await;
+        Ok(())
+    }
+
+    async fn set_memory(&self, bytes: u64) -> Result<(), BackendError> {
+        self.changed(format!("memory {bytes}"));
+        Ok(())
+    }
+
+    async fn grow_disk(&self, bytes: u64) -> Result<(), BackendError> {
+        self.changed(format!("disk {bytes}"));
+        *self.script.disk.lock() = Some(bytes);
+        Ok(())
+    }
+
+    async fn change_disc(&self, disc: Option<&Path>) -> Result<(), BackendError> {
+        self.changed(format!("disc {disc:?}"));
+        Ok(())
+    }
+
+    async fn add_forward(&self, forward: &Forward) -> Result<u16, BackendError> {
+        if self.script.taken.lock().contains(&forward.host) {
+            return Err(BackendError::PortTaken { port: forward.to_string() });
+        }
+        self.changed(format!("+{forward}"));
+        Ok(if forward.host == 0 { 40000 } else { forward.host })
+    }
+
+    async fn remove_forward(&self, bound: &Forward) -> Result<(), BackendError> {
+        self.changed(format!("-{bound}"));
+        Ok(())
+    }
+
+    async fn press_keys(&self, chords: &[Vec<String>]) -> Result<(), BackendError> {
+        self.changed(format!("keys {chords:?}"));
+        Ok(())
+    }
+
+    async fn keep(&self, _in_force: &InForce) -> Result<(), BackendError> {
         Ok(())
     }
 

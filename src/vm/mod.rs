@@ -7,12 +7,14 @@
 
 pub mod backend;
 pub mod caller;
+pub mod defaults;
 pub mod driver;
 pub mod events;
 pub mod exec;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod job;
+pub mod live;
 pub mod notice;
 pub mod spec;
 pub mod state;
@@ -30,9 +32,10 @@ use self::backend::{
     BackendError, Console, ConsoleAccess, Guests, Hypervisor, Images, RunFacts, SnapshotInfo,
 };
 use self::caller::Caller;
+use self::defaults::Defaults;
 use self::events::{Event, Feed};
 use self::exec::{Exec, ExecAccess};
-use self::spec::{Key, SpecError, VmSpec};
+use self::spec::{Edit, Key, SpecError, VmSpec};
 use self::state::{Command, Refusal, State};
 use self::stream::{Bell, Listener, Stream};
 use crate::store::layout::VmDir;
@@ -77,6 +80,8 @@ pub struct World {
     pub guests: Arc<dyn Guests>,
     /// Provides what they boot.
     pub images: Arc<dyn Images>,
+    /// What their settings start from.
+    pub defaults: Arc<Defaults>,
     /// Takes what happens to them.
     pub events: Arc<Feed>,
 }
@@ -131,8 +136,8 @@ pub enum WriteMode {
 pub(crate) enum Ask {
     /// A verb of `ctl`.
     Do(Command, oneshot::Sender<Result<(), VmError>>),
-    /// New settings, already checked.
-    Configure(Box<VmSpec>, oneshot::Sender<Result<(), VmError>>),
+    /// A change of settings.
+    Configure(Edit, oneshot::Sender<Result<(), VmError>>),
     /// A new name, already reserved.
     Rename(String, oneshot::Sender<Result<(), VmError>>),
 }
@@ -356,21 +361,19 @@ impl Vm {
         (commands.len(), None)
     }
 
-    /// Writes a setting: parsed here, stored by the driver.
+    /// Writes a setting, which also changes the running machine where QEMU can do that.
     ///
     /// # Errors
-    /// [`VmError::Spec`] for a value that is not accepted; nothing changes then.
+    /// [`VmError::Spec`] for a value that is not accepted, or what QEMU answered; nothing changes
+    /// then.
     pub async fn configure(
         self,
         key: &'static Key,
         text: String,
         mode: WriteMode,
     ) -> Result<(), VmError> {
-        let mut spec = VmSpec::clone(&self.spec());
-        key.assign(&mut spec, &text, mode)?;
-        self.ask(|answer| Ask::Configure(Box::new(spec), answer)).await?;
-        self.tell(&Event::Config(key.name));
-        Ok(())
+        let edit = Edit::Write(key, text, mode);
+        self.ask(|answer| Ask::Configure(edit, answer)).await
     }
 
     /// Gives it another name, which the registry has reserved.

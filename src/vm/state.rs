@@ -14,6 +14,8 @@
 
 use std::fmt;
 
+use super::spec::net::Forward;
+
 /// The state of a VM, as `status` prints it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
@@ -100,6 +102,20 @@ pub enum Command {
     Resume,
     /// Press the reset button.
     Reset,
+    /// Make the disk larger.
+    Resize {
+        /// Its size in bytes.
+        bytes: u64,
+    },
+    /// Add a port of the host that leads into the guest.
+    AddPort(Forward),
+    /// Take it away.
+    RemovePort(Forward),
+    /// Press keys on the guest's keyboard.
+    PressKeys {
+        /// Keys to be pressed together, one such chord after the other.
+        chords: Vec<Vec<String>>,
+    },
     /// Take a snapshot.
     Take(String),
     /// Go back to a snapshot.
@@ -120,6 +136,9 @@ impl Command {
             Self::Pause => "pause",
             Self::Resume => "resume",
             Self::Reset => "reset",
+            Self::Resize { .. } => "resize",
+            Self::AddPort(_) | Self::RemovePort(_) => "port",
+            Self::PressKeys { .. } => "key",
             Self::Take(_) => "mkdir",
             Self::Restore(_) => "restore",
             Self::Drop(_) => "rmdir",
@@ -197,6 +216,9 @@ pub enum Refusal {
         /// The image that its disk was made from.
         image: String,
     },
+    /// What the machine writes is thrown away at its end.
+    #[error("snapshots: the VM runs ephemeral, and they would vanish with it; stop it first")]
+    Ephemeral,
     /// The VM's files are damaged.
     #[error("{verb}: broken: {reason}")]
     Broken {
@@ -223,6 +245,8 @@ pub fn admit(state: &State, command: &Command, protected: bool) -> Result<(), Re
         return Err(Refusal::Broken { verb, reason: reason.clone() });
     }
     match (command, state) {
+        // Settings can be written at any time.
+        (Command::Resize { .. } | Command::AddPort(_) | Command::RemovePort(_), _) => Ok(()),
         (Command::Start { .. }, State::Stopped | State::Failed(_)) => Ok(()),
         (Command::Start { .. }, State::Stopping | State::Saving) => busy(),
         (Command::Start { .. }, _) => already(),
@@ -285,7 +309,8 @@ mod tests {
                 | Refusal::SnapshotExists { .. }
                 | Refusal::NoMemory { .. }
                 | Refusal::NoDisk,
-            ) => '?',
+            )
+            | Err(Refusal::Ephemeral) => '?',
             Err(Refusal::InUse { .. }) => 'i',
             Err(Refusal::Protected) => 'p',
             Err(Refusal::Broken { .. }) => 'x',
@@ -295,6 +320,7 @@ mod tests {
 
     #[test]
     fn the_whole_policy() {
+        let forward = "8080:80".parse().unwrap();
         // columns: stopped starting running ready paused saving stopping failed broken
         let table = [
             (Command::Start { paused: false }, "+aaaabb+x"),
@@ -303,6 +329,10 @@ mod tests {
             (Command::Pause, "ob++abbox"),
             (Command::Resume, "obaa+bbox"),
             (Command::Reset, "ob+++bbox"),
+            (Command::Resize { bytes: 1 << 30 }, "++++++++x"),
+            (Command::AddPort(forward), "++++++++x"),
+            (Command::RemovePort(forward), "++++++++x"),
+            (Command::PressKeys { chords: vec![vec!["a".into()]] }, "ob+++bbox"),
             (Command::Take("a".into()), "+b+++bb+x"),
             (Command::Restore("a".into()), "+b+++bb+x"),
             (Command::Drop("a".into()), "+b+++bb+x"),

@@ -5,7 +5,7 @@
 //! here takes long: whatever may is a task that reports back, so `kill` is heard at any time.
 //!
 //! What is admitted is decided in `state.rs`; how a thing is done, by the backends. The phases of
-//! a machine's life are in `start.rs`, `reach.rs` and `stop.rs`; here are the loop, what is
+//! a machine's life are in `start.rs`, `reach.rs` and `stop.rs`, settings in `configure.rs`; here are the loop, what is
 //! published, and users' requests.
 
 use std::future::Future;
@@ -25,13 +25,14 @@ use super::backend::{
 };
 use super::events::Event;
 use super::exec::{Exec, Link};
-use super::spec::VmSpec;
+use super::spec::{Edit, VmSpec};
 use super::state::{Command, Refusal, State, admit};
 use super::stream::Bell;
 use super::{Ask, Shared, View, Vm, VmError, VmId, World, one_line};
 use crate::store::file;
 use crate::store::layout::VmDir;
 
+mod configure;
 mod reach;
 mod snapshot;
 mod start;
@@ -275,8 +276,8 @@ impl Driver {
     async fn on_ask(&mut self, ask: Ask) -> Life {
         match ask {
             Ask::Do(command, answer) => return self.on_command(command, answer).await,
-            Ask::Configure(spec, answer) => {
-                let result = self.configure(*spec).await;
+            Ask::Configure(edit, answer) => {
+                let result = self.configure(&edit).await;
                 drop(answer.send(result));
             }
             Ask::Rename(name, answer) => {
@@ -310,7 +311,12 @@ impl Driver {
                 self.kill();
                 Ok(())
             }
-            Command::Pause | Command::Resume | Command::Reset => self.steer(&command).await,
+            Command::Pause | Command::Resume | Command::Reset | Command::PressKeys { .. } => {
+                self.steer(&command).await
+            }
+            Command::Resize { bytes } => self.configure(&Edit::Disk(bytes)).await,
+            Command::AddPort(forward) => self.configure(&Edit::AddPort(forward)).await,
+            Command::RemovePort(forward) => self.configure(&Edit::RemovePort(forward)).await,
             // Snapshots have been seen to above.
             Command::Take(_) | Command::Restore(_) | Command::Drop(_) => Ok(()),
             Command::Remove => {
@@ -339,28 +345,12 @@ impl Driver {
                 machine.resume().await?;
                 self.on_resumed();
             }
+            Command::PressKeys { chords } => machine.press_keys(chords).await?,
             _ => {
                 machine.reset().await?;
                 self.on_reset();
             }
         }
-        Ok(())
-    }
-
-    async fn configure(&mut self, spec: VmSpec) -> Result<(), VmError> {
-        if let State::Broken(reason) = self.state() {
-            return Err(Refusal::Broken { verb: "config", reason }.into());
-        }
-        let old = self.vm.spec();
-        if spec.image != old.image && self.vm.dir().disk().exists() {
-            return Err(Refusal::HasDisk { image: old.image.clone() }.into());
-        }
-        let (uuid, created) = (self.vm.uuid(), self.vm.created());
-        let definition = Definition { version: 1, uuid, created, spec: spec.clone() };
-        let path = self.vm.dir().definition();
-        off_thread(move || file::replace_json(&path, &definition), "the VM's definition").await?;
-        *self.vm.0.spec.write() = (Arc::new(spec), SystemTime::now());
-        self.vm.0.bell.ring();
         Ok(())
     }
 

@@ -63,6 +63,9 @@ impl Driver {
         if !self.vm.dir().disk().exists() {
             return Err(Refusal::NoDisk);
         }
+        if self.in_force().is_some_and(|i| i.spec.ephemeral) {
+            return Err(Refusal::Ephemeral);
+        }
         let known = self.vm.snapshots();
         let find = |tag: &str| known.iter().find(|s| s.tag == tag);
         match op {

@@ -143,6 +143,8 @@ impl Driver {
 async fn plan(vm: &Vm, world: &World, paused: bool) -> Result<LaunchPlan, BackendError> {
     let spec = vm.spec();
     let image = world.images.ensure(&spec.image).await?;
+    // Building an image may take minutes, in which settings may have changed.
+    let spec = vm.spec();
     let accel = world.hypervisor.accel(spec.accel).await?;
     let plan = LaunchPlan {
         uuid: vm.uuid(),

@@ -190,3 +190,87 @@ async fn settings_are_stored_and_the_image_is_fixed_by_the_disk() {
     let error = vm.clone().configure(key("image"), "other".into(), mode).await.unwrap_err();
     assert!(matches!(error, VmError::Refused(Refusal::HasDisk { .. })), "{error}");
 }
+
+async fn set(vm: &Vm, name: &str, text: &str) -> Result<(), VmError> {
+    let key = crate::vm::spec::KEYS.iter().find(|k| k.name == name).unwrap();
+    vm.clone().configure(key, text.to_owned(), crate::vm::WriteMode::Replace).await
+}
+
+fn pending(vm: &Vm) -> Vec<&'static str> {
+    vm.view().facts.unwrap().in_force.unwrap().pending(&vm.spec())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_running_machine_follows_its_settings_as_far_as_it_can() {
+    let Fixture { _dir, vm, script } = ready().await;
+    set(&vm, "memory", "128M").await.unwrap();
+    assert_eq!(pending(&vm), Vec::<&str>::new());
+    set(&vm, "memory", "1G").await.unwrap();
+    set(&vm, "cpus", "2").await.unwrap();
+    set(&vm, "cdrom", "/x.iso").await.unwrap();
+    set(&vm, "protect", "1").await.unwrap();
+    assert_eq!(pending(&vm), ["cpus", "memory", "cdrom"]);
+    vm.perform(Command::Resize { bytes: 3 << 30 }).await.unwrap();
+    let keys = vec![vec!["a".to_owned()]];
+    vm.perform(Command::PressKeys { chords: keys }).await.unwrap();
+    let mebi = |n: u64| n << 20;
+    let expected = [
+        format!("memory {}", mebi(128)),
+        // Back to what it was started with, no further.
+        format!("memory {}", mebi(256)),
+        format!("disk {}", mebi(3072)),
+        "keys [[\"a\"]]".to_owned(),
+    ];
+    assert_eq!(*script.changes.lock(), expected);
+    vm.perform(Command::Kill).await.unwrap();
+    until(&vm, &State::Stopped).await;
+    vm.perform(START).await.unwrap();
+    assert_eq!(pending(&vm), Vec::<&str>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn ports_change_all_or_not_at_all() {
+    let Fixture { _dir, vm, script } = ready().await;
+    set(&vm, "ports", "1:1\n2:2").await.unwrap();
+    script.taken.lock().push(4);
+    let before = vm.spec();
+    let error = set(&vm, "ports", "3:3\n2:2\n4:4").await.unwrap_err();
+    assert!(matches!(error, VmError::Backend(BackendError::PortTaken { .. })), "{error}");
+    assert_eq!(vm.spec(), before);
+    let stored: Definition = crate::store::file::read_json(&vm.dir().definition()).unwrap();
+    assert_eq!(stored.spec, *before);
+    let forward = |text: &str| text.parse().unwrap();
+    let error = vm.perform(Command::RemovePort(forward("3:3"))).await.unwrap_err();
+    assert!(error.to_string().starts_with("ports: tcp:127.0.0.1:3:3 is not in"), "{error}");
+    vm.perform(Command::AddPort(forward("0:80"))).await.unwrap();
+    let bound = vm.view().facts.unwrap().in_force.unwrap().forwards;
+    assert_eq!(bound.last().unwrap().actual(), forward("40000:80"));
+    vm.perform(Command::RemovePort(forward("0:80"))).await.unwrap();
+    let expected = ["+1", "+2", "-1", "+3", "-3", "+1", "+40000", "-40000"];
+    let at = |change: &String| change.replace("tcp:127.0.0.1:", "");
+    let done: Vec<_> = script.changes.lock().iter().map(at).collect();
+    let short = |c: &String| c.split(':').next().unwrap().replace("+0", "+40000");
+    assert_eq!(done.iter().map(short).collect::<Vec<_>>(), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_grows_and_does_not_shrink() {
+    let Fixture { _dir, vm, .. } = fixture().await;
+    set(&vm, "disk", "1G").await.unwrap();
+    vm.perform(START).await.unwrap();
+    let error = set(&vm, "disk", "512M").await.unwrap_err();
+    assert!(error.to_string().starts_with("disk: 512M is smaller than the disk"), "{error}");
+    set(&vm, "disk", "2G").await.unwrap();
+    assert!(set(&vm, "disk", "1G").await.is_err());
+    assert_eq!(vm.spec().disk, 2 << 30);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_that_add_to_a_list_at_once_both_get_their_wish() {
+    let Fixture { _dir, vm, .. } = fixture().await;
+    let key = crate::vm::spec::KEYS.iter().find(|k| k.name == "ports").unwrap();
+    let add = |text: &str| vm.clone().configure(key, text.to_owned(), crate::vm::WriteMode::Append);
+    let (one, two) = tokio::join!(add("1:1"), add("2:2"));
+    one.and(two).unwrap();
+    assert_eq!(vm.spec().ports.len(), 2);
+}

@@ -1,0 +1,154 @@
+//! Changing a machine while it runs: memory, disk, disc, ports, keys.
+//!
+//! QEMU has no QMP command for forwards; its monitor answers in prose, of which only silence means
+//! success.
+
+use std::io;
+use std::net::{TcpListener, UdpSocket};
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::Running;
+use crate::qemu::cmdline::{self, DISC_NODES, DISK_NODE, DRIVE_ID, NET_ID};
+use crate::qemu::{connect, record};
+use crate::vm::backend::{BackendError, RunFacts};
+use crate::vm::live::InForce;
+use crate::vm::spec::net::{Forward, Protocol};
+
+impl Running {
+    pub(super) async fn balloon(&self, bytes: u64) -> Result<(), BackendError> {
+        self.ask_with("balloon", json!({"value": bytes})).await.map(drop)
+    }
+
+    pub(super) async fn resize_disk(&self, bytes: u64) -> Result<(), BackendError> {
+        let arguments = json!({"node-name": DISK_NODE, "size": bytes});
+        self.ask_with("block_resize", arguments).await.map(drop)
+    }
+
+    /// The new disc is opened before the old one is taken out: one that cannot be read changes
+    /// nothing.
+    pub(super) async fn exchange_disc(&self, disc: Option<&Path>) -> Result<(), BackendError> {
+        let old = self.disc().await?;
+        let new = DISC_NODES.into_iter().find(|n| old.as_deref() != Some(n)).unwrap_or_default();
+        if let Some(path) = disc {
+            cmdline::check_file("cdrom", Some(path))?;
+            self.ask_with("blockdev-add", cmdline::disc(path, new)?).await?;
+        }
+        let drive = json!({"id": DRIVE_ID});
+        self.ask_with("blockdev-open-tray", json!({"id": DRIVE_ID, "force": true})).await?;
+        self.ask_with("blockdev-remove-medium", drive.clone()).await?;
+        if let Some(old) = old {
+            self.ask_with("blockdev-del", json!({"node-name": old})).await?;
+        }
+        if disc.is_some() {
+            let arguments = json!({"id": DRIVE_ID, "node-name": new});
+            self.ask_with("blockdev-insert-medium", arguments).await?;
+        }
+        self.ask_with("blockdev-close-tray", drive).await.map(drop)
+    }
+
+    /// Returns the node of the disc in the drive.
+    async fn disc(&self) -> Result<Option<String>, BackendError> {
+        let all = self.ask("query-block").await?;
+        let drive = all.as_array().and_then(|all| all.iter().find(|b| b["qdev"] == DRIVE_ID));
+        let node = drive.and_then(|d| d["inserted"]["node-name"].as_str());
+        Ok(node.map(str::to_owned))
+    }
+
+    pub(super) async fn open_port(&self, forward: &Forward) -> Result<u16, BackendError> {
+        let before = if forward.host == 0 { self.forwards().await? } else { Vec::new() };
+        let said =
+            self.monitor(&format!("hostfwd_add {NET_ID} {}", cmdline::rule(forward))).await?;
+        if !said.trim().is_empty() {
+            return Err(port_refused(forward));
+        }
+        if forward.host != 0 {
+            return Ok(forward.host);
+        }
+        let after = self.forwards().await?;
+        let new = after.into_iter().find(|f| f.guest == forward.guest && !before.contains(f));
+        new.map(|f| f.host).ok_or_else(|| BackendError::QmpRefused {
+            command: "hostfwd_add".to_owned(),
+            text: format!("{forward} is not among its forwards"),
+        })
+    }
+
+    pub(super) async fn close_port(&self, bound: &Forward) -> Result<(), BackendError> {
+        let Forward { protocol, address, host, .. } = bound;
+        let place = format!("{}:{address}:{host}", protocol.word());
+        let said = self.monitor(&format!("hostfwd_remove {NET_ID} {place}")).await?;
+        let gone = said.contains("removed") || said.contains("not found");
+        let text = said.trim().to_owned();
+        let command = "hostfwd_remove".to_owned();
+        gone.then_some(()).ok_or(BackendError::QmpRefused { command, text })
+    }
+
+    async fn forwards(&self) -> Result<Vec<Forward>, BackendError> {
+        Ok(connect::parse_forwards(&self.monitor(connect::FORWARDS).await?))
+    }
+
+    async fn monitor(&self, line: &str) -> Result<String, BackendError> {
+        let said = self.ask_with("human-monitor-command", json!({"command-line": line})).await?;
+        Ok(said.as_str().unwrap_or_default().to_owned())
+    }
+
+    /// The keyboard needs no device: every PC has one on its own controller.
+    pub(super) async fn type_keys(&self, chords: &[Vec<String>]) -> Result<(), BackendError> {
+        for chord in chords {
+            let key = |name: &String| json!({"type": "qcode", "data": name});
+            let keys: Vec<Value> = chord.iter().map(key).collect();
+            match self.ask_with("send-key", json!({"keys": keys})).await {
+                Err(BackendError::QmpRefused { text, command }) => {
+                    let unknown = chord.iter().find(|k| text.contains(&format!("'{k}'")));
+                    return Err(unknown
+                        .map_or(BackendError::QmpRefused { text, command }, |key| {
+                            BackendError::UnknownKey { key: key.clone() }
+                        }));
+                }
+                other => other?,
+            };
+        }
+        Ok(())
+    }
+
+    pub(super) async fn record(&self, in_force: &InForce) -> Result<(), BackendError> {
+        let in_force = Some(in_force.clone());
+        let facts = RunFacts { in_force, ..self.parts.facts.clone() };
+        record::write(&self.parts.dir, &facts).await
+    }
+}
+
+/// Says why QEMU could not open a port, which it does not tell: the same is tried here.
+pub fn port_refused(forward: &Forward) -> BackendError {
+    let at = (forward.address, forward.host);
+    let tried = match forward.protocol {
+        Protocol::Tcp => TcpListener::bind(at).map(drop),
+        Protocol::Udp => UdpSocket::bind(at).map(drop),
+    };
+    match tried {
+        Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+            BackendError::io(format!("host port {forward}"), &error)
+        }
+        // It may have become free since.
+        _ => BackendError::PortTaken { port: forward.to_string() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_cannot_be_opened_has_its_own_reason() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let host = taken.local_addr().unwrap().port();
+        let forward = Forward { host, .."1:1".parse().unwrap() };
+        let error = port_refused(&forward);
+        assert!(matches!(error, BackendError::PortTaken { .. }), "{error}");
+        // An address kept for documentation is nobody's.
+        let elsewhere = "tcp:203.0.113.1:0:1".parse().unwrap();
+        let error = port_refused(&elsewhere);
+        assert!(matches!(error, BackendError::Io { errno: libc::EADDRNOTAVAIL, .. }), "{error}");
+    }
+}

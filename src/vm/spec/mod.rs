@@ -1,0 +1,241 @@
+//! What a VM should be: its settings ([`VmSpec`]), how each is written and read ([`keys`]), checked
+//! ([`parse`]), and what an address and a forward are ([`net`]).
+//!
+//! No I/O here: whether a file that a setting names is there is asked when the VM starts.
+
+pub mod keys;
+pub mod net;
+mod parse;
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::keys::{Edit, KEYS, Key, Takes};
+use self::net::{Forward, Mac};
+
+/// Smallest memory that a guest is given, in bytes.
+pub const MIN_MEMORY: u64 = 32 << 20;
+/// Largest memory that can be asked for, in bytes.
+pub const MAX_MEMORY: u64 = 4 << 40;
+/// Smallest disk, in bytes.
+pub const MIN_DISK: u64 = 16 << 20;
+/// Largest disk, in bytes.
+pub const MAX_DISK: u64 = 64 << 40;
+/// Most processors.
+pub const MAX_CPUS: u32 = 255;
+
+/// The accelerator a VM asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AccelChoice {
+    /// KVM where it has been shown to work, else TCG.
+    #[default]
+    Auto,
+    /// KVM or nothing.
+    Kvm,
+    /// Translation.
+    Tcg,
+}
+
+/// A VM's settings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct VmSpec {
+    /// The image that the disk is made from.
+    pub image: String,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Guest memory in bytes.
+    pub memory: u64,
+    /// The disk's virtual size in bytes; the image's own size if that is larger.
+    pub disk: u64,
+    /// The guest's host name; `None` is the VM's name.
+    pub hostname: Option<String>,
+    /// The network address; `None` is derived from the VM's identity.
+    pub mac: Option<Mac>,
+    /// Ports of the host that lead into the guest.
+    pub ports: Vec<Forward>,
+    /// How to run.
+    pub accel: AccelChoice,
+    /// The login name for SSH.
+    pub ssh_user: String,
+    /// Public keys that open the guest beside ours, as lines of `authorized_keys`.
+    pub ssh_key: Vec<String>,
+    /// The kernel instead of the image's.
+    pub kernel: Option<PathBuf>,
+    /// The initial RAM disk that goes with it.
+    pub initrd: Option<PathBuf>,
+    /// What is added to the image's kernel command line.
+    pub cmdline: Option<String>,
+    /// The firmware instead of QEMU's own.
+    pub firmware: Option<PathBuf>,
+    /// The machine type with its version; `None` is what QEMU takes `q35` for.
+    pub machine: Option<String>,
+    /// The disc in the CD-ROM drive.
+    pub cdrom: Option<PathBuf>,
+    /// What the guest writes to its disk is gone when the VM ends.
+    pub ephemeral: bool,
+    /// The VM is started when the tree is mounted.
+    pub autostart: bool,
+    /// The VM cannot be removed.
+    pub protect: bool,
+    /// Further arguments for QEMU, one word each.
+    pub qemu_args: Vec<String>,
+}
+
+impl Default for VmSpec {
+    fn default() -> Self {
+        Self {
+            image: "tiny".to_owned(),
+            cpus: 1,
+            memory: 256 << 20,
+            disk: 2 << 30,
+            hostname: None,
+            mac: None,
+            ports: Vec::new(),
+            accel: AccelChoice::Auto,
+            ssh_user: "root".to_owned(),
+            ssh_key: Vec::new(),
+            kernel: None,
+            initrd: None,
+            cmdline: None,
+            firmware: None,
+            machine: None,
+            cdrom: None,
+            ephemeral: false,
+            autostart: false,
+            protect: false,
+            qemu_args: Vec::new(),
+        }
+    }
+}
+
+/// Why a value was not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SpecError {
+    /// It is not of the right form.
+    #[error("{key}: {value:?} is not {expected}")]
+    Malformed {
+        /// The setting.
+        key: &'static str,
+        /// What was written.
+        value: String,
+        /// What would be right, with an example.
+        expected: &'static str,
+    },
+    /// It is of the right form and out of range.
+    #[error("{key}: {value} is out of range ({range})")]
+    OutOfRange {
+        /// The setting.
+        key: &'static str,
+        /// What was written.
+        value: String,
+        /// The range.
+        range: &'static str,
+    },
+    /// The list has it already.
+    #[error("{key}: {value} is there already")]
+    Duplicate {
+        /// The setting.
+        key: &'static str,
+        /// What was written, or what it collides with.
+        value: String,
+    },
+    /// The list does not have it.
+    #[error("{key}: {value} is not in the list; `cat config/{key}` shows it")]
+    NotThere {
+        /// The setting.
+        key: &'static str,
+        /// What was asked for.
+        value: String,
+    },
+    /// A disk is never made smaller.
+    #[error(
+        "disk: {wanted} is smaller than the disk, which has {size}; shrinking would cut off the \
+         guest's file system"
+    )]
+    Shrinks {
+        /// What was asked for.
+        wanted: String,
+        /// The size that the disk has.
+        size: String,
+    },
+}
+
+impl VmSpec {
+    /// Adds a forward.
+    ///
+    /// # Errors
+    /// [`SpecError::Duplicate`] if the host's port is in the list.
+    pub fn add_port(&mut self, forward: Forward) -> Result<(), SpecError> {
+        if let Some(there) = self.ports.iter().find(|f| f.collides(&forward)) {
+            return Err(SpecError::Duplicate { key: "ports", value: there.to_string() });
+        }
+        self.ports.push(forward);
+        Ok(())
+    }
+
+    /// Takes a forward out.
+    ///
+    /// # Errors
+    /// [`SpecError::NotThere`].
+    pub fn remove_port(&mut self, forward: &Forward) -> Result<(), SpecError> {
+        let at = self.ports.iter().position(|f| f == forward);
+        let value = forward.to_string();
+        let at = at.ok_or(SpecError::NotThere { key: "ports", value })?;
+        self.ports.remove(at);
+        Ok(())
+    }
+}
+
+/// Says whether a string is a VM's name, which is also its host name: `[a-z0-9][a-z0-9-]{0,31}`.
+pub fn is_vm_name(name: &str) -> bool {
+    let rest = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+    name.len() <= 32 && !name.starts_with('-') && !name.is_empty() && name.bytes().all(rest)
+}
+
+/// Says whether a string names an image, a tag or a job: `[A-Za-z0-9][A-Za-z0-9._-]{0,63}`.
+pub fn is_object_name(name: &str) -> bool {
+    let rest = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
+    name.len() <= 64
+        && name.bytes().next().is_some_and(|c| c.is_ascii_alphanumeric())
+        && name.bytes().all(rest)
+}
+
+/// Reads a size: a whole number of bytes, or one with `K`, `M`, `G` or `T` (powers of 1024, also
+/// `k`, `KiB` and so on).
+pub fn parse_size(text: &str) -> Option<u64> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let number: u64 = text[..digits].parse().ok()?;
+    let shift = match text[digits..].to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return None,
+    };
+    number.checked_mul(1 << shift)
+}
+
+/// Prints a size with the largest unit that divides it: `2048M` is `2G`.
+pub fn render_size(bytes: u64) -> String {
+    let units = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
+    units
+        .iter()
+        .find(|(shift, _)| bytes > 0 && bytes.is_multiple_of(1 << shift))
+        .map_or_else(|| bytes.to_string(), |(shift, unit)| format!("{}{unit}", bytes >> shift))
+}
+
+/// Prints an accelerator's word.
+pub fn render_accel(accel: AccelChoice) -> &'static str {
+    match accel {
+        AccelChoice::Auto => "auto",
+        AccelChoice::Kvm => "kvm",
+        AccelChoice::Tcg => "tcg",
+    }
+}
+
+#[cfg(test)]
+mod tests;

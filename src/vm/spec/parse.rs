@@ -1,0 +1,178 @@
+//! Reading single values: what each setting accepts, and the sentence for what it does not.
+//!
+//! Pure functions from a trimmed line to a value.
+
+use std::path::PathBuf;
+
+use super::net::{Forward, Mac};
+use super::{AccelChoice, MAX_CPUS, SpecError, is_object_name, parse_size, render_accel};
+
+/// The longest addition to a kernel's command line: the kernel takes 2047 bytes in all.
+const LONGEST_CMDLINE: usize = 1024;
+/// The longest path that the kernel takes.
+const LONGEST_PATH: usize = 4095;
+/// What a public key may be, as sshd names it.
+const KEY_TYPES: &[&str] = &[
+    "ssh-ed25519",
+    "ssh-rsa",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "sk-ssh-ed25519@openssh.com",
+    "sk-ecdsa-sha2-nistp256@openssh.com",
+];
+
+pub(super) fn malformed(key: &'static str, value: &str, expected: &'static str) -> SpecError {
+    SpecError::Malformed { key, value: value.to_owned(), expected }
+}
+
+fn out_of_range(key: &'static str, value: &str, range: &'static str) -> SpecError {
+    SpecError::OutOfRange { key, value: value.to_owned(), range }
+}
+
+pub(super) fn image_name(value: &str) -> Result<String, SpecError> {
+    let expected = "the name of an image, such as tiny";
+    is_object_name(value)
+        .then(|| value.to_owned())
+        .ok_or_else(|| malformed("image", value, expected))
+}
+
+pub(super) fn cpus(value: &str) -> Result<u32, SpecError> {
+    let number: u64 = value.parse().map_err(|_| malformed("cpus", value, "a number such as 2"))?;
+    match u32::try_from(number) {
+        Ok(n) if (1..=MAX_CPUS).contains(&n) => Ok(n),
+        _ => Err(out_of_range("cpus", value, "1 to 255")),
+    }
+}
+
+pub(super) fn sized(
+    key: &'static str,
+    value: &str,
+    min: u64,
+    max: u64,
+    range: &'static str,
+) -> Result<u64, SpecError> {
+    let bytes = parse_size(value).ok_or_else(|| malformed(key, value, "a size such as 512M"))?;
+    if (min..=max).contains(&bytes) {
+        // QEMU wants whole sectors and pages; a byte more or less is nobody's wish.
+        Ok(bytes.next_multiple_of(1 << 20))
+    } else {
+        Err(out_of_range(key, value, range))
+    }
+}
+
+pub(super) fn hostname(value: &str) -> Result<String, SpecError> {
+    let label = |l: &str| {
+        !l.is_empty()
+            && l.len() <= 63
+            && !l.starts_with('-')
+            && !l.ends_with('-')
+            && l.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-')
+    };
+    (value.len() <= 253 && value.split('.').all(label))
+        .then(|| value.to_owned())
+        .ok_or_else(|| malformed("hostname", value, "a host name such as web-1.example.org"))
+}
+
+pub(super) fn mac(value: &str) -> Result<Mac, SpecError> {
+    let expected = "a unicast address such as 52:54:00:12:34:56";
+    value.parse().map_err(|_| malformed("mac", value, expected))
+}
+
+/// Reads a forward, as `ports` and the verb `port` take it.
+///
+/// # Errors
+/// [`SpecError::Malformed`].
+pub(super) fn forward(value: &str) -> Result<Forward, SpecError> {
+    let expected = "[tcp:|udp:][ADDRESS:]HOST_PORT:GUEST_PORT, such as 8080:80; addresses are IPv4";
+    value.parse().map_err(|_| malformed("ports", value, expected))
+}
+
+pub(super) fn accel(value: &str) -> Result<AccelChoice, SpecError> {
+    [AccelChoice::Auto, AccelChoice::Kvm, AccelChoice::Tcg]
+        .into_iter()
+        .find(|a| render_accel(*a) == value)
+        .ok_or_else(|| malformed("accel", value, "auto, kvm or tcg"))
+}
+
+pub(super) fn user(value: &str) -> Result<String, SpecError> {
+    let good = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
+    (!value.is_empty() && value.len() <= 32 && !value.starts_with('-') && value.bytes().all(good))
+        .then(|| value.to_owned())
+        .ok_or_else(|| malformed("ssh_user", value, "a login name such as root"))
+}
+
+/// Reads a line of an OpenSSH `.pub` file: type, key, comment. Options are not taken: they would
+/// be a language of their own.
+pub(super) fn ssh_key(value: &str) -> Result<String, SpecError> {
+    let mut words = value.split_ascii_whitespace();
+    let known = words.next().is_some_and(|w| KEY_TYPES.contains(&w));
+    let body = |w: &str| {
+        // The blob starts with the length of the type's name, which is below 65536.
+        w.starts_with("AAAA")
+            && w.len().is_multiple_of(4)
+            && w.trim_end_matches('=')
+                .bytes()
+                .all(|c| c.is_ascii_alphanumeric() || b"+/".contains(&c))
+    };
+    (known && words.next().is_some_and(body) && !has_control(value))
+        .then(|| value.to_owned())
+        .ok_or_else(|| malformed("ssh_key", value, "a line of a .pub file: ssh-ed25519 AAAA… me"))
+}
+
+pub(super) fn path(key: &'static str, value: &str) -> Result<Option<PathBuf>, SpecError> {
+    match value {
+        "none" => Ok(None),
+        _ if value.starts_with('/') && value.len() <= LONGEST_PATH && !has_control(value) => {
+            Ok(Some(value.into()))
+        }
+        _ => Err(malformed(key, value, "the absolute path of a file on the host, or none")),
+    }
+}
+
+pub(super) fn cmdline(value: &str) -> Result<Option<String>, SpecError> {
+    match value {
+        "none" => Ok(None),
+        _ if has_control(value) => {
+            Err(malformed("cmdline", value, "a line such as loglevel=7, or none"))
+        }
+        _ if value.len() > LONGEST_CMDLINE => {
+            let length = format!("a line of {} bytes", value.len());
+            Err(out_of_range("cmdline", &length, "at most 1024 bytes"))
+        }
+        _ => Ok(Some(value.to_owned())),
+    }
+}
+
+/// Reads `q35` (what QEMU takes it for), `q35-7.2` or `pc-q35-7.2`.
+pub(super) fn machine(value: &str) -> Result<Option<String>, SpecError> {
+    if value == "q35" {
+        return Ok(None);
+    }
+    let version = value.strip_prefix("pc-").unwrap_or(value).strip_prefix("q35-");
+    let number = |n: &str| (1..=3).contains(&n.len()) && n.bytes().all(|c| c.is_ascii_digit());
+    let good = |v: &&str| (2..=3).contains(&v.split('.').count()) && v.split('.').all(number);
+    version
+        .filter(good)
+        .map(|v| Some(format!("pc-q35-{v}")))
+        .ok_or_else(|| malformed("machine", value, "q35, or a version of it such as pc-q35-7.2"))
+}
+
+pub(super) fn switch(key: &'static str, value: &str) -> Result<bool, SpecError> {
+    match value {
+        "1" | "yes" | "on" | "true" => Ok(true),
+        "0" | "no" | "off" | "false" => Ok(false),
+        _ => Err(malformed(key, value, "0 or 1")),
+    }
+}
+
+pub(super) fn qemu_arg(value: &str) -> Result<String, SpecError> {
+    let expected = "one argument of QEMU without control characters";
+    (!has_control(value))
+        .then(|| value.to_owned())
+        .ok_or_else(|| malformed("qemu_args", value, expected))
+}
+
+fn has_control(value: &str) -> bool {
+    value.chars().any(char::is_control)
+}
