@@ -11,11 +11,15 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::cmdline::READY_ID;
+use super::monitor::Conversation;
 use super::process::{Process, last_words};
 use super::qmp::{Event, Qmp, QmpError};
 use super::record;
 use crate::store::layout::VmDir;
-use crate::vm::backend::{BackendError, ExitReport, Launched, Machine, MachineEvent, RunFacts};
+use crate::vm::backend::{
+    BackendError, ExitReport, Launched, Machine, MachineEvent, MonitorAccess, RunFacts,
+};
+use crate::vm::stream::Stream;
 
 /// Events that may wait for the VM's task. It takes them at once; a guest that resets in a loop
 /// while that task is busy must not fill the daemon's memory.
@@ -240,6 +244,10 @@ impl Machine for Running {
             error: "it survives SIGKILL: the kernel waits for a disk or network that hangs".into(),
             errno: libc::EBUSY,
         })
+    }
+
+    fn monitor(&self, access: MonitorAccess) -> Arc<dyn Stream> {
+        Arc::new(Conversation::open(&self.parts.qmp, access))
     }
 }
 

@@ -105,6 +105,8 @@ fn shared(
         exec: Exec::new(birth.dir.0.clone(), links, tokio::runtime::Handle::current()),
         asks,
         console,
+        guests: Arc::clone(&world.guests),
+        machine: RwLock::default(),
         dir: birth.dir,
     }
 }
