@@ -61,10 +61,12 @@ pub fn render(client_key: &Path, host: &ClientHost) -> String {
     text
 }
 
-/// A command in place of a connection: it says why there is none.
+/// A command in place of a connection: it says why there is none. The shell around it keeps the
+/// connection open until that is said: without, `ssh` may end first.
 fn refusal(name: &str, reason: &str) -> String {
-    let sentence = format!("{name} {reason}").replace('\'', "").replace('%', "%%");
-    format!("echo '{sentence}' >&2")
+    let plain = |c: &char| c.is_alphanumeric() || " ;:,.>-/".contains(*c);
+    let sentence: String = format!("{name} {reason}").chars().filter(plain).collect();
+    format!("sh -c 'echo \"{sentence}\" >&2'")
 }
 
 /// A path as OpenSSH reads it: in quotes, and `%` begins a token.
@@ -99,8 +101,9 @@ mod tests {
 
     #[test]
     fn a_guest_that_is_off_has_a_sentence_for_a_port() {
-        let text = render(Path::new("/id"), &host(Err("is stopped; don't".to_owned())));
-        assert!(text.contains("    ProxyCommand echo 'vm1 is stopped; dont' >&2\n"), "{text}");
+        let text = render(Path::new("/id"), &host(Err("is stopped; `don't $x`".to_owned())));
+        let command = r#"    ProxyCommand sh -c 'echo "vm1 is stopped; dont x" >&2'"#;
+        assert!(text.lines().any(|line| line == command), "{text}");
         assert!(!text.contains("Port"), "{text}");
     }
 }

@@ -69,7 +69,7 @@ impl Conversation {
         talk.say(qmp.greeting());
         qmp.join(&talk);
         let (commands, queue) = mpsc::unbounded_channel();
-        tokio::spawn(send(qmp.clone(), Arc::clone(&talk), queue));
+        qmp.runtime().spawn(send(qmp.clone(), Arc::clone(&talk), queue));
         Self { access, talk, line: Mutex::default(), commands }
     }
 

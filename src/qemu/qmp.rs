@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
@@ -145,6 +146,7 @@ pub struct Qmp {
     pending: Pending,
     talks: Talks,
     closed: watch::Receiver<bool>,
+    runtime: Handle,
 }
 
 impl Qmp {
@@ -175,6 +177,7 @@ impl Qmp {
             pending,
             talks,
             closed,
+            runtime: Handle::current(),
         };
         qmp.execute("qmp_capabilities", json!({})).await?;
         Ok(qmp)
@@ -188,6 +191,11 @@ impl Qmp {
     /// Returns the line with which it greeted.
     pub(super) fn greeting(&self) -> &[u8] {
         &self.greeting
+    }
+
+    /// Returns the runtime that the connection lives on.
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.runtime
     }
 
     /// Lets a conversation hear events, and the connection's end.
