@@ -32,9 +32,9 @@ fn nothing_asks_a_question() {
         ssh -tt -F vm1/ssh_config vm1 'test -t 0 && echo terminal' | tr -d '\r'
         stat -c %s vm1/ssh_config > $SCRATCH/size; wc -c < vm1/ssh_config | cmp - $SCRATCH/size
         cp vm1/ssh_config $SCRATCH/copied; ssh -F $SCRATCH/copied vm1 true
-        mkdir -p $SCRATCH/m; ssh -F vm1/ssh_config -o ControlMaster=auto -o ControlPath=$SCRATCH/m/%C \
-            -o ControlPersist=5 vm1 'echo master'
-        ssh -F vm1/ssh_config -o ControlPath=$SCRATCH/m/%C -O exit vm1"#;
+        cd $SCRATCH; ssh='ssh -F mnt/vm1/ssh_config -o ControlPath=m'
+        $ssh -o ControlMaster=auto -o ControlPersist=5 vm1 'echo master'
+        $ssh -O exit vm1"#;
     let said = aq.sh(script);
     assert_eq!(said.clone().ok(), "vm1\n7\ntext\nterminal\nmaster", "{said:?}");
     // The name follows; the key is known by the identity.

@@ -13,7 +13,9 @@ const SOON: Duration = Duration::from_secs(20);
 /// A terminal in the mount, where screen finds a place for its sockets.
 fn terminal(aq: &Mounted, name: &str) -> Terminal {
     let terminal = Terminal::open(aq.scratch().join(name), &aq.dir());
-    terminal.enter("export SCREENDIR=$SCRATCH/run/screen; mkdir -p -m 700 $SCREENDIR; clear");
+    let sockets = aq.scratch().join("screen");
+    aqfs::store::file::private_dir(&sockets).expect("a directory");
+    terminal.enter(&format!("export SCREENDIR={}; clear", sockets.display()));
     terminal
 }
 
@@ -36,6 +38,15 @@ fn until_prompt(terminal: &Terminal) {
     until_shown(terminal, "vm1:~#");
 }
 
+/// Ends screen, which would otherwise live on in the mount.
+#[track_caller]
+fn leave_screen(terminal: &Terminal) {
+    for key in ["C-a", "k", "y"] {
+        terminal.press(key);
+    }
+    terminal.until_foreground("bash");
+}
+
 /// Edits a file in the guest with vi, in a window of a size told to the guest.
 #[track_caller]
 fn edit(aq: &Mounted, terminal: &Terminal, text: &str) {
@@ -55,7 +66,9 @@ fn edit(aq: &Mounted, terminal: &Terminal, text: &str) {
 fn screen_and_picocom_work_beside_a_reader_of_console() {
     let aq = Mounted::with_image();
     aq.boot("vm1");
-    aq.sh("cat vm1/console > $SCRATCH/seen & echo $! > $SCRATCH/cat").ok();
+    let reader = terminal(&aq, "t0");
+    reader.enter("cat vm1/console");
+    reader.until_foreground("cat");
     let window = terminal(&aq, "t1");
     window.enter("screen vm1/tty");
     window.until_foreground("screen");
@@ -64,22 +77,20 @@ fn screen_and_picocom_work_beside_a_reader_of_console() {
     window.resize(70, 20);
     window.enter("echo af''ter");
     until_shown(&window, "after");
-    window.press("C-a");
-    window.press("k");
-    window.press("y");
-    window.until_foreground("bash");
+    until_shown(&reader, "after");
+    leave_screen(&window);
     aq.exec("vm1", "rm /root/note");
     // The one that screen took for itself is not given to anybody again.
     window.enter("clear; picocom -q vm1/tty");
     window.until_foreground("picocom");
-    until_shown(&window, "vm1:~#");
-    window.resize(120, 40);
+    until_prompt(&window);
     edit(&aq, &window, "typed in picocom");
+    window.resize(120, 40);
     window.press("C-a");
     window.press("C-x");
     window.until_foreground("bash");
-    let seen = aq.sh("kill $(cat $SCRATCH/cat); cat $SCRATCH/seen").ok();
-    assert!(seen.contains("typed in screen") && seen.contains("typed in picocom"), "{seen}");
+    window.enter("clear; printf 'echo all-$((40 + 2))\\r' > vm1/tty");
+    until_shown(&reader, "all-42");
 }
 
 #[test]
@@ -114,6 +125,7 @@ fn two_programs_at_once_share_the_line_and_end_with_the_machine() {
     until_prompt(&one);
     one.enter("echo next-$((40 + 2))");
     until_shown(&one, "next-42");
+    leave_screen(&one);
 }
 
 #[test]

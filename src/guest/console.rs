@@ -86,9 +86,8 @@ impl Console for SerialConsole {
     fn terminal(&self) -> Result<PathBuf, BackendError> {
         let mut run = self.run.lock();
         let line = Arc::clone(&run.line);
-        let prompt = line.unfinished();
         let open = || Arc::new(Opened::new(Arc::clone(&line), Some(Start::Now))) as _;
-        let next = run.terminals.next(&self.runtime, &prompt, open);
+        let next = run.terminals.next(&self.runtime, open);
         next.map_err(|e| BackendError::io("a pseudo-terminal on the serial line", &e))
     }
 

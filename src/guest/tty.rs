@@ -1,8 +1,10 @@
 //! Terminals on a VM's serial line: pseudo-terminals that the daemon bridges to the console, for
 //! programs that want a tty (`screen`, `picocom`, `stty`).
 //!
-//! A [`Terminal`] is one more stream of the console: it sees what the line prints while somebody
-//! has it open, and what is typed goes to the line. Which terminal a user gets is decided here
+//! A [`Terminal`] is one more stream of the console: it shows what the line prints while somebody
+//! has it open, and what is typed goes to the line. The past is not shown: a terminal answers some
+//! of the control sequences in it, which the guest would take for typed, and these programs throw
+//! away what is there when they open it. Which terminal a user gets is decided here
 //! ([`Terminals`]); how the line is fanned out is the console's business.
 
 use std::fs::Permissions;
@@ -42,12 +44,10 @@ pub(super) struct Terminals(Vec<Arc<Terminal>>);
 impl Terminals {
     /// Returns the path of a terminal that nobody has open: one that was used before, so that a
     /// path once read stays good for `stty` and then `screen`, or else a new one, so that two
-    /// users at once do not take each other's bytes. `open` opens the line; `greeting` is shown
-    /// to who opens the terminal next.
+    /// users at once do not take each other's bytes. `open` opens the line.
     pub(super) fn next(
         &mut self,
         runtime: &Handle,
-        greeting: &[u8],
         open: impl Fn() -> Arc<dyn Stream>,
     ) -> io::Result<PathBuf> {
         // A program that took one for itself (TIOCEXCL, as screen does) leaves it so for good:
@@ -59,8 +59,6 @@ impl Terminals {
             None if self.0.len() >= MOST => return Err(rustix::io::Errno::NOSPC.into()),
             None => self.add(runtime, open())?,
         };
-        // A new buffer takes a line of text; if not, the next user presses Return.
-        let _shown = rustix::io::write(&terminal.master, greeting);
         Ok(terminal.path.clone())
     }
 

@@ -85,11 +85,6 @@ impl Line {
         self.inner.lock().ring.join(start)
     }
 
-    /// Returns the line that the guest has not ended yet: its prompt, as a rule.
-    pub(super) fn unfinished(&self) -> Vec<u8> {
-        self.inner.lock().ring.unfinished()
-    }
-
     pub(super) fn leave(&self, reader: u64) {
         self.inner.lock().ring.leave(reader);
     }

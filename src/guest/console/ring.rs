@@ -12,9 +12,6 @@ pub(super) const SCROLLBACK: usize = 64 << 10;
 /// How far a reader may fall behind before it loses the oldest bytes.
 pub(super) const BACKLOG: usize = 1 << 20;
 
-/// The longest line that counts as a prompt.
-const PROMPT: usize = 256;
-
 /// The bytes, and where each reader is.
 #[derive(Debug, Default)]
 pub(super) struct Ring {
@@ -76,17 +73,6 @@ impl Ring {
         }
         self.trim();
         bytes
-    }
-
-    /// Returns the last line if it is not ended, up to its first control character: what a prompt
-    /// looks like. Escape sequences are left out, as a terminal answers some of them, and the
-    /// guest would take that for typed.
-    pub(super) fn unfinished(&self) -> Vec<u8> {
-        let last = self.bytes.iter().rev().take(PROMPT).take_while(|b| **b != b'\n').count();
-        let line = self.bytes.range(self.bytes.len() - last..);
-        let line: Vec<u8> = line.copied().skip_while(|b| *b == b'\r').collect();
-        let end = line.iter().position(|b| b.is_ascii_control()).unwrap_or(line.len());
-        line[..end].to_vec()
     }
 
     /// Returns how many bytes a reader has not read.
@@ -153,22 +139,6 @@ mod tests {
         assert!(ring.bytes.capacity() <= 2 * SCROLLBACK + SCROLLBACK / 2);
         let late = ring.join(Start::Scrollback);
         assert_eq!(ring.read(late, usize::MAX).len(), SCROLLBACK);
-    }
-
-    #[test]
-    fn a_prompt_is_what_the_last_line_shows_before_it_asks_the_terminal_anything() {
-        let table: [(&[u8], &[u8]); 5] = [
-            (b"Welcome\r\nvm1 login: ", b"vm1 login: "),
-            (b"ls\r\n\r~ # \x1b[6n", b"~ # "),
-            (b"done\r\n", b""),
-            (b"\x1b[2J\x1b[H", b""),
-            (b"", b""),
-        ];
-        for (printed, prompt) in table {
-            let mut ring = Ring::default();
-            ring.push(printed);
-            assert_eq!(ring.unfinished(), prompt);
-        }
     }
 
     #[test]
