@@ -2,27 +2,28 @@
 //!
 //! Not here: what a VM does (`vm`), what names look like in the mount (`tree`).
 
+pub mod trash;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
+use self::trash::Trash;
 use crate::store::file;
 use crate::store::layout::{Layout, VmDir};
 use crate::vm::backend::BackendError;
 use crate::vm::driver::{self, Birth, Definition};
+use crate::vm::events::Event;
 use crate::vm::spec::{VmSpec, is_vm_name};
 use crate::vm::state::Command;
 use crate::vm::{Vm, VmError, VmId, World};
-
-/// How long a removed VM is kept.
-const TRASH_KEPT: Duration = Duration::from_secs(24 * 3600);
 
 /// How long a mount waits for guests that were found running: a guest that listens answers within
 /// a few hundred milliseconds, also under TCG.
@@ -59,6 +60,7 @@ pub struct Registry {
     layout: Layout,
     world: World,
     defaults: VmSpec,
+    trash: Trash,
     next_id: AtomicU64,
     vms: RwLock<Vms>,
     /// Names being made or renamed to: taken, and not yet anybody's.
@@ -96,14 +98,14 @@ impl Registry {
         world: World,
         defaults: VmSpec,
     ) -> Result<Self, RegistryError> {
-        let found = {
-            let layout = layout.clone();
-            on_disk("the store", move || scan(&layout)).await?
-        };
+        let at = layout.clone();
+        let open = move || Ok((scan(&at)?, Trash::open(at.trash(), SystemTime::now())?));
+        let (found, trash) = on_disk("the store", open).await?;
         let registry = Self {
             layout,
             world,
             defaults,
+            trash,
             next_id: AtomicU64::new(1),
             vms: RwLock::new(Vms {
                 by_name: BTreeMap::new(),
@@ -121,14 +123,7 @@ impl Registry {
     async fn adopt(&self, found: Vec<Found>) {
         let mut births = JoinSet::new();
         for vm in found {
-            let birth = Birth {
-                id: self.fresh_id(),
-                uuid: vm.uuid,
-                dir: vm.dir,
-                name: vm.name,
-                definition: vm.definition,
-            };
-            births.spawn(driver::spawn(birth, self.world.clone()));
+            births.spawn(driver::spawn(vm.birth(self.fresh_id()), self.world.clone()));
         }
         while let Some(vm) = births.join_next().await {
             match vm {
@@ -155,6 +150,7 @@ impl Registry {
             name = fallback_name(vm.uuid());
         }
         self.insert(name, vm);
+        vm.tell(&Event::Found(vm.state().to_string()));
     }
 
     fn insert(&self, name: String, vm: &Vm) {
@@ -221,7 +217,7 @@ impl Registry {
     pub async fn create(self: Arc<Self>, name: String) -> Result<Vm, RegistryError> {
         let reservation = self.reserve(&name)?;
         let (uuid, now) = (Uuid::new_v4(), SystemTime::now());
-        let definition = Definition { version: 1, created: now, spec: self.defaults.clone() };
+        let definition = Definition { version: 1, uuid, created: now, spec: self.defaults.clone() };
         let dir = self.layout.vm(uuid);
         let (at, stored, text) = (dir.clone(), definition.clone(), format!("{name}\n"));
         on_disk("the VM's definition", move || write_new(&at, &stored, &text)).await?;
@@ -234,6 +230,7 @@ impl Registry {
         };
         let vm = driver::spawn(birth, self.world.clone()).await;
         self.insert(name, &vm);
+        vm.tell(&Event::Created);
         drop(reservation);
         Ok(vm)
     }
@@ -257,12 +254,51 @@ impl Registry {
         let vm = self.get(&name).ok_or_else(|| RegistryError::Absent(name.clone()))?;
         vm.perform(Command::Remove).await?;
         self.forget(&name, &vm);
-        let (dir, layout) = (vm.dir().clone(), self.layout.clone());
-        on_disk("the trash", move || {
-            discard(&dir, &layout, &name)?;
-            empty_trash(&layout, SystemTime::now())
-        })
-        .await?;
+        vm.tell(&Event::Removed);
+        let (dir, registry) = (vm.dir().clone(), Arc::clone(&self));
+        on_disk("the trash", move || registry.trash.put(&dir, &name, SystemTime::now())).await?;
+        Ok(())
+    }
+
+    /// Returns what has been removed and not erased yet.
+    pub fn trash(&self) -> &Trash {
+        &self.trash
+    }
+
+    /// Erases a removed VM for good.
+    ///
+    /// # Errors
+    /// [`RegistryError::Absent`], or what the disk answered.
+    pub async fn erase(self: Arc<Self>, removed: String) -> Result<(), RegistryError> {
+        let absent = RegistryError::Absent(removed.clone());
+        let erased = on_disk("the trash", move || self.trash.erase(&removed)).await?;
+        erased.then_some(()).ok_or(absent)
+    }
+
+    /// Brings a removed VM back under a name.
+    ///
+    /// # Errors
+    /// [`RegistryError::Absent`], [`RegistryError::Exists`], [`RegistryError::BadName`], or what
+    /// the disk answered; it stays in the trash then.
+    pub async fn restore(
+        self: Arc<Self>,
+        removed: String,
+        to: String,
+    ) -> Result<(), RegistryError> {
+        let reservation = self.reserve(&to)?;
+        let item = self.trash.get(&removed).ok_or(RegistryError::Absent(removed))?;
+        let (registry, text) = (Arc::clone(&self), to.clone());
+        let found = on_disk("the removed VM", move || {
+            file::replace(&item.dir.name(), format!("{text}\n").as_bytes())?;
+            let stored = file::read_json::<Definition>(&item.dir.definition())?;
+            let dir = registry.layout.vm(stored.uuid);
+            registry.trash.take(&item, &dir)?;
+            Ok(read_vm(stored.uuid, dir))
+        });
+        let vm = driver::spawn(found.await?.birth(self.fresh_id()), self.world.clone()).await;
+        self.insert(to, &vm);
+        vm.tell(&Event::Created);
+        drop(reservation);
         Ok(())
     }
 
@@ -285,6 +321,7 @@ impl Registry {
         }
         let reservation = self.reserve(&to)?;
         vm.rename(to.clone()).await?;
+        self.world.events.add(vm.id(), &from, &Event::Renamed(to.clone()));
         let mut vms = self.vms.write();
         vms.by_name.remove(&from);
         vms.by_name.insert(to, vm);
@@ -304,15 +341,21 @@ struct Found {
     definition: Result<Definition, String>,
 }
 
+impl Found {
+    fn birth(self, id: VmId) -> Birth {
+        let Self { uuid, dir, name, definition } = self;
+        Birth { id, uuid, dir, name, definition }
+    }
+}
+
 fn fallback_name(uuid: Uuid) -> String {
     format!("broken-{}", &uuid.simple().to_string()[..8])
 }
 
 fn scan(layout: &Layout) -> std::io::Result<Vec<Found>> {
-    for dir in [layout.vms(), layout.images(), layout.trash(), layout.cache()] {
+    for dir in [layout.vms(), layout.images(), layout.cache()] {
         file::private_dir(&dir)?;
     }
-    empty_trash(layout, SystemTime::now())?;
     let mut found = Vec::new();
     for entry in fs::read_dir(layout.vms())? {
         let path = entry?.path();
@@ -353,42 +396,6 @@ fn write_new(dir: &VmDir, definition: &Definition, name: &str) -> std::io::Resul
     // The directory lives on under its new name.
     drop(hidden.keep());
     file::sync_dir(parent)
-}
-
-/// Takes a VM's directory out of sight by one rename.
-fn discard(dir: &VmDir, layout: &Layout, name: &str) -> std::io::Result<()> {
-    if !dir.disk().exists() {
-        let doomed = dir.0.with_file_name(format!(".{name}"));
-        fs::rename(&dir.0, &doomed)?;
-        return fs::remove_dir_all(doomed);
-    }
-    let mut time = seconds(SystemTime::now());
-    let mut target = layout.trash().join(format!("{name}@{time}"));
-    while target.exists() {
-        time += 1;
-        target = layout.trash().join(format!("{name}@{time}"));
-    }
-    fs::rename(&dir.0, &target)?;
-    file::sync_dir(&layout.trash())
-}
-
-/// Erases what has been in the trash for longer than [`TRASH_KEPT`].
-fn empty_trash(layout: &Layout, now: SystemTime) -> std::io::Result<()> {
-    for entry in fs::read_dir(layout.trash())? {
-        let path: PathBuf = entry?.path();
-        let removed = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.rsplit_once('@'));
-        let Some(time) = removed.and_then(|(_, t)| t.parse::<u64>().ok()) else {
-            continue;
-        };
-        if seconds(now).saturating_sub(time) > TRASH_KEPT.as_secs() {
-            fs::remove_dir_all(path)?;
-        }
-    }
-    Ok(())
-}
-
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 async fn on_disk<T: Send + 'static>(

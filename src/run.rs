@@ -14,8 +14,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::cli::{self, Cli};
 use crate::config::{Mode, MountConfig, default_store};
-use crate::fuse::Mounted;
 use crate::fuse::mountpoint::{self, MountError};
+use crate::fuse::{Mounted, touch};
 use crate::guest::SshGuests;
 use crate::image::ImageStore;
 use crate::qemu::Qemu;
@@ -136,10 +136,13 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     // A daemon whose working directory lies in its own mount would wait for itself.
     std::env::set_current_dir("/").map_err(failed("/"))?;
     let runtime = runtime()?;
-    let tree = runtime.block_on(tree(&layout, config))?;
+    let registry = runtime.block_on(registry(&layout, config))?;
+    let events = Arc::clone(&registry.world().events);
+    let tree = Tree::new(registry);
     let mounted = Mounted::mount(tree, &dir, runtime.handle().clone());
     let mounted = mounted.map_err(failed(format!("cannot mount {}", dir.display())))?;
     tracing::info!(dir = %dir.display(), store = %layout.root().display(), "mounted");
+    runtime.spawn(touch::follow(events, dir.clone()));
     unmount_on_signal(&runtime, dir);
     if config.mode == Mode::Detached {
         say_mounted(&layout)?;
@@ -156,16 +159,20 @@ fn runtime() -> Result<Runtime, RunError> {
     builder.build().map_err(failed("cannot start threads"))
 }
 
-async fn tree(layout: &Layout, config: &MountConfig) -> Result<Arc<Tree>, RunError> {
+async fn registry(layout: &Layout, config: &MountConfig) -> Result<Arc<Registry>, RunError> {
     let images = Arc::new(ImageStore::open(layout.clone())?);
     let qemu = Qemu::new(layout.clone(), images.clone());
     // A mount without QEMU could start nothing: better said now.
     qemu.installation().await?;
     let guests = SshGuests::new(layout, tokio::runtime::Handle::current());
-    let world = World { hypervisor: Arc::new(qemu), guests: Arc::new(guests), images };
+    let world = World {
+        hypervisor: Arc::new(qemu),
+        guests: Arc::new(guests),
+        images,
+        events: Arc::default(),
+    };
     let defaults = VmSpec { image: config.image.clone(), ..VmSpec::default() };
-    let registry = Registry::open(layout.clone(), world, defaults).await?;
-    Ok(Tree::new(Arc::new(registry)))
+    Ok(Arc::new(Registry::open(layout.clone(), world, defaults).await?))
 }
 
 /// A daemon in the background keeps its log in the store; the terminal is its parent's.

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use fuser::{FileAttr, FileType, INodeNo};
 
-use crate::tree::node::{Attr, Kind};
+use crate::tree::node::{Attr, Keep, Kind};
 
 /// Whose everything in the mount is: the daemon's user.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +47,8 @@ impl Owner {
     pub(super) fn nothing(&self) -> FileAttr {
         let changed = SystemTime::UNIX_EPOCH;
         let id = crate::tree::node::NodeId(0);
-        self.attr(&Attr { id, kind: Kind::Value, mode: 0, size: 0, links: 0, changed })
+        let (kind, keep) = (Kind::Value, Keep::Never);
+        self.attr(&Attr { id, kind, mode: 0, size: 0, links: 0, changed, keep })
     }
 }
 

@@ -24,7 +24,9 @@ fn number(error: &TreeError) -> i32 {
         TreeError::IsADirectory => libc::EISDIR,
         TreeError::ReadOnly | TreeError::NoCreation => libc::EACCES,
         TreeError::NotOffered(_) => libc::EPERM,
-        TreeError::BadRename | TreeError::NotText | TreeError::NotALink => libc::EINVAL,
+        TreeError::BadName(_) | TreeError::BadRename | TreeError::NotText | TreeError::NotALink => {
+            libc::EINVAL
+        }
         TreeError::BadHandle => libc::EBADF,
         TreeError::WouldBlock => libc::EAGAIN,
         TreeError::Latched => libc::ECANCELED,
@@ -65,6 +67,9 @@ fn refused(refusal: &Refusal) -> i32 {
         Refusal::Busy { .. } | Refusal::InUse { .. } => libc::EBUSY,
         Refusal::Protected => libc::EPERM,
         Refusal::HasDisk { .. } => libc::EINVAL,
+        Refusal::NoSnapshot { .. } | Refusal::NoDisk => libc::ENOENT,
+        Refusal::SnapshotExists { .. } => libc::EEXIST,
+        Refusal::NoMemory { .. } => libc::EBUSY,
         Refusal::Broken { .. } => libc::EUCLEAN,
     }
 }

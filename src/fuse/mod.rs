@@ -9,6 +9,7 @@ mod errno;
 pub mod mountpoint;
 mod park;
 mod poll;
+pub mod touch;
 
 use std::ffi::OsStr;
 use std::io;
@@ -20,9 +21,9 @@ use std::time::{Duration, SystemTime};
 use fuser::{
     BsdFileFlags, Config, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, KernelConfig, LockOwner, MountOption, OpenAccMode, OpenFlags, PollEvents, PollFlags,
-    PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
-    ReplyEntry, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session,
-    SessionACL, TimeOrNow, WriteFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
 
@@ -30,16 +31,11 @@ use self::attr::Owner;
 use self::park::Park;
 use self::poll::Polls;
 use crate::tree::handle::{Access, OpenRequest, Patience};
-use crate::tree::node::{Kind, NodeId};
-use crate::tree::{Answer, Tree, TreeError};
+use crate::tree::node::{Attr, Keep, Kind, NodeId};
+use crate::tree::{Answer, Found, Tree, TreeError};
 
-/// How long the kernel may keep a name, and a directory's attributes. What a file contains is
-/// asked anew each time.
-const NAME_TTL: Duration = Duration::from_secs(1);
-/// How long it may keep that a name which can never exist does not.
-const NEVER_TTL: Duration = Duration::from_secs(60);
-/// A file's attributes are never kept: its content changes by itself.
-const NO_TTL: Duration = Duration::ZERO;
+/// How long the kernel may remember what changes by its own requests alone.
+const LONG: Duration = Duration::from_secs(24 * 3600);
 /// The largest read or write of one request. Streams gain nothing from more.
 const MAX_TRANSFER: u32 = 128 * 1024;
 /// Requests are answered from memory or parked, so that two threads are never both busy for long.
@@ -74,9 +70,9 @@ impl Mounted {
         config.n_threads = Some(THREADS);
         config.clone_fd = true;
         let adapter = Adapter {
-            tree,
             owner: Owner::current(),
-            park: Park::new(runtime.clone()),
+            park: Park::new(runtime.clone(), Arc::clone(&tree)),
+            tree,
             polls: Polls::new(runtime),
         };
         Ok(Self { session: Session::new(adapter, at, &config)? })
@@ -100,16 +96,14 @@ struct Adapter {
 }
 
 impl Adapter {
-    fn entry(&self, attr: &crate::tree::node::Attr, reply: ReplyEntry) {
-        let ttl = if attr.kind == Kind::Directory { NAME_TTL } else { NO_TTL };
-        reply.entry_with_ttls(&ttl, &NAME_TTL, &self.owner.attr(attr), Generation(0));
-    }
-
-    fn found(&self, found: Result<crate::tree::node::Attr, TreeError>, reply: ReplyEntry) {
+    fn found(&self, found: Result<Found, TreeError>, reply: ReplyEntry) {
         match found {
-            Ok(attr) => self.entry(&attr, reply),
-            Err(TreeError::NotFound) => self.negative(NAME_TTL, reply),
-            Err(TreeError::NeverFound) => self.negative(NEVER_TTL, reply),
+            Ok(Found { attr, keep }) => {
+                let attr_of = self.owner.attr(&attr);
+                reply.entry_with_ttls(&ttl(attr.keep), &ttl(keep), &attr_of, Generation(0));
+            }
+            Err(TreeError::NotFound) => self.negative(Duration::ZERO, reply),
+            Err(TreeError::NeverFound) => self.negative(LONG, reply),
             Err(error) => reply.error(errno::of(&error)),
         }
     }
@@ -121,10 +115,7 @@ impl Adapter {
 
     fn attr_of(&self, ino: INodeNo, reply: ReplyAttr) {
         match self.tree.attr(NodeId(ino.0)) {
-            Ok(attr) => {
-                let ttl = if attr.kind == Kind::Directory { NAME_TTL } else { NO_TTL };
-                reply.attr(&ttl, &self.owner.attr(&attr));
-            }
+            Ok(attr) => reply.attr(&ttl(attr.keep), &self.owner.attr(&attr)),
             Err(error) => reply.error(errno::of(&error)),
         }
     }
@@ -152,6 +143,13 @@ struct Change {
     size: Option<u64>,
 }
 
+fn ttl(keep: Keep) -> Duration {
+    match keep {
+        Keep::Forever => LONG,
+        Keep::Never => Duration::ZERO,
+    }
+}
+
 fn text(name: &OsStr) -> Result<&str, Errno> {
     // Names that are not UTF-8 are none of ours.
     name.to_str().ok_or(Errno::EINVAL)
@@ -173,11 +171,21 @@ fn open_flags(kind: Kind) -> FopenFlags {
     }
 }
 
+fn directory_flags(keep: Keep) -> FopenFlags {
+    match keep {
+        Keep::Forever => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+        Keep::Never => FopenFlags::empty(),
+    }
+}
+
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // With it `>` comes as a flag of open(2), and not as a truncation without an open file.
         // A kernel without it is served by `setattr`.
         let _lacking = config.add_capabilities(InitFlags::FUSE_ATOMIC_O_TRUNC);
+        // A listing brings the attributes along when they are wanted: `ls -l` asks once.
+        let plus = InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO;
+        let _lacking = config.add_capabilities(plus);
         let _largest = config.set_max_write(MAX_TRANSFER);
         let _largest = config.set_max_readahead(MAX_TRANSFER);
         Ok(())
@@ -238,15 +246,18 @@ impl Filesystem for Adapter {
 
     fn create(
         &self,
-        _req: &Request,
-        _parent: INodeNo,
+        req: &Request,
+        parent: INodeNo,
         _name: &OsStr,
         _mode: u32,
         _umask: u32,
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        reply.error(errno::of(&TreeError::NoCreation));
+        let refused: Answer<()> = Answer::Now(Err(TreeError::NoCreation));
+        self.park.answer(req, parent, refused, |refused| {
+            reply.error(refused.err().unwrap_or(Errno::EACCES));
+        });
     }
 
     fn mkdir(
@@ -264,22 +275,23 @@ impl Filesystem for Adapter {
         };
         let owner = self.owner;
         let made = self.tree.make_directory(NodeId(parent.0), name);
-        self.park.answer(req, made, move |made| match made {
-            Ok(attr) => reply.entry(&NAME_TTL, &owner.attr(&attr), Generation(0)),
+        self.park.answer(req, parent, made, move |made| match made {
+            Ok(attr) => made_entry(&owner, &attr, reply),
             Err(errno) => reply.error(errno),
         });
     }
 
-    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let part = name.to_str().ok_or(TreeError::NeverFound);
-        empty(part.and_then(|name| self.tree.remove_part(NodeId(parent.0), name)), reply);
+        let done = part.and_then(|name| self.tree.remove_part(NodeId(parent.0), name));
+        self.park.answer(req, parent, Answer::Now(done), |done| done_or_error(done, reply));
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         match text(name) {
             Ok(name) => {
                 let removed = self.tree.remove_directory(NodeId(parent.0), name);
-                self.park.answer(req, removed, |done| done_or_error(done, reply));
+                self.park.answer(req, parent, removed, |done| done_or_error(done, reply));
             }
             Err(errno) => reply.error(errno),
         }
@@ -302,7 +314,7 @@ impl Filesystem for Adapter {
             return reply.error(Errno::EINVAL);
         }
         let done = self.tree.rename((NodeId(parent.0), from), (NodeId(newparent.0), to));
-        self.park.answer(req, done, |done| done_or_error(done, reply));
+        self.park.answer(req, parent, done, |done| done_or_error(done, reply));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -317,7 +329,7 @@ impl Filesystem for Adapter {
             caller: &|| caller::of(req),
         };
         let opened = self.tree.open(NodeId(ino.0), &request);
-        self.park.answer(req, opened, |opened| match opened {
+        self.park.answer(req, ino, opened, |opened| match opened {
             Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened.kind)),
             Err(errno) => reply.error(errno),
         });
@@ -326,7 +338,7 @@ impl Filesystem for Adapter {
     fn read(
         &self,
         req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         size: u32,
@@ -338,7 +350,7 @@ impl Filesystem for Adapter {
             Ok(open) => open.read(offset, size as usize, patience(flags)),
             Err(error) => Answer::Now(Err(error)),
         };
-        self.park.answer(req, bytes, |bytes| match bytes {
+        self.park.answer(req, ino, bytes, |bytes| match bytes {
             Ok(bytes) => reply.data(&bytes),
             Err(errno) => reply.error(errno),
         });
@@ -347,7 +359,7 @@ impl Filesystem for Adapter {
     fn write(
         &self,
         req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _offset: u64,
         data: &[u8],
@@ -360,7 +372,7 @@ impl Filesystem for Adapter {
             Ok(open) => open.write(data, patience(flags)),
             Err(error) => Answer::Now(Err(error)),
         };
-        self.park.answer(req, written, |written| match written {
+        self.park.answer(req, ino, written, |written| match written {
             Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
             Err(errno) => reply.error(errno),
         });
@@ -419,11 +431,12 @@ impl Filesystem for Adapter {
     ) {
         match self.tree.handle(fh.0) {
             Ok(open) => {
-                let (readiness, listener) = open.poll();
+                let polled = open.poll();
+                let events = poll::events(&polled);
                 if flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY) {
-                    self.polls.watch(fh.0, listener, notifier);
+                    self.polls.watch(fh.0, polled.listener, notifier);
                 }
-                reply.poll(poll::events(readiness));
+                reply.poll(events);
             }
             Err(error) => reply.error(errno::of(&error)),
         }
@@ -431,7 +444,7 @@ impl Filesystem for Adapter {
 
     fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         match self.tree.open_directory(NodeId(ino.0)) {
-            Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+            Ok(opened) => reply.opened(FileHandle(opened.handle), directory_flags(opened.keep)),
             Err(error) => reply.error(errno::of(&error)),
         }
     }
@@ -449,10 +462,40 @@ impl Filesystem for Adapter {
             Err(error) => return reply.error(errno::of(&error)),
         };
         let dots = [(ino, FileType::Directory, "."), (INodeNo::ROOT, FileType::Directory, "..")];
-        let names = listing.iter().map(|e| (INodeNo(e.id.0), attr::file_type(e.kind), &*e.name));
+        let names =
+            listing.entries.iter().map(|e| (INodeNo(e.id.0), attr::file_type(e.kind), &*e.name));
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         for (at, (ino, kind, name)) in dots.into_iter().chain(names).enumerate().skip(from) {
             if reply.add(ino, at as u64 + 1, kind, name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let listing = match self.tree.listing(fh.0) {
+            Ok(listing) => listing,
+            Err(error) => return reply.error(errno::of(&error)),
+        };
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let dots = [(NodeId(ino.0), "."), (NodeId::ROOT, "..")];
+        let names = dots.into_iter().chain(listing.entries.iter().map(|e| (e.id, &*e.name)));
+        for (at, (id, name)) in names.enumerate().skip(from) {
+            // One that is gone meanwhile has no attributes, and is left out.
+            let Ok(attr) = self.tree.attr(id) else { continue };
+            let (ino, next) = (INodeNo(id.0), at as u64 + 1);
+            // One time for the name and the attributes: the shorter.
+            let keep = if listing.keep == Keep::Never { Keep::Never } else { attr.keep };
+            let (keep, entry) = (ttl(keep), self.owner.attr(&attr));
+            if reply.add(ino, next, name, &keep, &entry, Generation(0)) {
                 break;
             }
         }
@@ -486,8 +529,9 @@ impl Filesystem for Adapter {
     }
 }
 
-fn empty(done: Result<(), TreeError>, reply: ReplyEmpty) {
-    done_or_error(done.map_err(|e| errno::of(&e)), reply);
+/// Only names that the kernel makes are made, and it may remember them.
+fn made_entry(owner: &Owner, attr: &Attr, reply: ReplyEntry) {
+    reply.entry_with_ttls(&ttl(attr.keep), &LONG, &owner.attr(attr), Generation(0));
 }
 
 fn done_or_error(done: Result<(), Errno>, reply: ReplyEmpty) {

@@ -7,15 +7,16 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use fuser::{Errno, Request};
+use fuser::{Errno, INodeNo, Request};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::errno;
-use crate::tree::Answer;
+use crate::tree::node::NodeId;
+use crate::tree::{Answer, Tree, TreeError};
 
 /// How often parked callers are looked at: a signal acts within this and one look.
 const LOOK: Duration = Duration::from_millis(50);
@@ -24,6 +25,7 @@ const LOOK: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(super) struct Park {
     runtime: Handle,
+    tree: Arc<Tree>,
     table: Arc<Mutex<Table>>,
 }
 
@@ -41,29 +43,36 @@ struct Parked {
 }
 
 impl Park {
-    pub(super) fn new(runtime: Handle) -> Self {
-        Self { runtime, table: Arc::default() }
+    pub(super) fn new(runtime: Handle, tree: Arc<Tree>) -> Self {
+        Self { runtime, tree, table: Arc::default() }
     }
 
-    /// Replies with an answer: at once if it is there, else when it comes or the caller is
+    /// Replies with an answer about a node: at once if it is there, else when it comes or the caller is
     /// interrupted. Giving a future up by dropping it must lose nothing.
     pub(super) fn answer<T: Send + 'static>(
         &self,
         req: &Request,
+        about: INodeNo,
         answer: Answer<T>,
         reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
+        let (unique, thread) = (req.unique().0, req.pid());
+        let tree = Arc::clone(&self.tree);
+        let translate = move |error: TreeError| {
+            let (now, errno) = (SystemTime::now(), errno::of(&error));
+            tree.note_failure(now, thread, NodeId(about.0), errno.into(), &error);
+            errno
+        };
         let future = match answer {
-            Answer::Now(result) => return reply(result.map_err(|e| errno::of(&e))),
+            Answer::Now(result) => return reply(result.map_err(translate)),
             Answer::Later(future) => future,
         };
-        let (unique, thread) = (req.unique().0, req.pid());
         let interrupted = self.enter(unique, thread);
         let table = Arc::clone(&self.table);
         self.runtime.spawn(async move {
             let result = tokio::select! {
                 biased;
-                result = future => result.map_err(|e| errno::of(&e)),
+                result = future => result.map_err(translate),
                 Ok(()) = interrupted => Err(Errno::EINTR),
             };
             table.lock().parked.remove(&unique);

@@ -7,7 +7,8 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
-use crate::vm::stream::{Listener, Readiness};
+use crate::tree::handle::Polled;
+use crate::vm::stream::Listener;
 
 /// The open files that somebody polls: a task each, which ends with its one notification.
 #[derive(Debug)]
@@ -43,8 +44,9 @@ impl Polls {
     }
 }
 
-/// Translates readiness into poll(2)'s bits.
-pub(super) fn events(readiness: Readiness) -> PollEvents {
+/// Translates readiness into poll(2)'s bits. Changed content is told as sysfs tells it.
+pub(super) fn events(polled: &Polled) -> PollEvents {
+    let readiness = polled.readiness;
     let mut events = PollEvents::empty();
     if readiness.readable {
         events |= PollEvents::POLLIN | PollEvents::POLLRDNORM;
@@ -54,6 +56,9 @@ pub(super) fn events(readiness: Readiness) -> PollEvents {
     }
     if readiness.hung_up {
         events |= PollEvents::POLLHUP;
+    }
+    if polled.changed {
+        events |= PollEvents::POLLPRI | PollEvents::POLLERR;
     }
     events
 }

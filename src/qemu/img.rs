@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use super::process::strip_program;
 use crate::store::file::sync_dir;
 use crate::store::layout::{VmDir, names};
-use crate::vm::backend::{BackendError, BootImage, DiskFormat};
+use crate::vm::backend::{BackendError, BootImage, DiskFormat, SnapshotOp};
 
 /// The program.
 const PROGRAM: &str = "qemu-img";
@@ -75,15 +75,33 @@ fn create_arguments(image: &BootImage, disk: &Path, size: u64) -> Vec<OsString> 
     args
 }
 
+/// Takes, restores or drops a snapshot in a disk that no QEMU uses.
+///
+/// # Errors
+/// `NoSpace`, or its own last line.
+pub async fn snapshot(disk: &Path, op: &SnapshotOp) -> Result<(), BackendError> {
+    let (flag, tag, what) = match op {
+        SnapshotOp::Take(tag) => ("-c", tag, "take the snapshot"),
+        SnapshotOp::Restore(tag) => ("-a", tag, "restore the snapshot"),
+        SnapshotOp::Drop(tag) => ("-d", tag, "drop the snapshot"),
+    };
+    let args = ["snapshot", "-q", flag, tag, &without_backing(disk)].map(OsString::from);
+    run(what, &args).await.map(drop)
+}
+
+/// Names a qcow2 image such that its backing file is not opened.
+fn without_backing(path: &Path) -> String {
+    let file = json!({"driver": "file", "filename": path.to_string_lossy()});
+    format!("json:{}", json!({"driver": "qcow2", "backing": null, "file": file}))
+}
+
 /// Describes a qcow2 image without opening its backing file.
 ///
 /// # Errors
 /// As [`ensure_overlay`].
 pub async fn info(path: &Path) -> Result<ImageFacts, BackendError> {
     let what = format!("look at {}", path.display());
-    let file = json!({"driver": "file", "filename": path.to_string_lossy()});
-    let node = json!({"driver": "qcow2", "backing": null, "file": file});
-    let args = ["info", "--output=json", &format!("json:{node}")].map(OsString::from);
+    let args = ["info", "--output=json", &without_backing(path)].map(OsString::from);
     let output = run(&what, &args).await?;
     serde_json::from_slice(&output).map_err(|e| failed(&what, &e.to_string()))
 }

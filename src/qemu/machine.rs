@@ -14,10 +14,10 @@ use super::cmdline::READY_ID;
 use super::monitor::Conversation;
 use super::process::{Process, last_words};
 use super::qmp::{Event, Qmp, QmpError};
-use super::record;
+use super::{record, snapshot};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
-    BackendError, ExitReport, Launched, Machine, MachineEvent, MonitorAccess, RunFacts,
+    BackendError, ExitReport, Launched, Machine, MachineEvent, MonitorAccess, RunFacts, SnapshotOp,
 };
 use crate::vm::stream::Stream;
 
@@ -221,6 +221,10 @@ impl Machine for Running {
 
     async fn power_down(&self) -> Result<(), BackendError> {
         self.ask("system_powerdown").await.map(drop)
+    }
+
+    async fn snapshot(&self, op: &SnapshotOp) -> Result<(), BackendError> {
+        snapshot::run(&self.parts.qmp, op).await
     }
 
     async fn kill(&self) -> Result<(), BackendError> {

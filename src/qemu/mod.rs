@@ -18,13 +18,15 @@ pub mod machine;
 pub mod monitor;
 pub mod process;
 pub mod proof;
+pub mod qcow2;
 pub mod qmp;
 pub mod record;
+mod snapshot;
 #[cfg(test)]
 #[cfg(feature = "qemu_tests")]
 mod tests;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -32,7 +34,10 @@ use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use crate::store::layout::{Layout, VmDir};
-use crate::vm::backend::{Accel, Adoption, BackendError, Hypervisor, Images, LaunchPlan, Launched};
+use crate::vm::backend::{
+    Accel, Adoption, BackendError, Hypervisor, Images, LaunchPlan, Launched, SnapshotInfo,
+    SnapshotOp,
+};
 use crate::vm::spec::AccelChoice;
 use accel::Chooser;
 use install::Installation;
@@ -78,6 +83,15 @@ impl Hypervisor for Qemu {
 
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched, BackendError> {
         launch::launch(&plan, self.installation().await?).await
+    }
+
+    async fn snapshot(&self, dir: PathBuf, op: &SnapshotOp) -> Result<(), BackendError> {
+        img::snapshot(&VmDir(dir).disk(), op).await
+    }
+
+    fn snapshots(&self, dir: &Path) -> Vec<SnapshotInfo> {
+        // No disk, no snapshots; a damaged one shows itself when it is used.
+        qcow2::snapshots(&VmDir(dir.to_owned()).disk()).unwrap_or_default()
     }
 
     async fn adopt(&self, dir: PathBuf, uuid: Uuid) -> Adoption {

@@ -8,13 +8,19 @@ use std::time::SystemTime;
 
 use futures::FutureExt;
 
-use super::handle::{Open, OpenRequest};
-use super::names::{Entry, ImageNames, Names, NoNames, Numbers, VmNames};
-use super::node::{Attr, Body, Kind, Node, NodeId, Subject, Table};
-use super::table::{CONFIG, DOCS, IMAGE, ImageSubject, ROOT, VM};
+use super::handle::{Open, OpenRequest, Source, Value};
+use super::host::Host;
+use super::names::{
+    Entry, ImageNames, Names, NoNames, Numbers, SnapshotNames, TrashNames, VmNames,
+};
+use super::node::{Attr, Body, Keep, Kind, Node, NodeId, Subject, Table};
+use super::table::{
+    CONFIG, DOCS, IMAGE, IMAGES, ImageSubject, REMOVED, ROOT, SNAPSHOT, SNAPSHOTS, SnapshotSubject,
+    TRASH, VM,
+};
 use super::{Answer, TAIL, TreeError, read_tail};
-use crate::registry::Registry;
 use crate::vm::caller::Caller;
+use crate::vm::spec::Key;
 use crate::vm::{Vm, VmId};
 
 /// What the tree does with a directory, whatever it is about.
@@ -27,12 +33,16 @@ pub(super) trait Directory {
     fn own_attr(&self) -> Attr;
     /// Describes a row.
     fn attr(&self, row: usize) -> Result<Attr, TreeError>;
+    /// Returns a row's name.
+    fn row_name(&self, row: usize) -> Option<&'static str>;
     /// Returns a row's kind.
     fn kind(&self, row: usize) -> Kind;
     /// Opens a row.
     fn open(&self, row: usize, request: &OpenRequest<'_>) -> Answer<Open>;
     /// Returns where a link leads.
     fn target(&self, row: usize, caller: &dyn Fn() -> Caller) -> Result<PathBuf, TreeError>;
+    /// Says whether the rows could be removed together with the directory.
+    fn admit_removal(&self) -> Result<(), TreeError>;
     /// Returns the names that users make here.
     fn names(&self) -> &dyn Names;
     /// Returns the VM that the directory belongs to.
@@ -80,18 +90,35 @@ impl<T: Subject> Bound<T> {
         }
     }
 
+    fn live(&self, render: fn(&T) -> String) -> Value {
+        self.live_with(move |object| render(object).into_bytes())
+    }
+
+    fn live_with(&self, render: impl Fn(&T) -> Vec<u8> + Send + Sync + 'static) -> Value {
+        let object = self.object.clone();
+        match self.object.listen() {
+            Some(listener) => {
+                Value::live(Source { render: Box::new(move || render(&object)), listener })
+            }
+            None => Value::fixed(render(&object)),
+        }
+    }
+
     fn open_now(&self, node: &Node<T>, request: &OpenRequest<'_>) -> Result<Open, TreeError> {
         match (&node.body, self.object.vm().cloned()) {
             (Body::Directory(_), _) => Err(TreeError::IsADirectory),
             // The kernel follows links by itself.
             (Body::Link(_), _) => Err(TreeError::NotOffered("links are followed, not opened")),
-            (Body::Value(_) | Body::Tail(_), _) => Ok(Open::Value(self.content(node).into())),
+            (Body::Value(render), _) => Ok(Open::Value(self.live(*render))),
+            (Body::Tail(_), _) => Err(TreeError::NotFound),
             (Body::Stream(open), vm) => {
                 let stream = open(&self.object, request)?;
                 Ok(Open::Stream { stream, crawler: request.crawler, vm })
             }
             (Body::Setting(key), Some(vm)) => {
-                Ok(Open::setting(vm, key, self.content(node), request.append))
+                let key: &'static Key = key;
+                let text = move |object: &T| setting_text(object.vm(), key);
+                Ok(Open::setting(vm, key, self.live_with(text), request.append))
             }
             (Body::Control(verbs), Some(vm)) => Ok(Open::control(vm, verbs)),
             (Body::Setting(_) | Body::Control(_), None) => Err(TreeError::NotFound),
@@ -130,6 +157,7 @@ impl<T: Subject> Directory for Bound<T> {
             size: 0,
             links: u32::try_from(below).unwrap_or(u32::MAX).saturating_add(2),
             changed: self.object.changed("."),
+            keep: if self.names.is_stable() { Keep::Forever } else { Keep::Never },
         }
     }
 
@@ -137,7 +165,11 @@ impl<T: Subject> Directory for Bound<T> {
         let node = self.rows.get(row).ok_or(TreeError::NotFound)?;
         let (size, changed) = self.extent(node);
         let (id, kind) = (self.id.row(row), node.body.kind());
-        Ok(Attr { id, kind, mode: node.mode, size, links: 1, changed })
+        Ok(Attr { id, kind, mode: node.mode, size, links: 1, changed, keep: Keep::Never })
+    }
+
+    fn row_name(&self, row: usize) -> Option<&'static str> {
+        self.rows.get(row).map(|node| node.name)
     }
 
     fn kind(&self, row: usize) -> Kind {
@@ -154,7 +186,7 @@ impl<T: Subject> Directory for Bound<T> {
         match &node.body {
             Body::Tail(path) => {
                 let read = read_tail(path(&self.object));
-                Answer::later(read.map(|content| Ok(Open::Value(content?.into()))))
+                Answer::later(read.map(|content| Ok(Open::Value(Value::fixed(content?)))))
             }
             _ => Answer::Now(self.open_now(node, request)),
         }
@@ -167,6 +199,10 @@ impl<T: Subject> Directory for Bound<T> {
         }
     }
 
+    fn admit_removal(&self) -> Result<(), TreeError> {
+        self.object.admit_removal()
+    }
+
     fn names(&self) -> &dyn Names {
         &*self.names
     }
@@ -176,7 +212,7 @@ impl<T: Subject> Directory for Bound<T> {
     }
 }
 
-fn setting_text(vm: Option<&Vm>, key: &crate::vm::spec::Key) -> Vec<u8> {
+fn setting_text(vm: Option<&Vm>, key: &Key) -> Vec<u8> {
     let Some(vm) = vm else { return Vec::new() };
     let text = (key.render)(&vm.spec());
     if text.is_empty() { Vec::new() } else { format!("{text}\n").into_bytes() }
@@ -211,13 +247,33 @@ impl Directory for Docs {
 
     fn own_attr(&self) -> Attr {
         let changed = SystemTime::UNIX_EPOCH;
-        Attr { id: self.0, kind: Kind::Directory, mode: 0o555, size: 0, links: 2, changed }
+        Attr {
+            id: self.0,
+            kind: Kind::Directory,
+            mode: 0o555,
+            size: 0,
+            links: 2,
+            changed,
+            keep: Keep::Forever,
+        }
     }
 
     fn attr(&self, row: usize) -> Result<Attr, TreeError> {
         let (id, size) = (self.0.row(row), Self::page(row)?.len() as u64);
         let changed = SystemTime::UNIX_EPOCH;
-        Ok(Attr { id, kind: Kind::Value, mode: 0o444, size, links: 1, changed })
+        Ok(Attr {
+            id,
+            kind: Kind::Value,
+            mode: 0o444,
+            size,
+            links: 1,
+            changed,
+            keep: Keep::Forever,
+        })
+    }
+
+    fn row_name(&self, row: usize) -> Option<&'static str> {
+        Self::names().nth(row).map(|(name, _)| name)
     }
 
     fn kind(&self, _row: usize) -> Kind {
@@ -228,11 +284,15 @@ impl Directory for Docs {
         if request.access.writes() {
             return Answer::Now(Err(TreeError::ReadOnly));
         }
-        Answer::Now(Self::page(row).map(|text| Open::Value(text.into())))
+        Answer::Now(Self::page(row).map(|text| Open::Value(Value::fixed(text.to_vec()))))
     }
 
     fn target(&self, _row: usize, _caller: &dyn Fn() -> Caller) -> Result<PathBuf, TreeError> {
         Err(TreeError::NotALink)
+    }
+
+    fn admit_removal(&self) -> Result<(), TreeError> {
+        Err(TreeError::NotOffered("this is part of every mount"))
     }
 
     fn names(&self) -> &dyn Names {
@@ -247,14 +307,21 @@ impl Directory for Docs {
 /// Finds directories by their number.
 #[derive(Clone, Debug)]
 pub(super) struct Directories {
-    registry: Arc<Registry>,
+    host: Host,
     /// Numbers given to images' names, never reused.
     numbers: Numbers,
+    /// Numbers given to snapshots, by VM and tag.
+    snapshots: Numbers,
 }
 
 impl Directories {
-    pub(super) fn new(registry: Arc<Registry>) -> Self {
-        Self { registry, numbers: Arc::default() }
+    pub(super) fn new(host: Host) -> Self {
+        Self { host, numbers: Arc::default(), snapshots: Arc::default() }
+    }
+
+    /// Returns what is above all directories.
+    pub(super) fn host(&self) -> &Host {
+        &self.host
     }
 
     /// Returns the directory with this number.
@@ -278,6 +345,27 @@ impl Directories {
         }
     }
 
+    /// Returns a node's path in the mount, as well as it is still known.
+    pub(super) fn path(&self, id: NodeId) -> String {
+        let Some((table, object, row)) = id.parts() else { return "/".to_owned() };
+        let vm = || self.host.registry.by_id(VmId(object)).map_or("?".to_owned(), |vm| vm.name());
+        let directory = match table {
+            Table::Root => String::new(),
+            Table::Docs => "/.docs".to_owned(),
+            Table::Images | Table::Image => "/.images".to_owned(),
+            Table::Vm => format!("/{}", vm()),
+            Table::Config => format!("/{}/config", vm()),
+            Table::Snapshots => format!("/{}/snapshots", vm()),
+            Table::Snapshot => {
+                let snapshot = self.snapshot(object);
+                snapshot.map_or("?".to_owned(), |s| format!("/{}/snapshots", s.vm.name()))
+            }
+            Table::Trash | Table::Removed => "/.trash".to_owned(),
+        };
+        let file = row.zip(self.row(id).ok()).and_then(|(row, (dir, _))| dir.row_name(row));
+        file.map_or(directory.clone(), |name| format!("{directory}/{name}"))
+    }
+
     /// Describes a node.
     pub(super) fn attr(&self, id: NodeId) -> Result<Attr, TreeError> {
         match id.parts() {
@@ -292,27 +380,47 @@ impl Directories {
         table: Table,
         object: u64,
     ) -> Result<Box<dyn Directory>, TreeError> {
-        let registry = || Arc::clone(&self.registry);
-        let vm = || self.registry.by_id(VmId(object)).ok_or(TreeError::NotFound);
+        let (host, registry) = (|| self.host.clone(), || Arc::clone(&self.host.registry));
+        let vm = || self.host.registry.by_id(VmId(object)).ok_or(TreeError::NotFound);
+        let removed = || self.host.registry.trash().by_id(object).ok_or(TreeError::NotFound);
         let images = || ImageNames { registry: registry(), numbers: Arc::clone(&self.numbers) };
         Ok(match table {
-            Table::Root => bound(id, 0o700, ROOT, registry(), VmNames(registry())),
+            Table::Root => bound(id, 0o700, ROOT, host(), VmNames(registry())),
             Table::Docs => Box::new(Docs(id)),
-            Table::Images => bound::<Arc<Registry>>(id, 0o555, &[], registry(), images()),
+            Table::Images => bound(id, 0o555, IMAGES, host(), images()),
             Table::Image => bound(id, 0o555, IMAGE, self.image(object)?, NoNames),
             Table::Vm => bound(id, 0o700, VM, vm()?, NoNames),
             Table::Config => bound(id, 0o700, &CONFIG, vm()?, NoNames),
+            Table::Trash => bound(id, 0o700, TRASH, host(), TrashNames(registry())),
+            Table::Snapshots => {
+                let numbers = Arc::clone(&self.snapshots);
+                bound(id, 0o700, SNAPSHOTS, vm()?, SnapshotNames { vm: vm()?, numbers })
+            }
+            Table::Snapshot => bound(id, 0o700, SNAPSHOT, self.snapshot(object)?, NoNames),
+            Table::Removed => bound(id, 0o700, REMOVED, removed()?, NoNames),
         })
     }
 
-    fn image(&self, object: u64) -> Result<ImageSubject, TreeError> {
-        let numbers = self.numbers.lock();
-        let name = numbers.iter().find(|(_, n)| **n == object).map(|(name, _)| name.clone());
-        drop(numbers);
-        let info = name.and_then(|name| self.registry.world().images.info(&name));
-        let info = info.ok_or(TreeError::NotFound)?;
-        Ok(ImageSubject { registry: Arc::clone(&self.registry), info })
+    fn snapshot(&self, object: u64) -> Result<SnapshotSubject, TreeError> {
+        let key = name_of(&self.snapshots, object).ok_or(TreeError::NotFound)?;
+        let (vm, tag) = key.split_once('/').ok_or(TreeError::NotFound)?;
+        let vm = vm.parse().ok().and_then(|id| self.host.registry.by_id(VmId(id)));
+        let vm = vm.ok_or(TreeError::NotFound)?;
+        let snapshot = vm.all_snapshots().into_iter().find(|s| s.tag == tag);
+        Ok(SnapshotSubject { vm, snapshot: snapshot.ok_or(TreeError::NotFound)? })
     }
+
+    fn image(&self, object: u64) -> Result<ImageSubject, TreeError> {
+        let info = name_of(&self.numbers, object)
+            .and_then(|name| self.host.registry.world().images.info(&name));
+        let info = info.ok_or(TreeError::NotFound)?;
+        Ok(ImageSubject { registry: Arc::clone(&self.host.registry), info })
+    }
+}
+
+/// Finds the name that was given a number.
+fn name_of(numbers: &Numbers, object: u64) -> Option<String> {
+    numbers.lock().iter().find(|(_, number)| **number == object).map(|(name, _)| name.clone())
 }
 
 fn bound<T: Subject>(

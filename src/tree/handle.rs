@@ -63,8 +63,8 @@ pub enum Patience {
 /// An open file.
 #[derive(Debug)]
 pub enum Open {
-    /// Frozen content.
-    Value(Arc<[u8]>),
+    /// A value.
+    Value(Value),
     /// A setting: frozen content, and where writes go.
     Setting(Setting),
     /// A control file.
@@ -80,12 +80,44 @@ pub enum Open {
     },
 }
 
+/// An open value: its content is frozen when it is opened, and made anew when it is read from its
+/// start again, as sysfs has it.
+pub struct Value {
+    content: Mutex<Frozen>,
+    source: Option<Source>,
+}
+
+struct Frozen {
+    bytes: Arc<[u8]>,
+    /// The start has been read: reading it again asks for news.
+    begun: bool,
+}
+
+/// Where a value's content comes from, for who keeps it open.
+pub(super) struct Source {
+    /// Makes the content.
+    pub(super) render: Box<dyn Fn() -> Vec<u8> + Send + Sync>,
+    /// Hears when it may have changed.
+    pub(super) listener: Listener,
+}
+
+/// What poll(2) is told.
+#[derive(Debug)]
+pub struct Polled {
+    /// What can be done now.
+    pub readiness: Readiness,
+    /// The content differs from what this open file has read (POLLPRI, POLLERR).
+    pub changed: bool,
+    /// Hears when the answer may have changed; `None`: never.
+    pub listener: Option<Listener>,
+}
+
 /// An open setting.
 #[derive(Debug)]
 pub struct Setting {
     vm: Vm,
     key: &'static Key,
-    content: Arc<[u8]>,
+    value: Value,
     mode: Mutex<WriteMode>,
 }
 
@@ -106,9 +138,9 @@ struct Results {
 
 impl Open {
     /// Opens a setting.
-    pub(super) fn setting(vm: Vm, key: &'static Key, content: Vec<u8>, append: bool) -> Self {
+    pub(super) fn setting(vm: Vm, key: &'static Key, value: Value, append: bool) -> Self {
         let mode = Mutex::new(if append { WriteMode::Append } else { WriteMode::Replace });
-        Self::Setting(Setting { vm, key, content: content.into(), mode })
+        Self::Setting(Setting { vm, key, value, mode })
     }
 
     /// Opens a control file.
@@ -119,8 +151,8 @@ impl Open {
     /// Reads. The offset counts for contents that are frozen; others go on where they were.
     pub fn read(&self, offset: u64, max: usize, patience: Patience) -> Answer<Vec<u8>> {
         match self {
-            Self::Value(content) | Self::Setting(Setting { content, .. }) => {
-                Answer::Now(Ok(slice(content, offset, max)))
+            Self::Value(value) | Self::Setting(Setting { value, .. }) => {
+                Answer::Now(Ok(value.read(offset, max)))
             }
             Self::Control(control) => Answer::Now(Ok(control.read(max))),
             Self::Stream { stream, crawler, vm } => {
@@ -139,19 +171,19 @@ impl Open {
         }
     }
 
-    /// Says what could be done now, and returns a listener for changes: `None` if there are none.
-    pub fn poll(&self) -> (Readiness, Option<Listener>) {
+    /// Says what could be done now.
+    pub fn poll(&self) -> Polled {
         match self {
-            Self::Value(_) | Self::Setting(_) => {
-                (Readiness { readable: true, writable: true, hung_up: false }, None)
-            }
+            Self::Value(value) | Self::Setting(Setting { value, .. }) => value.poll(),
             Self::Control(control) => {
                 let readable = !control.results.lock().unread.is_empty();
-                (Readiness { readable, writable: true, hung_up: false }, None)
+                let readiness = Readiness { readable, writable: true, hung_up: false };
+                Polled { readiness, changed: false, listener: None }
             }
             Self::Stream { stream, .. } => {
-                let listener = stream.listen();
-                (stream.readiness(), Some(listener))
+                // The listener first: what changes after the look is heard.
+                let listener = Some(stream.listen());
+                Polled { readiness: stream.readiness(), changed: false, listener }
             }
         }
     }
@@ -161,6 +193,48 @@ impl Open {
         if let Self::Stream { stream, .. } = self {
             stream.flush();
         }
+    }
+}
+
+impl Value {
+    /// Opens content that stays as it is.
+    pub(super) fn fixed(bytes: Vec<u8>) -> Self {
+        let bytes = bytes.into();
+        Self { content: Mutex::new(Frozen { bytes, begun: false }), source: None }
+    }
+
+    /// Opens content that may change while it is open.
+    pub(super) fn live(source: Source) -> Self {
+        let bytes = (source.render)().into();
+        Self { content: Mutex::new(Frozen { bytes, begun: false }), source: Some(source) }
+    }
+
+    fn read(&self, offset: u64, max: usize) -> Vec<u8> {
+        let mut content = self.content.lock();
+        if offset == 0
+            && std::mem::replace(&mut content.begun, true)
+            && let Some(source) = &self.source
+        {
+            content.bytes = (source.render)().into();
+        }
+        slice(&content.bytes, offset, max)
+    }
+
+    fn poll(&self) -> Polled {
+        let readiness = Readiness { readable: true, writable: true, hung_up: false };
+        let Some(source) = &self.source else {
+            return Polled { readiness, changed: false, listener: None };
+        };
+        let mut listener = source.listener.clone();
+        listener.forget_past();
+        let changed = (source.render)() != *self.content.lock().bytes;
+        Polled { readiness, changed, listener: Some(listener) }
+    }
+}
+
+impl std::fmt::Debug for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Value").finish_non_exhaustive()
     }
 }
 

@@ -5,6 +5,8 @@
 
 pub mod directory;
 pub mod handle;
+pub mod host;
+mod metrics;
 pub mod names;
 pub mod node;
 mod render;
@@ -16,19 +18,21 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 use futures::FutureExt;
 use parking_lot::Mutex;
 
-use self::directory::Directories;
+use self::directory::{Directories, Directory};
 use self::handle::{Open, OpenRequest};
+use self::host::{Failure, Host};
 use self::names::Entry;
-use self::node::{Attr, Kind, NodeId};
+use self::node::{Attr, Keep, Kind, NodeId};
 use self::verbs::VerbError;
 use crate::registry::{Registry, RegistryError};
 use crate::vm::caller::Caller;
-use crate::vm::state::{Command, Refusal};
-use crate::vm::{VmError, driver};
+use crate::vm::state::Refusal;
+use crate::vm::{VmError, driver, one_line};
 
 /// Why an operation on the tree was not done.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -36,8 +40,8 @@ pub enum TreeError {
     /// There is no such name.
     #[error("no such file")]
     NotFound,
-    /// There never will be such a name here.
-    #[error("no such file: names here are of another form")]
+    /// There is no such name, unless the kernel makes it.
+    #[error("no such file")]
     NeverFound,
     /// A directory was wanted.
     #[error("not a directory")]
@@ -57,6 +61,11 @@ pub enum TreeError {
     /// The operation is not offered here.
     #[error("not permitted here: {0}")]
     NotOffered(&'static str),
+    /// A name that is not of the form of names here.
+    #[error(
+        "{0:?} cannot be a name here: letters, digits, dots, dashes and underscores, at most 64"
+    )]
+    BadName(String),
     /// A rename that is not from one VM's name to another.
     #[error("only a VM can be renamed, and only to another name at the root")]
     BadRename,
@@ -134,12 +143,39 @@ pub struct Opened {
     pub kind: Kind,
 }
 
+/// A directory that was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenedDirectory {
+    /// The number of the open directory.
+    pub handle: u64,
+    /// Whether the kernel may remember its names.
+    pub keep: Keep,
+}
+
+/// The names of an open directory, frozen.
+#[derive(Clone, Debug)]
+pub struct Listing {
+    /// The names, without `.` and `..`.
+    pub entries: Arc<[Entry]>,
+    /// Whether the kernel may remember them.
+    pub keep: Keep,
+}
+
+/// A name that was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// What it is.
+    pub attr: Attr,
+    /// Whether the kernel may remember the name.
+    pub keep: Keep,
+}
+
 /// The tree.
 #[derive(Debug)]
 pub struct Tree {
     directories: Directories,
     open: Mutex<HashMap<u64, Arc<Open>>>,
-    listings: Mutex<HashMap<u64, Arc<[Entry]>>>,
+    listings: Mutex<HashMap<u64, Listing>>,
     next_handle: AtomicU64,
 }
 
@@ -147,7 +183,7 @@ impl Tree {
     /// Returns the tree over a registry.
     pub fn new(registry: Arc<Registry>) -> Arc<Self> {
         Arc::new(Self {
-            directories: Directories::new(registry),
+            directories: Directories::new(Host { registry, failures: Arc::default() }),
             open: Mutex::default(),
             listings: Mutex::default(),
             next_handle: AtomicU64::new(1),
@@ -157,14 +193,16 @@ impl Tree {
     /// Finds a name in a directory.
     ///
     /// # Errors
-    /// [`TreeError::NeverFound`] where not even `mkdir` could make it.
-    pub fn lookup(&self, parent: NodeId, name: &str) -> Result<Attr, TreeError> {
+    /// [`TreeError::NotFound`] for a name that may come by itself, [`TreeError::NeverFound`] for
+    /// one that only the kernel could bring about.
+    pub fn lookup(&self, parent: NodeId, name: &str) -> Result<Found, TreeError> {
         let directory = self.directories.get(parent)?;
+        let keep = keep(&*directory);
         let id = directory.find(name).ok_or_else(|| match directory.names().is_possible(name) {
-            true => TreeError::NotFound,
-            false => TreeError::NeverFound,
+            true if keep == Keep::Never => TreeError::NotFound,
+            _ => TreeError::NeverFound,
         })?;
-        self.attr(id)
+        Ok(Found { attr: self.attr(id)?, keep })
     }
 
     /// Describes a node.
@@ -205,18 +243,19 @@ impl Tree {
     ///
     /// # Errors
     /// [`TreeError::NotADirectory`], [`TreeError::NotFound`].
-    pub fn open_directory(&self, id: NodeId) -> Result<u64, TreeError> {
-        let entries = self.directories.get(id)?.entries();
+    pub fn open_directory(&self, id: NodeId) -> Result<OpenedDirectory, TreeError> {
+        let directory = self.directories.get(id)?;
         let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        self.listings.lock().insert(handle, entries.into());
-        Ok(handle)
+        let listing = Listing { entries: directory.entries().into(), keep: keep(&*directory) };
+        self.listings.lock().insert(handle, listing);
+        Ok(OpenedDirectory { handle, keep: keep(&*directory) })
     }
 
     /// Returns the names of an open directory, without `.` and `..`.
     ///
     /// # Errors
     /// [`TreeError::BadHandle`].
-    pub fn listing(&self, handle: u64) -> Result<Arc<[Entry]>, TreeError> {
+    pub fn listing(&self, handle: u64) -> Result<Listing, TreeError> {
         self.listings.lock().get(&handle).cloned().ok_or(TreeError::BadHandle)
     }
 
@@ -287,25 +326,37 @@ impl Tree {
         if directory.find(name).is_none() {
             return Err(TreeError::NotFound);
         }
-        match directory.vm() {
-            Some(vm) => {
-                let admitted = vm.would_admit(&Command::Remove).map_err(TreeError::from);
-                handle::noted(Some(vm), admitted)
-            }
-            None => Err(TreeError::NotOffered("this is part of every mount")),
-        }
+        handle::noted(directory.vm(), directory.admit_removal())
     }
 
     /// Renames what users have made.
     pub fn rename(&self, from: (NodeId, &str), to: (NodeId, &str)) -> Answer<()> {
-        if from.0 != to.0 {
-            return Answer::Now(Err(TreeError::BadRename));
-        }
         match self.directories.get(from.0) {
-            Ok(directory) => directory.names().rename(from.1, to.1),
+            Ok(directory) if from.0 == to.0 => directory.names().rename(from.1, to.1),
+            Ok(directory) => directory.names().move_out(from.1, to),
             Err(error) => Answer::Now(Err(error)),
         }
     }
+
+    /// Remembers a request that failed, for `.error`.
+    pub fn note_failure(
+        &self,
+        time: SystemTime,
+        pid: u32,
+        id: NodeId,
+        errno: i32,
+        error: &TreeError,
+    ) {
+        if error.is_worth_noting() {
+            let path = self.directories.path(id);
+            let text = one_line(&error.to_string());
+            self.directories.host().failures.add(Failure { time, pid, path, errno, text });
+        }
+    }
+}
+
+fn keep(directory: &dyn Directory) -> Keep {
+    if directory.names().is_stable() { Keep::Forever } else { Keep::Never }
 }
 
 /// The content of a file's end: what a [`node::Body::Tail`] shows.

@@ -12,8 +12,9 @@ use parking_lot::Mutex;
 use super::node::{Kind, NodeId, Table};
 use super::{Answer, TreeError, handle};
 use crate::registry::Registry;
-use crate::vm::Vm;
-use crate::vm::spec::is_vm_name;
+use crate::vm::spec::{is_object_name, is_vm_name};
+use crate::vm::state::Command;
+use crate::vm::{Snapshot, Vm, VmId};
 
 /// A name in a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,6 +52,12 @@ pub(super) trait Names {
         false
     }
 
+    /// Says whether names come and go by requests of the kernel alone, which it then may remember
+    /// for as long as it likes.
+    fn is_stable(&self) -> bool {
+        true
+    }
+
     /// `mkdir`
     fn make(&self, name: &str) -> Answer<NodeId> {
         let _any = name;
@@ -64,6 +71,12 @@ pub(super) trait Names {
             Some(_) => TreeError::NotOffered("this cannot be removed"),
             None => TreeError::NotFound,
         }))
+    }
+
+    /// `mv` into another directory.
+    fn move_out(&self, name: &str, to: (NodeId, &str)) -> Answer<()> {
+        let _any = (name, to);
+        Answer::Now(Err(TreeError::BadRename))
     }
 
     /// `mv` within the directory.
@@ -140,17 +153,133 @@ pub(super) struct ImageNames {
 }
 
 impl Names for ImageNames {
+    fn is_stable(&self) -> bool {
+        false
+    }
+
     fn find(&self, name: &str) -> Option<NodeId> {
         self.entries().into_iter().find(|e| e.name == name).map(|e| e.id)
     }
 
     fn entries(&self) -> Vec<Entry> {
-        let mut numbers = self.numbers.lock();
-        let mut entry = |name: String| {
-            let next = numbers.len() as u64;
-            let object = *numbers.entry(name.clone()).or_insert(next);
+        let entry = |name: String| {
+            let object = number(&self.numbers, name.clone());
             Entry::directory(name, Table::Image, object)
         };
         self.registry.world().images.list().into_iter().map(|i| entry(i.name)).collect()
+    }
+}
+
+/// Gives the names that have no number of their own one, and remembers it.
+pub(super) fn number(numbers: &Numbers, name: String) -> u64 {
+    let mut numbers = numbers.lock();
+    let next = numbers.len() as u64;
+    *numbers.entry(name).or_insert(next)
+}
+
+/// Snapshots, in `VM/snapshots`.
+pub(super) struct SnapshotNames {
+    pub(super) vm: Vm,
+    pub(super) numbers: Numbers,
+}
+
+impl SnapshotNames {
+    fn id(&self, tag: &str) -> NodeId {
+        let key = snapshot_key(self.vm.id(), tag);
+        NodeId::directory(Table::Snapshot, number(&self.numbers, key))
+    }
+
+    fn command(&self, command: Command) -> impl Future<Output = Result<(), TreeError>> + use<> {
+        let vm = self.vm.clone();
+        let done = self.vm.clone().carry_out(command);
+        done.map(move |done| handle::noted(Some(&vm), done.map_err(TreeError::from)))
+    }
+}
+
+/// Names a snapshot among those of all VMs.
+pub(super) fn snapshot_key(vm: VmId, tag: &str) -> String {
+    format!("{}/{tag}", vm.0)
+}
+
+impl Names for SnapshotNames {
+    fn find(&self, name: &str) -> Option<NodeId> {
+        self.vm.all_snapshots().iter().any(|s| s.tag == name).then(|| self.id(name))
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        let entry = |s: Snapshot| {
+            let id = self.id(&s.tag);
+            Entry { name: s.tag, id, kind: Kind::Directory }
+        };
+        // What others have called by what cannot be a file's name can only be seen by qemu-img.
+        let nameable = |s: &Snapshot| !s.tag.is_empty() && !s.tag.contains(['/', '\0']);
+        self.vm.all_snapshots().into_iter().filter(nameable).map(entry).collect()
+    }
+
+    fn is_possible(&self, name: &str) -> bool {
+        !name.is_empty()
+    }
+
+    fn is_stable(&self) -> bool {
+        false
+    }
+
+    fn make(&self, name: &str) -> Answer<NodeId> {
+        if !is_object_name(name) {
+            return Answer::Now(Err(TreeError::BadName(name.to_owned())));
+        }
+        let id = self.id(name);
+        Answer::later(self.command(Command::Take(name.to_owned())).map(move |d| d.map(|()| id)))
+    }
+
+    fn remove(&self, name: &str) -> Answer<()> {
+        if self.vm.forget_failed_snapshot(name) {
+            return Answer::Now(Ok(()));
+        }
+        Answer::later(self.command(Command::Drop(name.to_owned())))
+    }
+
+    fn rename(&self, _from: &str, _to: &str) -> Answer<()> {
+        let why = "qemu-img cannot rename a snapshot; restore it and take another";
+        Answer::Now(Err(TreeError::NotOffered(why)))
+    }
+}
+
+/// Removed VMs, in `.trash`.
+pub(super) struct TrashNames(pub(super) Arc<Registry>);
+
+impl Names for TrashNames {
+    fn find(&self, name: &str) -> Option<NodeId> {
+        self.0.trash().get(name).map(|item| NodeId::directory(Table::Removed, item.id))
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        let items = self.0.trash().list().into_iter();
+        items.map(|item| Entry::directory(item.name, Table::Removed, item.id)).collect()
+    }
+
+    fn is_possible(&self, name: &str) -> bool {
+        name.contains('@')
+    }
+
+    fn is_stable(&self) -> bool {
+        false
+    }
+
+    fn make(&self, _name: &str) -> Answer<NodeId> {
+        Answer::Now(Err(TreeError::NotOffered("`rmdir` of a VM puts it here")))
+    }
+
+    fn remove(&self, name: &str) -> Answer<()> {
+        let erased = Registry::erase(Arc::clone(&self.0), name.to_owned());
+        Answer::later(erased.map(|done| done.map_err(TreeError::from)))
+    }
+
+    fn move_out(&self, name: &str, to: (NodeId, &str)) -> Answer<()> {
+        if to.0 != NodeId::ROOT {
+            return Answer::Now(Err(TreeError::BadRename));
+        }
+        let restored = Registry::restore(Arc::clone(&self.0), name.to_owned(), to.1.to_owned());
+        Answer::later(restored.map(|done| done.map_err(TreeError::from)))
     }
 }

@@ -12,7 +12,8 @@ use super::verbs::Verb;
 use crate::vm::Vm;
 use crate::vm::caller::Caller;
 use crate::vm::spec::Key;
-use crate::vm::stream::Stream;
+use crate::vm::state::Command;
+use crate::vm::stream::{Listener, Stream};
 
 /// One row: everything there is to say about a file that aqfs makes.
 #[derive(Debug)]
@@ -115,6 +116,14 @@ pub enum Table {
     Vm = 4,
     /// `VM/config`.
     Config = 5,
+    /// `.trash`.
+    Trash = 6,
+    /// `.trash/VM@TIME`.
+    Removed = 7,
+    /// `VM/snapshots`.
+    Snapshots = 12,
+    /// `VM/snapshots/TAG`.
+    Snapshot = 13,
 }
 
 /// A node's number: table, object and row packed together, so that it follows from what the node
@@ -150,6 +159,10 @@ impl NodeId {
             3 => Table::Image,
             4 => Table::Vm,
             5 => Table::Config,
+            6 => Table::Trash,
+            7 => Table::Removed,
+            12 => Table::Snapshots,
+            13 => Table::Snapshot,
             _ => return None,
         };
         let object = (packed >> ROW_BITS) & ((1 << OBJECT_BITS) - 1);
@@ -173,14 +186,37 @@ pub struct Attr {
     pub links: u32,
     /// When its content last changed.
     pub changed: SystemTime,
+    /// Whether the kernel may remember this.
+    pub keep: Keep,
+}
+
+/// How long the kernel may remember a name or attributes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Until it changes them itself.
+    Forever,
+    /// Not at all: they change by themselves.
+    Never,
 }
 
 /// The object that a table's rows are about.
-pub(super) trait Subject {
+pub(super) trait Subject: Clone + Send + Sync + 'static {
     /// Returns when the content of a row last changed.
     fn changed(&self, name: &str) -> SystemTime;
-    /// Returns the VM that an error should be noted for.
+    /// Returns the VM that the rows belong to.
     fn vm(&self) -> Option<&Vm>;
+    /// Says whether the rows could be removed, as part of the directory that users made: unlinking
+    /// one then succeeds, without effect, so that `rm -r`, `find -delete` and `rmdir` agree.
+    fn admit_removal(&self) -> Result<(), TreeError> {
+        match self.vm() {
+            Some(vm) => Ok(vm.would_admit(&Command::Remove)?),
+            None => Err(TreeError::NotOffered("this is part of every mount")),
+        }
+    }
+    /// Returns a listener that hears when a row's content may have changed; `None`: nobody tells.
+    fn listen(&self) -> Option<Listener> {
+        self.vm().map(Vm::listen)
+    }
 }
 
 #[cfg(test)]

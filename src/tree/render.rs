@@ -4,10 +4,10 @@
 
 use std::fmt::Write;
 use std::os::unix::fs::MetadataExt;
-use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-use crate::registry::Registry;
+use super::host::Host;
+use crate::store::layout::VmDir;
 use crate::sys;
 use crate::vm::Vm;
 use crate::vm::backend::{AccelKind, ImageStatus, RunFacts};
@@ -19,7 +19,8 @@ pub(super) fn version() -> String {
 }
 
 /// The text of `.host`.
-pub(super) fn host(registry: &Arc<Registry>) -> String {
+pub(super) fn host(host: &Host) -> String {
+    let registry = &host.registry;
     let mut table = Lines::default();
     for (key, value) in registry.world().hypervisor.facts() {
         table.add(key, &value);
@@ -47,7 +48,7 @@ pub(super) fn info(vm: &Vm) -> String {
     table.add("image", &spec.image);
     table.add("cpus", &spec.cpus.to_string());
     table.add("memory", &render_size(spec.memory));
-    table.add("disk_bytes", &disk_bytes(vm).to_string());
+    table.add("disk_bytes", &disk_bytes(vm.dir()).to_string());
     if let Some(facts) = &view.facts {
         running(&mut table, facts);
     }
@@ -87,11 +88,12 @@ pub(super) fn image_status(status: &ImageStatus) -> String {
 }
 
 /// What the disk takes of the host's: only what differs from the image.
-fn disk_bytes(vm: &Vm) -> u64 {
-    std::fs::metadata(vm.dir().disk()).map_or(0, |m| m.blocks() * 512)
+pub(super) fn disk_bytes(vm: &VmDir) -> u64 {
+    std::fs::metadata(vm.disk()).map_or(0, |m| m.blocks() * 512)
 }
 
-fn seconds(time: std::time::SystemTime) -> String {
+/// Seconds since 1970.
+pub(super) fn seconds(time: std::time::SystemTime) -> String {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().to_string()
 }
 

@@ -10,26 +10,40 @@ use std::time::SystemTime;
 use include_dir::{Dir, include_dir};
 
 use super::handle::{Access, OpenRequest};
+use super::host::Host;
 use super::node::{Body, Node, Subject, Table};
-use super::render;
 use super::verbs::VM_VERBS;
+use super::{TreeError, metrics, render};
 use crate::registry::Registry;
-use crate::vm::Vm;
-use crate::vm::backend::{ConsoleAccess, ImageInfo, MonitorAccess};
+use crate::registry::trash::Removed;
+use crate::vm::backend::{ConsoleAccess, ImageInfo, MonitorAccess, SnapshotInfo};
 use crate::vm::exec::ExecAccess;
 use crate::vm::notice::Notice;
 use crate::vm::spec::KEYS;
+use crate::vm::{Snapshot, Vm};
 
 /// The pages of `mountpoint-docs/`, as `.docs/` shows them.
 pub static DOCS: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/mountpoint-docs");
 
 /// The mount's root. Names that are not here are VMs.
-pub static ROOT: &[Node<Arc<Registry>>] = &[
+pub static ROOT: &[Node<Host>] = &[
     Node {
         name: ".docs",
         mode: 0o555,
         doc: "the documentation, a page for each file",
         body: Body::Directory(Table::Docs),
+    },
+    Node {
+        name: ".error",
+        mode: 0o444,
+        doc: "the newest 64 failures: time, pid, path, errno, sentence",
+        body: Body::Value(|host| host.failures.print()),
+    },
+    Node {
+        name: ".events",
+        mode: 0o444,
+        doc: "what happens to VMs from now on, a line each",
+        body: Body::Stream(|host, _| Ok(host.registry.world().events.open(None))),
     },
     Node {
         name: ".host",
@@ -42,6 +56,18 @@ pub static ROOT: &[Node<Arc<Registry>>] = &[
         mode: 0o555,
         doc: "what new VMs are made from",
         body: Body::Directory(Table::Images),
+    },
+    Node {
+        name: ".metrics",
+        mode: 0o444,
+        doc: "figures for Prometheus",
+        body: Body::Value(metrics::print),
+    },
+    Node {
+        name: ".trash",
+        mode: 0o700,
+        doc: "removed VMs, kept for a day: mv one back, or rmdir it",
+        body: Body::Directory(Table::Trash),
     },
     Node {
         name: ".version",
@@ -74,7 +100,7 @@ pub static VM: &[Node<Vm>] = &[
     Node {
         name: "ctl",
         mode: 0o600,
-        doc: "verbs, one a line: start stop kill pause resume reset",
+        doc: "verbs, one a line: start stop kill pause resume reset restore",
         body: Body::Control(VM_VERBS),
     },
     Node {
@@ -88,6 +114,12 @@ pub static VM: &[Node<Vm>] = &[
         mode: 0o444,
         doc: "`ok`, or the last failure in one sentence",
         body: Body::Value(|vm| line(vm.failure().as_deref().unwrap_or("ok"))),
+    },
+    Node {
+        name: "events",
+        mode: 0o444,
+        doc: "what happens to this VM from now on, a line each",
+        body: Body::Stream(|vm, _| Ok(vm.open_events())),
     },
     Node {
         name: "exec",
@@ -118,6 +150,12 @@ pub static VM: &[Node<Vm>] = &[
         mode: 0o444,
         doc: "blocks until a command has run in the guest, then says how long that took",
         body: Body::Stream(|vm, _| Ok(Arc::new(Notice::ready(vm)?))),
+    },
+    Node {
+        name: "snapshots",
+        mode: 0o700,
+        doc: "points in its past: mkdir takes one, rmdir drops it, `restore TAG` goes back",
+        body: Body::Directory(Table::Snapshots),
     },
     Node {
         name: "ssh_config",
@@ -151,6 +189,65 @@ pub static CONFIG: LazyLock<Vec<Node<Vm>>> = LazyLock::new(|| {
         |key| Node { name: key_name(key), mode: 0o600, doc: key.doc, body: Body::Setting(key) };
     KEYS.iter().map(row).collect()
 });
+
+/// `.images`: every name there is an image.
+pub static IMAGES: &[Node<Host>] = &[];
+
+/// `VM/snapshots`: every name there is a snapshot.
+pub static SNAPSHOTS: &[Node<Vm>] = &[];
+
+/// A snapshot.
+pub static SNAPSHOT: &[Node<SnapshotSubject>] = &[
+    Node {
+        name: "created",
+        mode: 0o444,
+        doc: "when it was taken, in seconds since 1970",
+        body: Body::Value(|s| line(&s.show(|info| render::seconds(info.created)))),
+    },
+    Node {
+        name: "memory",
+        mode: 0o444,
+        doc: "bytes of memory in it; 0 if the VM was off",
+        body: Body::Value(|s| line(&s.show(|info| info.memory.to_string()))),
+    },
+    Node {
+        name: "size",
+        mode: 0o444,
+        doc: "the disk's virtual size at that time, in bytes",
+        body: Body::Value(|s| line(&s.show(|info| info.disk_size.to_string()))),
+    },
+    Node {
+        name: "status",
+        mode: 0o444,
+        doc: "creating, ok, or failed with the reason",
+        body: Body::Value(|s| line(&s.snapshot.status)),
+    },
+];
+
+/// `.trash`: every name there is a removed VM.
+pub static TRASH: &[Node<Host>] = &[];
+
+/// A removed VM.
+pub static REMOVED: &[Node<Removed>] = &[
+    Node {
+        name: "disk_bytes",
+        mode: 0o444,
+        doc: "what its disk takes of the host's",
+        body: Body::Value(|r| line(&render::disk_bytes(&r.dir).to_string())),
+    },
+    Node {
+        name: "removed",
+        mode: 0o444,
+        doc: "when it was removed, in seconds since 1970",
+        body: Body::Value(|r| line(&render::seconds(r.since))),
+    },
+    Node {
+        name: "until",
+        mode: 0o444,
+        doc: "when it may be erased, in seconds since 1970",
+        body: Body::Value(|r| line(&render::seconds(r.until()))),
+    },
+];
 
 /// An image's directory.
 pub static IMAGE: &[Node<ImageSubject>] = &[
@@ -199,7 +296,7 @@ pub static IMAGE: &[Node<ImageSubject>] = &[
 ];
 
 /// An image as its rows see it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ImageSubject {
     /// The registry, which knows who uses it.
     pub registry: Arc<Registry>,
@@ -207,9 +304,57 @@ pub struct ImageSubject {
     pub info: ImageInfo,
 }
 
-impl Subject for Arc<Registry> {
+impl Subject for Host {
+    fn changed(&self, name: &str) -> SystemTime {
+        let since = self.registry.changed();
+        match name {
+            ".error" => self.failures.changed().unwrap_or(since),
+            _ => since,
+        }
+    }
+
+    fn vm(&self) -> Option<&Vm> {
+        None
+    }
+}
+
+/// A snapshot as its rows see it.
+#[derive(Clone, Debug)]
+pub struct SnapshotSubject {
+    /// The VM.
+    pub vm: Vm,
+    /// The snapshot.
+    pub snapshot: Snapshot,
+}
+
+impl SnapshotSubject {
+    /// Shows something of what is in the disk; nothing of one that is not there.
+    fn show(&self, what: fn(&SnapshotInfo) -> String) -> String {
+        self.snapshot.info.as_ref().map(what).unwrap_or_default()
+    }
+}
+
+impl Subject for SnapshotSubject {
     fn changed(&self, _name: &str) -> SystemTime {
-        Registry::changed(self)
+        self.snapshot.info.as_ref().map_or_else(|| self.vm.view().since, |info| info.created)
+    }
+
+    fn vm(&self) -> Option<&Vm> {
+        Some(&self.vm)
+    }
+
+    fn admit_removal(&self) -> Result<(), TreeError> {
+        Ok(())
+    }
+}
+
+impl Subject for Removed {
+    fn admit_removal(&self) -> Result<(), TreeError> {
+        Ok(())
+    }
+
+    fn changed(&self, _name: &str) -> SystemTime {
+        self.since
     }
 
     fn vm(&self) -> Option<&Vm> {
@@ -220,8 +365,9 @@ impl Subject for Arc<Registry> {
 impl Subject for Vm {
     fn changed(&self, name: &str) -> SystemTime {
         match name {
-            "status" | "ready" | "wait" | "info" | "ssh_config" => self.view().since,
+            "status" | "ready" | "wait" | "info" | "events" | "ssh_config" => self.view().since,
             "error" => self.failure_changed(),
+            "." | "ctl" | "exec" | "console" => self.created(),
             _ => self.configured(),
         }
     }
@@ -306,6 +452,8 @@ mod tests {
         check(ROOT);
         check(VM);
         check(IMAGE);
+        check(REMOVED);
+        check(SNAPSHOT);
     }
 
     #[test]
@@ -335,8 +483,20 @@ mod tests {
         let image = IMAGE
             .iter()
             .map(|r| row(&format!(".images/NAME/{}", r.name), r.mode, r.body.kind().name(), r.doc));
+        let removed = REMOVED.iter().map(|r| {
+            row(&format!(".trash/VM@TIME/{}", r.name), r.mode, r.body.kind().name(), r.doc)
+        });
+        let snapshot = SNAPSHOT.iter().map(|r| {
+            row(&format!("VM/snapshots/TAG/{}", r.name), r.mode, r.body.kind().name(), r.doc)
+        });
         let head = "| file | mode | kind | |\n|---|---|---|---|\n".to_owned();
-        head + &root.chain(vm).chain(config).chain(image).collect::<String>()
+        head + &root
+            .chain(vm)
+            .chain(config)
+            .chain(snapshot)
+            .chain(image)
+            .chain(removed)
+            .collect::<String>()
     }
 
     #[test]

@@ -110,6 +110,15 @@ pub static VM_VERBS: &[Verb] = &[
         doc: "restart the guest, as the reset button does",
         parse: |args| alone(args, Command::Reset),
     },
+    Verb {
+        name: "restore",
+        usage: "TAG",
+        doc: "go back to a snapshot; a VM that runs, with its memory",
+        parse: |args| match args {
+            [tag] => Ok(Command::Restore((*tag).to_owned())),
+            _ => Err(Fault::Form),
+        },
+    },
 ];
 
 /// Reads the lines of one write: empty lines and those that start with `#` are passed over.

@@ -276,6 +276,30 @@ pub struct ExitReport {
     pub stderr: String,
 }
 
+/// A point in a VM's past, kept in its disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    /// Its name.
+    pub tag: String,
+    /// When it was taken.
+    pub created: SystemTime,
+    /// Bytes of memory and device state; 0 if the VM was off.
+    pub memory: u64,
+    /// The disk's virtual size at that time, in bytes.
+    pub disk_size: u64,
+}
+
+/// Something done with a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SnapshotOp {
+    /// Takes one; of a VM that runs, with its memory.
+    Take(String),
+    /// Goes back to one.
+    Restore(String),
+    /// Drops one.
+    Drop(String),
+}
+
 /// A QEMU that runs.
 #[async_trait]
 pub trait Machine: fmt::Debug + Send + Sync {
@@ -289,6 +313,8 @@ pub trait Machine: fmt::Debug + Send + Sync {
     async fn reset(&self) -> Result<(), BackendError>;
     /// Presses the power button: the guest may ignore it.
     async fn power_down(&self) -> Result<(), BackendError>;
+    /// Takes, restores or drops a snapshot, memory included; the processors stand still meanwhile.
+    async fn snapshot(&self, op: &SnapshotOp) -> Result<(), BackendError>;
     /// Ends QEMU: asks first (`quit`), then kills. Returns when the process is gone; the
     /// `Exited` event comes too.
     async fn kill(&self) -> Result<(), BackendError>;
@@ -341,6 +367,11 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
     async fn accel(&self, choice: AccelChoice) -> Result<Accel, BackendError>;
     /// Makes the disk if there is none, starts QEMU and waits for its greeting (2 s at most).
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched, BackendError>;
+    /// Takes, restores or drops a snapshot of a VM that is off.
+    async fn snapshot(&self, dir: PathBuf, op: &SnapshotOp) -> Result<(), BackendError>;
+    /// Lists the snapshots in a VM's disk, whoever made them; none if it has no disk yet. Looks at
+    /// the file itself, at once.
+    fn snapshots(&self, dir: &std::path::Path) -> Vec<SnapshotInfo>;
     /// Finds the QEMU that an earlier daemon started for this VM.
     async fn adopt(&self, dir: PathBuf, uuid: Uuid) -> Adoption;
 }

@@ -42,7 +42,7 @@ impl Script {
 /// Makes a world that follows a script.
 pub(crate) fn world(script: &Arc<Script>) -> World {
     let fake = Arc::new(Fake(Arc::clone(script)));
-    World { hypervisor: fake.clone(), guests: fake.clone(), images: fake }
+    World { hypervisor: fake.clone(), guests: fake.clone(), images: fake, events: Arc::default() }
 }
 
 /// How a fake QEMU ends when all is well.
@@ -93,6 +93,15 @@ impl Hypervisor for Fake {
         Ok(Launched { machine, events, paused: plan.paused })
     }
 
+    async fn snapshot(&self, _dir: PathBuf, _op: &SnapshotOp) -> Result<(), BackendError> {
+        self.0.calls.lock().push("snapshot, off");
+        Ok(())
+    }
+
+    fn snapshots(&self, _dir: &std::path::Path) -> Vec<SnapshotInfo> {
+        Vec::new()
+    }
+
     async fn adopt(&self, _dir: PathBuf, _uuid: Uuid) -> Adoption {
         Adoption::NeverRan
     }
@@ -138,6 +147,11 @@ impl Machine for FakeMachine {
     async fn power_down(&self) -> Result<(), BackendError> {
         let deaf = *self.script.stubborn.lock();
         self.call("power_down", (!deaf).then(clean_exit)).await;
+        Ok(())
+    }
+
+    async fn snapshot(&self, _op: &SnapshotOp) -> Result<(), BackendError> {
+        self.call("snapshot", None).await;
         Ok(())
     }
 

@@ -8,6 +8,7 @@
 pub mod backend;
 pub mod caller;
 pub mod driver;
+pub mod events;
 pub mod exec;
 #[cfg(test)]
 pub(crate) mod fake;
@@ -17,6 +18,7 @@ pub mod spec;
 pub mod state;
 pub mod stream;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -27,9 +29,10 @@ use uuid::Uuid;
 
 use self::backend::{
     BackendError, ClientHost, Console, ConsoleAccess, Guests, Hypervisor, Images, Machine,
-    MonitorAccess, RunFacts,
+    MonitorAccess, RunFacts, SnapshotInfo,
 };
 use self::caller::Caller;
+use self::events::{Event, Feed};
 use self::exec::{Exec, ExecAccess};
 use self::spec::{Key, SpecError, VmSpec};
 use self::state::{Command, Refusal, State};
@@ -76,6 +79,8 @@ pub struct World {
     pub guests: Arc<dyn Guests>,
     /// Provides what they boot.
     pub images: Arc<dyn Images>,
+    /// Takes what happens to them.
+    pub events: Arc<Feed>,
 }
 
 /// A VM's number for the life of the daemon; never given twice.
@@ -101,6 +106,17 @@ impl View {
     fn new(state: State, now: SystemTime) -> Self {
         Self { state, since: now, doing: None, facts: None, ready_after: None }
     }
+}
+
+/// A snapshot as `snapshots/TAG` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its name.
+    pub tag: String,
+    /// What is in the disk of it; `None` while it is being taken, and when that failed.
+    pub info: Option<SnapshotInfo>,
+    /// `ok`, `creating`, or `failed: REASON`.
+    pub status: String,
 }
 
 /// How a written value meets a list setting.
@@ -137,6 +153,9 @@ pub(crate) struct Shared {
     spec: RwLock<(Arc<VmSpec>, SystemTime)>,
     view: watch::Sender<View>,
     bell: Bell,
+    hypervisor: Arc<dyn Hypervisor>,
+    /// Snapshots that are not in the disk: being taken (`None`), or failed for this reason.
+    pending: Mutex<BTreeMap<String, Option<String>>>,
     failure: Mutex<(Option<String>, SystemTime)>,
     asks: mpsc::Sender<Ask>,
     console: Arc<dyn Console>,
@@ -144,6 +163,7 @@ pub(crate) struct Shared {
     guests: Arc<dyn Guests>,
     /// The machine that runs, for conversations that the driver has no part in.
     machine: RwLock<Option<Arc<dyn Machine>>>,
+    events: Arc<Feed>,
 }
 
 impl Vm {
@@ -195,6 +215,16 @@ impl Vm {
     /// Returns a listener that hears every change of the view and of the last failure.
     pub fn listen(&self) -> Listener {
         self.0.bell.listen()
+    }
+
+    /// Adds to the events, under its name at this moment.
+    pub fn tell(&self, event: &Event) {
+        self.0.events.add(self.id(), &self.0.name.read(), event);
+    }
+
+    /// Opens a stream of what happens to it from now on.
+    pub fn open_events(&self) -> Arc<dyn Stream> {
+        self.0.events.open(Some(self.id()))
     }
 
     /// Returns the serial line.
@@ -297,6 +327,9 @@ impl Vm {
     /// Remembers how the last thing asked of this VM went: what `error` shows.
     pub fn note_outcome<E: std::fmt::Display>(&self, outcome: Result<(), E>) {
         let failure = outcome.err().map(|e| one_line(&e.to_string()));
+        if let Some(sentence) = &failure {
+            self.tell(&Event::Failed(sentence.clone()));
+        }
         *self.0.failure.lock() = (failure, SystemTime::now());
         self.0.bell.ring();
     }
@@ -307,6 +340,43 @@ impl Vm {
     /// The refusal.
     pub fn would_admit(&self, command: &Command) -> Result<(), Refusal> {
         state::admit(&self.state(), command, self.spec().protect)
+    }
+
+    /// Lists the snapshots in its disk.
+    pub fn snapshots(&self) -> Vec<SnapshotInfo> {
+        self.0.hypervisor.snapshots(&self.0.dir.0)
+    }
+
+    /// Lists the snapshots in its disk, those being taken and those that failed, by name.
+    pub fn all_snapshots(&self) -> Vec<Snapshot> {
+        let mut all: BTreeMap<String, Snapshot> = BTreeMap::new();
+        for (tag, failure) in &*self.0.pending.lock() {
+            let status = failure.as_ref().map(|reason| format!("failed: {reason}"));
+            let status = status.unwrap_or_else(|| "creating".to_owned());
+            all.insert(tag.clone(), Snapshot { tag: tag.clone(), info: None, status });
+        }
+        for info in self.snapshots() {
+            let tag = info.tag.clone();
+            // QEMU enters a snapshot into the disk's table when it is whole.
+            let snapshot = Snapshot { tag: tag.clone(), info: Some(info), status: "ok".to_owned() };
+            all.insert(tag, snapshot);
+        }
+        all.into_values().collect()
+    }
+
+    /// Forgets a snapshot that could not be taken; says whether there was one.
+    pub fn forget_failed_snapshot(&self, tag: &str) -> bool {
+        let mut pending = self.0.pending.lock();
+        let failed = pending.get(tag).is_some_and(Option::is_some);
+        failed && pending.remove(tag).is_some()
+    }
+
+    /// Carries out a verb, owning the handle.
+    ///
+    /// # Errors
+    /// As [`Self::perform`].
+    pub async fn carry_out(self, command: Command) -> Result<(), VmError> {
+        self.perform(command).await
     }
 
     /// Carries out a verb. `start` returns when QEMU has greeted or the launch has failed, after
@@ -340,7 +410,9 @@ impl Vm {
     ) -> Result<(), VmError> {
         let mut spec = VmSpec::clone(&self.spec());
         key.assign(&mut spec, &text, mode)?;
-        self.ask(|answer| Ask::Configure(Box::new(spec), answer)).await
+        self.ask(|answer| Ask::Configure(Box::new(spec), answer)).await?;
+        self.tell(&Event::Config(key.name));
+        Ok(())
     }
 
     /// Gives it another name, which the registry has reserved.

@@ -38,6 +38,12 @@ pub enum State {
 }
 
 impl State {
+    /// All words, in the order of a VM's life.
+    pub const WORDS: &[&str] = &[
+        "stopped", "starting", "running", "ready", "paused", "saving", "stopping", "failed",
+        "broken",
+    ];
+
     /// Returns the word.
     pub fn word(&self) -> &'static str {
         match self {
@@ -94,6 +100,12 @@ pub enum Command {
     Resume,
     /// Press the reset button.
     Reset,
+    /// Take a snapshot.
+    Take(String),
+    /// Go back to a snapshot.
+    Restore(String),
+    /// Drop a snapshot.
+    Drop(String),
     /// Remove the VM.
     Remove,
 }
@@ -108,6 +120,9 @@ impl Command {
             Self::Pause => "pause",
             Self::Resume => "resume",
             Self::Reset => "reset",
+            Self::Take(_) => "mkdir",
+            Self::Restore(_) => "restore",
+            Self::Drop(_) => "rmdir",
             Self::Remove => "rmdir",
         }
     }
@@ -155,6 +170,27 @@ pub enum Refusal {
     /// `config/protect` is 1.
     #[error("rmdir: protected; `echo 0 > config/protect` first")]
     Protected,
+    /// There is no such snapshot.
+    #[error("no snapshot named {tag}; `ls snapshots` lists them")]
+    NoSnapshot {
+        /// The name.
+        tag: String,
+    },
+    /// There is one of that name.
+    #[error("a snapshot named {tag} exists; `rmdir snapshots/{tag}` drops it")]
+    SnapshotExists {
+        /// The name.
+        tag: String,
+    },
+    /// A VM that runs cannot go back to a time when it was off.
+    #[error("snapshot {tag} was taken while the VM was off; `echo stop > ctl; cat wait` first")]
+    NoMemory {
+        /// The name.
+        tag: String,
+    },
+    /// There is nothing to take a snapshot of.
+    #[error("there is no disk yet: it is made at the first start")]
+    NoDisk,
     /// The image cannot be changed any more.
     #[error("image: the VM already has a disk made from {image}; make a new VM for another image")]
     HasDisk {
@@ -194,6 +230,11 @@ pub fn admit(state: &State, command: &Command, protected: bool) -> Result<(), Re
         (Command::Stop { .. }, State::Saving) => busy(),
         (Command::Stop { .. }, State::Stopping) => already(),
         (Command::Stop { .. } | Command::Kill, _) => Ok(()),
+        // With QEMU or without it: only not in the middle of something else.
+        (
+            Command::Take(_) | Command::Restore(_) | Command::Drop(_),
+            State::Stopped | State::Failed(_) | State::Running | State::Ready | State::Paused,
+        ) => Ok(()),
         (_, State::Stopped | State::Failed(_)) => off(),
         (_, State::Starting | State::Stopping | State::Saving) => busy(),
         (Command::Pause, State::Paused) | (Command::Resume, State::Running | State::Ready) => {
@@ -237,7 +278,14 @@ mod tests {
             Err(Refusal::Already { .. }) => 'a',
             Err(Refusal::Off { .. }) => 'o',
             Err(Refusal::Busy { .. }) => 'b',
-            Err(Refusal::Paused { .. } | Refusal::HasDisk { .. }) => '?',
+            Err(
+                Refusal::Paused { .. }
+                | Refusal::HasDisk { .. }
+                | Refusal::NoSnapshot { .. }
+                | Refusal::SnapshotExists { .. }
+                | Refusal::NoMemory { .. }
+                | Refusal::NoDisk,
+            ) => '?',
             Err(Refusal::InUse { .. }) => 'i',
             Err(Refusal::Protected) => 'p',
             Err(Refusal::Broken { .. }) => 'x',
@@ -255,12 +303,21 @@ mod tests {
             (Command::Pause, "ob++abbox"),
             (Command::Resume, "obaa+bbox"),
             (Command::Reset, "ob+++bbox"),
+            (Command::Take("a".into()), "+b+++bb+x"),
+            (Command::Restore("a".into()), "+b+++bb+x"),
+            (Command::Drop("a".into()), "+b+++bb+x"),
             (Command::Remove, "+iiiiii++"),
         ];
         for (command, expected) in table {
             assert_eq!(row(&command, false), expected, "{command:?}");
         }
         assert_eq!(row(&Command::Remove, true), "p".repeat(9));
+    }
+
+    #[test]
+    fn every_state_has_its_word() {
+        let words: Vec<_> = states().iter().map(State::word).collect();
+        assert_eq!(words, State::WORDS);
     }
 
     #[test]

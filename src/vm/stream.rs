@@ -102,6 +102,11 @@ impl Bell {
 }
 
 impl Listener {
+    /// Passes over what has rung before now.
+    pub fn forget_past(&mut self) {
+        self.0.mark_unchanged();
+    }
+
     /// Waits for the next ring; waits for ever when the bell is gone, as nothing will change.
     pub async fn rung(&mut self) {
         if self.0.changed().await.is_err() {

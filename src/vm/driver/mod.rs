@@ -18,10 +18,12 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
+use self::snapshot::Snapshotting;
 use self::start::Starting;
 use super::backend::{
     Adoption, BackendError, ExitReport, GuestSession, LaunchPlan, Launched, MachineEvent,
 };
+use super::events::Event;
 use super::exec::{Exec, Link};
 use super::spec::VmSpec;
 use super::state::{Command, Refusal, State, admit};
@@ -31,6 +33,7 @@ use crate::store::file;
 use crate::store::layout::VmDir;
 
 mod reach;
+mod snapshot;
 mod start;
 mod stop;
 #[cfg(test)]
@@ -41,6 +44,9 @@ mod tests;
 pub struct Definition {
     /// The format's version: 1.
     pub version: u32,
+    /// The VM's identity; its directory has it as its name, except in the trash.
+    #[serde(default)]
+    pub uuid: Uuid,
     /// When the VM was made.
     pub created: SystemTime,
     /// Its settings.
@@ -89,7 +95,7 @@ fn shared(
         Ok(definition) => (definition, State::Stopped),
         Err(reason) => {
             let spec = VmSpec::default();
-            (Definition { version: 1, created: now, spec }, State::Broken(reason))
+            (Definition { version: 1, uuid: birth.uuid, created: now, spec }, State::Broken(reason))
         }
     };
     let console = world.guests.console(birth.dir.0.clone());
@@ -101,10 +107,13 @@ fn shared(
         spec: RwLock::new((Arc::new(definition.spec), definition.created)),
         view: watch::Sender::new(View::new(state, definition.created)),
         bell: Bell::default(),
+        hypervisor: Arc::clone(&world.hypervisor),
+        pending: Mutex::default(),
         failure: Mutex::new((None, definition.created)),
         exec: Exec::new(birth.dir.0.clone(), links, tokio::runtime::Handle::current()),
         asks,
         console,
+        events: Arc::clone(&world.events),
         guests: Arc::clone(&world.guests),
         machine: RwLock::default(),
         dir: birth.dir,
@@ -126,6 +135,10 @@ enum Report {
     Lost,
     /// Words for the log.
     Note(String),
+    /// What was done with a snapshot is done.
+    Snapshot(Result<(), BackendError>),
+    /// The request for it has waited long enough.
+    SnapshotOverdue,
     /// The patience of a stop is over.
     StopOverdue,
     /// `kill` is over; the machine's `Exited` event tells the rest.
@@ -159,6 +172,9 @@ struct Driver {
     preparing: Option<Task>,
     reaching: Option<Task>,
     stopping: Option<Task>,
+    snapshotting: Option<Snapshotting>,
+    /// The guest's clock shows the past, and is set before the guest is ready.
+    set_clock: bool,
 }
 
 impl Driver {
@@ -179,6 +195,8 @@ impl Driver {
             preparing: None,
             reaching: None,
             stopping: None,
+            snapshotting: None,
+            set_clock: false,
         }
     }
 
@@ -217,11 +235,13 @@ impl Driver {
             return;
         }
         tracing::info!(vm = %self.vm.name(), from = old.word(), to = %state, "state");
+        let event = Event::Status(state.to_string());
         self.publish(|view| {
             view.doing = None;
             view.since = SystemTime::now();
             view.state = state;
         });
+        self.vm.tell(&event);
     }
 
     fn state(&self) -> State {
@@ -278,6 +298,10 @@ impl Driver {
             drop(answer.send(Err(refusal.into())));
             return Life::GoesOn;
         }
+        if let Some(op) = snapshot::operation(&command) {
+            self.snapshot(op, answer);
+            return Life::GoesOn;
+        }
         let result = match command {
             Command::Start { paused } => return self.start(paused, answer),
             Command::Stop { seconds } => {
@@ -289,6 +313,8 @@ impl Driver {
                 Ok(())
             }
             Command::Pause | Command::Resume | Command::Reset => self.steer(&command).await,
+            // Snapshots have been seen to above.
+            Command::Take(_) | Command::Restore(_) | Command::Drop(_) => Ok(()),
             Command::Remove => {
                 self.link.send_replace(Link::Off);
                 drop(answer.send(Ok(())));
@@ -331,7 +357,8 @@ impl Driver {
         if spec.image != old.image && self.vm.dir().disk().exists() {
             return Err(Refusal::HasDisk { image: old.image.clone() }.into());
         }
-        let definition = Definition { version: 1, created: self.vm.created(), spec: spec.clone() };
+        let (uuid, created) = (self.vm.uuid(), self.vm.created());
+        let definition = Definition { version: 1, uuid, created, spec: spec.clone() };
         let path = self.vm.dir().definition();
         off_thread(move || file::replace_json(&path, &definition), "the VM's definition").await?;
         *self.vm.0.spec.write() = (Arc::new(spec), SystemTime::now());
@@ -352,7 +379,10 @@ impl Driver {
         match event {
             MachineEvent::Paused => self.on_paused(),
             MachineEvent::Resumed => self.on_resumed(),
-            MachineEvent::Reset => self.on_reset(),
+            MachineEvent::Reset => {
+                self.vm.tell(&Event::Reset);
+                self.on_reset();
+            }
             MachineEvent::Announced => self.on_announced(),
             MachineEvent::ShutDown { by_guest } => self.on_shut_down(by_guest),
             MachineEvent::DiskFull => self.on_disk_full(),
@@ -389,6 +419,8 @@ impl Driver {
             Report::Reached(session) => self.on_reached(session),
             Report::Lost => self.on_lost(),
             Report::Note(text) => self.note(&text),
+            Report::Snapshot(done) => self.on_snapshot(done),
+            Report::SnapshotOverdue => self.on_snapshot_overdue(),
             Report::StopOverdue => {
                 self.note("the guest has not shut down in time");
                 self.kill();

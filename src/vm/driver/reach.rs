@@ -1,8 +1,9 @@
 //! The way into the guest: trying until an exec works, and again when the connection is lost.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::stop::Nowhere;
 use super::{Driver, Report};
 use crate::vm::backend::{GuestAddress, GuestSession};
 use crate::vm::exec::Link;
@@ -12,6 +13,8 @@ use crate::vm::state::State;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// A guest that has not answered for long is asked every two seconds, which costs next to nothing.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How long setting the guest's clock may take.
+const CLOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// How long to wait for an announcement before trying without one.
 const ANNOUNCE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -37,6 +40,7 @@ impl Driver {
             user: self.vm.spec().ssh_user.clone(),
             dir: self.vm.dir().0.clone(),
         };
+        let set_clock = std::mem::take(&mut self.set_clock);
         let wait = facts.announces && announcement == Announcement::Awaited;
         let (vm, guests) = (self.vm.clone(), Arc::clone(&self.world.guests));
         self.reaching = Some(self.task(|to| async move {
@@ -52,6 +56,9 @@ impl Driver {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             };
+            if set_clock {
+                set_guest_clock(&*session).await;
+            }
             let took = begun.elapsed();
             vm.0.view.send_modify(|view| view.ready_after = Some(took));
             to.report(Report::Reached(Arc::clone(&session))).await;
@@ -116,4 +123,13 @@ impl Driver {
             self.reach(Announcement::Missed);
         }
     }
+}
+
+/// Sets the guest's clock to the host's.
+async fn set_guest_clock(session: &dyn GuestSession) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let command = format!("date -u -s @{}", now.as_secs());
+    // A guest that will not have its clock set keeps it: it is no less ready for that.
+    let set = session.exec(command.as_bytes(), b"", &Nowhere);
+    drop(tokio::time::timeout(CLOCK_PATIENCE, set).await);
 }

@@ -82,6 +82,10 @@ impl Driver {
 
     pub(super) fn on_exited(&mut self, report: &ExitReport) {
         self.note(&format!("QEMU ended: {} {}", report.status, report.stderr));
+        let died =
+            BackendError::QemuDied { status: report.status.clone(), stderr: report.stderr.clone() };
+        // Before the life counts as over: whoever waits for a snapshot is told.
+        self.on_snapshot(Err(died));
         self.life += 1;
         self.running = None;
         self.session = None;
@@ -112,7 +116,7 @@ async fn ask_over_ssh(session: Option<Arc<dyn GuestSession>>, to: &Reporter) {
 }
 
 /// Takes output that nobody reads.
-struct Nowhere;
+pub(super) struct Nowhere;
 
 #[async_trait::async_trait]
 impl OutputSink for Nowhere {

@@ -18,7 +18,12 @@ use crate::vm::{Vm, VmError, VmId};
 const START: Command = Command::Start { paused: false };
 
 async fn vm(dir: &Path, script: &Arc<Script>) -> Vm {
-    let definition = Definition { version: 1, created: SystemTime::now(), spec: VmSpec::default() };
+    let definition = Definition {
+        version: 1,
+        uuid: Uuid::nil(),
+        created: SystemTime::now(),
+        spec: VmSpec::default(),
+    };
     let birth = Birth {
         id: VmId(1),
         uuid: Uuid::new_v4(),

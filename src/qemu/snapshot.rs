@@ -1,0 +1,64 @@
+//! Snapshots of a machine that runs: QEMU's jobs `snapshot-save`, `-load` and `-delete`.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use super::qmp::Qmp;
+use crate::vm::backend::{BackendError, SnapshotOp};
+
+/// The disk's node in the command line: the snapshot and the memory go there.
+const NODE: &str = "disk";
+/// How often a job is looked at. QEMU tells of its end by an event too, which may be another's.
+const LOOK: Duration = Duration::from_millis(10);
+/// How long a job may take: a large memory on a slow disk takes minutes. `kill` ends it sooner.
+const BOUND: Duration = Duration::from_secs(1800);
+
+/// Carries out an operation to its end.
+///
+/// # Errors
+/// `NoSpace`, or QEMU's own words.
+pub(super) async fn run(qmp: &Qmp, op: &SnapshotOp) -> Result<(), BackendError> {
+    let (command, tag) = match op {
+        SnapshotOp::Take(tag) => ("snapshot-save", tag),
+        SnapshotOp::Restore(tag) => ("snapshot-load", tag),
+        SnapshotOp::Drop(tag) => ("snapshot-delete", tag),
+    };
+    let job = format!("aq-{}", uuid::Uuid::new_v4().simple());
+    qmp.execute(command, arguments(command, &job, tag)).await?;
+    let end = concluded(qmp, command, &job).await?;
+    qmp.execute("job-dismiss", json!({"id": job})).await?;
+    match end {
+        None => Ok(()),
+        Some(text) if text.contains("No space left on device") => {
+            Err(BackendError::NoSpace { what: format!("the snapshot {tag}") })
+        }
+        Some(text) => Err(BackendError::QmpRefused { command: command.to_owned(), text }),
+    }
+}
+
+fn arguments(command: &str, job: &str, tag: &str) -> Value {
+    let mut arguments = json!({"job-id": job, "tag": tag, "devices": [NODE]});
+    if command != "snapshot-delete" {
+        arguments["vmstate"] = json!(NODE);
+    }
+    arguments
+}
+
+/// Waits for a job's end; returns its error.
+async fn concluded(qmp: &Qmp, command: &str, job: &str) -> Result<Option<String>, BackendError> {
+    let deadline = Instant::now() + BOUND;
+    while Instant::now() < deadline {
+        // While memory is written QEMU answers late.
+        let jobs = qmp.execute_within("query-jobs", json!({}), BOUND).await?;
+        let found = jobs.as_array().and_then(|jobs| jobs.iter().find(|j| j["id"] == job));
+        match found {
+            Some(found) if found["status"] == "concluded" => {
+                return Ok(found["error"].as_str().map(str::to_owned));
+            }
+            _ => sleep(LOOK).await,
+        }
+    }
+    Err(BackendError::QmpTimeout { command: command.to_owned(), seconds: BOUND.as_secs() })
+}

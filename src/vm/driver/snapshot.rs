@@ -1,0 +1,150 @@
+//! Snapshots: points in a VM's past, kept in its disk.
+//!
+//! Of a VM that is off, `qemu-img` takes, restores and drops them; of one that runs, QEMU does,
+//! with its memory. Either way the VM is `saving` meanwhile, and goes on as it was.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::{Driver, Report, Task};
+use crate::vm::backend::{BackendError, SnapshotInfo, SnapshotOp};
+use crate::vm::state::{Command, Refusal, State};
+use crate::vm::{VmError, one_line};
+
+/// How long a request waits for the end: dropping a snapshot, or taking one of a VM that is off,
+/// takes some 20 ms. What takes longer goes on behind it; `status` and `wait` tell.
+const ANSWER: Duration = Duration::from_millis(500);
+
+/// An operation under way.
+pub(super) struct Snapshotting {
+    op: SnapshotOp,
+    /// The state to go back to.
+    before: State,
+    answer: Option<oneshot::Sender<Result<(), VmError>>>,
+    _task: Task,
+}
+
+impl Driver {
+    /// Begins an operation that the policy has admitted.
+    pub(super) fn snapshot(
+        &mut self,
+        op: SnapshotOp,
+        answer: oneshot::Sender<Result<(), VmError>>,
+    ) {
+        if let Err(refusal) = self.check_snapshot(&op) {
+            drop(answer.send(Err(refusal.into())));
+            return;
+        }
+        if let SnapshotOp::Take(tag) = &op {
+            self.vm.0.pending.lock().insert(tag.clone(), None);
+        }
+        let before = self.state();
+        self.enter(State::Saving);
+        let machine = self.running.as_ref().map(|running| Arc::clone(&running.machine));
+        let hypervisor = Arc::clone(&self.world.hypervisor);
+        let (dir, work) = (self.vm.dir().0.clone(), op.clone());
+        let task = self.task(|to| async move {
+            let done = match machine {
+                Some(machine) => machine.snapshot(&work).await,
+                None => hypervisor.snapshot(dir, &work).await,
+            };
+            to.report(Report::Snapshot(done)).await;
+        });
+        self.detached(|to| async move {
+            tokio::time::sleep(ANSWER).await;
+            to.report(Report::SnapshotOverdue).await;
+        });
+        self.snapshotting = Some(Snapshotting { op, before, answer: Some(answer), _task: task });
+    }
+
+    fn check_snapshot(&self, op: &SnapshotOp) -> Result<(), Refusal> {
+        if !self.vm.dir().disk().exists() {
+            return Err(Refusal::NoDisk);
+        }
+        let known = self.vm.snapshots();
+        let find = |tag: &str| known.iter().find(|s| s.tag == tag);
+        match op {
+            SnapshotOp::Take(tag) if find(tag).is_some() => {
+                Err(Refusal::SnapshotExists { tag: tag.clone() })
+            }
+            SnapshotOp::Take(_) => Ok(()),
+            SnapshotOp::Restore(tag) | SnapshotOp::Drop(tag) => match find(tag) {
+                None => Err(Refusal::NoSnapshot { tag: tag.clone() }),
+                Some(found) => self.check_memory(op, found),
+            },
+        }
+    }
+
+    fn check_memory(&self, op: &SnapshotOp, found: &SnapshotInfo) -> Result<(), Refusal> {
+        let restores = matches!(op, SnapshotOp::Restore(_));
+        if restores && self.running.is_some() && found.memory == 0 {
+            return Err(Refusal::NoMemory { tag: found.tag.clone() });
+        }
+        Ok(())
+    }
+
+    /// Tells who waits that the work goes on.
+    pub(super) fn on_snapshot_overdue(&mut self) {
+        if let Some(answer) = self.snapshotting.as_mut().and_then(|s| s.answer.take()) {
+            drop(answer.send(Ok(())));
+        }
+    }
+
+    pub(super) fn on_snapshot(&mut self, done: Result<(), BackendError>) {
+        let Some(Snapshotting { op, before, answer, .. }) = self.snapshotting.take() else {
+            return;
+        };
+        self.settle_pending(&op, &done);
+        if self.state() == State::Saving {
+            self.enter(before.clone());
+        }
+        if let (SnapshotOp::Restore(tag), Ok(())) = (&op, &done) {
+            self.note(&format!("restored {tag}"));
+            self.after_restore(&before);
+        }
+        let done = done.map_err(VmError::from);
+        match answer {
+            Some(answer) => drop(answer.send(done)),
+            None if done.is_err() => self.vm.note_outcome(done),
+            None => {}
+        }
+    }
+
+    /// A snapshot that was taken is in the disk now; one that failed stays listed with its reason
+    /// until it is dropped or taken again.
+    fn settle_pending(&self, op: &SnapshotOp, done: &Result<(), BackendError>) {
+        let SnapshotOp::Take(tag) = op else { return };
+        let mut pending = self.vm.0.pending.lock();
+        match done {
+            Ok(()) => drop(pending.remove(tag)),
+            Err(error) => drop(pending.insert(tag.clone(), Some(one_line(&error.to_string())))),
+        }
+    }
+
+    /// A guest that was brought back has the clock of then, and knows nothing of our connection.
+    fn after_restore(&mut self, before: &State) {
+        if self.running.is_none() {
+            return;
+        }
+        self.session = None;
+        self.link.send_replace(crate::vm::exec::Link::Coming);
+        if *before == State::Ready {
+            self.enter(State::Running);
+        }
+        self.set_clock = true;
+        self.begun = std::time::Instant::now();
+        self.reach(super::reach::Announcement::Missed);
+    }
+}
+
+/// Returns what a command does with a snapshot, if it does.
+pub(super) fn operation(command: &Command) -> Option<SnapshotOp> {
+    match command {
+        Command::Take(tag) => Some(SnapshotOp::Take(tag.clone())),
+        Command::Restore(tag) => Some(SnapshotOp::Restore(tag.clone())),
+        Command::Drop(tag) => Some(SnapshotOp::Drop(tag.clone())),
+        _ => None,
+    }
+}
