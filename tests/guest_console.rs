@@ -3,9 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -214,4 +215,141 @@ async fn a_guest_that_does_not_read_holds_writers_back() {
     assert!(send.readiness().writable);
     let nothing = qemu.try_read(&mut [0; 10]).unwrap_err();
     assert_eq!(nothing.kind(), ErrorKind::WouldBlock);
+}
+
+/// Opens a terminal as `picocom` does: not as the process's own.
+fn open_terminal(path: &Path) -> File {
+    let mut options = File::options();
+    options.read(true).write(true).custom_flags(libc::O_NOCTTY).open(path).unwrap()
+}
+
+/// Reads a terminal until it has given as many bytes, off the runtime's thread.
+async fn shown(terminal: &File, len: usize) -> String {
+    let mut terminal = terminal.try_clone().unwrap();
+    let read = tokio::task::spawn_blocking(move || {
+        let mut bytes = vec![0; len];
+        terminal.read_exact(&mut bytes).map(|()| bytes)
+    });
+    let bytes = timeout(SOON, read).await.expect("bytes").unwrap().unwrap();
+    String::from_utf8(bytes).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_shows_what_is_printed_from_now_on_and_passes_on_what_is_typed() {
+    let fixture = Fixture::new();
+    let mut qemu = fixture.start().await;
+    let watch = fixture.open(ConsoleAccess::Watch);
+    qemu.write_all(b"Welcome\r\nvm1 login: ").await.unwrap();
+    expect(&*watch, b"Welcome\r\nvm1 login: ").await;
+    let path = fixture.console.terminal().unwrap();
+    let terminal = open_terminal(&path);
+    (&terminal).write_all(b"root\r").unwrap();
+    let mut typed = [0; 5];
+    timeout(SOON, qemu.read_exact(&mut typed)).await.unwrap().unwrap();
+    assert_eq!(&typed, b"root\r", "raw");
+    qemu.write_all(b"root\r\n~ # ").await.unwrap();
+    assert_eq!(shown(&terminal, 10).await, "root\r\n~ # ");
+    expect(&*watch, b"root\r\n~ # ").await;
+    // Written and closed at once, as `echo` does.
+    drop(terminal);
+    open_terminal(&path).write_all(b"id\r").unwrap();
+    let mut typed = [0; 3];
+    timeout(SOON, qemu.read_exact(&mut typed)).await.unwrap().unwrap();
+    assert_eq!(&typed, b"id\r");
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_user_has_a_terminal_and_a_path_is_used_again_once_it_is_closed() {
+    let fixture = Fixture::new();
+    let mut qemu = fixture.start().await;
+    let watch = fixture.open(ConsoleAccess::Watch);
+    let path = fixture.console.terminal().unwrap();
+    assert_eq!(fixture.console.terminal().unwrap(), path, "nobody has opened it");
+    let first = open_terminal(&path);
+    let other = fixture.console.terminal().unwrap();
+    assert_ne!(other, path);
+    let second = open_terminal(&other);
+    qemu.write_all(b"to all").await.unwrap();
+    for terminal in [&first, &second] {
+        assert_eq!(shown(terminal, 6).await, "to all");
+    }
+    drop(second);
+    qemu.write_all(b"to whom?\n").await.unwrap();
+    assert_eq!(shown(&first, 9).await, "to whom?\n");
+    expect(&*watch, b"to allto whom?\n").await;
+    // What it has missed is not shown to its next user.
+    assert_eq!(fixture.console.terminal().unwrap(), other);
+    let second = open_terminal(&other);
+    qemu.write_all(b"again").await.unwrap();
+    assert_eq!(shown(&second, 5).await, "again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_that_is_not_read_holds_up_nobody_and_loses_the_oldest() {
+    let fixture = Fixture::new();
+    let mut qemu = fixture.start().await;
+    let watch = fixture.open(ConsoleAccess::Watch);
+    let terminal = open_terminal(&fixture.console.terminal().unwrap());
+    let line = [b'x'; 1023].iter().chain(b"\n").copied().collect::<Vec<_>>();
+    let mut seen = 0;
+    for _ in 0..3000 {
+        timeout(SOON, qemu.write_all(&line)).await.expect("the line is not held up").unwrap();
+        while let Some(bytes) = watch.try_read(64 << 10) {
+            seen += bytes.unwrap().len();
+        }
+    }
+    while seen < 3000 * 1024 {
+        seen += read(&*watch, 64 << 10).await.len();
+    }
+    qemu.write_all(b"the end").await.unwrap();
+    let left = tokio::task::spawn_blocking(move || read_until(&terminal, b"the end"));
+    let left = timeout(SOON, left).await.expect("what is left").unwrap();
+    assert!(left > 1 << 20 && left < (1 << 20) + (256 << 10), "{left}");
+    assert!(fixture.console.lost() > 1 << 20);
+}
+
+/// Reads a terminal until it shows `end` last, and says how much that was.
+fn read_until(mut terminal: &File, end: &[u8]) -> usize {
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(end) {
+        let mut chunk = [0; 4096];
+        let len = terminal.read(&mut chunk).unwrap();
+        bytes.extend_from_slice(&chunk[..len]);
+    }
+    bytes.len()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_hangs_up_after_the_machines_last_words_and_the_next_run_has_another() {
+    let fixture = Fixture::new();
+    let mut qemu = fixture.start().await;
+    let terminal = open_terminal(&fixture.console.terminal().unwrap());
+    qemu.write_all(b"Power down\n").await.unwrap();
+    drop(qemu);
+    fixture.console.detach();
+    assert_eq!(shown(&terminal, 11).await, "Power down\n");
+    let hung_up = tokio::task::spawn_blocking(move || (&terminal).read(&mut [0; 10]));
+    let end = timeout(SOON, hung_up).await.expect("a hang-up").unwrap();
+    assert!(matches!(end, Ok(0)) || end.is_err(), "{end:?}");
+    let mut qemu = fixture.start().await;
+    let terminal = open_terminal(&fixture.console.terminal().unwrap());
+    qemu.write_all(b"hello").await.unwrap();
+    assert_eq!(shown(&terminal, 5).await, "hello");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminal_that_a_program_took_for_itself_is_given_up_once_it_is_closed() {
+    let fixture = Fixture::new();
+    let mut qemu = fixture.start().await;
+    let path = fixture.console.terminal().unwrap();
+    let terminal = open_terminal(&path);
+    rustix::termios::ioctl_tiocexcl(&terminal).unwrap();
+    drop(terminal);
+    // Root may open it all the same.
+    let next = fixture.console.terminal().unwrap();
+    assert_eq!(next == path, rustix::process::geteuid().is_root());
+    let terminal = open_terminal(&next);
+    qemu.write_all(b"hello").await.unwrap();
+    assert_eq!(shown(&terminal, 5).await, "hello");
 }

@@ -16,8 +16,9 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use self::line::Line;
+use super::tty::Terminals;
 use crate::vm::VmError;
-use crate::vm::backend::{Console, ConsoleAccess};
+use crate::vm::backend::{BackendError, Console, ConsoleAccess};
 use crate::vm::stream::{Bell, Listener, Readiness, Stream};
 
 /// The serial line of one VM.
@@ -34,14 +35,21 @@ pub struct SerialConsole {
 struct Run {
     line: Arc<Line>,
     attached: bool,
+    terminals: Terminals,
+}
+
+impl Run {
+    fn new(lost: &Arc<AtomicU64>) -> Self {
+        let line = Line::new(Arc::clone(lost));
+        Self { line, attached: false, terminals: Terminals::default() }
+    }
 }
 
 impl SerialConsole {
     /// Describes the line of the VM in `dir`; its task will live on `runtime`.
     pub fn new(dir: PathBuf, runtime: Handle) -> Self {
         let lost = Arc::<AtomicU64>::default();
-        let run = Run { line: Line::new(Arc::clone(&lost)), attached: false };
-        Self { dir, runtime, run: Mutex::new(run), lost }
+        Self { dir, runtime, run: Mutex::new(Run::new(&lost)), lost }
     }
 }
 
@@ -57,8 +65,7 @@ impl Console for SerialConsole {
 
     fn detach(&self) {
         let mut run = self.run.lock();
-        let next = Run { line: Line::new(Arc::clone(&self.lost)), attached: false };
-        let last = std::mem::replace(&mut *run, next);
+        let last = std::mem::replace(&mut *run, Run::new(&self.lost));
         if last.attached {
             last.line.stop();
         } else {
@@ -74,6 +81,14 @@ impl Console for SerialConsole {
             ConsoleAccess::Send => Arc::new(Opened::new(line, None)),
             ConsoleAccess::Peek => Arc::new(Snapshot::of(&line)),
         }
+    }
+
+    fn terminal(&self) -> Result<PathBuf, BackendError> {
+        let mut run = self.run.lock();
+        let line = Arc::clone(&run.line);
+        let open = || Arc::new(Opened::new(Arc::clone(&line), Some(Start::Now))) as _;
+        let next = run.terminals.next(&self.runtime, open);
+        next.map_err(|e| BackendError::io("a pseudo-terminal on the serial line", &e))
     }
 
     fn lost(&self) -> u64 {

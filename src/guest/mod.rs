@@ -1,5 +1,6 @@
 //! The way into a guest: SSH keys ([`keys`]), what it is told at boot ([`seed`]), the SSH
-//! connection ([`ssh`]) and the serial line ([`console`]). The only place that names `russh`.
+//! connection ([`ssh`]), OpenSSH's own way there ([`ssh_config`]) and the serial line ([`console`],
+//! with terminals on it: `tty`). The only place that names `russh`.
 //!
 //! No policy: when to connect, and how often to try again, is the driver's business.
 
@@ -8,6 +9,8 @@ pub mod console;
 pub mod keys;
 pub mod seed;
 pub mod ssh;
+pub mod ssh_config;
+mod tty;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +20,9 @@ use tokio::runtime::Handle;
 
 use crate::store::file;
 use crate::store::layout::{Layout, VmDir};
-use crate::vm::backend::{BackendError, Console, GuestAddress, GuestSession, Guests, LaunchPlan};
+use crate::vm::backend::{
+    BackendError, ClientHost, Console, GuestAddress, GuestSession, Guests, LaunchPlan,
+};
 
 /// Guests reached over SSH on a forwarded port and over QEMU's serial socket.
 #[derive(Debug)]
@@ -39,8 +44,11 @@ impl Guests for SshGuests {
         let (client_key, dir) = (self.client_key.clone(), VmDir(plan.dir.clone()));
         let hostname = plan.spec.hostname.clone();
         let hostname = hostname.unwrap_or_else(|| plan.name.clone());
-        let further = plan.spec.ssh_key.clone();
-        let work = move || write_seed(&client_key, &dir, &hostname, &further);
+        let (uuid, further) = (plan.uuid, plan.spec.ssh_key.clone());
+        let work = move || {
+            write_seed(&client_key, &dir, &hostname, &further)?;
+            ssh_config::write_known_hosts(&dir, uuid)
+        };
         self.runtime.spawn_blocking(work).await.map_err(|e| {
             let reason = std::io::Error::other(e);
             BackendError::io("writing the seed", &reason)
@@ -50,6 +58,10 @@ impl Guests for SshGuests {
     async fn connect(&self, at: &GuestAddress) -> Result<Arc<dyn GuestSession>, BackendError> {
         let session = ssh::connect(&self.client_key, at).await?;
         Ok(Arc::new(session))
+    }
+
+    fn client_config(&self, host: &ClientHost) -> String {
+        ssh_config::render(&self.client_key, host)
     }
 
     fn console(&self, dir: PathBuf) -> Arc<dyn Console> {

@@ -13,17 +13,19 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::cmdline::READY_ID;
+use super::monitor::Conversation;
 use super::process::{Process, last_words};
 use super::qmp::{Event, Qmp, QmpError};
 use super::{record, snapshot};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
-    BackendError, ExitReport, Launched, Machine, MachineEvent, RunFacts, SnapshotOp,
+    BackendError, ExitReport, Launched, Machine, MachineEvent, MonitorAccess, RunFacts, SnapshotOp,
 };
 use crate::vm::live::InForce;
 use crate::vm::spec::net::Forward;
 
 pub mod live;
+use crate::vm::stream::Stream;
 
 /// Events that may wait for the VM's task. It takes them at once; a guest that resets in a loop
 /// while that task is busy must not fill the daemon's memory.
@@ -284,6 +286,10 @@ impl Machine for Running {
             error: "it survives SIGKILL: the kernel waits for a disk or network that hangs".into(),
             errno: libc::EBUSY,
         })
+    }
+
+    fn monitor(&self, access: MonitorAccess) -> Arc<dyn Stream> {
+        Arc::new(Conversation::open(&self.parts.qmp, access))
     }
 }
 

@@ -1,7 +1,7 @@
 //! QEMU as the hypervisor: [`Qemu`] implements `vm::backend::Hypervisor`.
 //!
 //! - [`cmdline`]: a launch as arguments. [`launch`]: starting it. [`machine`]: what then runs.
-//! - [`qmp`], [`connect`]: talking to it. [`process`], [`record`]: holding on to it.
+//! - [`qmp`], [`connect`]: talking to it; [`monitor`]: users' own conversations. [`process`], [`record`]: holding on to it.
 //! - [`adopt`]: finding it again after a restart of the daemon.
 //! - [`accel`], [`proof`]: KVM or TCG. [`install`], [`img`]: the programs themselves.
 //!
@@ -15,6 +15,7 @@ pub mod img;
 pub mod install;
 pub mod launch;
 pub mod machine;
+pub mod monitor;
 pub mod process;
 pub mod proof;
 pub mod qcow2;

@@ -1,21 +1,25 @@
 //! A QMP client over one Unix connection: commands out, replies and events in.
 //!
-//! QEMU serves one QMP client at a time, so a machine has one connection, which is kept for good.
-//! What commands and events mean is not known here.
+//! QEMU serves one QMP client at a time, so a machine has one connection, which is kept for good
+//! and shared with users' conversations (`monitor`). What commands and events mean is not known
+//! here.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
+use super::monitor::Talk;
 use crate::vm::backend::BackendError;
 
 /// How long a command may take: QEMU answers within milliseconds unless its main loop hangs, on a
@@ -119,16 +123,30 @@ fn description(error: &Value) -> String {
 }
 
 /// Commands whose replies are awaited; `None` once the connection is closed.
-type Pending = Arc<Mutex<Option<HashMap<u64, oneshot::Sender<Result<Value, String>>>>>>;
+type Pending = Arc<Mutex<Option<HashMap<u64, Waiting>>>>;
+/// Conversations that want events.
+type Talks = Arc<Mutex<Vec<Weak<Talk>>>>;
 
-/// A connection to QEMU after the greeting.
+/// Who waits for a reply.
 #[derive(Debug)]
+enum Waiting {
+    /// A command of our own.
+    Own(oneshot::Sender<Result<Value, String>>),
+    /// A user's conversation, with the `id` that it gave.
+    Talk(Arc<Talk>, Option<Box<RawValue>>),
+}
+
+/// A connection to QEMU after the greeting. Cloning copies the handle.
+#[derive(Clone, Debug)]
 pub struct Qmp {
     version: String,
-    next: AtomicU64,
-    writer: tokio::sync::Mutex<OwnedWriteHalf>,
+    greeting: Arc<[u8]>,
+    next: Arc<AtomicU64>,
+    writer: Arc<tokio::sync::Mutex<OwnedWriteHalf>>,
     pending: Pending,
+    talks: Talks,
     closed: watch::Receiver<bool>,
+    runtime: Handle,
 }
 
 impl Qmp {
@@ -143,18 +161,23 @@ impl Qmp {
     ) -> Result<Self, QmpError> {
         let (reader, writer) = stream.into_split();
         let mut reader = BufReader::new(reader);
-        let version = timeout(GREETING_BOUND, greeting(&mut reader))
+        let (version, greeting) = timeout(GREETING_BOUND, greeting(&mut reader))
             .await
             .map_err(|_| timed_out("greeting", GREETING_BOUND))??;
         let pending = Pending::new(Mutex::new(Some(HashMap::new())));
+        let talks = Talks::default();
         let (closing, closed) = watch::channel(false);
-        tokio::spawn(serve(reader, Arc::clone(&pending), on_event, closing));
+        let ends = (Arc::clone(&pending), Arc::clone(&talks), closing);
+        tokio::spawn(serve(reader, ends, on_event));
         let qmp = Self {
             version,
-            next: AtomicU64::new(1),
-            writer: tokio::sync::Mutex::new(writer),
+            greeting: greeting.into(),
+            next: Arc::new(AtomicU64::new(1)),
+            writer: Arc::new(tokio::sync::Mutex::new(writer)),
             pending,
+            talks,
             closed,
+            runtime: Handle::current(),
         };
         qmp.execute("qmp_capabilities", json!({})).await?;
         Ok(qmp)
@@ -163,6 +186,42 @@ impl Qmp {
     /// Returns QEMU's version as it greeted: `7.2.22`.
     pub fn version(&self) -> &str {
         &self.version
+    }
+
+    /// Returns the line with which it greeted.
+    pub(super) fn greeting(&self) -> &[u8] {
+        &self.greeting
+    }
+
+    /// Returns the runtime that the connection lives on.
+    pub(super) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// Lets a conversation hear events, and the connection's end.
+    pub(super) fn join(&self, talk: &Arc<Talk>) {
+        let mut talks = self.talks.lock();
+        talks.retain(|talk| talk.strong_count() > 0);
+        talks.push(Arc::downgrade(talk));
+        drop(talks);
+        if self.pending.lock().is_none() {
+            talk.end();
+        }
+    }
+
+    /// Sends a conversation's command, which `render` writes with the number that it gets.
+    ///
+    /// # Errors
+    /// [`QmpError::Closed`].
+    pub(super) async fn forward(
+        &self,
+        talk: &Arc<Talk>,
+        id: Option<Box<RawValue>>,
+        render: impl FnOnce(u64) -> Vec<u8>,
+    ) -> Result<(), QmpError> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.expect(number, Waiting::Talk(Arc::clone(talk), id))?;
+        self.send(render(number)).await
     }
 
     /// Runs a command and returns its result.
@@ -203,17 +262,21 @@ impl Qmp {
         arguments: Value,
     ) -> Result<Result<Value, String>, QmpError> {
         let (sender, receiver) = oneshot::channel();
-        match self.pending.lock().as_mut() {
-            Some(pending) => pending.insert(id, sender),
-            None => return Err(QmpError::Closed),
-        };
+        self.expect(id, Waiting::Own(sender))?;
         let request = json!({"execute": command, "arguments": arguments, "id": id});
         self.send(format!("{request}\n").into_bytes()).await?;
         receiver.await.map_err(|_| QmpError::Closed)
     }
 
-    /// Writes one line. A caller that gives up cannot cut it short and so spoil the next one: it
-    /// is far smaller than the socket's buffer, which takes it whole.
+    fn expect(&self, number: u64, waiting: Waiting) -> Result<(), QmpError> {
+        let mut pending = self.pending.lock();
+        pending.as_mut().ok_or(QmpError::Closed)?.insert(number, waiting);
+        Ok(())
+    }
+
+    /// Writes one line. A caller that gives up cannot cut it short and so spoil the next one: ours
+    /// are far smaller than the socket's buffer, which takes them whole, and conversations do not
+    /// give up.
     async fn send(&self, line: Vec<u8>) -> Result<(), QmpError> {
         let mut writer = self.writer.lock().await;
         writer.write_all(&line).await.map_err(|_| QmpError::Closed)
@@ -230,10 +293,12 @@ fn timed_out(command: &str, bound: Duration) -> QmpError {
     QmpError::Timeout { command: command.to_owned(), bound }
 }
 
-async fn greeting(reader: &mut BufReader<OwnedReadHalf>) -> Result<String, QmpError> {
+/// Returns QEMU's version, and the line that tells it.
+async fn greeting(reader: &mut BufReader<OwnedReadHalf>) -> Result<(String, Vec<u8>), QmpError> {
     loop {
-        match parse(&read_line(reader).await.ok_or(QmpError::Closed)?) {
-            Line::Greeting(version) => return Ok(version),
+        let line = read_line(reader).await.ok_or(QmpError::Closed)?;
+        match parse(&line) {
+            Line::Greeting(version) => return Ok((version, line)),
             other => tracing::warn!(?other, "QMP: something came before the greeting"),
         }
     }
@@ -249,26 +314,35 @@ async fn read_line(reader: &mut BufReader<OwnedReadHalf>) -> Option<Vec<u8>> {
 
 async fn serve(
     mut reader: BufReader<OwnedReadHalf>,
-    pending: Pending,
+    (pending, talks, closing): (Pending, Talks, watch::Sender<bool>),
     mut on_event: impl FnMut(Event),
-    closing: watch::Sender<bool>,
 ) {
     while let Some(line) = read_line(&mut reader).await {
         match parse(&line) {
-            Line::Event(event) => on_event(event),
-            Line::Reply(id, result) => answer(&pending, id, result),
+            Line::Event(event) => {
+                listeners(&talks).for_each(|talk| talk.event(&line));
+                on_event(event);
+            }
+            Line::Reply(id, result) => answer(&pending, id, result, &line),
             other => tracing::warn!(?other, "QMP: unexpected line"),
         }
     }
     pending.lock().take();
     closing.send_replace(true);
+    listeners(&talks).for_each(|talk| talk.end());
 }
 
-fn answer(pending: &Pending, id: u64, result: Result<Value, String>) {
-    let waiting = pending.lock().as_mut().and_then(|p| p.remove(&id));
-    if let Some(waiting) = waiting {
+fn listeners(talks: &Talks) -> impl Iterator<Item = Arc<Talk>> {
+    let talks: Vec<_> = talks.lock().iter().filter_map(Weak::upgrade).collect();
+    talks.into_iter()
+}
+
+fn answer(pending: &Pending, id: u64, result: Result<Value, String>, line: &[u8]) {
+    match pending.lock().as_mut().and_then(|p| p.remove(&id)) {
         // Nobody waits for it any more: a caller may give up at any time.
-        waiting.send(result).ok();
+        Some(Waiting::Own(waiting)) => drop(waiting.send(result)),
+        Some(Waiting::Talk(talk, id)) => talk.answer(line, id.as_deref()),
+        None => {}
     }
 }
 

@@ -12,6 +12,7 @@
 //!     disk.qcow2               its disk, made at the first start
 //!     temporary.qcow2          what an ephemeral VM writes, until QEMU has opened it
 //!     host_key{,.pub}          its SSH host key
+//!     known_hosts              that key as other SSH clients want it
 //!     seed.tar                 what it is told at boot (guest::seed)
 //!     run.json                 the QEMU that runs it, for adoption
 //!     qmp  serial              QEMU's sockets
@@ -119,6 +120,11 @@ impl VmDir {
     /// Returns the guest's private SSH host key; the public one lies beside it with `.pub`.
     pub fn host_key(&self) -> PathBuf {
         self.0.join("host_key")
+    }
+
+    /// Returns the file that tells other SSH clients the guest's host key.
+    pub fn known_hosts(&self) -> PathBuf {
+        self.0.join("known_hosts")
     }
 
     /// Returns the seed.

@@ -3,6 +3,7 @@
 //! Adding a file is adding a row. Lookup, listing, attributes, open flags, `.docs` and the README's
 //! table follow from it.
 
+use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
@@ -15,7 +16,7 @@ use super::verbs::VM_VERBS;
 use super::{TreeError, metrics, render};
 use crate::registry::Registry;
 use crate::registry::trash::Removed;
-use crate::vm::backend::{ConsoleAccess, ImageInfo, SnapshotInfo};
+use crate::vm::backend::{ConsoleAccess, ImageInfo, MonitorAccess, SnapshotInfo};
 use crate::vm::exec::ExecAccess;
 use crate::vm::notice::Notice;
 use crate::vm::spec::{KEYS, Key};
@@ -109,6 +110,12 @@ pub static VM: &[Node<Vm>] = &[
         body: Body::Control(VM_VERBS),
     },
     Node {
+        name: "disk",
+        mode: 0o777,
+        doc: "leads to the disk's qcow2 file, for `qemu-img`",
+        body: Body::Link(|vm, _| Some(vm.dir().disk())),
+    },
+    Node {
         name: "error",
         mode: 0o444,
         doc: "`ok`, or the last failure in one sentence",
@@ -139,6 +146,12 @@ pub static VM: &[Node<Vm>] = &[
         body: Body::Tail(|vm| vm.dir().log()),
     },
     Node {
+        name: "qmp",
+        mode: 0o600,
+        doc: "QEMU's own protocol, a JSON object a line; each open is a conversation of its own",
+        body: Body::Stream(|vm, open| Ok(vm.open_monitor(monitor_access(open))?)),
+    },
+    Node {
         name: "ready",
         mode: 0o444,
         doc: "blocks until a command has run in the guest, then says how long that took",
@@ -151,10 +164,22 @@ pub static VM: &[Node<Vm>] = &[
         body: Body::Directory(Table::Snapshots),
     },
     Node {
+        name: "ssh_config",
+        mode: 0o444,
+        doc: "for OpenSSH's programs: `ssh -F vm1/ssh_config vm1`, scp, sftp, rsync, ansible",
+        body: Body::Value(Vm::client_config),
+    },
+    Node {
         name: "status",
         mode: 0o444,
         doc: "one word: stopped starting running ready paused saving stopping failed broken",
         body: Body::Value(|vm| line(&vm.state().to_string())),
+    },
+    Node {
+        name: "tty",
+        mode: 0o777,
+        doc: "leads to a real terminal on the serial line, for `screen`, `picocom`, `tio`",
+        body: Body::Link(|vm, _| Some(terminal(vm))),
     },
     Node {
         name: "wait",
@@ -360,7 +385,7 @@ impl Subject for Removed {
 impl Subject for Vm {
     fn changed(&self, name: &str) -> SystemTime {
         match name {
-            "status" | "ready" | "wait" | "info" | "events" => self.view().since,
+            "status" | "ready" | "wait" | "info" | "events" | "ssh_config" => self.view().since,
             "error" => self.failure_changed(),
             "." | "ctl" | "exec" | "console" => self.created(),
             _ => self.configured(),
@@ -392,6 +417,20 @@ fn console_access(open: &OpenRequest<'_>) -> ConsoleAccess {
         Access::Read => ConsoleAccess::Watch,
         Access::Write => ConsoleAccess::Send,
         Access::ReadWrite => ConsoleAccess::Talk,
+    }
+}
+
+/// A link that leads nowhere is an error for every `ls -l`. So it leads to `console` where there is
+/// no terminal: opening that says why.
+fn terminal(vm: &Vm) -> PathBuf {
+    vm.terminal().unwrap_or_else(|_| "console".into())
+}
+
+fn monitor_access(open: &OpenRequest<'_>) -> MonitorAccess {
+    match open.access {
+        Access::Read => MonitorAccess::Watch,
+        Access::Write => MonitorAccess::Send,
+        Access::ReadWrite => MonitorAccess::Converse,
     }
 }
 

@@ -365,6 +365,20 @@ pub trait Machine: fmt::Debug + Send + Sync {
     /// Ends QEMU: asks first (`quit`), then kills. Returns when the process is gone; the
     /// `Exited` event comes too.
     async fn kill(&self) -> Result<(), BackendError>;
+    /// Opens a conversation in the hypervisor's own protocol, which disturbs no other and ends
+    /// with the machine.
+    fn monitor(&self, access: MonitorAccess) -> Arc<dyn Stream>;
+}
+
+/// How a monitor is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MonitorAccess {
+    /// Read only: the greeting, then events.
+    Watch,
+    /// Write only: commands, whose answers nobody reads.
+    Send,
+    /// Commands, their answers, and events.
+    Converse,
 }
 
 /// A machine just started or adopted, with its events.
@@ -422,6 +436,21 @@ pub struct GuestAddress {
     pub dir: PathBuf,
 }
 
+/// A guest as other SSH clients should know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientHost {
+    /// The VM's name.
+    pub name: String,
+    /// The VM's identity.
+    pub uuid: Uuid,
+    /// The VM's directory.
+    pub dir: PathBuf,
+    /// The login name.
+    pub user: String,
+    /// The port on 127.0.0.1, or why it cannot be reached and what to do.
+    pub port: Result<u16, String>,
+}
+
 /// How a command in the guest ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -469,6 +498,8 @@ pub trait Guests: fmt::Debug + Send + Sync {
     async fn prepare(&self, plan: &LaunchPlan) -> Result<(), BackendError>;
     /// Connects, logs in and proves it by running `true`: one attempt, bounded.
     async fn connect(&self, at: &GuestAddress) -> Result<Arc<dyn GuestSession>, BackendError>;
+    /// Returns a configuration with which other clients get into a guest without a question.
+    fn client_config(&self, host: &ClientHost) -> String;
     /// Returns the serial line of the VM with this directory. It is not attached yet.
     fn console(&self, dir: PathBuf) -> Arc<dyn Console>;
 }
@@ -496,6 +527,9 @@ pub trait Console: fmt::Debug + Send + Sync {
     fn detach(&self);
     /// Opens a stream with a cursor of its own.
     fn open(&self, access: ConsoleAccess) -> Arc<dyn Stream>;
+    /// Returns the path of a terminal on this line that nobody has open now. It stays good until
+    /// the machine ends, and then hangs up.
+    fn terminal(&self) -> Result<PathBuf, BackendError>;
     /// Bytes that slow readers have lost.
     fn lost(&self) -> u64;
 }

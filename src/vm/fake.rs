@@ -224,6 +224,10 @@ impl Machine for FakeMachine {
         self.call("kill", Some(clean_exit())).await;
         Ok(())
     }
+
+    fn monitor(&self, _access: MonitorAccess) -> Arc<dyn Stream> {
+        Arc::new(Silence(Bell::default()))
+    }
 }
 
 #[async_trait]
@@ -237,6 +241,10 @@ impl Guests for Fake {
             return Err(BackendError::Unreachable { reason: "fake".into() });
         }
         Ok(Arc::new(FakeSession(Arc::clone(&self.0))))
+    }
+
+    fn client_config(&self, host: &ClientHost) -> String {
+        format!("{host:?}\n")
     }
 
     fn console(&self, _dir: PathBuf) -> Arc<dyn Console> {
@@ -275,6 +283,10 @@ impl Console for FakeConsole {
 
     fn open(&self, _access: ConsoleAccess) -> Arc<dyn Stream> {
         Arc::new(Silence(Bell::default()))
+    }
+
+    fn terminal(&self) -> Result<PathBuf, BackendError> {
+        Ok("/dev/pts/fake".into())
     }
 
     fn lost(&self) -> u64 {

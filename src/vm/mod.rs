@@ -21,6 +21,7 @@ pub mod state;
 pub mod stream;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -29,7 +30,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use self::backend::{
-    BackendError, Console, ConsoleAccess, Guests, Hypervisor, Images, RunFacts, SnapshotInfo,
+    BackendError, ClientHost, Console, ConsoleAccess, Guests, Hypervisor, Images, Machine,
+    MonitorAccess, RunFacts, SnapshotInfo,
 };
 use self::caller::Caller;
 use self::defaults::Defaults;
@@ -163,6 +165,9 @@ pub(crate) struct Shared {
     asks: mpsc::Sender<Ask>,
     console: Arc<dyn Console>,
     exec: Exec,
+    guests: Arc<dyn Guests>,
+    /// The machine that runs, for conversations that the driver has no part in.
+    machine: RwLock<Option<Arc<dyn Machine>>>,
     events: Arc<Feed>,
 }
 
@@ -239,6 +244,43 @@ impl Vm {
     pub fn open_console(&self, access: ConsoleAccess) -> Result<Arc<dyn Stream>, VmError> {
         self.expect_on("console")?;
         Ok(self.0.console.open(access))
+    }
+
+    /// Returns the path of a terminal on the serial line that nobody has open now.
+    ///
+    /// # Errors
+    /// [`Refusal::Off`] while no QEMU runs; the system's lack of pseudo-terminals.
+    pub fn terminal(&self) -> Result<PathBuf, VmError> {
+        self.expect_on("tty")?;
+        Ok(self.0.console.terminal()?)
+    }
+
+    /// Opens a conversation in the hypervisor's own protocol.
+    ///
+    /// # Errors
+    /// [`Refusal::Off`] while no machine runs.
+    pub fn open_monitor(&self, access: MonitorAccess) -> Result<Arc<dyn Stream>, VmError> {
+        let machine = self.0.machine.read();
+        let off = || Refusal::Off { verb: "qmp", state: self.state().word() };
+        Ok(machine.as_ref().ok_or_else(off)?.monitor(access))
+    }
+
+    /// Returns a configuration with which other SSH clients get into the guest.
+    pub fn client_config(&self) -> String {
+        let view = self.view();
+        let port = match (&view.state, &view.facts) {
+            (State::Paused, _) => Err("is paused; `echo resume > ctl` first".to_owned()),
+            (State::Starting, _) => Err("is starting; `cat ready` waits for it".to_owned()),
+            (_, Some(facts)) => Ok(facts.ssh_port),
+            (state, None) => Err(format!("is {}; `echo start > ctl` first", state.word())),
+        };
+        self.0.guests.client_config(&ClientHost {
+            name: self.name(),
+            uuid: self.uuid(),
+            dir: self.dir().0.clone(),
+            user: self.spec().ssh_user.clone(),
+            port,
+        })
     }
 
     /// Opens the way to run commands.

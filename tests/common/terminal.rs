@@ -43,6 +43,12 @@ impl Terminal {
         eventually(&format!("{program} in the foreground"), BOUND, || self.foreground() == program);
     }
 
+    /// Gives the window another size.
+    pub(crate) fn resize(&self, columns: u16, rows: u16) {
+        let (x, y) = (columns.to_string(), rows.to_string());
+        finish(self.tmux().args(["resize-window", "-x", &x, "-y", &y]), BOUND).ok();
+    }
+
     /// Returns what is on the screen.
     pub(crate) fn screen(&self) -> String {
         finish(self.tmux().args(["capture-pane", "-p"]), BOUND).ok()

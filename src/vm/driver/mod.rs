@@ -115,6 +115,8 @@ fn shared(
         asks,
         console,
         events: Arc::clone(&world.events),
+        guests: Arc::clone(&world.guests),
+        machine: RwLock::default(),
         dir: birth.dir,
     }
 }

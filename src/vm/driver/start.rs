@@ -90,6 +90,7 @@ impl Driver {
     fn take_over(&mut self, launched: Launched) {
         let facts = launched.machine.facts().clone();
         let state = if launched.paused { State::Paused } else { State::Running };
+        *self.vm.0.machine.write() = Some(Arc::clone(&launched.machine));
         self.running = Some(launched);
         self.vm.console().attach();
         self.publish(|view| view.facts = Some(facts));

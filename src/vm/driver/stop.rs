@@ -92,6 +92,7 @@ impl Driver {
         self.reaching = None;
         self.stopping = None;
         self.link.send_replace(Link::Off);
+        *self.vm.0.machine.write() = None;
         self.vm.console().detach();
         self.publish(|view| {
             view.facts = None;
