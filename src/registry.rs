@@ -63,6 +63,9 @@ pub struct Registry {
     vms: RwLock<Vms>,
     /// Names being made or renamed to: taken, and not yet anybody's.
     reserved: Mutex<HashSet<String>>,
+    /// Held by what gives names or takes them away: a VM cannot be renamed twice at once, nor while
+    /// it is removed.
+    naming: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -111,6 +114,7 @@ impl Registry {
                 changed: SystemTime::now(),
             }),
             reserved: Mutex::default(),
+            naming: tokio::sync::Mutex::default(),
         };
         registry.adopt(found).await;
         registry.reach_guests().await;
@@ -219,6 +223,11 @@ impl Registry {
     /// [`RegistryError::Exists`], [`RegistryError::BadName`], or what the disk answered; nothing
     /// is left behind then.
     pub async fn create(self: Arc<Self>, name: String) -> Result<Vm, RegistryError> {
+        to_its_end(async move { self.do_create(name).await }).await
+    }
+
+    async fn do_create(&self, name: String) -> Result<Vm, RegistryError> {
+        let _order = self.naming.lock().await;
         let reservation = self.reserve(&name)?;
         let (uuid, now) = (Uuid::new_v4(), SystemTime::now());
         let definition = Definition { version: 1, created: now, spec: self.defaults.clone() };
@@ -254,6 +263,11 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::Absent`], the VM's own refusal, or what the disk answered.
     pub async fn remove(self: Arc<Self>, name: String) -> Result<(), RegistryError> {
+        to_its_end(async move { self.do_remove(name).await }).await
+    }
+
+    async fn do_remove(&self, name: String) -> Result<(), RegistryError> {
+        let _order = self.naming.lock().await;
         let vm = self.get(&name).ok_or_else(|| RegistryError::Absent(name.clone()))?;
         vm.perform(Command::Remove).await?;
         self.forget(&name, &vm);
@@ -279,6 +293,11 @@ impl Registry {
     /// [`RegistryError::Absent`], [`RegistryError::Exists`], [`RegistryError::BadName`], or what
     /// the disk answered.
     pub async fn rename(self: Arc<Self>, from: String, to: String) -> Result<(), RegistryError> {
+        to_its_end(async move { self.do_rename(from, to).await }).await
+    }
+
+    async fn do_rename(&self, from: String, to: String) -> Result<(), RegistryError> {
+        let _order = self.naming.lock().await;
         let vm = self.get(&from).ok_or_else(|| RegistryError::Absent(from.clone()))?;
         if from == to {
             return Ok(());
@@ -385,6 +404,20 @@ fn empty_trash(layout: &Layout, now: SystemTime) -> std::io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Runs a name operation to its end, also when the caller is interrupted and gives it up: one done
+/// by half would leave the disk and the names disagreeing.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, RegistryError>> + Send + 'static,
+) -> Result<T, RegistryError> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(panic) => {
+            let (what, error) = ("a name operation".to_owned(), panic.to_string());
+            Err(BackendError::Io { what, error, errno: 0 }.into())
+        }
+    }
 }
 
 fn seconds(time: SystemTime) -> u64 {

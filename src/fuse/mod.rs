@@ -5,7 +5,7 @@
 
 mod attr;
 mod caller;
-mod errno;
+pub(crate) mod errno;
 pub mod mountpoint;
 mod park;
 mod poll;

@@ -127,8 +127,13 @@ impl<T: Subject> Bound<T> {
             (Body::Directory(_), _) => Err(TreeError::IsADirectory),
             (Body::Value(_) | Body::Tail(_), _) => Ok(Open::Value(self.content(node).into())),
             (Body::Stream(open), vm) => {
-                let stream = open(&self.object, request)?;
-                Ok(Open::Stream { stream, crawler: request.crawler, vm })
+                let crawler = request.crawler && !request.access.writes();
+                match open(&self.object, request) {
+                    Ok(stream) => Ok(Open::Stream { stream, crawler, vm }),
+                    // Who walks over everything has not asked for this: it finds nothing.
+                    Err(_) if crawler => Ok(Open::Value(Arc::default())),
+                    Err(error) => Err(error),
+                }
             }
             (Body::Setting(key), Some(vm)) => {
                 Ok(Open::setting(vm, key, self.content(node), request.append))

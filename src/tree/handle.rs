@@ -142,16 +142,16 @@ impl Open {
     /// Says what could be done now, and returns a listener for changes: `None` if there are none.
     pub fn poll(&self) -> (Readiness, Option<Listener>) {
         match self {
-            Self::Value(_) | Self::Setting(_) => {
+            // A read of these never waits: at their end it says so.
+            Self::Value(_) | Self::Setting(_) | Self::Control(_) => {
                 (Readiness { readable: true, writable: true, hung_up: false }, None)
             }
-            Self::Control(control) => {
-                let readable = !control.results.lock().unread.is_empty();
-                (Readiness { readable, writable: true, hung_up: false }, None)
-            }
-            Self::Stream { stream, .. } => {
+            Self::Stream { stream, crawler, .. } => {
+                // Listening begins before the look, so that no change in between is missed.
                 let listener = stream.listen();
-                (stream.readiness(), Some(listener))
+                let mut readiness = stream.readiness();
+                readiness.readable |= crawler;
+                (readiness, Some(listener))
             }
         }
     }
@@ -178,8 +178,8 @@ fn read_stream(
 ) -> Answer<Vec<u8>> {
     let vm = vm.cloned();
     match stream.try_read(max) {
+        None | Some(Err(_)) if crawler => Answer::Now(Ok(Vec::new())),
         Some(result) => Answer::Now(noted(vm.as_ref(), result.map_err(TreeError::from))),
-        None if crawler => Answer::Now(Ok(Vec::new())),
         None if patience == Patience::Now => Answer::Now(Err(TreeError::WouldBlock)),
         None => {
             let read = stream::read(Arc::clone(stream), max);

@@ -113,8 +113,8 @@ pub enum WriteMode {
 pub(crate) enum Ask {
     /// A verb of `ctl`.
     Do(Command, oneshot::Sender<Result<(), VmError>>),
-    /// New settings, already checked.
-    Configure(Box<VmSpec>, oneshot::Sender<Result<(), VmError>>),
+    /// A setting's new text.
+    Configure(&'static Key, String, WriteMode, oneshot::Sender<Result<(), VmError>>),
     /// A new name, already reserved.
     Rename(String, oneshot::Sender<Result<(), VmError>>),
 }
@@ -284,7 +284,8 @@ impl Vm {
         (commands.len(), None)
     }
 
-    /// Writes a setting: parsed here, stored by the driver.
+    /// Writes a setting. The driver parses it into what is then there: two settings written at the
+    /// same time both count.
     ///
     /// # Errors
     /// [`VmError::Spec`] for a value that is not accepted; nothing changes then.
@@ -294,9 +295,7 @@ impl Vm {
         text: String,
         mode: WriteMode,
     ) -> Result<(), VmError> {
-        let mut spec = VmSpec::clone(&self.spec());
-        key.assign(&mut spec, &text, mode)?;
-        self.ask(|answer| Ask::Configure(Box::new(spec), answer)).await
+        self.ask(|answer| Ask::Configure(key, text, mode, answer)).await
     }
 
     /// Gives it another name, which the registry has reserved.

@@ -23,10 +23,10 @@ use super::backend::{
     Adoption, BackendError, ExitReport, GuestSession, LaunchPlan, Launched, MachineEvent,
 };
 use super::exec::{Exec, Link};
-use super::spec::VmSpec;
+use super::spec::{Key, VmSpec};
 use super::state::{Command, Refusal, State, admit};
 use super::stream::Bell;
-use super::{Ask, Shared, View, Vm, VmError, VmId, World, one_line};
+use super::{Ask, Shared, View, Vm, VmError, VmId, World, WriteMode, one_line};
 use crate::store::file;
 use crate::store::layout::VmDir;
 
@@ -255,8 +255,8 @@ impl Driver {
     async fn on_ask(&mut self, ask: Ask) -> Life {
         match ask {
             Ask::Do(command, answer) => return self.on_command(command, answer).await,
-            Ask::Configure(spec, answer) => {
-                let result = self.configure(*spec).await;
+            Ask::Configure(key, text, mode, answer) => {
+                let result = self.configure(key, &text, mode).await;
                 drop(answer.send(result));
             }
             Ask::Rename(name, answer) => {
@@ -321,11 +321,18 @@ impl Driver {
         Ok(())
     }
 
-    async fn configure(&mut self, spec: VmSpec) -> Result<(), VmError> {
+    async fn configure(
+        &mut self,
+        key: &Key,
+        text: &str,
+        mode: WriteMode,
+    ) -> Result<(), VmError> {
         if let State::Broken(reason) = self.state() {
             return Err(Refusal::Broken { verb: "config", reason }.into());
         }
         let old = self.vm.spec();
+        let mut spec = VmSpec::clone(&old);
+        key.assign(&mut spec, text, mode)?;
         if spec.image != old.image && self.vm.dir().disk().exists() {
             return Err(Refusal::HasDisk { image: old.image.clone() }.into());
         }
