@@ -215,8 +215,18 @@ impl Model {
                 self.vms.values_mut().for_each(restarted);
                 Ok(())
             }
-            Op::Interrupted(op) => self.perform(op),
+            Op::Interrupted(op) => self.unheard(op),
         }
+    }
+
+    /// An answer that nobody hears is no failure to tell of.
+    fn unheard(&mut self, op: &Op) -> Result<(), i32> {
+        let before = self.vms.clone();
+        let outcome = self.perform(op);
+        for (name, vm) in &mut self.vms {
+            vm.failed = before.get(name).map_or(vm.failed, |vm| vm.failed);
+        }
+        outcome
     }
 
     fn mkdir(&mut self, name: &'static str) -> Result<(), i32> {
