@@ -136,6 +136,7 @@ fn hold(aq: &Mounted, terminal: &Terminal, (program, line, shows, keys): &Dialog
         println!("NOT RUN: {line}: there is no tty yet");
         return;
     }
+    println!("{line}");
     terminal.enter(line);
     terminal.until_foreground(program);
     eventually(&format!("{line} shows {shows:?}"), BOUND, || terminal.screen().contains(shows));

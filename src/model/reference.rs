@@ -98,7 +98,8 @@ static WRITES: &[&[&str]] = &[
 ];
 
 const NAMES: &[&str] = &["a", "b", "c"];
-const BAD_NAMES: &[&str] = &["-a", "A", ".git", ".docs", "a_b", "0123456789012345678901234567890123"];
+const BAD_NAMES: &[&str] =
+    &["-a", "A", ".git", ".docs", "a_b", "0123456789012345678901234567890123"];
 const PARTS: &[&str] = &["status", "config", "ctl", "nothing"];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -79,9 +79,7 @@ impl System {
             Op::Ctl(vm, lines) => self.ctl(vm, &lines.join("\n")),
             Op::Set(vm, value) => self.set(vm, value),
             Op::Exec(vm) => self.exec(vm),
-            Op::Console(vm) => {
-                self.with(&[vm, "console"], (Access::Read, false), async |_| Ok(()))
-            }
+            Op::Console(vm) => self.with(&[vm, "console"], (Access::Read, false), async |_| Ok(())),
             Op::Event(vm, event) => {
                 self.event(vm, *event);
                 Ok(())
@@ -115,9 +113,7 @@ impl System {
                 Answer::Later(made) => Answer::Later(Box::pin(made.map(|m| m.map(drop)))),
             },
             Op::Rmdir(name) => self.tree().remove_directory(NodeId::ROOT, name),
-            Op::Rename(from, to) => {
-                self.tree().rename((NodeId::ROOT, from), (NodeId::ROOT, to))
-            }
+            Op::Rename(from, to) => self.tree().rename((NodeId::ROOT, from), (NodeId::ROOT, to)),
             other => panic!("{other:?} is no name operation"),
         }
     }

@@ -6,13 +6,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use futures::FutureExt;
 use parking_lot::Mutex;
 
 use super::handle::{Open, OpenRequest};
 use super::node::{Attr, Body, Kind, Node, NodeId, Subject, Table};
 use super::table::{CONFIG, DOCS, IMAGE, ImageSubject, ROOT, VM};
-use super::{Answer, TAIL, TreeError, read_tail};
+use super::{Answer, TAIL, TreeError};
 use crate::registry::Registry;
 use crate::vm::{Vm, VmId};
 
@@ -125,7 +124,8 @@ impl<T: Subject> Bound<T> {
     fn open_now(&self, node: &Node<T>, request: &OpenRequest<'_>) -> Result<Open, TreeError> {
         match (&node.body, self.object.vm().cloned()) {
             (Body::Directory(_), _) => Err(TreeError::IsADirectory),
-            (Body::Value(_) | Body::Tail(_), _) => Ok(Open::Value(self.content(node).into())),
+            (Body::Value(_), _) => Ok(Open::Value(self.content(node).into())),
+            (Body::Tail(path), _) => Ok(Open::tail(path(&self.object))),
             (Body::Stream(open), vm) => {
                 let crawler = request.crawler && !request.access.writes();
                 match open(&self.object, request) {
@@ -196,13 +196,7 @@ impl<T: Subject> Directory for Bound<T> {
         if request.access.writes() && node.mode & 0o200 == 0 {
             return Answer::Now(Err(TreeError::ReadOnly));
         }
-        match &node.body {
-            Body::Tail(path) => {
-                let read = read_tail(path(&self.object));
-                Answer::later(read.map(|content| Ok(Open::Value(content?.into()))))
-            }
-            _ => Answer::Now(self.open_now(node, request)),
-        }
+        Answer::Now(self.open_now(node, request))
     }
 
     fn vm(&self) -> Option<&Vm> {

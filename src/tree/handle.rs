@@ -3,17 +3,19 @@
 //! No names (`table.rs`); no waiting: what takes time is returned as a future.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::FutureExt;
 use parking_lot::Mutex;
 
 use super::verbs::{LONGEST_WRITE, Verb, parse_lines};
-use super::{Answer, TreeError};
+use super::{Answer, TAIL, TreeError};
+use crate::store::file;
 use crate::vm::caller::Caller;
 use crate::vm::spec::Key;
 use crate::vm::stream::{self, Listener, Readiness, Stream};
-use crate::vm::{Vm, WriteMode};
+use crate::vm::{Vm, WriteMode, driver};
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,6 +67,13 @@ pub enum Patience {
 pub enum Open {
     /// Frozen content.
     Value(Arc<[u8]>),
+    /// The end of a file on disk, which may grow while it is read: `tail -f` follows it.
+    Tail {
+        /// The file.
+        path: PathBuf,
+        /// Where its end began when it was opened.
+        from: u64,
+    },
     /// A setting: frozen content, and where writes go.
     Setting(Setting),
     /// A control file.
@@ -111,6 +120,12 @@ impl Open {
         Self::Setting(Setting { vm, key, content: content.into(), mode })
     }
 
+    /// Opens the end of a file; one that is not there yet is empty.
+    pub(super) fn tail(path: PathBuf) -> Self {
+        let length = std::fs::metadata(&path).map_or(0, |meta| meta.len());
+        Self::Tail { path, from: length.saturating_sub(TAIL) }
+    }
+
     /// Opens a control file.
     pub(super) fn control(vm: Vm, verbs: &'static [Verb]) -> Self {
         Self::Control(Arc::new(Control { vm, verbs, results: Mutex::default() }))
@@ -122,6 +137,7 @@ impl Open {
             Self::Value(content) | Self::Setting(Setting { content, .. }) => {
                 Answer::Now(Ok(slice(content, offset, max)))
             }
+            Self::Tail { path, from } => read_tail(path.clone(), from.saturating_add(offset), max),
             Self::Control(control) => Answer::Now(Ok(control.read(max))),
             Self::Stream { stream, crawler, vm } => {
                 read_stream(stream, max, *crawler, patience, vm.as_ref())
@@ -132,7 +148,7 @@ impl Open {
     /// Writes.
     pub fn write(&self, data: &[u8], patience: Patience) -> Answer<usize> {
         match self {
-            Self::Value(_) => Answer::Now(Err(TreeError::ReadOnly)),
+            Self::Value(_) | Self::Tail { .. } => Answer::Now(Err(TreeError::ReadOnly)),
             Self::Setting(setting) => setting.write(data),
             Self::Control(control) => Control::write(control, data),
             Self::Stream { stream, vm, .. } => write_stream(stream, data, patience, vm.as_ref()),
@@ -143,7 +159,7 @@ impl Open {
     pub fn poll(&self) -> (Readiness, Option<Listener>) {
         match self {
             // A read of these never waits: at their end it says so.
-            Self::Value(_) | Self::Setting(_) | Self::Control(_) => {
+            Self::Value(_) | Self::Tail { .. } | Self::Setting(_) | Self::Control(_) => {
                 (Readiness { readable: true, writable: true, hung_up: false }, None)
             }
             Self::Stream { stream, crawler, .. } => {
@@ -167,6 +183,12 @@ impl Open {
 fn slice(content: &[u8], offset: u64, max: usize) -> Vec<u8> {
     let start = usize::try_from(offset).unwrap_or(usize::MAX).min(content.len());
     content[start..content.len().min(start.saturating_add(max))].to_vec()
+}
+
+/// Reads a log off the caller's thread: it lies on a disk.
+fn read_tail(path: PathBuf, from: u64, max: usize) -> Answer<Vec<u8>> {
+    let read = driver::off_thread(move || file::read_at(&path, from, max), "a log");
+    Answer::later(read.map(|bytes| bytes.map_err(|e| TreeError::Vm(e.into()))))
 }
 
 fn read_stream(

@@ -11,7 +11,6 @@ pub mod table;
 pub mod verbs;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,9 +23,9 @@ use self::handle::{Open, OpenRequest};
 use self::node::{Attr, Kind, NodeId, Table};
 use self::verbs::VerbError;
 use crate::registry::{Registry, RegistryError};
+use crate::vm::VmError;
 use crate::vm::spec::is_vm_name;
 use crate::vm::state::{Command, Refusal};
-use crate::vm::{VmError, driver};
 
 /// Why an operation on the tree was not done.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -308,11 +307,5 @@ impl Tree {
     }
 }
 
-/// The content of a file's end: what a [`node::Body::Tail`] shows.
+/// How much of a file's end a [`node::Body::Tail`] shows.
 pub(crate) const TAIL: u64 = 1 << 20;
-
-/// Reads a file's end off the caller's thread.
-fn read_tail(path: PathBuf) -> impl Future<Output = Result<Vec<u8>, TreeError>> + Send + 'static {
-    let read = driver::off_thread(move || crate::store::file::tail(&path, TAIL), "a log");
-    read.map(|content| content.map_err(|e| TreeError::Vm(e.into())))
-}

@@ -197,6 +197,8 @@ impl Subject for Vm {
         match name {
             "status" | "ready" | "wait" | "info" => self.view().since,
             "error" => self.failure_changed(),
+            // No name in these directories comes or goes.
+            "." => self.created(),
             _ => self.configured(),
         }
     }

@@ -321,12 +321,7 @@ impl Driver {
         Ok(())
     }
 
-    async fn configure(
-        &mut self,
-        key: &Key,
-        text: &str,
-        mode: WriteMode,
-    ) -> Result<(), VmError> {
+    async fn configure(&mut self, key: &Key, text: &str, mode: WriteMode) -> Result<(), VmError> {
         if let State::Broken(reason) = self.state() {
             return Err(Refusal::Broken { verb: "config", reason }.into());
         }
