@@ -141,7 +141,11 @@ fn hold(aq: &Mounted, terminal: &Terminal, (program, line, shows, keys): &Dialog
     terminal.until_foreground(program);
     eventually(&format!("{line} shows {shows:?}"), BOUND, || terminal.screen().contains(shows));
     sleep(PARKED);
-    keys.iter().for_each(|key| terminal.press(key));
+    for key in *keys {
+        terminal.press(key);
+        // Ctrl-C throws away what was typed ahead of it and behind it.
+        sleep(PARKED);
+    }
     terminal.until_foreground("bash");
     terminal.enter("clear");
 }

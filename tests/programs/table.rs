@@ -111,7 +111,7 @@ pub(crate) const ROWS: &[Row] = &[
     ("rsync", "directory", "rsync -a off/ $T/x/ && cat $T/x/status $T/x/config/cpus", Says("stopped\n1\n")),
     ("rsync", "directory", "rsync -a --exclude .docs ./ $T/x/ && cat $T/x/held/status", Says("paused\n")),
     ("rsync", "setting", "rsync off/config/cpus on/config/", Fails("Permission denied")),
-    ("rsync", "setting", "echo 2 > $T/cpus; rsync --inplace $T/cpus off/config/ && cat off/config/cpus; echo 1 > off/config/cpus", Says("2\n")),
+    ("rsync", "setting", "echo 2 > $T/cpus; rsync -I --inplace $T/cpus off/config/ && cat off/config/cpus; echo 1 > off/config/cpus", Says("2\n")),
     ("git add", "value", "g() { git --git-dir=$T/g --work-tree=. \"$@\"; }; g init -q && g add off/status && g show :off/status", Says("stopped\n")),
     ("git add", "directory", "g() { git --git-dir=$T/g --work-tree=. \"$@\"; }; g init -q && g add */config && g show :on/config/cpus", Says("1\n")),
     ("git add", "directory", "g() { git --git-dir=$T/g --work-tree=. \"$@\"; }; g init -q && g add off", Fails("Host is down")),
@@ -230,7 +230,6 @@ pub(crate) type Dialogue = (&'static str, &'static str, &'static str, &'static [
 pub(crate) const DIALOGUES: &[Dialogue] = &[
     ("less", "less off/status", "stopped", &["q"]),
     ("less", "less off/info", "image tiny", &["q"]),
-    ("less", "less -f held/ready", "", &["C-c", "q"]),
     ("less", "less +F on/console.log", "Waiting for data", &["C-c", "q"]),
     ("vim", "vim -u NONE off/config/cpus", "1", &[":%s/1/7/", "Enter", ":wq", "Enter"]),
     ("vim", "vim -u NONE off/config/cpus", "7", &[":%s/7/1/", "Enter", ":wq", "Enter"]),
