@@ -137,6 +137,7 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     start_log(&layout, config.mode)?;
     // A daemon whose working directory lies in its own mount would wait for itself.
     std::env::set_current_dir("/").map_err(failed("/"))?;
+    sys::allow_many_files();
     let runtime = runtime()?;
     let tree = runtime.block_on(tree(&layout, config))?;
     let mounted = Mounted::mount(tree, &dir, runtime.handle().clone());
