@@ -30,7 +30,7 @@ pub(super) enum Op {
     /// The daemon ends and another one takes over.
     Restart,
     /// A name operation whose caller is interrupted at once.
-    Interrupted(Box<Op>),
+    Interrupted(Box<Self>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
