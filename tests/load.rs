@@ -38,7 +38,7 @@ fn a_thousand_vms() {
          cat */status {read:?}; daemon {} KiB empty, {} KiB more a VM, {} KiB after all that",
         made / 1000,
         empty >> 10,
-        full.saturating_sub(empty) / 1000 >> 10,
+        (full.saturating_sub(empty) / 1000) >> 10,
         used >> 10
     );
     assert!(made < Duration::from_secs(60), "{made:?}");

@@ -130,6 +130,7 @@ fn programs_for_terminals() {
     DIALOGUES.iter().for_each(|dialogue| hold(&aq, &terminal, dialogue));
 }
 
+#[expect(clippy::print_stdout, reason = "it is shown with a test that has failed")]
 fn hold(aq: &Mounted, terminal: &Terminal, (program, line, shows, keys): &Dialogue) {
     let needs_tty = line.contains("on/tty");
     if needs_tty && !aq.path("on/tty").exists() {
