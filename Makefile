@@ -32,6 +32,9 @@ unit: ## tests that need neither FUSE nor QEMU
 mount-tests: setup ## tests that need /dev/fuse
 	@tools/test mount
 
+fuzz: ## each fuzz target for 30 s (FUZZ_SECONDS)
+	@FUZZ_SECONDS=$${FUZZ_SECONDS:-30} tools/test fuzz
+
 qemu-tests: setup ## tests that boot guests
 	@tools/test root qemu
 
@@ -50,5 +53,5 @@ install: build ## into PREFIX (~/.local)
 clean: ## remove what was built, and the tests' caches
 	cargo clean && rm -rf /var/tmp/aqfs-test-cache-*
 
-.PHONY: help demo test check fmt clippy doc deny unit mount-tests qemu-tests bench setup build install clean
+.PHONY: help demo test check fmt clippy doc deny unit mount-tests fuzz qemu-tests bench setup build install clean
 .DEFAULT_GOAL := help

@@ -16,6 +16,8 @@ pub mod config;
 pub mod fuse;
 pub mod guest;
 pub mod image;
+#[cfg(test)]
+mod model;
 pub mod qemu;
 pub mod registry;
 pub mod run;

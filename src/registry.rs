@@ -64,6 +64,9 @@ pub struct Registry {
     vms: RwLock<Vms>,
     /// Names being made or renamed to: taken, and not yet anybody's.
     reserved: Mutex<HashSet<String>>,
+    /// Held by what gives names or takes them away: a VM cannot be renamed twice at once, nor while
+    /// it is removed.
+    naming: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -107,6 +110,7 @@ impl Registry {
                 changed: SystemTime::now(),
             }),
             reserved: Mutex::default(),
+            naming: tokio::sync::Mutex::default(),
         };
         registry.adopt(found).await;
         registry.reach_guests().await;
@@ -222,6 +226,11 @@ impl Registry {
     /// [`RegistryError::Exists`], [`RegistryError::BadName`], or what the disk answered; nothing
     /// is left behind then.
     pub async fn create(self: Arc<Self>, name: String) -> Result<Vm, RegistryError> {
+        to_its_end(async move { self.do_create(name).await }).await
+    }
+
+    async fn do_create(&self, name: String) -> Result<Vm, RegistryError> {
+        let _order = self.naming.lock().await;
         let reservation = self.reserve(&name)?;
         let (uuid, now) = (Uuid::new_v4(), SystemTime::now());
         let spec = self.world.defaults.spec();
@@ -259,11 +268,16 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::Absent`], the VM's own refusal, or what the disk answered.
     pub async fn remove(self: Arc<Self>, name: String) -> Result<(), RegistryError> {
+        to_its_end(async move { self.do_remove(name).await }).await
+    }
+
+    async fn do_remove(self: &Arc<Self>, name: String) -> Result<(), RegistryError> {
+        let _order = self.naming.lock().await;
         let vm = self.get(&name).ok_or_else(|| RegistryError::Absent(name.clone()))?;
         vm.perform(Command::Remove).await?;
         self.forget(&name, &vm);
         vm.tell(&Event::Removed);
-        let (dir, registry) = (vm.dir().clone(), Arc::clone(&self));
+        let (dir, registry) = (vm.dir().clone(), Arc::clone(self));
         on_disk("the trash", move || registry.trash.put(&dir, &name, SystemTime::now())).await?;
         Ok(())
     }
@@ -293,9 +307,18 @@ impl Registry {
         removed: String,
         to: String,
     ) -> Result<(), RegistryError> {
+        to_its_end(async move { self.do_restore(removed, to).await }).await
+    }
+
+    async fn do_restore(
+        self: &Arc<Self>,
+        removed: String,
+        to: String,
+    ) -> Result<(), RegistryError> {
+        let _order = self.naming.lock().await;
         let reservation = self.reserve(&to)?;
         let item = self.trash.get(&removed).ok_or(RegistryError::Absent(removed))?;
-        let (registry, text) = (Arc::clone(&self), to.clone());
+        let (registry, text) = (Arc::clone(self), to.clone());
         let found = on_disk("the removed VM", move || {
             file::replace(&item.dir.name(), format!("{text}\n").as_bytes())?;
             let stored = file::read_json::<Definition>(&item.dir.definition())?;
@@ -323,6 +346,11 @@ impl Registry {
     /// [`RegistryError::Absent`], [`RegistryError::Exists`], [`RegistryError::BadName`], or what
     /// the disk answered.
     pub async fn rename(self: Arc<Self>, from: String, to: String) -> Result<(), RegistryError> {
+        to_its_end(async move { self.do_rename(from, to).await }).await
+    }
+
+    async fn do_rename(&self, from: String, to: String) -> Result<(), RegistryError> {
+        let _order = self.naming.lock().await;
         let vm = self.get(&from).ok_or_else(|| RegistryError::Absent(from.clone()))?;
         if from == to {
             return Ok(());
@@ -404,6 +432,20 @@ fn write_new(dir: &VmDir, definition: &Definition, name: &str) -> std::io::Resul
     // The directory lives on under its new name.
     drop(hidden.keep());
     file::sync_dir(parent)
+}
+
+/// Runs a name operation to its end, also when the caller is interrupted and gives it up: one done
+/// by half would leave the disk and the names disagreeing.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, RegistryError>> + Send + 'static,
+) -> Result<T, RegistryError> {
+    match tokio::spawn(work).await {
+        Ok(result) => result,
+        Err(panic) => {
+            let (what, error) = ("a name operation".to_owned(), panic.to_string());
+            Err(BackendError::Io { what, error, errno: 0 }.into())
+        }
+    }
 }
 
 async fn on_disk<T: Send + 'static>(

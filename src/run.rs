@@ -36,6 +36,8 @@ const MOUNT_PATIENCE: Duration = Duration::from_secs(60);
 const UMOUNT_PATIENCE: Duration = Duration::from_secs(10);
 /// What a background daemon says to its parent.
 const MOUNTED: &str = "mounted";
+/// What is logged. fuser calls it an error that a reader was killed before it was answered.
+const LOGGED: &str = "info,fuser::reply=off";
 /// Threads for tasks. They wait nearly all the time.
 const WORKERS: usize = 2;
 
@@ -136,6 +138,7 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     start_log(&layout, config.mode)?;
     // A daemon whose working directory lies in its own mount would wait for itself.
     std::env::set_current_dir("/").map_err(failed("/"))?;
+    sys::allow_many_files();
     let runtime = runtime()?;
     let registry = runtime.block_on(registry(&layout, config))?;
     let events = Arc::clone(&registry.world().events);
@@ -185,7 +188,7 @@ fn defaults(layout: &Layout, config: &MountConfig) -> Result<Defaults, RunError>
 
 /// A daemon in the background keeps its log in the store; the terminal is its parent's.
 fn start_log(layout: &Layout, mode: Mode) -> Result<(), RunError> {
-    let filter = EnvFilter::try_from_env("AQ_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("AQ_LOG").unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
     match mode {
         Mode::Detached => log.with_writer(Arc::new(open_log(layout)?)).init(),

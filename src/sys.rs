@@ -39,6 +39,15 @@ pub fn process_usage(pid: u32) -> Usage {
     Usage { cpu_ms: ticks * 1000 / per_second, rss: field(21) * page }
 }
 
+/// Raises the number of files that this process may have open to what it is allowed at all: each
+/// running VM and each waiting reader needs some.
+pub fn allow_many_files() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // Where it is refused, the old limit holds.
+    let _refused = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+}
+
 /// Returns how many processors this process may use.
 pub fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)

@@ -1,7 +1,7 @@
 //! What needs no guest: reading a value, making and removing a VM.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -55,4 +55,71 @@ pub(crate) fn names() -> Vec<Row> {
         Row::excess("mkdir of a VM / the store's own fsync", median(made), store, promise),
         Row::excess("rmdir of a VM / the store's own fsync", median(removed), store, promise),
     ]
+}
+
+/// `ls -l` of a mount with 1,000 VMs against the smallest filesystem with 1,000 directories, for
+/// each VM; the first time after a pause in which the kernel has forgotten, and at once again.
+pub(crate) fn listing() -> Vec<Row> {
+    let (few, many) = (list(100), list(hello::DIRECTORIES));
+    let promise = Duration::from_micros(60);
+    vec![
+        Row::bound("ls -l of 1,000 VMs: the first time, each", many.first, promise),
+        Row::ratio("the same / 1,000 directories of an empty fs", many.first, many.reference, 2.0),
+        Row::ratio("the same / with 100 VMs: linear", many.first, few.first, 1.5),
+        Row::ratio("ls -l of 1,000 VMs: again / the first time", many.again, many.first, 0.5),
+        Row::ratio(
+            "ls of 1,000 VMs / of the empty fs, each",
+            many.names,
+            many.reference_names,
+            1.5,
+        ),
+    ]
+}
+
+/// Times for each directory of a listing.
+struct Listing {
+    first: Duration,
+    again: Duration,
+    reference: Duration,
+    names: Duration,
+    reference_names: Duration,
+}
+
+fn list(vms: usize) -> Listing {
+    let aq = Mounted::new();
+    for n in 0..vms {
+        fs::create_dir(aq.path(&format!("vm{n:04}"))).expect("mkdir");
+    }
+    let dir = aq.scratch().join("hello");
+    fs::create_dir(&dir).expect("a directory");
+    let session = hello::mount(&dir);
+    let (mut first, mut again, mut reference) = (Vec::new(), Vec::new(), Vec::new());
+    let (ours, theirs) = (aq.dir(), dir.join(hello::MANY));
+    for _ in 0..5 {
+        // Names and attributes of directories are kept for a second.
+        std::thread::sleep(Duration::from_millis(1200));
+        first.push(ls(&ours, "-l", vms));
+        again.push(ls(&ours, "-l", vms));
+        reference.push(ls(&theirs, "-l", hello::DIRECTORIES));
+    }
+    let names = (0..5).map(|_| ls(&ours, "-f", vms)).collect();
+    let reference_names = (0..5).map(|_| ls(&theirs, "-f", hello::DIRECTORIES)).collect();
+    drop(session);
+    let median = crate::common::median;
+    Listing {
+        first: median(first),
+        again: median(again),
+        reference: median(reference),
+        names: median(names),
+        reference_names: median(reference_names),
+    }
+}
+
+/// Returns the time of one `ls` for each of what it lists.
+fn ls(dir: &PathBuf, option: &str, count: usize) -> Duration {
+    let all = timed(1, || {
+        let ls = Command::new("ls").arg(option).arg(dir).stdout(Stdio::null()).status();
+        assert!(ls.expect("ls runs").success());
+    });
+    all / u32::try_from(count).expect("a small number")
 }

@@ -1,5 +1,5 @@
 //! The smallest filesystem on fuser: one file with a few frozen bytes, read past the page cache as
-//! ours are. What it costs is what FUSE costs.
+//! ours are, and a directory with many. What it costs is what FUSE costs.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -7,13 +7,22 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
     BackgroundSession, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, Request,
+    INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, ReplyOpen,
+    Request,
 };
 
 /// The file's name.
 pub(crate) const NAME: &str = "hello";
+/// The directory that holds [`DIRECTORIES`] empty ones.
+pub(crate) const MANY: &str = "many";
+/// How many.
+pub(crate) const DIRECTORIES: usize = 1000;
 const CONTENT: &[u8] = b"stopped\n";
 const FILE: INodeNo = INodeNo(2);
+const MANY_INO: INodeNo = INodeNo(3);
+/// The number of the first of many.
+const FIRST: u64 = 1000;
+const TTL: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 struct Hello;
@@ -28,8 +37,8 @@ pub(crate) fn mount(dir: &Path) -> BackgroundSession {
 
 fn attr(ino: INodeNo) -> FileAttr {
     let (kind, perm, size) = match ino {
-        INodeNo::ROOT => (FileType::Directory, 0o700, 0),
-        _ => (FileType::RegularFile, 0o444, CONTENT.len() as u64),
+        FILE => (FileType::RegularFile, 0o444, CONTENT.len() as u64),
+        _ => (FileType::Directory, 0o700, 0),
     };
     FileAttr {
         ino,
@@ -51,12 +60,31 @@ fn attr(ino: INodeNo) -> FileAttr {
 }
 
 impl Filesystem for Hello {
-    fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        if name == NAME {
-            reply.entry(&Duration::from_secs(1), &attr(FILE), Generation(0));
-        } else {
-            reply.error(Errno::ENOENT);
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let number = name.to_str().and_then(|n| n.parse().ok());
+        match (parent, number) {
+            (INodeNo::ROOT, _) if name == NAME => reply.entry(&TTL, &attr(FILE), Generation(0)),
+            (INodeNo::ROOT, _) if name == MANY => reply.entry(&TTL, &attr(MANY_INO), Generation(0)),
+            (MANY_INO, Some(number)) => reply.entry(&TTL, &attr(INodeNo(number)), Generation(0)),
+            _ => reply.error(Errno::ENOENT),
         }
+    }
+
+    fn readdir(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        for at in offset..DIRECTORIES as u64 {
+            let number = FIRST + at;
+            if reply.add(INodeNo(number), at + 1, FileType::Directory, number.to_string()) {
+                break;
+            }
+        }
+        reply.ok();
     }
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {

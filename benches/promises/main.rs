@@ -21,6 +21,7 @@ type Benchmark = (&'static str, fn() -> Vec<Row>);
 const BENCHMARKS: &[Benchmark] = &[
     ("status", files::status),
     ("names", files::names),
+    ("listing", files::listing),
     ("exec", guest::warm_exec),
     ("start", guest::cold_start),
     ("memory", guest::memory),

@@ -42,6 +42,17 @@ impl Row {
         }
     }
 
+    /// Compares a time with its limit.
+    pub(crate) fn bound(what: &str, ours: Duration, promise: Duration) -> Self {
+        Self {
+            what: what.to_owned(),
+            measured: render(ours),
+            beside: String::new(),
+            promise: format!("≤ {}", render(promise)),
+            kept: ours <= promise,
+        }
+    }
+
     /// Compares an amount of memory, in KiB, with its limit.
     pub(crate) fn memory(what: &str, kib: u64, promise: u64) -> Self {
         Self {

@@ -17,7 +17,8 @@ pub(super) fn of(error: &TreeError) -> Errno {
     Errno::from_i32(number(error))
 }
 
-fn number(error: &TreeError) -> i32 {
+/// Returns its number.
+pub(crate) fn number(error: &TreeError) -> i32 {
     match error {
         TreeError::NotFound | TreeError::NeverFound => libc::ENOENT,
         TreeError::NotADirectory => libc::ENOTDIR,

@@ -6,6 +6,9 @@
 //! parked, no timer.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -37,8 +40,7 @@ struct Table {
 
 #[derive(Debug)]
 struct Parked {
-    /// The thread that waits.
-    thread: u32,
+    waiter: Arc<Waiter>,
     interrupt: oneshot::Sender<()>,
 }
 
@@ -83,7 +85,7 @@ impl Park {
     fn enter(&self, unique: u64, thread: u32) -> oneshot::Receiver<()> {
         let (interrupt, interrupted) = oneshot::channel();
         let mut table = self.table.lock();
-        table.parked.insert(unique, Parked { thread, interrupt });
+        table.parked.insert(unique, Parked { waiter: Arc::new(Waiter::new(thread)), interrupt });
         if !std::mem::replace(&mut table.watched, true) {
             self.runtime.spawn(watch(Arc::clone(&self.table)));
         }
@@ -95,16 +97,16 @@ impl Park {
 async fn watch(table: Arc<Mutex<Table>>) {
     loop {
         tokio::time::sleep(LOOK).await;
-        let threads = {
+        let waiters = {
             let mut table = table.lock();
             if table.parked.is_empty() {
                 table.watched = false;
                 return;
             }
-            table.parked.iter().map(|(unique, p)| (*unique, p.thread)).collect::<Vec<_>>()
+            let waiters = table.parked.iter().map(|(unique, p)| (*unique, Arc::clone(&p.waiter)));
+            waiters.collect::<Vec<_>>()
         };
-        let signalled = threads.into_iter().filter(|(_, thread)| is_signalled(*thread));
-        for (unique, _) in signalled.collect::<Vec<_>>() {
+        for (unique, _) in waiters.into_iter().filter(|(_, waiter)| waiter.is_signalled()) {
             if let Some(parked) = table.lock().parked.remove(&unique) {
                 // A future that is done at this very moment has won.
                 let _done = parked.interrupt.send(());
@@ -113,15 +115,40 @@ async fn watch(table: Arc<Mutex<Table>>) {
     }
 }
 
-/// Says whether a thread has a signal pending that it does not block, or is gone. Thread 0 is one
-/// in another pid namespace, which cannot be looked at.
-fn is_signalled(thread: u32) -> bool {
-    if thread == 0 {
-        return false;
+/// A thread that waits, and its `/proc/TID/status`, kept open from the first look on: to open it
+/// each time would cost as much again.
+#[derive(Debug)]
+struct Waiter {
+    thread: u32,
+    status: Mutex<Option<File>>,
+}
+
+impl Waiter {
+    fn new(thread: u32) -> Self {
+        Self { thread, status: Mutex::default() }
     }
-    match std::fs::read_to_string(format!("/proc/{thread}/status")) {
-        Ok(status) => has_unblocked_signal(&status),
-        Err(_) => true,
+
+    /// Says whether it has a signal pending that it does not block, or is gone. Thread 0 is one in
+    /// another pid namespace, which cannot be looked at.
+    fn is_signalled(&self) -> bool {
+        if self.thread == 0 {
+            return false;
+        }
+        let mut buffer = [0; 4096];
+        match self.read_status(&mut buffer) {
+            Ok(length) => has_unblocked_signal(&String::from_utf8_lossy(&buffer[..length])),
+            Err(error) => {
+                matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
+            }
+        }
+    }
+
+    fn read_status(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut status = self.status.lock();
+        if status.is_none() {
+            *status = Some(File::open(format!("/proc/{}/status", self.thread))?);
+        }
+        status.as_ref().map_or(Ok(0), |file| file.read_at(buffer, 0))
     }
 }
 
@@ -156,8 +183,27 @@ mod tests {
 
     #[test]
     fn a_thread_that_is_gone_is_interrupted_and_an_unknown_one_is_not() {
+        let is_signalled = |thread| Waiter::new(thread).is_signalled();
         assert!(is_signalled(u32::MAX));
         assert!(!is_signalled(0));
         assert!(!is_signalled(std::process::id()));
+    }
+
+    #[test]
+    fn a_thread_that_ends_between_two_looks_is_interrupted() {
+        let (tell, told) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            tell.send(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
+            ended.recv().ok();
+        });
+        let waiter = Waiter::new(told.recv().unwrap().cast_unsigned());
+        assert!(!waiter.is_signalled());
+        drop(end);
+        thread.join().unwrap();
+        // A thread is joined a moment before the kernel has forgotten it.
+        while !waiter.is_signalled() {
+            std::thread::yield_now();
+        }
     }
 }

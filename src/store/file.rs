@@ -1,7 +1,8 @@
 //! Files that are whole or absent: written to a temporary name, synced, renamed.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use serde::Serialize;
@@ -57,19 +58,18 @@ pub fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
     File::options().append(true).create(true).mode(0o600).open(path)?.write_all(bytes)
 }
 
-/// Reads the last `limit` bytes of a file; nothing if there is no such file.
+/// Reads at most `max` bytes from an offset on; nothing if there is no such file.
 ///
 /// # Errors
-/// Whatever opening, seeking or reading answers.
-pub fn tail(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let mut file = match File::open(path) {
+/// Whatever opening or reading answers.
+pub fn read_at(path: &Path, offset: u64, max: usize) -> io::Result<Vec<u8>> {
+    let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other?,
     };
-    let start = file.metadata()?.len().saturating_sub(limit);
-    file.seek(SeekFrom::Start(start))?;
-    let mut bytes = Vec::new();
-    file.take(limit).read_to_end(&mut bytes)?;
+    let mut bytes = vec![0; max];
+    let read = file.read_at(&mut bytes, offset)?;
+    bytes.truncate(read);
     Ok(bytes)
 }
 

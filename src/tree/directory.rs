@@ -6,8 +6,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use futures::FutureExt;
-
 use super::handle::{Open, OpenRequest, Owner, Source, Value};
 use super::host::Host;
 use super::names::{
@@ -18,7 +16,7 @@ use super::table::{
     CONFIG, DEFAULTS, DOCS, IMAGE, IMAGES, ImageSubject, REMOVED, ROOT, SNAPSHOT, SNAPSHOTS,
     SnapshotSubject, TRASH, VM,
 };
-use super::{Answer, TAIL, TreeError, read_tail};
+use super::{Answer, TAIL, TreeError};
 use crate::vm::caller::Caller;
 use crate::vm::spec::Key;
 use crate::vm::{Vm, VmId};
@@ -110,10 +108,15 @@ impl<T: Subject> Bound<T> {
             // The kernel follows links by itself.
             (Body::Link(_), _) => Err(TreeError::NotOffered("links are followed, not opened")),
             (Body::Value(render), _) => Ok(Open::Value(self.live(*render))),
-            (Body::Tail(_), _) => Err(TreeError::NotFound),
+            (Body::Tail(path), _) => Ok(Open::tail(path(&self.object))),
             (Body::Stream(open), vm) => {
-                let stream = open(&self.object, request)?;
-                Ok(Open::Stream { stream, crawler: request.crawler, vm })
+                let crawler = request.crawler && !request.access.writes();
+                match open(&self.object, request) {
+                    Ok(stream) => Ok(Open::Stream { stream, crawler, vm }),
+                    // Who walks over everything has not asked for this: it finds nothing.
+                    Err(_) if crawler => Ok(Open::Value(Value::fixed(Vec::new()))),
+                    Err(error) => Err(error),
+                }
             }
             (Body::Setting(key), _) => {
                 let key: &'static Key = key;
@@ -184,13 +187,7 @@ impl<T: Subject> Directory for Bound<T> {
         if request.access.writes() && node.mode & 0o200 == 0 {
             return Answer::Now(Err(TreeError::ReadOnly));
         }
-        match &node.body {
-            Body::Tail(path) => {
-                let read = read_tail(path(&self.object));
-                Answer::later(read.map(|content| Ok(Open::Value(Value::fixed(content?)))))
-            }
-            _ => Answer::Now(self.open_now(node, request)),
-        }
+        Answer::Now(self.open_now(node, request))
     }
 
     fn target(&self, row: usize, caller: &dyn Fn() -> Caller) -> Result<PathBuf, TreeError> {

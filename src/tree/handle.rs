@@ -3,6 +3,7 @@
 //! No names (`table.rs`); no waiting: what takes time is returned as a future.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -10,12 +11,13 @@ use futures::FutureExt;
 use parking_lot::Mutex;
 
 use super::verbs::{LONGEST_WRITE, Verb, parse_lines};
-use super::{Answer, TreeError};
+use super::{Answer, TAIL, TreeError};
+use crate::store::file;
 use crate::vm::caller::Caller;
 use crate::vm::defaults::Defaults;
 use crate::vm::spec::Key;
 use crate::vm::stream::{self, Listener, Readiness, Stream};
-use crate::vm::{Vm, VmError, WriteMode};
+use crate::vm::{Vm, VmError, WriteMode, driver};
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +69,13 @@ pub enum Patience {
 pub enum Open {
     /// A value.
     Value(Value),
+    /// The end of a file on disk, which may grow while it is read: `tail -f` follows it.
+    Tail {
+        /// The file.
+        path: PathBuf,
+        /// Where its end began when it was opened.
+        from: u64,
+    },
     /// A setting: frozen content, and where writes go.
     Setting(Setting),
     /// A control file.
@@ -154,6 +163,12 @@ impl Open {
         Self::Setting(Setting { owner, key, value, mode })
     }
 
+    /// Opens the end of a file; one that is not there yet is empty.
+    pub(super) fn tail(path: PathBuf) -> Self {
+        let length = std::fs::metadata(&path).map_or(0, |meta| meta.len());
+        Self::Tail { path, from: length.saturating_sub(TAIL) }
+    }
+
     /// Opens a control file.
     pub(super) fn control(vm: Vm, verbs: &'static [Verb]) -> Self {
         Self::Control(Arc::new(Control { vm, verbs, results: Mutex::default() }))
@@ -165,6 +180,7 @@ impl Open {
             Self::Value(value) | Self::Setting(Setting { value, .. }) => {
                 Answer::Now(Ok(value.read(offset, max)))
             }
+            Self::Tail { path, from } => read_tail(path.clone(), from.saturating_add(offset), max),
             Self::Control(control) => Answer::Now(Ok(control.read(max))),
             Self::Stream { stream, crawler, vm } => {
                 read_stream(stream, max, *crawler, patience, vm.as_ref())
@@ -175,7 +191,7 @@ impl Open {
     /// Writes.
     pub fn write(&self, data: &[u8], patience: Patience) -> Answer<usize> {
         match self {
-            Self::Value(_) => Answer::Now(Err(TreeError::ReadOnly)),
+            Self::Value(_) | Self::Tail { .. } => Answer::Now(Err(TreeError::ReadOnly)),
             Self::Setting(setting) => setting.write(data),
             Self::Control(control) => Control::write(control, data),
             Self::Stream { stream, vm, .. } => write_stream(stream, data, patience, vm.as_ref()),
@@ -186,15 +202,17 @@ impl Open {
     pub fn poll(&self) -> Polled {
         match self {
             Self::Value(value) | Self::Setting(Setting { value, .. }) => value.poll(),
-            Self::Control(control) => {
-                let readable = !control.results.lock().unread.is_empty();
-                let readiness = Readiness { readable, writable: true, hung_up: false };
+            // A read of these never waits: at their end it says so.
+            Self::Tail { .. } | Self::Control(_) => {
+                let readiness = Readiness { readable: true, writable: true, hung_up: false };
                 Polled { readiness, changed: false, listener: None }
             }
-            Self::Stream { stream, .. } => {
-                // The listener first: what changes after the look is heard.
+            Self::Stream { stream, crawler, .. } => {
+                // Listening begins before the look, so that no change in between is missed.
                 let listener = Some(stream.listen());
-                Polled { readiness: stream.readiness(), changed: false, listener }
+                let mut readiness = stream.readiness();
+                readiness.readable |= crawler;
+                Polled { readiness, changed: false, listener }
             }
         }
     }
@@ -254,6 +272,12 @@ fn slice(content: &[u8], offset: u64, max: usize) -> Vec<u8> {
     content[start..content.len().min(start.saturating_add(max))].to_vec()
 }
 
+/// Reads a log off the caller's thread: it lies on a disk.
+fn read_tail(path: PathBuf, from: u64, max: usize) -> Answer<Vec<u8>> {
+    let read = driver::off_thread(move || file::read_at(&path, from, max), "a log");
+    Answer::later(read.map(|bytes| bytes.map_err(|e| TreeError::Vm(e.into()))))
+}
+
 fn read_stream(
     stream: &Arc<dyn Stream>,
     max: usize,
@@ -263,8 +287,8 @@ fn read_stream(
 ) -> Answer<Vec<u8>> {
     let vm = vm.cloned();
     match stream.try_read(max) {
+        None | Some(Err(_)) if crawler => Answer::Now(Ok(Vec::new())),
         Some(result) => Answer::Now(noted(vm.as_ref(), result.map_err(TreeError::from))),
-        None if crawler => Answer::Now(Ok(Vec::new())),
         None if patience == Patience::Now => Answer::Now(Err(TreeError::WouldBlock)),
         None => {
             let read = stream::read(Arc::clone(stream), max);

@@ -32,7 +32,7 @@ use self::verbs::VerbError;
 use crate::registry::{Registry, RegistryError};
 use crate::vm::caller::Caller;
 use crate::vm::state::Refusal;
-use crate::vm::{VmError, driver, one_line};
+use crate::vm::{VmError, one_line};
 
 /// Why an operation on the tree was not done.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -359,11 +359,5 @@ fn keep(directory: &dyn Directory) -> Keep {
     if directory.names().is_stable() { Keep::Forever } else { Keep::Never }
 }
 
-/// The content of a file's end: what a [`node::Body::Tail`] shows.
+/// How much of a file's end a [`node::Body::Tail`] shows.
 pub(crate) const TAIL: u64 = 1 << 20;
-
-/// Reads a file's end off the caller's thread.
-fn read_tail(path: PathBuf) -> impl Future<Output = Result<Vec<u8>, TreeError>> + Send + 'static {
-    let read = driver::off_thread(move || crate::store::file::tail(&path, TAIL), "a log");
-    read.map(|content| content.map_err(|e| TreeError::Vm(e.into())))
-}

@@ -35,7 +35,7 @@ pub type OpenStream<T> = fn(&T, &OpenRequest<'_>) -> Result<Arc<dyn Stream>, Tre
 pub enum Body<T: 'static> {
     /// A value or table, made when it is opened; its size is exact.
     Value(fn(&T) -> String),
-    /// The end of a file on disk (1 MiB at the most), frozen when it is opened.
+    /// The end of a file on disk (1 MiB at the most), and what is added while it is open.
     Tail(fn(&T) -> PathBuf),
     /// A setting.
     Setting(&'static Key),

@@ -387,6 +387,7 @@ impl Subject for Vm {
         match name {
             "status" | "ready" | "wait" | "info" | "events" | "ssh_config" => self.view().since,
             "error" => self.failure_changed(),
+            // No name in these directories comes or goes.
             "." | "ctl" | "exec" | "console" => self.created(),
             _ => self.configured(),
         }

@@ -1,8 +1,10 @@
 //! A world of fakes for tests of the layers above: machines that a test plays, guests that answer
 //! at once, one image. Never part of the program.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -38,6 +40,8 @@ pub(crate) struct Script {
     pub(crate) disk: Mutex<Option<u64>>,
     /// The events of the machine launched last.
     pub(crate) events: Mutex<Option<mpsc::Sender<MachineEvent>>>,
+    /// The machines that run, which a later daemon finds again.
+    machines: Mutex<HashMap<Uuid, Arc<FakeMachine>>>,
 }
 
 impl Script {
@@ -45,6 +49,17 @@ impl Script {
     pub(crate) async fn report(&self, event: MachineEvent) {
         let events = self.events.lock().clone().unwrap();
         events.send(event).await.unwrap();
+    }
+
+    /// Has the machine of a VM report something; `Exited` is its end.
+    pub(crate) async fn report_of(&self, vm: Uuid, event: MachineEvent) {
+        let machine = self.machines.lock().get(&vm).cloned().unwrap();
+        machine.report(event).await;
+    }
+
+    /// Says whether a VM's machine runs.
+    pub(crate) fn runs(&self, vm: Uuid) -> bool {
+        self.machines.lock().contains_key(&vm)
     }
 }
 
@@ -108,7 +123,9 @@ impl Hypervisor for Fake {
             announces: false,
             in_force: Some(InForce::at_start(&plan.spec, bound)),
         };
-        let machine = Arc::new(FakeMachine { facts, script: Arc::clone(&self.0), events: to });
+        let (script, paused) = (Arc::clone(&self.0), AtomicBool::new(plan.paused));
+        let machine = Arc::new(FakeMachine { facts, script, paused, events: Mutex::new(to) });
+        self.0.machines.lock().insert(plan.uuid, Arc::clone(&machine));
         Ok(Launched { machine, events, paused: plan.paused })
     }
 
@@ -125,8 +142,14 @@ impl Hypervisor for Fake {
         Vec::new()
     }
 
-    async fn adopt(&self, _dir: PathBuf, _uuid: Uuid) -> Adoption {
-        Adoption::NeverRan
+    async fn adopt(&self, _dir: PathBuf, uuid: Uuid) -> Adoption {
+        let Some(machine) = self.0.machines.lock().get(&uuid).cloned() else {
+            return Adoption::NeverRan;
+        };
+        let (to, events) = mpsc::channel(16);
+        *machine.events.lock() = to;
+        let paused = machine.paused.load(Ordering::Relaxed);
+        Adoption::Running(Launched { machine, events, paused })
     }
 }
 
@@ -134,19 +157,28 @@ impl Hypervisor for Fake {
 struct FakeMachine {
     facts: RunFacts,
     script: Arc<Script>,
-    events: mpsc::Sender<MachineEvent>,
+    paused: AtomicBool,
+    events: Mutex<mpsc::Sender<MachineEvent>>,
 }
 
 impl FakeMachine {
     async fn call(&self, name: &'static str, event: Option<MachineEvent>) {
         self.script.calls.lock().push(name);
         if let Some(event) = event {
-            self.events.send(event).await.unwrap();
+            self.report(event).await;
         }
     }
 
     fn changed(&self, what: String) {
         self.script.changes.lock().push(what);
+    }
+
+    async fn report(&self, event: MachineEvent) {
+        if matches!(event, MachineEvent::Exited(_)) {
+            self.script.machines.lock().remove(&self.facts.uuid);
+        }
+        let events = self.events.lock().clone();
+        events.send(event).await.unwrap();
     }
 }
 
@@ -157,11 +189,13 @@ impl Machine for FakeMachine {
     }
 
     async fn pause(&self) -> Result<(), BackendError> {
+        self.paused.store(true, Ordering::Relaxed);
         self.call("pause", None).await;
         Ok(())
     }
 
     async fn resume(&self) -> Result<(), BackendError> {
+        self.paused.store(false, Ordering::Relaxed);
         self.call("resume", None).await;
         Ok(())
     }

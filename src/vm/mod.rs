@@ -403,7 +403,8 @@ impl Vm {
         (commands.len(), None)
     }
 
-    /// Writes a setting, which also changes the running machine where QEMU can do that.
+    /// Writes a setting, which also changes the running machine where QEMU can do that. The driver
+    /// parses it into what is then there: two settings written at the same time both count.
     ///
     /// # Errors
     /// [`VmError::Spec`] for a value that is not accepted, or what QEMU answered; nothing changes

@@ -64,11 +64,11 @@ impl Stream for Notice {
     }
 
     fn readiness(&self) -> Readiness {
-        let due = match &*self.line.lock() {
-            Line::Awaited => (self.condition)(&self.vm).is_some(),
-            Line::Rest(_) => true,
+        let (due, hung_up) = match &*self.line.lock() {
+            Line::Awaited => ((self.condition)(&self.vm).is_some(), false),
+            Line::Rest(rest) => (true, rest.is_empty()),
         };
-        Readiness { readable: due, writable: false, hung_up: false }
+        Readiness { readable: due, writable: false, hung_up }
     }
 
     fn listen(&self) -> Listener {
