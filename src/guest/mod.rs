@@ -8,6 +8,7 @@ pub mod console;
 pub mod keys;
 pub mod seed;
 pub mod ssh;
+mod supervise;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -9,9 +9,9 @@ use std::time::SystemTime;
 use futures::FutureExt;
 
 use super::handle::{Open, OpenRequest};
-use super::names::{Entry, ImageNames, Names, NoNames, Numbers, VmNames};
-use super::node::{Attr, Body, Kind, Node, NodeId, Subject, Table};
-use super::table::{CONFIG, DOCS, IMAGE, ImageSubject, ROOT, VM};
+use super::names::{Entry, ImageNames, JobNames, Names, NoNames, Numbers, VmNames};
+use super::node::{Attr, Body, Kind, Node, NodeId, Subject, Table, unpack_job};
+use super::table::{CONFIG, DOCS, IMAGE, ImageSubject, JOB, JOBS, JobSubject, ROOT, VM};
 use super::{Answer, TAIL, TreeError, read_tail};
 use crate::registry::Registry;
 use crate::vm::caller::Caller;
@@ -37,6 +37,8 @@ pub(super) trait Directory {
     fn names(&self) -> &dyn Names;
     /// Returns the VM that the directory belongs to.
     fn vm(&self) -> Option<&Vm>;
+    /// Says whether its parts may be unlinked, which has no effect.
+    fn admit_removal_of_part(&self) -> Result<(), TreeError>;
 }
 
 /// Rows bound to their object.
@@ -74,6 +76,7 @@ impl<T: Subject> Bound<T> {
             Body::Setting(key) => setting_text(self.object.vm(), key),
             Body::Tail(_)
             | Body::Control(_)
+            | Body::Lines(_)
             | Body::Stream(_)
             | Body::Link(_)
             | Body::Directory(_) => Vec::new(),
@@ -94,7 +97,10 @@ impl<T: Subject> Bound<T> {
                 Ok(Open::setting(vm, key, self.content(node), request.append))
             }
             (Body::Control(verbs), Some(vm)) => Ok(Open::control(vm, verbs)),
-            (Body::Setting(_) | Body::Control(_), None) => Err(TreeError::NotFound),
+            (Body::Lines(taker), Some(vm)) => Ok(Open::lines(vm, taker(&self.object))),
+            (Body::Setting(_) | Body::Control(_) | Body::Lines(_), None) => {
+                Err(TreeError::NotFound)
+            }
         }
     }
 
@@ -151,6 +157,10 @@ impl<T: Subject> Directory for Bound<T> {
         if request.access.writes() && node.mode & 0o200 == 0 {
             return Answer::Now(Err(TreeError::ReadOnly));
         }
+        if request.access.reads() && node.mode & 0o400 == 0 {
+            return Answer::Now(Err(TreeError::WriteOnly));
+        }
+        self.object.opening();
         match &node.body {
             Body::Tail(path) => {
                 let read = read_tail(path(&self.object));
@@ -173,6 +183,10 @@ impl<T: Subject> Directory for Bound<T> {
 
     fn vm(&self) -> Option<&Vm> {
         self.object.vm()
+    }
+
+    fn admit_removal_of_part(&self) -> Result<(), TreeError> {
+        self.object.admit_removal_of_part()
     }
 }
 
@@ -242,6 +256,10 @@ impl Directory for Docs {
     fn vm(&self) -> Option<&Vm> {
         None
     }
+
+    fn admit_removal_of_part(&self) -> Result<(), TreeError> {
+        Err(TreeError::NotOffered("this is part of every mount"))
+    }
 }
 
 /// Finds directories by their number.
@@ -302,7 +320,16 @@ impl Directories {
             Table::Image => bound(id, 0o555, IMAGE, self.image(object)?, NoNames),
             Table::Vm => bound(id, 0o700, VM, vm()?, NoNames),
             Table::Config => bound(id, 0o700, &CONFIG, vm()?, NoNames),
+            Table::Jobs => bound(id, 0o700, JOBS, vm()?, JobNames(vm()?)),
+            Table::Job => bound(id, 0o700, JOB, self.job(object)?, NoNames),
         })
+    }
+
+    fn job(&self, object: u64) -> Result<JobSubject, TreeError> {
+        let (vm, job) = unpack_job(object);
+        let vm = self.registry.by_id(vm).ok_or(TreeError::NotFound)?;
+        let job = vm.jobs().by_id(job).ok_or(TreeError::NotFound)?;
+        Ok(JobSubject { vm, job })
     }
 
     fn image(&self, object: u64) -> Result<ImageSubject, TreeError> {

@@ -27,7 +27,7 @@ use self::node::{Attr, Kind, NodeId};
 use self::verbs::VerbError;
 use crate::registry::{Registry, RegistryError};
 use crate::vm::caller::Caller;
-use crate::vm::state::{Command, Refusal};
+use crate::vm::state::Refusal;
 use crate::vm::{VmError, driver};
 
 /// Why an operation on the tree was not done.
@@ -51,14 +51,17 @@ pub enum TreeError {
     /// The file cannot be written.
     #[error("read-only")]
     ReadOnly,
+    /// The file cannot be read.
+    #[error("write-only")]
+    WriteOnly,
     /// Files are not created here.
     #[error("files cannot be created here; `mkdir NAME` at the root makes a VM")]
     NoCreation,
     /// The operation is not offered here.
     #[error("not permitted here: {0}")]
     NotOffered(&'static str),
-    /// A rename that is not from one VM's name to another.
-    #[error("only a VM can be renamed, and only to another name at the root")]
+    /// A rename that is not from one name that users make to another in the same directory.
+    #[error("only what `mkdir` makes can be renamed, and only within its directory")]
     BadRename,
     /// The open file is unknown.
     #[error("unknown file handle")]
@@ -277,23 +280,17 @@ impl Tree {
         }
     }
 
-    /// Unlinks a file of ours: nothing happens, and it says what `rmdir` of the VM would say, so
+    /// Unlinks a file of ours: nothing happens, and it says what `rmdir` of its object would say, so
     /// that `rm -r`, `find -delete` and `rmdir` agree.
     ///
     /// # Errors
-    /// The refusal that the VM's removal would meet.
+    /// The refusal that the object's removal would meet.
     pub fn remove_part(&self, parent: NodeId, name: &str) -> Result<(), TreeError> {
         let directory = self.directories.get(parent)?;
         if directory.find(name).is_none() {
             return Err(TreeError::NotFound);
         }
-        match directory.vm() {
-            Some(vm) => {
-                let admitted = vm.would_admit(&Command::Remove).map_err(TreeError::from);
-                handle::noted(Some(vm), admitted)
-            }
-            None => Err(TreeError::NotOffered("this is part of every mount")),
-        }
+        handle::noted(directory.vm(), directory.admit_removal_of_part())
     }
 
     /// Renames what users have made.
