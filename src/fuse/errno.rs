@@ -94,6 +94,7 @@ fn backend(error: &BackendError) -> i32 {
         BackendError::ImageFailed { .. } => libc::EREMOTEIO,
         BackendError::Unreachable { .. } => libc::EHOSTUNREACH,
         BackendError::KeyRefused { .. } | BackendError::WrongHostKey => libc::EKEYREJECTED,
+        BackendError::TooLong { .. } => libc::E2BIG,
         BackendError::NoSpace { .. } => libc::ENOSPC,
         BackendError::NoMemory { .. } => libc::ENOMEM,
         BackendError::PortTaken { .. } => libc::EADDRINUSE,

@@ -26,6 +26,8 @@ use crate::vm::backend::{
 const LONGEST: usize = 8 << 10;
 /// Starts the line with the number of the process group: no text begins with it.
 const MARK: u8 = 0x1e;
+/// Says the number, and undoes what [`wrap`] has used.
+const ANNOUNCE: &[u8] = b"unset b g; printf '\\036%d\\n' $$\n";
 /// What a terminal's user types at the end of input.
 const END_OF_TRANSMISSION: u8 = 4;
 /// The `TERM` of our terminals.
@@ -38,6 +40,7 @@ pub(super) async fn run(
     surroundings: &Surroundings,
     attendant: &dyn Attendant,
 ) -> Result<Exit, BackendError> {
+    let wrapped = Wrapped::new(command, surroundings)?;
     let lease = pool.lease().await?;
     let (incoming, outgoing) = lease.connection.channel().await?.split();
     let mut group = Group {
@@ -46,7 +49,7 @@ pub(super) async fn run(
         channel: Some((incoming, outgoing)),
         runtime: lease.connection.runtime().clone(),
     };
-    let end = group.attend(&Wrapped::new(command, surroundings), surroundings, attendant).await;
+    let end = group.attend(&wrapped, surroundings, attendant).await;
     if end.is_ok() {
         group.channel = None;
     }
@@ -62,22 +65,19 @@ struct Wrapped {
 }
 
 impl Wrapped {
-    fn new(command: &[u8], surroundings: &Surroundings) -> Self {
+    fn new(command: &[u8], surroundings: &Surroundings) -> Result<Self, BackendError> {
         let text = prepared(command, surroundings);
-        let line = wrap(&[b"unset b g; printf '\\036%d\\n' $$\n", &*text].concat());
+        let line = wrap(&[ANNOUNCE, &*text].concat());
         if line.len() <= LONGEST {
-            return Self { line, text: Vec::new() };
+            return Ok(Self { line, text: Vec::new() });
+        }
+        // A terminal would echo it, and takes no more than 4 KiB a line.
+        if surroundings.terminal.is_some() {
+            return Err(BackendError::TooLong { limit: LONGEST });
         }
         let read = format!("dd bs={} count=1 iflag=fullblock 2>/dev/null", text.len());
-        let body = match surroundings.terminal {
-            None => format!("unset b g; printf '\\036%d\\n' $$; eval \"$({read})\""),
-            // A terminal takes lines of 4 KiB at the most, and echoes them, unless it is raw.
-            Some(_) => format!(
-                "unset b g; o=$(stty -g); stty raw -echo; printf '\\036%d\\n' $$; t=$({read})\n\
-                 stty \"$o\"; unset o; eval \"$t\""
-            ),
-        };
-        Self { line: wrap(body.as_bytes()), text }
+        let line = wrap(&[ANNOUNCE, format!("eval \"$({read})\"").as_bytes()].concat());
+        Ok(Self { line, text })
     }
 }
 
@@ -311,10 +311,14 @@ mod tests {
 
     #[test]
     fn a_long_text_goes_through_the_input() {
-        let short = Wrapped::new(b"true", &Surroundings::default());
+        let short = Wrapped::new(b"true", &Surroundings::default()).unwrap();
         assert!(short.text.is_empty() && short.line.starts_with(b"b='unset b g; printf"));
-        let long = Wrapped::new(&[b'x'; LONGEST], &Surroundings::default());
+        let long = Wrapped::new(&[b'x'; LONGEST], &Surroundings::default()).unwrap();
         assert!(long.text.len() == LONGEST && long.line.len() < 400);
+        let size = WindowSize { columns: 80, rows: 24 };
+        let on_terminal = Surroundings { terminal: Some(size), ..Surroundings::default() };
+        let refused = Wrapped::new(&[b'x'; LONGEST], &on_terminal);
+        assert!(matches!(refused, Err(BackendError::TooLong { .. })));
     }
 
     #[test]

@@ -98,6 +98,12 @@ pub enum BackendError {
         "the guest shows another SSH host key than the one made for it; refusing to talk to it"
     )]
     WrongHostKey,
+    /// A command for a terminal is too long to be sent.
+    #[error("a command on a terminal has {limit} bytes at the most; copy it into the guest first")]
+    TooLong {
+        /// The bound.
+        limit: usize,
+    },
     /// The host's disk is full.
     #[error("no space left for {what}; free some, then try again")]
     NoSpace {
