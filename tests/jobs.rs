@@ -171,8 +171,8 @@ END
         let aq = booted();
         let script =
             "mkdir jobs/b jobs/n; echo 'echo up; sleep 300' > jobs/b/cmd; head -n1 jobs/b/stdout
-            echo kill > ctl; cut -c1-5 jobs/b/wait; cat jobs/n/status; cd ..; rm -r vm1; ls";
-        assert_eq!(sh(&aq, script), "up\nlost:\nnew");
+            echo kill > ctl; cut -c1-5 jobs/b/wait; cat wait jobs/n/status; cd ..; rm -r vm1; ls";
+        assert_eq!(sh(&aq, script), "up\nlost:\nstopped\nnew");
     }
 
     fn resident(pid: u32) -> u64 {
