@@ -10,6 +10,7 @@ pub mod keys;
 pub mod seed;
 pub mod ssh;
 pub mod ssh_config;
+mod supervise;
 mod tty;
 
 use std::path::{Path, PathBuf};

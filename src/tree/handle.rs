@@ -10,6 +10,7 @@ use std::sync::Arc;
 use futures::FutureExt;
 use parking_lot::Mutex;
 
+use super::node::TakeLine;
 use super::verbs::{LONGEST_WRITE, Verb, parse_lines};
 use super::{Answer, TAIL, TreeError};
 use crate::store::file;
@@ -31,6 +32,11 @@ pub enum Access {
 }
 
 impl Access {
+    /// Says whether the file may be read through this opening.
+    pub fn reads(self) -> bool {
+        self != Self::Write
+    }
+
     /// Says whether the file may be written through this opening.
     pub fn writes(self) -> bool {
         self != Self::Read
@@ -145,8 +151,23 @@ pub struct Setting {
 #[derive(Debug)]
 pub struct Control {
     vm: Vm,
-    verbs: &'static [Verb],
+    grammar: Grammar,
     results: Mutex<Results>,
+}
+
+/// Who understands the lines.
+enum Grammar {
+    Verbs(&'static [Verb]),
+    Lines(TakeLine),
+}
+
+impl std::fmt::Debug for Grammar {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Verbs(_) => "Verbs",
+            Self::Lines(_) => "Lines",
+        })
+    }
 }
 
 #[derive(Debug, Default)]
@@ -171,7 +192,16 @@ impl Open {
 
     /// Opens a control file.
     pub(super) fn control(vm: Vm, verbs: &'static [Verb]) -> Self {
-        Self::Control(Arc::new(Control { vm, verbs, results: Mutex::default() }))
+        Self::of(vm, Grammar::Verbs(verbs))
+    }
+
+    /// Opens a control file whose lines the object itself takes.
+    pub(super) fn lines(vm: Vm, taker: TakeLine) -> Self {
+        Self::of(vm, Grammar::Lines(taker))
+    }
+
+    fn of(vm: Vm, grammar: Grammar) -> Self {
+        Self::Control(Arc::new(Control { vm, grammar, results: Mutex::default() }))
     }
 
     /// Reads. The offset counts for contents that are frozen; others go on where they were.
@@ -373,9 +403,16 @@ impl Control {
     }
 
     fn write(this: &Arc<Self>, data: &[u8]) -> Answer<usize> {
-        let commands = match this.parse(data) {
-            Ok(commands) => commands,
+        let text = match this.check(data) {
+            Ok(text) => text,
             Err(error) => return Answer::Now(this.record(0, Some(error)).map(|()| 0)),
+        };
+        let commands = match &this.grammar {
+            Grammar::Verbs(verbs) => Commands::parse(verbs, text),
+            Grammar::Lines(taker) => {
+                let (done, failure) = take_lines(taker, text);
+                return Answer::Now(this.record(done, failure).map(|()| data.len()));
+            }
         };
         let (control, length) = (Arc::clone(this), data.len());
         let work = this.vm.clone().perform_all(commands.good);
@@ -385,27 +422,14 @@ impl Control {
         }))
     }
 
-    /// Reads the whole write before anything is done; a bad line is met after the good ones
-    /// before it, as if each had been written alone.
-    fn parse(&self, data: &[u8]) -> Result<Commands, TreeError> {
+    fn check<'a>(&self, data: &'a [u8]) -> Result<&'a str, TreeError> {
         if self.results.lock().latched {
             return Err(TreeError::Latched);
         }
         if data.len() > LONGEST_WRITE {
             return Err(TreeError::TooBig(LONGEST_WRITE));
         }
-        let text = std::str::from_utf8(data).map_err(|_| TreeError::NotText)?;
-        let mut commands = Commands::default();
-        for line in parse_lines(self.verbs, text) {
-            match line {
-                Ok(command) => commands.good.push(command),
-                Err(error) => {
-                    commands.fault = Some(error.into());
-                    break;
-                }
-            }
-        }
-        Ok(commands)
+        std::str::from_utf8(data).map_err(|_| TreeError::NotText)
     }
 
     /// Keeps a line for each verb, for who reads this descriptor, and tells the VM's `error`.
@@ -429,11 +453,43 @@ impl Control {
     }
 }
 
+/// Has each line carried out until one fails: how many went well, and the failure. Blanks at the
+/// ends belong to the line.
+fn take_lines(taker: &TakeLine, text: &str) -> (usize, Option<TreeError>) {
+    let lines = text.lines().filter(|l| !l.trim().is_empty() && !l.starts_with('#'));
+    let mut done = 0;
+    for line in lines {
+        match taker(line) {
+            Ok(()) => done += 1,
+            Err(error) => return (done, Some(error)),
+        }
+    }
+    (done, None)
+}
+
 /// The lines of one write: those that are commands, and the first that is not.
 #[derive(Debug, Default)]
 struct Commands {
     good: Vec<crate::vm::state::Command>,
     fault: Option<TreeError>,
+}
+
+impl Commands {
+    /// Reads the whole write before anything is done; a bad line is met after the good ones before
+    /// it, as if each had been written alone.
+    fn parse(verbs: &'static [Verb], text: &str) -> Self {
+        let mut commands = Self::default();
+        for line in parse_lines(verbs, text) {
+            match line {
+                Ok(command) => commands.good.push(command),
+                Err(error) => {
+                    commands.fault = Some(error.into());
+                    break;
+                }
+            }
+        }
+        commands
+    }
 }
 
 /// Has the VM remember how it went, for its `error` file.
