@@ -17,11 +17,12 @@ use super::{TreeError, metrics, render};
 use crate::registry::Registry;
 use crate::registry::trash::Removed;
 use crate::vm::backend::{ConsoleAccess, ImageInfo, MonitorAccess, SnapshotInfo, Source};
+use crate::vm::caller::Caller;
 use crate::vm::exec::ExecAccess;
 use crate::vm::job::Job;
 use crate::vm::notice::Notice;
 use crate::vm::spec::{KEYS, Key};
-use crate::vm::stream::{Listener, Stream};
+use crate::vm::stream::{Listener, Nothing, Stream};
 use crate::vm::{Snapshot, Vm, VmError};
 
 /// The pages of `mountpoint-docs/`, as `.docs/` shows them.
@@ -277,7 +278,7 @@ pub static JOBS: &[Node<Vm>] = &[Node {
     name: "last",
     mode: 0o777,
     doc: "the caller's last command, of `exec` or of `jobs`",
-    body: Body::Link(|vm, caller| vm.jobs().last_job(&caller()).map(|job| job.name().into())),
+    body: Body::Link(|vm, caller| Some(last_job(vm, &caller()))),
 }];
 
 /// A job's directory.
@@ -311,9 +312,9 @@ pub static JOB: &[Node<JobSubject>] = &[
     },
     Node {
         name: "stdin",
-        mode: 0o200,
+        mode: 0o600,
         doc: "its standard input; the last closing is its end",
-        body: Body::Stream(|j, _| Ok(j.job.input().open().map_err(VmError::from)?)),
+        body: Body::Stream(open_stdin),
     },
     Node {
         name: "stdout",
@@ -342,6 +343,21 @@ impl JobSubject {
     fn output(&self, source: Source, open: &OpenRequest<'_>) -> Arc<dyn Stream> {
         self.vm.jobs().open_output(&self.job, source, open.crawler)
     }
+}
+
+/// Reading it gives nothing, at once: it is readable so that programs which walk over everything, as
+/// `cp -r` and `grep -r` do, meet no error.
+fn open_stdin(subject: &JobSubject, open: &OpenRequest<'_>) -> Result<Arc<dyn Stream>, TreeError> {
+    if !open.access.writes() {
+        return Ok(Arc::new(Nothing::default()));
+    }
+    Ok(subject.job.input().open().map_err(VmError::from)?)
+}
+
+/// A link that leads nowhere, but can be read, for who has no last job: one that cannot be read is
+/// an error to `ls`, `tar` and `cp -r`.
+fn last_job(vm: &Vm, caller: &Caller) -> PathBuf {
+    vm.jobs().last_job(caller).map_or_else(|| ".none".into(), |job| job.name().into())
 }
 
 fn open_cmd(subject: &JobSubject, open: &OpenRequest<'_>) -> Result<Arc<dyn Stream>, TreeError> {
