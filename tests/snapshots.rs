@@ -72,6 +72,26 @@ fn a_vm_that_runs_is_brought_back_with_its_processes_and_the_right_time() {
 }
 
 #[test]
+fn what_was_suspended_goes_on_at_the_next_start() {
+    let aq = Mounted::with_image();
+    aq.boot("vm1");
+    let pid = aq.exec("vm1", "sleep 100000 > /dev/null 2>&1 & echo $!; echo one > /tmp/x");
+    aq.sh("echo suspend > vm1/ctl; cat vm1/wait").ok();
+    assert_eq!(aq.read("vm1/status"), "stopped");
+    agrees(&aq, "vm1", "suspended");
+    assert!(aq.qemus().is_empty());
+    aq.sh("sleep 3").ok();
+    aq.boot_existing("vm1");
+    let after = aq.exec("vm1", &format!("kill -0 {pid} && cat /tmp/x; date +%s"));
+    let (state, time) = after.rsplit_once('\n').expect("state and time");
+    assert_eq!(state, "one");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("now");
+    let guest: u64 = time.trim().parse().expect("a time");
+    assert!(now.as_secs().abs_diff(guest) <= 2, "the guest's clock shows {guest}");
+    agrees(&aq, "vm1", "");
+}
+
+#[test]
 fn names_that_are_taken_absent_or_odd() {
     let aq = Mounted::with_image();
     aq.sh("mkdir vm1").ok();

@@ -104,7 +104,9 @@ fn backend(error: &BackendError) -> i32 {
     match error {
         BackendError::Missing { .. } => libc::ENOPKG,
         BackendError::NoAccelerator { .. } => libc::ENODEV,
-        BackendError::QemuDied { .. } | BackendError::QmpRefused { .. } => libc::EREMOTEIO,
+        BackendError::QemuDied { .. }
+        | BackendError::QmpRefused { .. }
+        | BackendError::CannotResume { .. } => libc::EREMOTEIO,
         BackendError::QmpTimeout { .. } | BackendError::GuestTimeout { .. } => libc::ETIMEDOUT,
         BackendError::NoImage { .. } => libc::ENOENT,
         BackendError::ImageFailed { .. } => libc::EREMOTEIO,

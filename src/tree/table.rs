@@ -109,7 +109,7 @@ pub static VM: &[Node<Vm>] = &[
     Node {
         name: "ctl",
         mode: 0o600,
-        doc: "verbs, one a line: start stop kill pause resume reset restore resize port key",
+        doc: "verbs, one a line: start stop kill pause resume reset suspend restore resize port key",
         body: Body::Control(VM_VERBS),
     },
     Node {

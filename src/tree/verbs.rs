@@ -124,6 +124,12 @@ pub static VM_VERBS: &[Verb] = &[
         parse: |args| alone(args, Command::Reset),
     },
     Verb {
+        name: "suspend",
+        usage: "",
+        doc: "save everything to disk and end QEMU; the next `start` goes on from there",
+        parse: |args| alone(args, Command::Suspend),
+    },
+    Verb {
         name: "restore",
         usage: "TAG",
         doc: "go back to a snapshot; a VM that runs, with its memory",

@@ -45,6 +45,14 @@ pub enum BackendError {
         /// Its last line on stderr, or a remark that there was none.
         stderr: String,
     },
+    /// What `suspend` has saved cannot be gone on with.
+    #[error(
+        "cannot go on from what was suspended: {reason}; `rmdir snapshots/suspended` and `start` boot afresh"
+    )]
+    CannotResume {
+        /// QEMU's words.
+        reason: String,
+    },
     /// QEMU did not do what QMP asked of it.
     #[error("QEMU refused {command}: {text}")]
     QmpRefused {

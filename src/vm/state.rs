@@ -116,6 +116,8 @@ pub enum Command {
         /// Keys to be pressed together, one such chord after the other.
         chords: Vec<Vec<String>>,
     },
+    /// Save everything to disk and end QEMU; the next start goes on from there.
+    Suspend,
     /// Take a snapshot.
     Take(String),
     /// Go back to a snapshot.
@@ -139,6 +141,7 @@ impl Command {
             Self::Resize { .. } => "resize",
             Self::AddPort(_) | Self::RemovePort(_) => "port",
             Self::PressKeys { .. } => "key",
+            Self::Suspend => "suspend",
             Self::Take(_) => "mkdir",
             Self::Restore(_) => "restore",
             Self::Drop(_) => "rmdir",
@@ -333,6 +336,7 @@ mod tests {
             (Command::AddPort(forward), "++++++++x"),
             (Command::RemovePort(forward), "++++++++x"),
             (Command::PressKeys { chords: vec![vec!["a".into()]] }, "ob+++bbox"),
+            (Command::Suspend, "ob+++bbox"),
             (Command::Take("a".into()), "+b+++bb+x"),
             (Command::Restore("a".into()), "+b+++bb+x"),
             (Command::Drop("a".into()), "+b+++bb+x"),

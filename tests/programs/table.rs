@@ -185,7 +185,7 @@ pub(crate) const ROWS: &[Row] = &[
     ("bash read", "stream", "exec 3<>on/exec; echo 'echo 1; echo 2' >&3; while read -r x <&3; do echo $x; done; exec 3>&-", Says("1\n2\n")),
     ("bash", "control", "echo bogus > off/ctl", Fails("Invalid argument")),
     ("bash", "control", "set -o noclobber; echo pause > on/ctl", Fails("cannot overwrite existing file")),
-    ("bash", "control", "exec 3<>off/ctl; echo bogus >&3; cat <&3", Says("error: unknown verb \"bogus\"; verbs are start stop kill pause resume reset restore resize port key\n")),
+    ("bash", "control", "exec 3<>off/ctl; echo bogus >&3; cat <&3", Says("error: unknown verb \"bogus\"; verbs are start stop kill pause resume reset suspend restore resize port key\n")),
     ("bash", "setting", "echo 2 >| off/config/cpus; cat off/config/cpus; : > off/config/cpus; cat off/config/cpus; echo 1 > off/config/cpus", Says("2\n2\n")),
     ("bash", "setting", "for i in $(seq 5); do (echo $i > off/config/cpus) & (echo ${i}G > off/config/memory) & (echo h$i > off/config/hostname) & done; wait; echo 4 > off/config/cpus & echo 3G > off/config/memory & echo web > off/config/hostname & wait; cat off/config/{cpus,memory,hostname}; for k in cpus memory hostname; do echo default > off/config/$k; done", Says("4\n3G\nweb\n")),
     ("mapfile", "value", "mapfile -t x < off/status; echo ${#x[@]} ${x[0]}", Says("1 stopped\n")),

@@ -330,6 +330,10 @@ impl Driver {
             Command::Resize { bytes } => self.configure(&Edit::Disk(bytes)).await,
             Command::AddPort(forward) => self.configure(&Edit::AddPort(forward)).await,
             Command::RemovePort(forward) => self.configure(&Edit::RemovePort(forward)).await,
+            Command::Suspend => {
+                self.suspend(answer);
+                return Life::GoesOn;
+            }
             // Snapshots have been seen to above.
             Command::Take(_) | Command::Restore(_) | Command::Drop(_) => Ok(()),
             Command::Remove => {

@@ -40,7 +40,7 @@ impl Driver {
             user: self.vm.spec().ssh_user.clone(),
             dir: self.vm.dir().0.clone(),
         };
-        let set_clock = std::mem::take(&mut self.set_clock);
+        let set_clock = self.set_clock;
         let wait = facts.announces && announcement == Announcement::Awaited;
         let (vm, guests) = (self.vm.clone(), Arc::clone(&self.world.guests));
         self.reaching = Some(self.task(|to| async move {
@@ -69,6 +69,7 @@ impl Driver {
 
     pub(super) fn on_reached(&mut self, session: Arc<dyn GuestSession>) {
         self.session = Some(Arc::clone(&session));
+        self.set_clock = false;
         self.link.send_replace(Link::Up(session));
         if self.state() == State::Running {
             self.enter(State::Ready);

@@ -3,13 +3,14 @@
 //! Of a VM that is off, `qemu-img` takes, restores and drops them; of one that runs, QEMU does,
 //! with its memory. Either way the VM is `saving` meanwhile, and goes on as it was.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use super::{Driver, Report, Task};
-use crate::vm::backend::{BackendError, SnapshotInfo, SnapshotOp};
+use crate::vm::backend::{BackendError, Hypervisor, Launched, Machine, SnapshotInfo, SnapshotOp};
 use crate::vm::state::{Command, Refusal, State};
 use crate::vm::{VmError, one_line};
 
@@ -17,9 +18,21 @@ use crate::vm::{VmError, one_line};
 /// takes some 20 ms. What takes longer goes on behind it; `status` and `wait` tell.
 const ANSWER: Duration = Duration::from_millis(500);
 
+/// The snapshot that `suspend` takes, and the next start goes on from.
+pub(super) const SUSPENDED: &str = "suspended";
+
+/// What follows an operation that went well.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Then {
+    GoOn,
+    /// QEMU ends.
+    End,
+}
+
 /// An operation under way.
 pub(super) struct Snapshotting {
     op: SnapshotOp,
+    then: Then,
     /// The state to go back to.
     before: State,
     answer: Option<oneshot::Sender<Result<(), VmError>>>,
@@ -44,11 +57,11 @@ impl Driver {
         self.enter(State::Saving);
         let machine = self.running.as_ref().map(|running| Arc::clone(&running.machine));
         let hypervisor = Arc::clone(&self.world.hypervisor);
-        let (dir, work) = (self.vm.dir().0.clone(), op.clone());
+        let (dir, work, suspended) = (self.vm.dir().0.clone(), op.clone(), self.is_suspended());
         let task = self.task(|to| async move {
             let done = match machine {
                 Some(machine) => machine.snapshot(&work).await,
-                None => hypervisor.snapshot(dir, &work).await,
+                None => while_off(&*hypervisor, dir, &work, suspended).await,
             };
             to.report(Report::Snapshot(done)).await;
         });
@@ -56,7 +69,40 @@ impl Driver {
             tokio::time::sleep(ANSWER).await;
             to.report(Report::SnapshotOverdue).await;
         });
-        self.snapshotting = Some(Snapshotting { op, before, answer: Some(answer), _task: task });
+        let (then, answer) = (Then::GoOn, Some(answer));
+        self.snapshotting = Some(Snapshotting { op, then, before, answer, _task: task });
+    }
+
+    /// Saves everything, with the processors stopped, so that nothing happens after it.
+    pub(super) fn suspend(&mut self, answer: oneshot::Sender<Result<(), VmError>>) {
+        let Some(machine) = self.running.as_ref().map(|running| Arc::clone(&running.machine))
+        else {
+            return;
+        };
+        let op = SnapshotOp::Take(SUSPENDED.to_owned());
+        let (before, stale) = (self.state(), self.is_suspended());
+        self.enter(State::Saving);
+        let was_paused = before == State::Paused;
+        let task = self.task(|to| async move {
+            let done = save(&*machine, stale).await;
+            if done.is_err() && !was_paused {
+                // The guest goes on as if nothing had been asked; if not even that works, its
+                // status tells.
+                drop(machine.resume().await);
+            }
+            to.report(Report::Snapshot(done)).await;
+        });
+        self.detached(|to| async move {
+            tokio::time::sleep(ANSWER).await;
+            to.report(Report::SnapshotOverdue).await;
+        });
+        let (then, answer) = (Then::End, Some(answer));
+        self.snapshotting = Some(Snapshotting { op, then, before, answer, _task: task });
+    }
+
+    /// Says whether the next start goes on from what `suspend` has saved.
+    pub(super) fn is_suspended(&self) -> bool {
+        self.vm.snapshots().iter().any(|s| s.tag == SUSPENDED && s.memory > 0)
     }
 
     fn check_snapshot(&self, op: &SnapshotOp) -> Result<(), Refusal> {
@@ -96,7 +142,7 @@ impl Driver {
     }
 
     pub(super) fn on_snapshot(&mut self, done: Result<(), BackendError>) {
-        let Some(Snapshotting { op, before, answer, .. }) = self.snapshotting.take() else {
+        let Some(Snapshotting { op, then, before, answer, .. }) = self.snapshotting.take() else {
             return;
         };
         self.settle_pending(&op, &done);
@@ -106,6 +152,9 @@ impl Driver {
         if let (SnapshotOp::Restore(tag), Ok(())) = (&op, &done) {
             self.note(&format!("restored {tag}"));
             self.after_restore(&before);
+        }
+        if then == Then::End && done.is_ok() {
+            self.kill();
         }
         let done = done.map_err(VmError::from);
         match answer {
@@ -150,4 +199,44 @@ pub(super) fn operation(command: &Command) -> Option<SnapshotOp> {
         Command::Drop(tag) => Some(SnapshotOp::Drop(tag.clone())),
         _ => None,
     }
+}
+
+async fn save(machine: &dyn Machine, stale: bool) -> Result<(), BackendError> {
+    machine.pause().await?;
+    if stale {
+        machine.snapshot(&SnapshotOp::Drop(SUSPENDED.to_owned())).await?;
+    }
+    machine.snapshot(&SnapshotOp::Take(SUSPENDED.to_owned())).await
+}
+
+/// Who goes back in time does not want what was suspended after it any more.
+async fn while_off(
+    hypervisor: &dyn Hypervisor,
+    dir: PathBuf,
+    op: &SnapshotOp,
+    suspended: bool,
+) -> Result<(), BackendError> {
+    hypervisor.snapshot(dir.clone(), op).await?;
+    match op {
+        SnapshotOp::Restore(tag) if suspended && tag != SUSPENDED => {
+            hypervisor.snapshot(dir, &SnapshotOp::Drop(SUSPENDED.to_owned())).await
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Goes on from what `suspend` has saved, in a machine launched with its processors stopped.
+pub(super) async fn go_on(launched: &mut Launched, paused: bool) -> Result<(), BackendError> {
+    let tag = || SUSPENDED.to_owned();
+    let machine = &launched.machine;
+    if let Err(error) = machine.snapshot(&SnapshotOp::Restore(tag())).await {
+        drop(machine.kill().await);
+        return Err(BackendError::CannotResume { reason: error.to_string() });
+    }
+    machine.snapshot(&SnapshotOp::Drop(tag())).await?;
+    if !paused {
+        machine.resume().await?;
+        launched.paused = false;
+    }
+    Ok(())
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::reach::Announcement;
-use super::{Driver, Life, Report};
+use super::{Driver, Life, Report, snapshot};
 use crate::vm::backend::{Adoption, BackendError, LaunchPlan, Launched};
 use crate::vm::exec::Link;
 use crate::vm::spec::VmSpec;
@@ -24,6 +24,8 @@ pub(super) struct Starting {
     pub(super) answer: Option<oneshot::Sender<Result<(), VmError>>>,
     /// QEMU is being started now; until then it can simply be called off.
     pub(super) launching: bool,
+    /// It goes on from what `suspend` has saved.
+    goes_on: bool,
 }
 
 impl Driver {
@@ -40,8 +42,12 @@ impl Driver {
         }
         self.life += 1;
         self.begun = Instant::now();
-        self.starting =
-            Some(Starting { before: self.state(), answer: Some(answer), launching: false });
+        self.starting = Some(Starting {
+            before: self.state(),
+            answer: Some(answer),
+            launching: false,
+            goes_on: false,
+        });
         self.enter(State::Starting);
         self.publish(|view| {
             view.facts = None;
@@ -62,32 +68,46 @@ impl Driver {
 
     pub(super) fn on_planned(&mut self, planned: Result<Box<LaunchPlan>, BackendError>) {
         self.preparing = None;
-        let plan = match planned {
+        let mut plan = match planned {
             Ok(plan) => plan,
             Err(error) => return self.on_launch_failed(error),
         };
+        let goes_on = self.is_suspended();
         if let Some(starting) = &mut self.starting {
             starting.launching = true;
+            starting.goes_on = goes_on;
         }
         self.publish(|view| view.doing = Some("QEMU".to_owned()));
         let hypervisor = Arc::clone(&self.world.hypervisor);
+        let paused = plan.paused;
+        plan.paused |= goes_on;
         self.detached(|to| async move {
-            to.report(Report::Launched(hypervisor.launch(*plan).await)).await;
+            let mut launched = hypervisor.launch(*plan).await;
+            if goes_on
+                && let Ok(machine) = &mut launched
+                && let Err(error) = snapshot::go_on(machine, paused).await
+            {
+                launched = Err(error);
+            }
+            to.report(Report::Launched(launched)).await;
         });
     }
 
     pub(super) fn on_launched(&mut self, launched: Launched) {
         self.answer_start(Ok(()));
-        self.starting = None;
+        let goes_on = self.starting.take().is_some_and(|starting| starting.goes_on);
         if self.state() == State::Stopping {
             self.running = Some(launched);
             return self.kill();
         }
-        self.take_over(launched);
+        // A guest that goes on has opened its port long ago, and its clock shows the past.
+        self.set_clock = goes_on;
+        let known = if goes_on { Announcement::Missed } else { Announcement::Awaited };
+        self.take_over(launched, known);
     }
 
     /// Takes a machine that runs, new or adopted.
-    fn take_over(&mut self, launched: Launched) {
+    fn take_over(&mut self, launched: Launched, announcement: Announcement) {
         let facts = launched.machine.facts().clone();
         let state = if launched.paused { State::Paused } else { State::Running };
         *self.vm.0.machine.write() = Some(Arc::clone(&launched.machine));
@@ -96,7 +116,7 @@ impl Driver {
         self.publish(|view| view.facts = Some(facts));
         self.link.send_replace(Link::Coming);
         self.enter(state);
-        self.reach(Announcement::Awaited);
+        self.reach(announcement);
     }
 
     pub(super) fn on_launch_failed(&mut self, error: BackendError) {
@@ -133,7 +153,7 @@ impl Driver {
     pub(super) fn settle(&mut self, adoption: Adoption) {
         match adoption {
             Adoption::NeverRan => {}
-            Adoption::Running(launched) => self.take_over(launched),
+            Adoption::Running(launched) => self.take_over(launched, Announcement::Awaited),
             Adoption::Ended(reason) => self.enter(State::Failed(one_line(&reason))),
             Adoption::Unclear(reason) => self.enter(State::Failed(one_line(&reason))),
         }
