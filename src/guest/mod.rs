@@ -91,7 +91,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::vm::backend::{Accel, AccelKind, BootImage, DiskFormat};
+    use crate::vm::backend::{Accel, AccelKind, BootImage, DiskFormat, SeedKind};
     use crate::vm::spec::VmSpec;
 
     fn plan(dir: PathBuf) -> LaunchPlan {
@@ -110,6 +110,7 @@ mod tests {
                 initrd: None,
                 cmdline: String::new(),
                 announces: true,
+                seed: SeedKind::FwCfg,
             },
             accel: Accel { kind: AccelKind::Tcg, cpu: "max".into(), reason: "test".into() },
             paused: false,

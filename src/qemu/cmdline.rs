@@ -327,7 +327,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::vm::backend::BootImage;
+    use crate::vm::backend::{BootImage, SeedKind};
     use crate::vm::spec::VmSpec;
 
     fn plan(kind: AccelKind, cpu: &str) -> LaunchPlan {
@@ -346,6 +346,7 @@ mod tests {
                 initrd: Some("/store/images/tiny/initrd".into()),
                 cmdline: "console=ttyS0 root=/dev/vda, rw".into(),
                 announces: true,
+                seed: SeedKind::FwCfg,
             },
             accel: Accel { kind, cpu: cpu.into(), reason: String::new() },
             paused: false,

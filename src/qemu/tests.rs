@@ -140,6 +140,7 @@ fn image(disk: &Path, kernel: Option<&Path>) -> BootImage {
         initrd: None,
         cmdline: String::new(),
         announces: true,
+        seed: SeedKind::FwCfg,
     }
 }
 

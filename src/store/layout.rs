@@ -18,6 +18,7 @@
 //!     qmp  serial              QEMU's sockets
 //!     console.log  qemu.log    the serial line's scrollback; QEMU's stderr and our notes
 //!   images/NAME/               a finished image: `image.json` and what it names
+//!   images/NAME/source         of one that is not finished: what it is to be made from
 //!   images/.NAME.XXXX/         one being made: never listed, removed at the next start
 //!   trash/NAME@TIME/           a removed VM
 //!   cache/                     packages fetched, accelerator verdict: may be deleted at any time
@@ -79,6 +80,16 @@ impl Layout {
     /// Returns the directory of all images.
     pub fn images(&self) -> PathBuf {
         self.root.join("images")
+    }
+
+    /// Returns an image's directory.
+    pub fn image(&self, name: &str) -> PathBuf {
+        self.images().join(name)
+    }
+
+    /// Returns what an image that is not made yet is to be made from.
+    pub fn image_source(&self, name: &str) -> PathBuf {
+        self.image(name).join("source")
     }
 
     /// Returns the directory of removed VMs.
