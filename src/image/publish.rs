@@ -16,14 +16,14 @@ const FORMAT: DiskFormat = DiskFormat::Qcow2;
 /// The source.
 #[derive(Debug)]
 pub(super) struct VmDisk {
-    publication: Publication,
+    publication: Box<Publication>,
     /// Gone after the first attempt: from then on the VM may do what it likes.
     hold: Mutex<Option<Hold>>,
 }
 
 impl VmDisk {
     /// Takes a VM that is held.
-    pub(super) fn new(mut publication: Publication) -> Self {
+    pub(super) fn new(mut publication: Box<Publication>) -> Self {
         let hold = Mutex::new(publication.hold.take());
         Self { publication, hold }
     }
@@ -46,7 +46,7 @@ impl Source for VmDisk {
             });
         };
         progress.building("copying");
-        let Publication { disk, snapshot, base, .. } = &self.publication;
+        let Publication { disk, snapshot, base, .. } = &*self.publication;
         let backing = Input { path: base.disk.clone(), format: base.format, backing: None };
         let input = Input { path: disk.clone(), format: FORMAT, backing: Some(backing.into()) };
         let name = manifest::disk_name(FORMAT);

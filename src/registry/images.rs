@@ -80,7 +80,7 @@ impl Registry {
         let recipe = match text.parse()? {
             Origin::Tiny => Recipe::Tiny,
             Origin::File(path) => Recipe::File(path),
-            Origin::Vm { vm, tag } => Recipe::Vm(self.publication(text, &vm, tag).await?),
+            Origin::Vm { vm, tag } => Recipe::Vm(self.publication(text, &vm, tag).await?.into()),
         };
         self.with_images(move |images| images.assign(&image, recipe)).await
     }

@@ -14,6 +14,7 @@
 //!     host_key{,.pub}          its SSH host key
 //!     known_hosts              that key as other SSH clients want it
 //!     seed.tar                 what it is told at boot (guest::seed)
+//!     cidata.img               the same for cloud-init (guest::nocloud), where the image has it
 //!     run.json                 the QEMU that runs it, for adoption
 //!     qmp  serial              QEMU's sockets
 //!     console.log  qemu.log    the serial line's scrollback; QEMU's stderr and our notes
@@ -143,6 +144,11 @@ impl VmDir {
         self.0.join(names::SEED)
     }
 
+    /// Returns the seed of a stock cloud image.
+    pub fn cidata(&self) -> PathBuf {
+        self.0.join(names::CIDATA)
+    }
+
     /// Returns the record of the running QEMU.
     pub fn run(&self) -> PathBuf {
         self.0.join("run.json")
@@ -176,6 +182,8 @@ pub mod names {
     pub const TEMPORARY_DISK: &str = "temporary.qcow2";
     /// The seed.
     pub const SEED: &str = "seed.tar";
+    /// The seed as a disk that cloud-init finds.
+    pub const CIDATA: &str = "cidata.img";
     /// The QMP socket.
     pub const QMP: &str = "qmp";
     /// The serial line's socket.

@@ -357,7 +357,10 @@ impl Directories {
         let directory = match table {
             Table::Root => String::new(),
             Table::Docs => "/.docs".to_owned(),
-            Table::Images | Table::Image => "/.images".to_owned(),
+            Table::Images => "/.images".to_owned(),
+            Table::Image => {
+                format!("/.images/{}", name_of(&self.numbers, object).unwrap_or_default())
+            }
             Table::Vm => format!("/{}", vm()),
             Table::Config => format!("/{}/config", vm()),
             Table::Defaults => "/.defaults".to_owned(),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use futures::FutureExt;
 use parking_lot::Mutex;
 
-use super::node::Carried;
+use super::node::{Carried, Done};
 use super::verbs::{LONGEST_WRITE, Verb, parse_lines};
 use super::{Answer, TAIL, TreeError};
 use crate::store::file;
@@ -144,11 +144,14 @@ pub struct Setting {
     mode: Mutex<WriteMode>,
 }
 
+/// Takes what is written to an open file.
+type Taker<R> = Box<dyn Fn(&str) -> Carried<R> + Send + Sync>;
+
 /// An open control file: the results of the verbs written to it.
 pub struct Control {
     /// The VM whose `error` tells of failures.
     vm: Option<Vm>,
-    carry_out: Box<dyn Fn(&str) -> Carried<(usize, Option<TreeError>)> + Send + Sync>,
+    carry_out: Taker<Done>,
     results: Mutex<Results>,
 }
 
@@ -156,7 +159,7 @@ pub struct Control {
 pub struct Text {
     vm: Option<Vm>,
     value: Value,
-    take: Box<dyn Fn(&str) -> Carried<Result<(), TreeError>> + Send + Sync>,
+    take: Taker<Result<(), TreeError>>,
 }
 
 impl std::fmt::Debug for Control {
@@ -200,7 +203,7 @@ impl Open {
     /// Opens a control file whose lines are carried out by `carry_out`.
     pub(super) fn orders(
         vm: Option<Vm>,
-        carry_out: impl Fn(&str) -> Carried<(usize, Option<TreeError>)> + Send + Sync + 'static,
+        carry_out: impl Fn(&str) -> Carried<Done> + Send + Sync + 'static,
     ) -> Self {
         let (carry_out, results) = (Box::new(carry_out), Mutex::default());
         Self::Control(Arc::new(Control { vm, carry_out, results }))
@@ -428,7 +431,7 @@ impl Text {
 
 /// Carries out a VM's verbs. The whole write is read before anything is done; a bad line is met
 /// after the good ones before it, as if each had been written alone.
-fn perform(vm: Vm, verbs: &'static [Verb], text: &str) -> Carried<(usize, Option<TreeError>)> {
+fn perform(vm: Vm, verbs: &'static [Verb], text: &str) -> Carried<Done> {
     let Commands { good, fault } = Commands::parse(verbs, text);
     let done = vm.perform_all(good);
     Box::pin(done.map(|(done, failure)| (done, failure.map(TreeError::from).or(fault))))

@@ -34,8 +34,10 @@ pub type OpenStream<T> = fn(&T, &OpenRequest<'_>) -> Result<Arc<dyn Stream>, Tre
 
 /// Text written to an object, being carried out.
 pub type Carried<R> = Pin<Box<dyn Future<Output = R> + Send>>;
-/// Carries out lines of verbs that were written to an object: how many went well, and the failure.
-pub type CarryOut<T> = fn(&T, &str) -> Carried<(usize, Option<TreeError>)>;
+/// How lines of verbs went: how many went well, and the failure.
+pub type Done = (usize, Option<TreeError>);
+/// Carries out lines of verbs that were written to an object.
+pub type CarryOut<T> = fn(&T, &str) -> Carried<Done>;
 /// Takes text that was written to an object.
 pub type TakeText<T> = fn(&T, &str) -> Carried<Result<(), TreeError>>;
 

@@ -12,7 +12,7 @@ use include_dir::{Dir, include_dir};
 
 use super::handle::{Access, Commands, OpenRequest, Owner};
 use super::host::Host;
-use super::node::{Body, Carried, Node, Subject, Table};
+use super::node::{Body, Carried, Done, Node, Subject, Table};
 use super::verbs::{IMAGE_VERBS, VM_VERBS};
 use super::{TreeError, metrics, render};
 use crate::registry::Registry;
@@ -338,7 +338,7 @@ impl ImageSubject {
         Box::pin(done.map(|done| done.map_err(TreeError::from)))
     }
 
-    fn carry_out(&self, text: &str) -> Carried<(usize, Option<TreeError>)> {
+    fn carry_out(&self, text: &str) -> Carried<Done> {
         let Commands { good, fault } = Commands::parse(IMAGE_VERBS, text);
         let (registry, name) = (Arc::clone(&self.registry), self.info.name.clone());
         let done = registry.command_image_all(name, good);

@@ -641,7 +641,7 @@ pub enum Recipe {
     /// A disk image on this host.
     File(PathBuf),
     /// A VM's disk.
-    Vm(Publication),
+    Vm(Box<Publication>),
 }
 
 /// The images.
