@@ -64,7 +64,10 @@ fn sources() -> Vec<Source> {
     assert!(found.len() > 10, "the sources are embedded");
     let tests: Vec<String> =
         found.iter().flat_map(|s: &(String, String)| test_files(&s.0, &s.1)).collect();
-    let kept = found.into_iter().filter(|(path, _)| !tests.contains(path));
+    // A module for tests may have files of its own.
+    let below = |path: &str, file: &str| path.starts_with(&file.replace(".rs", "/"));
+    let is_test = |path: &str| tests.iter().any(|t| path == t || below(path, t));
+    let kept = found.into_iter().filter(|(path, _)| !is_test(path));
     kept.map(|(path, text)| Source { code: code_of(&text), path }).collect()
 }
 

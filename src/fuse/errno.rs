@@ -9,6 +9,7 @@ use crate::tree::TreeError;
 use crate::tree::verbs::VerbError;
 use crate::vm::VmError;
 use crate::vm::backend::BackendError;
+use crate::vm::job::JobError;
 use crate::vm::spec::SpecError;
 use crate::vm::state::Refusal;
 
@@ -23,7 +24,7 @@ pub(crate) fn number(error: &TreeError) -> i32 {
         TreeError::NotFound | TreeError::NeverFound => libc::ENOENT,
         TreeError::NotADirectory => libc::ENOTDIR,
         TreeError::IsADirectory => libc::EISDIR,
-        TreeError::ReadOnly | TreeError::NoCreation => libc::EACCES,
+        TreeError::ReadOnly | TreeError::WriteOnly | TreeError::NoCreation => libc::EACCES,
         TreeError::NotOffered(_) => libc::EPERM,
         TreeError::BadName(_) | TreeError::BadRename | TreeError::NotText | TreeError::NotALink => {
             libc::EINVAL
@@ -58,6 +59,20 @@ fn vm(error: &VmError) -> i32 {
         VmError::Removed => libc::ENOENT,
         VmError::TooLong { .. } => libc::EFBIG,
         VmError::Lost(_) => libc::EHOSTUNREACH,
+        VmError::Job(error) => job(error),
+    }
+}
+
+fn job(error: &JobError) -> i32 {
+    match error {
+        JobError::Exists(_) => libc::EEXIST,
+        JobError::BadName(_) | JobError::Usage { .. } => libc::EINVAL,
+        JobError::Absent => libc::ENOENT,
+        JobError::Started(_) => libc::EBUSY,
+        JobError::NotRunning(_) => libc::ESRCH,
+        JobError::TooMany(_) => libc::EBUSY,
+        JobError::NoTerminal => libc::ENOTTY,
+        JobError::InputEnded => libc::EPIPE,
     }
 }
 
@@ -98,6 +113,7 @@ fn backend(error: &BackendError) -> i32 {
         BackendError::ImageFailed { .. } => libc::EREMOTEIO,
         BackendError::Unreachable { .. } => libc::EHOSTUNREACH,
         BackendError::KeyRefused { .. } | BackendError::WrongHostKey => libc::EKEYREJECTED,
+        BackendError::TooLong { .. } => libc::E2BIG,
         BackendError::NoSpace { .. } => libc::ENOSPC,
         BackendError::NoMemory { .. } => libc::ENOMEM,
         BackendError::PortTaken { .. } => libc::EADDRINUSE,

@@ -15,7 +15,7 @@ use russh::client::{self, Msg};
 use russh::keys::{
     Algorithm, PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate,
 };
-use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Preferred, Sig};
+use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Preferred, Sig};
 use russh::{compression, kex};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
@@ -34,7 +34,7 @@ const WINDOW: u32 = 2 << 20;
 /// Messages of up to 32 KiB that wait for a slow reader: 1 MiB at the most.
 const QUEUE: usize = 32;
 /// Bound on saying goodbye to a command.
-const HANG_UP: Duration = Duration::from_secs(2);
+pub(super) const HANG_UP: Duration = Duration::from_secs(2);
 /// RFC 4254: the number of stderr among the extended data.
 const STDERR: u32 = 1;
 
@@ -72,7 +72,7 @@ pub(super) fn unreachable(reason: impl Into<String>) -> BackendError {
     BackendError::Unreachable { reason: reason.into() }
 }
 
-fn broken(error: impl fmt::Display) -> BackendError {
+pub(super) fn broken(error: impl fmt::Display) -> BackendError {
     unreachable(format!("connection lost: {error}"))
 }
 
@@ -103,6 +103,11 @@ impl Connection {
         &self.runtime
     }
 
+    /// Opens a channel for one command.
+    pub(super) async fn channel(&self) -> Result<Channel<Msg>, BackendError> {
+        self.handle.channel_open_session().await.map_err(broken)
+    }
+
     /// Runs a command; see `GuestSession::exec`.
     pub(super) async fn exec(
         &self,
@@ -110,12 +115,12 @@ impl Connection {
         stdin: &[u8],
         output: &dyn OutputSink,
     ) -> Result<Exit, BackendError> {
-        let channel = self.handle.channel_open_session().await.map_err(broken)?;
-        let (incoming, outgoing) = channel.split();
+        let channel = self.channel().await?;
+        let (mut incoming, outgoing) = channel.split();
         let mut running =
             Running { outgoing: Arc::new(outgoing), over: false, runtime: self.runtime.clone() };
         let end = tokio::select! {
-            end = follow(incoming, output) => end,
+            end = follow(&mut incoming, output) => end,
             never = feed(&running.outgoing, command, stdin) => match never? {},
         };
         running.over = end.is_ok();
@@ -139,8 +144,8 @@ async fn feed(
 }
 
 /// Hands on what the command says until it has ended and all of its output is here.
-async fn follow(
-    mut incoming: ChannelReadHalf,
+pub(super) async fn follow(
+    incoming: &mut ChannelReadHalf,
     output: &dyn OutputSink,
 ) -> Result<Exit, BackendError> {
     let (mut exit, mut eof) = (None, false);

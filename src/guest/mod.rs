@@ -11,6 +11,7 @@ mod nocloud;
 pub mod seed;
 pub mod ssh;
 pub mod ssh_config;
+mod supervise;
 mod tty;
 
 use std::path::{Path, PathBuf};

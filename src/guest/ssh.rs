@@ -17,9 +17,11 @@ use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 
 use super::connection::{Access, Connection, unreachable};
-use super::keys;
+use super::{keys, supervise};
 use crate::store::layout::VmDir;
-use crate::vm::backend::{BackendError, Exit, GuestAddress, GuestSession, OutputSink, Source};
+use crate::vm::backend::{
+    Attendant, BackendError, Exit, GuestAddress, GuestSession, OutputSink, Source, Surroundings,
+};
 
 /// Bound of one attempt to connect, log in and run `true`.
 const ATTEMPT: Duration = Duration::from_secs(5);
@@ -31,7 +33,6 @@ const IDLE: Duration = Duration::from_secs(30);
 /// A guest that we are logged in to.
 #[derive(Debug)]
 pub struct SshSession {
-    access: Access,
     first: Arc<Connection>,
     pool: Arc<Pool>,
 }
@@ -50,7 +51,7 @@ pub async fn connect(client_key: &Path, at: &GuestAddress) -> Result<SshSession,
     };
     let late = |_| unreachable(format!("not logged in within {} s", ATTEMPT.as_secs()));
     let first = timeout(ATTEMPT, proven(&access)).await.map_err(late)??;
-    Ok(SshSession { access, first: Arc::clone(&first), pool: Arc::new(Pool::new(first)) })
+    Ok(SshSession { first: Arc::clone(&first), pool: Arc::new(Pool::new(access, first)) })
 }
 
 async fn proven(access: &Access) -> Result<Arc<Connection>, BackendError> {
@@ -62,7 +63,7 @@ async fn proven(access: &Access) -> Result<Arc<Connection>, BackendError> {
 }
 
 #[derive(Debug)]
-struct Nowhere;
+pub(super) struct Nowhere;
 
 #[async_trait]
 impl OutputSink for Nowhere {
@@ -77,9 +78,16 @@ impl GuestSession for SshSession {
         stdin: &[u8],
         output: &dyn OutputSink,
     ) -> Result<Exit, BackendError> {
-        let lease = self.pool.lease(&self.access).await;
-        let lease = lease.ok_or_else(|| unreachable("connection lost"))?;
-        lease.connection.exec(command, stdin, output).await
+        self.pool.lease().await?.connection.exec(command, stdin, output).await
+    }
+
+    async fn run(
+        &self,
+        command: &[u8],
+        surroundings: &Surroundings,
+        attendant: &dyn Attendant,
+    ) -> Result<Exit, BackendError> {
+        supervise::run(&self.pool, command, surroundings, attendant).await
     }
 
     async fn closed(&self) {
@@ -89,7 +97,8 @@ impl GuestSession for SshSession {
 
 /// The connections of one session, the first one first: it is as old as the session.
 #[derive(Debug)]
-struct Pool {
+pub(super) struct Pool {
+    access: Access,
     slots: Mutex<Vec<Slot>>,
     /// Servers count strangers at the door (dropbear: five an address), so we come one by one.
     door: tokio::sync::Mutex<()>,
@@ -105,28 +114,28 @@ struct Slot {
 }
 
 impl Pool {
-    fn new(first: Arc<Connection>) -> Self {
-        Self { slots: Mutex::new(vec![Slot::new(first)]), door: tokio::sync::Mutex::default() }
+    fn new(access: Access, first: Arc<Connection>) -> Self {
+        let slots = Mutex::new(vec![Slot::new(first)]);
+        Self { access, slots, door: tokio::sync::Mutex::default() }
     }
 
-    /// Takes an idle connection, opens one more, or shares the least busy one; `None` if all are
-    /// lost.
-    async fn lease(self: &Arc<Self>, access: &Access) -> Option<Lease> {
+    /// Takes an idle connection, opens one more, or shares the least busy one.
+    pub(super) async fn lease(self: &Arc<Self>) -> Result<Lease, BackendError> {
         if let Some(lease) = self.take(1) {
-            return Some(lease);
+            return Ok(lease);
         }
         let _turn = self.door.lock().await;
         if let Some(lease) = self.take(1) {
-            return Some(lease);
+            return Ok(lease);
         }
         if (1..MOST).contains(&self.slots.lock().len()) {
-            match timeout(ATTEMPT, Connection::open(access)).await {
+            match timeout(ATTEMPT, Connection::open(&self.access)).await {
                 Ok(Ok(connection)) => self.slots.lock().push(Slot::new(connection)),
                 Ok(Err(error)) => tracing::warn!(%error, "no further connection to the guest"),
                 Err(_) => tracing::warn!("no further connection to the guest in time"),
             }
         }
-        self.take(usize::MAX)
+        self.take(usize::MAX).ok_or_else(|| unreachable("connection lost"))
     }
 
     /// Takes the least busy connection if fewer than `limit` commands run on it.
@@ -175,9 +184,9 @@ impl Slot {
 
 /// A running command's place on a connection.
 #[derive(Debug)]
-struct Lease {
+pub(super) struct Lease {
     pool: Arc<Pool>,
-    connection: Arc<Connection>,
+    pub(super) connection: Arc<Connection>,
 }
 
 impl Drop for Lease {

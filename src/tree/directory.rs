@@ -9,12 +9,12 @@ use std::time::SystemTime;
 use super::handle::{Open, OpenRequest, Owner, Source, Value};
 use super::host::Host;
 use super::names::{
-    Entry, ImageNames, Names, NoNames, Numbers, SnapshotNames, TrashNames, VmNames,
+    Entry, ImageNames, JobNames, Names, NoNames, Numbers, SnapshotNames, TrashNames, VmNames,
 };
-use super::node::{Attr, Body, Keep, Kind, Node, NodeId, Subject, Table};
+use super::node::{Attr, Body, Keep, Kind, Node, NodeId, Subject, Table, unpack_job};
 use super::table::{
-    CONFIG, DEFAULTS, DOCS, IMAGE, IMAGES, ImageSubject, REMOVED, ROOT, SNAPSHOT, SNAPSHOTS,
-    SnapshotSubject, TRASH, VM,
+    CONFIG, DEFAULTS, DOCS, IMAGE, IMAGES, ImageSubject, JOB, JOBS, JobSubject, REMOVED, ROOT,
+    SNAPSHOT, SNAPSHOTS, SnapshotSubject, TRASH, VM,
 };
 use super::{Answer, TAIL, TreeError};
 use crate::vm::caller::Caller;
@@ -83,6 +83,7 @@ impl<T: Subject> Bound<T> {
             Body::Tail(_)
             | Body::Control(_)
             | Body::Orders(_)
+            | Body::Lines(_)
             | Body::Stream(_)
             | Body::Link(_)
             | Body::Directory(_) => Vec::new(),
@@ -126,7 +127,8 @@ impl<T: Subject> Bound<T> {
                 Ok(Open::setting(owner, key, self.live_with(text), request.append))
             }
             (Body::Control(verbs), Some(vm)) => Ok(Open::control(vm, verbs)),
-            (Body::Control(_), None) => Err(TreeError::NotFound),
+            (Body::Lines(taker), Some(vm)) => Ok(Open::lines(vm, taker(&self.object))),
+            (Body::Control(_) | Body::Lines(_), None) => Err(TreeError::NotFound),
             (Body::Orders(carry_out), vm) => {
                 let (object, carry_out) = (self.object.clone(), *carry_out);
                 Ok(Open::orders(vm, move |text| carry_out(&object, text)))
@@ -196,6 +198,10 @@ impl<T: Subject> Directory for Bound<T> {
         if request.access.writes() && node.mode & 0o200 == 0 {
             return Answer::Now(Err(TreeError::ReadOnly));
         }
+        if request.access.reads() && node.mode & 0o400 == 0 {
+            return Answer::Now(Err(TreeError::WriteOnly));
+        }
+        self.object.opening();
         Answer::Now(self.open_now(node, request))
     }
 
@@ -364,6 +370,10 @@ impl Directories {
             Table::Vm => format!("/{}", vm()),
             Table::Config => format!("/{}/config", vm()),
             Table::Defaults => "/.defaults".to_owned(),
+            Table::Jobs => format!("/{}/jobs", vm()),
+            Table::Job => self
+                .job(object)
+                .map_or("?".to_owned(), |j| format!("/{}/jobs/{}", j.vm.name(), j.job.name())),
             Table::Snapshots => format!("/{}/snapshots", vm()),
             Table::Snapshot => {
                 let snapshot = self.snapshot(object);
@@ -401,6 +411,8 @@ impl Directories {
             Table::Vm => bound(id, 0o700, VM, vm()?, NoNames),
             Table::Config => bound(id, 0o700, &CONFIG, vm()?, NoNames),
             Table::Defaults => bound(id, 0o700, &DEFAULTS, host(), NoNames),
+            Table::Jobs => bound(id, 0o700, JOBS, vm()?, JobNames(vm()?)),
+            Table::Job => bound(id, 0o700, JOB, self.job(object)?, NoNames),
             Table::Trash => bound(id, 0o700, TRASH, host(), TrashNames(registry())),
             Table::Snapshots => {
                 let numbers = Arc::clone(&self.snapshots);
@@ -409,6 +421,13 @@ impl Directories {
             Table::Snapshot => bound(id, 0o700, SNAPSHOT, self.snapshot(object)?, NoNames),
             Table::Removed => bound(id, 0o700, REMOVED, removed()?, NoNames),
         })
+    }
+
+    fn job(&self, object: u64) -> Result<JobSubject, TreeError> {
+        let (vm, job) = unpack_job(object);
+        let vm = self.host.registry.by_id(vm).ok_or(TreeError::NotFound)?;
+        let job = vm.jobs().by_id(job).ok_or(TreeError::NotFound)?;
+        Ok(JobSubject { vm, job })
     }
 
     fn snapshot(&self, object: u64) -> Result<SnapshotSubject, TreeError> {

@@ -3,6 +3,7 @@
 //! No names (`table.rs`); no waiting: what takes time is returned as a future.
 
 use std::collections::VecDeque;
+use std::future::ready;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use futures::FutureExt;
 use parking_lot::Mutex;
 
-use super::node::{Carried, Done};
+use super::node::{Carried, Done, TakeLine};
 use super::verbs::{LONGEST_WRITE, Verb, parse_lines};
 use super::{Answer, TAIL, TreeError};
 use crate::store::file;
@@ -32,6 +33,11 @@ pub enum Access {
 }
 
 impl Access {
+    /// Says whether the file may be read through this opening.
+    pub fn reads(self) -> bool {
+        self != Self::Write
+    }
+
     /// Says whether the file may be written through this opening.
     pub fn writes(self) -> bool {
         self != Self::Read
@@ -198,6 +204,11 @@ impl Open {
     pub(super) fn control(vm: Vm, verbs: &'static [Verb]) -> Self {
         let of = vm.clone();
         Self::orders(Some(vm), move |text| perform(of.clone(), verbs, text))
+    }
+
+    /// Opens a control file whose lines the object itself takes.
+    pub(super) fn lines(vm: Vm, taker: TakeLine) -> Self {
+        Self::orders(Some(vm), move |text| Box::pin(ready(take_lines(&taker, text))))
     }
 
     /// Opens a control file whose lines are carried out by `carry_out`.
@@ -483,6 +494,20 @@ impl Control {
             }
         }
     }
+}
+
+/// Has each line carried out until one fails: how many went well, and the failure. Blanks at the
+/// ends belong to the line.
+fn take_lines(taker: &TakeLine, text: &str) -> Done {
+    let lines = text.lines().filter(|l| !l.trim().is_empty() && !l.starts_with('#'));
+    let mut done = 0;
+    for line in lines {
+        match taker(line) {
+            Ok(()) => done += 1,
+            Err(error) => return (done, Some(error)),
+        }
+    }
+    (done, None)
 }
 
 /// The lines of one write: those that are commands, and the first that is not.

@@ -55,6 +55,9 @@ pub enum TreeError {
     /// The file cannot be written.
     #[error("read-only")]
     ReadOnly,
+    /// The file cannot be read.
+    #[error("write-only")]
+    WriteOnly,
     /// Files are not created here.
     #[error("files cannot be created here; `mkdir NAME` at the root makes a VM")]
     NoCreation,
@@ -66,8 +69,8 @@ pub enum TreeError {
         "{0:?} cannot be a name here: letters, digits, dots, dashes and underscores, at most 64"
     )]
     BadName(String),
-    /// A rename that is not from one VM's name to another.
-    #[error("only a VM can be renamed, and only to another name at the root")]
+    /// A rename that is not from one name that users make to another in the same directory.
+    #[error("only what `mkdir` makes can be renamed, and only within its directory")]
     BadRename,
     /// The open file is unknown.
     #[error("unknown file handle")]
@@ -316,11 +319,11 @@ impl Tree {
         }
     }
 
-    /// Unlinks a file of ours: nothing happens, and it says what `rmdir` of the VM would say, so
+    /// Unlinks a file of ours: nothing happens, and it says what `rmdir` of its object would say, so
     /// that `rm -r`, `find -delete` and `rmdir` agree.
     ///
     /// # Errors
-    /// The refusal that the VM's removal would meet.
+    /// The refusal that the object's removal would meet.
     pub fn remove_part(&self, parent: NodeId, name: &str) -> Result<(), TreeError> {
         let directory = self.directories.get(parent)?;
         if directory.find(name).is_none() {

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use futures::FutureExt;
 use parking_lot::Mutex;
 
-use super::node::{Kind, NodeId, Table};
+use super::node::{Kind, NodeId, Table, pack_job};
 use super::{Answer, TreeError, handle};
 use crate::registry::Registry;
+use crate::vm::job::{Job, JobError, is_job_name};
 use crate::vm::spec::{is_object_name, is_vm_name};
 use crate::vm::state::Command;
-use crate::vm::{Snapshot, Vm, VmId};
+use crate::vm::{Snapshot, Vm, VmError, VmId};
 
 /// A name in a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,6 +141,56 @@ impl Names for VmNames {
         }
         let done = Registry::rename(Arc::clone(&self.0), from.to_owned(), to.to_owned());
         Answer::later(done.map(|done| done.map_err(TreeError::from)))
+    }
+}
+
+/// Jobs, in a VM's `jobs`.
+pub(super) struct JobNames(pub(super) Vm);
+
+impl JobNames {
+    fn id(&self, job: &Job) -> NodeId {
+        NodeId::directory(Table::Job, pack_job(self.0.id(), job.id()))
+    }
+
+    fn told<T>(&self, done: Result<T, JobError>) -> Result<T, TreeError> {
+        handle::noted(Some(&self.0), done.map_err(|e| VmError::from(e).into()))
+    }
+}
+
+impl Names for JobNames {
+    // Commands of `exec` come, and old ones go, without the kernel's doing.
+    fn is_stable(&self) -> bool {
+        false
+    }
+
+    fn find(&self, name: &str) -> Option<NodeId> {
+        self.0.jobs().find(name).map(|job| self.id(&job))
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        let entry =
+            |job: Arc<Job>| Entry { name: job.name(), id: self.id(&job), kind: Kind::Directory };
+        self.0.jobs().list().into_iter().map(entry).collect()
+    }
+
+    fn is_possible(&self, name: &str) -> bool {
+        is_job_name(name)
+    }
+
+    fn make(&self, name: &str) -> Answer<NodeId> {
+        let made = self.told(self.0.jobs().make(name));
+        Answer::Now(made.map(|job| self.id(&job)))
+    }
+
+    fn remove(&self, name: &str) -> Answer<()> {
+        Answer::Now(self.told(self.0.jobs().remove(name)))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> Answer<()> {
+        if self.find(from).is_none() {
+            return Answer::Now(Err(TreeError::BadRename));
+        }
+        Answer::Now(self.told(self.0.jobs().rename(from, to)))
     }
 }
 

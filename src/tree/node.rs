@@ -10,11 +10,12 @@ use std::time::SystemTime;
 use super::TreeError;
 use super::handle::{OpenRequest, Owner};
 use super::verbs::Verb;
-use crate::vm::Vm;
 use crate::vm::caller::Caller;
+use crate::vm::job::JobId;
 use crate::vm::spec::Key;
 use crate::vm::state::Command;
 use crate::vm::stream::{Listener, Stream};
+use crate::vm::{Vm, VmId};
 
 /// One row: everything there is to say about a file that aqfs makes.
 #[derive(Debug)]
@@ -40,6 +41,8 @@ pub type Done = (usize, Option<TreeError>);
 pub type CarryOut<T> = fn(&T, &str) -> Carried<Done>;
 /// Takes text that was written to an object.
 pub type TakeText<T> = fn(&T, &str) -> Carried<Result<(), TreeError>>;
+/// Carries out a line of a control file.
+pub type TakeLine = Box<dyn Fn(&str) -> Result<(), TreeError> + Send + Sync>;
 
 /// What reading and writing a node means.
 pub enum Body<T: 'static> {
@@ -53,6 +56,8 @@ pub enum Body<T: 'static> {
     Control(&'static [Verb]),
     /// Verbs of another object, one a line.
     Orders(CarryOut<T>),
+    /// Lines that the object itself understands, and carries out at once.
+    Lines(fn(&T) -> TakeLine),
     /// A value that can be written, and is not a VM's setting.
     Text(fn(&T) -> String, TakeText<T>),
     /// Bytes that come and go; a read may park.
@@ -75,7 +80,7 @@ impl<T> Body<T> {
         match self {
             Self::Value(_) | Self::Tail(_) => Kind::Value,
             Self::Setting(_) | Self::Text(..) => Kind::Setting,
-            Self::Control(_) | Self::Orders(_) => Kind::Control,
+            Self::Control(_) | Self::Orders(_) | Self::Lines(_) => Kind::Control,
             Self::Stream(_) => Kind::Stream,
             Self::Link(_) => Kind::Link,
             Self::Directory(_) => Kind::Directory,
@@ -136,10 +141,28 @@ pub enum Table {
     Removed = 7,
     /// `.defaults`.
     Defaults = 8,
+    /// `VM/jobs`.
+    Jobs = 9,
+    /// `VM/jobs/NAME`. Its object is a VM's number and a job's, packed ([`pack_job`]).
+    Job = 10,
     /// `VM/snapshots`.
     Snapshots = 12,
     /// `VM/snapshots/TAG`.
     Snapshot = 13,
+}
+
+/// The bits of a job's number in the object of [`Table::Job`].
+const JOB_BITS: u32 = 24;
+
+/// Packs a VM and one of its jobs into one object. The numbers of jobs return after 2^24 of one VM,
+/// those of VMs after 2^20: by then the first ones are long forgotten.
+pub(super) fn pack_job(vm: VmId, job: JobId) -> u64 {
+    vm.0 << JOB_BITS | job.0 & ((1 << JOB_BITS) - 1)
+}
+
+/// Unpacks it.
+pub(super) fn unpack_job(object: u64) -> (VmId, JobId) {
+    (VmId(object >> JOB_BITS), JobId(object & ((1 << JOB_BITS) - 1)))
 }
 
 /// A node's number: table, object and row packed together, so that it follows from what the node
@@ -178,6 +201,8 @@ impl NodeId {
             6 => Table::Trash,
             7 => Table::Removed,
             8 => Table::Defaults,
+            9 => Table::Jobs,
+            10 => Table::Job,
             12 => Table::Snapshots,
             13 => Table::Snapshot,
             _ => return None,
@@ -226,6 +251,8 @@ pub(super) trait Subject: Clone + Send + Sync + 'static {
     fn owner(&self) -> Option<Owner> {
         self.vm().cloned().map(Owner::Vm)
     }
+    /// A row is about to be opened.
+    fn opening(&self) {}
     /// Says whether the rows could be removed, as part of the directory that users made: unlinking
     /// one then succeeds, without effect, so that `rm -r`, `find -delete` and `rmdir` agree.
     fn admit_removal(&self) -> Result<(), TreeError> {
@@ -252,10 +279,15 @@ mod tests {
         assert_eq!(NodeId(0).parts(), None);
     }
 
+    #[test]
+    fn a_job_is_found_by_its_vm_and_its_number() {
+        assert_eq!(unpack_job(pack_job(VmId(7), JobId(9))), (VmId(7), JobId(9)));
+    }
+
     proptest! {
         #[test]
         fn numbers_pack_and_unpack(object in 0u64..(1 << OBJECT_BITS), row in 0usize..4000) {
-            for table in [Table::Root, Table::Image, Table::Vm, Table::Config, Table::Defaults] {
+            for table in [Table::Root, Table::Image, Table::Vm, Table::Defaults, Table::Job] {
                 let dir = NodeId::directory(table, object);
                 prop_assert_eq!(dir.parts(), Some((table, object, None)));
                 prop_assert_eq!(dir.row(row).parts(), Some((table, object, Some(row))));

@@ -17,11 +17,14 @@ use super::verbs::{IMAGE_VERBS, VM_VERBS};
 use super::{TreeError, metrics, render};
 use crate::registry::Registry;
 use crate::registry::trash::Removed;
-use crate::vm::backend::{ConsoleAccess, ImageInfo, MonitorAccess, SnapshotInfo};
+use crate::vm::backend::{ConsoleAccess, ImageInfo, MonitorAccess, SnapshotInfo, Source};
+use crate::vm::caller::Caller;
 use crate::vm::exec::ExecAccess;
+use crate::vm::job::Job;
 use crate::vm::notice::Notice;
 use crate::vm::spec::{KEYS, Key};
-use crate::vm::{Snapshot, Vm};
+use crate::vm::stream::{Listener, Nothing, Stream};
+use crate::vm::{Snapshot, Vm, VmError};
 
 /// The pages of `mountpoint-docs/`, as `.docs/` shows them.
 pub static DOCS: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/mountpoint-docs");
@@ -139,6 +142,12 @@ pub static VM: &[Node<Vm>] = &[
         mode: 0o444,
         doc: "facts, `key value` a line: uuid, pid, image, accel, ssh_port, memory in use …",
         body: Body::Value(render::info),
+    },
+    Node {
+        name: "jobs",
+        mode: 0o700,
+        doc: "commands as directories: `mkdir` one, write its `cmd`; `last` is the caller's last",
+        body: Body::Directory(Table::Jobs),
     },
     Node {
         name: "log",
@@ -264,6 +273,100 @@ pub static REMOVED: &[Node<Removed>] = &[
         body: Body::Value(|r| line(&render::seconds(r.until()))),
     },
 ];
+
+/// A VM's `jobs/`. Names that are not here are jobs.
+pub static JOBS: &[Node<Vm>] = &[Node {
+    name: "last",
+    mode: 0o777,
+    doc: "the caller's last command, of `exec` or of `jobs`",
+    body: Body::Link(|vm, caller| Some(last_job(vm, &caller()))),
+}];
+
+/// A job's directory.
+pub static JOB: &[Node<JobSubject>] = &[
+    Node {
+        name: "cmd",
+        mode: 0o600,
+        doc: "the command: it starts when the file is closed",
+        body: Body::Stream(open_cmd),
+    },
+    Node {
+        name: "ctl",
+        mode: 0o600,
+        doc: "lines: signal NAME, winsize COLUMNSxROWS; before the start pty COLUMNSxROWS, env NAME=VALUE, cwd DIR",
+        body: Body::Lines(|j| {
+            let job = Arc::clone(&j.job);
+            Box::new(move |line| Ok(job.obey(line).map_err(VmError::from)?))
+        }),
+    },
+    Node {
+        name: "status",
+        mode: 0o444,
+        doc: "`new`, `running`, `exit 3`, `signal TERM`, `lost: reason`",
+        body: Body::Value(|j| line(&j.job.status_line())),
+    },
+    Node {
+        name: "stderr",
+        mode: 0o400,
+        doc: "what it says on standard error, from the start, to its end",
+        body: Body::Stream(|j, open| Ok(j.output(Source::Stderr, open))),
+    },
+    Node {
+        name: "stdin",
+        mode: 0o600,
+        doc: "its standard input; the last closing is its end",
+        body: Body::Stream(open_stdin),
+    },
+    Node {
+        name: "stdout",
+        mode: 0o400,
+        doc: "what it says on standard output, from the start, to its end",
+        body: Body::Stream(|j, open| Ok(j.output(Source::Stdout, open))),
+    },
+    Node {
+        name: "wait",
+        mode: 0o444,
+        doc: "blocks until the command has ended, then gives the status",
+        body: Body::Stream(|j, _| Ok(j.vm.jobs().open_wait(&j.job))),
+    },
+];
+
+/// A job as its rows see it.
+#[derive(Clone, Debug)]
+pub struct JobSubject {
+    /// Its VM.
+    pub vm: Vm,
+    /// The job.
+    pub job: Arc<Job>,
+}
+
+impl JobSubject {
+    fn output(&self, source: Source, open: &OpenRequest<'_>) -> Arc<dyn Stream> {
+        self.vm.jobs().open_output(&self.job, source, open.crawler)
+    }
+}
+
+/// Reading it gives nothing, at once: it is readable so that programs which walk over everything, as
+/// `cp -r` and `grep -r` do, meet no error.
+fn open_stdin(subject: &JobSubject, open: &OpenRequest<'_>) -> Result<Arc<dyn Stream>, TreeError> {
+    if !open.access.writes() {
+        return Ok(Arc::new(Nothing::default()));
+    }
+    Ok(subject.job.input().open().map_err(VmError::from)?)
+}
+
+/// A link that leads nowhere, but can be read, for who has no last job: one that cannot be read is
+/// an error to `ls`, `tar` and `cp -r`.
+fn last_job(vm: &Vm, caller: &Caller) -> PathBuf {
+    vm.jobs().last_job(caller).map_or_else(|| ".none".into(), |job| job.name().into())
+}
+
+fn open_cmd(subject: &JobSubject, open: &OpenRequest<'_>) -> Result<Arc<dyn Stream>, TreeError> {
+    if open.access.writes() {
+        return Ok(subject.vm.open_command(&subject.job, (open.caller)())?);
+    }
+    Ok(subject.vm.jobs().open_text(&subject.job))
+}
 
 /// An image's directory.
 pub static IMAGE: &[Node<ImageSubject>] = &[
@@ -425,6 +528,28 @@ impl Subject for Vm {
     }
 }
 
+impl Subject for JobSubject {
+    fn changed(&self, _name: &str) -> SystemTime {
+        self.job.changed()
+    }
+
+    fn vm(&self) -> Option<&Vm> {
+        Some(&self.vm)
+    }
+
+    fn opening(&self) {
+        self.vm.jobs().settle(&self.job);
+    }
+
+    fn admit_removal(&self) -> Result<(), TreeError> {
+        Ok(())
+    }
+
+    fn listen(&self) -> Option<Listener> {
+        Some(self.job.listen())
+    }
+}
+
 impl Subject for ImageSubject {
     fn admit_removal(&self) -> Result<(), TreeError> {
         Ok(self.registry.admit_image_removal(&self.info.name)?)
@@ -486,7 +611,7 @@ mod tests {
             let mode_fits = match row.body.kind() {
                 Kind::Value => row.mode == 0o444,
                 Kind::Setting | Kind::Control => row.mode == 0o600,
-                Kind::Stream => row.mode == 0o600 || row.mode == 0o444,
+                Kind::Stream => [0o600, 0o444, 0o400, 0o200].contains(&row.mode),
                 Kind::Link => row.mode == 0o777,
                 Kind::Directory => row.mode & 0o500 == 0o500,
             };
@@ -499,6 +624,8 @@ mod tests {
     fn every_row_is_in_order_with_a_doc_and_a_fitting_mode() {
         check(ROOT);
         check(VM);
+        check(JOBS);
+        check(JOB);
         check(IMAGE);
         check(REMOVED);
         check(SNAPSHOT);
@@ -531,6 +658,12 @@ mod tests {
         let config = CONFIG
             .iter()
             .map(|r| row(&format!("VM/config/{}", r.name), r.mode, r.body.kind().name(), r.doc));
+        let jobs = JOBS
+            .iter()
+            .map(|r| row(&format!("VM/jobs/{}", r.name), r.mode, r.body.kind().name(), r.doc));
+        let job = JOB
+            .iter()
+            .map(|r| row(&format!("VM/jobs/NAME/{}", r.name), r.mode, r.body.kind().name(), r.doc));
         let image = IMAGE
             .iter()
             .map(|r| row(&format!(".images/NAME/{}", r.name), r.mode, r.body.kind().name(), r.doc));
@@ -544,6 +677,8 @@ mod tests {
         head + &root
             .chain(vm)
             .chain(config)
+            .chain(jobs)
+            .chain(job)
             .chain(snapshot)
             .chain(image)
             .chain(removed)

@@ -128,6 +128,12 @@ pub enum BackendError {
         "the guest shows another SSH host key than the one made for it; refusing to talk to it"
     )]
     WrongHostKey,
+    /// A command for a terminal is too long to be sent.
+    #[error("a command on a terminal has {limit} bytes at the most; copy it into the guest first")]
+    TooLong {
+        /// The bound.
+        limit: usize,
+    },
     /// The host's disk is full.
     #[error("no space left for {what}; free some, then try again")]
     NoSpace {
@@ -518,6 +524,45 @@ pub trait OutputSink: Send + Sync {
     async fn accept(&self, source: Source, bytes: &[u8]);
 }
 
+/// The size of a terminal in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WindowSize {
+    /// Columns.
+    pub columns: u16,
+    /// Rows.
+    pub rows: u16,
+}
+
+/// What a running command can be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// A signal for all of its processes: a name without `SIG`, or a number.
+    Signal(String),
+    /// Another size of its terminal.
+    Resize(WindowSize),
+}
+
+/// The host's side of a command that is talked to while it runs.
+#[async_trait]
+pub trait Attendant: OutputSink {
+    /// Waits for the next bytes of its input; `None` at the end. First asked when the command runs,
+    /// and not again after the end. Dropping the future loses nothing.
+    async fn input(&self) -> Option<Vec<u8>>;
+    /// Waits for the next thing to tell it. Dropping the future loses nothing.
+    async fn control(&self) -> Control;
+}
+
+/// What a command is run with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Variables, names checked.
+    pub env: Vec<(String, String)>,
+    /// Its directory; a relative one starts at the user's home.
+    pub cwd: Option<String>,
+    /// A terminal of this size: standard error then goes to standard output.
+    pub terminal: Option<WindowSize>,
+}
+
 /// A working SSH connection to a guest.
 #[async_trait]
 pub trait GuestSession: fmt::Debug + Send + Sync {
@@ -528,6 +573,14 @@ pub trait GuestSession: fmt::Debug + Send + Sync {
         command: &[u8],
         stdin: &[u8],
         output: &dyn OutputSink,
+    ) -> Result<Exit, BackendError>;
+    /// Runs `command` in a process group of its own and returns how it ended. Dropping the future
+    /// kills the group.
+    async fn run(
+        &self,
+        command: &[u8],
+        surroundings: &Surroundings,
+        attendant: &dyn Attendant,
     ) -> Result<Exit, BackendError>;
     /// Resolves when the connection is lost.
     async fn closed(&self);

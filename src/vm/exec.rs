@@ -5,12 +5,15 @@
 //! time after close(2) and so may be overtaken by the reader's open, while a flush comes before
 //! close(2) returns, but also in the middle of `{ echo a; ls; echo b; } > exec`.
 //!
+//! `jobs/NAME/cmd` is the same for a job that has a directory; its other files are in [`files`],
+//! names and the choice of "the caller's last job" in [`roster`].
+//!
 //! No SSH here: a command is handed to whatever [`GuestSession`] the VM's driver has published.
 
 mod converse;
+mod files;
+mod roster;
 
-use std::cmp::Reverse;
-use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,10 +24,11 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use self::converse::Conversation;
+use self::roster::Roster;
 use super::VmError;
 use super::backend::{BackendError, Exit, GuestSession};
 use super::caller::Caller;
-use super::job::{Job, Output, Stage};
+use super::job::{Job, Origin, Output, Stage};
 use super::state::Refusal;
 use super::stream::{Bell, Listener, Readiness, Stream};
 use crate::store::spool::Spool;
@@ -34,10 +38,8 @@ use crate::store::spool::Spool;
 pub const PATIENCE: Duration = Duration::from_secs(120);
 /// How long output may still arrive after the VM went off: what the sockets hold, no more.
 const GRACE: Duration = Duration::from_secs(2);
-/// Longest text given to the shell as an argument; the kernel's bound for one is 128 KiB.
-const MAX_ARGUMENT: usize = 100 << 10;
-/// Finished jobs kept for readers who come late.
-const KEPT: usize = 64;
+/// Longest text given to the shell as an argument: dropbear refuses more than 9000 bytes.
+const MAX_ARGUMENT: usize = 8 << 10;
 
 /// The way into the guest at this moment, published by the VM's driver.
 #[derive(Clone, Debug)]
@@ -72,14 +74,13 @@ struct Shared {
     spool_dir: PathBuf,
     link: watch::Receiver<Link>,
     runtime: Handle,
-    /// Oldest first.
-    jobs: Mutex<VecDeque<Arc<Job>>>,
+    jobs: Roster,
 }
 
 impl Exec {
     /// Makes one for a VM. Output that outgrows memory lies in nameless files in `spool_dir`.
     pub fn new(spool_dir: PathBuf, link: watch::Receiver<Link>, runtime: Handle) -> Self {
-        Self(Arc::new(Shared { spool_dir, link, runtime, jobs: Mutex::default() }))
+        Self(Arc::new(Shared { spool_dir, link, runtime, jobs: Roster::default() }))
     }
 
     /// Opens the file.
@@ -97,17 +98,16 @@ impl Exec {
                 Ok(Arc::new(Conversation::new(Arc::clone(&self.0), caller)))
             }
             ExecAccess::Read => self.0.read(&caller),
-            ExecAccess::Peek => Ok(Arc::new(Playback {
-                output: self.last_job(&caller).map(|job| job.output()),
-                peek: true,
-                silence: Bell::default(),
-            })),
+            ExecAccess::Peek => {
+                let job = self.0.jobs.last(&caller, |job| job.origin() == Origin::Exec);
+                Ok(Playback::of(job.map(|job| job.output()), true))
+            }
         }
     }
 
     /// Returns the caller's last job: of its closest relative's jobs the newest.
     pub fn last_job(&self, caller: &Caller) -> Option<Arc<Job>> {
-        self.0.last_job(caller)
+        self.0.jobs.last(caller, Job::is_written)
     }
 }
 
@@ -120,34 +120,21 @@ impl Shared {
     }
 
     fn read(self: &Arc<Self>, reader: &Caller) -> Result<Arc<dyn Stream>, VmError> {
-        let job = self.last_job(reader);
+        let job = self.jobs.last(reader, |job| job.origin() == Origin::Exec);
         match &job {
             Some(job) if stage_for(reader, job) == Stage::Settled => self.start(job),
             Some(_) => {}
             None => self.admit()?,
         }
-        Ok(Arc::new(Playback {
-            output: job.map(|job| job.output()),
-            peek: false,
-            silence: Bell::default(),
-        }))
+        Ok(Playback::of(job.map(|job| job.output()), false))
     }
 
-    fn last_job(&self, caller: &Caller) -> Option<Arc<Job>> {
-        let jobs = self.jobs.lock();
-        let related = jobs.iter().enumerate().filter_map(|(age, job)| {
-            let kinship = caller.kinship(job.writer())?;
-            Some((kinship, stage_for(caller, job), Reverse(age), job))
-        });
-        let closest = related.min_by_key(|(kinship, stage, age, _)| (*kinship, *stage, *age));
-        closest.map(|(_, _, _, job)| Arc::clone(job))
+    fn spool(&self) -> Arc<Spool> {
+        Spool::new(self.spool_dir.clone())
     }
 
     fn enlist(&self, writer: &Caller) -> Arc<Job> {
-        let spool = Spool::new(self.spool_dir.clone());
-        let job = Job::new(writer.clone(), spool, Arc::default());
-        self.jobs.lock().push_back(Arc::clone(&job));
-        job
+        self.jobs.add(|id, name| Job::new(id, name, writer.clone(), self.spool(), Arc::default()))
     }
 
     /// Runs a job whose text is complete; does nothing if it runs already.
@@ -156,20 +143,9 @@ impl Shared {
             let (shared, job) = (Arc::clone(self), Arc::clone(job));
             self.runtime.spawn(async move {
                 run(shared.link.clone(), &job, text).await;
-                shared.forget_old();
+                shared.jobs.forget_old();
             });
         }
-    }
-
-    fn forget_old(&self) {
-        let mut jobs = self.jobs.lock();
-        let over = jobs.iter().filter(|job| job.is_over()).count();
-        let mut surplus = over.saturating_sub(KEPT);
-        jobs.retain(|job| {
-            let drop = surplus > 0 && job.is_over();
-            surplus -= usize::from(drop);
-            !drop
-        });
     }
 }
 
@@ -179,7 +155,7 @@ fn off() -> VmError {
 
 /// Nobody waits for a text that it would have to finish itself.
 fn stage_for(reader: &Caller, job: &Job) -> Stage {
-    if reader.kinship(job.writer()) == Some((0, 0)) { Stage::Settled } else { job.stage() }
+    if reader.kinship(&job.writer()) == Some((0, 0)) { Stage::Settled } else { job.stage() }
 }
 
 /// Runs a job to its end. Dropping this hangs up on it.
@@ -199,9 +175,14 @@ async fn execute(
     job.running();
     let (command, stdin) = match text.len() {
         0..=MAX_ARGUMENT => (text, Vec::new()),
+        _ if job.origin() == Origin::Directory => (text, Vec::new()),
         _ => (b"sh -s".to_vec(), text),
     };
-    let mut exit = session.exec(&command, &stdin, job);
+    let surroundings = job.surroundings();
+    let mut exit = match job.origin() {
+        Origin::Exec => session.exec(&command, &stdin, job),
+        Origin::Directory => session.run(&command, &surroundings, job),
+    };
     tokio::select! {
         exit = &mut exit => return Ok(exit?),
         () = gone(&mut link) => {}
@@ -315,6 +296,12 @@ struct Playback {
     peek: bool,
     /// Of a playback without a command.
     silence: Bell,
+}
+
+impl Playback {
+    fn of(output: Option<Output>, peek: bool) -> Arc<dyn Stream> {
+        Arc::new(Self { output, peek, silence: Bell::default() })
+    }
 }
 
 impl Stream for Playback {

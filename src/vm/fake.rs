@@ -302,6 +302,29 @@ impl GuestSession for FakeSession {
         Ok(Exit::Code(0))
     }
 
+    /// Says its text and what comes in, until that ends or a signal comes.
+    async fn run(
+        &self,
+        command: &[u8],
+        _surroundings: &Surroundings,
+        attendant: &dyn Attendant,
+    ) -> Result<Exit, BackendError> {
+        self.0.calls.lock().push("run");
+        attendant.accept(Source::Stdout, command).await;
+        attendant.accept(Source::Stderr, b"err\n").await;
+        loop {
+            tokio::select! {
+                bytes = attendant.input() => match bytes {
+                    Some(bytes) => attendant.accept(Source::Stdout, &bytes).await,
+                    None => return Ok(Exit::Code(3)),
+                },
+                control = attendant.control() => if let Control::Signal(name) = control {
+                    return Ok(Exit::Signal(name));
+                },
+            }
+        }
+    }
+
     async fn closed(&self) {
         std::future::pending::<()>().await;
     }

@@ -1,29 +1,105 @@
-//! A command in the guest: its text, its output, and how it ended.
+//! A command in the guest: its text, its surroundings, its output, and how it ended.
 //!
-//! A job is self-contained: what runs it (`exec`) is told nothing but where its output goes. No
-//! clock, no connection.
+//! A job is self-contained: what runs it (`exec`) is told nothing but where its output goes and
+//! where its input comes from. No connection.
+
+pub mod input;
+pub mod order;
+mod output;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
+use self::input::Input;
+use self::order::Order;
+pub use self::output::Output;
 use super::VmError;
-use super::backend::{BackendError, Exit, OutputSink, Source};
+use super::backend::{Attendant, Control, Exit, Source, Surroundings};
 use super::caller::Caller;
 use super::stream::{Bell, Listener};
-use crate::store::spool::{Reader, Spool};
+use crate::store::spool::Spool;
 
 /// Longest command in bytes.
 pub const MAX_COMMAND: usize = 1 << 20;
+/// Signals and the like that may wait for the command to start.
+const MAX_ORDERS: usize = 64;
+
+/// Why something asked of a job was not done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JobError {
+    /// The name is taken.
+    #[error("there is a job {0} already")]
+    Exists(String),
+    /// The name has not the right form.
+    #[error("{0:?} cannot name a job: letters, digits, `.`, `_` and `-`, 64 at the most")]
+    BadName(String),
+    /// There is no such job.
+    #[error("no such job")]
+    Absent,
+    /// It has been started.
+    #[error("it has been started: {0} comes before; `mkdir` another job")]
+    Started(&'static str),
+    /// It does not run.
+    #[error("the command does not run: {0}")]
+    NotRunning(String),
+    /// Too much waits for its start.
+    #[error("more than {0} lines wait for the command to start")]
+    TooMany(usize),
+    /// It has no terminal.
+    #[error("the job has no terminal; `pty 80x24` before the start gives it one")]
+    NoTerminal,
+    /// Its input has ended.
+    #[error("the command's input has ended; open stdin before the command is written")]
+    InputEnded,
+    /// A line of its `ctl` is none.
+    #[error("{line:?}: usage: {usage}")]
+    Usage {
+        /// What was written.
+        line: String,
+        /// What would be right.
+        usage: &'static str,
+    },
+}
+
+/// A job's number among those of its VM; never given twice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct JobId(pub u64);
+
+/// Says whether a job may have this name.
+pub fn is_job_name(name: &str) -> bool {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    (1..=64).contains(&name.len())
+        && name.chars().all(fits)
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+}
+
+/// Who has made a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A write to `exec`: standard output and standard error are one stream, the input is empty.
+    Exec,
+    /// `mkdir` in `jobs`: everything apart, and it can be talked to.
+    Directory,
+}
 
 /// One command.
 pub struct Job {
-    writer: Caller,
+    id: JobId,
+    origin: Origin,
+    label: Mutex<Label>,
     state: Mutex<State>,
-    spool: Arc<Spool>,
+    text: Mutex<Vec<u8>>,
+    surroundings: Mutex<Surroundings>,
+    stdout: Arc<Spool>,
+    stderr: Arc<Spool>,
+    input: Arc<Input>,
+    orders: mpsc::Sender<Control>,
+    pending: tokio::sync::Mutex<mpsc::Receiver<Control>>,
     /// Rings after every change of output or state.
     bell: Arc<Bell>,
     /// Woken when readers may have made room in the spool.
@@ -32,11 +108,18 @@ pub struct Job {
     stop: Notify,
 }
 
+/// What a job is known by.
+#[derive(Debug)]
+struct Label {
+    name: String,
+    writer: Caller,
+    changed: SystemTime,
+}
+
 #[derive(Debug)]
 enum State {
     /// The text is being written; `flushed` says that nothing came since the last FLUSH.
     Collecting {
-        text: Vec<u8>,
         flushed: bool,
     },
     /// Waiting for the guest.
@@ -58,28 +141,105 @@ pub enum Stage {
 impl fmt::Debug for Job {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Job")
-            .field("writer", &self.writer)
+            .field("label", &*self.label.lock())
             .field("status", &self.status_line())
             .finish_non_exhaustive()
     }
 }
 
 impl Job {
-    /// Makes a job whose text is still to come.
-    pub fn new(writer: Caller, spool: Arc<Spool>, bell: Arc<Bell>) -> Arc<Self> {
+    /// Makes a job of `exec`, whose text is still to come, with one spool for its output.
+    pub fn new(
+        id: JobId,
+        name: String,
+        writer: Caller,
+        spool: Arc<Spool>,
+        bell: Arc<Bell>,
+    ) -> Arc<Self> {
+        Self::with(id, Origin::Exec, name, writer, [Arc::clone(&spool), spool], bell)
+    }
+
+    /// Makes a job that is a directory: nobody has written it yet.
+    pub fn directory(id: JobId, name: String, stdout: Arc<Spool>, stderr: Arc<Spool>) -> Arc<Self> {
+        let nobody = Caller::default();
+        Self::with(id, Origin::Directory, name, nobody, [stdout, stderr], Arc::default())
+    }
+
+    fn with(
+        id: JobId,
+        origin: Origin,
+        name: String,
+        writer: Caller,
+        [stdout, stderr]: [Arc<Spool>; 2],
+        bell: Arc<Bell>,
+    ) -> Arc<Self> {
+        let (orders, pending) = mpsc::channel(MAX_ORDERS);
         Arc::new(Self {
-            writer,
-            state: Mutex::new(State::Collecting { text: Vec::new(), flushed: false }),
-            spool,
+            id,
+            origin,
+            label: Mutex::new(Label { name, writer, changed: SystemTime::now() }),
+            state: Mutex::new(State::Collecting { flushed: false }),
+            text: Mutex::default(),
+            surroundings: Mutex::default(),
+            stdout,
+            stderr,
+            input: Arc::default(),
+            orders,
+            pending: tokio::sync::Mutex::new(pending),
             bell,
             room: Notify::new(),
             stop: Notify::new(),
         })
     }
 
+    /// Returns its number.
+    pub fn id(&self) -> JobId {
+        self.id
+    }
+
+    /// Returns who has made it.
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    /// Returns its name at this moment.
+    pub fn name(&self) -> String {
+        self.label.lock().name.clone()
+    }
+
+    /// Gives it another name, which is free.
+    pub(super) fn rename(&self, name: &str) {
+        name.clone_into(&mut self.label.lock().name);
+    }
+
+    /// Returns when its state last changed.
+    pub fn changed(&self) -> SystemTime {
+        self.label.lock().changed
+    }
+
     /// Returns who wrote it.
-    pub fn writer(&self) -> &Caller {
-        &self.writer
+    pub fn writer(&self) -> Caller {
+        self.label.lock().writer.clone()
+    }
+
+    /// Notes who writes it.
+    pub(super) fn written_by(&self, writer: Caller) {
+        self.label.lock().writer = writer;
+    }
+
+    /// Returns its text.
+    pub fn text(&self) -> Vec<u8> {
+        self.text.lock().clone()
+    }
+
+    /// Returns its input.
+    pub fn input(&self) -> &Arc<Input> {
+        &self.input
+    }
+
+    /// Returns what it is run with.
+    pub fn surroundings(&self) -> Surroundings {
+        self.surroundings.lock().clone()
     }
 
     /// Adds to the text. Says no (`false`) if the text has been taken already.
@@ -89,13 +249,14 @@ impl Job {
     /// run.
     pub fn collect(&self, data: &[u8]) -> Result<bool, VmError> {
         let mut state = self.state.lock();
-        let State::Collecting { text, flushed } = &mut *state else {
+        let State::Collecting { flushed } = &mut *state else {
             return Ok(false);
         };
+        let mut text = self.text.lock();
         if let Err(error) = check(text.len(), data) {
             *state = State::Lost(error.clone());
-            drop(state);
-            self.bell.ring();
+            drop((state, text));
+            self.told();
             return Err(error);
         }
         text.extend_from_slice(data);
@@ -105,25 +266,70 @@ impl Job {
 
     /// Notes that a descriptor of the writer was closed.
     pub fn flush(&self) {
-        if let State::Collecting { flushed, .. } = &mut *self.state.lock() {
-            *flushed = true;
+        if let State::Collecting { flushed } = &mut *self.state.lock() {
+            *flushed = !self.text.lock().is_empty();
         }
     }
 
-    /// Takes the text for running it; `None` if somebody has, or if it is lost.
+    /// Takes the text for running it; `None` if there is none, if somebody has, or if it is lost.
     pub fn take(&self) -> Option<Vec<u8>> {
         let mut state = self.state.lock();
-        let State::Collecting { text, .. } = &mut *state else {
+        let text = self.text.lock().clone();
+        if text.is_empty() || !matches!(*state, State::Collecting { .. }) {
             return None;
-        };
-        let text = std::mem::take(text);
+        }
         *state = State::Queued;
+        drop(state);
+        self.told();
         Some(text)
+    }
+
+    /// Carries out a line of its `ctl`.
+    ///
+    /// # Errors
+    /// [`JobError::Usage`], or what its state does not admit.
+    pub fn obey(&self, line: &str) -> Result<(), JobError> {
+        match order::parse(line)? {
+            Order::Prepare(name, change) => {
+                let state = self.state.lock();
+                if !matches!(*state, State::Collecting { .. }) || self.origin == Origin::Exec {
+                    return Err(JobError::Started(name));
+                }
+                change.apply(&mut self.surroundings.lock());
+                Ok(())
+            }
+            Order::Tell(control) => self.tell(control),
+        }
+    }
+
+    fn tell(&self, control: Control) -> Result<(), JobError> {
+        match *self.state.lock() {
+            State::Queued | State::Running if self.origin == Origin::Directory => {}
+            State::Queued | State::Running => {
+                let why = "commands of exec cannot be told anything; `mkdir` a job for that";
+                return Err(JobError::NotRunning(why.to_owned()));
+            }
+            State::Collecting { .. } => return Err(JobError::NotRunning("new".to_owned())),
+            State::Done(_) | State::Lost(_) => {
+                return Err(JobError::NotRunning("it has ended".to_owned()));
+            }
+        }
+        let resized = matches!(control, Control::Resize(_));
+        if resized && self.surroundings.lock().terminal.is_none() {
+            return Err(JobError::NoTerminal);
+        }
+        self.orders.try_send(control).map_err(|_| JobError::TooMany(MAX_ORDERS))
+    }
+
+    fn told(&self) {
+        self.label.lock().changed = SystemTime::now();
+        self.bell.ring();
     }
 
     /// Notes that the guest runs it now.
     pub fn running(&self) {
         *self.state.lock() = State::Running;
+        self.told();
     }
 
     /// Notes how it ended. Only the first end counts.
@@ -136,7 +342,8 @@ impl Job {
             };
         }
         drop(state);
-        self.bell.ring();
+        self.input.close();
+        self.told();
     }
 
     /// Ends it from our side: it counts as lost, and whoever runs it hangs up.
@@ -163,10 +370,22 @@ impl Job {
         matches!(*self.state.lock(), State::Done(_) | State::Lost(_))
     }
 
-    /// Returns `exit 0`, `signal TERM`, `lost: reason`, or `running` for all that comes before.
+    /// Says whether anything of its text has been written.
+    pub fn is_written(&self) -> bool {
+        self.is_started() || !self.text.lock().is_empty()
+    }
+
+    /// Says whether its text has been taken, or is refused.
+    pub fn is_started(&self) -> bool {
+        !matches!(*self.state.lock(), State::Collecting { .. })
+    }
+
+    /// Returns `new`, `running` (also for one that waits for the guest), `exit 0`, `signal TERM` or
+    /// `lost: reason`.
     pub fn status_line(&self) -> String {
         match &*self.state.lock() {
-            State::Collecting { .. } | State::Queued | State::Running => "running".to_owned(),
+            State::Collecting { .. } => "new".to_owned(),
+            State::Queued | State::Running => "running".to_owned(),
             State::Done(Exit::Code(code)) => format!("exit {code}"),
             State::Done(Exit::Signal(name)) => format!("signal {name}"),
             State::Lost(VmError::Lost(reason)) => format!("lost: {reason}"),
@@ -179,9 +398,23 @@ impl Job {
         self.bell.listen()
     }
 
-    /// Returns a reader of its output, from the start.
+    /// Returns a reader of its output, from the start: of a command of `exec`, all of it.
     pub fn output(self: &Arc<Self>) -> Output {
-        Output { reader: self.spool.reader(), job: Attached(Arc::clone(self)) }
+        Output::new(self.stdout.reader(), Arc::clone(self))
+    }
+
+    /// Returns a reader of what it says on standard error alone: `None` where that is not kept
+    /// apart.
+    pub fn errors(self: &Arc<Self>) -> Option<Output> {
+        let apart = self.origin == Origin::Directory;
+        apart.then(|| Output::new(self.stderr.reader(), Arc::clone(self)))
+    }
+
+    fn spool(&self, source: Source) -> &Arc<Spool> {
+        match source {
+            Source::Stdout => &self.stdout,
+            Source::Stderr => &self.stderr,
+        }
     }
 
     fn end(&self) -> Option<Result<(), VmError>> {
@@ -203,78 +436,17 @@ fn check(before: usize, data: &[u8]) -> Result<(), VmError> {
     Ok(())
 }
 
-/// Output goes to the spool; a full one keeps the sender waiting until a reader has caught up.
 #[async_trait]
-impl OutputSink for Job {
-    async fn accept(&self, _: Source, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            let mut room = std::pin::pin!(self.room.notified());
-            // Registered before the look, so that room made in between is not missed.
-            room.as_mut().enable();
-            match self.spool.try_append(bytes) {
-                Ok(0) => room.await,
-                Ok(taken) => {
-                    bytes = &bytes[taken..];
-                    self.bell.ring();
-                }
-                Err(e) => {
-                    let error = BackendError::io("keeping a command's output", &e);
-                    return self.abandon(error.into());
-                }
-            }
+impl Attendant for Job {
+    async fn input(&self) -> Option<Vec<u8>> {
+        let on_terminal = self.surroundings.lock().terminal.is_some();
+        self.input.next(on_terminal).await
+    }
+
+    async fn control(&self) -> Control {
+        match self.pending.lock().await.recv().await {
+            Some(control) => control,
+            None => std::future::pending().await,
         }
-    }
-}
-
-/// One reading of a job's output.
-#[derive(Debug)]
-pub struct Output {
-    // Dropped in this order: the room is announced once the reader has left.
-    reader: Reader,
-    job: Attached,
-}
-
-/// Tells the job when a reading ends.
-#[derive(Debug)]
-struct Attached(Arc<Job>);
-
-impl Drop for Attached {
-    fn drop(&mut self) {
-        self.0.room.notify_waiters();
-    }
-}
-
-impl Output {
-    /// Takes at most `max` bytes: `None` if there are none yet, empty at the job's end, and an
-    /// error after the last byte of one that was lost.
-    pub fn try_read(&self, max: usize) -> Option<Result<Vec<u8>, VmError>> {
-        // Looked at before the bytes: what comes before the end is there once the end is.
-        let end = self.job.0.end();
-        match self.reader.read(max) {
-            Ok(bytes) if bytes.is_empty() => end.map(|end| end.map(|()| Vec::new())),
-            Ok(bytes) => {
-                self.job.0.room.notify_waiters();
-                Some(Ok(bytes))
-            }
-            Err(e) => {
-                let error = BackendError::io("reading a command's output", &e);
-                Some(Err(error.into()))
-            }
-        }
-    }
-
-    /// Says whether [`Self::try_read`] would answer something.
-    pub fn readable(&self) -> bool {
-        self.job.0.is_over() || self.has_bytes()
-    }
-
-    /// Says whether there are bytes to read.
-    pub fn has_bytes(&self) -> bool {
-        self.reader.pending() > 0
-    }
-
-    /// Returns the job.
-    pub fn job(&self) -> &Arc<Job> {
-        &self.job.0
     }
 }

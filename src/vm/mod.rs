@@ -38,6 +38,7 @@ use self::caller::Caller;
 use self::defaults::Defaults;
 use self::events::{Event, Feed};
 use self::exec::{Exec, ExecAccess};
+use self::job::{Job, JobError};
 use self::spec::{Edit, Key, SpecError, VmSpec};
 use self::state::{Command, Refusal, State};
 use self::stream::{Bell, Listener, Stream};
@@ -69,6 +70,9 @@ pub enum VmError {
     /// A command line holds a NUL byte.
     #[error("a command cannot hold a NUL byte")]
     Nul,
+    /// A job does not admit it.
+    #[error(transparent)]
+    Job(#[from] JobError),
     /// The command's connection was lost before it ended.
     #[error("lost: {0}")]
     Lost(String),
@@ -295,11 +299,31 @@ impl Vm {
         caller: Caller,
         access: ExecAccess,
     ) -> Result<Arc<dyn Stream>, VmError> {
-        let writes = matches!(access, ExecAccess::Write | ExecAccess::Converse);
-        if writes && self.state() == State::Paused {
-            return Err(Refusal::Paused { verb: "exec" }.into());
+        if matches!(access, ExecAccess::Write | ExecAccess::Converse) {
+            self.expect_running("exec")?;
         }
         self.0.exec.open(caller, access)
+    }
+
+    /// Opens a job's `cmd` for writing.
+    ///
+    /// # Errors
+    /// As [`Self::open_exec`]; [`JobError::Started`].
+    pub fn open_command(&self, job: &Arc<Job>, caller: Caller) -> Result<Arc<dyn Stream>, VmError> {
+        self.expect_running("cmd")?;
+        self.0.exec.open_command(job, caller)
+    }
+
+    /// Returns the commands of this VM, each with its files.
+    pub fn jobs(&self) -> &Exec {
+        &self.0.exec
+    }
+
+    fn expect_running(&self, verb: &'static str) -> Result<(), VmError> {
+        match self.state() {
+            State::Paused => Err(Refusal::Paused { verb }.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Refuses in the name of `verb` while no QEMU runs and none is coming.

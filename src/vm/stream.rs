@@ -44,6 +44,28 @@ pub trait Stream: fmt::Debug + Send + Sync + 'static {
     fn flush(&self) {}
 }
 
+/// A stream that is at its end.
+#[derive(Debug, Default)]
+pub struct Nothing(Bell);
+
+impl Stream for Nothing {
+    fn try_read(&self, _max: usize) -> Option<Result<Vec<u8>, VmError>> {
+        Some(Ok(Vec::new()))
+    }
+
+    fn try_write(&self, _data: &[u8]) -> Option<Result<usize, VmError>> {
+        None
+    }
+
+    fn readiness(&self) -> Readiness {
+        Readiness { readable: true, writable: false, hung_up: true }
+    }
+
+    fn listen(&self) -> Listener {
+        self.0.listen()
+    }
+}
+
 /// Reads, waiting for as long as there is nothing: the caller bounds it by dropping the future,
 /// which loses no bytes.
 ///

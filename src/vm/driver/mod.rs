@@ -122,6 +122,9 @@ fn shared(
     }
 }
 
+/// Where the answer to a request goes.
+type Answer = oneshot::Sender<Result<(), VmError>>;
+
 /// What the driver's own tasks tell it.
 #[derive(Debug)]
 enum Report {
@@ -137,6 +140,8 @@ enum Report {
     Lost,
     /// Words for the log.
     Note(String),
+    /// A verb that QEMU carries out at once is done, or was refused.
+    Steered(Command, Result<(), BackendError>, Answer),
     /// What was done with a snapshot is done.
     Snapshot(Result<(), BackendError>),
     /// The request for it has waited long enough.
@@ -210,8 +215,13 @@ impl Driver {
                 biased;
                 event = next_event(&mut self.running) => self.on_event(event),
                 Some((life, report)) = self.reports.recv() => {
-                    if life == self.life {
-                        self.on_report(report);
+                    match report {
+                        report if life == self.life => self.on_report(report),
+                        // The machine is gone; who asked still waits.
+                        Report::Steered(_, done, answer) => {
+                            drop(answer.send(done.map_err(VmError::from)));
+                        }
+                        _ => {}
                     }
                 }
                 ask = self.inbox.recv() => match ask {
@@ -318,7 +328,8 @@ impl Driver {
                 Ok(())
             }
             Command::Pause | Command::Resume | Command::Reset | Command::PressKeys { .. } => {
-                self.steer(&command).await
+                self.steer(command, answer);
+                return Life::GoesOn;
             }
             Command::Resize { bytes } => self.configure(&Edit::Disk(bytes)).await,
             Command::AddPort(forward) => self.configure(&Edit::AddPort(forward)).await,
@@ -335,29 +346,33 @@ impl Driver {
         Life::GoesOn
     }
 
-    /// Verbs that QEMU carries out at once; each is bounded by QMP's own patience.
-    async fn steer(&mut self, command: &Command) -> Result<(), VmError> {
+    /// Verbs that QEMU carries out at once; one that hangs does not keep `kill` from being heard.
+    fn steer(&self, command: Command, answer: Answer) {
         let Some(running) = &self.running else {
-            let state = self.state().word();
-            return Err(Refusal::Off { verb: command.verb(), state }.into());
+            let refusal = Refusal::Off { verb: command.verb(), state: self.state().word() };
+            drop(answer.send(Err(refusal.into())));
+            return;
         };
         let machine = Arc::clone(&running.machine);
-        match command {
-            Command::Pause => {
-                machine.pause().await?;
-                self.enter(State::Paused);
-            }
-            Command::Resume => {
-                machine.resume().await?;
-                self.on_resumed();
-            }
-            Command::PressKeys { chords } => machine.press_keys(chords).await?,
-            _ => {
-                machine.reset().await?;
-                self.on_reset();
-            }
+        self.detached(|to| async move {
+            let done = match &command {
+                Command::Pause => machine.pause().await,
+                Command::Resume => machine.resume().await,
+                Command::PressKeys { chords } => machine.press_keys(chords).await,
+                _ => machine.reset().await,
+            };
+            to.report(Report::Steered(command, done, answer)).await;
+        });
+    }
+
+    fn on_steered(&mut self, command: &Command, done: Result<(), BackendError>, answer: Answer) {
+        match (command, &done) {
+            (Command::Pause, Ok(())) => self.on_paused(),
+            (Command::Resume, Ok(())) => self.on_resumed(),
+            (Command::Reset, Ok(())) => self.on_reset(),
+            _ => {}
         }
-        Ok(())
+        drop(answer.send(done.map_err(VmError::from)));
     }
 
     async fn rename(&mut self, name: String) -> Result<(), VmError> {
@@ -413,6 +428,7 @@ impl Driver {
             Report::Reached(session) => self.on_reached(session),
             Report::Lost => self.on_lost(),
             Report::Note(text) => self.note(&text),
+            Report::Steered(command, done, answer) => self.on_steered(&command, done, answer),
             Report::Snapshot(done) => self.on_snapshot(done),
             Report::SnapshotOverdue => self.on_snapshot_overdue(),
             Report::Released(before) => self.on_released(before),

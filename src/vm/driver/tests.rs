@@ -42,15 +42,30 @@ async fn until(vm: &Vm, wanted: &State) {
 }
 
 struct Fixture {
-    _dir: tempfile::TempDir,
+    _dir: Scratch,
     script: Arc<Script>,
     vm: Vm,
 }
 
+/// A directory that is gone in the end, although the driver may be adding a line to the VM's log in
+/// this very moment.
+struct Scratch(tempfile::TempDir);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        for _ in 0..100 {
+            if std::fs::remove_dir_all(self.0.path()).is_ok() || !self.0.path().exists() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
 async fn fixture() -> Fixture {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = Scratch(tempfile::tempdir().unwrap());
     let script = Arc::<Script>::default();
-    let vm = vm(dir.path(), &script).await;
+    let vm = vm(dir.0.path(), &script).await;
     Fixture { _dir: dir, script, vm }
 }
 

@@ -7,10 +7,9 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 
 use super::{Link, Shared, gone, off, run};
-use crate::store::spool::Spool;
 use crate::vm::VmError;
 use crate::vm::caller::Caller;
-use crate::vm::job::{Job, MAX_COMMAND, Output};
+use crate::vm::job::{Job, JobId, MAX_COMMAND, Output};
 use crate::vm::stream::{Bell, Listener, Readiness, Stream};
 
 /// Commands of one conversation that may await an answer.
@@ -69,8 +68,9 @@ impl Conversation {
     }
 
     fn submit(&self, line: &[u8]) -> Result<Output, VmError> {
-        let spool = Spool::new(self.shared.spool_dir.clone());
-        let job = Job::new(self.caller.clone(), spool, Arc::clone(&self.talk.bell));
+        let (writer, bell) = (self.caller.clone(), Arc::clone(&self.talk.bell));
+        // It is private: no number, no name.
+        let job = Job::new(JobId::default(), String::new(), writer, self.shared.spool(), bell);
         job.collect(line)?;
         let output = job.output();
         if let Some(text) = job.take()

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 
 use super::*;
-use crate::vm::backend::{OutputSink, Source};
+use crate::vm::backend::{Attendant, OutputSink, Source, Surroundings};
 use crate::vm::caller::ProcessId;
 use crate::vm::job::MAX_COMMAND;
 
@@ -53,6 +53,19 @@ impl GuestSession for Fake {
             "die" => Err(BackendError::Unreachable { reason: "connection lost".into() }),
             _ => Ok(Exit::Code(3)),
         }
+    }
+
+    async fn run(
+        &self,
+        command: &[u8],
+        _surroundings: &Surroundings,
+        attendant: &dyn Attendant,
+    ) -> Result<Exit, BackendError> {
+        let mut stdin = Vec::new();
+        while let Some(bytes) = attendant.input().await {
+            stdin.extend(bytes);
+        }
+        self.exec(command, &stdin, attendant).await
     }
 
     async fn closed(&self) {
@@ -303,5 +316,5 @@ async fn finished_jobs_are_kept_up_to_a_bound() {
         assert_eq!(fixture.cat(&[2, 1]).await.unwrap(), format!("[c{n}]"));
     }
     tokio::task::yield_now().await;
-    assert_eq!(fixture.exec.0.jobs.lock().len(), KEPT + 1, "and the one that runs");
+    assert_eq!(fixture.exec.0.jobs.len(), super::roster::KEPT + 1, "and the one that runs");
 }

@@ -1,0 +1,344 @@
+//! Commands that are talked to while they run: live input, signals, a terminal, a certain end.
+//!
+//! SSH servers differ in what they do with a `signal` request: dropbear signals the shell alone,
+//! OpenSSH refuses it for root. So a command is wrapped in a few lines of shell that give it a
+//! process group of its own and announce the group's number, and a signal is one `kill` on another
+//! connection: its own may stand still under output that nobody reads. `env` requests are refused
+//! by both, so variables and directory are lines of shell as well.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use russh::client::Msg;
+use russh::{ChannelReadHalf, ChannelWriteHalf};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::connection::{HANG_UP, broken, follow};
+use super::ssh::{Nowhere, Pool};
+use crate::vm::backend::{
+    Attendant, BackendError, Control, Exit, OutputSink, Source, Surroundings, WindowSize,
+};
+
+/// Longest command line: dropbear refuses more than 9000 bytes.
+const LONGEST: usize = 8 << 10;
+/// Starts the line with the number of the process group: no text begins with it.
+const MARK: u8 = 0x1e;
+/// Says the number, and undoes what [`wrap`] has used.
+const ANNOUNCE: &[u8] = b"unset b g; printf '\\036%d\\n' $$\n";
+/// What a terminal's user types at the end of input.
+const END_OF_TRANSMISSION: u8 = 4;
+/// The `TERM` of our terminals.
+const TERMINAL: &str = "xterm";
+
+/// Runs a command; see `GuestSession::run`.
+pub(super) async fn run(
+    pool: &Arc<Pool>,
+    command: &[u8],
+    surroundings: &Surroundings,
+    attendant: &dyn Attendant,
+) -> Result<Exit, BackendError> {
+    let wrapped = Wrapped::new(command, surroundings)?;
+    let lease = pool.lease().await?;
+    let (incoming, outgoing) = lease.connection.channel().await?.split();
+    let mut group = Group {
+        pool: Arc::clone(pool),
+        announcement: Arc::default(),
+        channel: Some((incoming, outgoing)),
+        runtime: lease.connection.runtime().clone(),
+    };
+    let end = group.attend(&wrapped, surroundings, attendant).await;
+    if end.is_ok() {
+        group.channel = None;
+    }
+    end
+}
+
+/// A command as it is sent.
+#[derive(Debug, PartialEq, Eq)]
+struct Wrapped {
+    line: Vec<u8>,
+    /// A text too long for the line: the first bytes of the command's input.
+    text: Vec<u8>,
+}
+
+impl Wrapped {
+    fn new(command: &[u8], surroundings: &Surroundings) -> Result<Self, BackendError> {
+        let text = prepared(command, surroundings);
+        let line = wrap(&[ANNOUNCE, &*text].concat());
+        if line.len() <= LONGEST {
+            return Ok(Self { line, text: Vec::new() });
+        }
+        // A terminal would echo it, and takes no more than 4 KiB a line.
+        if surroundings.terminal.is_some() {
+            return Err(BackendError::TooLong { limit: LONGEST });
+        }
+        let read = format!("dd bs={} count=1 iflag=fullblock 2>/dev/null", text.len());
+        let line = wrap(&[ANNOUNCE, format!("eval \"$({read})\"").as_bytes()].concat());
+        Ok(Self { line, text })
+    }
+}
+
+/// Puts directory and variables before a command.
+fn prepared(command: &[u8], surroundings: &Surroundings) -> Vec<u8> {
+    let mut text = Vec::new();
+    if let Some(cwd) = &surroundings.cwd {
+        // `cd -` would be something else.
+        let here = if cwd.starts_with('/') { "" } else { "./" };
+        text.extend([b"cd ", &*quoted(format!("{here}{cwd}").as_bytes()), b" || exit\n"].concat());
+    }
+    for (name, value) in &surroundings.env {
+        let value = quoted(value.as_bytes());
+        text.extend([b"export ", name.as_bytes(), b"=", &*value, b"\n"].concat());
+    }
+    text.extend(command);
+    text
+}
+
+/// Has a shell run `body` as the leader of a process group: OpenSSH, and any server with a terminal,
+/// makes it one; dropbear does not.
+fn wrap(body: &[u8]) -> Vec<u8> {
+    let rest = b"; read -r _ _ _ _ g _ </proc/self/stat; [ \"$g\" = $$ ] || \
+        ! command -v setsid >/dev/null || exec setsid sh -c \"$b\"; eval \"$b\"";
+    [b"b=", &*quoted(body), rest].concat()
+}
+
+/// Quotes for a POSIX shell: every byte stands for itself.
+fn quoted(text: &[u8]) -> Vec<u8> {
+    let mut quoted = vec![b'\''];
+    for &byte in text {
+        match byte {
+            b'\'' => quoted.extend(b"'\\''"),
+            _ => quoted.push(byte),
+        }
+    }
+    quoted.push(b'\'');
+    quoted
+}
+
+/// A command's processes; dropped before they have ended, it kills them.
+struct Group {
+    pool: Arc<Pool>,
+    announcement: Arc<Announcement>,
+    channel: Option<(ChannelReadHalf, ChannelWriteHalf<Msg>)>,
+    runtime: Handle,
+}
+
+impl Group {
+    async fn attend(
+        &mut self,
+        wrapped: &Wrapped,
+        surroundings: &Surroundings,
+        attendant: &dyn Attendant,
+    ) -> Result<Exit, BackendError> {
+        let Some((incoming, outgoing)) = &mut self.channel else {
+            return Err(broken("no channel"));
+        };
+        if let Some(WindowSize { columns, rows }) = surroundings.terminal {
+            let size = (u32::from(columns), u32::from(rows));
+            let asked = outgoing.request_pty(false, TERMINAL, size.0, size.1, 0, 0, &[]);
+            asked.await.map_err(broken)?;
+        }
+        outgoing.exec(true, &*wrapped.line).await.map_err(broken)?;
+        let announcement = &*self.announcement;
+        let filter = Filter { announcement, output: attendant };
+        let feeding = async {
+            announcement.group().await;
+            feed(outgoing, &wrapped.text, surroundings.terminal, attendant).await
+        };
+        let obeying = async {
+            let group = announcement.group().await;
+            loop {
+                obey(&self.pool, outgoing, group, attendant.control().await).await;
+            }
+        };
+        let serving = async { tokio::join!(feeding, obeying) };
+        tokio::select! {
+            end = follow(incoming, &filter) => end,
+            _never = serving => Err(broken("no more input")),
+        }
+    }
+}
+
+/// Sends the command's input. An error is not told: the end of the command is heard elsewhere.
+async fn feed(
+    outgoing: &ChannelWriteHalf<Msg>,
+    text: &[u8],
+    terminal: Option<WindowSize>,
+    attendant: &dyn Attendant,
+) -> Option<()> {
+    outgoing.data_bytes(text.to_vec()).await.ok()?;
+    while let Some(bytes) = attendant.input().await {
+        outgoing.data_bytes(bytes).await.ok()?;
+    }
+    match terminal {
+        Some(_) => outgoing.data_bytes(vec![END_OF_TRANSMISSION]).await.ok(),
+        None => outgoing.eof().await.ok(),
+    }
+}
+
+async fn obey(pool: &Arc<Pool>, outgoing: &ChannelWriteHalf<Msg>, group: u32, control: Control) {
+    match control {
+        Control::Resize(WindowSize { columns, rows }) => {
+            // A connection that is lost is heard of elsewhere.
+            drop(outgoing.window_change(u32::from(columns), u32::from(rows), 0, 0).await);
+        }
+        Control::Signal(signal) => kill(pool, group, &signal).await,
+    }
+}
+
+/// Signals a process group, or the process alone where no group could be made.
+async fn kill(pool: &Arc<Pool>, group: u32, signal: &str) {
+    let command = format!("kill -{signal} -{group} 2>/dev/null || kill -{signal} {group}");
+    let Ok(lease) = pool.lease().await else { return };
+    if let Err(error) = lease.connection.exec(command.as_bytes(), b"", &Nowhere).await {
+        tracing::warn!(%error, signal, "a signal may not have arrived");
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let Some((mut incoming, outgoing)) = self.channel.take() else { return };
+        let (pool, announcement) = (Arc::clone(&self.pool), Arc::clone(&self.announcement));
+        self.runtime.spawn(timeout(HANG_UP, async move {
+            let filter = Filter { announcement: &announcement, output: &Nowhere };
+            tokio::select! {
+                biased;
+                group = announcement.group() => {
+                    // Its connection may stand still until nobody listens here.
+                    drop(incoming);
+                    kill(&pool, group, "KILL").await;
+                }
+                _end = follow(&mut incoming, &filter) => {}
+            }
+            outgoing.close().await
+        }));
+    }
+}
+
+/// Where the number of a command's process group is heard.
+#[derive(Debug)]
+struct Announcement {
+    /// The line so far; `None` before its mark.
+    line: Mutex<Option<Vec<u8>>>,
+    group: watch::Sender<Option<u32>>,
+}
+
+impl Default for Announcement {
+    fn default() -> Self {
+        Self { line: Mutex::new(None), group: watch::Sender::new(None) }
+    }
+}
+
+impl Announcement {
+    /// Resolves when the command runs.
+    async fn group(&self) -> u32 {
+        let mut group = self.group.subscribe();
+        let heard = group.wait_for(Option::is_some).await.ok().and_then(|group| *group);
+        match heard {
+            Some(group) => group,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Takes our line out of the output: returns what came before and after it. A shell's own
+    /// start-up files may have said something first.
+    fn strip<'a>(&self, bytes: &'a [u8]) -> (&'a [u8], &'a [u8]) {
+        if self.group.borrow().is_some() {
+            return (bytes, &[]);
+        }
+        let mut line = self.line.lock();
+        let (before, ours) = match line.is_some() {
+            true => (&bytes[..0], bytes),
+            false => match bytes.iter().position(|&b| b == MARK) {
+                None => return (bytes, &[]),
+                Some(at) => (&bytes[..at], &bytes[at + 1..]),
+            },
+        };
+        let line = line.get_or_insert_default();
+        let end = ours.iter().position(|&b| b == b'\n');
+        line.extend(&ours[..end.unwrap_or(ours.len())]);
+        let Some(end) = end else { return (before, &[]) };
+        let number = String::from_utf8_lossy(line).trim().parse().ok();
+        self.group.send_replace(number);
+        (before, &ours[end + 1..])
+    }
+}
+
+/// Output without our line.
+struct Filter<'a, O: ?Sized> {
+    announcement: &'a Announcement,
+    output: &'a O,
+}
+
+#[async_trait]
+impl<O: OutputSink + ?Sized> OutputSink for Filter<'_, O> {
+    async fn accept(&self, source: Source, bytes: &[u8]) {
+        let (before, after) = match source {
+            Source::Stdout => self.announcement.strip(bytes),
+            Source::Stderr => (bytes, &[][..]),
+        };
+        for part in [before, after] {
+            if !part.is_empty() {
+                self.output.accept(source, part).await;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn our_line_is_taken_out_wherever_it_is_cut() {
+        let said = b"motd\n\x1e4711\r\nout\x1e1\n";
+        for cut in 0..said.len() {
+            let announcement = Announcement::default();
+            let mut got = Vec::new();
+            for piece in [&said[..cut], &said[cut..]] {
+                let (before, after) = announcement.strip(piece);
+                got.extend([before, after].concat());
+            }
+            assert_eq!(got, b"motd\nout\x1e1\n", "cut at {cut}");
+            assert_eq!(*announcement.group.borrow(), Some(4711));
+        }
+    }
+
+    #[test]
+    fn a_long_text_goes_through_the_input() {
+        let short = Wrapped::new(b"true", &Surroundings::default()).unwrap();
+        assert!(short.text.is_empty() && short.line.starts_with(b"b='unset b g; printf"));
+        let long = Wrapped::new(&[b'x'; LONGEST], &Surroundings::default()).unwrap();
+        assert!(long.text.len() == LONGEST && long.line.len() < 400);
+        let size = WindowSize { columns: 80, rows: 24 };
+        let on_terminal = Surroundings { terminal: Some(size), ..Surroundings::default() };
+        let refused = Wrapped::new(&[b'x'; LONGEST], &on_terminal);
+        assert!(matches!(refused, Err(BackendError::TooLong { .. })));
+    }
+
+    #[test]
+    fn directories_and_variables_are_quoted() {
+        let surroundings = Surroundings {
+            env: vec![("K".into(), "a'b $c".into())],
+            cwd: Some("-it's".into()),
+            terminal: None,
+        };
+        let text = String::from_utf8(prepared(b"pwd", &surroundings)).unwrap();
+        assert_eq!(text, "cd './-it'\\''s' || exit\nexport K='a'\\''b $c'\npwd");
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_escapes_the_quotes(text in "[ -~]{0,40}") {
+            let quoted = String::from_utf8(quoted(text.as_bytes())).unwrap();
+            let inner = &quoted[1..quoted.len() - 1];
+            prop_assert_eq!(inner.replace("'\\''", "'"), text);
+            prop_assert!(!inner.replace("'\\''", "").contains('\''));
+        }
+    }
+}

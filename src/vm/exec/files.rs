@@ -1,0 +1,201 @@
+//! The files of `jobs/` and `jobs/NAME/`.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::{Exec, Playback, Shared};
+use crate::vm::VmError;
+use crate::vm::backend::Source;
+use crate::vm::caller::Caller;
+use crate::vm::job::{Job, JobError, JobId, Stage};
+use crate::vm::stream::{Bell, Listener, Readiness, Stream};
+
+impl Exec {
+    /// `mkdir`
+    ///
+    /// # Errors
+    /// [`JobError::Exists`], [`JobError::BadName`].
+    pub fn make(&self, name: &str) -> Result<Arc<Job>, JobError> {
+        let shared = &self.0;
+        let make = |id| Job::directory(id, name.to_owned(), shared.spool(), shared.spool());
+        shared.jobs.add_named(name, make)
+    }
+
+    /// `rmdir`: what runs is killed.
+    ///
+    /// # Errors
+    /// [`JobError::Absent`].
+    pub fn remove(&self, name: &str) -> Result<(), JobError> {
+        let job = self.0.jobs.remove(name)?;
+        job.abandon(VmError::Lost("removed".to_owned()));
+        Ok(())
+    }
+
+    /// `mv`
+    ///
+    /// # Errors
+    /// [`JobError::Absent`], [`JobError::Exists`], [`JobError::BadName`].
+    pub fn rename(&self, from: &str, to: &str) -> Result<(), JobError> {
+        self.0.jobs.rename(from, to)
+    }
+
+    /// Finds a job by its name.
+    pub fn find(&self, name: &str) -> Option<Arc<Job>> {
+        self.0.jobs.find(name)
+    }
+
+    /// Finds a job by its number.
+    pub fn by_id(&self, id: JobId) -> Option<Arc<Job>> {
+        self.0.jobs.by_id(id)
+    }
+
+    /// Lists the jobs.
+    pub fn list(&self) -> Vec<Arc<Job>> {
+        self.0.jobs.list()
+    }
+
+    /// A file of the job is opened: a text that looks complete is. A release comes some time after
+    /// close(2), and nobody shall see a job that has not started by then.
+    pub fn settle(&self, job: &Arc<Job>) {
+        if job.stage() == Stage::Settled {
+            self.0.start(job);
+        }
+    }
+
+    /// Opens `cmd` for writing.
+    ///
+    /// # Errors
+    /// [`JobError::Started`]; `Refusal::Off`.
+    pub fn open_command(&self, job: &Arc<Job>, caller: Caller) -> Result<Arc<dyn Stream>, VmError> {
+        if job.is_started() {
+            return Err(JobError::Started("cmd").into());
+        }
+        self.0.admit()?;
+        self.0.jobs.written(job, caller);
+        Ok(Arc::new(Writing {
+            shared: Arc::clone(&self.0),
+            job: Arc::clone(job),
+            silence: Bell::default(),
+        }))
+    }
+
+    /// Opens `cmd` for reading: its text.
+    pub fn open_text(&self, job: &Job) -> Arc<dyn Stream> {
+        Arc::new(Text { rest: Mutex::new(job.text()), silence: Bell::default() })
+    }
+
+    /// Opens `stdout` or `stderr`.
+    pub fn open_output(&self, job: &Arc<Job>, source: Source, peek: bool) -> Arc<dyn Stream> {
+        let output = match source {
+            Source::Stdout => Some(job.output()),
+            Source::Stderr => job.errors(),
+        };
+        Playback::of(output, peek)
+    }
+
+    /// Opens `wait`.
+    pub fn open_wait(&self, job: &Arc<Job>) -> Arc<dyn Stream> {
+        Arc::new(End { job: Arc::clone(job), rest: Mutex::new(None) })
+    }
+}
+
+/// `cmd` opened for writing.
+#[derive(Debug)]
+struct Writing {
+    shared: Arc<Shared>,
+    job: Arc<Job>,
+    silence: Bell,
+}
+
+impl Stream for Writing {
+    fn try_read(&self, _: usize) -> Option<Result<Vec<u8>, VmError>> {
+        Some(Ok(Vec::new()))
+    }
+
+    fn try_write(&self, data: &[u8]) -> Option<Result<usize, VmError>> {
+        Some(match self.job.collect(data) {
+            Ok(true) => Ok(data.len()),
+            Ok(false) => Err(JobError::Started("cmd").into()),
+            Err(error) => Err(error),
+        })
+    }
+
+    fn readiness(&self) -> Readiness {
+        Readiness { readable: true, writable: true, hung_up: false }
+    }
+
+    fn listen(&self) -> Listener {
+        self.silence.listen()
+    }
+
+    fn flush(&self) {
+        self.job.flush();
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.shared.start(&self.job);
+    }
+}
+
+/// Bytes that are there.
+#[derive(Debug)]
+struct Text {
+    rest: Mutex<Vec<u8>>,
+    silence: Bell,
+}
+
+impl Stream for Text {
+    fn try_read(&self, max: usize) -> Option<Result<Vec<u8>, VmError>> {
+        let mut rest = self.rest.lock();
+        let len = rest.len().min(max);
+        Some(Ok(rest.drain(..len).collect()))
+    }
+
+    fn try_write(&self, _: &[u8]) -> Option<Result<usize, VmError>> {
+        Some(Ok(0))
+    }
+
+    fn readiness(&self) -> Readiness {
+        Readiness { readable: true, writable: false, hung_up: false }
+    }
+
+    fn listen(&self) -> Listener {
+        self.silence.listen()
+    }
+}
+
+/// `wait`: the status, once the job has ended.
+#[derive(Debug)]
+struct End {
+    job: Arc<Job>,
+    /// What is still to be read of the line.
+    rest: Mutex<Option<Vec<u8>>>,
+}
+
+impl Stream for End {
+    fn try_read(&self, max: usize) -> Option<Result<Vec<u8>, VmError>> {
+        let mut rest = self.rest.lock();
+        if rest.is_none() && self.job.is_over() {
+            *rest = Some(format!("{}\n", self.job.status_line()).into_bytes());
+        }
+        let rest = rest.as_mut()?;
+        let len = rest.len().min(max);
+        Some(Ok(rest.drain(..len).collect()))
+    }
+
+    fn try_write(&self, _: &[u8]) -> Option<Result<usize, VmError>> {
+        Some(Ok(0))
+    }
+
+    fn readiness(&self) -> Readiness {
+        let read = self.rest.lock().as_ref().is_some_and(Vec::is_empty);
+        Readiness { readable: self.job.is_over(), writable: false, hung_up: read }
+    }
+
+    fn listen(&self) -> Listener {
+        self.job.listen()
+    }
+}
