@@ -2,6 +2,7 @@
 //!
 //! Not here: what a VM does (`vm`), what names look like in the mount (`tree`).
 
+pub mod images;
 pub mod trash;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -21,6 +22,7 @@ use crate::store::layout::{Layout, VmDir};
 use crate::vm::backend::BackendError;
 use crate::vm::driver::{self, Birth, Definition};
 use crate::vm::events::Event;
+use crate::vm::origin::OriginError;
 use crate::vm::spec::is_vm_name;
 use crate::vm::state::Command;
 use crate::vm::{Vm, VmError, VmId, World};
@@ -43,6 +45,9 @@ pub enum RegistryError {
         "{0:?} is not a VM's name: at most 32 lower-case letters, digits and dashes, no dash first"
     )]
     BadName(String),
+    /// An image's source is not understood.
+    #[error(transparent)]
+    Origin(#[from] OriginError),
     /// The VM itself refused.
     #[error(transparent)]
     Vm(#[from] VmError),
@@ -213,11 +218,6 @@ impl Registry {
     /// Returns where things lie on disk.
     pub fn layout(&self) -> &Layout {
         &self.layout
-    }
-
-    /// Counts the VMs whose disk is, or will be, made from an image.
-    pub fn users_of(&self, image: &str) -> usize {
-        self.vms.read().by_name.values().filter(|vm| vm.spec().image == image).count()
     }
 
     /// Makes a VM: its definition, and nothing else.

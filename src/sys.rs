@@ -18,6 +18,17 @@ pub fn in_own_session(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(|| rustix::process::setsid().map(drop).map_err(io::Error::from)) }
 }
 
+/// Has `command` killed when the thread that starts it ends: what it works on is of no use to
+/// anybody then.
+pub fn dying_with_us(command: &mut Command) -> &mut Command {
+    let kill = Some(rustix::process::Signal::KILL);
+    let confine =
+        move || rustix::process::set_parent_process_death_signal(kill).map_err(io::Error::from);
+    // SAFETY: between fork and exec only prctl(2) is called, which is a plain system call and
+    // touches no memory of this process.
+    unsafe { command.pre_exec(confine) }
+}
+
 /// What a process has used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {

@@ -45,7 +45,7 @@ fn registry(error: &RegistryError) -> i32 {
     match error {
         RegistryError::Exists(_) => libc::EEXIST,
         RegistryError::Absent(_) => libc::ENOENT,
-        RegistryError::BadName(_) => libc::EINVAL,
+        RegistryError::BadName(_) | RegistryError::Origin(_) => libc::EINVAL,
         RegistryError::Vm(error) => vm(error),
     }
 }
@@ -90,7 +90,7 @@ fn refused(refusal: &Refusal) -> i32 {
         Refusal::Already { .. } => libc::EALREADY,
         Refusal::Off { .. } => libc::EHOSTDOWN,
         Refusal::Paused { .. } => libc::EHOSTUNREACH,
-        Refusal::Busy { .. } | Refusal::InUse { .. } => libc::EBUSY,
+        Refusal::Busy { .. } | Refusal::InUse { .. } | Refusal::MustStop { .. } => libc::EBUSY,
         Refusal::Protected => libc::EPERM,
         Refusal::HasDisk { .. } | Refusal::Ephemeral => libc::EINVAL,
         Refusal::NoSnapshot { .. } | Refusal::NoDisk => libc::ENOENT,
@@ -108,7 +108,10 @@ fn backend(error: &BackendError) -> i32 {
         | BackendError::QmpRefused { .. }
         | BackendError::CannotResume { .. } => libc::EREMOTEIO,
         BackendError::QmpTimeout { .. } | BackendError::GuestTimeout { .. } => libc::ETIMEDOUT,
-        BackendError::NoImage { .. } => libc::ENOENT,
+        BackendError::NoImage { .. } | BackendError::NoSource { .. } => libc::ENOENT,
+        BackendError::BadSource { .. } => libc::EINVAL,
+        BackendError::ImageExists { .. } => libc::EEXIST,
+        BackendError::ImageBusy { .. } => libc::EBUSY,
         BackendError::ImageFailed { .. } => libc::EREMOTEIO,
         BackendError::Unreachable { .. } => libc::EHOSTUNREACH,
         BackendError::KeyRefused { .. } | BackendError::WrongHostKey => libc::EKEYREJECTED,

@@ -7,6 +7,7 @@
 mod connection;
 pub mod console;
 pub mod keys;
+mod nocloud;
 pub mod seed;
 pub mod ssh;
 pub mod ssh_config;
@@ -18,11 +19,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use tokio::runtime::Handle;
+use uuid::Uuid;
 
 use crate::store::file;
 use crate::store::layout::{Layout, VmDir};
 use crate::vm::backend::{
-    BackendError, ClientHost, Console, GuestAddress, GuestSession, Guests, LaunchPlan,
+    BackendError, ClientHost, Console, GuestAddress, GuestSession, Guests, LaunchPlan, SeedKind,
 };
 
 /// Guests reached over SSH on a forwarded port and over QEMU's serial socket.
@@ -46,8 +48,9 @@ impl Guests for SshGuests {
         let hostname = plan.spec.hostname.clone();
         let hostname = hostname.unwrap_or_else(|| plan.name.clone());
         let (uuid, further) = (plan.uuid, plan.spec.ssh_key.clone());
+        let seed = SeedFor(plan.image.seed, uuid);
         let work = move || {
-            write_seed(&client_key, &dir, &hostname, &further)?;
+            write_seed(&client_key, &dir, &hostname, &further, seed)?;
             ssh_config::write_known_hosts(&dir, uuid)
         };
         self.runtime.spawn_blocking(work).await.map_err(|e| {
@@ -70,19 +73,35 @@ impl Guests for SshGuests {
     }
 }
 
+/// Where the guest finds its seed, and whose it is.
+#[derive(Clone, Copy, Debug)]
+struct SeedFor(SeedKind, Uuid);
+
 /// The keys stay what they are; the seed follows the settings.
 fn write_seed(
     client_key: &Path,
     dir: &VmDir,
     hostname: &str,
     further: &[String],
+    SeedFor(kind, instance): SeedFor,
 ) -> Result<(), BackendError> {
     let ours = keys::ensure(client_key, "aqfs")?;
     let mut authorized = keys::public_line(&ours)?;
     further.iter().for_each(|line| authorized.extend([line, "\n"]));
     let host = keys::ensure(&dir.host_key(), hostname)?;
-    let path = dir.seed();
-    seed::tar(hostname, &authorized, &host)
+    let (path, bytes) = match kind {
+        SeedKind::FwCfg => (dir.seed(), seed::tar(hostname, &authorized, &host)),
+        SeedKind::Nocloud => {
+            let public = keys::public_line(&host)?;
+            let volume = keys::openssh(&host).and_then(|private| {
+                let private = String::from_utf8_lossy(&private);
+                let (authorized, host_key) = (authorized.as_str(), (&*private, public.as_str()));
+                nocloud::volume(&nocloud::Facts { instance, hostname, authorized, host_key })
+            });
+            (dir.cidata(), volume)
+        }
+    };
+    bytes
         .and_then(|bytes| file::replace(&path, &bytes))
         .map_err(|e| BackendError::io(format!("writing {}", path.display()), &e))
 }
@@ -92,7 +111,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::vm::backend::{Accel, AccelKind, BootImage, DiskFormat};
+    use crate::vm::backend::{Accel, AccelKind, BootImage, DiskFormat, SeedKind};
     use crate::vm::spec::VmSpec;
 
     fn plan(dir: PathBuf) -> LaunchPlan {
@@ -111,6 +130,7 @@ mod tests {
                 initrd: None,
                 cmdline: String::new(),
                 announces: true,
+                seed: SeedKind::FwCfg,
             },
             accel: Accel { kind: AccelKind::Tcg, cpu: "max".into(), reason: "test".into() },
             paused: false,

@@ -13,12 +13,15 @@ use std::time::{Instant, SystemTime};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
+use super::disk::DiskFile;
 use super::manifest::Manifest;
+use super::publish::VmDisk;
 use super::source::{BuildError, Progress, Source};
 use super::tiny::Tiny;
 use crate::store::file;
 use crate::store::layout::Layout;
-use crate::vm::backend::{BackendError, BootImage, ImageInfo, ImageStatus, Images};
+use crate::vm::backend::{BackendError, BootImage, ImageInfo, ImageStatus, Images, Recipe};
+use crate::vm::origin::Origin;
 use crate::vm::stream::{Bell, Listener};
 
 /// The images of a store. Clones are the same store.
@@ -28,14 +31,19 @@ pub struct ImageStore(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     layout: Layout,
+    tiny: Arc<Tiny>,
     images: Mutex<BTreeMap<String, Image>>,
     bell: Bell,
 }
 
 #[derive(Debug)]
 struct Image {
-    /// `None` for an image that is on disk and cannot be made again.
+    /// `None` for one that has none yet, and for one that cannot be made again just so.
     source: Option<Arc<dyn Source>>,
+    /// What `source` says where there is no source to ask.
+    spec: String,
+    /// It comes with the program, and cannot be redefined or lost.
+    builtin: bool,
     phase: Phase,
     progress: String,
     changed: SystemTime,
@@ -63,24 +71,29 @@ impl ImageStore {
     /// # Errors
     /// The store's directories cannot be made or read.
     pub fn open(layout: Layout) -> Result<Self, BackendError> {
-        let tiny = Tiny::new(layout.cache());
-        Self::with_sources(layout, vec![("tiny", Arc::new(tiny))])
+        let tiny = Arc::new(Tiny::new(layout.cache()));
+        Self::with_sources(layout, Arc::clone(&tiny), vec![("tiny", tiny)])
     }
 
     fn with_sources(
         layout: Layout,
+        tiny: Arc<Tiny>,
         sources: Vec<(&str, Arc<dyn Source>)>,
     ) -> Result<Self, BackendError> {
         let dir = layout.images();
         let found = file::private_dir(&dir)
-            .and_then(|()| scan(&dir))
+            .and_then(|()| scan(&layout))
             .map_err(|e| BackendError::io(dir.display().to_string(), &e))?;
-        let mut images: BTreeMap<_, _> =
-            found.into_iter().map(|(name, finished)| (name, Image::found(finished))).collect();
-        for (name, source) in sources {
-            images.entry(name.to_owned()).or_default().source = Some(source);
+        let mut images = BTreeMap::from_iter(found);
+        for image in images.values_mut().filter(|i| i.spec == tiny.spec()) {
+            image.source = Some(Arc::clone(&tiny) as _);
         }
-        Ok(Self(Arc::new(Inner { layout, images: Mutex::new(images), bell: Bell::default() })))
+        for (name, source) in sources {
+            let image: &mut Image = images.entry(name.to_owned()).or_default();
+            (image.source, image.builtin) = (Some(source), true);
+        }
+        let (images, bell) = (Mutex::new(images), Bell::default());
+        Ok(Self(Arc::new(Inner { layout, tiny, images, bell })))
     }
 }
 
@@ -110,9 +123,122 @@ impl Images for ImageStore {
         }
     }
 
+    fn boot(&self, name: &str) -> Option<BootImage> {
+        self.0.result(name)?.ok()
+    }
+
+    fn create(&self, name: &str) -> Result<(), BackendError> {
+        self.0.create(name)
+    }
+
+    fn assign(&self, name: &str, recipe: Recipe) -> Result<(), BackendError> {
+        self.0.assign(name, recipe)?;
+        self.0.begin(name)
+    }
+
+    fn remove(&self, name: &str) -> Result<(), BackendError> {
+        self.0.remove(name)
+    }
+
     fn listen(&self) -> Listener {
         self.0.bell.listen()
     }
+}
+
+/// Names: making, defining and removing them. Each looks at the disk under the lock, for a moment:
+/// of two that want the same name at once, one wins.
+impl Inner {
+    fn create(&self, name: &str) -> Result<(), BackendError> {
+        let mut images = self.images.lock();
+        if images.contains_key(name) {
+            return Err(BackendError::ImageExists { name: name.to_owned() });
+        }
+        let dir = self.layout.image(name);
+        // What is there and not in the list is damaged.
+        let made = fs::create_dir(&dir).and_then(|()| file::sync_dir(&self.layout.images()));
+        made.map_err(|e| BackendError::io(dir.display().to_string(), &e))?;
+        images.insert(name.to_owned(), Image::default());
+        drop(images);
+        self.bell.ring();
+        Ok(())
+    }
+
+    fn assign(&self, name: &str, recipe: Recipe) -> Result<(), BackendError> {
+        // A VM that is held for this is let go after the lock.
+        let source = self.source(recipe)?;
+        let mut images = self.images.lock();
+        let unknown = || BackendError::NoImage { name: name.to_owned() };
+        let image = images.get_mut(name).ok_or_else(unknown)?;
+        match &image.phase {
+            Phase::UnderWay(_) => return Err(under_way(name)),
+            Phase::Ready(_) => return Err(BackendError::ImageExists { name: name.to_owned() }),
+            Phase::Absent | Phase::Failed(_) => {}
+        }
+        if image.builtin && image.spec() != source.spec() {
+            let reason = format!("image {name} is always made from {}", image.spec());
+            return Err(BackendError::BadSource { origin: source.spec().to_owned(), reason });
+        }
+        if !image.builtin {
+            let (path, text) = (self.layout.image_source(name), format!("{}\n", source.spec()));
+            let kept = file::replace(&path, text.as_bytes());
+            kept.map_err(|e| BackendError::io(path.display().to_string(), &e))?;
+        }
+        source.spec().clone_into(&mut image.spec);
+        image.source = Some(source);
+        image.become_(Phase::Absent);
+        drop(images);
+        self.bell.ring();
+        Ok(())
+    }
+
+    fn source(&self, recipe: Recipe) -> Result<Arc<dyn Source>, BackendError> {
+        Ok(match recipe {
+            Recipe::Tiny => Arc::clone(&self.tiny) as _,
+            Recipe::File(path) => Arc::new(DiskFile::new(path)?),
+            Recipe::Vm(publication) => Arc::new(VmDisk::new(publication)),
+        })
+    }
+
+    /// One rename, and it is gone; then its files are erased.
+    fn remove(&self, name: &str) -> Result<(), BackendError> {
+        let mut images = self.images.lock();
+        let unknown = || BackendError::NoImage { name: name.to_owned() };
+        let image = images.get_mut(name).ok_or_else(unknown)?;
+        if matches!(image.phase, Phase::UnderWay(_)) {
+            return Err(under_way(name));
+        }
+        let dir = self.layout.image(name);
+        let doomed = doom(&dir).map_err(|e| BackendError::io(dir.display().to_string(), &e))?;
+        if image.builtin {
+            image.become_(Phase::Absent);
+        } else {
+            images.remove(name);
+        }
+        drop(images);
+        self.bell.ring();
+        // What cannot be erased now is erased by the next daemon.
+        if let Err(error) = doomed.map_or(Ok(()), tempfile::TempDir::close) {
+            tracing::warn!(name, %error, "image not erased");
+        }
+        Ok(())
+    }
+}
+
+fn under_way(name: &str) -> BackendError {
+    let reason = "is being made; wait until its status says ready or failed".to_owned();
+    BackendError::ImageBusy { name: name.to_owned(), reason }
+}
+
+/// Moves a directory into a hidden one, which goes when it is dropped; `None` if there was none.
+fn doom(dir: &Path) -> io::Result<Option<tempfile::TempDir>> {
+    let parent = dir.parent().unwrap_or(dir);
+    let hidden = tempfile::Builder::new().prefix(".removed.").tempdir_in(parent)?;
+    match fs::rename(dir, hidden.path().join("image")) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    }
+    file::sync_dir(parent)?;
+    Ok(Some(hidden))
 }
 
 impl Inner {
@@ -125,7 +251,7 @@ impl Inner {
             Phase::Ready(finished) if finished.is_there() => return Ok(()),
             Phase::Absent | Phase::Ready(_) | Phase::Failed(_) => {}
         }
-        let source = image.source.clone().ok_or_else(unknown)?;
+        let source = image.source_to_use(name)?;
         image.become_(Phase::UnderWay(ImageStatus::Fetching));
         "starting".clone_into(&mut image.progress);
         drop(images);
@@ -191,9 +317,7 @@ impl Inner {
             .and_then(|m| m.seal(temporary.path()))
             .map_err(|e: BuildError| e.into_backend(name))?;
         let dir = images.join(name);
-        publish(temporary.path(), &dir).map_err(|e| io(&e))?;
-        // It has its own name now; nothing is left to remove.
-        drop(temporary.keep());
+        publish(temporary, &dir).map_err(|e| io(&e))?;
         Ok(Finished::new(manifest, dir))
     }
 
@@ -226,6 +350,8 @@ impl Default for Image {
     fn default() -> Self {
         Self {
             source: None,
+            spec: String::new(),
+            builtin: false,
             phase: Phase::Absent,
             progress: String::new(),
             changed: SystemTime::now(),
@@ -238,9 +364,38 @@ impl Image {
         let changed = fs::metadata(&finished.dir).and_then(|m| m.modified());
         Self {
             changed: changed.unwrap_or_else(|_| SystemTime::now()),
+            spec: finished.manifest.source.clone(),
             phase: Phase::Ready(Box::new(finished)),
             ..Self::default()
         }
+    }
+
+    /// One that was defined, and not finished when the last daemon ended.
+    fn unfinished(spec: &str) -> Self {
+        let source = match spec.parse() {
+            Ok(Origin::File(path)) => DiskFile::new(path).map(|d| Arc::new(d) as Arc<dyn Source>),
+            _ => return Self { spec: spec.to_owned(), ..Self::default() },
+        };
+        let (source, phase) = match source {
+            Ok(source) => (Some(source), Phase::Absent),
+            Err(error) => (None, Phase::Failed(error)),
+        };
+        Self { source, phase, spec: spec.to_owned(), ..Self::default() }
+    }
+
+    fn spec(&self) -> &str {
+        self.source.as_ref().map_or(&self.spec, |s| s.spec())
+    }
+
+    fn source_to_use(&self, name: &str) -> Result<Arc<dyn Source>, BackendError> {
+        if let Some(source) = &self.source {
+            return Ok(Arc::clone(source));
+        }
+        if self.spec.is_empty() {
+            return Err(BackendError::NoSource { name: name.to_owned() });
+        }
+        let reason = format!("not finished; `echo pull > .images/{name}/ctl` makes it anew");
+        Err(BackendError::ImageFailed { name: name.to_owned(), reason })
     }
 
     fn become_(&mut self, phase: Phase) {
@@ -255,16 +410,13 @@ impl Image {
             Phase::Ready(finished) => (Some(finished), ImageStatus::Ready),
             Phase::Failed(error) => (None, ImageStatus::Failed(error.to_string())),
         };
-        let source = self.source.as_ref();
+        let kind = self.source.as_ref().map(|s| s.kind());
         let manifest = finished.map(|f| &f.manifest);
-        let word = |ours: Option<&str>, told: Option<&String>| {
-            ours.or(told.map(String::as_str)).unwrap_or_default().to_owned()
-        };
         ImageInfo {
             name: name.to_owned(),
-            source: word(source.map(|s| s.spec()), manifest.map(|m| &m.source)),
-            kind: word(source.map(|s| s.kind()), manifest.map(|m| &m.kind)),
-            digest: word(None, manifest.map(|m| &m.digest)),
+            source: self.spec().to_owned(),
+            kind: manifest.map(|m| m.kind.as_str()).or(kind).unwrap_or_default().to_owned(),
+            digest: manifest.map(|m| m.digest.clone()).unwrap_or_default(),
             size: finished.map_or(0, |f| f.size),
             status,
             progress: self.progress.clone(),
@@ -285,9 +437,9 @@ impl Finished {
 
 /// Removes half-built images and reads the finished ones. A damaged image is left alone, and is
 /// replaced if its source can make it again.
-fn scan(images: &Path) -> io::Result<Vec<(String, Finished)>> {
+fn scan(layout: &Layout) -> io::Result<Vec<(String, Image)>> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(images)? {
+    for entry in fs::read_dir(layout.images())? {
         let entry = entry?;
         let (path, name) = (entry.path(), entry.file_name());
         let Ok(name) = name.into_string() else {
@@ -298,20 +450,28 @@ fn scan(images: &Path) -> io::Result<Vec<(String, Finished)>> {
             continue;
         }
         match Manifest::read(&path) {
-            Ok(manifest) => found.push((name, Finished::new(manifest, path))),
+            Ok(manifest) => found.push((name, Image::found(Finished::new(manifest, path)))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_dir() => {
+                let spec = fs::read_to_string(layout.image_source(&name)).unwrap_or_default();
+                found.push((name, Image::unfinished(spec.trim_end())));
+            }
             Err(error) => tracing::warn!(name, %error, "image cannot be used"),
         }
     }
     Ok(found)
 }
 
-/// Gives a finished image its name, durably. Something damaged under that name makes way.
-fn publish(from: &Path, to: &Path) -> io::Result<()> {
-    if to.exists() {
-        fs::remove_dir_all(to)?;
+/// Gives a finished image its name, durably. What was there under that name, its definition or
+/// something damaged, makes way.
+fn publish(from: tempfile::TempDir, to: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    file::sync_dir(from.path())?;
+    // What makes way is then where the new one was, and goes with it.
+    if renameat_with(CWD, from.path(), CWD, to, RenameFlags::EXCHANGE).is_err() {
+        let old = doom(to)?;
+        fs::rename(from.keep(), to)?;
+        drop(old);
     }
-    file::sync_dir(from)?;
-    fs::rename(from, to)?;
     to.parent().map_or(Ok(()), file::sync_dir)
 }
 

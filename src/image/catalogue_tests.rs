@@ -5,7 +5,7 @@ use std::sync::mpsc;
 
 use super::*;
 use crate::image::manifest::VERSION;
-use crate::vm::backend::DiskFormat;
+use crate::vm::backend::{DiskFormat, SeedKind};
 
 /// Builds when the test says so, and as it says.
 #[derive(Debug)]
@@ -40,6 +40,7 @@ impl Source for Told {
             initrd: None,
             cmdline: String::new(),
             announces: false,
+            seed: SeedKind::FwCfg,
             inputs: vec![],
         })
     }
@@ -52,12 +53,17 @@ struct Fixture {
     store: ImageStore,
 }
 
+fn tiny() -> Arc<Tiny> {
+    Arc::new(Tiny::new("/nowhere".into()))
+}
+
 fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let (orders, receiver) = mpsc::channel();
     let source = Arc::new(Told { builds: AtomicUsize::new(0), orders: Mutex::new(receiver) });
     let layout = Layout::new(dir.path());
-    let store = ImageStore::with_sources(layout, vec![("told", Arc::clone(&source) as _)]).unwrap();
+    let store =
+        ImageStore::with_sources(layout, tiny(), vec![("told", Arc::clone(&source) as _)]).unwrap();
     Fixture { dir, source, orders, store }
 }
 
@@ -111,7 +117,7 @@ async fn an_image_is_there_whole_or_not_at_all() {
         fs::read_dir(dir.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names, ["told"]);
     // Another daemon finds the same image and builds nothing.
-    let again = ImageStore::with_sources(Layout::new(f.dir.path()), vec![]).unwrap();
+    let again = ImageStore::with_sources(Layout::new(f.dir.path()), tiny(), vec![]).unwrap();
     assert_eq!(again.ensure("told").await.unwrap().digest, info.digest);
     assert_eq!(again.info("told").unwrap().source, "builtin:told");
 }
@@ -136,7 +142,7 @@ async fn what_a_killed_daemon_left_half_built_is_removed() {
     let half = dir.path().join("images/.told.Xy12Zz");
     fs::create_dir_all(&half).unwrap();
     fs::write(half.join("disk.raw"), "half").unwrap();
-    let store = ImageStore::with_sources(Layout::new(dir.path()), vec![]).unwrap();
+    let store = ImageStore::with_sources(Layout::new(dir.path()), tiny(), vec![]).unwrap();
     assert!(!half.exists());
     assert_eq!(store.list(), []);
     let error = store.ensure("told").await.unwrap_err();

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::source::BuildError;
 use crate::store::file;
-use crate::vm::backend::{BootImage, DiskFormat};
+use crate::vm::backend::{BootImage, DiskFormat, SeedKind};
 
 /// An image as described on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +38,9 @@ pub(super) struct Manifest {
     pub(super) cmdline: String,
     /// The guest opens the virtio-serial port `org.aqfs.ready` when SSH listens.
     pub(super) announces: bool,
+    /// How the guest is told its name and keys.
+    #[serde(default)]
+    pub(super) seed: SeedKind,
     /// What it was made of, for people.
     pub(super) inputs: Vec<String>,
 }
@@ -86,6 +89,7 @@ impl Manifest {
             initrd: self.initrd.as_ref().map(|p| dir.join(p)),
             cmdline: self.cmdline.clone(),
             announces: self.announces,
+            seed: self.seed,
         }
     }
 
@@ -111,6 +115,14 @@ impl Manifest {
         }
         digest.update(self.cmdline.as_bytes());
         Ok(format!("sha256:{:x}", digest.finalize()))
+    }
+}
+
+/// Returns the name of an image's disk.
+pub(super) fn disk_name(format: DiskFormat) -> &'static str {
+    match format {
+        DiskFormat::Raw => "disk.raw",
+        DiskFormat::Qcow2 => "disk.qcow2",
     }
 }
 
@@ -148,6 +160,7 @@ mod tests {
             initrd: None,
             cmdline: "quiet".into(),
             announces: true,
+            seed: SeedKind::FwCfg,
             inputs: vec![],
         }
     }

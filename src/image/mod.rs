@@ -1,8 +1,8 @@
 //! Images: the frozen disks that new VMs are made from.
 //!
 //! [`catalogue`] knows which images there are and what each is doing; a [`source::Source`] makes
-//! one. `builtin:tiny` ([`tiny`]) is the only source so far: it is made of the host
-//! distribution's packages ([`apt`]), read by [`kernel`] and [`elf`], collected in a
+//! one. A disk on this host ([`disk`]) and a VM ([`publish`]) are copied ([`convert`]).
+//! `builtin:tiny` ([`tiny`]) is made of the host distribution's packages ([`apt`]), read by [`kernel`] and [`elf`], collected in a
 //! [`tree::FileTree`], and written by [`initramfs`] and [`ext4`].
 //!
 //! Not here: a VM's own disk (`qemu`), what a guest is told at boot (`guest::seed`).
@@ -10,11 +10,14 @@
 mod apt;
 mod catalogue;
 mod command;
+mod convert;
+mod disk;
 mod elf;
 mod ext4;
 mod initramfs;
 mod kernel;
 mod manifest;
+mod publish;
 mod source;
 mod tiny;
 mod tree;

@@ -5,6 +5,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
+
 use super::apt::{Apt, Wanted};
 use super::command::Tool;
 use super::elf;
@@ -16,7 +18,7 @@ use super::source::{BuildError, Progress, Source};
 use super::tree::FileTree;
 use super::unpack;
 use crate::store::file;
-use crate::vm::backend::DiskFormat;
+use crate::vm::backend::{DiskFormat, SeedKind};
 
 /// The base disk's size in bytes: room for the files and a journal. A VM's disk is larger, and
 /// the guest grows its file system to it.
@@ -87,13 +89,15 @@ const DIRECTORIES: &[(&str, u16)] = &[
 pub(super) struct Tiny {
     cache: PathBuf,
     host: PathBuf,
+    /// Two builds, under two names, would disturb each other in the cache.
+    building: Mutex<()>,
 }
 
 impl Tiny {
     /// Keeps what it fetches under `cache`.
     pub(super) fn new(cache: PathBuf) -> Self {
         let host = PathBuf::from("/");
-        Self { cache, host }
+        Self { cache, host, building: Mutex::new(()) }
     }
 
     /// Finds a kernel: the host's own needs no download, but is often absent or forbidden.
@@ -154,6 +158,7 @@ impl Source for Tiny {
                 remedy: "name an image of your own in config/image",
             });
         }
+        let _alone = self.building.lock();
         file::private_dir(&self.cache).map_err(|e| BuildError::io(&self.cache, &e))?;
         let mut apt = Apt::new(&self.cache)?;
         let inputs = self.kernel(&mut apt, progress)?;
@@ -186,6 +191,7 @@ impl Tiny {
             initrd: Some(INITRD.into()),
             cmdline: CMDLINE.to_owned(),
             announces: true,
+            seed: SeedKind::FwCfg,
             inputs: inputs.names(),
         }
     }

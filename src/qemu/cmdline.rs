@@ -46,7 +46,9 @@ pub struct Facts<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seed {
     /// It is handed over in fw_cfg.
-    Present,
+    FwCfg,
+    /// It is a disk of its own.
+    Nocloud,
     /// There is none.
     Absent,
 }
@@ -61,6 +63,9 @@ pub fn arguments(plan: &LaunchPlan, facts: &Facts<'_>) -> Result<Vec<OsString>, 
     machine(&mut args, plan, facts);
     kernel(&mut args, plan)?;
     disk(&mut args, plan)?;
+    if facts.seed == Seed::Nocloud {
+        cidata(&mut args);
+    }
     drive(&mut args, plan)?;
     devices(&mut args, plan, facts);
     channels(&mut args, facts);
@@ -216,6 +221,14 @@ fn disk(args: &mut Args, plan: &LaunchPlan) -> Result<(), BackendError> {
     Ok(())
 }
 
+/// Read-only, and after the disk, from which firmware then boots.
+fn cidata(args: &mut Args) {
+    let file = json!({"driver": "file", "filename": names::CIDATA, "read-only": true});
+    let node = json!({"driver": "raw", "node-name": "cidata", "read-only": true, "file": file});
+    args.pair("-blockdev", node.to_string());
+    args.pair("-device", "virtio-blk-pci,drive=cidata,id=cidata0");
+}
+
 /// The node that takes what the guest writes.
 fn written(filename: &str, backing: &Value) -> Value {
     json!({
@@ -309,7 +322,7 @@ fn channels(args: &mut Args, facts: &Facts<'_>) {
         "-device",
         format!("virtserialport,chardev={READY_ID},name={READY_PORT},id={READY_ID}"),
     );
-    if facts.seed == Seed::Present {
+    if facts.seed == Seed::FwCfg {
         let seed = names::SEED;
         args.pair("-fw_cfg", format!("name={SEED_KEY},file={seed}"));
     }
@@ -327,7 +340,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::vm::backend::BootImage;
+    use crate::vm::backend::{BootImage, SeedKind};
     use crate::vm::spec::VmSpec;
 
     fn plan(kind: AccelKind, cpu: &str) -> LaunchPlan {
@@ -346,6 +359,7 @@ mod tests {
                 initrd: Some("/store/images/tiny/initrd".into()),
                 cmdline: "console=ttyS0 root=/dev/vda, rw".into(),
                 announces: true,
+                seed: SeedKind::FwCfg,
             },
             accel: Accel { kind, cpu: cpu.into(), reason: String::new() },
             paused: false,
@@ -369,7 +383,7 @@ mod tests {
 
     #[test]
     fn a_directly_booted_guest_under_tcg() {
-        insta::assert_snapshot!(lines(&plan(AccelKind::Tcg, "max"), Seed::Present), @r#"
+        insta::assert_snapshot!(lines(&plan(AccelKind::Tcg, "max"), Seed::FwCfg), @r#"
         -nodefaults
         -no-user-config
         -display none
@@ -482,6 +496,24 @@ mod tests {
         plan.spec.initrd = Some("/boot/initrd".into());
         let args = arguments(&plan, &facts(Seed::Absent)).unwrap();
         assert_eq!(values(&args, "-initrd"), ["/boot/initrd"]);
+    }
+
+    #[test]
+    fn a_cloud_image_has_its_seed_as_a_second_disk() {
+        let mut plan = plan(AccelKind::Tcg, "max");
+        plan.image.kernel = None;
+        let args = arguments(&plan, &facts(Seed::Nocloud)).unwrap();
+        let disks: Vec<_> = values(&args, "-device")
+            .into_iter()
+            .filter_map(|d| {
+                Some(d.strip_prefix("virtio-blk-pci,drive=")?.split(',').next()?.to_owned())
+            })
+            .collect();
+        assert_eq!(disks, ["disk", "cidata"]);
+        assert!(
+            values(&args, "-blockdev")[1].contains(r#""filename":"cidata.img","read-only":true"#)
+        );
+        assert_eq!(values(&args, "-fw_cfg"), Vec::<String>::new());
     }
 
     #[test]

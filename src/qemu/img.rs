@@ -243,6 +243,7 @@ fn failed(what: &str, error: &str) -> BackendError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vm::backend::SeedKind;
 
     fn image(disk: &Path, format: DiskFormat) -> BootImage {
         BootImage {
@@ -255,6 +256,7 @@ mod tests {
             initrd: None,
             cmdline: String::new(),
             announces: false,
+            seed: SeedKind::FwCfg,
         }
     }
 

@@ -14,7 +14,7 @@ use super::process::{self, Process};
 use super::qmp::{GREETING_BOUND, Qmp, QmpError};
 use super::{connect, img, record};
 use crate::store::layout::VmDir;
-use crate::vm::backend::{BackendError, LaunchPlan, Launched, RunFacts};
+use crate::vm::backend::{BackendError, LaunchPlan, Launched, RunFacts, SeedKind};
 use crate::vm::live::InForce;
 use crate::vm::spec::net::Forward;
 
@@ -95,7 +95,11 @@ fn port_of(error: BackendError, ports: &[Forward]) -> BackendError {
 }
 
 fn spawn(plan: &LaunchPlan, qemu: &Installation, dir: &VmDir) -> Result<Process, BackendError> {
-    let seed = if dir.seed().exists() { Seed::Present } else { Seed::Absent };
+    let seed = match plan.image.seed {
+        SeedKind::FwCfg if dir.seed().exists() => Seed::FwCfg,
+        SeedKind::Nocloud if dir.cidata().exists() => Seed::Nocloud,
+        SeedKind::FwCfg | SeedKind::Nocloud => Seed::Absent,
+    };
     let facts = Facts { machine: machine(plan, qemu), generation: Uuid::new_v4(), seed };
     let args = cmdline::arguments(plan, &facts)?;
     process::spawn(PROGRAM, &args, dir).map_err(|e| not_started(&e))

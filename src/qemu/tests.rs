@@ -21,7 +21,7 @@ use crate::store::file;
 use crate::store::layout::{Layout, VmDir};
 use crate::vm::backend::{
     Accel, AccelKind, Adoption, BackendError, BootImage, DiskFormat, Hypervisor, ImageInfo, Images,
-    LaunchPlan, Launched, MachineEvent,
+    LaunchPlan, Launched, MachineEvent, Recipe, SeedKind,
 };
 use crate::vm::spec::{AccelChoice, VmSpec};
 use crate::vm::stream::{Bell, Listener};
@@ -140,6 +140,7 @@ fn image(disk: &Path, kernel: Option<&Path>) -> BootImage {
         initrd: None,
         cmdline: String::new(),
         announces: true,
+        seed: SeedKind::FwCfg,
     }
 }
 
@@ -156,6 +157,18 @@ impl Images for OneKernel {
         None
     }
     fn begin(&self, _: &str) -> Result<(), BackendError> {
+        Ok(())
+    }
+    fn boot(&self, _: &str) -> Option<BootImage> {
+        None
+    }
+    fn create(&self, _: &str) -> Result<(), BackendError> {
+        Ok(())
+    }
+    fn assign(&self, _: &str, _: Recipe) -> Result<(), BackendError> {
+        Ok(())
+    }
+    fn remove(&self, _: &str) -> Result<(), BackendError> {
         Ok(())
     }
     async fn ensure(&self, name: &str) -> Result<BootImage, BackendError> {

@@ -14,10 +14,12 @@
 //!     host_key{,.pub}          its SSH host key
 //!     known_hosts              that key as other SSH clients want it
 //!     seed.tar                 what it is told at boot (guest::seed)
+//!     cidata.img               the same for cloud-init (guest::nocloud), where the image has it
 //!     run.json                 the QEMU that runs it, for adoption
 //!     qmp  serial              QEMU's sockets
 //!     console.log  qemu.log    the serial line's scrollback; QEMU's stderr and our notes
 //!   images/NAME/               a finished image: `image.json` and what it names
+//!   images/NAME/source         of one that is not finished: what it is to be made from
 //!   images/.NAME.XXXX/         one being made: never listed, removed at the next start
 //!   trash/NAME@TIME/           a removed VM
 //!   cache/                     packages fetched, accelerator verdict: may be deleted at any time
@@ -81,6 +83,16 @@ impl Layout {
         self.root.join("images")
     }
 
+    /// Returns an image's directory.
+    pub fn image(&self, name: &str) -> PathBuf {
+        self.images().join(name)
+    }
+
+    /// Returns what an image that is not made yet is to be made from.
+    pub fn image_source(&self, name: &str) -> PathBuf {
+        self.image(name).join("source")
+    }
+
     /// Returns the directory of removed VMs.
     pub fn trash(&self) -> PathBuf {
         self.root.join("trash")
@@ -132,6 +144,11 @@ impl VmDir {
         self.0.join(names::SEED)
     }
 
+    /// Returns the seed of a stock cloud image.
+    pub fn cidata(&self) -> PathBuf {
+        self.0.join(names::CIDATA)
+    }
+
     /// Returns the record of the running QEMU.
     pub fn run(&self) -> PathBuf {
         self.0.join("run.json")
@@ -165,6 +182,8 @@ pub mod names {
     pub const TEMPORARY_DISK: &str = "temporary.qcow2";
     /// The seed.
     pub const SEED: &str = "seed.tar";
+    /// The seed as a disk that cloud-init finds.
+    pub const CIDATA: &str = "cidata.img";
     /// The QMP socket.
     pub const QMP: &str = "qmp";
     /// The serial line's socket.

@@ -78,10 +78,11 @@ impl<T: Subject> Bound<T> {
     /// Returns the content of what is made on the spot; of anything else, nothing.
     fn content(&self, node: &Node<T>) -> Vec<u8> {
         match &node.body {
-            Body::Value(render) => render(&self.object).into_bytes(),
+            Body::Value(render) | Body::Text(render, _) => render(&self.object).into_bytes(),
             Body::Setting(key) => setting_text(self.object.owner(), key),
             Body::Tail(_)
             | Body::Control(_)
+            | Body::Orders(_)
             | Body::Lines(_)
             | Body::Stream(_)
             | Body::Link(_)
@@ -128,6 +129,14 @@ impl<T: Subject> Bound<T> {
             (Body::Control(verbs), Some(vm)) => Ok(Open::control(vm, verbs)),
             (Body::Lines(taker), Some(vm)) => Ok(Open::lines(vm, taker(&self.object))),
             (Body::Control(_) | Body::Lines(_), None) => Err(TreeError::NotFound),
+            (Body::Orders(carry_out), vm) => {
+                let (object, carry_out) = (self.object.clone(), *carry_out);
+                Ok(Open::orders(vm, move |text| carry_out(&object, text)))
+            }
+            (Body::Text(render, take), vm) => {
+                let (object, take) = (self.object.clone(), *take);
+                Ok(Open::text(vm, self.live(*render), move |text| take(&object, text)))
+            }
         }
     }
 
@@ -354,7 +363,10 @@ impl Directories {
         let directory = match table {
             Table::Root => String::new(),
             Table::Docs => "/.docs".to_owned(),
-            Table::Images | Table::Image => "/.images".to_owned(),
+            Table::Images => "/.images".to_owned(),
+            Table::Image => {
+                format!("/.images/{}", name_of(&self.numbers, object).unwrap_or_default())
+            }
             Table::Vm => format!("/{}", vm()),
             Table::Config => format!("/{}/config", vm()),
             Table::Defaults => "/.defaults".to_owned(),
@@ -394,8 +406,8 @@ impl Directories {
         Ok(match table {
             Table::Root => bound(id, 0o700, ROOT, host(), VmNames(registry())),
             Table::Docs => Box::new(Docs(id)),
-            Table::Images => bound(id, 0o555, IMAGES, host(), images()),
-            Table::Image => bound(id, 0o555, IMAGE, self.image(object)?, NoNames),
+            Table::Images => bound(id, 0o700, IMAGES, host(), images()),
+            Table::Image => bound(id, 0o700, IMAGE, self.image(object)?, NoNames),
             Table::Vm => bound(id, 0o700, VM, vm()?, NoNames),
             Table::Config => bound(id, 0o700, &CONFIG, vm()?, NoNames),
             Table::Defaults => bound(id, 0o700, &DEFAULTS, host(), NoNames),

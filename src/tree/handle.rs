@@ -3,6 +3,7 @@
 //! No names (`table.rs`); no waiting: what takes time is returned as a future.
 
 use std::collections::VecDeque;
+use std::future::ready;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use futures::FutureExt;
 use parking_lot::Mutex;
 
-use super::node::TakeLine;
+use super::node::{Carried, Done, TakeLine};
 use super::verbs::{LONGEST_WRITE, Verb, parse_lines};
 use super::{Answer, TAIL, TreeError};
 use crate::store::file;
@@ -86,6 +87,8 @@ pub enum Open {
     Setting(Setting),
     /// A control file.
     Control(Arc<Control>),
+    /// A value that can be written.
+    Text(Text),
     /// A stream.
     Stream {
         /// The bytes.
@@ -147,26 +150,33 @@ pub struct Setting {
     mode: Mutex<WriteMode>,
 }
 
+/// Takes what is written to an open file.
+type Taker<R> = Box<dyn Fn(&str) -> Carried<R> + Send + Sync>;
+
 /// An open control file: the results of the verbs written to it.
-#[derive(Debug)]
 pub struct Control {
-    vm: Vm,
-    grammar: Grammar,
+    /// The VM whose `error` tells of failures.
+    vm: Option<Vm>,
+    carry_out: Taker<Done>,
     results: Mutex<Results>,
 }
 
-/// Who understands the lines.
-enum Grammar {
-    Verbs(&'static [Verb]),
-    Lines(TakeLine),
+/// An open value that can be written.
+pub struct Text {
+    vm: Option<Vm>,
+    value: Value,
+    take: Taker<Result<(), TreeError>>,
 }
 
-impl std::fmt::Debug for Grammar {
+impl std::fmt::Debug for Control {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Verbs(_) => "Verbs",
-            Self::Lines(_) => "Lines",
-        })
+        f.debug_struct("Control").field("results", &self.results).finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Text {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Text").field("value", &self.value).finish_non_exhaustive()
     }
 }
 
@@ -192,24 +202,39 @@ impl Open {
 
     /// Opens a control file.
     pub(super) fn control(vm: Vm, verbs: &'static [Verb]) -> Self {
-        Self::of(vm, Grammar::Verbs(verbs))
+        let of = vm.clone();
+        Self::orders(Some(vm), move |text| perform(of.clone(), verbs, text))
     }
 
     /// Opens a control file whose lines the object itself takes.
     pub(super) fn lines(vm: Vm, taker: TakeLine) -> Self {
-        Self::of(vm, Grammar::Lines(taker))
+        Self::orders(Some(vm), move |text| Box::pin(ready(take_lines(&taker, text))))
     }
 
-    fn of(vm: Vm, grammar: Grammar) -> Self {
-        Self::Control(Arc::new(Control { vm, grammar, results: Mutex::default() }))
+    /// Opens a control file whose lines are carried out by `carry_out`.
+    pub(super) fn orders(
+        vm: Option<Vm>,
+        carry_out: impl Fn(&str) -> Carried<Done> + Send + Sync + 'static,
+    ) -> Self {
+        let (carry_out, results) = (Box::new(carry_out), Mutex::default());
+        Self::Control(Arc::new(Control { vm, carry_out, results }))
+    }
+
+    /// Opens a value whose writes go to `take`.
+    pub(super) fn text(
+        vm: Option<Vm>,
+        value: Value,
+        take: impl Fn(&str) -> Carried<Result<(), TreeError>> + Send + Sync + 'static,
+    ) -> Self {
+        Self::Text(Text { vm, value, take: Box::new(take) })
     }
 
     /// Reads. The offset counts for contents that are frozen; others go on where they were.
     pub fn read(&self, offset: u64, max: usize, patience: Patience) -> Answer<Vec<u8>> {
         match self {
-            Self::Value(value) | Self::Setting(Setting { value, .. }) => {
-                Answer::Now(Ok(value.read(offset, max)))
-            }
+            Self::Value(value)
+            | Self::Setting(Setting { value, .. })
+            | Self::Text(Text { value, .. }) => Answer::Now(Ok(value.read(offset, max))),
             Self::Tail { path, from } => read_tail(path.clone(), from.saturating_add(offset), max),
             Self::Control(control) => Answer::Now(Ok(control.read(max))),
             Self::Stream { stream, crawler, vm } => {
@@ -223,6 +248,7 @@ impl Open {
         match self {
             Self::Value(_) | Self::Tail { .. } => Answer::Now(Err(TreeError::ReadOnly)),
             Self::Setting(setting) => setting.write(data),
+            Self::Text(text) => text.write(data),
             Self::Control(control) => Control::write(control, data),
             Self::Stream { stream, vm, .. } => write_stream(stream, data, patience, vm.as_ref()),
         }
@@ -231,7 +257,9 @@ impl Open {
     /// Says what could be done now.
     pub fn poll(&self) -> Polled {
         match self {
-            Self::Value(value) | Self::Setting(Setting { value, .. }) => value.poll(),
+            Self::Value(value)
+            | Self::Setting(Setting { value, .. })
+            | Self::Text(Text { value, .. }) => value.poll(),
             // A read of these never waits: at their end it says so.
             Self::Tail { .. } | Self::Control(_) => {
                 let readiness = Readiness { readable: true, writable: true, hung_up: false };
@@ -378,12 +406,10 @@ type Assignment = Pin<Box<dyn Future<Output = Result<(), VmError>> + Send>>;
 impl Setting {
     fn write(&self, data: &[u8]) -> Answer<usize> {
         let vm = self.owner.vm().cloned();
-        let Ok(text) = std::str::from_utf8(data) else {
-            return Answer::Now(noted(vm.as_ref(), Err(TreeError::NotText)));
+        let text = match text_of(data) {
+            Ok(text) => text,
+            Err(error) => return Answer::Now(noted(vm.as_ref(), Err(error))),
         };
-        if data.len() > LONGEST_WRITE {
-            return Answer::Now(noted(vm.as_ref(), Err(TreeError::TooBig(LONGEST_WRITE))));
-        }
         // What comes after the first write of `>` belongs to the same list.
         let mode = std::mem::replace(&mut *self.mode.lock(), WriteMode::Append);
         let length = data.len();
@@ -392,6 +418,34 @@ impl Setting {
             noted(vm.as_ref(), result.map(|()| length).map_err(TreeError::from))
         }))
     }
+}
+
+/// Reads one write.
+fn text_of(data: &[u8]) -> Result<&str, TreeError> {
+    if data.len() > LONGEST_WRITE {
+        return Err(TreeError::TooBig(LONGEST_WRITE));
+    }
+    std::str::from_utf8(data).map_err(|_| TreeError::NotText)
+}
+
+impl Text {
+    fn write(&self, data: &[u8]) -> Answer<usize> {
+        let (vm, length) = (self.vm.clone(), data.len());
+        match text_of(data) {
+            Ok(text) => Answer::later(
+                (self.take)(text).map(move |done| noted(vm.as_ref(), done.map(|()| length))),
+            ),
+            Err(error) => Answer::Now(noted(vm.as_ref(), Err(error))),
+        }
+    }
+}
+
+/// Carries out a VM's verbs. The whole write is read before anything is done; a bad line is met
+/// after the good ones before it, as if each had been written alone.
+fn perform(vm: Vm, verbs: &'static [Verb], text: &str) -> Carried<Done> {
+    let Commands { good, fault } = Commands::parse(verbs, text);
+    let done = vm.perform_all(good);
+    Box::pin(done.map(|(done, failure)| (done, failure.map(TreeError::from).or(fault))))
 }
 
 impl Control {
@@ -407,29 +461,18 @@ impl Control {
             Ok(text) => text,
             Err(error) => return Answer::Now(this.record(0, Some(error)).map(|()| 0)),
         };
-        let commands = match &this.grammar {
-            Grammar::Verbs(verbs) => Commands::parse(verbs, text),
-            Grammar::Lines(taker) => {
-                let (done, failure) = take_lines(taker, text);
-                return Answer::Now(this.record(done, failure).map(|()| data.len()));
-            }
-        };
         let (control, length) = (Arc::clone(this), data.len());
-        let work = this.vm.clone().perform_all(commands.good);
-        Answer::later(work.map(move |(done, failure)| {
-            let failure = failure.map(TreeError::from).or(commands.fault);
-            control.record(done, failure).map(|()| length)
-        }))
+        let work = (this.carry_out)(text);
+        Answer::later(
+            work.map(move |(done, failure)| control.record(done, failure).map(|()| length)),
+        )
     }
 
     fn check<'a>(&self, data: &'a [u8]) -> Result<&'a str, TreeError> {
         if self.results.lock().latched {
             return Err(TreeError::Latched);
         }
-        if data.len() > LONGEST_WRITE {
-            return Err(TreeError::TooBig(LONGEST_WRITE));
-        }
-        std::str::from_utf8(data).map_err(|_| TreeError::NotText)
+        text_of(data)
     }
 
     /// Keeps a line for each verb, for who reads this descriptor, and tells the VM's `error`.
@@ -438,8 +481,8 @@ impl Control {
         (0..done).for_each(|_| results.unread.extend(b"ok\n"));
         match failure {
             None => {
-                if done > 0 {
-                    self.vm.note_outcome(Ok::<(), TreeError>(()));
+                if let (1.., Some(vm)) = (done, &self.vm) {
+                    vm.note_outcome(Ok::<(), TreeError>(()));
                 }
                 Ok(())
             }
@@ -447,7 +490,7 @@ impl Control {
             Some(error) => {
                 results.latched = true;
                 results.unread.extend(format!("error: {error}\n").bytes());
-                noted(Some(&self.vm), Err(error))
+                noted(self.vm.as_ref(), Err(error))
             }
         }
     }
@@ -455,7 +498,7 @@ impl Control {
 
 /// Has each line carried out until one fails: how many went well, and the failure. Blanks at the
 /// ends belong to the line.
-fn take_lines(taker: &TakeLine, text: &str) -> (usize, Option<TreeError>) {
+fn take_lines(taker: &TakeLine, text: &str) -> Done {
     let lines = text.lines().filter(|l| !l.trim().is_empty() && !l.starts_with('#'));
     let mut done = 0;
     for line in lines {
@@ -468,17 +511,16 @@ fn take_lines(taker: &TakeLine, text: &str) -> (usize, Option<TreeError>) {
 }
 
 /// The lines of one write: those that are commands, and the first that is not.
-#[derive(Debug, Default)]
-struct Commands {
-    good: Vec<crate::vm::state::Command>,
-    fault: Option<TreeError>,
+#[derive(Debug)]
+pub(super) struct Commands<C> {
+    pub(super) good: Vec<C>,
+    pub(super) fault: Option<TreeError>,
 }
 
-impl Commands {
-    /// Reads the whole write before anything is done; a bad line is met after the good ones before
-    /// it, as if each had been written alone.
-    fn parse(verbs: &'static [Verb], text: &str) -> Self {
-        let mut commands = Self::default();
+impl<C> Commands<C> {
+    /// Reads lines up to the first bad one.
+    pub(super) fn parse(verbs: &'static [Verb<C>], text: &str) -> Self {
+        let mut commands = Self { good: Vec::new(), fault: None };
         for line in parse_lines(verbs, text) {
             match line {
                 Ok(command) => commands.good.push(command),

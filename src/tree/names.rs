@@ -203,19 +203,44 @@ pub(super) struct ImageNames {
     pub(super) numbers: Numbers,
 }
 
+impl ImageNames {
+    fn id(&self, name: &str) -> NodeId {
+        NodeId::directory(Table::Image, number(&self.numbers, name.to_owned()))
+    }
+}
+
 impl Names for ImageNames {
     fn is_stable(&self) -> bool {
         false
     }
 
     fn find(&self, name: &str) -> Option<NodeId> {
-        self.entries().into_iter().find(|e| e.name == name).map(|e| e.id)
+        let known = self.registry.world().images.info(name).is_some();
+        known.then(|| self.id(name))
+    }
+
+    fn is_possible(&self, name: &str) -> bool {
+        is_object_name(name)
+    }
+
+    fn make(&self, name: &str) -> Answer<NodeId> {
+        if !is_object_name(name) {
+            return Answer::Now(Err(TreeError::BadName(name.to_owned())));
+        }
+        let id = self.id(name);
+        let made = Arc::clone(&self.registry).create_image(name.to_owned());
+        Answer::later(made.map(move |made| made.map(|()| id).map_err(TreeError::from)))
+    }
+
+    fn remove(&self, name: &str) -> Answer<()> {
+        let removed = Arc::clone(&self.registry).remove_image(name.to_owned());
+        Answer::later(removed.map(|done| done.map_err(TreeError::from)))
     }
 
     fn entries(&self) -> Vec<Entry> {
         let entry = |name: String| {
-            let object = number(&self.numbers, name.clone());
-            Entry::directory(name, Table::Image, object)
+            let id = self.id(&name);
+            Entry { name, id, kind: Kind::Directory }
         };
         self.registry.world().images.list().into_iter().map(|i| entry(i.name)).collect()
     }

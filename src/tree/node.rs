@@ -3,6 +3,7 @@
 //! No names of files here (`table.rs`), and nothing about open files (`handle.rs`).
 
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -32,6 +33,14 @@ pub struct Node<T: 'static> {
 /// Opens a stream of an object.
 pub type OpenStream<T> = fn(&T, &OpenRequest<'_>) -> Result<Arc<dyn Stream>, TreeError>;
 
+/// Text written to an object, being carried out.
+pub type Carried<R> = Pin<Box<dyn Future<Output = R> + Send>>;
+/// How lines of verbs went: how many went well, and the failure.
+pub type Done = (usize, Option<TreeError>);
+/// Carries out lines of verbs that were written to an object.
+pub type CarryOut<T> = fn(&T, &str) -> Carried<Done>;
+/// Takes text that was written to an object.
+pub type TakeText<T> = fn(&T, &str) -> Carried<Result<(), TreeError>>;
 /// Carries out a line of a control file.
 pub type TakeLine = Box<dyn Fn(&str) -> Result<(), TreeError> + Send + Sync>;
 
@@ -43,10 +52,14 @@ pub enum Body<T: 'static> {
     Tail(fn(&T) -> PathBuf),
     /// A setting.
     Setting(&'static Key),
-    /// Verbs, one a line.
+    /// Verbs of a VM, one a line.
     Control(&'static [Verb]),
+    /// Verbs of another object, one a line.
+    Orders(CarryOut<T>),
     /// Lines that the object itself understands, and carries out at once.
     Lines(fn(&T) -> TakeLine),
+    /// A value that can be written, and is not a VM's setting.
+    Text(fn(&T) -> String, TakeText<T>),
     /// Bytes that come and go; a read may park.
     Stream(OpenStream<T>),
     /// A symbolic link, which may lead elsewhere for another caller; `None`: nowhere at present.
@@ -66,8 +79,8 @@ impl<T> Body<T> {
     pub fn kind(&self) -> Kind {
         match self {
             Self::Value(_) | Self::Tail(_) => Kind::Value,
-            Self::Setting(_) => Kind::Setting,
-            Self::Control(_) | Self::Lines(_) => Kind::Control,
+            Self::Setting(_) | Self::Text(..) => Kind::Setting,
+            Self::Control(_) | Self::Orders(_) | Self::Lines(_) => Kind::Control,
             Self::Stream(_) => Kind::Stream,
             Self::Link(_) => Kind::Link,
             Self::Directory(_) => Kind::Directory,

@@ -7,12 +7,13 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
+use futures::FutureExt;
 use include_dir::{Dir, include_dir};
 
-use super::handle::{Access, OpenRequest, Owner};
+use super::handle::{Access, Commands, OpenRequest, Owner};
 use super::host::Host;
-use super::node::{Body, Node, Subject, Table};
-use super::verbs::VM_VERBS;
+use super::node::{Body, Carried, Done, Node, Subject, Table};
+use super::verbs::{IMAGE_VERBS, VM_VERBS};
 use super::{TreeError, metrics, render};
 use crate::registry::Registry;
 use crate::registry::trash::Removed;
@@ -62,8 +63,8 @@ pub static ROOT: &[Node<Host>] = &[
     },
     Node {
         name: ".images",
-        mode: 0o555,
-        doc: "what new VMs are made from",
+        mode: 0o700,
+        doc: "what new VMs are made from: mkdir makes one, rmdir removes it",
         body: Body::Directory(Table::Images),
     },
     Node {
@@ -370,6 +371,12 @@ fn open_cmd(subject: &JobSubject, open: &OpenRequest<'_>) -> Result<Arc<dyn Stre
 /// An image's directory.
 pub static IMAGE: &[Node<ImageSubject>] = &[
     Node {
+        name: "ctl",
+        mode: 0o600,
+        doc: "verbs, one a line: pull",
+        body: Body::Orders(ImageSubject::carry_out),
+    },
+    Node {
         name: "digest",
         mode: 0o444,
         doc: "sha256 over its contents; empty until it is ready",
@@ -391,7 +398,7 @@ pub static IMAGE: &[Node<ImageSubject>] = &[
         name: "refs",
         mode: 0o444,
         doc: "how many VMs use it",
-        body: Body::Value(|i| line(&i.registry.users_of(&i.info.name).to_string())),
+        body: Body::Value(|i| line(&i.registry.users_of(&i.info.name).len().to_string())),
     },
     Node {
         name: "size",
@@ -401,9 +408,9 @@ pub static IMAGE: &[Node<ImageSubject>] = &[
     },
     Node {
         name: "source",
-        mode: 0o444,
-        doc: "what it is made from",
-        body: Body::Value(|i| line(&i.info.source)),
+        mode: 0o600,
+        doc: "what it is made from: builtin:tiny, a disk's path, VM or VM@SNAPSHOT",
+        body: Body::Text(ImageSubject::source, ImageSubject::set_source),
     },
     Node {
         name: "status",
@@ -420,6 +427,26 @@ pub struct ImageSubject {
     pub registry: Arc<Registry>,
     /// The image.
     pub info: ImageInfo,
+}
+
+impl ImageSubject {
+    /// Nothing, rather than an empty line, where there is none: as for a list setting.
+    fn source(&self) -> String {
+        if self.info.source.is_empty() { String::new() } else { line(&self.info.source) }
+    }
+
+    fn set_source(&self, text: &str) -> Carried<Result<(), TreeError>> {
+        let registry = Arc::clone(&self.registry);
+        let done = registry.set_image_source(self.info.name.clone(), text.to_owned());
+        Box::pin(done.map(|done| done.map_err(TreeError::from)))
+    }
+
+    fn carry_out(&self, text: &str) -> Carried<Done> {
+        let Commands { good, fault } = Commands::parse(IMAGE_VERBS, text);
+        let (registry, name) = (Arc::clone(&self.registry), self.info.name.clone());
+        let done = registry.command_image_all(name, good);
+        Box::pin(done.map(|(done, failure)| (done, failure.map(TreeError::from).or(fault))))
+    }
 }
 
 impl Subject for Host {
@@ -524,6 +551,10 @@ impl Subject for JobSubject {
 }
 
 impl Subject for ImageSubject {
+    fn admit_removal(&self) -> Result<(), TreeError> {
+        Ok(self.registry.admit_image_removal(&self.info.name)?)
+    }
+
     fn changed(&self, _name: &str) -> SystemTime {
         self.info.changed
     }
@@ -609,6 +640,9 @@ mod tests {
     fn ctl_lists_its_verbs() {
         let ctl = VM.iter().find(|row| row.name == "ctl").unwrap();
         let verbs = VM_VERBS.iter().map(|v| v.name).collect::<Vec<_>>().join(" ");
+        assert!(ctl.doc.ends_with(&verbs), "{verbs}");
+        let ctl = IMAGE.iter().find(|row| row.name == "ctl").unwrap();
+        let verbs = IMAGE_VERBS.iter().map(|v| v.name).collect::<Vec<_>>().join(" ");
         assert!(ctl.doc.ends_with(&verbs), "{verbs}");
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Parsing only: what a verb does is the driver's business, when it may be done `vm::state`'s.
 
+use crate::registry::images::ImageCommand;
 use crate::vm::spec::SpecError;
 use crate::vm::spec::keys::{disk_size, forward};
 use crate::vm::state::Command;
@@ -13,9 +14,9 @@ pub const STOP_PATIENCE: u64 = 30;
 /// The longest patience that can be asked for, in seconds: a day.
 const LONGEST_PATIENCE: u64 = 86_400;
 
-/// One verb.
+/// One verb of a table whose verbs are commands of type `C`.
 #[derive(Debug)]
-pub struct Verb {
+pub struct Verb<C: 'static = Command> {
     /// The word.
     pub name: &'static str,
     /// Its arguments, as in a manual page.
@@ -23,7 +24,7 @@ pub struct Verb {
     /// One line: what it does.
     pub doc: &'static str,
     /// Reads the arguments.
-    pub parse: fn(&[&str]) -> Result<Command, Fault>,
+    pub parse: fn(&[&str]) -> Result<C, Fault>,
 }
 
 /// What is wrong with a verb's arguments.
@@ -169,6 +170,14 @@ pub static VM_VERBS: &[Verb] = &[
     },
 ];
 
+/// The verbs of an image's `ctl`.
+pub static IMAGE_VERBS: &[Verb<ImageCommand>] = &[Verb {
+    name: "pull",
+    usage: "",
+    doc: "make the image now, or try again",
+    parse: |args| alone(args, ImageCommand::Pull),
+}];
+
 /// Most keys that can be pressed together: as many as fingers.
 const LONGEST_CHORD: usize = 10;
 
@@ -191,15 +200,15 @@ fn chord(text: &str) -> Option<Vec<String>> {
 }
 
 /// Reads the lines of one write: empty lines and those that start with `#` are passed over.
-pub fn parse_lines<'a>(
-    verbs: &'static [Verb],
+pub fn parse_lines<'a, C>(
+    verbs: &'static [Verb<C>],
     text: &'a str,
-) -> impl Iterator<Item = Result<Command, VerbError>> + use<'a> {
+) -> impl Iterator<Item = Result<C, VerbError>> + use<'a, C> {
     let lines = text.lines().map(str::trim);
     lines.filter(|l| !l.is_empty() && !l.starts_with('#')).map(|l| parse_line(verbs, l))
 }
 
-fn parse_line(verbs: &[Verb], line: &str) -> Result<Command, VerbError> {
+fn parse_line<C>(verbs: &[Verb<C>], line: &str) -> Result<C, VerbError> {
     let mut words = line.split_whitespace();
     let word = words.next().unwrap_or_default();
     let args: Vec<&str> = words.collect();
@@ -215,8 +224,8 @@ fn parse_line(verbs: &[Verb], line: &str) -> Result<Command, VerbError> {
     })
 }
 
-fn unknown(verbs: &[Verb], word: &str) -> VerbError {
-    let near = |v: &&Verb| strsim::osa_distance(v.name, word) <= 2;
+fn unknown<C>(verbs: &[Verb<C>], word: &str) -> VerbError {
+    let near = |v: &&Verb<C>| strsim::osa_distance(v.name, word) <= 2;
     let hint = verbs.iter().find(near);
     VerbError::Unknown {
         word: word.to_owned(),
@@ -225,7 +234,7 @@ fn unknown(verbs: &[Verb], word: &str) -> VerbError {
     }
 }
 
-fn alone(args: &[&str], command: Command) -> Result<Command, Fault> {
+fn alone<C>(args: &[&str], command: C) -> Result<C, Fault> {
     args.is_empty().then_some(command).ok_or(Fault::Form)
 }
 

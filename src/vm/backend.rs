@@ -10,7 +10,7 @@ use std::time::SystemTime;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use super::live::InForce;
@@ -74,6 +74,34 @@ pub enum BackendError {
     NoImage {
         /// The name in `config/image`.
         name: String,
+    },
+    /// An image has no source.
+    #[error("image {name} has no source; `echo SOURCE > .images/{name}/source`")]
+    NoSource {
+        /// The image.
+        name: String,
+    },
+    /// An image cannot be made from this source.
+    #[error("source {origin}: {reason}")]
+    BadSource {
+        /// The source.
+        origin: String,
+        /// Why, and what would do.
+        reason: String,
+    },
+    /// There is an image of that name.
+    #[error("image {name} exists; `rmdir .images/{name}` removes it")]
+    ImageExists {
+        /// The image.
+        name: String,
+    },
+    /// An image is in use, or being made.
+    #[error("image {name}: {reason}")]
+    ImageBusy {
+        /// The image.
+        name: String,
+        /// By whom, and the next step.
+        reason: String,
     },
     /// An image could not be built or fetched.
     #[error("image {name}: {reason}")]
@@ -209,6 +237,20 @@ pub struct BootImage {
     pub cmdline: String,
     /// The guest opens the virtio-serial port `org.aqfs.ready` when SSH listens, and keeps it open.
     pub announces: bool,
+    /// How the guest is told its name and keys.
+    #[serde(default)]
+    pub seed: SeedKind,
+}
+
+/// How a guest is told its name and its keys at boot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SeedKind {
+    /// A tar file in fw_cfg: images of ours.
+    #[default]
+    FwCfg,
+    /// A disk labelled `cidata`, which cloud-init reads: stock cloud images.
+    Nocloud,
 }
 
 /// The format of a disk image: always told to QEMU, never probed.
@@ -631,6 +673,38 @@ pub struct ImageInfo {
     pub changed: SystemTime,
 }
 
+/// Keeps a VM that is off from being started or removed; dropping it lets the VM go.
+#[derive(Debug)]
+pub struct Hold(
+    #[expect(dead_code, reason = "its end is its message")] pub(super) oneshot::Sender<()>,
+);
+
+/// A VM's disk that is to become an image.
+#[derive(Debug)]
+pub struct Publication {
+    /// `vm1@clean`
+    pub origin: String,
+    /// The VM's disk.
+    pub disk: PathBuf,
+    /// The snapshot in it; `None`: as it is.
+    pub snapshot: Option<String>,
+    /// The image that the disk is an overlay on.
+    pub base: BootImage,
+    /// Keeps the disk as it is meanwhile.
+    pub hold: Option<Hold>,
+}
+
+/// What an image is made from.
+#[derive(Debug)]
+pub enum Recipe {
+    /// `builtin:tiny`
+    Tiny,
+    /// A disk image on this host.
+    File(PathBuf),
+    /// A VM's disk.
+    Vm(Box<Publication>),
+}
+
 /// The images.
 #[async_trait]
 pub trait Images: fmt::Debug + Send + Sync {
@@ -640,6 +714,14 @@ pub trait Images: fmt::Debug + Send + Sync {
     fn info(&self, name: &str) -> Option<ImageInfo>;
     /// Starts building or fetching in the background; does nothing if it is ready or under way.
     fn begin(&self, name: &str) -> Result<(), BackendError>;
+    /// Returns an image that is ready.
+    fn boot(&self, name: &str) -> Option<BootImage>;
+    /// Makes an image without a source. Looks at the disk, as the next two do.
+    fn create(&self, name: &str) -> Result<(), BackendError>;
+    /// Says what an image is made from and begins to make it.
+    fn assign(&self, name: &str, recipe: Recipe) -> Result<(), BackendError>;
+    /// Removes an image that nothing uses.
+    fn remove(&self, name: &str) -> Result<(), BackendError>;
     /// Returns the image, building it first if need be. Builders of one image share one build.
     async fn ensure(&self, name: &str) -> Result<BootImage, BackendError>;
     /// Returns a listener that hears every change of status and progress.

@@ -396,6 +396,22 @@ impl Images for Fake {
         Ok(())
     }
 
+    fn boot(&self, _name: &str) -> Option<BootImage> {
+        None
+    }
+
+    fn create(&self, name: &str) -> Result<(), BackendError> {
+        Err(BackendError::ImageExists { name: name.to_owned() })
+    }
+
+    fn assign(&self, name: &str, _recipe: Recipe) -> Result<(), BackendError> {
+        Err(BackendError::ImageExists { name: name.to_owned() })
+    }
+
+    fn remove(&self, name: &str) -> Result<(), BackendError> {
+        Err(BackendError::ImageBusy { name: name.to_owned(), reason: "fake".into() })
+    }
+
     async fn ensure(&self, name: &str) -> Result<BootImage, BackendError> {
         Ok(BootImage {
             name: name.to_owned(),
@@ -407,6 +423,7 @@ impl Images for Fake {
             initrd: None,
             cmdline: String::new(),
             announces: false,
+            seed: SeedKind::FwCfg,
         })
     }
 

@@ -16,6 +16,7 @@ pub(crate) mod fake;
 pub mod job;
 pub mod live;
 pub mod notice;
+pub mod origin;
 pub mod spec;
 pub mod state;
 pub mod stream;
@@ -30,7 +31,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use self::backend::{
-    BackendError, ClientHost, Console, ConsoleAccess, Guests, Hypervisor, Images, Machine,
+    BackendError, ClientHost, Console, ConsoleAccess, Guests, Hold, Hypervisor, Images, Machine,
     MonitorAccess, RunFacts, SnapshotInfo,
 };
 use self::caller::Caller;
@@ -144,6 +145,8 @@ pub(crate) enum Ask {
     Do(Command, oneshot::Sender<Result<(), VmError>>),
     /// A change of settings.
     Configure(Edit, oneshot::Sender<Result<(), VmError>>),
+    /// To stay off.
+    Hold(oneshot::Sender<Result<Hold, VmError>>),
     /// A new name, already reserved.
     Rename(String, oneshot::Sender<Result<(), VmError>>),
 }
@@ -398,6 +401,14 @@ impl Vm {
         let mut pending = self.0.pending.lock();
         let failed = pending.get(tag).is_some_and(Option::is_some);
         failed && pending.remove(tag).is_some()
+    }
+
+    /// Keeps the VM off, with its disk as it is, until the answer is dropped.
+    ///
+    /// # Errors
+    /// [`Refusal::MustStop`] if it is not off, [`Refusal::NoDisk`] if it never ran.
+    pub async fn hold(&self) -> Result<Hold, VmError> {
+        self.ask(Ask::Hold).await
     }
 
     /// Carries out a verb, owning the handle.

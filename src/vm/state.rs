@@ -189,6 +189,14 @@ pub enum Refusal {
         /// The state's word.
         state: &'static str,
     },
+    /// It is not off, and its disk is in use.
+    #[error("{verb}: the VM is {state}; `echo stop > ctl` first, then `cat wait`")]
+    MustStop {
+        /// What was asked for.
+        verb: &'static str,
+        /// The state's word.
+        state: &'static str,
+    },
     /// `config/protect` is 1.
     #[error("rmdir: protected; `echo 0 > config/protect` first")]
     Protected,
@@ -310,6 +318,7 @@ mod tests {
                 | Refusal::HasDisk { .. }
                 | Refusal::NoSnapshot { .. }
                 | Refusal::SnapshotExists { .. }
+                | Refusal::MustStop { .. }
                 | Refusal::NoMemory { .. }
                 | Refusal::NoDisk,
             )

@@ -33,6 +33,7 @@ use crate::store::file;
 use crate::store::layout::VmDir;
 
 mod configure;
+mod hold;
 mod reach;
 mod snapshot;
 mod start;
@@ -145,6 +146,8 @@ enum Report {
     Snapshot(Result<(), BackendError>),
     /// The request for it has waited long enough.
     SnapshotOverdue,
+    /// Who has held the VM lets it go, back to this state.
+    Released(State),
     /// The patience of a stop is over.
     StopOverdue,
     /// `kill` is over; the machine's `Exited` event tells the rest.
@@ -292,6 +295,7 @@ impl Driver {
                 let result = self.configure(&edit).await;
                 drop(answer.send(result));
             }
+            Ask::Hold(answer) => drop(answer.send(self.hold())),
             Ask::Rename(name, answer) => {
                 let result = self.rename(name).await;
                 drop(answer.send(result));
@@ -431,6 +435,7 @@ impl Driver {
             Report::Steered(command, done, answer) => self.on_steered(&command, done, answer),
             Report::Snapshot(done) => self.on_snapshot(done),
             Report::SnapshotOverdue => self.on_snapshot_overdue(),
+            Report::Released(before) => self.on_released(before),
             Report::StopOverdue => {
                 self.note("the guest has not shut down in time");
                 self.kill();

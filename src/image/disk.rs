@@ -1,0 +1,204 @@
+//! A disk image on this host as a source: copied, with nothing in it that leads elsewhere.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use super::convert::{self, Input};
+use super::manifest::{self, Manifest};
+use super::source::{BuildError, Progress, Source};
+use crate::vm::backend::{BackendError, DiskFormat, SeedKind};
+
+/// What fits into a qcow2 header as far as we look.
+const HEADER: usize = 80;
+/// The bit among the incompatible features that says that the data are in another file.
+const EXTERNAL_DATA: u64 = 1 << 2;
+/// The beginnings of other formats: taking them for raw would show the guest a broken disk.
+const FOREIGN: &[(&[u8], &str)] = &[
+    (b"KDMV", "VMDK"),
+    (b"# Disk DescriptorFile", "VMDK"),
+    (b"vhdxfile", "VHDX"),
+    (b"conectix", "VHD"),
+    (b"QED\0", "QED"),
+    (b"<<< ", "VDI"),
+    (b"LUKS\xba\xbe", "LUKS"),
+    (b"\x1f\x8b", "gzip"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+];
+
+/// The source.
+#[derive(Debug)]
+pub(super) struct DiskFile {
+    path: PathBuf,
+    spec: String,
+}
+
+impl DiskFile {
+    /// Looks at the file before anything is begun.
+    ///
+    /// # Errors
+    /// What opening answers, or `BadSource` saying why it cannot become an image.
+    pub(super) fn new(path: PathBuf) -> Result<Self, BackendError> {
+        let spec = path.display().to_string();
+        let header = read_header(&path).map_err(|e| BackendError::io(&spec, &e))?;
+        let refused = |reason| BackendError::BadSource { origin: spec.clone(), reason };
+        format_of(&path, &header).map_err(refused)?;
+        Ok(Self { path, spec })
+    }
+}
+
+impl Source for DiskFile {
+    fn spec(&self) -> &str {
+        &self.spec
+    }
+
+    fn kind(&self) -> &'static str {
+        "disk"
+    }
+
+    fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest, BuildError> {
+        progress.building("copying");
+        let header = read_header(&self.path).map_err(|e| BuildError::io(&self.path, &e))?;
+        let bad = |reason| BuildError::malformed(&self.spec, reason);
+        let format = format_of(&self.path, &header).map_err(bad)?;
+        let name = manifest::disk_name(format);
+        let disk = dir.join(name);
+        if !clone_file(&self.path, &disk) {
+            let input = Input { path: self.path.clone(), format, backing: None };
+            convert::convert(&input, None, (&disk, format), progress)?;
+        }
+        // The copy is what counts: the original may have changed since it was looked at.
+        let header = read_header(&disk).map_err(|e| BuildError::io(&disk, &e))?;
+        format_of(&disk, &header).map_err(bad)?;
+        progress.building("computing the digest");
+        Ok(Manifest {
+            version: manifest::VERSION,
+            source: self.spec.clone(),
+            kind: self.kind().to_owned(),
+            digest: String::new(),
+            disk: name.into(),
+            format,
+            disk_size: virtual_size(&disk, format, &header)?,
+            kernel: None,
+            initrd: None,
+            cmdline: String::new(),
+            announces: false,
+            seed: SeedKind::Nocloud,
+            inputs: Vec::new(),
+        })
+    }
+}
+
+/// Shares the blocks of a file where the file system can; says whether it could.
+fn clone_file(from: &Path, to: &Path) -> bool {
+    let clone = || -> io::Result<()> {
+        let (from, to) = (File::open(from)?, File::create(to)?);
+        rustix::fs::ioctl_ficlone(&to, &from).map_err(io::Error::from)
+    };
+    clone().is_ok()
+}
+
+/// Reads a disk's beginning; the rest of a shorter file is zeros.
+fn read_header(path: &Path) -> io::Result<[u8; HEADER]> {
+    // A FIFO must not make us wait for its writer.
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = File::options().read(true).custom_flags(nonblocking).open(path)?;
+    if !file.metadata()?.is_file() {
+        let what = "not a regular file; copy what is on a device into one first";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    }
+    let mut bytes = Vec::with_capacity(HEADER);
+    file.take(HEADER as u64).read_to_end(&mut bytes)?;
+    let mut header = [0; HEADER];
+    header[..bytes.len()].copy_from_slice(&bytes);
+    Ok(header)
+}
+
+/// Tells the format by the file's own first bytes, and refuses what would make QEMU open another
+/// file of the host. A name that says otherwise is a mistake, or a guest's raw disk that a guest
+/// has made look like something else.
+fn format_of(path: &Path, header: &[u8; HEADER]) -> Result<DiskFormat, String> {
+    let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    if !header.starts_with(b"QFI\xfb") {
+        if let Some((_, name)) = FOREIGN.iter().find(|(magic, _)| header.starts_with(magic)) {
+            return Err(format!("is in {name} format; unpack or `qemu-img convert` it first"));
+        }
+        return match ending {
+            "qcow2" => Err("is not a qcow2 image, whatever its name says".to_owned()),
+            _ => Ok(DiskFormat::Raw),
+        };
+    }
+    if ending == "raw" {
+        return Err("is a qcow2 image; give it a name that ends in .qcow2".to_owned());
+    }
+    let word = |at: usize| u64::from_be_bytes(std::array::from_fn(|i| header[at + i]));
+    let half = |at: usize| u32::from_be_bytes(std::array::from_fn(|i| header[at + i]));
+    match (half(4), word(8), half(32)) {
+        (2 | 3, 0, 0) => {}
+        (2 | 3, 0, _) => return Err("is encrypted; `qemu-img convert` it first".to_owned()),
+        (2 | 3, ..) => {
+            return Err("has a backing file; `qemu-img convert` makes one that has none".to_owned());
+        }
+        (version, ..) => return Err(format!("is qcow2 of version {version}, which is unknown")),
+    }
+    if half(4) == 3 && word(72) & EXTERNAL_DATA != 0 {
+        return Err("keeps its data in another file; `qemu-img convert` it first".to_owned());
+    }
+    Ok(DiskFormat::Qcow2)
+}
+
+fn virtual_size(disk: &Path, format: DiskFormat, header: &[u8; HEADER]) -> Result<u64, BuildError> {
+    let size = match format {
+        DiskFormat::Raw => std::fs::metadata(disk).map_err(|e| BuildError::io(disk, &e))?.len(),
+        DiskFormat::Qcow2 => u64::from_be_bytes(std::array::from_fn(|i| header[24 + i])),
+    };
+    Ok(size.next_multiple_of(512))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn qcow2(version: u32) -> [u8; HEADER] {
+        let mut header = [0; HEADER];
+        header[..4].copy_from_slice(b"QFI\xfb");
+        header[4..8].copy_from_slice(&version.to_be_bytes());
+        header
+    }
+
+    #[test]
+    fn the_format_is_what_the_first_bytes_say() {
+        let of = |name: &str, header: &[u8; HEADER]| format_of(Path::new(name), header);
+        assert_eq!(of("x.img", &qcow2(3)), Ok(DiskFormat::Qcow2));
+        assert_eq!(of("x.img", &[0; HEADER]), Ok(DiskFormat::Raw));
+        assert!(of("x.qcow2", &[0; HEADER]).is_err());
+        assert!(of("x.raw", &qcow2(3)).is_err());
+        assert!(of("x.qcow2", &qcow2(9)).is_err());
+        let mut vmdk = [0; HEADER];
+        vmdk[..4].copy_from_slice(b"KDMV");
+        assert!(of("x.img", &vmdk).unwrap_err().contains("VMDK"));
+    }
+
+    #[test]
+    fn what_leads_to_other_files_is_refused() {
+        let of = |header: &[u8; HEADER]| format_of(Path::new("x.qcow2"), header);
+        let (mut backed, mut external, mut secret) = (qcow2(2), qcow2(3), qcow2(3));
+        backed[15] = 1;
+        external[79] = 4;
+        secret[35] = 2;
+        assert!(of(&backed).unwrap_err().contains("backing file"));
+        assert!(of(&external).unwrap_err().contains("another file"));
+        assert!(of(&secret).unwrap_err().contains("encrypted"));
+    }
+
+    #[test]
+    fn a_fifo_and_a_directory_are_no_disks_and_nobody_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("x.raw");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
+        assert!(read_header(&fifo).is_err());
+        assert!(read_header(dir.path()).is_err());
+    }
+}

@@ -1,0 +1,160 @@
+//! Images as far as VMs come into it: which VMs use one, and VMs that become one.
+//!
+//! Not here: how an image is made, and what is there of it (`vm::backend::Images`).
+
+use std::sync::Arc;
+
+use super::{Registry, RegistryError, on_disk, to_its_end};
+use crate::store::file;
+use crate::vm::backend::{BackendError, Images, Publication, Recipe};
+use crate::vm::driver::Definition;
+use crate::vm::origin::Origin;
+use crate::vm::state::Refusal;
+use crate::vm::{Vm, VmError};
+
+/// What is asked of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageCommand {
+    /// Make it.
+    Pull,
+}
+
+impl Registry {
+    /// Lists the VMs whose disk is, or will be, made from an image; those in the trash too, which
+    /// would be worth nothing without it.
+    pub fn users_of(&self, image: &str) -> Vec<String> {
+        let listed = self.list().into_iter().filter(|(_, vm)| vm.spec().image == image);
+        let removed = self.trash().list().into_iter().filter(|removed| {
+            let stored = file::read_json::<Definition>(&removed.dir.definition());
+            stored.is_ok_and(|stored| stored.spec.image == image)
+        });
+        let removed = removed.map(|removed| format!(".trash/{}", removed.name));
+        listed.map(|(name, _)| name).chain(removed).collect()
+    }
+
+    /// Makes an image without a source.
+    ///
+    /// # Errors
+    /// `ImageExists`, or what the disk answered.
+    pub async fn create_image(self: Arc<Self>, name: String) -> Result<(), RegistryError> {
+        self.with_images(move |images| images.create(&name)).await
+    }
+
+    /// Removes an image.
+    ///
+    /// # Errors
+    /// `ImageBusy` while a VM uses it or it is being made, `NoImage`, or what the disk answered.
+    pub async fn remove_image(self: Arc<Self>, name: String) -> Result<(), RegistryError> {
+        self.admit_image_removal(&name)?;
+        self.with_images(move |images| images.remove(&name)).await
+    }
+
+    /// Says whether an image could be removed, as far as VMs come into it.
+    ///
+    /// # Errors
+    /// `ImageBusy` naming those that use it.
+    pub fn admit_image_removal(&self, name: &str) -> Result<(), RegistryError> {
+        let users = self.users_of(name);
+        if users.is_empty() {
+            return Ok(());
+        }
+        let reason = format!("is used by {}; remove those first", users.join(", "));
+        Err(BackendError::ImageBusy { name: name.to_owned(), reason }.into())
+    }
+
+    /// Says what an image is made from and begins to make it.
+    ///
+    /// # Errors
+    /// [`RegistryError::Origin`] for what is not understood; why there is no such source, or it
+    /// cannot be used now.
+    pub async fn set_image_source(
+        self: Arc<Self>,
+        image: String,
+        text: String,
+    ) -> Result<(), RegistryError> {
+        let text = text.trim().to_owned();
+        // As for settings: what only truncates changes nothing.
+        if text.is_empty() {
+            return Ok(());
+        }
+        let recipe = match text.parse()? {
+            Origin::Tiny => Recipe::Tiny,
+            Origin::File(path) => Recipe::File(path),
+            Origin::Vm { vm, tag } => Recipe::Vm(self.publication(text, &vm, tag).await?.into()),
+        };
+        self.with_images(move |images| images.assign(&image, recipe)).await
+    }
+
+    /// Carries out a verb of an image's `ctl`.
+    ///
+    /// # Errors
+    /// As [`Self::set_image_source`]; `NoSource` if there is none.
+    pub async fn command_image(
+        self: Arc<Self>,
+        image: String,
+        command: ImageCommand,
+    ) -> Result<(), RegistryError> {
+        let ImageCommand::Pull = command;
+        let images = Arc::clone(&self.world().images);
+        let info = images.info(&image);
+        let info = info.ok_or_else(|| BackendError::NoImage { name: image.clone() })?;
+        let is_vm = matches!(info.source.parse(), Ok(Origin::Vm { .. }));
+        if is_vm && images.boot(&image).is_none() {
+            return self.set_image_source(image, info.source).await;
+        }
+        self.with_images(move |images| images.begin(&image)).await
+    }
+
+    /// Carries out verbs one after the other until one fails: how many went well, and the failure.
+    pub async fn command_image_all(
+        self: Arc<Self>,
+        image: String,
+        commands: Vec<ImageCommand>,
+    ) -> (usize, Option<RegistryError>) {
+        for (done, command) in commands.iter().enumerate() {
+            let registry = Arc::clone(&self);
+            if let Err(error) = registry.command_image(image.clone(), *command).await {
+                return (done, Some(error));
+            }
+        }
+        (commands.len(), None)
+    }
+
+    /// Holds a VM whose disk is to become an image.
+    async fn publication(
+        &self,
+        origin: String,
+        name: &str,
+        snapshot: Option<String>,
+    ) -> Result<Publication, RegistryError> {
+        let vm = self.get(name).ok_or_else(|| RegistryError::Absent(name.to_owned()))?;
+        let hold = vm.hold().await?;
+        check_snapshot(&vm, snapshot.as_deref())?;
+        let image = vm.spec().image.clone();
+        let base = self.world().images.boot(&image);
+        let base = base.ok_or(BackendError::NoImage { name: image })?;
+        Ok(Publication { origin, disk: vm.dir().disk(), snapshot, base, hold: Some(hold) })
+    }
+
+    /// Does what looks at the disk off the runtime's own threads, to its end.
+    async fn with_images(
+        self: Arc<Self>,
+        work: impl FnOnce(&dyn Images) -> Result<(), BackendError> + Send + 'static,
+    ) -> Result<(), RegistryError> {
+        to_its_end(async move {
+            let images = Arc::clone(&self.world().images);
+            let done = on_disk("the images", move || Ok(work(&*images))).await?;
+            Ok(done?)
+        })
+        .await
+    }
+}
+
+fn check_snapshot(vm: &Vm, tag: Option<&str>) -> Result<(), VmError> {
+    match tag {
+        Some(tag) if !vm.snapshots().iter().any(|s| s.tag == tag) => {
+            Err(Refusal::NoSnapshot { tag: tag.to_owned() }.into())
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,90 @@
+//! What an image is to be made from, as `.images/NAME/source` says it.
+//!
+//! Words only: whether there is such a file or VM is for others to see.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use super::spec::{is_object_name, is_vm_name};
+
+/// The name of the one image that is built in.
+const TINY: &str = "builtin:tiny";
+/// The endings of files that are disks.
+const DISKS: &[&str] = &["qcow2", "raw", "img"];
+
+/// A source that is understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// `builtin:tiny`
+    Tiny,
+    /// A disk image on this host, by its absolute path.
+    File(PathBuf),
+    /// A VM's disk, as it is or at a snapshot.
+    Vm {
+        /// The VM.
+        vm: String,
+        /// The snapshot; `None`: as it is.
+        tag: Option<String>,
+    },
+}
+
+/// A source that is not understood.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "source {0:?}: not supported; use `builtin:tiny`, a disk's absolute path ending in .qcow2, \
+     .raw or .img, a VM's name, or VM@SNAPSHOT"
+)]
+pub struct OriginError(pub String);
+
+impl FromStr for Origin {
+    type Err = OriginError;
+
+    fn from_str(text: &str) -> Result<Self, OriginError> {
+        let refused = || OriginError(text.to_owned());
+        if text == TINY {
+            return Ok(Self::Tiny);
+        }
+        if text.starts_with('/') {
+            let path = Path::new(text);
+            let ending = path.extension().and_then(|e| e.to_str()).ok_or_else(refused)?;
+            return DISKS.contains(&ending).then(|| Self::File(path.into())).ok_or_else(refused);
+        }
+        let (vm, tag) = text.split_once('@').map_or((text, None), |(vm, tag)| (vm, Some(tag)));
+        let fits = is_vm_name(vm) && tag.is_none_or(is_object_name);
+        let tag = tag.map(str::to_owned);
+        fits.then(|| Self::Vm { vm: vm.to_owned(), tag }).ok_or_else(refused)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_told_apart_by_their_form() {
+        let vm = |vm: &str, tag: Option<&str>| Origin::Vm {
+            vm: vm.to_owned(),
+            tag: tag.map(str::to_owned),
+        };
+        let table = [
+            ("builtin:tiny", Origin::Tiny),
+            ("/a b/x.qcow2", Origin::File("/a b/x.qcow2".into())),
+            ("/x.img", Origin::File("/x.img".into())),
+            ("vm1", vm("vm1", None)),
+            ("vm1@clean", vm("vm1", Some("clean"))),
+        ];
+        for (text, origin) in table {
+            assert_eq!(text.parse(), Ok(origin), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_supported_is_told_what_is() {
+        let bad =
+            ["alpine:3.22", "oci:x", "https://x/y.qcow2", "x.raw", "/x", "/x.iso", "vm1@", ""];
+        for text in bad {
+            let error = text.parse::<Origin>().unwrap_err().to_string();
+            assert!(error.contains("VM@SNAPSHOT"), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Images that users make: of VMs, of snapshots, of disks on this host.
+#![cfg(feature = "qemu_tests")]
+
+mod common;
+
+use std::fs;
+
+use common::{BOOT, Mounted, eventually};
+
+fn stop(aq: &Mounted, vm: &str) {
+    aq.sh(&format!("echo stop > {vm}/ctl; cat {vm}/wait")).ok();
+}
+
+#[track_caller]
+fn made(aq: &Mounted, image: &str) {
+    let status = format!(".images/{image}/status");
+    eventually(&format!("image {image} made"), BOOT, || {
+        let status = aq.read(&status);
+        assert!(!status.starts_with("failed"), "{status}");
+        status == "ready"
+    });
+}
+
+/// Writes a command that must fail with this errno, whose sentence is then in `.error`.
+#[track_caller]
+fn refused(aq: &Mounted, command: &str, errno: &str, sentence: &str) {
+    let said = aq.sh(command).failed();
+    assert!(said.contains(errno), "{command}: {said}");
+    let told = aq.sh("tail -n 1 .error; head -n 1 .error").ok();
+    assert!(told.contains(sentence), "{command}: {told}");
+}
+
+/// Names in the store that are no finished or defined image.
+fn leftovers(aq: &Mounted) -> Vec<String> {
+    let entries = fs::read_dir(aq.store().images()).expect("the images").flatten();
+    let names = entries.map(|e| e.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with('.')).collect()
+}
+
+#[test]
+fn a_vm_and_its_snapshot_become_images_that_outlive_it() {
+    let aq = Mounted::with_image();
+    aq.boot("vm1");
+    aq.exec("vm1", "echo early > /root/early; sync");
+    stop(&aq, "vm1");
+    aq.sh("mkdir vm1/snapshots/clean").ok();
+    aq.boot_existing("vm1");
+    aq.exec("vm1", "echo late > /root/late; sync");
+    aq.sh("mkdir .images/now .images/then").ok();
+    refused(&aq, "echo vm1 > .images/now/source", "Device or resource busy", "echo stop > ctl");
+    stop(&aq, "vm1");
+    refused(&aq, "echo vm1@no > .images/then/source", "No such file", "no snapshot named no");
+    aq.sh("echo vm1 > .images/now/source; cat vm1/wait").ok();
+    made(&aq, "now");
+    aq.sh("echo vm1@clean > .images/then/source; cat vm1/wait").ok();
+    made(&aq, "then");
+    assert_eq!(aq.read("vm1/status"), "stopped");
+    assert_eq!(aq.sh("cat .images/now/{source,kind,refs}").ok(), "vm1\nvm\n0");
+    assert_eq!(aq.read(".images/then/source"), "vm1@clean");
+    // Nothing of the VM is needed any more.
+    aq.sh("rmdir vm1 && rmdir .trash/vm1@*").ok();
+    for (vm, image) in [("now1", "now"), ("now2", "now"), ("then1", "then")] {
+        aq.sh(&format!("mkdir {vm} && echo {image} > {vm}/config/image")).ok();
+    }
+    aq.boot_existing("now1");
+    aq.boot_existing("then1");
+    assert_eq!(aq.exec("now1", "cat /root/early /root/late; hostname"), "early\nlate\nnow1");
+    assert_eq!(aq.exec("then1", "cd /root; echo *"), "early");
+    aq.exec("now1", "echo mine > /root/late; sync");
+    aq.boot_existing("now2");
+    assert_eq!(aq.exec("now2", "cat /root/late"), "late");
+    assert_eq!(aq.read(".images/now/refs"), "2");
+    refused(&aq, "rmdir .images/now", "Device or resource busy", "is used by now1, now2");
+    aq.sh("echo kill > then1/ctl; cat then1/wait; rmdir then1").ok();
+    refused(&aq, "rm -r .images/then", "Device or resource busy", ".trash/then1@");
+    aq.sh("rmdir .trash/then1@* && rm -r .images/then").ok();
+    assert_eq!(aq.sh("ls .images").ok(), "now\ntiny");
+    assert_eq!(leftovers(&aq), [""; 0]);
+}
+
+#[test]
+fn a_disk_file_becomes_an_image_with_what_is_in_it_and_nothing_else() {
+    let aq = Mounted::with_image();
+    let tiny = aq.store().image("tiny");
+    let at = aq.scratch().join("disks");
+    fs::create_dir(&at).expect("a directory");
+    let script = format!(
+        "cd '{0}' && cp --sparse=always '{1}/disk.raw' a.raw && truncate -s 4G big.raw &&
+         qemu-img convert -O qcow2 a.raw a.qcow2 && cp a.qcow2 b.img &&
+         qemu-img create -q -f qcow2 -b /etc/passwd -F raw backed.qcow2 1M &&
+         qemu-img create -q -f qcow2 -o data_file=data external.qcow2 1M &&
+         cp a.qcow2 liar.raw && cp a.raw liar.qcow2 && cp a.raw closed.raw && chmod 0 closed.raw",
+        at.display(),
+        tiny.display()
+    );
+    aq.sh(&script).ok();
+    for (name, file) in [("raw", "a.raw"), ("qcow2", "a.qcow2"), ("img", "b.img")] {
+        let path = at.join(file).display().to_string();
+        aq.sh(&format!("mkdir .images/{name} && echo '{path}' > .images/{name}/source")).ok();
+        made(&aq, name);
+        let facts = aq.sh(&format!("cat .images/{name}/{{source,kind,progress}}")).ok();
+        assert_eq!(facts.trim_end(), format!("{path}\ndisk"));
+    }
+    // The same bytes, whatever they are called; the guest sees the same disk.
+    let digest = |name: &str| aq.read(&format!(".images/{name}/digest"));
+    assert!(digest("qcow2") == digest("img") && digest("raw") != digest("img"));
+    let copy = aq.store().image("img").join("disk.qcow2");
+    aq.sh(&format!("qemu-img compare -q '{}' '{}/a.raw'", copy.display(), at.display())).ok();
+    refused(&aq, "echo vm1 > .images/raw/source", "No such file", "vm1");
+    aq.sh("mkdir .images/x").ok();
+    let table = [
+        ("backed.qcow2", "Invalid argument", "backing file"),
+        ("external.qcow2", "Invalid argument", "in another file"),
+        ("liar.raw", "Invalid argument", "is a qcow2 image"),
+        ("liar.qcow2", "Invalid argument", "not a qcow2 image"),
+        ("closed.raw", "Permission denied", "closed.raw"),
+        ("absent.raw", "No such file", "absent.raw"),
+    ];
+    for (file, errno, sentence) in table {
+        let path = at.join(file);
+        let write = format!("echo '{}' > .images/x/source", path.display());
+        refused(&aq, &write, errno, sentence);
+    }
+    assert_eq!(aq.sh("cat .images/x/{source,status}").ok(), "absent");
+    refused(&aq, "rmdir .images/y", "No such file", "");
+}
+
+#[test]
+fn names_and_sources_that_cannot_be() {
+    let aq = Mounted::new();
+    let table = [
+        ("mkdir .images/tiny", "File exists", ""),
+        ("mkdir '.images/a b'", "Invalid argument", "cannot be a name here"),
+        (
+            "mkdir .images/x; echo alpine:3.22 > .images/x/source",
+            "Invalid argument",
+            "use `builtin:tiny`",
+        ),
+        ("echo oci:x > .images/x/source", "Invalid argument", "VM@SNAPSHOT"),
+        ("echo nobody > .images/x/source", "No such file", "no VM named nobody"),
+        ("mkdir vm1; echo vm1 > .images/x/source", "No such file", "made at the first start"),
+        ("echo pull > .images/x/ctl", "No such file", "has no source"),
+        ("echo push > .images/x/ctl", "Invalid argument", "verbs are pull"),
+        ("echo x > .images/x/status", "Permission denied", ""),
+        ("echo x > vm1/config/image; echo start > vm1/ctl", "No such file", "has no source"),
+    ];
+    for (command, errno, sentence) in table {
+        refused(&aq, command, errno, sentence);
+    }
+    let talk = "exec 3<> .images/x/ctl; echo pull >&3; cat <&3";
+    assert!(aq.sh(talk).stdout.starts_with("error: image x has no source"));
+    aq.sh("rmdir vm1 .images/x && ! ls .images/x").ok();
+    assert_eq!(aq.sh("ls .images").ok(), "tiny");
+}
+
+#[test]
+fn a_daemon_killed_while_it_copies_leaves_no_half_image() {
+    let aq = Mounted::with_image();
+    let disk = aq.scratch().join("big.raw");
+    // A hole takes no time to make and long to hash.
+    aq.sh(&format!("truncate -s 16G '{}' && mkdir .images/x", disk.display())).ok();
+    aq.sh(&format!("echo '{}' > .images/x/source", disk.display())).ok();
+    let status = aq.read(".images/x/status");
+    assert!(["fetching", "building"].contains(&status.as_str()), "{status}");
+    refused(&aq, "rmdir .images/x", "Device or resource busy", "is being made");
+    eventually("a half image", BOOT, || !leftovers(&aq).is_empty());
+    aq.kill_daemon();
+    aq.mount();
+    assert_eq!(leftovers(&aq), [""; 0]);
+    assert_eq!(aq.sh("cat .images/x/status").ok(), "absent");
+    assert_eq!(aq.read(".images/x/source"), disk.display().to_string());
+    // A smaller disk under the same name: pull finishes what was begun.
+    aq.sh(&format!("truncate -s 1M '{}' && echo pull > .images/x/ctl", disk.display())).ok();
+    made(&aq, "x");
+    aq.sh("rm -r .images/x && ! test -e .images/x").ok();
+}
