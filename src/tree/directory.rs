@@ -12,9 +12,9 @@ use super::names::{
     Entry, ImageNames, JobNames, Names, NoNames, Numbers, SnapshotNames, TrashNames, VmNames,
 };
 use super::node::{Attr, Body, Keep, Kind, Node, NodeId, Subject, Table, unpack_job};
+use super::subject::{ImageSubject, JobSubject, SnapshotSubject};
 use super::table::{
-    CONFIG, DEFAULTS, DOCS, IMAGE, IMAGES, ImageSubject, JOB, JOBS, JobSubject, REMOVED, ROOT,
-    SNAPSHOT, SNAPSHOTS, SnapshotSubject, TRASH, VM,
+    CONFIG, DEFAULTS, DOCS, IMAGE, IMAGES, JOB, JOBS, REMOVED, ROOT, SNAPSHOT, SNAPSHOTS, TRASH, VM,
 };
 use super::{Answer, TAIL, TreeError};
 use crate::vm::caller::Caller;

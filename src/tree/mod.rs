@@ -10,6 +10,7 @@ mod metrics;
 pub mod names;
 pub mod node;
 mod render;
+pub mod subject;
 pub mod table;
 pub mod verbs;
 

@@ -3,28 +3,24 @@
 //! Adding a file is adding a row. Lookup, listing, attributes, open flags, `.docs` and the README's
 //! table follow from it.
 
-use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
-use std::time::SystemTime;
 
 use futures::FutureExt;
 use include_dir::{Dir, include_dir};
 
-use super::handle::{Access, Commands, OpenRequest, Owner};
 use super::host::Host;
-use super::node::{Body, Carried, Done, Node, Subject, Table};
-use super::verbs::{IMAGE_VERBS, VM_VERBS};
-use super::{TreeError, metrics, render};
-use crate::registry::Registry;
+use super::node::{Body, Node, Subject, Table};
+use super::subject::{
+    ImageSubject, JobSubject, SnapshotSubject, console_access, exec_access, last_job,
+    monitor_access, open_cmd, open_stdin, terminal,
+};
+use super::verbs::VM_VERBS;
+use super::{metrics, render};
 use crate::registry::trash::Removed;
-use crate::vm::backend::{ConsoleAccess, ImageInfo, MonitorAccess, SnapshotInfo, Source};
-use crate::vm::caller::Caller;
-use crate::vm::exec::ExecAccess;
-use crate::vm::job::Job;
+use crate::vm::backend::Source;
 use crate::vm::notice::Notice;
 use crate::vm::spec::{KEYS, Key};
-use crate::vm::stream::{Listener, Nothing, Stream};
-use crate::vm::{Snapshot, Vm, VmError};
+use crate::vm::{Vm, VmError};
 
 /// The pages of `mountpoint-docs/`, as `.docs/` shows them.
 pub static DOCS: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/mountpoint-docs");
@@ -331,43 +327,6 @@ pub static JOB: &[Node<JobSubject>] = &[
     },
 ];
 
-/// A job as its rows see it.
-#[derive(Clone, Debug)]
-pub struct JobSubject {
-    /// Its VM.
-    pub vm: Vm,
-    /// The job.
-    pub job: Arc<Job>,
-}
-
-impl JobSubject {
-    fn output(&self, source: Source, open: &OpenRequest<'_>) -> Arc<dyn Stream> {
-        self.vm.jobs().open_output(&self.job, source, open.crawler)
-    }
-}
-
-/// Reading it gives nothing, at once: it is readable so that programs which walk over everything, as
-/// `cp -r` and `grep -r` do, meet no error.
-fn open_stdin(subject: &JobSubject, open: &OpenRequest<'_>) -> Result<Arc<dyn Stream>, TreeError> {
-    if !open.access.writes() {
-        return Ok(Arc::new(Nothing::default()));
-    }
-    Ok(subject.job.input().open().map_err(VmError::from)?)
-}
-
-/// A link that leads nowhere, but can be read, for who has no last job: one that cannot be read is
-/// an error to `ls`, `tar` and `cp -r`.
-fn last_job(vm: &Vm, caller: &Caller) -> PathBuf {
-    vm.jobs().last_job(caller).map_or_else(|| ".none".into(), |job| job.name().into())
-}
-
-fn open_cmd(subject: &JobSubject, open: &OpenRequest<'_>) -> Result<Arc<dyn Stream>, TreeError> {
-    if open.access.writes() {
-        return Ok(subject.vm.open_command(&subject.job, (open.caller)())?);
-    }
-    Ok(subject.vm.jobs().open_text(&subject.job))
-}
-
 /// An image's directory.
 pub static IMAGE: &[Node<ImageSubject>] = &[
     Node {
@@ -420,184 +379,9 @@ pub static IMAGE: &[Node<ImageSubject>] = &[
     },
 ];
 
-/// An image as its rows see it.
-#[derive(Clone, Debug)]
-pub struct ImageSubject {
-    /// The registry, which knows who uses it.
-    pub registry: Arc<Registry>,
-    /// The image.
-    pub info: ImageInfo,
-}
-
-impl ImageSubject {
-    /// Nothing, rather than an empty line, where there is none: as for a list setting.
-    fn source(&self) -> String {
-        if self.info.source.is_empty() { String::new() } else { line(&self.info.source) }
-    }
-
-    fn set_source(&self, text: &str) -> Carried<Result<(), TreeError>> {
-        let registry = Arc::clone(&self.registry);
-        let done = registry.set_image_source(self.info.name.clone(), text.to_owned());
-        Box::pin(done.map(|done| done.map_err(TreeError::from)))
-    }
-
-    fn carry_out(&self, text: &str) -> Carried<Done> {
-        let Commands { good, fault } = Commands::parse(IMAGE_VERBS, text);
-        let (registry, name) = (Arc::clone(&self.registry), self.info.name.clone());
-        let done = registry.command_image_all(name, good);
-        Box::pin(done.map(|(done, failure)| (done, failure.map(TreeError::from).or(fault))))
-    }
-}
-
-impl Subject for Host {
-    fn changed(&self, name: &str) -> SystemTime {
-        let since = self.registry.changed();
-        match name {
-            ".error" => self.failures.changed().unwrap_or(since),
-            _ if KEYS.iter().any(|k| k.name == name) => self.registry.world().defaults.changed(),
-            _ => since,
-        }
-    }
-
-    fn owner(&self) -> Option<Owner> {
-        Some(Owner::Defaults(Arc::clone(&self.registry.world().defaults)))
-    }
-
-    fn vm(&self) -> Option<&Vm> {
-        None
-    }
-}
-
-/// A snapshot as its rows see it.
-#[derive(Clone, Debug)]
-pub struct SnapshotSubject {
-    /// The VM.
-    pub vm: Vm,
-    /// The snapshot.
-    pub snapshot: Snapshot,
-}
-
-impl SnapshotSubject {
-    /// Shows something of what is in the disk; nothing of one that is not there.
-    fn show(&self, what: fn(&SnapshotInfo) -> String) -> String {
-        self.snapshot.info.as_ref().map(what).unwrap_or_default()
-    }
-}
-
-impl Subject for SnapshotSubject {
-    fn changed(&self, _name: &str) -> SystemTime {
-        self.snapshot.info.as_ref().map_or_else(|| self.vm.view().since, |info| info.created)
-    }
-
-    fn vm(&self) -> Option<&Vm> {
-        Some(&self.vm)
-    }
-
-    fn admit_removal(&self) -> Result<(), TreeError> {
-        Ok(())
-    }
-}
-
-impl Subject for Removed {
-    fn admit_removal(&self) -> Result<(), TreeError> {
-        Ok(())
-    }
-
-    fn changed(&self, _name: &str) -> SystemTime {
-        self.since
-    }
-
-    fn vm(&self) -> Option<&Vm> {
-        None
-    }
-}
-
-impl Subject for Vm {
-    fn changed(&self, name: &str) -> SystemTime {
-        match name {
-            "status" | "ready" | "wait" | "info" | "events" | "ssh_config" => self.view().since,
-            "error" => self.failure_changed(),
-            // No name in these directories comes or goes.
-            "." | "ctl" | "exec" | "console" => self.created(),
-            _ => self.configured(),
-        }
-    }
-
-    fn vm(&self) -> Option<&Vm> {
-        Some(self)
-    }
-}
-
-impl Subject for JobSubject {
-    fn changed(&self, _name: &str) -> SystemTime {
-        self.job.changed()
-    }
-
-    fn vm(&self) -> Option<&Vm> {
-        Some(&self.vm)
-    }
-
-    fn opening(&self) {
-        self.vm.jobs().settle(&self.job);
-    }
-
-    fn admit_removal(&self) -> Result<(), TreeError> {
-        Ok(())
-    }
-
-    fn listen(&self) -> Option<Listener> {
-        Some(self.job.listen())
-    }
-}
-
-impl Subject for ImageSubject {
-    fn admit_removal(&self) -> Result<(), TreeError> {
-        Ok(self.registry.admit_image_removal(&self.info.name)?)
-    }
-
-    fn changed(&self, _name: &str) -> SystemTime {
-        self.info.changed
-    }
-
-    fn vm(&self) -> Option<&Vm> {
-        None
-    }
-}
-
-fn line(text: &str) -> String {
+/// A value's text: one line.
+pub(super) fn line(text: &str) -> String {
     format!("{text}\n")
-}
-
-fn console_access(open: &OpenRequest<'_>) -> ConsoleAccess {
-    match open.access {
-        _ if open.crawler => ConsoleAccess::Peek,
-        Access::Read => ConsoleAccess::Watch,
-        Access::Write => ConsoleAccess::Send,
-        Access::ReadWrite => ConsoleAccess::Talk,
-    }
-}
-
-/// A link that leads nowhere is an error for every `ls -l`. So it leads to `console` where there is
-/// no terminal: opening that says why.
-fn terminal(vm: &Vm) -> PathBuf {
-    vm.terminal().unwrap_or_else(|_| "console".into())
-}
-
-fn monitor_access(open: &OpenRequest<'_>) -> MonitorAccess {
-    match open.access {
-        Access::Read => MonitorAccess::Watch,
-        Access::Write => MonitorAccess::Send,
-        Access::ReadWrite => MonitorAccess::Converse,
-    }
-}
-
-fn exec_access(open: &OpenRequest<'_>) -> ExecAccess {
-    match open.access {
-        _ if open.crawler => ExecAccess::Peek,
-        Access::Read => ExecAccess::Read,
-        Access::Write => ExecAccess::Write,
-        Access::ReadWrite => ExecAccess::Converse,
-    }
 }
 
 #[cfg(test)]
