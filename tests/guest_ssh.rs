@@ -234,7 +234,6 @@ for_each_server! {
     a_lost_connection_is_told => super::a_lost_connection_is_told,
     latency_of_true => super::latency_of_true,
     more_commands_than_connections => super::more_commands_than_connections,
-    no_command_is_lost_or_doubled => super::no_command_is_lost_or_doubled,
 }
 
 async fn exits_signals_input_and_order(server: Server) {
@@ -461,8 +460,9 @@ fn dropbear_and_openssh_read_the_same_public_key() {
 
 /// dropbear closes channels that still wait for their command when it hears of the end of a child,
 /// so it is told of one over and over.
-async fn no_command_is_lost_or_doubled(server: Server) {
-    let fixture = Fixture::start(server).await;
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_command_is_lost_or_doubled() {
+    let fixture = Fixture::start(Server::Dropbear).await;
     let session = fixture.connect().await;
     let ran = fixture.path("ran");
     let pid = fixture.child.id();
