@@ -457,3 +457,27 @@ fn dropbear_and_openssh_read_the_same_public_key() {
         assert!(text.contains(base64), "{program}: {text}");
     }
 }
+
+/// dropbear closes channels that still wait for their command when it hears of the end of a child,
+/// so it is told of one over and over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_command_is_lost_or_doubled() {
+    let fixture = Fixture::start(Server::Dropbear).await;
+    let session = fixture.connect().await;
+    let ran = fixture.path("ran");
+    let pid = fixture.child.id();
+    let noise = format!(
+        "while read -r all </proc/{pid}/task/{pid}/children; [ -n \"$all\" ]; do
+            kill -CHLD $all; sleep 0.005
+        done"
+    );
+    let mut noise = spawn(Command::new("sh").args(["-c", &noise]));
+    for n in 0..300 {
+        let (exit, text) = run(&*session, &format!("echo {n} >>{}; echo {n}", ran.display())).await;
+        assert_eq!((exit.unwrap(), text), (Exit::Code(0), format!("{n}\n")));
+    }
+    noise.kill().unwrap();
+    noise.wait().unwrap();
+    let wanted: String = (0..300).map(|n| format!("{n}\n")).collect();
+    assert_eq!(std::fs::read_to_string(&ran).unwrap(), wanted, "each ran once, in order");
+}

@@ -87,7 +87,6 @@ fn a_hundred_parked_readers() {
 }
 
 #[test]
-#[ignore = "about one command in a hundred is ended by the guest without output and status"]
 fn fifty_commands_in_one_guest_at_once() {
     let aq = Mounted::with_image();
     aq.boot("vm1");

@@ -19,7 +19,7 @@ use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Preferred, S
 use russh::{compression, kex};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use crate::vm::backend::{BackendError, Exit, OutputSink, Source};
@@ -35,6 +35,18 @@ const WINDOW: u32 = 2 << 20;
 const QUEUE: usize = 32;
 /// Bound on saying goodbye to a command.
 pub(super) const HANG_UP: Duration = Duration::from_secs(2);
+/// Channels that a command is offered on, one after the other.
+pub(super) const OFFERS: usize = 8;
+/// Makes a command wait for a line of input, which follows when the guest has taken the command.
+///
+/// dropbear (2022.83) looks at all channels of a connection when a process of one of them has
+/// ended, and takes a channel without a process for one whose process has ended: one that is open
+/// and waits for its command is closed. A command that comes then is run all the same, without
+/// an answer and with nobody to hear it. So none may do anything before it has been answered for;
+/// the line travels while the shell starts.
+pub(super) const GUARD: &[u8] = b"read -r _ || exit; ";
+/// The line that [`GUARD`] waits for.
+pub(super) const GO: &[u8] = b"\n";
 /// RFC 4254: the number of stderr among the extended data.
 const STDERR: u32 = 1;
 
@@ -115,42 +127,76 @@ impl Connection {
         stdin: &[u8],
         output: &dyn OutputSink,
     ) -> Result<Exit, BackendError> {
+        for _ in 0..OFFERS {
+            if let Some(exit) = self.offer(command, stdin, output).await? {
+                return Ok(exit);
+            }
+        }
+        Err(untaken())
+    }
+
+    /// Runs a command unless its channel is closed before the guest has taken it; see [`follow`].
+    async fn offer(
+        &self,
+        command: &[u8],
+        stdin: &[u8],
+        output: &dyn OutputSink,
+    ) -> Result<Option<Exit>, BackendError> {
         let channel = self.channel().await?;
         let (mut incoming, outgoing) = channel.split();
         let mut running =
             Running { outgoing: Arc::new(outgoing), over: false, runtime: self.runtime.clone() };
+        let taken = Notify::new();
         let end = tokio::select! {
-            end = follow(&mut incoming, output) => end,
-            never = feed(&running.outgoing, command, stdin) => match never? {},
+            end = follow(&mut incoming, output, &taken) => end,
+            never = feed(&running.outgoing, command, stdin, &taken) => match never? {},
         };
         running.over = end.is_ok();
         end
     }
 }
 
-/// Sends the command and its input, then waits for ever: how it ends is heard elsewhere. Nothing
-/// is waited for in between; what the guest refuses comes back as a message.
+/// Sends the command and, once it is taken, its input, then waits for ever: how it ends is heard
+/// elsewhere, and so is what the guest refuses.
 async fn feed(
     outgoing: &ChannelWriteHalf<Msg>,
     command: &[u8],
     stdin: &[u8],
+    taken: &Notify,
 ) -> Result<Infallible, BackendError> {
-    outgoing.exec(true, command).await.map_err(broken)?;
-    if !stdin.is_empty() {
-        outgoing.data_bytes(stdin.to_vec()).await.map_err(broken)?;
-    }
+    outgoing.exec(true, [GUARD, command].concat()).await.map_err(broken)?;
+    taken.notified().await;
+    outgoing.data_bytes([GO, stdin].concat()).await.map_err(broken)?;
     outgoing.eof().await.map_err(broken)?;
     std::future::pending().await
 }
 
+/// What to say of a guest that takes a command on none of its channels.
+pub(super) fn untaken() -> BackendError {
+    unreachable(format!("it closed {OFFERS} channels in a row before they had a command"))
+}
+
+/// What to say of a command that may have run.
+pub(super) fn mute() -> BackendError {
+    unreachable("it ended a command without a status")
+}
+
 /// Hands on what the command says until it has ended and all of its output is here.
+///
+/// `None` when the guest has closed the channel without an answer to the request: a command under
+/// [`GUARD`] has not run then. Every other end without a status is an error, as it may have run.
 pub(super) async fn follow(
     incoming: &mut ChannelReadHalf,
     output: &dyn OutputSink,
-) -> Result<Exit, BackendError> {
-    let (mut exit, mut eof) = (None, false);
+    taken: &Notify,
+) -> Result<Option<Exit>, BackendError> {
+    let (mut exit, mut eof, mut answered) = (None, false, false);
     while exit.is_none() || !eof {
         match incoming.wait().await {
+            Some(ChannelMsg::Success) => {
+                answered = true;
+                taken.notify_one();
+            }
             Some(ChannelMsg::Data { data }) => output.accept(Source::Stdout, &data).await,
             Some(ChannelMsg::ExtendedData { data, ext: STDERR }) => {
                 output.accept(Source::Stderr, &data).await;
@@ -161,14 +207,13 @@ pub(super) async fn follow(
             }
             Some(ChannelMsg::Failure) => return Err(unreachable("it refused to run a command")),
             Some(ChannelMsg::Eof) => eof = true,
-            Some(ChannelMsg::Close) => {
-                return exit.ok_or_else(|| unreachable("it ended a command without a status"));
-            }
+            Some(ChannelMsg::Close) if exit.is_none() && answered => return Err(mute()),
+            Some(ChannelMsg::Close) => break,
             Some(_) => {}
             None => return Err(unreachable("connection lost while a command ran")),
         }
     }
-    exit.ok_or_else(|| unreachable("connection lost while a command ran"))
+    Ok(exit)
 }
 
 fn name(signal: Sig) -> String {

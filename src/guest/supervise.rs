@@ -13,11 +13,11 @@ use parking_lot::Mutex;
 use russh::client::Msg;
 use russh::{ChannelReadHalf, ChannelWriteHalf};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
-use super::connection::{HANG_UP, broken, follow};
-use super::ssh::{Nowhere, Pool};
+use super::connection::{GO, GUARD, HANG_UP, OFFERS, broken, follow, mute, untaken};
+use super::ssh::{Lease, Nowhere, Pool};
 use crate::vm::backend::{
     Attendant, BackendError, Control, Exit, OutputSink, Source, Surroundings, WindowSize,
 };
@@ -42,18 +42,19 @@ pub(super) async fn run(
 ) -> Result<Exit, BackendError> {
     let wrapped = Wrapped::new(command, surroundings)?;
     let lease = pool.lease().await?;
-    let (incoming, outgoing) = lease.connection.channel().await?.split();
-    let mut group = Group {
-        pool: Arc::clone(pool),
-        announcement: Arc::default(),
-        channel: Some((incoming, outgoing)),
-        runtime: lease.connection.runtime().clone(),
-    };
-    let end = group.attend(&wrapped, surroundings, attendant).await;
-    if end.is_ok() {
-        group.channel = None;
+    for _ in 0..OFFERS {
+        let mut group = Group::on(&lease, pool).await?;
+        let end = group.attend(&wrapped, surroundings, attendant).await;
+        if end.is_ok() {
+            group.channel = None;
+        }
+        match end? {
+            Some(exit) => return Ok(exit),
+            None if surroundings.terminal.is_some() => return Err(mute()),
+            None => {}
+        }
     }
-    end
+    Err(untaken())
 }
 
 /// A command as it is sent.
@@ -127,12 +128,22 @@ struct Group {
 }
 
 impl Group {
+    async fn on(lease: &Lease, pool: &Arc<Pool>) -> Result<Self, BackendError> {
+        Ok(Self {
+            pool: Arc::clone(pool),
+            announcement: Arc::default(),
+            channel: Some(lease.connection.channel().await?.split()),
+            runtime: lease.connection.runtime().clone(),
+        })
+    }
+
+    /// `None` when the guest has not taken the command; then no input is taken either.
     async fn attend(
         &mut self,
         wrapped: &Wrapped,
         surroundings: &Surroundings,
         attendant: &dyn Attendant,
-    ) -> Result<Exit, BackendError> {
+    ) -> Result<Option<Exit>, BackendError> {
         let Some((incoming, outgoing)) = &mut self.channel else {
             return Err(broken("no channel"));
         };
@@ -141,10 +152,18 @@ impl Group {
             let asked = outgoing.request_pty(false, TERMINAL, size.0, size.1, 0, 0, &[]);
             asked.await.map_err(broken)?;
         }
-        outgoing.exec(true, &*wrapped.line).await.map_err(broken)?;
+        // A terminal would echo the line that the guard waits for.
+        let (guard, go) = match surroundings.terminal {
+            Some(_) => (&b""[..], &b""[..]),
+            None => (GUARD, GO),
+        };
+        outgoing.exec(true, [guard, &wrapped.line].concat()).await.map_err(broken)?;
+        let taken = Notify::new();
         let announcement = &*self.announcement;
         let filter = Filter { announcement, output: attendant };
         let feeding = async {
+            taken.notified().await;
+            outgoing.data_bytes(go.to_vec()).await.ok()?;
             announcement.group().await;
             feed(outgoing, &wrapped.text, surroundings.terminal, attendant).await
         };
@@ -156,7 +175,7 @@ impl Group {
         };
         let serving = async { tokio::join!(feeding, obeying) };
         tokio::select! {
-            end = follow(incoming, &filter) => end,
+            end = follow(incoming, &filter, &taken) => end,
             _never = serving => Err(broken("no more input")),
         }
     }
@@ -204,6 +223,9 @@ impl Drop for Group {
         let (pool, announcement) = (Arc::clone(&self.pool), Arc::clone(&self.announcement));
         self.runtime.spawn(timeout(HANG_UP, async move {
             let filter = Filter { announcement: &announcement, output: &Nowhere };
+            let taken = Notify::new();
+            // Ends a command that still waits for its go.
+            outgoing.eof().await?;
             tokio::select! {
                 biased;
                 group = announcement.group() => {
@@ -211,7 +233,7 @@ impl Drop for Group {
                     drop(incoming);
                     kill(&pool, group, "KILL").await;
                 }
-                _end = follow(&mut incoming, &filter) => {}
+                _end = follow(&mut incoming, &filter, &taken) => {}
             }
             outgoing.close().await
         }));
