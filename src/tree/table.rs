@@ -5,11 +5,10 @@
 
 use std::sync::{Arc, LazyLock};
 
-use futures::FutureExt;
 use include_dir::{Dir, include_dir};
 
 use super::host::Host;
-use super::node::{Body, Node, Subject, Table};
+use super::node::{Body, Node, Table};
 use super::subject::{
     ImageSubject, JobSubject, SnapshotSubject, console_access, exec_access, last_job,
     monitor_access, open_cmd, open_stdin, terminal,
@@ -388,6 +387,7 @@ pub(super) fn line(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::tree::node::Kind;
+    use crate::tree::verbs::IMAGE_VERBS;
 
     fn check<T>(rows: &[Node<T>]) {
         for (at, row) in rows.iter().enumerate() {
