@@ -164,6 +164,16 @@ impl Driver {
         }
     }
 
+    /// Gives up what was under way when QEMU ended; the state is the caller's to set.
+    pub(super) fn abandon_snapshot(&mut self, error: BackendError) {
+        let Some(Snapshotting { op, answer, .. }) = self.snapshotting.take() else { return };
+        let done = Err(error);
+        self.settle_pending(&op, &done);
+        if let Some(answer) = answer {
+            drop(answer.send(done.map_err(VmError::from)));
+        }
+    }
+
     /// A snapshot that was taken is in the disk now; one that failed stays listed with its reason
     /// until it is dropped or taken again.
     fn settle_pending(&self, op: &SnapshotOp, done: &Result<(), BackendError>) {

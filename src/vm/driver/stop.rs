@@ -85,7 +85,7 @@ impl Driver {
         let died =
             BackendError::QemuDied { status: report.status.clone(), stderr: report.stderr.clone() };
         // Before the life counts as over: whoever waits for a snapshot is told.
-        self.on_snapshot(Err(died));
+        self.abandon_snapshot(died);
         self.life += 1;
         self.running = None;
         self.session = None;
