@@ -10,6 +10,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{self, Cli};
@@ -143,11 +144,13 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     let registry = runtime.block_on(registry(&layout, config))?;
     let events = Arc::clone(&registry.world().events);
     let tree = Tree::new(Arc::clone(&registry));
+    // Before anybody can see the mount: from then on whoever sees it may want it to end.
+    let ends = ends(&runtime)?;
     let mounted = Mounted::mount(tree, &dir, runtime.handle().clone());
     let mounted = mounted.map_err(failed(format!("cannot mount {}", dir.display())))?;
     tracing::info!(dir = %dir.display(), store = %layout.root().display(), "mounted");
     runtime.spawn(touch::follow(events, dir.clone()));
-    unmount_on_signal(&runtime, dir);
+    runtime.spawn(unmount_at_the_end(ends, dir));
     runtime.spawn(registry.autostart());
     if config.mode == Mode::Detached {
         say_mounted(&layout)?;
@@ -203,25 +206,24 @@ fn open_log(layout: &Layout) -> Result<File, RunError> {
     log.map_err(failed(path.display().to_string()))
 }
 
+/// The signals that end a daemon. From here on they are kept until somebody asks for them.
+fn ends(runtime: &Runtime) -> Result<[Signal; 2], RunError> {
+    let _tokio = runtime.enter();
+    let kept = |kind| signal(kind).map_err(failed("cannot wait for signals"));
+    Ok([kept(SignalKind::terminate())?, kept(SignalKind::interrupt())?])
+}
+
 /// Unmounts when told to end; the session then ends by itself. A tree that is in use is taken out
 /// of sight: whoever still has a file of it open gets an error, not a hang.
-fn unmount_on_signal(runtime: &Runtime, dir: PathBuf) {
-    use tokio::signal::unix::{SignalKind, signal};
-    runtime.spawn(async move {
-        let (Ok(mut term), Ok(mut int)) =
-            (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-        else {
-            return;
-        };
-        tokio::select! {
-            _ = term.recv() => {}
-            _ = int.recv() => {}
-        }
-        if mountpoint::unmount(&dir).is_err() {
-            drop(mountpoint::detach(&dir));
-            leave();
-        }
-    });
+async fn unmount_at_the_end([mut term, mut int]: [Signal; 2], dir: PathBuf) {
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    if mountpoint::unmount(&dir).is_err() {
+        drop(mountpoint::detach(&dir));
+        leave();
+    }
 }
 
 #[allow(clippy::exit)]
