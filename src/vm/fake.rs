@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -38,6 +38,14 @@ pub(crate) struct Script {
     pub(crate) taken: Mutex<Vec<u16>>,
     /// How large disks are, once there are any.
     pub(crate) disk: Mutex<Option<u64>>,
+    /// The next snapshot of a machine that runs fails like this.
+    pub(crate) snapshot_error: Mutex<Option<BackendError>>,
+    /// How long a snapshot of a VM that is off takes.
+    pub(crate) slow: Mutex<Duration>,
+    /// How much memory the host has; `None`: any amount.
+    pub(crate) memory: Mutex<Option<u64>>,
+    /// How much of it each machine has taken.
+    pub(crate) taken_memory: Mutex<u64>,
     /// The events of the machine launched last.
     pub(crate) events: Mutex<Option<mpsc::Sender<MachineEvent>>>,
     /// The machines that run, which a later daemon finds again.
@@ -135,6 +143,8 @@ impl Hypervisor for Fake {
 
     async fn snapshot(&self, _dir: PathBuf, _op: &SnapshotOp) -> Result<(), BackendError> {
         self.0.calls.lock().push("snapshot, off");
+        let slow = *self.0.slow.lock();
+        tokio::time::sleep(slow).await;
         Ok(())
     }
 
@@ -251,7 +261,7 @@ impl Machine for FakeMachine {
 
     async fn snapshot(&self, _op: &SnapshotOp) -> Result<(), BackendError> {
         self.call("snapshot", None).await;
-        Ok(())
+        self.script.snapshot_error.lock().take().map_or(Ok(()), Err)
     }
 
     async fn kill(&self) -> Result<(), BackendError> {

@@ -142,6 +142,10 @@ impl Driver {
     }
 
     pub(super) fn on_snapshot(&mut self, done: Result<(), BackendError>) {
+        // The end of QEMU is an event of its own, which is on its way and tells how it ended.
+        if self.running.is_some() && matches!(done, Err(BackendError::QemuDied { .. })) {
+            return;
+        }
         let Some(Snapshotting { op, then, before, answer, .. }) = self.snapshotting.take() else {
             return;
         };

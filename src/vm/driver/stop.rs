@@ -72,9 +72,10 @@ impl Driver {
         if self.call_off_start() {
             return;
         }
-        self.enter(State::Stopping);
+        // A VM that is off may be `saving` too: there is nothing to end then.
         let Some(running) = &self.running else { return };
         let machine = Arc::clone(&running.machine);
+        self.enter(State::Stopping);
         self.stopping = Some(self.task(|to| async move {
             to.report(Report::Killed(machine.kill().await)).await;
         }));

@@ -195,6 +195,34 @@ async fn a_full_disk_pauses_and_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_kill_finds_nothing_to_end_while_a_vm_that_is_off_is_saved() {
+    let Fixture { _dir, vm, script } = ready().await;
+    vm.perform(Command::Kill).await.unwrap();
+    until(&vm, &State::Stopped).await;
+    *script.slow.lock() = Duration::from_secs(60);
+    vm.perform(Command::Take("a".into())).await.unwrap();
+    assert_eq!(vm.state(), State::Saving);
+    vm.perform(Command::Kill).await.unwrap();
+    until(&vm, &State::Stopped).await;
+    assert_eq!(script.calls.lock().last(), Some(&"snapshot, off"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_qemu_that_dies_while_it_saves_is_never_shown_as_it_was_before() {
+    let Fixture { _dir, vm, script } = ready().await;
+    let (status, stderr) = ("signal KILL".to_owned(), String::new());
+    // The connection may be seen to close before the process is seen to end.
+    *script.snapshot_error.lock() =
+        Some(BackendError::QemuDied { status: "unknown".into(), stderr: stderr.clone() });
+    vm.perform(Command::Take("a".into())).await.unwrap();
+    assert_eq!(vm.state(), State::Saving);
+    let report = ExitReport { clean: false, status, stderr };
+    script.report(MachineEvent::Exited(report)).await;
+    until(&vm, &State::Failed("QEMU ended (signal KILL):".into())).await;
+    assert!(vm.all_snapshots()[0].status.starts_with("failed: QEMU ended (signal KILL)"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn settings_are_stored_and_the_image_is_fixed_by_the_disk() {
     let Fixture { _dir, vm, .. } = ready().await;
     let key = |name: &str| crate::vm::spec::KEYS.iter().find(|k| k.name == name).unwrap();
