@@ -12,7 +12,7 @@ use super::install::{Installation, PROGRAM, not_started};
 use super::machine::{Ended, EventSink, Parts, died, end_of, live, watch_end};
 use super::process::{self, Process};
 use super::qmp::{GREETING_BOUND, Qmp, QmpError};
-use super::{connect, img, record};
+use super::{connect, img, record, rename};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, LaunchPlan, Launched, RunFacts, SeedKind};
 use crate::vm::live::InForce;
@@ -32,6 +32,7 @@ pub async fn launch(plan: &LaunchPlan, qemu: &Installation) -> Result<Launched, 
     let dir = VmDir(plan.dir.clone());
     refuse_second(&dir).await?;
     record::clear(&dir);
+    rename::recover(&dir)?;
     img::check_base(&plan.image)?;
     cmdline::check_files(&plan.spec)?;
     img::ensure_overlay(&dir, &plan.image, plan.spec.disk).await?;

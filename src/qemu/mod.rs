@@ -3,7 +3,9 @@
 //! - [`cmdline`]: a launch as arguments. [`launch`]: starting it. [`machine`]: what then runs.
 //! - [`qmp`], [`connect`]: talking to it; [`monitor`]: users' own conversations. [`process`], [`record`]: holding on to it.
 //! - [`adopt`]: finding it again after a restart of the daemon.
-//! - [`accel`], [`proof`]: KVM or TCG. [`install`], [`img`]: the programs themselves.
+//! - [`snapshot`], [`rename`], [`qcow2`]: points in a VM's past.
+//! - [`accel`], [`proof`]: KVM or TCG. [`install`], [`img`]: the programs themselves. [`memory`]: what
+//!   they take, and what there is.
 //!
 //! Not here: when a machine is started or stopped (`vm::state`), and what is inside the guest.
 
@@ -21,6 +23,7 @@ pub mod proof;
 pub mod qcow2;
 pub mod qmp;
 pub mod record;
+mod rename;
 mod snapshot;
 #[cfg(test)]
 #[cfg(feature = "qemu_tests")]
@@ -81,6 +84,22 @@ impl Hypervisor for Qemu {
         self.chooser.choose(choice, self.installation().await?).await
     }
 
+    fn memory_available(&self) -> u64 {
+        memory::available()
+    }
+
+    fn memory_overhead(&self, spec: &VmSpec) -> u64 {
+        memory::overhead(spec.memory, spec.cpus, self.chooser.likely(spec.accel))
+    }
+
+    fn memory_taken(&self, facts: &RunFacts, ram: Ram) -> u64 {
+        let held = sys::memory_held(facts.pid);
+        match ram {
+            Ram::Own => held.own + held.shared,
+            Ram::CopyOnWrite => held.own,
+        }
+    }
+
     fn disk_size(&self, dir: &Path) -> Result<Option<u64>, BackendError> {
         img::virtual_size(&VmDir(dir.to_owned()).disk())
     }
@@ -90,7 +109,14 @@ impl Hypervisor for Qemu {
     }
 
     async fn snapshot(&self, dir: PathBuf, op: &SnapshotOp) -> Result<(), BackendError> {
-        img::snapshot(&VmDir(dir).disk(), op).await
+        let dir = VmDir(dir);
+        rename::recover(&dir)?;
+        match op {
+            SnapshotOp::Take(tag) => img::take_snapshot(&dir.disk(), tag).await,
+            SnapshotOp::Restore(tag) => img::restore_snapshot(&dir.disk(), tag).await,
+            SnapshotOp::Drop(tag) => img::drop_snapshot(&dir.disk(), tag).await,
+            SnapshotOp::Rename { from, to } => rename::off_thread(dir, from, to).await,
+        }
     }
 
     fn snapshots(&self, dir: &Path) -> Vec<SnapshotInfo> {

@@ -24,6 +24,10 @@ pub(super) async fn run(qmp: &Qmp, op: &SnapshotOp) -> Result<(), BackendError> 
         SnapshotOp::Take(tag) => ("snapshot-save", tag),
         SnapshotOp::Restore(tag) => ("snapshot-load", tag),
         SnapshotOp::Drop(tag) => ("snapshot-delete", tag),
+        SnapshotOp::Rename { .. } => {
+            let text = "it has no command for that".to_owned();
+            return Err(BackendError::QmpRefused { command: "rename".to_owned(), text });
+        }
     };
     let job = format!("aq-{}", uuid::Uuid::new_v4().simple());
     qmp.execute(command, arguments(command, &job, tag)).await?;

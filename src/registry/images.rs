@@ -80,7 +80,9 @@ impl Registry {
         let recipe = match text.parse()? {
             Origin::Tiny => Recipe::Tiny,
             Origin::File(path) => Recipe::File(path),
-            Origin::Vm { vm, tag } => Recipe::Vm(self.publication(text, &vm, tag).await?.into()),
+            Origin::Vm { vm, tag } => {
+                Recipe::Vm(self.publication((&image, text), &vm, tag).await?.into())
+            }
         };
         self.with_images(move |images| images.assign(&image, recipe)).await
     }
@@ -123,16 +125,16 @@ impl Registry {
     /// Holds a VM whose disk is to become an image.
     async fn publication(
         &self,
-        origin: String,
+        (image, origin): (&str, String),
         name: &str,
         snapshot: Option<String>,
     ) -> Result<Publication, RegistryError> {
         let vm = self.get(name).ok_or_else(|| RegistryError::Absent(name.to_owned()))?;
-        let hold = vm.hold().await?;
+        let hold = vm.hold(image.to_owned()).await?;
         check_snapshot(&vm, snapshot.as_deref())?;
-        let image = vm.spec().image.clone();
-        let base = self.world().images.boot(&image);
-        let base = base.ok_or(BackendError::NoImage { name: image })?;
+        let base = vm.spec().image.clone();
+        let boot = self.world().images.boot(&base);
+        let base = boot.ok_or(BackendError::NoImage { name: base })?;
         Ok(Publication { origin, disk: vm.dir().disk(), snapshot, base, hold: Some(hold) })
     }
 

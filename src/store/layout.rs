@@ -10,6 +10,7 @@
 //!     vm.json                  its definition: settings
 //!     name                     its name, apart so that damage to the definition does not lose it
 //!     disk.qcow2               its disk, made at the first start
+//!     snapshots.journal        while a snapshot gets another name: what the disk's table of them was
 //!     temporary.qcow2          what an ephemeral VM writes, until QEMU has opened it
 //!     host_key{,.pub}          its SSH host key
 //!     known_hosts              that key as other SSH clients want it
@@ -127,6 +128,11 @@ impl VmDir {
     /// Returns the disk.
     pub fn disk(&self) -> PathBuf {
         self.0.join(names::DISK)
+    }
+
+    /// Returns what the disk's table of snapshots was, while one of them gets another name.
+    pub fn snapshot_journal(&self) -> PathBuf {
+        self.0.join("snapshots.journal")
     }
 
     /// Returns the guest's private SSH host key; the public one lies beside it with `.pub`.

@@ -154,6 +154,15 @@ pub enum BackendError {
         /// Who wanted how much.
         what: String,
     },
+    /// The disk's table of snapshots would take more or fewer clusters.
+    #[error(
+        "the disk's table of snapshots is to the byte full: another name has to be of {length} \
+         bytes too, or `rmdir` one snapshot first"
+    )]
+    NoRoomInTable {
+        /// The length of the old name.
+        length: usize,
+    },
     /// A host port is taken.
     #[error("host port {port} is taken; `ss -lnp` shows by whom, config/ports has the list")]
     PortTaken {
@@ -369,6 +378,8 @@ pub struct ExitReport {
 pub struct SnapshotInfo {
     /// Its name.
     pub tag: String,
+    /// Its number, for which the hypervisor may take a name.
+    pub id: String,
     /// When it was taken.
     pub created: SystemTime,
     /// Bytes of memory and device state; 0 if the VM was off.
@@ -386,6 +397,13 @@ pub enum SnapshotOp {
     Restore(String),
     /// Drops one.
     Drop(String),
+    /// Gives one another name; only of a VM that is off.
+    Rename {
+        /// Its name.
+        from: String,
+        /// A name that is free.
+        to: String,
+    },
 }
 
 /// A QEMU that runs.
@@ -472,7 +490,7 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
     fn disk_size(&self, dir: &Path) -> Result<Option<u64>, BackendError>;
     /// Makes the disk if there is none, starts QEMU and waits for its greeting (2 s at most).
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched, BackendError>;
-    /// Takes, restores or drops a snapshot of a VM that is off.
+    /// Takes, restores, drops or renames a snapshot of a VM that is off.
     async fn snapshot(&self, dir: PathBuf, op: &SnapshotOp) -> Result<(), BackendError>;
     /// Lists the snapshots in a VM's disk, whoever made them; none if it has no disk yet. Looks at
     /// the file itself, at once.

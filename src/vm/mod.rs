@@ -145,8 +145,8 @@ pub(crate) enum Ask {
     Do(Command, oneshot::Sender<Result<(), VmError>>),
     /// A change of settings.
     Configure(Edit, oneshot::Sender<Result<(), VmError>>),
-    /// To stay off.
-    Hold(oneshot::Sender<Result<Hold, VmError>>),
+    /// To stay off while this image is made of it.
+    Hold(String, oneshot::Sender<Result<Hold, VmError>>),
     /// A new name, already reserved.
     Rename(String, oneshot::Sender<Result<(), VmError>>),
 }
@@ -403,12 +403,14 @@ impl Vm {
         failed && pending.remove(tag).is_some()
     }
 
-    /// Keeps the VM off, with its disk as it is, until the answer is dropped.
+    /// Keeps the VM off, with its disk and its snapshots as they are, until the answer is dropped:
+    /// `image` is being made of it.
     ///
     /// # Errors
-    /// [`Refusal::MustStop`] if it is not off, [`Refusal::NoDisk`] if it never ran.
-    pub async fn hold(&self) -> Result<Hold, VmError> {
-        self.ask(Ask::Hold).await
+    /// [`Refusal::MustStop`] if it is not off, [`Refusal::Held`] if another image is being made of
+    /// it, [`Refusal::NoDisk`] if it never ran.
+    pub async fn hold(&self, image: String) -> Result<Hold, VmError> {
+        self.ask(|answer| Ask::Hold(image, answer)).await
     }
 
     /// Carries out a verb, owning the handle.

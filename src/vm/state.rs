@@ -124,6 +124,13 @@ pub enum Command {
     Restore(String),
     /// Drop a snapshot.
     Drop(String),
+    /// Give a snapshot another name.
+    RenameSnapshot {
+        /// Its name.
+        from: String,
+        /// The new one.
+        to: String,
+    },
     /// Remove the VM.
     Remove,
 }
@@ -145,6 +152,7 @@ impl Command {
             Self::Take(_) => "mkdir",
             Self::Restore(_) => "restore",
             Self::Drop(_) => "rmdir",
+            Self::RenameSnapshot { .. } => "mv",
             Self::Remove => "rmdir",
         }
     }
@@ -197,6 +205,14 @@ pub enum Refusal {
         /// The state's word.
         state: &'static str,
     },
+    /// An image is being made of it.
+    #[error("{verb}: image {image} is being made of this VM; `cat wait` returns when that is done")]
+    Held {
+        /// The command's verb.
+        verb: &'static str,
+        /// The image.
+        image: String,
+    },
     /// `config/protect` is 1.
     #[error("rmdir: protected; `echo 0 > config/protect` first")]
     Protected,
@@ -217,6 +233,17 @@ pub enum Refusal {
     NoMemory {
         /// The name.
         tag: String,
+    },
+    /// QEMU would go back to another one.
+    #[error(
+        "restore: {tag} is also the number of snapshot {other}, for which QEMU would take it; \
+         `echo stop > ctl; cat wait`, then restore, or `mv snapshots/{tag} snapshots/NAME`"
+    )]
+    NumberOfAnother {
+        /// The name.
+        tag: String,
+        /// The name of the one with that number.
+        other: String,
     },
     /// There is nothing to take a snapshot of.
     #[error("there is no disk yet: it is made at the first start")]
@@ -270,6 +297,11 @@ pub fn admit(state: &State, command: &Command, protected: bool) -> Result<(), Re
             Command::Take(_) | Command::Restore(_) | Command::Drop(_),
             State::Stopped | State::Failed(_) | State::Running | State::Ready | State::Paused,
         ) => Ok(()),
+        // QEMU keeps the names in memory, and would write the old one back.
+        (Command::RenameSnapshot { .. }, State::Running | State::Ready | State::Paused) => {
+            Err(Refusal::MustStop { verb, state: word })
+        }
+        (Command::RenameSnapshot { .. }, State::Stopped | State::Failed(_)) => Ok(()),
         (_, State::Stopped | State::Failed(_)) => off(),
         (_, State::Starting | State::Stopping | State::Saving) => busy(),
         (Command::Pause, State::Paused) | (Command::Resume, State::Running | State::Ready) => {
@@ -318,12 +350,13 @@ mod tests {
                 | Refusal::HasDisk { .. }
                 | Refusal::NoSnapshot { .. }
                 | Refusal::SnapshotExists { .. }
-                | Refusal::MustStop { .. }
                 | Refusal::NoMemory { .. }
+                | Refusal::NumberOfAnother { .. }
                 | Refusal::NoDisk,
             )
             | Err(Refusal::Ephemeral) => '?',
-            Err(Refusal::InUse { .. }) => 'i',
+            Err(Refusal::InUse { .. } | Refusal::Held { .. }) => 'i',
+            Err(Refusal::MustStop { .. }) => 'm',
             Err(Refusal::Protected) => 'p',
             Err(Refusal::Broken { .. }) => 'x',
         };
@@ -349,6 +382,7 @@ mod tests {
             (Command::Take("a".into()), "+b+++bb+x"),
             (Command::Restore("a".into()), "+b+++bb+x"),
             (Command::Drop("a".into()), "+b+++bb+x"),
+            (Command::RenameSnapshot { from: "a".into(), to: "b".into() }, "+bmmmbb+x"),
             (Command::Remove, "+iiiiii++"),
         ];
         for (command, expected) in table {

@@ -182,6 +182,10 @@ struct Driver {
     reaching: Option<Task>,
     stopping: Option<Task>,
     snapshotting: Option<Snapshotting>,
+    /// The image that is being made of it.
+    held_for: Option<String>,
+    /// What the host has promised it, from its start to its end.
+    memory: Option<Reservation>,
     /// The guest's clock shows the past, and is set before the guest is ready.
     set_clock: bool,
 }
@@ -205,6 +209,8 @@ impl Driver {
             reaching: None,
             stopping: None,
             snapshotting: None,
+            held_for: None,
+            memory: None,
             set_clock: false,
         }
     }
@@ -295,7 +301,7 @@ impl Driver {
                 let result = self.configure(&edit).await;
                 drop(answer.send(result));
             }
-            Ask::Hold(answer) => drop(answer.send(self.hold())),
+            Ask::Hold(image, answer) => drop(answer.send(self.hold(image))),
             Ask::Rename(name, answer) => {
                 let result = self.rename(name).await;
                 drop(answer.send(result));
@@ -310,7 +316,7 @@ impl Driver {
         answer: oneshot::Sender<Result<(), VmError>>,
     ) -> Life {
         if let Err(refusal) = admit(&self.state(), &command, self.vm.spec().protect) {
-            drop(answer.send(Err(refusal.into())));
+            drop(answer.send(Err(self.explained(refusal).into())));
             return Life::GoesOn;
         }
         if let Some(op) = snapshot::operation(&command) {
@@ -339,7 +345,10 @@ impl Driver {
                 return Life::GoesOn;
             }
             // Snapshots have been seen to above.
-            Command::Take(_) | Command::Restore(_) | Command::Drop(_) => Ok(()),
+            Command::Take(_)
+            | Command::Restore(_)
+            | Command::Drop(_)
+            | Command::RenameSnapshot { .. } => Ok(()),
             Command::Remove => {
                 self.link.send_replace(Link::Off);
                 drop(answer.send(Ok(())));

@@ -1,7 +1,7 @@
 //! Snapshots: points in a VM's past, kept in its disk.
 //!
-//! Of a VM that is off, `qemu-img` takes, restores and drops them; of one that runs, QEMU does,
-//! with its memory. Either way the VM is `saving` meanwhile, and goes on as it was.
+//! Of a VM that is off, `qemu-img` takes, restores and drops them, and they can be renamed; of one
+//! that runs, QEMU does, with its memory. Either way the VM is `saving` meanwhile, and goes on as it was.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -118,20 +118,22 @@ impl Driver {
             SnapshotOp::Take(tag) if find(tag).is_some() => {
                 Err(Refusal::SnapshotExists { tag: tag.clone() })
             }
+            SnapshotOp::Rename { to, .. } if find(to).is_some() => {
+                Err(Refusal::SnapshotExists { tag: to.clone() })
+            }
             SnapshotOp::Take(_) => Ok(()),
+            SnapshotOp::Rename { from, .. } if find(from).is_none() => {
+                Err(Refusal::NoSnapshot { tag: from.clone() })
+            }
+            SnapshotOp::Rename { .. } => Ok(()),
             SnapshotOp::Restore(tag) | SnapshotOp::Drop(tag) => match find(tag) {
                 None => Err(Refusal::NoSnapshot { tag: tag.clone() }),
-                Some(found) => self.check_memory(op, found),
+                Some(found) if matches!(op, SnapshotOp::Restore(_)) && self.running.is_some() => {
+                    check_live(found, &known)
+                }
+                Some(_) => Ok(()),
             },
         }
-    }
-
-    fn check_memory(&self, op: &SnapshotOp, found: &SnapshotInfo) -> Result<(), Refusal> {
-        let restores = matches!(op, SnapshotOp::Restore(_));
-        if restores && self.running.is_some() && found.memory == 0 {
-            return Err(Refusal::NoMemory { tag: found.tag.clone() });
-        }
-        Ok(())
     }
 
     /// Tells who waits that the work goes on.
@@ -205,12 +207,27 @@ impl Driver {
     }
 }
 
+/// Says whether a VM that runs can go back to a snapshot.
+fn check_live(wanted: &SnapshotInfo, known: &[SnapshotInfo]) -> Result<(), Refusal> {
+    let tag = wanted.tag.clone();
+    if wanted.memory == 0 {
+        return Err(Refusal::NoMemory { tag });
+    }
+    match known.iter().find(|s| s.id == tag && s.tag != tag) {
+        Some(other) => Err(Refusal::NumberOfAnother { tag, other: other.tag.clone() }),
+        None => Ok(()),
+    }
+}
+
 /// Returns what a command does with a snapshot, if it does.
 pub(super) fn operation(command: &Command) -> Option<SnapshotOp> {
     match command {
         Command::Take(tag) => Some(SnapshotOp::Take(tag.clone())),
         Command::Restore(tag) => Some(SnapshotOp::Restore(tag.clone())),
         Command::Drop(tag) => Some(SnapshotOp::Drop(tag.clone())),
+        Command::RenameSnapshot { from, to } => {
+            Some(SnapshotOp::Rename { from: from.clone(), to: to.clone() })
+        }
         _ => None,
     }
 }
