@@ -83,7 +83,11 @@ pub fn cpus() -> usize {
 
 /// Returns a value of `/proc/meminfo` in bytes; 0 if there is none.
 pub fn memory(key: &str) -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    kibibytes(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default(), key)
+}
+
+/// Finds `KEY:  NUMBER kB` and returns it in bytes.
+fn kibibytes(text: &str, key: &str) -> u64 {
     let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
     let kib = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
     kib.unwrap_or(0) * 1024

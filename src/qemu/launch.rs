@@ -47,7 +47,7 @@ pub async fn launch(plan: &LaunchPlan, qemu: &Installation) -> Result<Launched, 
     let ended = watch_end(Arc::clone(&process));
     let (sink, events) = EventSink::new();
     let greeted = greeted(&dir, &sink, &process, &ended).await;
-    let qmp = greeted.map_err(|error| port_of(error, &plan.spec.ports))?;
+    let qmp = greeted.map_err(|error| cause_of(error, &plan.spec.ports))?;
     let facts = match facts(plan, qemu, &qmp, &process, since).await {
         Ok(facts) => facts,
         Err(QmpError::Closed) => return Err(died(&dir, end_of_bounded(&ended).await)),
@@ -85,11 +85,14 @@ fn machine<'a>(plan: &'a LaunchPlan, qemu: &'a Installation) -> &'a str {
     plan.spec.machine.as_deref().unwrap_or(&qemu.machine)
 }
 
-/// Tells a port that QEMU could not open apart from its other ends.
-fn port_of(error: BackendError, ports: &[Forward]) -> BackendError {
+/// Tells memory that it was not given, and a port that it could not open, apart from its other ends.
+fn cause_of(error: BackendError, ports: &[Forward]) -> BackendError {
     let BackendError::QemuDied { stderr, .. } = &error else {
         return error;
     };
+    if stderr.ends_with("Cannot allocate memory") {
+        return BackendError::NoMemory { what: format!("{stderr}; lower config/memory") };
+    }
     let refused =
         |f: &&Forward| stderr.contains(&format!("host forwarding rule '{}'", cmdline::rule(f)));
     ports.iter().find(refused).map_or(error.clone(), live::port_refused)

@@ -17,6 +17,7 @@ pub mod img;
 pub mod install;
 pub mod launch;
 pub mod machine;
+pub mod memory;
 pub mod monitor;
 pub mod process;
 pub mod proof;
@@ -37,11 +38,13 @@ use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use crate::store::layout::{Layout, VmDir};
+use crate::sys;
 use crate::vm::backend::{
-    Accel, Adoption, BackendError, Hypervisor, Images, LaunchPlan, Launched, SnapshotInfo,
-    SnapshotOp,
+    Accel, Adoption, BackendError, Hypervisor, Images, LaunchPlan, Launched, RunFacts,
+    SnapshotInfo, SnapshotOp,
 };
-use crate::vm::spec::AccelChoice;
+use crate::vm::memory::Ram;
+use crate::vm::spec::{AccelChoice, VmSpec};
 use accel::Chooser;
 use install::Installation;
 

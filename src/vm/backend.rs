@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use super::live::InForce;
+use super::memory::Ram;
 use super::spec::net::Forward;
 use super::spec::{AccelChoice, VmSpec};
 use super::stream::Stream;
@@ -486,6 +487,12 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
     fn facts(&self) -> Vec<(&'static str, String)>;
     /// Picks an accelerator: the verdict of `auto` is proven once and cached.
     async fn accel(&self, choice: AccelChoice) -> Result<Accel, BackendError>;
+    /// Returns the bytes of memory that machines could take now, within the limits that hold here.
+    fn memory_available(&self) -> u64;
+    /// Returns the bytes that a machine may come to take beside its guest's memory.
+    fn memory_overhead(&self, spec: &VmSpec) -> u64;
+    /// Returns the bytes that a running machine has taken for itself.
+    fn memory_taken(&self, facts: &RunFacts, ram: Ram) -> u64;
     /// Returns the size in bytes of the disk in a VM's directory; `None` if there is none yet.
     fn disk_size(&self, dir: &Path) -> Result<Option<u64>, BackendError>;
     /// Makes the disk if there is none, starts QEMU and waits for its greeting (2 s at most).

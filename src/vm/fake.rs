@@ -16,8 +16,9 @@ use super::World;
 use super::backend::*;
 use super::defaults::Defaults;
 use super::live::{Bound, InForce};
-use super::spec::AccelChoice;
+use super::memory::{Ledger, Ram};
 use super::spec::net::Forward;
+use super::spec::{AccelChoice, VmSpec};
 use super::stream::{Bell, Listener, Readiness, Stream};
 use crate::vm::VmError;
 
@@ -77,6 +78,7 @@ pub(crate) fn world(script: &Arc<Script>) -> World {
     let defaults = Defaults::open("/nowhere/defaults.json".into(), None).unwrap();
     World {
         hypervisor: fake.clone(),
+        memory: Ledger::new(fake.clone()),
         guests: fake.clone(),
         images: fake,
         events: Arc::default(),
@@ -135,6 +137,18 @@ impl Hypervisor for Fake {
         let machine = Arc::new(FakeMachine { facts, script, paused, events: Mutex::new(to) });
         self.0.machines.lock().insert(plan.uuid, Arc::clone(&machine));
         Ok(Launched { machine, events, paused: plan.paused })
+    }
+
+    fn memory_available(&self) -> u64 {
+        self.0.memory.lock().unwrap_or(u64::MAX)
+    }
+
+    fn memory_overhead(&self, _spec: &VmSpec) -> u64 {
+        0
+    }
+
+    fn memory_taken(&self, _facts: &RunFacts, _ram: Ram) -> u64 {
+        *self.0.taken_memory.lock()
     }
 
     fn disk_size(&self, _dir: &Path) -> Result<Option<u64>, BackendError> {

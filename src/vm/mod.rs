@@ -15,6 +15,7 @@ pub mod exec;
 pub(crate) mod fake;
 pub mod job;
 pub mod live;
+pub mod memory;
 pub mod notice;
 pub mod origin;
 pub mod spec;
@@ -39,6 +40,7 @@ use self::defaults::Defaults;
 use self::events::{Event, Feed};
 use self::exec::{Exec, ExecAccess};
 use self::job::{Job, JobError};
+use self::memory::Ledger;
 use self::spec::{Edit, Key, SpecError, VmSpec};
 use self::state::{Command, Refusal, State};
 use self::stream::{Bell, Listener, Stream};
@@ -91,6 +93,8 @@ pub struct World {
     pub defaults: Arc<Defaults>,
     /// Takes what happens to them.
     pub events: Arc<Feed>,
+    /// Promises them the host's memory.
+    pub memory: Arc<Ledger>,
 }
 
 /// A VM's number for the life of the daemon; never given twice.

@@ -338,7 +338,7 @@ mod tests {
         ]
     }
 
-    /// One letter a state: `+` admitted, `a`lready, `o`ff, `b`usy, `i`n use, `x` broken.
+    /// One letter a state: `+` admitted, `a`lready, `o`ff, `b`usy, `i`n use, `m`ust stop, `x` broken.
     fn row(command: &Command, protected: bool) -> String {
         let letter = |s: &State| match admit(s, command, protected) {
             Ok(()) => '+',

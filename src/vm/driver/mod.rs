@@ -25,6 +25,7 @@ use super::backend::{
 };
 use super::events::Event;
 use super::exec::{Exec, Link};
+use super::memory::Reservation;
 use super::spec::{Edit, VmSpec};
 use super::state::{Command, Refusal, State, admit};
 use super::stream::Bell;
@@ -34,6 +35,7 @@ use crate::store::layout::VmDir;
 
 mod configure;
 mod hold;
+mod memory;
 mod reach;
 mod snapshot;
 mod start;

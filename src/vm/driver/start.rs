@@ -9,6 +9,7 @@ use super::reach::Announcement;
 use super::{Driver, Life, Report, snapshot};
 use crate::vm::backend::{Adoption, BackendError, LaunchPlan, Launched};
 use crate::vm::exec::Link;
+use crate::vm::memory::Ram;
 use crate::vm::spec::VmSpec;
 use crate::vm::state::State;
 use crate::vm::{Vm, VmError, World, one_line};
@@ -40,6 +41,10 @@ impl Driver {
             drop(answer.send(Err(error.into())));
             return Life::GoesOn;
         }
+        if let Err(error) = self.reserve(&spec, Ram::Own) {
+            drop(answer.send(Err(error.into())));
+            return Life::GoesOn;
+        }
         self.life += 1;
         self.begun = Instant::now();
         self.starting = Some(Starting {
@@ -68,7 +73,12 @@ impl Driver {
 
     pub(super) fn on_planned(&mut self, planned: Result<Box<LaunchPlan>, BackendError>) {
         self.preparing = None;
-        let mut plan = match planned {
+        // By now the accelerator is known, and settings may have changed.
+        let reserved = planned.and_then(|plan| {
+            self.reserve(&plan.spec, Ram::Own)?;
+            Ok(plan)
+        });
+        let mut plan = match reserved {
             Ok(plan) => plan,
             Err(error) => return self.on_launch_failed(error),
         };
@@ -124,6 +134,7 @@ impl Driver {
         let Some(starting) = self.starting.take() else {
             return;
         };
+        self.memory = None;
         self.link.send_replace(Link::Off);
         // Who has opened the console meanwhile waits for a machine that does not come.
         self.vm.console().detach();
@@ -153,7 +164,10 @@ impl Driver {
     pub(super) fn settle(&mut self, adoption: Adoption) {
         match adoption {
             Adoption::NeverRan => {}
-            Adoption::Running(launched) => self.take_over(launched, Announcement::Awaited),
+            Adoption::Running(launched) => {
+                self.take_over(launched, Announcement::Awaited);
+                self.reserve_for_running();
+            }
             Adoption::Ended(reason) => self.enter(State::Failed(one_line(&reason))),
             Adoption::Unclear(reason) => self.enter(State::Failed(one_line(&reason))),
         }

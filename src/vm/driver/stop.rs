@@ -50,6 +50,7 @@ impl Driver {
             self.preparing = None;
             self.answer_start(Err(refusal.into()));
             self.starting = None;
+            self.memory = None;
             self.life += 1;
             self.link.send_replace(Link::Off);
             self.vm.console().detach();
@@ -89,6 +90,7 @@ impl Driver {
         self.abandon_snapshot(died);
         self.life += 1;
         self.running = None;
+        self.memory = None;
         self.session = None;
         self.reaching = None;
         self.stopping = None;

@@ -13,11 +13,15 @@ use crate::vm::fake::{Script, clean_exit, world};
 use crate::vm::spec::VmSpec;
 use crate::vm::state::{Command, Refusal, State};
 use crate::vm::stream::{self, Stream};
-use crate::vm::{Vm, VmError, VmId};
+use crate::vm::{Vm, VmError, VmId, World};
 
-const START: Command = Command::Start { paused: false };
+pub(super) const START: Command = Command::Start { paused: false };
 
 async fn vm(dir: &Path, script: &Arc<Script>) -> Vm {
+    vm_in(&world(script), dir, Uuid::new_v4()).await
+}
+
+pub(super) async fn vm_in(world: &World, dir: &Path, uuid: Uuid) -> Vm {
     let definition = Definition {
         version: 1,
         uuid: Uuid::nil(),
@@ -26,15 +30,15 @@ async fn vm(dir: &Path, script: &Arc<Script>) -> Vm {
     };
     let birth = Birth {
         id: VmId(1),
-        uuid: Uuid::new_v4(),
+        uuid,
         dir: VmDir(dir.to_owned()),
         name: "vm1".into(),
         definition: Ok(definition),
     };
-    spawn(birth, world(script)).await
+    spawn(birth, world.clone()).await
 }
 
-async fn until(vm: &Vm, wanted: &State) {
+pub(super) async fn until(vm: &Vm, wanted: &State) {
     let mut listener = vm.listen();
     while vm.state() != *wanted {
         tokio::time::timeout(Duration::from_secs(60), listener.rung()).await.unwrap();
@@ -49,7 +53,7 @@ struct Fixture {
 
 /// A directory that is gone in the end, although the driver may be adding a line to the VM's log in
 /// this very moment.
-struct Scratch(tempfile::TempDir);
+pub(super) struct Scratch(pub(super) tempfile::TempDir);
 
 impl Drop for Scratch {
     fn drop(&mut self) {
@@ -234,7 +238,7 @@ async fn settings_are_stored_and_the_image_is_fixed_by_the_disk() {
     assert!(matches!(error, VmError::Refused(Refusal::HasDisk { .. })), "{error}");
 }
 
-async fn set(vm: &Vm, name: &str, text: &str) -> Result<(), VmError> {
+pub(super) async fn set(vm: &Vm, name: &str, text: &str) -> Result<(), VmError> {
     let key = crate::vm::spec::KEYS.iter().find(|k| k.name == name).unwrap();
     vm.clone().configure(key, text.to_owned(), crate::vm::WriteMode::Replace).await
 }
