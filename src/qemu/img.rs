@@ -165,6 +165,15 @@ pub async fn drop_snapshot(disk: &Path, tag: &str) -> Result<(), BackendError> {
     snapshot(disk, "drop the snapshot", "-d", tag).await
 }
 
+/// Gives clusters back that a disk counts as used and does not use.
+///
+/// # Errors
+/// Its own last line, also if there is more to repair than that.
+pub async fn repair_leaks(disk: &Path) -> Result<(), BackendError> {
+    let args = ["check", "-q", "-r", "leaks", &without_backing(disk)].map(OsString::from);
+    run("repair the disk", &args).await.map(drop)
+}
+
 async fn snapshot(disk: &Path, what: &str, flag: &str, tag: &str) -> Result<(), BackendError> {
     let args = ["snapshot", "-q", flag, tag, &without_backing(disk)].map(OsString::from);
     run(what, &args).await.map(drop)

@@ -12,7 +12,7 @@ use super::install::{Installation, PROGRAM, not_started};
 use super::machine::{Ended, EventSink, Parts, died, end_of, live, watch_end};
 use super::process::{self, Process};
 use super::qmp::{GREETING_BOUND, Qmp, QmpError};
-use super::{connect, img, record, rename};
+use super::{connect, img, record, rename, repair};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, LaunchPlan, Launched, RunFacts, SeedKind};
 use crate::vm::live::InForce;
@@ -33,6 +33,8 @@ pub async fn launch(plan: &LaunchPlan, qemu: &Installation) -> Result<Launched, 
     refuse_second(&dir).await?;
     record::clear(&dir);
     rename::recover(&dir)?;
+    repair::repair(&dir).await;
+    repair::begin(&dir)?;
     img::check_base(&plan.image)?;
     cmdline::check_files(&plan.spec)?;
     img::ensure_overlay(&dir, &plan.image, plan.spec.disk).await?;

@@ -16,7 +16,7 @@ use super::cmdline::READY_ID;
 use super::monitor::Conversation;
 use super::process::{Process, last_words};
 use super::qmp::{Event, Qmp, QmpError};
-use super::{record, snapshot};
+use super::{record, repair, snapshot};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
     BackendError, ExitReport, Launched, Machine, MachineEvent, MonitorAccess, RunFacts, SnapshotOp,
@@ -165,6 +165,9 @@ impl Running {
         // QEMU's last events may still be on their way to us; nothing comes after its end.
         timeout(END_BOUND, self.parts.qmp.closed()).await.ok();
         let report = self.report(status, sink.shut_down.load(Ordering::Relaxed));
+        if report.clean {
+            repair::end(&self.parts.dir);
+        }
         let wanted = report.clean || self.killed.load(Ordering::Relaxed);
         // Nobody may listen any more; the record is then put right all the same.
         sink.sender.send(MachineEvent::Exited(report)).await.ok();

@@ -3,7 +3,7 @@
 //! - [`cmdline`]: a launch as arguments. [`launch`]: starting it. [`machine`]: what then runs.
 //! - [`qmp`], [`connect`]: talking to it; [`monitor`]: users' own conversations. [`process`], [`record`]: holding on to it.
 //! - [`adopt`]: finding it again after a restart of the daemon.
-//! - [`snapshot`], [`rename`], [`qcow2`]: points in a VM's past.
+//! - [`snapshot`], [`rename`], [`qcow2`]: points in a VM's past. [`repair`]: what was cut short.
 //! - [`accel`], [`proof`]: KVM or TCG. [`install`], [`img`]: the programs themselves. [`memory`]: what
 //!   they take, and what there is.
 //!
@@ -25,6 +25,7 @@ pub mod qcow2;
 pub mod qmp;
 pub mod record;
 mod rename;
+mod repair;
 mod snapshot;
 #[cfg(test)]
 #[cfg(feature = "qemu_tests")]
@@ -114,10 +115,13 @@ impl Hypervisor for Qemu {
     async fn snapshot(&self, dir: PathBuf, op: &SnapshotOp) -> Result<(), BackendError> {
         let dir = VmDir(dir);
         rename::recover(&dir)?;
+        let disk = dir.disk();
         match op {
-            SnapshotOp::Take(tag) => img::take_snapshot(&dir.disk(), tag).await,
-            SnapshotOp::Restore(tag) => img::restore_snapshot(&dir.disk(), tag).await,
-            SnapshotOp::Drop(tag) => img::drop_snapshot(&dir.disk(), tag).await,
+            SnapshotOp::Take(tag) => repair::marked(&dir, img::take_snapshot(&disk, tag)).await,
+            SnapshotOp::Restore(tag) => {
+                repair::marked(&dir, img::restore_snapshot(&disk, tag)).await
+            }
+            SnapshotOp::Drop(tag) => repair::marked(&dir, img::drop_snapshot(&disk, tag)).await,
             SnapshotOp::Rename { from, to } => rename::off_thread(dir, from, to).await,
         }
     }

@@ -11,6 +11,7 @@
 //!     name                     its name, apart so that damage to the definition does not lose it
 //!     disk.qcow2               its disk, made at the first start
 //!     snapshots.journal        while a snapshot gets another name: what the disk's table of them was
+//!     disk.changing            while something changes the disk; found at a start, it was killed
 //!     temporary.qcow2          what an ephemeral VM writes, until QEMU has opened it
 //!     host_key{,.pub}          its SSH host key
 //!     known_hosts              that key as other SSH clients want it
@@ -67,6 +68,11 @@ impl Layout {
     /// Returns our private key; the public one lies beside it with `.pub`.
     pub fn client_key(&self) -> PathBuf {
         self.root.join("ssh/id_ed25519")
+    }
+
+    /// Lists the directories that hold files of the store itself, beside VMs and images.
+    pub fn plain_dirs(&self) -> [PathBuf; 3] {
+        [self.root.clone(), self.root.join("ssh"), self.cache()]
     }
 
     /// Returns the directory of all VMs.
@@ -128,6 +134,11 @@ impl VmDir {
     /// Returns the disk.
     pub fn disk(&self) -> PathBuf {
         self.0.join(names::DISK)
+    }
+
+    /// Returns the mark that something changes the disk.
+    pub fn disk_mark(&self) -> PathBuf {
+        self.0.join("disk.changing")
     }
 
     /// Returns what the disk's table of snapshots was, while one of them gets another name.
