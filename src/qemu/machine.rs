@@ -220,6 +220,10 @@ impl Machine for Running {
         &self.parts.facts
     }
 
+    async fn has_run(&self) -> Result<bool, BackendError> {
+        Ok(self.ask("query-status").await?["status"] != "prelaunch")
+    }
+
     async fn pause(&self) -> Result<(), BackendError> {
         self.ask("stop").await.map(drop)
     }

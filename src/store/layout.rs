@@ -121,6 +121,23 @@ impl Layout {
 pub struct VmDir(pub PathBuf);
 
 impl VmDir {
+    /// All names there can be in it while no QEMU runs.
+    pub const NAMES: &[&str] = &[
+        "vm.json",
+        "name",
+        names::DISK,
+        "host_key",
+        "host_key.pub",
+        "known_hosts",
+        names::SEED,
+        names::CIDATA,
+        "run.json",
+        "qemu.log",
+        names::CONSOLE_LOG,
+        names::QMP,
+        names::SERIAL,
+    ];
+
     /// Returns the definition.
     pub fn definition(&self) -> PathBuf {
         self.0.join("vm.json")

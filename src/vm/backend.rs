@@ -412,6 +412,8 @@ pub enum SnapshotOp {
 pub trait Machine: fmt::Debug + Send + Sync {
     /// What is known about it.
     fn facts(&self) -> &RunFacts;
+    /// Says whether the processors have run since QEMU was started.
+    async fn has_run(&self) -> Result<bool, BackendError>;
     /// Stops the processors.
     async fn pause(&self) -> Result<(), BackendError>;
     /// Lets the processors run.

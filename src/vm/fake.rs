@@ -212,6 +212,10 @@ impl Machine for FakeMachine {
         &self.facts
     }
 
+    async fn has_run(&self) -> Result<bool, BackendError> {
+        Ok(true)
+    }
+
     async fn pause(&self) -> Result<(), BackendError> {
         self.paused.store(true, Ordering::Relaxed);
         self.call("pause", None).await;

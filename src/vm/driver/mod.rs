@@ -76,7 +76,7 @@ pub struct Birth {
 /// the state is known.
 pub async fn spawn(birth: Birth, world: World) -> Vm {
     let adoption = match &birth.definition {
-        Ok(_) => world.hypervisor.adopt(birth.dir.0.clone(), birth.uuid).await,
+        Ok(_) => snapshot::adopt(&*world.hypervisor, birth.dir.0.clone(), birth.uuid).await,
         Err(_) => Adoption::NeverRan,
     };
     let (asks, inbox) = mpsc::channel(16);
@@ -368,11 +368,11 @@ impl Driver {
             drop(answer.send(Err(refusal.into())));
             return;
         };
-        let machine = Arc::clone(&running.machine);
+        let (machine, suspended) = (Arc::clone(&running.machine), self.is_suspended());
         self.detached(|to| async move {
             let done = match &command {
                 Command::Pause => machine.pause().await,
-                Command::Resume => machine.resume().await,
+                Command::Resume => snapshot::resume(&*machine, suspended).await,
                 Command::PressKeys { chords } => machine.press_keys(chords).await,
                 _ => machine.reset().await,
             };

@@ -8,9 +8,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use uuid::Uuid;
 
 use super::{Driver, Report, Task};
-use crate::vm::backend::{BackendError, Hypervisor, Launched, Machine, SnapshotInfo, SnapshotOp};
+use crate::vm::backend::{
+    Adoption, BackendError, Hypervisor, Launched, Machine, SnapshotInfo, SnapshotOp,
+};
 use crate::vm::state::{Command, Refusal, State};
 use crate::vm::{VmError, one_line};
 
@@ -102,7 +105,7 @@ impl Driver {
 
     /// Says whether the next start goes on from what `suspend` has saved.
     pub(super) fn is_suspended(&self) -> bool {
-        self.vm.snapshots().iter().any(|s| s.tag == SUSPENDED && s.memory > 0)
+        is_suspended(&self.vm.snapshots())
     }
 
     fn check_snapshot(&self, op: &SnapshotOp) -> Result<(), Refusal> {
@@ -254,6 +257,34 @@ async fn while_off(
         }
         _ => Ok(()),
     }
+}
+
+fn is_suspended(known: &[SnapshotInfo]) -> bool {
+    known.iter().any(|s| s.tag == SUSPENDED && s.memory > 0)
+}
+
+/// Lets the processors run. A `suspend` that did not come to its end has left what no start must go
+/// on from any more.
+pub(super) async fn resume(machine: &dyn Machine, suspended: bool) -> Result<(), BackendError> {
+    if suspended {
+        machine.snapshot(&SnapshotOp::Drop(SUSPENDED.to_owned())).await?;
+    }
+    machine.resume().await
+}
+
+/// Finds the machine that an earlier daemon started. One that was to go on from what `suspend` has
+/// saved, and has not run, is ended: nothing is lost, and the next start does it.
+pub(super) async fn adopt(hypervisor: &dyn Hypervisor, dir: PathBuf, uuid: Uuid) -> Adoption {
+    let adoption = hypervisor.adopt(dir.clone(), uuid).await;
+    let Adoption::Running(launched) = &adoption else { return adoption };
+    let was_going_on = launched.paused && is_suspended(&hypervisor.snapshots(&dir));
+    if was_going_on && matches!(launched.machine.has_run().await, Ok(false)) {
+        match launched.machine.kill().await {
+            Ok(()) => return Adoption::NeverRan,
+            Err(error) => return Adoption::Unclear(error.to_string()),
+        }
+    }
+    adoption
 }
 
 /// Goes on from what `suspend` has saved, in a machine launched with its processors stopped.
