@@ -181,8 +181,10 @@ async fn snapshot(disk: &Path, what: &str, flag: &str, tag: &str) -> Result<(), 
 
 /// Names a qcow2 image such that its backing file is not opened.
 fn without_backing(path: &Path) -> String {
-    let file = json!({"driver": "file", "filename": path.to_string_lossy()});
-    format!("json:{}", json!({"driver": "qcow2", "backing": null, "file": file}))
+    // What becomes free goes back to the host.
+    let file = json!({"driver": "file", "filename": path.to_string_lossy(), "discard": "unmap"});
+    let node = json!({"driver": "qcow2", "backing": null, "discard": "unmap", "file": file});
+    format!("json:{node}")
 }
 
 /// Describes a qcow2 image without opening its backing file.

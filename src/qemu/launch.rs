@@ -33,8 +33,7 @@ pub async fn launch(plan: &LaunchPlan, qemu: &Installation) -> Result<Launched, 
     refuse_second(&dir).await?;
     record::clear(&dir);
     rename::recover(&dir)?;
-    repair::repair(&dir).await;
-    repair::begin(&dir)?;
+    repair::begin_whole(&dir).await?;
     img::check_base(&plan.image)?;
     cmdline::check_files(&plan.spec)?;
     img::ensure_overlay(&dir, &plan.image, plan.spec.disk).await?;

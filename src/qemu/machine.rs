@@ -269,7 +269,8 @@ impl Machine for Running {
     }
 
     async fn snapshot(&self, op: &SnapshotOp) -> Result<(), BackendError> {
-        snapshot::run(&self.parts.qmp, op).await
+        let done = snapshot::run(&self.parts.qmp, op).await;
+        done.map_err(|error| snapshot::cause_of(error, &self.parts.dir))
     }
 
     async fn kill(&self) -> Result<(), BackendError> {

@@ -1,16 +1,18 @@
 //! A qcow2 image's table of snapshots, as QEMU's `docs/interop/qcow2.txt` describes it.
 //!
 //! A look at the file itself costs microseconds, works while QEMU runs, and shows also what others
-//! have made; `qemu-img` would cost a process for every `ls`. Nothing is written here: [`super::rename`]
-//! alone changes a table.
+//! have made; `qemu-img` would cost a process for every `ls`. Nothing is written here: that is done by
+//! [`super::rename`] and [`super::repair`].
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::ops::{Range, RangeInclusive};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
-use crate::vm::backend::SnapshotInfo;
+use crate::sys;
+use crate::vm::backend::{BackendError, SnapshotInfo};
 
 /// QEMU's own bound on the number of snapshots of one image.
 const MOST: u32 = 65_536;
@@ -23,8 +25,15 @@ const NAME_SIZE: usize = 14;
 /// The incompatible features that leave the table of snapshots what it is: dirty, external data,
 /// compression, extended L2. Not among them: an image marked corrupt, and what is yet to come.
 const HARMLESS: u64 = 0b1_1101;
+/// Among them, the one that makes the references to clusters twice as long.
+const EXTENDED_L2: u64 = 1 << 4;
+/// QEMU's own bound on the number of entries of the first table of clusters.
+const MOST_L1: u32 = 4 << 20;
+/// The bytes of an image that QEMU locks for what it does with it, and for what it lets others do
+/// (`RAW_LOCK_PERM_BASE`, `RAW_LOCK_SHARED_BASE` in its `block/file-posix.c`).
+const QEMU_LOCKS: Range<i64> = 100..300;
 /// QEMU's bounds on the size of a cluster, as powers of two.
-const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
+const CLUSTER_BITS: RangeInclusive<u32> = 9..=21;
 
 /// Lists the snapshots of an image in the order of its table.
 ///
@@ -36,7 +45,35 @@ pub fn snapshots(path: &Path) -> io::Result<Vec<SnapshotInfo>> {
     Ok(table.entries.iter().map(Entry::info).collect())
 }
 
-/// What an image's header says of the table.
+/// Opens an image to change it, while nobody else does.
+///
+/// # Errors
+/// `Io`, with `EBUSY` while another program uses it.
+pub(super) fn open(disk: &Path) -> Result<File, BackendError> {
+    let what = || format!("the disk {}", disk.display());
+    let file = File::options().read(true).write(true).open(disk);
+    let file = file.map_err(|e| BackendError::io(what(), &e))?;
+    match sys::lock_bytes(&file, QEMU_LOCKS) {
+        Ok(()) => Ok(file),
+        Err(_) => Err(BackendError::Io {
+            what: what(),
+            error: "another program uses it; `fuser -v` says which".to_owned(),
+            errno: libc::EBUSY,
+        }),
+    }
+}
+
+/// Reads so many bytes; beyond the end of the file they are 0.
+pub(super) fn bytes_at(file: &File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    let mut read = 0;
+    while let n @ 1.. = file.read_at(&mut bytes[read..], offset + read as u64)? {
+        read += n;
+    }
+    Ok(bytes)
+}
+
+/// What an image's header says of its snapshots, and of what was to become one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Header {
     count: u32,
@@ -46,6 +83,9 @@ pub(super) struct Header {
     pub(super) cluster: u64,
     /// The image is marked corrupt, or of a kind yet to come.
     pub(super) read_only: bool,
+    /// The references to a machine's memory, beyond those to the disk: bytes of the file. Those
+    /// that count are a snapshot's own.
+    pub(super) machine_state: Range<u64>,
 }
 
 impl Header {
@@ -62,8 +102,18 @@ impl Header {
         if count > MOST || !CLUSTER_BITS.contains(&bits) {
             return Err(invalid("a damaged qcow2 header"));
         }
-        let read_only = version > 2 && u64_at(&header, 72) & !HARMLESS != 0;
-        Ok(Self { count, offset, cluster: 1 << bits, read_only })
+        let features = if version > 2 { u64_at(&header, 72) } else { 0 };
+        let (l1_entries, l1) = (u32_at(&header, 36), u64_at(&header, 40));
+        if l1_entries > MOST_L1 {
+            return Err(invalid("a damaged qcow2 header"));
+        }
+        // An entry of the first table stands for a cluster full of references.
+        let reference_bits = if features & EXTENDED_L2 == 0 { 3 } else { 4 };
+        let disk = u64_at(&header, 24).div_ceil(1 << (2 * bits - reference_bits));
+        let end = u64::from(l1_entries);
+        let machine_state = l1 + 8 * disk.min(end)..l1 + 8 * end;
+        let read_only = features & !HARMLESS != 0;
+        Ok(Self { count, offset, cluster: 1 << bits, read_only, machine_state })
     }
 }
 

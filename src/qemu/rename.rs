@@ -8,19 +8,13 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::qcow2::{Header, Table};
+use super::qcow2::{Header, Table, bytes_at, open};
 use crate::store::file;
 use crate::store::layout::VmDir;
-use crate::sys;
 use crate::vm::backend::BackendError;
-
-/// The bytes of an image that QEMU locks for what it does with it, and for what it lets others do
-/// (`RAW_LOCK_PERM_BASE`, `RAW_LOCK_SHARED_BASE` in its `block/file-posix.c`).
-const QEMU_LOCKS: std::ops::Range<i64> = 100..300;
 
 /// Bytes of a disk that are being replaced by others, as many.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,30 +126,6 @@ fn roll_back(dir: &VmDir, disk: &File) -> io::Result<()> {
 fn forget(dir: &VmDir) -> io::Result<()> {
     fs::remove_file(dir.snapshot_journal())?;
     file::sync_dir(&dir.0)
-}
-
-fn open(disk: &Path) -> Result<File, BackendError> {
-    let what = || format!("the disk {}", disk.display());
-    let file = File::options().read(true).write(true).open(disk);
-    let file = file.map_err(|e| BackendError::io(what(), &e))?;
-    match sys::lock_bytes(&file, QEMU_LOCKS) {
-        Ok(()) => Ok(file),
-        Err(_) => Err(BackendError::Io {
-            what: what(),
-            error: "another program uses it; `fuser -v` says which".to_owned(),
-            errno: libc::EBUSY,
-        }),
-    }
-}
-
-/// Reads so many bytes; beyond the end of the file they are 0.
-fn bytes_at(file: &File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; length];
-    let mut read = 0;
-    while let n @ 1.. = file.read_at(&mut bytes[read..], offset + read as u64)? {
-        read += n;
-    }
-    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -285,7 +255,7 @@ mod tests {
             let length = old.max(new.len());
             new.resize(length, 0);
             let journal = Journal { offset, old: bytes_at(&file, offset, length).unwrap(), new };
-            for written in 0..=length {
+            for written in (0..length).step_by(7).chain([length]) {
                 file::replace_json(&disk.dir.snapshot_journal(), &journal).unwrap();
                 file.write_all_at(&journal.new[..written], offset).unwrap();
                 recover(&disk.dir).unwrap();

@@ -6,8 +6,11 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 
-use super::img;
+use super::qcow2::Header;
+use super::{img, qcow2};
 use crate::store::layout::VmDir;
 use crate::vm::backend::BackendError;
 
@@ -15,7 +18,7 @@ use crate::vm::backend::BackendError;
 ///
 /// # Errors
 /// What the disk answers.
-pub(super) fn begin(dir: &VmDir) -> Result<Mark, BackendError> {
+fn begin(dir: &VmDir) -> Result<Mark, BackendError> {
     let path = dir.disk_mark();
     match File::options().write(true).create_new(true).open(&path) {
         Ok(_) => Ok(Mark::Ours),
@@ -26,7 +29,7 @@ pub(super) fn begin(dir: &VmDir) -> Result<Mark, BackendError> {
 
 /// Whose a mark is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mark {
+enum Mark {
     Ours,
     /// Of somebody who was killed.
     AnEarlierOne,
@@ -56,17 +59,41 @@ pub(super) async fn marked(
     Ok(())
 }
 
-/// Gives back what was lost in a disk whose last user was killed.
-pub(super) async fn repair(dir: &VmDir) {
-    if !dir.disk_mark().exists() {
-        return;
+/// Says that the disk is being changed from now on, after what was lost in it is given back: by a
+/// user who was killed, or by a snapshot for whose memory there was no room.
+///
+/// # Errors
+/// As [`begin`].
+pub(super) async fn begin_whole(dir: &VmDir) -> Result<(), BackendError> {
+    let mark = begin(dir)?;
+    if !dir.disk().exists() {
+        return Ok(());
     }
-    if dir.disk().exists()
-        && let Err(error) = img::repair_leaks(&dir.disk()).await
-    {
+    let repaired = match forget_machine_state(&dir.disk()) {
+        Ok(false) if mark == Mark::Ours => Ok(()),
+        Ok(_) => img::repair_leaks(&dir.disk()).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = repaired {
         // It costs space only; and a disk that is worse off, QEMU refuses itself.
         tracing::warn!(dir = %dir.0.display(), %error, "clusters may be lost");
-        return;
     }
-    end(dir);
+    Ok(())
+}
+
+/// Drops the references to a machine's memory that belongs to no snapshot; its clusters are then
+/// lost. Says whether there was any. QEMU would use them for the next snapshot only.
+fn forget_machine_state(disk: &Path) -> Result<bool, BackendError> {
+    let failed = |e: io::Error| BackendError::io(format!("the disk {}", disk.display()), &e);
+    let file = qcow2::open(disk)?;
+    let Header { machine_state, read_only, .. } = Header::read(&file).map_err(failed)?;
+    let length = usize::try_from(machine_state.end - machine_state.start).unwrap_or(0);
+    let there = qcow2::bytes_at(&file, machine_state.start, length).map_err(failed)?;
+    if read_only || there.iter().all(|byte| *byte == 0) {
+        return Ok(false);
+    }
+    // On disk before anything counts the clusters as free.
+    let zeroed = file.write_all_at(&vec![0; length], machine_state.start);
+    zeroed.and_then(|()| file.sync_all()).map_err(failed)?;
+    Ok(true)
 }

@@ -4,6 +4,7 @@
 //! No policy here (`state.rs`), and no names of files on disk (`store::layout`).
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -213,17 +214,16 @@ impl BackendError {
     /// Wraps a system error, telling a full disk and a lack of memory apart from the rest.
     pub fn io(what: impl Into<String>, error: &std::io::Error) -> Self {
         let what = what.into();
-        match error.raw_os_error() {
-            Some(libc_errno::ENOSPC | libc_errno::EDQUOT) => Self::NoSpace { what },
-            Some(libc_errno::ENOMEM) => Self::NoMemory { what },
-            errno => Self::Io { what, error: error.to_string(), errno: errno.unwrap_or(0) },
+        // By the kind: a library may have wrapped the system's own error.
+        match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Self::NoSpace { what },
+            ErrorKind::OutOfMemory => Self::NoMemory { what },
+            _ => {
+                let errno = error.raw_os_error().unwrap_or(0);
+                Self::Io { what, error: error.to_string(), errno }
+            }
         }
     }
-}
-
-/// The errno values that this layer tells apart (constants of the kernel's ABI, not calls).
-mod libc_errno {
-    pub(super) use libc::{EDQUOT, ENOMEM, ENOSPC};
 }
 
 /// What an image offers for booting. Every source of images ends in this shape.
