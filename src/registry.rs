@@ -4,6 +4,7 @@
 
 pub mod images;
 pub mod trash;
+mod warm;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
@@ -19,7 +20,7 @@ use uuid::Uuid;
 use self::trash::Trash;
 use crate::store::file;
 use crate::store::layout::{Layout, VmDir};
-use crate::vm::backend::BackendError;
+use crate::vm::backend::{BackendError, Lifetime};
 use crate::vm::driver::{self, Birth, Definition};
 use crate::vm::events::Event;
 use crate::vm::origin::OriginError;
@@ -244,6 +245,7 @@ impl Registry {
             dir,
             name: name.clone(),
             definition: Ok(definition),
+            lifetime: Lifetime::Own,
         };
         let vm = driver::spawn(birth, self.world.clone()).await;
         self.insert(name, &vm);
@@ -380,7 +382,7 @@ struct Found {
 impl Found {
     fn birth(self, id: VmId) -> Birth {
         let Self { uuid, dir, name, definition } = self;
-        Birth { id, uuid, dir, name, definition }
+        Birth { id, uuid, dir, name, definition, lifetime: Lifetime::Own }
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! The store lies on a small tmpfs. Mounting that takes a user namespace, in which the test runs again.
 #![cfg(feature = "qemu_tests")]
+#![allow(clippy::print_stdout, reason = "that it is skipped is told")]
 
 mod common;
 

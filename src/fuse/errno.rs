@@ -95,7 +95,8 @@ fn refused(refusal: &Refusal) -> i32 {
         Refusal::Busy { .. }
         | Refusal::Held { .. }
         | Refusal::InUse { .. }
-        | Refusal::MustStop { .. } => libc::EBUSY,
+        | Refusal::MustStop { .. }
+        | Refusal::NotReady { .. } => libc::EBUSY,
         Refusal::Protected => libc::EPERM,
         Refusal::HasDisk { .. } | Refusal::Ephemeral => libc::EINVAL,
         Refusal::NoSnapshot { .. } | Refusal::NoDisk => libc::ENOENT,
@@ -111,7 +112,8 @@ fn backend(error: &BackendError) -> i32 {
         BackendError::NoAccelerator { .. } => libc::ENODEV,
         BackendError::QemuDied { .. }
         | BackendError::QmpRefused { .. }
-        | BackendError::CannotResume { .. } => libc::EREMOTEIO,
+        | BackendError::CannotResume { .. }
+        | BackendError::Twin { .. } => libc::EREMOTEIO,
         BackendError::QmpTimeout { .. } | BackendError::GuestTimeout { .. } => libc::ETIMEDOUT,
         BackendError::NoImage { .. } | BackendError::NoSource { .. } => libc::ENOENT,
         BackendError::BadSource { .. } => libc::EINVAL,

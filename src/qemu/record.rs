@@ -71,7 +71,9 @@ pub fn forget(dir: &VmDir, facts: &RunFacts) {
 /// and what a launch was killed over.
 pub fn clear(dir: &VmDir) {
     remove_if_there(&dir.run());
-    for name in [names::QMP, names::SERIAL, names::TEMPORARY_DISK, names::DISK_PARTIAL] {
+    for name in
+        [names::QMP, names::SERIAL, names::IDENTITY, names::TEMPORARY_DISK, names::DISK_PARTIAL]
+    {
         remove_if_there(&dir.0.join(name));
     }
 }

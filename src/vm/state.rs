@@ -213,6 +213,14 @@ pub enum Refusal {
         /// The image.
         image: String,
     },
+    /// Its guest does not answer yet, or not any more.
+    #[error("{verb}: the VM is {state}; `cat ready` waits for its guest")]
+    NotReady {
+        /// What was asked for.
+        verb: &'static str,
+        /// The state's word.
+        state: &'static str,
+    },
     /// `config/protect` is 1.
     #[error("rmdir: protected; `echo 0 > config/protect` first")]
     Protected,
@@ -350,6 +358,7 @@ mod tests {
                 | Refusal::HasDisk { .. }
                 | Refusal::NoSnapshot { .. }
                 | Refusal::SnapshotExists { .. }
+                | Refusal::NotReady { .. }
                 | Refusal::NoMemory { .. }
                 | Refusal::NumberOfAnother { .. }
                 | Refusal::NoDisk,

@@ -114,7 +114,7 @@ pub(crate) fn files(aq: &Mounted, found: &mut Vec<String>) {
     for image in names(&store.images()) {
         strangers(
             &store.image(&image),
-            &["image.json", "disk.raw", "disk.qcow2", "vmlinux", "initrd", "source"],
+            &["image.json", "disk.raw", "disk.qcow2", "vmlinux", "initrd", "source", "warm"],
             found,
         );
     }

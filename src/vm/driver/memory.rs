@@ -1,7 +1,8 @@
 //! The memory that the host promises the VM.
 
 use super::Driver;
-use crate::vm::backend::BackendError;
+use super::warm::WARM;
+use crate::vm::backend::{BackendError, ImageInfo};
 use crate::vm::memory::{Check, Need, Ram};
 use crate::vm::spec::VmSpec;
 
@@ -28,8 +29,16 @@ impl Driver {
             Some(now) => VmSpec { memory: now.memory, ..now.spec },
             None => VmSpec::clone(&self.vm.spec()),
         };
-        let entered = self.reserve(&VmSpec { overcommit: true, ..spec }, Ram::Own);
+        let is_clone = self.vm.view().facts.is_some_and(|facts| facts.warm == WARM);
+        let ram = if is_clone { Ram::CopyOnWrite } else { Ram::Own };
+        let entered = self.reserve(&VmSpec { overcommit: true, ..spec }, ram);
         debug_assert!(entered.is_ok(), "nothing was checked");
+    }
+
+    /// Says what the next start's memory will be made of, as far as can be told at once.
+    pub(super) fn likely_ram(&self, image: &ImageInfo) -> Ram {
+        let goes_on = image.warm.starts_with(WARM) && !self.vm.dir().disk().exists();
+        if goes_on { Ram::CopyOnWrite } else { Ram::Own }
     }
 
     fn need(&self, spec: &VmSpec, ram: Ram) -> Need {

@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::reach::Announcement;
+use super::warm::{self, WARM};
 use super::{Driver, Life, Report, snapshot};
 use crate::vm::backend::{Adoption, BackendError, LaunchPlan, Launched};
 use crate::vm::exec::Link;
 use crate::vm::memory::Ram;
 use crate::vm::spec::VmSpec;
 use crate::vm::state::State;
+use crate::vm::warm::Memory;
 use crate::vm::{Vm, VmError, World, one_line};
 
 /// How long a write of `start` waits for QEMU's greeting before it answers "under way".
@@ -36,12 +38,12 @@ impl Driver {
         answer: oneshot::Sender<Result<(), VmError>>,
     ) -> Life {
         let spec = self.vm.spec();
-        if self.world.images.info(&spec.image).is_none() {
+        let Some(image) = self.world.images.info(&spec.image) else {
             let error = BackendError::NoImage { name: spec.image.clone() };
             drop(answer.send(Err(error.into())));
             return Life::GoesOn;
-        }
-        if let Err(error) = self.reserve(&spec, Ram::Own) {
+        };
+        if let Err(error) = self.reserve(&spec, self.likely_ram(&image)) {
             drop(answer.send(Err(error.into())));
             return Life::GoesOn;
         }
@@ -73,9 +75,9 @@ impl Driver {
 
     pub(super) fn on_planned(&mut self, planned: Result<Box<LaunchPlan>, BackendError>) {
         self.preparing = None;
-        // By now the accelerator is known, and settings may have changed.
+        // By now it is known how it starts, and settings may have changed.
         let reserved = planned.and_then(|plan| {
-            self.reserve(&plan.spec, Ram::Own)?;
+            self.reserve(&plan.spec, ram_of(&plan.memory))?;
             Ok(plan)
         });
         let mut plan = match reserved {
@@ -88,17 +90,15 @@ impl Driver {
             starting.goes_on = goes_on;
         }
         self.publish(|view| view.doing = Some("QEMU".to_owned()));
-        let hypervisor = Arc::clone(&self.world.hypervisor);
+        let world = self.world.clone();
         let paused = plan.paused;
         plan.paused |= goes_on;
         self.detached(|to| async move {
-            let mut launched = hypervisor.launch(*plan).await;
-            if goes_on
-                && let Ok(machine) = &mut launched
-                && let Err(error) = snapshot::go_on(machine, paused).await
-            {
-                launched = Err(error);
-            }
+            let launched = match (&plan.memory, goes_on) {
+                (Memory::Clone(_), _) => warm::start(&world, *plan, &to).await,
+                (_, false) => world.hypervisor.launch(*plan).await,
+                (_, true) => resume(&world, *plan, paused).await,
+            };
             to.report(Report::Launched(launched)).await;
         });
     }
@@ -112,7 +112,8 @@ impl Driver {
         }
         // A guest that goes on has opened its port long ago, and its clock shows the past.
         self.set_clock = goes_on;
-        let known = if goes_on { Announcement::Missed } else { Announcement::Awaited };
+        let is_clone = launched.machine.facts().warm == WARM;
+        let known = if goes_on || is_clone { Announcement::Missed } else { Announcement::Awaited };
         self.take_over(launched, known);
     }
 
@@ -174,6 +175,20 @@ impl Driver {
     }
 }
 
+fn ram_of(memory: &Memory) -> Ram {
+    match memory {
+        Memory::Clone(_) => Ram::CopyOnWrite,
+        _ => Ram::Own,
+    }
+}
+
+/// Goes on from what `suspend` has saved.
+async fn resume(world: &World, plan: LaunchPlan, paused: bool) -> Result<Launched, BackendError> {
+    let mut launched = world.hypervisor.launch(plan).await?;
+    snapshot::go_on(&mut launched, paused).await?;
+    Ok(launched)
+}
+
 /// Does everything that comes before QEMU: image, seed, accelerator.
 async fn plan(vm: &Vm, world: &World, paused: bool) -> Result<LaunchPlan, BackendError> {
     let spec = vm.spec();
@@ -181,7 +196,8 @@ async fn plan(vm: &Vm, world: &World, paused: bool) -> Result<LaunchPlan, Backen
     // Building an image may take minutes, in which settings may have changed.
     let spec = vm.spec();
     let accel = world.hypervisor.accel(spec.accel).await?;
-    let plan = LaunchPlan {
+    let base = world.images.layers(&image, &vm.dir().0)?;
+    let mut plan = LaunchPlan {
         uuid: vm.uuid(),
         name: vm.name(),
         dir: vm.dir().0.clone(),
@@ -189,7 +205,12 @@ async fn plan(vm: &Vm, world: &World, paused: bool) -> Result<LaunchPlan, Backen
         image,
         accel,
         paused,
+        base,
+        memory: Memory::Own,
+        cold: None,
+        lifetime: vm.0.lifetime,
     };
     world.guests.prepare(&plan).await?;
+    warm::choose(world, &mut plan).await?;
     Ok(plan)
 }
