@@ -43,6 +43,8 @@ fn number(variable: &str) -> Option<u64> {
 struct Torture {
     aq: Mounted,
     random: Rng,
+    /// The operations that may come.
+    among: Vec<usize>,
     /// What the guest has been told to remember.
     count: u64,
     /// How long each operation takes when nothing happens to it, as far as that is known.
@@ -60,12 +62,15 @@ impl Torture {
         aq.sh("echo vm > .images/image/source; cat vm/wait").ok();
         eventually("the image", BOOT, || aq.read(".images/image/status") == "ready");
         let usual = OPERATIONS.iter().map(|_| Duration::from_millis(100)).collect();
-        Self { aq, random: Rng::with_seed(seed), count: 0, usual, findings: Vec::new() }
+        let only = std::env::var("AQFS_TORTURE_ONLY").unwrap_or_default();
+        let wanted = |n: &usize| OPERATIONS[*n].name.contains(&only);
+        let among = (0..OPERATIONS.len()).filter(wanted).collect();
+        Self { aq, random: Rng::with_seed(seed), among, count: 0, usual, findings: Vec::new() }
     }
 
     /// Does something, kills something in the middle of it, and looks at what is left.
     fn moment(&mut self, n: u64) {
-        let which = self.random.usize(..OPERATIONS.len());
+        let which = self.among[self.random.usize(..self.among.len())];
         let operation = &OPERATIONS[which];
         let victim = operation.victims[self.random.usize(..operation.victims.len())];
         let share = self.random.f64() * 1.1;

@@ -74,7 +74,7 @@ pub(super) async fn bring_up(
     refuse_second(&dir).await?;
     record::clear(&dir);
     rename::recover(&dir)?;
-    repair::begin_whole(&dir).await?;
+    repair::begin_whole(&dir).await;
     img::check_base(&plan.image.name, &plan.base)?;
     cmdline::check_files(&plan.spec)?;
     img::ensure_overlay(&dir, plan).await?;

@@ -14,16 +14,16 @@ use super::{img, qcow2};
 use crate::store::layout::VmDir;
 use crate::vm::backend::BackendError;
 
-/// Says that the disk is being changed from now on. Who finds it said already leaves it so.
-///
-/// # Errors
-/// What the disk answers.
-fn begin(dir: &VmDir) -> Result<Mark, BackendError> {
-    let path = dir.disk_mark();
-    match File::options().write(true).create_new(true).open(&path) {
-        Ok(_) => Ok(Mark::Ours),
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(Mark::AnEarlierOne),
-        Err(e) => Err(BackendError::io(path.display().to_string(), &e)),
+/// Says that the disk is being changed from now on. On a full disk it may have to remain unsaid:
+/// dropping a snapshot makes room.
+fn begin(dir: &VmDir) -> Mark {
+    match File::options().write(true).create_new(true).open(dir.disk_mark()) {
+        Ok(_) => Mark::Ours,
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Mark::AnEarlierOne,
+        Err(error) => {
+            tracing::warn!(dir = %dir.0.display(), %error, "the disk has no mark");
+            Mark::Ours
+        }
     }
 }
 
@@ -51,23 +51,18 @@ pub(super) async fn marked(
     dir: &VmDir,
     change: impl Future<Output = Result<(), BackendError>>,
 ) -> Result<(), BackendError> {
-    let mark = begin(dir)?;
+    begin_whole(dir).await;
     change.await?;
-    if mark == Mark::Ours {
-        end(dir);
-    }
+    end(dir);
     Ok(())
 }
 
 /// Says that the disk is being changed from now on, after what was lost in it is given back: by a
 /// user who was killed, or by a snapshot for whose memory there was no room.
-///
-/// # Errors
-/// As [`begin`].
-pub(super) async fn begin_whole(dir: &VmDir) -> Result<(), BackendError> {
-    let mark = begin(dir)?;
+pub(super) async fn begin_whole(dir: &VmDir) {
+    let mark = begin(dir);
     if !dir.disk().exists() {
-        return Ok(());
+        return;
     }
     let repaired = match forget_machine_state(&dir.disk()) {
         Ok(false) if mark == Mark::Ours => Ok(()),
@@ -78,7 +73,6 @@ pub(super) async fn begin_whole(dir: &VmDir) -> Result<(), BackendError> {
         // It costs space only; and a disk that is worse off, QEMU refuses itself.
         tracing::warn!(dir = %dir.0.display(), %error, "clusters may be lost");
     }
-    Ok(())
 }
 
 /// Drops the references to a machine's memory that belongs to no snapshot; its clusters are then

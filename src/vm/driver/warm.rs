@@ -237,7 +237,8 @@ impl Driver {
             drop(answer.send(frozen.map_err(VmError::from)));
             // Its end is the message.
             drop(released.await);
-            if is_frozen {
+            // The disk of a VM that is only there to be frozen goes with it.
+            if is_frozen && vm.0.lifetime == Lifetime::Own {
                 release(&world, Some(machine), &vm.dir().0).await;
             }
             reporter.report(Report::Thawed(before)).await;
