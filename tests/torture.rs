@@ -189,9 +189,16 @@ impl Torture {
     }
 
     fn remember(&mut self, vm: &str) {
-        if vm == "vm" {
-            self.count += 1;
-            self.aq.exec(vm, &format!("echo {} > /root/count; sync", self.count));
+        if vm != "vm" {
+            return;
+        }
+        let next = self.count + 1;
+        let tell = format!(
+            "echo 'echo {next} > /root/count; sync; cat /root/count' > vm/exec; cat vm/exec"
+        );
+        // A QEMU that was killed a moment ago may not be seen to be gone yet.
+        if self.aq.sh(&tell).stdout.trim() == next.to_string() {
+            self.count = next;
         }
     }
 
