@@ -176,7 +176,8 @@ impl Torture {
             } else if ready.code != 0
                 && !self.aq.read(&format!("{vm}/status")).starts_with("failed")
             {
-                found.push(format!("{vm}, {status}, is not ready: {ready:?}"));
+                let seen = self.aq.sh(&format!("tail -n 4 {vm}/log; tail -c 200 {vm}/console.log"));
+                found.push(format!("{vm}, {status}, is not ready: {ready:?}, {}", seen.stdout));
             }
         }
         let script = format!(
