@@ -394,6 +394,7 @@ fn scan(layout: &Layout) -> std::io::Result<Vec<Found>> {
     for dir in [layout.vms(), layout.images(), layout.cache()] {
         file::private_dir(&dir)?;
     }
+    layout.plain_dirs().iter().try_for_each(|dir| file::sweep(dir))?;
     let mut found = Vec::new();
     for entry in fs::read_dir(layout.vms())? {
         let path = entry?.path();
@@ -415,6 +416,9 @@ fn is_half_made(path: &Path) -> bool {
 }
 
 fn read_vm(uuid: Uuid, dir: VmDir) -> Found {
+    if let Err(error) = file::sweep(&dir.0) {
+        tracing::warn!(%uuid, %error, "half written files stay");
+    }
     let name = fs::read_to_string(dir.name()).unwrap_or_default();
     let name = name.trim_end();
     let definition = file::read_json::<Definition>(&dir.definition());

@@ -29,6 +29,7 @@ use crate::tree::Tree;
 use crate::vm::World;
 use crate::vm::backend::BackendError;
 use crate::vm::defaults::Defaults;
+use crate::vm::memory::Ledger;
 use crate::vm::spec::is_object_name;
 
 /// How long `aq mount` waits for its daemon: machines that hang are given up on long before.
@@ -173,8 +174,10 @@ async fn registry(layout: &Layout, config: &MountConfig) -> Result<Arc<Registry>
     // A mount without QEMU could start nothing: better said now.
     qemu.installation().await?;
     let guests = SshGuests::new(layout, tokio::runtime::Handle::current());
+    let hypervisor = Arc::new(qemu);
     let world = World {
-        hypervisor: Arc::new(qemu),
+        memory: Ledger::new(hypervisor.clone()),
+        hypervisor,
         guests: Arc::new(guests),
         images,
         events: Arc::default(),

@@ -2,8 +2,9 @@
 
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -64,6 +65,22 @@ pub fn process_usage(pid: u32) -> Usage {
     Usage { cpu_ms: ticks * 1000 / per_second, rss: field(21) * page }
 }
 
+/// Memory that a process has, in bytes, without files that are mapped: those are given back on
+/// demand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Its own.
+    pub own: u64,
+    /// Shared with others.
+    pub shared: u64,
+}
+
+/// Returns what memory a process has, from `/proc`; nothing for one that is gone.
+pub fn memory_held(pid: u32) -> Held {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    Held { own: kibibytes(&status, "RssAnon"), shared: kibibytes(&status, "RssShmem") }
+}
+
 /// Raises the number of files that this process may have open to what it is allowed at all: each
 /// running VM and each waiting reader needs some.
 pub fn allow_many_files() {
@@ -80,7 +97,11 @@ pub fn cpus() -> usize {
 
 /// Returns a value of `/proc/meminfo` in bytes; 0 if there is none.
 pub fn memory(key: &str) -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    kibibytes(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default(), key)
+}
+
+/// Finds `KEY:  NUMBER kB` and returns it in bytes.
+fn kibibytes(text: &str, key: &str) -> u64 {
     let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
     let kib = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
@@ -109,6 +130,28 @@ pub fn keeping_secrets(command: &mut Command) -> &mut Command {
     // SAFETY: between fork and exec only umask(2) and setrlimit(2) are called, which are plain
     // system calls and touch no memory of this process.
     unsafe { command.pre_exec(confine) }
+}
+
+/// Locks bytes of an open file, which need not be there, against everybody else who locks them,
+/// also in this process; the lock ends with the open file.
+///
+/// # Errors
+/// `EAGAIN` or `EACCES` while somebody else has a lock there.
+#[allow(clippy::cast_possible_truncation, reason = "the constants of this structure are small")]
+pub fn lock_bytes(file: &File, bytes: std::ops::Range<i64>) -> io::Result<()> {
+    let lock = libc::flock {
+        l_type: libc::F_WRLCK as _,
+        l_whence: libc::SEEK_SET as _,
+        l_start: bytes.start,
+        l_len: bytes.end - bytes.start,
+        l_pid: 0,
+    };
+    // SAFETY: the descriptor is open for as long as `file` is borrowed, and the kernel only reads
+    // the structure, which outlives the call.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
 }
 
 /// Registers a descriptor with the runtime, to wait until it is readable.

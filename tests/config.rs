@@ -253,3 +253,38 @@ fn new_vms_start_from_the_defaults() {
         "1\n2"
     );
 }
+
+/// Returns a number of `.host`.
+fn host(aq: &Mounted, key: &str) -> u64 {
+    let table = aq.read(".host");
+    let row = table.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' '));
+    row.and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("no {key} in {table}"))
+}
+
+#[test]
+fn a_guest_that_the_host_cannot_hold_is_refused_at_once() {
+    let aq = Mounted::with_image();
+    aq.boot("small");
+    let promised = host(&aq, "memory_promised");
+    assert!(promised > 64 << 20, "{promised}");
+    aq.sh("mkdir vm1 && echo 4T > vm1/config/memory").ok();
+    assert_errno(aq.write("vm1/ctl", "start"), libc::ENOMEM);
+    assert_eq!(aq.read("vm1/status"), "stopped");
+    let told = aq.read("vm1/error");
+    assert!(told.contains("4194304 for the guest") && told.contains("stop small, "), "{told}");
+    // Who insists hears it from QEMU.
+    aq.write("vm1/config/overcommit", "1").expect("a setting");
+    assert_errno(aq.write("vm1/ctl", "start"), libc::ENOMEM);
+    assert!(
+        aq.read("vm1/error").contains("cannot set up guest memory"),
+        "{}",
+        aq.read("vm1/error")
+    );
+    // The next daemon promises the same to what it finds running.
+    aq.kill_daemon();
+    aq.mount();
+    let again = host(&aq, "memory_promised");
+    assert!(again.abs_diff(promised) < 64 << 20, "{promised}, then {again}");
+    aq.sh("echo kill > small/ctl; cat small/wait").ok();
+    assert_eq!(host(&aq, "memory_promised"), 0);
+}

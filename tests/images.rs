@@ -5,7 +5,8 @@ mod common;
 
 use std::fs;
 
-use common::{BOOT, Mounted, eventually};
+use common::{BOOT, Mounted, eventually, proc};
+use rustix::process::Signal;
 
 fn stop(aq: &Mounted, vm: &str) {
     aq.sh(&format!("echo stop > {vm}/ctl; cat {vm}/wait")).ok();
@@ -77,6 +78,38 @@ fn a_vm_and_its_snapshot_become_images_that_outlive_it() {
     aq.sh("rmdir .trash/then1@* && rm -r .images/then").ok();
     assert_eq!(aq.sh("ls .images").ok(), "now\ntiny");
     assert_eq!(leftovers(&aq), [""; 0]);
+}
+
+#[test]
+fn what_an_image_is_being_made_of_stays_until_it_is_made() {
+    let aq = Mounted::with_image();
+    aq.sh("mkdir vm1; echo 'start paused' > vm1/ctl; echo kill > vm1/ctl; cat vm1/wait").ok();
+    // Enough that `qemu-img` can be caught at it.
+    aq.sh("qemu-io -c 'write -q -P 7 64M 512M' vm1/disk && mkdir vm1/snapshots/clean").ok();
+    aq.sh("mkdir .images/x .images/y && echo vm1@clean > .images/x/source").ok();
+    eventually("a copy", BOOT, || {
+        aq.qemu_imgs().iter().for_each(|&pid| proc::kill(pid, Signal::STOP));
+        aq.qemu_imgs().iter().any(|&pid| proc::process(pid).is_some_and(|p| p.state == 'T'))
+    });
+    let table = [
+        "rmdir vm1/snapshots/clean",
+        "rm -r vm1/snapshots/clean",
+        "mv vm1/snapshots/clean vm1/snapshots/dirty",
+        "mkdir vm1/snapshots/other",
+        "echo 'restore clean' > vm1/ctl",
+        "echo start > vm1/ctl",
+        "rmdir vm1",
+        "echo vm1 > .images/y/source",
+    ];
+    for command in table {
+        refused(&aq, command, "Device or resource busy", "image x is being made of this VM");
+    }
+    // There is nothing to kill, and nothing comes of it.
+    aq.sh("echo kill > vm1/ctl").ok();
+    assert_eq!(aq.read("vm1/status"), "saving");
+    aq.qemu_imgs().iter().for_each(|&pid| proc::kill(pid, Signal::CONT));
+    made(&aq, "x");
+    assert_eq!(aq.sh("cat vm1/wait && rmdir vm1/snapshots/clean && rmdir vm1").ok(), "stopped");
 }
 
 #[test]

@@ -92,6 +92,38 @@ fn what_was_suspended_goes_on_at_the_next_start() {
 }
 
 #[test]
+fn what_a_suspend_cut_short_has_saved_takes_no_guest_back() {
+    let aq = Mounted::with_image();
+    aq.boot("vm1");
+    // A daemon that dies between the saving and the end leaves a paused machine and this.
+    aq.sh("mkdir vm1/snapshots/suspended; cat vm1/wait; echo pause > vm1/ctl").ok();
+    aq.sh("echo resume > vm1/ctl; cat vm1/ready").ok();
+    agrees(&aq, "vm1", "");
+    aq.exec("vm1", "echo later > /root/x; sync");
+    stop(&aq, "vm1");
+    aq.boot_existing("vm1");
+    assert_eq!(aq.exec("vm1", "cat /root/x"), "later");
+}
+
+#[test]
+fn a_machine_that_was_to_go_on_and_has_not_run_is_started_anew() {
+    let aq = Mounted::with_image();
+    aq.sh("mkdir vm1; echo 'start paused' > vm1/ctl").ok();
+    // A daemon that dies before it has the saved state loaded leaves the like of this.
+    let save = r#"{"execute": "human-monitor-command",
+        "arguments": {"command-line": "savevm suspended"}}"#;
+    let save = save.replace('\n', " ");
+    aq.sh(&format!("exec 3<> vm1/qmp; echo '{save}' >&3; head -n 2 <&3")).ok();
+    agrees(&aq, "vm1", "suspended");
+    aq.kill_daemon();
+    aq.mount();
+    assert_eq!(aq.read("vm1/status"), "stopped");
+    assert!(aq.qemus().is_empty());
+    aq.boot_existing("vm1");
+    agrees(&aq, "vm1", "");
+}
+
+#[test]
 fn names_that_are_taken_absent_or_odd() {
     let aq = Mounted::with_image();
     aq.sh("mkdir vm1").ok();
@@ -105,17 +137,68 @@ fn names_that_are_taken_absent_or_odd() {
         ("mkdir 'vm1/snapshots/a b'", "Invalid argument"),
         ("rmdir vm1/snapshots/b", "No such file"),
         ("echo 'restore b' > vm1/ctl", "No such file"),
-        ("mv vm1/snapshots/a vm1/snapshots/b", "Operation not permitted"),
+        ("mv vm1/snapshots/b vm1/snapshots/c", "No such file"),
+        ("busybox mv vm1/snapshots/a 'vm1/snapshots/a b'", "Invalid argument"),
+        ("mkdir vm2; mv vm1/snapshots/a vm2/snapshots/a", "Operation not permitted"),
+        ("busybox mv vm1/snapshots/a vm2/snapshots/a", "Operation not permitted"),
+        ("mkdir vm1/snapshots/b; mv -T vm1/snapshots/a vm1/snapshots/b", "File exists"),
     ];
     for (command, errno) in table {
         let said = aq.sh(command).failed();
         assert!(said.contains(errno), "{command}: {said}");
     }
+    aq.sh("rmdir vm1/snapshots/b vm2").ok();
     let disk = aq.store().vm(aq.info("vm1", "uuid").parse().expect("a UUID")).disk();
     aq.sh(&format!("qemu-img snapshot -c 'made outside' '{}'", disk.display())).ok();
     assert_eq!(aq.sh("ls vm1/snapshots").ok(), "a\nmade outside");
     aq.sh("rm -r vm1/snapshots/a 'vm1/snapshots/made outside'").ok();
     assert_eq!(aq.sh("ls vm1/snapshots").ok(), "");
+}
+
+#[test]
+fn a_snapshot_gets_another_name_and_is_the_same() {
+    let aq = Mounted::with_image();
+    aq.boot("vm1");
+    let pid = aq.exec("vm1", "sleep 100000 > /dev/null 2>&1 & echo $!; echo one > /tmp/x");
+    aq.sh("mkdir vm1/snapshots/live; cat vm1/wait").ok();
+    let refused = aq.sh("mv vm1/snapshots/live vm1/snapshots/now").failed();
+    assert!(refused.contains("Device or resource busy"), "{refused}");
+    assert!(aq.read("vm1/error").contains("`echo stop > ctl` first"), "{}", aq.read("vm1/error"));
+    stop(&aq, "vm1");
+    aq.sh("mkdir vm1/snapshots/clean").ok();
+    let facts = |tag: &str| aq.sh(&format!("cat vm1/snapshots/{tag}/{{created,memory,size}}")).ok();
+    let before = facts("live");
+    // A shell that is in it stays in it.
+    aq.sh("cd vm1/snapshots/live && mv ../live ../renamed-to-this && cat memory status &&
+         cd ../.. && mv snapshots/clean snapshots/c")
+        .ok();
+    assert_eq!(facts("renamed-to-this"), before);
+    agrees(&aq, "vm1", "c renamed-to-this");
+    aq.sh("echo 'restore c' > vm1/ctl; cat vm1/wait").ok();
+    aq.boot_existing("vm1");
+    aq.sh("echo 'restore renamed-to-this' > vm1/ctl; cat vm1/wait").ok();
+    aq.wait_for_ready("vm1");
+    assert_eq!(aq.exec("vm1", &format!("kill -0 {pid} && cat /tmp/x")), "one");
+    aq.sh("rmdir vm1/snapshots/c vm1/snapshots/renamed-to-this").ok();
+    agrees(&aq, "vm1", "");
+}
+
+#[test]
+fn a_name_that_is_the_number_of_another_is_not_taken_for_it() {
+    let aq = Mounted::with_image();
+    aq.boot("vm1");
+    // The first one has the number 1.
+    for tag in ["2", "1"] {
+        aq.exec("vm1", &format!("echo {tag} > /root/x; sync"));
+        aq.sh(&format!("mkdir vm1/snapshots/{tag}; cat vm1/wait")).ok();
+    }
+    let refused = aq.sh("echo 'restore 1' > vm1/ctl").failed();
+    assert!(refused.contains("Device or resource busy"), "{refused}");
+    assert!(aq.read("vm1/error").contains("is also the number of snapshot 2"));
+    stop(&aq, "vm1");
+    aq.sh("echo 'restore 1' > vm1/ctl; cat vm1/wait").ok();
+    aq.boot_existing("vm1");
+    assert_eq!(aq.exec("vm1", "cat /root/x"), "1");
 }
 
 #[test]
@@ -126,10 +209,15 @@ fn a_qemu_killed_while_it_saves_leaves_the_disk_sound() {
     let pid = aq.info("vm1", "pid");
     // The write answers after half a second; the memory takes longer than the kill comes.
     aq.sh(&format!("mkdir vm1/snapshots/live & sleep 0.1; kill -9 {pid}; wait; cat vm1/wait"));
-    assert!(aq.read("vm1/status").starts_with("failed: QEMU ended"));
+    let status = aq.read("vm1/status");
+    assert!(status.starts_with("failed: QEMU ended"), "{status}");
     let disk = aq.store().vm(aq.info("vm1", "uuid").parse().expect("a UUID")).disk();
-    let checked = aq.sh(&format!("qemu-img check -r leaks '{}'", disk.display()));
-    assert!([0, 3].contains(&checked.code), "{checked:?}");
+    let check = format!("qemu-img check '{}'", disk.display());
+    let lost = aq.sh(&check);
+    assert!([0, 3].contains(&lost.code), "{lost:?}");
     aq.boot_existing("vm1");
     assert_eq!(aq.exec("vm1", "cat /root/x"), "one");
+    stop(&aq, "vm1");
+    // The start has given back what was lost.
+    aq.sh(&check).ok();
 }

@@ -25,7 +25,9 @@ pub(crate) fn number(error: &TreeError) -> i32 {
         TreeError::NotADirectory => libc::ENOTDIR,
         TreeError::IsADirectory => libc::EISDIR,
         TreeError::ReadOnly | TreeError::WriteOnly | TreeError::NoCreation => libc::EACCES,
-        TreeError::NotOffered(_) => libc::EPERM,
+        // Not EXDEV: `mv` would then copy, that is, take a snapshot of the other VM. Nor EINVAL,
+        // which it takes for a directory that is to be moved into itself.
+        TreeError::NotOffered(_) | TreeError::OthersSnapshot => libc::EPERM,
         TreeError::BadName(_) | TreeError::BadRename | TreeError::NotText | TreeError::NotALink => {
             libc::EINVAL
         }
@@ -91,6 +93,7 @@ fn refused(refusal: &Refusal) -> i32 {
         Refusal::Off { .. } => libc::EHOSTDOWN,
         Refusal::Paused { .. } => libc::EHOSTUNREACH,
         Refusal::Busy { .. }
+        | Refusal::Held { .. }
         | Refusal::InUse { .. }
         | Refusal::MustStop { .. }
         | Refusal::NotReady { .. } => libc::EBUSY,
@@ -98,7 +101,7 @@ fn refused(refusal: &Refusal) -> i32 {
         Refusal::HasDisk { .. } | Refusal::Ephemeral => libc::EINVAL,
         Refusal::NoSnapshot { .. } | Refusal::NoDisk => libc::ENOENT,
         Refusal::SnapshotExists { .. } => libc::EEXIST,
-        Refusal::NoMemory { .. } => libc::EBUSY,
+        Refusal::NoMemory { .. } | Refusal::NumberOfAnother { .. } => libc::EBUSY,
         Refusal::Broken { .. } => libc::EUCLEAN,
     }
 }
@@ -121,6 +124,7 @@ fn backend(error: &BackendError) -> i32 {
         BackendError::KeyRefused { .. } | BackendError::WrongHostKey => libc::EKEYREJECTED,
         BackendError::TooLong { .. } => libc::E2BIG,
         BackendError::NoSpace { .. } => libc::ENOSPC,
+        BackendError::NoRoomInTable { .. } => libc::ENAMETOOLONG,
         BackendError::NoMemory { .. } => libc::ENOMEM,
         BackendError::PortTaken { .. } => libc::EADDRINUSE,
         BackendError::NoFile { .. } => libc::ENOENT,

@@ -522,6 +522,7 @@ fn scan(layout: &Layout) -> io::Result<Vec<(String, Image)>> {
         match Manifest::read(&path) {
             Ok(manifest) => found.push((name, Image::found(Finished::new(manifest, path)))),
             Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_dir() => {
+                file::sweep(&path)?;
                 let spec = fs::read_to_string(layout.image_source(&name)).unwrap_or_default();
                 found.push((name, Image::unfinished(spec.trim_end())));
             }

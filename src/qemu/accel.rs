@@ -158,13 +158,25 @@ impl Chooser {
         }
     }
 
+    /// Decides as far as can be told without a proof.
+    fn foreseen(&self, choice: AccelChoice) -> Step {
+        match (by_hints(choice, &look()), self.verdict.get()) {
+            (Step::Prove, Some(verdict)) => by_verdict(choice, verdict.clone()),
+            (step, _) => step,
+        }
+    }
+
+    /// Returns what a choice comes to, TCG where that is not known yet.
+    pub fn likely(&self, choice: AccelChoice) -> AccelKind {
+        match self.foreseen(choice) {
+            Step::Use(accel) => accel.kind,
+            Step::Refuse(_) | Step::Prove => AccelKind::Tcg,
+        }
+    }
+
     /// Says in one line what `auto` means here, as far as that is known without a proof.
     pub fn known(&self) -> String {
-        let step = match (by_hints(AccelChoice::Auto, &look()), self.verdict.get()) {
-            (Step::Prove, Some(verdict)) => by_verdict(AccelChoice::Auto, verdict.clone()),
-            (step, _) => step,
-        };
-        match step {
+        match self.foreseen(AccelChoice::Auto) {
             Step::Use(Accel { kind: AccelKind::Kvm, reason, .. }) => format!("kvm: {reason}"),
             Step::Use(Accel { kind: AccelKind::Tcg, reason, .. }) => {
                 format!("tcg: {reason} (slower, and no security boundary)")

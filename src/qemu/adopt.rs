@@ -12,13 +12,16 @@ use super::connect::{self, Status};
 use super::machine::{EventSink, Parts, watch_end};
 use super::process::{Process, argument_of, last_words, started_at};
 use super::qmp::{Qmp, QmpError};
-use super::record;
 use super::record::Record;
+use super::{record, rename};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{Accel, AccelKind, Adoption, BackendError, MachineEvent, RunFacts};
 
 /// Looks for the QEMU of the VM with this identity.
 pub async fn adopt(dir: VmDir, uuid: Uuid) -> Adoption {
+    if let Err(error) = rename::recover(&dir) {
+        tracing::warn!(%uuid, %error, "the next start tries again");
+    }
     let record = record::read(&dir);
     match connect::qmp_socket(&dir).await {
         Ok(stream) => match take_over(&dir, uuid, record, stream).await {

@@ -151,16 +151,21 @@ fn ram(plan: &LaunchPlan, facts: &Facts<'_>) -> Result<Value, BackendError> {
     Ok(ram)
 }
 
-/// Returns the value of `-accel`. TCG keeps what it has translated, by default in up to 1 GiB, more
+/// Returns the MiB in which TCG keeps what it has translated. By default it is up to 1 GiB, more
 /// than most guests have. 64 MiB boot a small guest in the same processor time; one with more memory
-/// runs larger programs, so it gets a quarter of that, up to half of the default. For a single
-/// processor, the translator with threads takes 5 to 10 % more time than the one without.
+/// runs larger programs, so it gets a quarter of that, up to half of the default.
+pub fn translation_cache(memory: u64) -> u64 {
+    (memory >> 22).clamp(64, 512)
+}
+
+/// Returns the value of `-accel`. For a single processor, the translator with threads takes 5 to
+/// 10 % more time than the one without.
 pub fn accelerator(accel: &Accel, cpus: u32, memory: u64) -> String {
     match accel.kind {
         AccelKind::Kvm => "kvm".to_owned(),
         AccelKind::Tcg => {
             let thread = if cpus == 1 { "single" } else { "multi" };
-            let cache = (memory >> 22).clamp(64, 512);
+            let cache = translation_cache(memory);
             format!("tcg,thread={thread},tb-size={cache}")
         }
     }

@@ -17,9 +17,10 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::process::strip_program;
+use super::qcow2;
 use crate::store::file::sync_dir;
 use crate::store::layout::{VmDir, names};
-use crate::vm::backend::{BackendError, DiskFormat, LaunchPlan, SnapshotOp};
+use crate::vm::backend::{BackendError, DiskFormat, LaunchPlan};
 use crate::vm::warm::Layer;
 
 /// The program.
@@ -150,24 +151,53 @@ pub async fn temporary_overlay(dir: &VmDir, size: u64) -> Result<Temporary, Back
     Ok(Temporary(path))
 }
 
-/// Takes, restores or drops a snapshot in a disk that no QEMU uses.
+/// Takes a snapshot in a disk that no QEMU uses.
 ///
 /// # Errors
 /// `NoSpace`, or its own last line.
-pub async fn snapshot(disk: &Path, op: &SnapshotOp) -> Result<(), BackendError> {
-    let (flag, tag, what) = match op {
-        SnapshotOp::Take(tag) => ("-c", tag, "take the snapshot"),
-        SnapshotOp::Restore(tag) => ("-a", tag, "restore the snapshot"),
-        SnapshotOp::Drop(tag) => ("-d", tag, "drop the snapshot"),
-    };
+pub async fn take_snapshot(disk: &Path, tag: &str) -> Result<(), BackendError> {
+    snapshot(disk, "take the snapshot", "-c", tag).await
+}
+
+/// Brings a disk that no QEMU uses back to a snapshot.
+///
+/// # Errors
+/// As [`take_snapshot`].
+pub async fn restore_snapshot(disk: &Path, tag: &str) -> Result<(), BackendError> {
+    let known = qcow2::snapshots(disk).map_err(|e| BackendError::io("the snapshots", &e))?;
+    // A name that is also some snapshot's number would be taken for that number.
+    let id = known.iter().find(|s| s.tag == tag).map_or(tag, |s| &s.id);
+    snapshot(disk, "restore the snapshot", "-a", id).await
+}
+
+/// Drops a snapshot in a disk that no QEMU uses.
+///
+/// # Errors
+/// As [`take_snapshot`].
+pub async fn drop_snapshot(disk: &Path, tag: &str) -> Result<(), BackendError> {
+    snapshot(disk, "drop the snapshot", "-d", tag).await
+}
+
+/// Gives clusters back that a disk counts as used and does not use.
+///
+/// # Errors
+/// Its own last line, also if there is more to repair than that.
+pub async fn repair_leaks(disk: &Path) -> Result<(), BackendError> {
+    let args = ["check", "-q", "-r", "leaks", &without_backing(disk)].map(OsString::from);
+    run("repair the disk", &args).await.map(drop)
+}
+
+async fn snapshot(disk: &Path, what: &str, flag: &str, tag: &str) -> Result<(), BackendError> {
     let args = ["snapshot", "-q", flag, tag, &without_backing(disk)].map(OsString::from);
     run(what, &args).await.map(drop)
 }
 
 /// Names a qcow2 image such that its backing file is not opened.
 fn without_backing(path: &Path) -> String {
-    let file = json!({"driver": "file", "filename": path.to_string_lossy()});
-    format!("json:{}", json!({"driver": "qcow2", "backing": null, "file": file}))
+    // What becomes free goes back to the host.
+    let file = json!({"driver": "file", "filename": path.to_string_lossy(), "discard": "unmap"});
+    let node = json!({"driver": "qcow2", "backing": null, "discard": "unmap", "file": file});
+    format!("json:{node}")
 }
 
 /// Describes a qcow2 image without opening its backing file.
@@ -305,6 +335,22 @@ mod tests {
             ensure_overlay(&vm, &plan("/nowhere/base.raw", 0)).await.unwrap_err().to_string();
         assert!(error.contains("No such file or directory"), "{error}");
         assert!(!error.contains("qemu-img: "), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_name_is_not_taken_for_the_number_of_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = dir.path().join("disk");
+        let create = ["create", "-q", "-f", "qcow2"].map(OsString::from);
+        run("x", &[&create[..], &[disk.clone().into(), "1M".into()]].concat()).await.unwrap();
+        // The first one has the number 1.
+        for tag in ["2", "1"] {
+            take_snapshot(&disk, tag).await.unwrap();
+            let args = ["resize", "-q", &without_backing(&disk), "+1M"].map(OsString::from);
+            run("x", &args).await.unwrap();
+        }
+        restore_snapshot(&disk, "1").await.unwrap();
+        assert_eq!(virtual_size(&disk).unwrap(), Some(2 << 20));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::install::{Installation, PROGRAM, not_started};
 use super::machine::{Ended, EventSink, Parts, died, end_of, live, watch_end};
 use super::process::{self, Process};
 use super::qmp::{GREETING_BOUND, Qmp, QmpError};
-use super::{connect, img, record};
+use super::{connect, img, record, rename, repair};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, LaunchPlan, Launched, MachineEvent, RunFacts, SeedKind};
 use crate::vm::live::InForce;
@@ -73,6 +73,8 @@ pub(super) async fn bring_up(
     let dir = VmDir(plan.dir.clone());
     refuse_second(&dir).await?;
     record::clear(&dir);
+    rename::recover(&dir)?;
+    repair::begin_whole(&dir).await;
     img::check_base(&plan.image.name, &plan.base)?;
     cmdline::check_files(&plan.spec)?;
     img::ensure_overlay(&dir, plan).await?;
@@ -87,7 +89,7 @@ pub(super) async fn bring_up(
     let ended = watch_end(Arc::clone(&process));
     let (sink, events) = EventSink::new();
     let greeted = greeted(&dir, &sink, &process, &ended).await;
-    let qmp = greeted.map_err(|error| port_of(error, &plan.spec.ports))?;
+    let qmp = greeted.map_err(|error| cause_of(error, &plan.spec.ports))?;
     let facts = match facts(plan, qemu, &qmp, &process, since).await {
         Ok(facts) => facts,
         Err(QmpError::Closed) => return Err(died(&dir, end_of_bounded(&ended).await)),
@@ -123,11 +125,14 @@ pub(super) fn machine<'a>(plan: &'a LaunchPlan, qemu: &'a Installation) -> &'a s
     plan.spec.machine.as_deref().unwrap_or(&qemu.machine)
 }
 
-/// Tells a port that QEMU could not open apart from its other ends.
-fn port_of(error: BackendError, ports: &[Forward]) -> BackendError {
+/// Tells memory that it was not given, and a port that it could not open, apart from its other ends.
+fn cause_of(error: BackendError, ports: &[Forward]) -> BackendError {
     let BackendError::QemuDied { stderr, .. } = &error else {
         return error;
     };
+    if stderr.ends_with("Cannot allocate memory") {
+        return BackendError::NoMemory { what: format!("{stderr}; lower config/memory") };
+    }
     let refused =
         |f: &&Forward| stderr.contains(&format!("host forwarding rule '{}'", cmdline::rule(f)));
     ports.iter().find(refused).map_or(error.clone(), live::port_refused)

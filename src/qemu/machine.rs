@@ -17,7 +17,7 @@ use super::install::Installation;
 use super::monitor::Conversation;
 use super::process::{Process, last_words};
 use super::qmp::{Event, Qmp, QmpError};
-use super::{freeze, record, snapshot};
+use super::{freeze, record, repair, snapshot};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
     BackendError, ExitReport, LaunchPlan, Launched, Machine, MachineEvent, MonitorAccess, RunFacts,
@@ -168,6 +168,9 @@ impl Running {
         // QEMU's last events may still be on their way to us; nothing comes after its end.
         timeout(END_BOUND, self.parts.qmp.closed()).await.ok();
         let report = self.report(status, sink.shut_down.load(Ordering::Relaxed));
+        if report.clean {
+            repair::end(&self.parts.dir);
+        }
         let wanted = report.clean || self.killed.load(Ordering::Relaxed);
         // Nobody may listen any more; the record is then put right all the same.
         sink.sender.send(MachineEvent::Exited(report)).await.ok();
@@ -220,6 +223,10 @@ impl Machine for Running {
         &self.parts.facts
     }
 
+    async fn has_run(&self) -> Result<bool, BackendError> {
+        Ok(self.ask("query-status").await?["status"] != "prelaunch")
+    }
+
     async fn pause(&self) -> Result<(), BackendError> {
         self.ask("stop").await.map(drop)
     }
@@ -265,7 +272,8 @@ impl Machine for Running {
     }
 
     async fn snapshot(&self, op: &SnapshotOp) -> Result<(), BackendError> {
-        snapshot::run(&self.parts.qmp, op).await
+        let done = snapshot::run(&self.parts.qmp, op).await;
+        done.map_err(|error| snapshot::cause_of(error, &self.parts.dir))
     }
 
     async fn freeze(

@@ -4,7 +4,9 @@
 //! - [`qmp`], [`connect`]: talking to it; [`monitor`]: users' own conversations. [`process`], [`record`]: holding on to it.
 //! - `freeze`, `migrate`: a machine's memory as a file, and going on from it.
 //! - [`adopt`]: finding it again after a restart of the daemon.
-//! - [`accel`], [`proof`]: KVM or TCG. [`install`], [`img`]: the programs themselves.
+//! - [`snapshot`], [`rename`], [`qcow2`]: points in a VM's past. [`repair`]: what was cut short.
+//! - [`accel`], [`proof`]: KVM or TCG. [`install`], [`img`]: the programs themselves. [`memory`]: what
+//!   they take, and what there is.
 //!
 //! Not here: when a machine is started or stopped (`vm::state`), and what is inside the guest.
 
@@ -17,6 +19,7 @@ pub mod img;
 pub mod install;
 pub mod launch;
 pub mod machine;
+pub mod memory;
 mod migrate;
 pub mod monitor;
 pub mod process;
@@ -24,6 +27,8 @@ pub mod proof;
 pub mod qcow2;
 pub mod qmp;
 pub mod record;
+mod rename;
+mod repair;
 mod sealed;
 mod snapshot;
 #[cfg(test)]
@@ -38,11 +43,13 @@ use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use crate::store::layout::{Layout, VmDir};
+use crate::sys;
 use crate::vm::backend::{
-    Accel, Adoption, BackendError, Hypervisor, Images, LaunchPlan, Launched, SnapshotInfo,
-    SnapshotOp,
+    Accel, Adoption, BackendError, Hypervisor, Images, LaunchPlan, Launched, RunFacts,
+    SnapshotInfo, SnapshotOp,
 };
-use crate::vm::spec::AccelChoice;
+use crate::vm::memory::Ram;
+use crate::vm::spec::{AccelChoice, VmSpec};
 use crate::vm::warm::{Memory, Shape};
 use accel::Chooser;
 use install::Installation;
@@ -89,6 +96,22 @@ impl Hypervisor for Qemu {
         self.chooser.choose(choice, self.installation().await?).await
     }
 
+    fn memory_available(&self) -> u64 {
+        memory::available()
+    }
+
+    fn memory_overhead(&self, spec: &VmSpec) -> u64 {
+        memory::overhead(spec.memory, spec.cpus, self.chooser.likely(spec.accel))
+    }
+
+    fn memory_taken(&self, facts: &RunFacts, ram: Ram) -> u64 {
+        let held = sys::memory_held(facts.pid);
+        match ram {
+            Ram::Own => held.own + held.shared,
+            Ram::CopyOnWrite => held.own,
+        }
+    }
+
     fn disk_size(&self, dir: &Path) -> Result<Option<u64>, BackendError> {
         img::virtual_size(&VmDir(dir.to_owned()).disk())
     }
@@ -124,7 +147,17 @@ impl Hypervisor for Qemu {
     }
 
     async fn snapshot(&self, dir: PathBuf, op: &SnapshotOp) -> Result<(), BackendError> {
-        img::snapshot(&VmDir(dir).disk(), op).await
+        let dir = VmDir(dir);
+        rename::recover(&dir)?;
+        let disk = dir.disk();
+        match op {
+            SnapshotOp::Take(tag) => repair::marked(&dir, img::take_snapshot(&disk, tag)).await,
+            SnapshotOp::Restore(tag) => {
+                repair::marked(&dir, img::restore_snapshot(&disk, tag)).await
+            }
+            SnapshotOp::Drop(tag) => repair::marked(&dir, img::drop_snapshot(&disk, tag)).await,
+            SnapshotOp::Rename { from, to } => rename::off_thread(dir, from, to).await,
+        }
     }
 
     fn snapshots(&self, dir: &Path) -> Vec<SnapshotInfo> {

@@ -67,11 +67,15 @@ pub fn forget(dir: &VmDir, facts: &RunFacts) {
     }
 }
 
-/// Removes what an earlier QEMU left behind: it removes its sockets only when it ends by itself.
+/// Removes what an earlier QEMU left behind, which removes its sockets only when it ends by itself,
+/// and what a launch was killed over.
 pub fn clear(dir: &VmDir) {
     remove_if_there(&dir.run());
-    remove_if_there(&dir.0.join(names::QMP));
-    remove_if_there(&dir.0.join(names::SERIAL));
+    for name in
+        [names::QMP, names::SERIAL, names::IDENTITY, names::TEMPORARY_DISK, names::DISK_PARTIAL]
+    {
+        remove_if_there(&dir.0.join(name));
+    }
 }
 
 fn remove_if_there(path: &Path) {

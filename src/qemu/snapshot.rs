@@ -6,8 +6,11 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::qmp::Qmp;
+use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, SnapshotOp};
 
+/// A disk with less room than this is full: QEMU writes memory in pieces, each of which fits or not.
+const ROOM: u64 = 1 << 20;
 /// The disk's node in the command line: the snapshot and the memory go there.
 const NODE: &str = "disk";
 /// How often a job is looked at. QEMU tells of its end by an event too, which may be another's.
@@ -24,6 +27,10 @@ pub(super) async fn run(qmp: &Qmp, op: &SnapshotOp) -> Result<(), BackendError> 
         SnapshotOp::Take(tag) => ("snapshot-save", tag),
         SnapshotOp::Restore(tag) => ("snapshot-load", tag),
         SnapshotOp::Drop(tag) => ("snapshot-delete", tag),
+        SnapshotOp::Rename { .. } => {
+            let text = "it has no command for that".to_owned();
+            return Err(BackendError::QmpRefused { command: "rename".to_owned(), text });
+        }
     };
     let job = format!("aq-{}", uuid::Uuid::new_v4().simple());
     qmp.execute(command, arguments(command, &job, tag)).await?;
@@ -35,6 +42,19 @@ pub(super) async fn run(qmp: &Qmp, op: &SnapshotOp) -> Result<(), BackendError> 
             Err(BackendError::NoSpace { what: format!("the snapshot {tag}") })
         }
         Some(text) => Err(BackendError::QmpRefused { command: command.to_owned(), text }),
+    }
+}
+
+/// Tells a full disk apart, of which QEMU says that it is an error of input and output when it was
+/// the machine's memory that did not fit.
+pub(super) fn cause_of(error: BackendError, dir: &VmDir) -> BackendError {
+    match &error {
+        BackendError::QmpRefused { text, .. } if text.ends_with("Input/output error") => {
+            let free = rustix::fs::statvfs(&dir.0).map(|s| s.f_bavail * s.f_frsize);
+            let what = "the snapshot: its memory does not fit".to_owned();
+            if free.is_ok_and(|free| free < ROOM) { BackendError::NoSpace { what } } else { error }
+        }
+        _ => error,
     }
 }
 

@@ -88,7 +88,7 @@ impl Registry {
         let recipe = match text.parse()? {
             Origin::Tiny => Recipe::Tiny,
             Origin::File(path) => Recipe::File(path),
-            Origin::Vm { vm, tag } => self.published(text, &vm, tag).await?,
+            Origin::Vm { vm, tag } => self.published((&image, text), &vm, tag).await?,
         };
         self.with_images(move |images| images.assign(&image, recipe)).await
     }
@@ -135,7 +135,7 @@ impl Registry {
     /// A VM as a recipe: one that runs with its memory, one that is off held while it is copied.
     async fn published(
         &self,
-        origin: String,
+        (image, origin): (&str, String),
         name: &str,
         snapshot: Option<String>,
     ) -> Result<Recipe, RegistryError> {
@@ -151,7 +151,7 @@ impl Registry {
             let machine = Arc::new(Live(vm.clone()));
             return Ok(Recipe::Live(Box::new(LivePublication { origin, machine, base })));
         }
-        let hold = Some(vm.hold().await?);
+        let hold = Some(vm.hold(image.to_owned()).await?);
         check_snapshot(&vm, snapshot.as_deref())?;
         let base = base()?;
         let layers = self.world().images.layers(&base, &vm.dir().0)?;

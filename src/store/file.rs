@@ -8,6 +8,28 @@ use std::path::Path;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+/// How the names of files begin that are not whole yet.
+const TEMPORARY: &str = ".tmp";
+
+/// Removes what a process that was killed has left of [`replace`] and [`create`] in a directory, if
+/// there is one. Only for who knows that nobody else writes there.
+///
+/// # Errors
+/// Whatever reading the directory or removing answers.
+pub fn sweep(dir: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().as_encoded_bytes().starts_with(TEMPORARY.as_bytes()) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Replaces `path` by `bytes`, readable by the owner alone. After a crash at any moment the old or
 /// the new content is there, never a mixture; a failure leaves the old one and nothing else.
 ///
@@ -15,7 +37,7 @@ use serde::de::DeserializeOwned;
 /// Whatever creating, writing, syncing or renaming answers; `ENOSPC` on a full disk.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let dir = path.parent().unwrap_or_else(|| Path::new("."));
-    let mut temporary = tempfile::Builder::new().prefix(".tmp").tempfile_in(dir)?;
+    let mut temporary = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(dir)?;
     temporary.write_all(bytes)?;
     temporary.as_file().sync_all()?;
     temporary.persist(path).map_err(|e| e.error)?;
@@ -29,7 +51,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// As [`replace`].
 pub fn create(path: &Path, bytes: &[u8]) -> io::Result<bool> {
     let dir = path.parent().unwrap_or_else(|| Path::new("."));
-    let mut temporary = tempfile::Builder::new().prefix(".tmp").tempfile_in(dir)?;
+    let mut temporary = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(dir)?;
     temporary.write_all(bytes)?;
     temporary.as_file().sync_all()?;
     match temporary.persist_noclobber(path) {
@@ -110,6 +132,19 @@ mod tests {
         fs::create_dir(&target).unwrap();
         assert!(replace(&target, b"x").is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn only_what_is_half_written_is_swept_away() {
+        let dir = tempfile::tempdir().unwrap();
+        replace(&dir.path().join("x"), b"x").unwrap();
+        let half = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(dir.path()).unwrap();
+        half.keep().unwrap();
+        sweep(dir.path()).unwrap();
+        sweep(&dir.path().join("nowhere")).unwrap();
+        let left: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["x"]);
     }
 
     #[test]

@@ -10,6 +10,8 @@
 //!     vm.json                  its definition: settings
 //!     name                     its name, apart so that damage to the definition does not lose it
 //!     disk.qcow2               its disk, made at the first start
+//!     snapshots.journal        while a snapshot gets another name: what the disk's table of them was
+//!     disk.changing            while something changes the disk; found at a start, it was killed
 //!     temporary.qcow2          what an ephemeral VM writes, until QEMU has opened it
 //!     host_key{,.pub}          its SSH host key
 //!     known_hosts              that key as other SSH clients want it
@@ -71,6 +73,11 @@ impl Layout {
         self.root.join("ssh/id_ed25519")
     }
 
+    /// Lists the directories that hold files of the store itself, beside VMs and images.
+    pub fn plain_dirs(&self) -> [PathBuf; 3] {
+        [self.root.clone(), self.root.join("ssh"), self.cache()]
+    }
+
     /// Returns the directory of all VMs.
     pub fn vms(&self) -> PathBuf {
         self.root.join("vms")
@@ -125,6 +132,25 @@ pub const TEMPLATES: &str = "warm";
 pub struct VmDir(pub PathBuf);
 
 impl VmDir {
+    /// All names there can be in it while no QEMU runs.
+    pub const NAMES: &[&str] = &[
+        "vm.json",
+        "name",
+        names::DISK,
+        "host_key",
+        "host_key.pub",
+        "known_hosts",
+        names::SEED,
+        names::CIDATA,
+        "run.json",
+        "qemu.log",
+        names::CONSOLE_LOG,
+        names::QMP,
+        names::SERIAL,
+        names::IDENTITY,
+        "template",
+    ];
+
     /// Returns the definition.
     pub fn definition(&self) -> PathBuf {
         self.0.join("vm.json")
@@ -138,6 +164,16 @@ impl VmDir {
     /// Returns the disk.
     pub fn disk(&self) -> PathBuf {
         self.0.join(names::DISK)
+    }
+
+    /// Returns the mark that something changes the disk.
+    pub fn disk_mark(&self) -> PathBuf {
+        self.0.join("disk.changing")
+    }
+
+    /// Returns what the disk's table of snapshots was, while one of them gets another name.
+    pub fn snapshot_journal(&self) -> PathBuf {
+        self.0.join("snapshots.journal")
     }
 
     /// Returns the guest's private SSH host key; the public one lies beside it with `.pub`.

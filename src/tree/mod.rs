@@ -73,6 +73,12 @@ pub enum TreeError {
     /// A rename that is not from one name that users make to another in the same directory.
     #[error("only what `mkdir` makes can be renamed, and only within its directory")]
     BadRename,
+    /// A snapshot that is to be another VM's.
+    #[error(
+        "a snapshot is a point in the past of this VM alone; `mkdir .images/x; echo VM@TAG > \
+         .images/x/source` makes an image of it for others"
+    )]
+    OthersSnapshot,
     /// The open file is unknown.
     #[error("unknown file handle")]
     BadHandle,

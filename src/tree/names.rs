@@ -253,6 +253,12 @@ pub(super) fn number(numbers: &Numbers, name: String) -> u64 {
     *numbers.entry(name).or_insert(next)
 }
 
+/// Has two names change numbers: what was called by the one is now called by the other.
+fn exchange(numbers: &Numbers, a: String, b: String) {
+    let (of_a, of_b) = (number(numbers, a.clone()), number(numbers, b.clone()));
+    numbers.lock().extend([(a, of_b), (b, of_a)]);
+}
+
 /// Snapshots, in `VM/snapshots`.
 pub(super) struct SnapshotNames {
     pub(super) vm: Vm,
@@ -315,9 +321,25 @@ impl Names for SnapshotNames {
         Answer::later(self.command(Command::Drop(name.to_owned())))
     }
 
-    fn rename(&self, _from: &str, _to: &str) -> Answer<()> {
-        let why = "qemu-img cannot rename a snapshot; restore it and take another";
-        Answer::Now(Err(TreeError::NotOffered(why)))
+    fn move_out(&self, _name: &str, to: (NodeId, &str)) -> Answer<()> {
+        let another = matches!(to.0.parts(), Some((Table::Snapshots, _, None)));
+        let why = if another { TreeError::OthersSnapshot } else { TreeError::BadRename };
+        Answer::Now(handle::noted(Some(&self.vm), Err(why)))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> Answer<()> {
+        if self.find(from).is_none() {
+            return Answer::Now(Err(TreeError::BadRename));
+        }
+        if !is_object_name(to) {
+            return Answer::Now(Err(TreeError::BadName(to.to_owned())));
+        }
+        let (numbers, vm) = (Arc::clone(&self.numbers), self.vm.id());
+        let (old, new) = (snapshot_key(vm, from), snapshot_key(vm, to));
+        let (from, to) = (from.to_owned(), to.to_owned());
+        let renamed = self.command(Command::RenameSnapshot { from, to });
+        // It keeps its number: who is in its directory stays there.
+        Answer::later(renamed.map(move |done| done.inspect(|()| exchange(&numbers, old, new))))
     }
 }
 

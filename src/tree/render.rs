@@ -29,7 +29,10 @@ pub(super) fn host(host: &Host) -> String {
     }
     table.add("cpus", &sys::cpus().to_string());
     table.add("memory_total", &sys::memory("MemTotal").to_string());
-    table.add("memory_available", &sys::memory("MemAvailable").to_string());
+    let memory = registry.world().memory.supply();
+    table.add("memory_available", &memory.available.to_string());
+    table.add("memory_promised", &memory.promised.to_string());
+    table.add("memory_free", &memory.free().to_string());
     table.add("vms", &registry.len().to_string());
     table.add("store", &registry.layout().root().display().to_string());
     table.0

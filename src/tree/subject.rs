@@ -23,6 +23,7 @@ use crate::vm::exec::ExecAccess;
 use crate::vm::job::Job;
 use crate::vm::notice::Notice;
 use crate::vm::spec::KEYS;
+use crate::vm::state::Command;
 use crate::vm::stream::{Listener, Nothing, Stream};
 use crate::vm::{Snapshot, Vm, VmError};
 
@@ -147,7 +148,12 @@ impl Subject for SnapshotSubject {
     }
 
     fn admit_removal(&self) -> Result<(), TreeError> {
-        Ok(())
+        let drop = Command::Drop(self.snapshot.tag.clone());
+        // One that could not be taken is in nobody's way.
+        match &self.snapshot.info {
+            Some(_) => Ok(self.vm.would_admit(&drop)?),
+            None => Ok(()),
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! No policy here (`state.rs`), and no names of files on disk (`store::layout`).
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -14,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use super::live::InForce;
+use super::memory::Ram;
 use super::spec::net::Forward;
 use super::spec::{AccelChoice, VmSpec};
 use super::stream::Stream;
@@ -161,6 +163,15 @@ pub enum BackendError {
         /// Who wanted how much.
         what: String,
     },
+    /// The disk's table of snapshots would take more or fewer clusters.
+    #[error(
+        "the disk's table of snapshots is to the byte full: another name has to be of {length} \
+         bytes too, or `rmdir` one snapshot first"
+    )]
+    NoRoomInTable {
+        /// The length of the old name.
+        length: usize,
+    },
     /// A host port is taken.
     #[error("host port {port} is taken; `ss -lnp` shows by whom, config/ports has the list")]
     PortTaken {
@@ -210,17 +221,16 @@ impl BackendError {
     /// Wraps a system error, telling a full disk and a lack of memory apart from the rest.
     pub fn io(what: impl Into<String>, error: &std::io::Error) -> Self {
         let what = what.into();
-        match error.raw_os_error() {
-            Some(libc_errno::ENOSPC | libc_errno::EDQUOT) => Self::NoSpace { what },
-            Some(libc_errno::ENOMEM) => Self::NoMemory { what },
-            errno => Self::Io { what, error: error.to_string(), errno: errno.unwrap_or(0) },
+        // By the kind: a library may have wrapped the system's own error.
+        match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Self::NoSpace { what },
+            ErrorKind::OutOfMemory => Self::NoMemory { what },
+            _ => {
+                let errno = error.raw_os_error().unwrap_or(0);
+                Self::Io { what, error: error.to_string(), errno }
+            }
         }
     }
-}
-
-/// The errno values that this layer tells apart (constants of the kernel's ABI, not calls).
-mod libc_errno {
-    pub(super) use libc::{EDQUOT, ENOMEM, ENOSPC};
 }
 
 /// What an image offers for booting. Every source of images ends in this shape.
@@ -407,6 +417,8 @@ pub struct ExitReport {
 pub struct SnapshotInfo {
     /// Its name.
     pub tag: String,
+    /// Its number, for which the hypervisor may take a name.
+    pub id: String,
     /// When it was taken.
     pub created: SystemTime,
     /// Bytes of memory and device state; 0 if the VM was off.
@@ -424,6 +436,13 @@ pub enum SnapshotOp {
     Restore(String),
     /// Drops one.
     Drop(String),
+    /// Gives one another name; only of a VM that is off.
+    Rename {
+        /// Its name.
+        from: String,
+        /// A name that is free.
+        to: String,
+    },
 }
 
 /// A QEMU that runs.
@@ -431,6 +450,8 @@ pub enum SnapshotOp {
 pub trait Machine: fmt::Debug + Send + Sync {
     /// What is known about it.
     fn facts(&self) -> &RunFacts;
+    /// Says whether the processors have run since QEMU was started.
+    async fn has_run(&self) -> Result<bool, BackendError>;
     /// Stops the processors.
     async fn pause(&self) -> Result<(), BackendError>;
     /// Lets the processors run.
@@ -517,6 +538,12 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
     fn facts(&self) -> Vec<(&'static str, String)>;
     /// Picks an accelerator: the verdict of `auto` is proven once and cached.
     async fn accel(&self, choice: AccelChoice) -> Result<Accel, BackendError>;
+    /// Returns the bytes of memory that machines could take now, within the limits that hold here.
+    fn memory_available(&self) -> u64;
+    /// Returns the bytes that a machine may come to take beside its guest's memory.
+    fn memory_overhead(&self, spec: &VmSpec) -> u64;
+    /// Returns the bytes that a running machine has taken for itself.
+    fn memory_taken(&self, facts: &RunFacts, ram: Ram) -> u64;
     /// Returns the size in bytes of the disk in a VM's directory; `None` if there is none yet.
     fn disk_size(&self, dir: &Path) -> Result<Option<u64>, BackendError>;
     /// Says what a machine of this plan would be like.
@@ -525,7 +552,7 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched, BackendError>;
     /// Removes the disk of a VM that is off.
     async fn discard_disk(&self, dir: &Path) -> Result<(), BackendError>;
-    /// Takes, restores or drops a snapshot of a VM that is off.
+    /// Takes, restores, drops or renames a snapshot of a VM that is off.
     async fn snapshot(&self, dir: PathBuf, op: &SnapshotOp) -> Result<(), BackendError>;
     /// Lists the snapshots in a VM's disk, whoever made them; none if it has no disk yet. Looks at
     /// the file itself, at once.

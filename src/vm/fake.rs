@@ -16,8 +16,9 @@ use super::World;
 use super::backend::*;
 use super::defaults::Defaults;
 use super::live::{Bound, InForce};
-use super::spec::AccelChoice;
+use super::memory::{Ledger, Ram};
 use super::spec::net::Forward;
+use super::spec::{AccelChoice, VmSpec};
 use super::stream::{Bell, Listener, Readiness, Stream};
 use super::warm::{Freeze, Layer, Shape, Template};
 use crate::vm::VmError;
@@ -45,6 +46,14 @@ pub(crate) struct Script {
     pub(crate) taken: Mutex<Vec<u16>>,
     /// How large disks are, once there are any.
     pub(crate) disk: Mutex<Option<u64>>,
+    /// The next snapshot of a machine that runs fails like this.
+    pub(crate) snapshot_error: Mutex<Option<BackendError>>,
+    /// How long a snapshot of a VM that is off takes.
+    pub(crate) slow: Mutex<Duration>,
+    /// How much memory the host has; `None`: any amount.
+    pub(crate) memory: Mutex<Option<u64>>,
+    /// How much of it each machine has taken.
+    pub(crate) taken_memory: Mutex<u64>,
     /// The events of the machine launched last.
     pub(crate) events: Mutex<Option<mpsc::Sender<MachineEvent>>>,
     /// The machines that run, which a later daemon finds again.
@@ -76,6 +85,7 @@ pub(crate) fn world(script: &Arc<Script>) -> World {
     let defaults = Defaults::open("/nowhere/defaults.json".into(), None).unwrap();
     World {
         hypervisor: fake.clone(),
+        memory: Ledger::new(fake.clone()),
         guests: fake.clone(),
         images: fake,
         events: Arc::default(),
@@ -137,6 +147,18 @@ impl Hypervisor for Fake {
         Ok(Launched { machine, events, paused: plan.paused })
     }
 
+    fn memory_available(&self) -> u64 {
+        self.0.memory.lock().unwrap_or(u64::MAX)
+    }
+
+    fn memory_overhead(&self, _spec: &VmSpec) -> u64 {
+        0
+    }
+
+    fn memory_taken(&self, _facts: &RunFacts, _ram: Ram) -> u64 {
+        *self.0.taken_memory.lock()
+    }
+
     fn disk_size(&self, _dir: &Path) -> Result<Option<u64>, BackendError> {
         Ok(*self.0.disk.lock())
     }
@@ -162,6 +184,8 @@ impl Hypervisor for Fake {
 
     async fn snapshot(&self, _dir: PathBuf, _op: &SnapshotOp) -> Result<(), BackendError> {
         self.0.calls.lock().push("snapshot, off");
+        let slow = *self.0.slow.lock();
+        tokio::time::sleep(slow).await;
         Ok(())
     }
 
@@ -213,6 +237,10 @@ impl FakeMachine {
 impl Machine for FakeMachine {
     fn facts(&self) -> &RunFacts {
         &self.facts
+    }
+
+    async fn has_run(&self) -> Result<bool, BackendError> {
+        Ok(true)
     }
 
     async fn pause(&self) -> Result<(), BackendError> {
@@ -278,7 +306,7 @@ impl Machine for FakeMachine {
 
     async fn snapshot(&self, _op: &SnapshotOp) -> Result<(), BackendError> {
         self.call("snapshot", None).await;
-        Ok(())
+        self.script.snapshot_error.lock().take().map_or(Ok(()), Err)
     }
 
     async fn freeze(

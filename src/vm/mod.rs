@@ -15,6 +15,7 @@ pub mod exec;
 pub(crate) mod fake;
 pub mod job;
 pub mod live;
+pub mod memory;
 pub mod notice;
 pub mod origin;
 pub mod spec;
@@ -40,6 +41,7 @@ use self::defaults::Defaults;
 use self::events::{Event, Feed};
 use self::exec::{Exec, ExecAccess};
 use self::job::{Job, JobError};
+use self::memory::Ledger;
 use self::spec::{Edit, Key, SpecError, VmSpec};
 use self::state::{Command, Refusal, State};
 use self::stream::{Bell, Listener, Stream};
@@ -93,6 +95,8 @@ pub struct World {
     pub defaults: Arc<Defaults>,
     /// Takes what happens to them.
     pub events: Arc<Feed>,
+    /// Promises them the host's memory.
+    pub memory: Arc<Ledger>,
 }
 
 /// A VM's number for the life of the daemon; never given twice.
@@ -149,8 +153,8 @@ pub(crate) enum Ask {
     Configure(Edit, oneshot::Sender<Result<(), VmError>>),
     /// To freeze the guest into a directory.
     Freeze(PathBuf, oneshot::Sender<Result<Frozen, VmError>>),
-    /// To stay off.
-    Hold(oneshot::Sender<Result<Hold, VmError>>),
+    /// To stay off while this image is made of it.
+    Hold(String, oneshot::Sender<Result<Hold, VmError>>),
     /// A new name, already reserved.
     Rename(String, oneshot::Sender<Result<(), VmError>>),
 }
@@ -409,12 +413,14 @@ impl Vm {
         failed && pending.remove(tag).is_some()
     }
 
-    /// Keeps the VM off, with its disk as it is, until the answer is dropped.
+    /// Keeps the VM off, with its disk and its snapshots as they are, until the answer is dropped:
+    /// `image` is being made of it.
     ///
     /// # Errors
-    /// [`Refusal::MustStop`] if it is not off, [`Refusal::NoDisk`] if it never ran.
-    pub async fn hold(&self) -> Result<Hold, VmError> {
-        self.ask(Ask::Hold).await
+    /// [`Refusal::MustStop`] if it is not off, [`Refusal::Held`] if another image is being made of
+    /// it, [`Refusal::NoDisk`] if it never ran.
+    pub async fn hold(&self, image: String) -> Result<Hold, VmError> {
+        self.ask(|answer| Ask::Hold(image, answer)).await
     }
 
     /// Says whether it could be frozen now. The driver decides again when it is due.

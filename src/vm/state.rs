@@ -124,6 +124,13 @@ pub enum Command {
     Restore(String),
     /// Drop a snapshot.
     Drop(String),
+    /// Give a snapshot another name.
+    RenameSnapshot {
+        /// Its name.
+        from: String,
+        /// The new one.
+        to: String,
+    },
     /// Remove the VM.
     Remove,
 }
@@ -145,6 +152,7 @@ impl Command {
             Self::Take(_) => "mkdir",
             Self::Restore(_) => "restore",
             Self::Drop(_) => "rmdir",
+            Self::RenameSnapshot { .. } => "mv",
             Self::Remove => "rmdir",
         }
     }
@@ -197,6 +205,14 @@ pub enum Refusal {
         /// The state's word.
         state: &'static str,
     },
+    /// An image is being made of it.
+    #[error("{verb}: image {image} is being made of this VM; `cat wait` returns when that is done")]
+    Held {
+        /// The command's verb.
+        verb: &'static str,
+        /// The image.
+        image: String,
+    },
     /// Its guest does not answer yet, or not any more.
     #[error("{verb}: the VM is {state}; `cat ready` waits for its guest")]
     NotReady {
@@ -225,6 +241,17 @@ pub enum Refusal {
     NoMemory {
         /// The name.
         tag: String,
+    },
+    /// QEMU would go back to another one.
+    #[error(
+        "restore: {tag} is also the number of snapshot {other}, for which QEMU would take it; \
+         `echo stop > ctl; cat wait`, then restore, or `mv snapshots/{tag} snapshots/NAME`"
+    )]
+    NumberOfAnother {
+        /// The name.
+        tag: String,
+        /// The name of the one with that number.
+        other: String,
     },
     /// There is nothing to take a snapshot of.
     #[error("there is no disk yet: it is made at the first start")]
@@ -278,6 +305,11 @@ pub fn admit(state: &State, command: &Command, protected: bool) -> Result<(), Re
             Command::Take(_) | Command::Restore(_) | Command::Drop(_),
             State::Stopped | State::Failed(_) | State::Running | State::Ready | State::Paused,
         ) => Ok(()),
+        // QEMU keeps the names in memory, and would write the old one back.
+        (Command::RenameSnapshot { .. }, State::Running | State::Ready | State::Paused) => {
+            Err(Refusal::MustStop { verb, state: word })
+        }
+        (Command::RenameSnapshot { .. }, State::Stopped | State::Failed(_)) => Ok(()),
         (_, State::Stopped | State::Failed(_)) => off(),
         (_, State::Starting | State::Stopping | State::Saving) => busy(),
         (Command::Pause, State::Paused) | (Command::Resume, State::Running | State::Ready) => {
@@ -314,7 +346,7 @@ mod tests {
         ]
     }
 
-    /// One letter a state: `+` admitted, `a`lready, `o`ff, `b`usy, `i`n use, `x` broken.
+    /// One letter a state: `+` admitted, `a`lready, `o`ff, `b`usy, `i`n use, `m`ust stop, `x` broken.
     fn row(command: &Command, protected: bool) -> String {
         let letter = |s: &State| match admit(s, command, protected) {
             Ok(()) => '+',
@@ -326,13 +358,14 @@ mod tests {
                 | Refusal::HasDisk { .. }
                 | Refusal::NoSnapshot { .. }
                 | Refusal::SnapshotExists { .. }
-                | Refusal::MustStop { .. }
                 | Refusal::NotReady { .. }
                 | Refusal::NoMemory { .. }
+                | Refusal::NumberOfAnother { .. }
                 | Refusal::NoDisk,
             )
             | Err(Refusal::Ephemeral) => '?',
-            Err(Refusal::InUse { .. }) => 'i',
+            Err(Refusal::InUse { .. } | Refusal::Held { .. }) => 'i',
+            Err(Refusal::MustStop { .. }) => 'm',
             Err(Refusal::Protected) => 'p',
             Err(Refusal::Broken { .. }) => 'x',
         };
@@ -358,6 +391,7 @@ mod tests {
             (Command::Take("a".into()), "+b+++bb+x"),
             (Command::Restore("a".into()), "+b+++bb+x"),
             (Command::Drop("a".into()), "+b+++bb+x"),
+            (Command::RenameSnapshot { from: "a".into(), to: "b".into() }, "+bmmmbb+x"),
             (Command::Remove, "+iiiiii++"),
         ];
         for (command, expected) in table {

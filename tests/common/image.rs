@@ -33,12 +33,16 @@ pub(crate) fn install(store: &Path) {
     drop(fs::copy(from.accel_verdict(), to.accel_verdict()));
 }
 
+/// Returns where the images of all checkouts are.
+pub(crate) fn place() -> PathBuf {
+    let uid = rustix::process::getuid().as_raw();
+    std::env::var_os("AQFS_TEST_CACHE")
+        .map_or_else(|| format!("/var/tmp/aqfs-test-cache-{uid}").into(), PathBuf::from)
+}
+
 /// Each checkout has its own, so that two of them do not take turns in building.
 fn cache() -> PathBuf {
-    let uid = rustix::process::getuid().as_raw();
-    let cache = std::env::var_os("AQFS_TEST_CACHE")
-        .map_or_else(|| format!("/var/tmp/aqfs-test-cache-{uid}").into(), PathBuf::from);
-    cache.join(AQ.replace('/', "-").trim_start_matches('-'))
+    place().join(AQ.replace('/', "-").trim_start_matches('-'))
 }
 
 /// An image made by another build of aq may be another image.

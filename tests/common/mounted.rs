@@ -218,6 +218,11 @@ impl Mounted {
         proc::qemus(self.store.root())
     }
 
+    /// Lists the `qemu-img` processes of this store.
+    pub(crate) fn qemu_imgs(&self) -> Vec<u32> {
+        proc::of_store(self.store.root(), "qemu-img")
+    }
+
     /// Unmounts and says what the daemon has left behind.
     fn leave(&self) -> Vec<String> {
         let daemon = lock::owner(&self.store.lock()).map(|o| o.pid).filter(|&p| serves(p));

@@ -53,13 +53,18 @@ pub(crate) fn alive(pid: u32) -> bool {
     process(pid).is_some_and(|p| p.state != 'Z')
 }
 
-/// Lists the QEMU processes that serve a VM of the store below `root`: those that run in one of
-/// its directories or name it in their arguments.
+/// Lists the QEMU processes that serve a VM of the store below `root`.
 pub(crate) fn qemus(root: &Path) -> Vec<u32> {
-    all().into_iter().filter(|&pid| is_qemu_of(pid, root)).collect()
+    of_store(root, "qemu-system")
 }
 
-fn is_qemu_of(pid: u32, root: &Path) -> bool {
+/// Lists the processes of a program, by the beginning of its name, that work on the store below
+/// `root`: those that run in one of its directories or name it in their arguments.
+pub(crate) fn of_store(root: &Path, program: &str) -> Vec<u32> {
+    all().into_iter().filter(|&pid| is_of_store(pid, root, program)).collect()
+}
+
+fn is_of_store(pid: u32, root: &Path, program: &str) -> bool {
     let Some(process) = process(pid).filter(|p| p.state != 'Z') else {
         return false;
     };
@@ -69,7 +74,7 @@ fn is_qemu_of(pid: u32, root: &Path) -> bool {
         let args = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         args.windows(root.len()).any(|w| w == root)
     };
-    process.name.starts_with("qemu-system")
+    process.name.starts_with(program)
         && (fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(below) || names_root())
 }
 

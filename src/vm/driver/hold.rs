@@ -9,9 +9,10 @@ use crate::vm::state::{Refusal, State};
 
 impl Driver {
     /// Holds the VM, which is `saving` for so long.
-    pub(super) fn hold(&mut self) -> Result<Hold, VmError> {
-        self.check_hold()?;
+    pub(super) fn hold(&mut self, image: String) -> Result<Hold, VmError> {
+        self.check_hold().map_err(|refusal| self.explained(refusal))?;
         let before = self.state();
+        self.held_for = Some(image);
         self.enter(State::Saving);
         let (hold, released) = oneshot::channel();
         self.detached(|to| async move {
@@ -31,7 +32,20 @@ impl Driver {
         }
     }
 
+    /// Says what a VM that is held is busy with, and when that is over.
+    pub(super) fn explained(&self, refusal: Refusal) -> Refusal {
+        let Some(image) = self.held_for.clone() else { return refusal };
+        match refusal {
+            Refusal::Busy { verb, .. } | Refusal::MustStop { verb, .. } => {
+                Refusal::Held { verb, image }
+            }
+            Refusal::InUse { .. } => Refusal::Held { verb: "rmdir", image },
+            other => other,
+        }
+    }
+
     pub(super) fn on_released(&mut self, before: State) {
+        self.held_for = None;
         if self.running.is_none() && self.starting.is_none() {
             self.enter(before);
         }

@@ -25,6 +25,7 @@ use super::backend::{
 };
 use super::events::Event;
 use super::exec::{Exec, Link};
+use super::memory::Reservation;
 use super::spec::{Edit, VmSpec};
 use super::state::{Command, Refusal, State, admit};
 use super::stream::Bell;
@@ -34,6 +35,7 @@ use crate::store::layout::VmDir;
 
 mod configure;
 mod hold;
+mod memory;
 mod reach;
 mod snapshot;
 mod start;
@@ -78,8 +80,8 @@ pub struct Birth {
 pub async fn spawn(birth: Birth, world: World) -> Vm {
     let adoption = match &birth.definition {
         Ok(_) => {
-            let adoption = world.hypervisor.adopt(birth.dir.0.clone(), birth.uuid).await;
-            let cleared = warm::clear(&world, &birth.dir, adoption).await;
+            let found = snapshot::adopt(&*world.hypervisor, birth.dir.0.clone(), birth.uuid).await;
+            let cleared = warm::clear(&world, &birth.dir, found).await;
             cleared.unwrap_or_else(|error| Adoption::Unclear(error.to_string()))
         }
         Err(_) => Adoption::NeverRan,
@@ -192,6 +194,10 @@ struct Driver {
     reaching: Option<Task>,
     stopping: Option<Task>,
     snapshotting: Option<Snapshotting>,
+    /// The image that is being made of it.
+    held_for: Option<String>,
+    /// What the host has promised it, from its start to its end.
+    memory: Option<Reservation>,
     /// The guest's clock shows the past, and is set before the guest is ready.
     set_clock: bool,
 }
@@ -215,6 +221,8 @@ impl Driver {
             reaching: None,
             stopping: None,
             snapshotting: None,
+            held_for: None,
+            memory: None,
             set_clock: false,
         }
     }
@@ -305,7 +313,7 @@ impl Driver {
                 let result = self.configure(&edit).await;
                 drop(answer.send(result));
             }
-            Ask::Hold(answer) => drop(answer.send(self.hold())),
+            Ask::Hold(image, answer) => drop(answer.send(self.hold(image))),
             Ask::Freeze(to, answer) => self.freeze(to, answer),
             Ask::Rename(name, answer) => {
                 let result = self.rename(name).await;
@@ -321,7 +329,7 @@ impl Driver {
         answer: oneshot::Sender<Result<(), VmError>>,
     ) -> Life {
         if let Err(refusal) = admit(&self.state(), &command, self.vm.spec().protect) {
-            drop(answer.send(Err(refusal.into())));
+            drop(answer.send(Err(self.explained(refusal).into())));
             return Life::GoesOn;
         }
         if let Some(op) = snapshot::operation(&command) {
@@ -350,7 +358,10 @@ impl Driver {
                 return Life::GoesOn;
             }
             // Snapshots have been seen to above.
-            Command::Take(_) | Command::Restore(_) | Command::Drop(_) => Ok(()),
+            Command::Take(_)
+            | Command::Restore(_)
+            | Command::Drop(_)
+            | Command::RenameSnapshot { .. } => Ok(()),
             Command::Remove => {
                 self.link.send_replace(Link::Off);
                 drop(answer.send(Ok(())));
@@ -368,11 +379,11 @@ impl Driver {
             drop(answer.send(Err(refusal.into())));
             return;
         };
-        let machine = Arc::clone(&running.machine);
+        let (machine, suspended) = (Arc::clone(&running.machine), self.is_suspended());
         self.detached(|to| async move {
             let done = match &command {
                 Command::Pause => machine.pause().await,
-                Command::Resume => machine.resume().await,
+                Command::Resume => snapshot::resume(&*machine, suspended).await,
                 Command::PressKeys { chords } => machine.press_keys(chords).await,
                 _ => machine.reset().await,
             };

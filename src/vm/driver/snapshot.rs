@@ -1,16 +1,19 @@
 //! Snapshots: points in a VM's past, kept in its disk.
 //!
-//! Of a VM that is off, `qemu-img` takes, restores and drops them; of one that runs, QEMU does,
-//! with its memory. Either way the VM is `saving` meanwhile, and goes on as it was.
+//! Of a VM that is off, `qemu-img` takes, restores and drops them, and they can be renamed; of one
+//! that runs, QEMU does, with its memory. Either way the VM is `saving` meanwhile, and goes on as it was.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+use uuid::Uuid;
 
 use super::{Driver, Report, Task};
-use crate::vm::backend::{BackendError, Hypervisor, Launched, Machine, SnapshotInfo, SnapshotOp};
+use crate::vm::backend::{
+    Adoption, BackendError, Hypervisor, Launched, Machine, SnapshotInfo, SnapshotOp,
+};
 use crate::vm::state::{Command, Refusal, State};
 use crate::vm::{VmError, one_line};
 
@@ -102,7 +105,7 @@ impl Driver {
 
     /// Says whether the next start goes on from what `suspend` has saved.
     pub(super) fn is_suspended(&self) -> bool {
-        self.vm.snapshots().iter().any(|s| s.tag == SUSPENDED && s.memory > 0)
+        is_suspended(&self.vm.snapshots())
     }
 
     fn check_snapshot(&self, op: &SnapshotOp) -> Result<(), Refusal> {
@@ -118,20 +121,22 @@ impl Driver {
             SnapshotOp::Take(tag) if find(tag).is_some() => {
                 Err(Refusal::SnapshotExists { tag: tag.clone() })
             }
+            SnapshotOp::Rename { to, .. } if find(to).is_some() => {
+                Err(Refusal::SnapshotExists { tag: to.clone() })
+            }
             SnapshotOp::Take(_) => Ok(()),
+            SnapshotOp::Rename { from, .. } if find(from).is_none() => {
+                Err(Refusal::NoSnapshot { tag: from.clone() })
+            }
+            SnapshotOp::Rename { .. } => Ok(()),
             SnapshotOp::Restore(tag) | SnapshotOp::Drop(tag) => match find(tag) {
                 None => Err(Refusal::NoSnapshot { tag: tag.clone() }),
-                Some(found) => self.check_memory(op, found),
+                Some(found) if matches!(op, SnapshotOp::Restore(_)) && self.running.is_some() => {
+                    check_live(found, &known)
+                }
+                Some(_) => Ok(()),
             },
         }
-    }
-
-    fn check_memory(&self, op: &SnapshotOp, found: &SnapshotInfo) -> Result<(), Refusal> {
-        let restores = matches!(op, SnapshotOp::Restore(_));
-        if restores && self.running.is_some() && found.memory == 0 {
-            return Err(Refusal::NoMemory { tag: found.tag.clone() });
-        }
-        Ok(())
     }
 
     /// Tells who waits that the work goes on.
@@ -142,6 +147,10 @@ impl Driver {
     }
 
     pub(super) fn on_snapshot(&mut self, done: Result<(), BackendError>) {
+        // The end of QEMU is an event of its own, which is on its way and tells how it ended.
+        if self.running.is_some() && matches!(done, Err(BackendError::QemuDied { .. })) {
+            return;
+        }
         let Some(Snapshotting { op, then, before, answer, .. }) = self.snapshotting.take() else {
             return;
         };
@@ -201,12 +210,27 @@ impl Driver {
     }
 }
 
+/// Says whether a VM that runs can go back to a snapshot.
+fn check_live(wanted: &SnapshotInfo, known: &[SnapshotInfo]) -> Result<(), Refusal> {
+    let tag = wanted.tag.clone();
+    if wanted.memory == 0 {
+        return Err(Refusal::NoMemory { tag });
+    }
+    match known.iter().find(|s| s.id == tag && s.tag != tag) {
+        Some(other) => Err(Refusal::NumberOfAnother { tag, other: other.tag.clone() }),
+        None => Ok(()),
+    }
+}
+
 /// Returns what a command does with a snapshot, if it does.
 pub(super) fn operation(command: &Command) -> Option<SnapshotOp> {
     match command {
         Command::Take(tag) => Some(SnapshotOp::Take(tag.clone())),
         Command::Restore(tag) => Some(SnapshotOp::Restore(tag.clone())),
         Command::Drop(tag) => Some(SnapshotOp::Drop(tag.clone())),
+        Command::RenameSnapshot { from, to } => {
+            Some(SnapshotOp::Rename { from: from.clone(), to: to.clone() })
+        }
         _ => None,
     }
 }
@@ -233,6 +257,34 @@ async fn while_off(
         }
         _ => Ok(()),
     }
+}
+
+fn is_suspended(known: &[SnapshotInfo]) -> bool {
+    known.iter().any(|s| s.tag == SUSPENDED && s.memory > 0)
+}
+
+/// Lets the processors run. A `suspend` that did not come to its end has left what no start must go
+/// on from any more.
+pub(super) async fn resume(machine: &dyn Machine, suspended: bool) -> Result<(), BackendError> {
+    if suspended {
+        machine.snapshot(&SnapshotOp::Drop(SUSPENDED.to_owned())).await?;
+    }
+    machine.resume().await
+}
+
+/// Finds the machine that an earlier daemon started. One that was to go on from what `suspend` has
+/// saved, and has not run, is ended: nothing is lost, and the next start does it.
+pub(super) async fn adopt(hypervisor: &dyn Hypervisor, dir: PathBuf, uuid: Uuid) -> Adoption {
+    let adoption = hypervisor.adopt(dir.clone(), uuid).await;
+    let Adoption::Running(launched) = &adoption else { return adoption };
+    let was_going_on = launched.paused && is_suspended(&hypervisor.snapshots(&dir));
+    if was_going_on && matches!(launched.machine.has_run().await, Ok(false)) {
+        match launched.machine.kill().await {
+            Ok(()) => return Adoption::NeverRan,
+            Err(error) => return Adoption::Unclear(error.to_string()),
+        }
+    }
+    adoption
 }
 
 /// Goes on from what `suspend` has saved, in a machine launched with its processors stopped.

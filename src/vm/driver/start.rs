@@ -10,6 +10,7 @@ use super::warm::{self, WARM};
 use super::{Driver, Life, Report, snapshot};
 use crate::vm::backend::{Adoption, BackendError, LaunchPlan, Launched};
 use crate::vm::exec::Link;
+use crate::vm::memory::Ram;
 use crate::vm::spec::VmSpec;
 use crate::vm::state::State;
 use crate::vm::warm::Memory;
@@ -37,8 +38,12 @@ impl Driver {
         answer: oneshot::Sender<Result<(), VmError>>,
     ) -> Life {
         let spec = self.vm.spec();
-        if self.world.images.info(&spec.image).is_none() {
+        let Some(image) = self.world.images.info(&spec.image) else {
             let error = BackendError::NoImage { name: spec.image.clone() };
+            drop(answer.send(Err(error.into())));
+            return Life::GoesOn;
+        };
+        if let Err(error) = self.reserve(&spec, self.likely_ram(&image)) {
             drop(answer.send(Err(error.into())));
             return Life::GoesOn;
         }
@@ -70,7 +75,12 @@ impl Driver {
 
     pub(super) fn on_planned(&mut self, planned: Result<Box<LaunchPlan>, BackendError>) {
         self.preparing = None;
-        let mut plan = match planned {
+        // By now it is known how it starts, and settings may have changed.
+        let reserved = planned.and_then(|plan| {
+            self.reserve(&plan.spec, ram_of(&plan.memory))?;
+            Ok(plan)
+        });
+        let mut plan = match reserved {
             Ok(plan) => plan,
             Err(error) => return self.on_launch_failed(error),
         };
@@ -125,6 +135,7 @@ impl Driver {
         let Some(starting) = self.starting.take() else {
             return;
         };
+        self.memory = None;
         self.link.send_replace(Link::Off);
         // Who has opened the console meanwhile waits for a machine that does not come.
         self.vm.console().detach();
@@ -154,10 +165,20 @@ impl Driver {
     pub(super) fn settle(&mut self, adoption: Adoption) {
         match adoption {
             Adoption::NeverRan => {}
-            Adoption::Running(launched) => self.take_over(launched, Announcement::Awaited),
+            Adoption::Running(launched) => {
+                self.take_over(launched, Announcement::Awaited);
+                self.reserve_for_running();
+            }
             Adoption::Ended(reason) => self.enter(State::Failed(one_line(&reason))),
             Adoption::Unclear(reason) => self.enter(State::Failed(one_line(&reason))),
         }
+    }
+}
+
+fn ram_of(memory: &Memory) -> Ram {
+    match memory {
+        Memory::Clone(_) => Ram::CopyOnWrite,
+        _ => Ram::Own,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Driver, Report, Reporter};
+use super::{Driver, Report, Reporter, snapshot};
 use crate::vm::backend::{BackendError, ExitReport, GuestSession, OutputSink, Source};
 use crate::vm::exec::Link;
 use crate::vm::one_line;
@@ -20,11 +20,11 @@ impl Driver {
         let (session, paused) = (self.session.clone(), self.state() == State::Paused);
         self.enter(State::Stopping);
         let Some(running) = &self.running else { return };
-        let machine = Arc::clone(&running.machine);
+        let (machine, suspended) = (Arc::clone(&running.machine), self.is_suspended());
         self.stopping = Some(self.task(|to| async move {
             let ask = async {
                 if paused {
-                    drop(machine.resume().await);
+                    drop(snapshot::resume(&*machine, suspended).await);
                 }
                 if let Err(error) = machine.power_down().await {
                     to.report(Report::Note(error.to_string())).await;
@@ -50,6 +50,7 @@ impl Driver {
             self.preparing = None;
             self.answer_start(Err(refusal.into()));
             self.starting = None;
+            self.memory = None;
             self.life += 1;
             self.link.send_replace(Link::Off);
             self.vm.console().detach();
@@ -72,9 +73,10 @@ impl Driver {
         if self.call_off_start() {
             return;
         }
-        self.enter(State::Stopping);
+        // A VM that is off may be `saving` too: there is nothing to end then.
         let Some(running) = &self.running else { return };
         let machine = Arc::clone(&running.machine);
+        self.enter(State::Stopping);
         self.stopping = Some(self.task(|to| async move {
             to.report(Report::Killed(machine.kill().await)).await;
         }));
@@ -88,6 +90,7 @@ impl Driver {
         self.abandon_snapshot(died);
         self.life += 1;
         self.running = None;
+        self.memory = None;
         self.session = None;
         self.reaching = None;
         self.stopping = None;

@@ -14,11 +14,15 @@ use crate::vm::spec::VmSpec;
 use crate::vm::state::{Command, Refusal, State};
 use crate::vm::stream::{self, Stream};
 use crate::vm::warm::{Layer, Shape, Template};
-use crate::vm::{Vm, VmError, VmId};
+use crate::vm::{Vm, VmError, VmId, World};
 
-const START: Command = Command::Start { paused: false };
+pub(super) const START: Command = Command::Start { paused: false };
 
 async fn vm(dir: &Path, script: &Arc<Script>) -> Vm {
+    vm_in(&world(script), dir, Uuid::new_v4()).await
+}
+
+pub(super) async fn vm_in(world: &World, dir: &Path, uuid: Uuid) -> Vm {
     let definition = Definition {
         version: 1,
         uuid: Uuid::nil(),
@@ -28,15 +32,15 @@ async fn vm(dir: &Path, script: &Arc<Script>) -> Vm {
     let birth = Birth {
         lifetime: Lifetime::Own,
         id: VmId(1),
-        uuid: Uuid::new_v4(),
+        uuid,
         dir: VmDir(dir.to_owned()),
         name: "vm1".into(),
         definition: Ok(definition),
     };
-    spawn(birth, world(script)).await
+    spawn(birth, world.clone()).await
 }
 
-async fn until(vm: &Vm, wanted: &State) {
+pub(super) async fn until(vm: &Vm, wanted: &State) {
     let mut listener = vm.listen();
     while vm.state() != *wanted {
         tokio::time::timeout(Duration::from_secs(60), listener.rung()).await.unwrap();
@@ -51,7 +55,7 @@ struct Fixture {
 
 /// A directory that is gone in the end, although the driver may be adding a line to the VM's log in
 /// this very moment.
-struct Scratch(tempfile::TempDir);
+pub(super) struct Scratch(pub(super) tempfile::TempDir);
 
 impl Drop for Scratch {
     fn drop(&mut self) {
@@ -197,6 +201,34 @@ async fn a_full_disk_pauses_and_says_so() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_kill_finds_nothing_to_end_while_a_vm_that_is_off_is_saved() {
+    let Fixture { _dir, vm, script } = ready().await;
+    vm.perform(Command::Kill).await.unwrap();
+    until(&vm, &State::Stopped).await;
+    *script.slow.lock() = Duration::from_secs(60);
+    vm.perform(Command::Take("a".into())).await.unwrap();
+    assert_eq!(vm.state(), State::Saving);
+    vm.perform(Command::Kill).await.unwrap();
+    until(&vm, &State::Stopped).await;
+    assert_eq!(script.calls.lock().last(), Some(&"snapshot, off"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_qemu_that_dies_while_it_saves_is_never_shown_as_it_was_before() {
+    let Fixture { _dir, vm, script } = ready().await;
+    let (status, stderr) = ("signal KILL".to_owned(), String::new());
+    // The connection may be seen to close before the process is seen to end.
+    *script.snapshot_error.lock() =
+        Some(BackendError::QemuDied { status: "unknown".into(), stderr: stderr.clone() });
+    vm.perform(Command::Take("a".into())).await.unwrap();
+    assert_eq!(vm.state(), State::Saving);
+    let report = ExitReport { clean: false, status, stderr };
+    script.report(MachineEvent::Exited(report)).await;
+    until(&vm, &State::Failed("QEMU ended (signal KILL):".into())).await;
+    assert!(vm.all_snapshots()[0].status.starts_with("failed: QEMU ended (signal KILL)"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn settings_are_stored_and_the_image_is_fixed_by_the_disk() {
     let Fixture { _dir, vm, .. } = ready().await;
     let key = |name: &str| crate::vm::spec::KEYS.iter().find(|k| k.name == name).unwrap();
@@ -208,7 +240,7 @@ async fn settings_are_stored_and_the_image_is_fixed_by_the_disk() {
     assert!(matches!(error, VmError::Refused(Refusal::HasDisk { .. })), "{error}");
 }
 
-async fn set(vm: &Vm, name: &str, text: &str) -> Result<(), VmError> {
+pub(super) async fn set(vm: &Vm, name: &str, text: &str) -> Result<(), VmError> {
     let key = crate::vm::spec::KEYS.iter().find(|k| k.name == name).unwrap();
     vm.clone().configure(key, text.to_owned(), crate::vm::WriteMode::Replace).await
 }

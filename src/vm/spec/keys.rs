@@ -286,6 +286,15 @@ pub static KEYS: &[Key] = &[
         list: true,
     },
     Key {
+        name: "overcommit",
+        doc: "1: started even if the host may not have the memory for it",
+        takes: Takes::AtOnce,
+        render: |s| switch(s.overcommit),
+        parse: |s, v| parse::switch("overcommit", v).map(|v| s.overcommit = v),
+        reset: |s, d| s.overcommit = d.overcommit,
+        list: false,
+    },
+    Key {
         name: "autostart",
         doc: "1: started when the tree is mounted",
         takes: Takes::AtOnce,

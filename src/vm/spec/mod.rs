@@ -76,6 +76,8 @@ pub struct VmSpec {
     pub cdrom: Option<PathBuf>,
     /// What the guest writes to its disk is gone when the VM ends.
     pub ephemeral: bool,
+    /// It is started although the host may not have the memory for it.
+    pub overcommit: bool,
     /// The VM is started when the tree is mounted.
     pub autostart: bool,
     /// The VM cannot be removed.
@@ -104,6 +106,7 @@ impl Default for VmSpec {
             machine: None,
             cdrom: None,
             ephemeral: false,
+            overcommit: false,
             autostart: false,
             protect: false,
             qemu_args: Vec::new(),

@@ -35,6 +35,7 @@ fn unusual() -> VmSpec {
         machine: Some("pc-q35-7.1".into()),
         cdrom: Some("/isos/a.iso".into()),
         ephemeral: true,
+        overcommit: true,
         autostart: true,
         protect: true,
         qemu_args: vec!["-device".into(), "virtio-rng-pci".into()],
@@ -123,6 +124,7 @@ fn values_have_a_form_and_a_canonical_one() {
         ("cmdline", "  quiet  ", "quiet"),
         ("ephemeral", "on", "1"),
         ("autostart", "0", "0"),
+        ("overcommit", "1", "1"),
         ("ssh_key", KEY_LINE, KEY_LINE),
     ];
     for (name, written, read) in good {

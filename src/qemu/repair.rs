@@ -1,0 +1,93 @@
+//! What a program leaves in a disk when it is killed while it changes it: never a wrong byte, as
+//! QEMU orders what it writes, but clusters that are counted and that nobody uses.
+//!
+//! A mark in the VM's directory says that somebody changes the disk. A start that finds one looks
+//! for lost clusters first, which takes some milliseconds for each gigabyte in the disk.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::qcow2::Header;
+use super::{img, qcow2};
+use crate::store::layout::VmDir;
+use crate::vm::backend::BackendError;
+
+/// Says that the disk is being changed from now on. On a full disk it may have to remain unsaid:
+/// dropping a snapshot makes room.
+fn begin(dir: &VmDir) -> Mark {
+    match File::options().write(true).create_new(true).open(dir.disk_mark()) {
+        Ok(_) => Mark::Ours,
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Mark::AnEarlierOne,
+        Err(error) => {
+            tracing::warn!(dir = %dir.0.display(), %error, "the disk has no mark");
+            Mark::Ours
+        }
+    }
+}
+
+/// Whose a mark is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mark {
+    Ours,
+    /// Of somebody who was killed.
+    AnEarlierOne,
+}
+
+/// Says that the disk has been changed, and is whole.
+pub(super) fn end(dir: &VmDir) {
+    match fs::remove_file(dir.disk_mark()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            // The next start looks in vain, no more.
+            tracing::warn!(dir = %dir.0.display(), %error, "the disk's mark stays");
+        }
+        _ => {}
+    }
+}
+
+/// Carries out a change of a disk that no machine uses.
+pub(super) async fn marked(
+    dir: &VmDir,
+    change: impl Future<Output = Result<(), BackendError>>,
+) -> Result<(), BackendError> {
+    begin_whole(dir).await;
+    change.await?;
+    end(dir);
+    Ok(())
+}
+
+/// Says that the disk is being changed from now on, after what was lost in it is given back: by a
+/// user who was killed, or by a snapshot for whose memory there was no room.
+pub(super) async fn begin_whole(dir: &VmDir) {
+    let mark = begin(dir);
+    if !dir.disk().exists() {
+        return;
+    }
+    let repaired = match forget_machine_state(&dir.disk()) {
+        Ok(false) if mark == Mark::Ours => Ok(()),
+        Ok(_) => img::repair_leaks(&dir.disk()).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = repaired {
+        // It costs space only; and a disk that is worse off, QEMU refuses itself.
+        tracing::warn!(dir = %dir.0.display(), %error, "clusters may be lost");
+    }
+}
+
+/// Drops the references to a machine's memory that belongs to no snapshot; its clusters are then
+/// lost. Says whether there was any. QEMU would use them for the next snapshot only.
+fn forget_machine_state(disk: &Path) -> Result<bool, BackendError> {
+    let failed = |e: io::Error| BackendError::io(format!("the disk {}", disk.display()), &e);
+    let file = qcow2::open(disk)?;
+    let Header { machine_state, read_only, .. } = Header::read(&file).map_err(failed)?;
+    let length = usize::try_from(machine_state.end - machine_state.start).unwrap_or(0);
+    let there = qcow2::bytes_at(&file, machine_state.start, length).map_err(failed)?;
+    if read_only || there.iter().all(|byte| *byte == 0) {
+        return Ok(false);
+    }
+    // On disk before anything counts the clusters as free.
+    let zeroed = file.write_all_at(&vec![0; length], machine_state.start);
+    zeroed.and_then(|()| file.sync_all()).map_err(failed)?;
+    Ok(true)
+}

@@ -1,0 +1,275 @@
+//! Whether the host can hold one more guest: what it has, what it has promised, and the decision.
+//!
+//! A guest takes its memory only bit by bit, so what the host has free says little: a VM is
+//! promised all that it may come to take, from its start to its end, and what it has not taken yet
+//! is not given to another. What there is, and what QEMU takes, is the hypervisor's to say.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::Vm;
+use super::backend::{BackendError, Hypervisor};
+
+/// What a guest's memory is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ram {
+    /// Pages of its own, all of them.
+    Own,
+    /// An image's pages, and its own in place of those that it changes.
+    CopyOnWrite,
+}
+
+/// What a VM may come to take, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// For the guest.
+    pub guest: u64,
+    /// For QEMU itself.
+    pub overhead: u64,
+}
+
+impl Need {
+    /// Returns what a VM with so much memory needs. One that shares its pages was measured to have
+    /// some 30 MB of its own, QEMU's included, and a tenth of its memory is ample for what it then
+    /// changes.
+    pub fn of(memory: u64, overhead: u64, ram: Ram) -> Self {
+        match ram {
+            Ram::Own => Self { guest: memory, overhead },
+            Ram::CopyOnWrite => Self { guest: memory / 10, overhead: 32 << 20 },
+        }
+    }
+
+    /// Returns all of it.
+    pub fn total(self) -> u64 {
+        self.guest.saturating_add(self.overhead)
+    }
+}
+
+/// What the host has for VMs, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Supply {
+    /// What could be taken now.
+    pub available: u64,
+    /// What of it VMs are promised and have not taken yet.
+    pub promised: u64,
+}
+
+impl Supply {
+    /// Returns what can be promised to another VM.
+    pub fn free(self) -> u64 {
+        self.available.saturating_sub(self.promised)
+    }
+}
+
+/// The VM that is promised most.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Largest {
+    /// Its name.
+    pub name: String,
+    /// What it is promised, in bytes.
+    pub bytes: u64,
+}
+
+/// The host cannot hold another VM.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{} MiB are needed ({} for the guest, {} for QEMU) and {} MiB are free ({} available, {} of \
+     them promised to VMs); {}lower config/memory, or `echo 1 > config/overcommit`",
+    mebi(need.total()), mebi(need.guest), mebi(need.overhead), mebi(supply.free()),
+    mebi(supply.available), mebi(supply.promised), stop(largest.as_ref())
+)]
+pub struct Shortage {
+    need: Need,
+    supply: Supply,
+    largest: Option<Largest>,
+}
+
+fn mebi(bytes: u64) -> u64 {
+    bytes >> 20
+}
+
+fn stop(largest: Option<&Largest>) -> String {
+    let advice = |l: &Largest| format!("stop {}, which has {} MiB, ", l.name, mebi(l.bytes));
+    largest.map_or_else(String::new, advice)
+}
+
+/// Decides whether there is room for what is needed.
+///
+/// # Errors
+/// The numbers, and what can be done.
+pub fn admit(need: Need, supply: Supply, largest: Option<Largest>) -> Result<(), Shortage> {
+    if need.total() <= supply.free() {
+        return Ok(());
+    }
+    Err(Shortage { need, supply, largest })
+}
+
+/// Whether a VM waits for room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// It is refused where there is none.
+    Strict,
+    /// It takes what it needs: it runs already, or its settings say so.
+    Waived,
+}
+
+/// What VMs have been promised.
+#[derive(Debug)]
+pub struct Ledger {
+    hypervisor: Arc<dyn Hypervisor>,
+    promises: Mutex<Promises>,
+}
+
+#[derive(Debug, Default)]
+struct Promises {
+    by_number: BTreeMap<u64, Promise>,
+    last: u64,
+}
+
+#[derive(Debug)]
+struct Promise {
+    vm: Vm,
+    ram: Ram,
+    bytes: u64,
+}
+
+impl Ledger {
+    /// Makes an empty one.
+    pub fn new(hypervisor: Arc<dyn Hypervisor>) -> Arc<Self> {
+        Arc::new(Self { hypervisor, promises: Mutex::default() })
+    }
+
+    /// Returns what there is for VMs now.
+    pub fn supply(&self) -> Supply {
+        self.supply_beside(&self.promises.lock(), None)
+    }
+
+    /// Promises a VM what it may come to take. Of several that ask at once, none is promised what
+    /// another has been.
+    ///
+    /// # Errors
+    /// `NoMemory`
+    pub fn reserve(
+        self: &Arc<Self>,
+        vm: &Vm,
+        (need, ram): (Need, Ram),
+        check: Check,
+    ) -> Result<Reservation, BackendError> {
+        let mut promises = self.promises.lock();
+        self.check(&promises, None, need, check)?;
+        promises.last += 1;
+        let number = promises.last;
+        let promise = Promise { vm: vm.clone(), ram, bytes: need.total() };
+        promises.by_number.insert(number, promise);
+        Ok(Reservation { ledger: Arc::clone(self), number })
+    }
+
+    fn check(
+        &self,
+        promises: &Promises,
+        own: Option<u64>,
+        need: Need,
+        check: Check,
+    ) -> Result<(), BackendError> {
+        if check == Check::Waived {
+            return Ok(());
+        }
+        let others = promises.by_number.iter().filter(|(n, _)| Some(**n) != own);
+        let largest = others.map(|(_, p)| p).max_by_key(|p| p.bytes);
+        let largest = largest.map(|p| Largest { name: p.vm.name(), bytes: p.bytes });
+        admit(need, self.supply_beside(promises, own), largest)
+            .map_err(|shortage| BackendError::NoMemory { what: shortage.to_string() })
+    }
+
+    /// Looks at the host after the machines: what one takes in between counts twice rather than
+    /// not at all.
+    fn supply_beside(&self, promises: &Promises, own: Option<u64>) -> Supply {
+        let others = promises.by_number.iter().filter(|(n, _)| Some(**n) != own);
+        let promised = others.map(|(_, promise)| self.outstanding(promise)).sum();
+        Supply { available: self.hypervisor.memory_available(), promised }
+    }
+
+    /// What a VM has been promised and has not taken yet.
+    fn outstanding(&self, promise: &Promise) -> u64 {
+        let facts = promise.vm.view().facts;
+        let taken = facts.map_or(0, |f| self.hypervisor.memory_taken(&f, promise.ram));
+        promise.bytes.saturating_sub(taken)
+    }
+}
+
+/// What a VM has been promised; dropping it gives it back.
+#[derive(Debug)]
+#[must_use]
+pub struct Reservation {
+    ledger: Arc<Ledger>,
+    number: u64,
+}
+
+impl Reservation {
+    /// Changes what is promised.
+    ///
+    /// # Errors
+    /// `NoMemory`; the promise is then as it was.
+    pub fn amend(&self, (need, ram): (Need, Ram), check: Check) -> Result<(), BackendError> {
+        let mut promises = self.ledger.promises.lock();
+        self.ledger.check(&promises, Some(self.number), need, check)?;
+        if let Some(promise) = promises.by_number.get_mut(&self.number) {
+            (promise.ram, promise.bytes) = (ram, need.total());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.ledger.promises.lock().by_number.remove(&self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    fn supply(available: u64, promised: u64) -> Supply {
+        Supply { available: available * MIB, promised: promised * MIB }
+    }
+
+    #[test]
+    fn there_is_room_or_not() {
+        // memory, QEMU's own, whose pages; available, promised; room
+        let table = [
+            (256, 100, Ram::Own, 356, 0, true),
+            (256, 100, Ram::Own, 355, 0, false),
+            (256, 100, Ram::Own, 1000, 644, true),
+            (256, 100, Ram::Own, 1000, 645, false),
+            (256, 0, Ram::Own, 1000, 2000, false),
+            (0, 0, Ram::Own, 0, 1, true),
+            (1000, 100, Ram::CopyOnWrite, 132, 0, true),
+            (1000, 100, Ram::CopyOnWrite, 131, 0, false),
+        ];
+        for (memory, overhead, ram, available, promised, room) in table {
+            let need = Need::of(memory * MIB, overhead * MIB, ram);
+            let decided = admit(need, supply(available, promised), None);
+            assert_eq!(decided.is_ok(), room, "{need:?} {available} {promised}");
+        }
+        let all = Need::of(u64::MAX, 1, Ram::Own);
+        assert!(admit(all, supply(1000, 0), None).is_err());
+    }
+
+    #[test]
+    fn a_refusal_has_the_numbers_and_the_next_step() {
+        let need = Need::of(2048 * MIB, 160 * MIB, Ram::Own);
+        let refusal = |largest| admit(need, supply(3072, 2000), largest).unwrap_err().to_string();
+        let alone = "2208 MiB are needed (2048 for the guest, 160 for QEMU) and 1072 MiB are free \
+            (3072 available, 2000 of them promised to VMs); lower config/memory, or `echo 1 > \
+            config/overcommit`";
+        assert_eq!(refusal(None), alone);
+        let largest = Largest { name: "web".into(), bytes: 1500 * MIB };
+        let told = refusal(Some(largest));
+        assert!(told.contains("; stop web, which has 1500 MiB, lower config/memory"), "{told}");
+    }
+}
