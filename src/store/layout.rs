@@ -3,6 +3,7 @@
 //! ```text
 //! STORE/                       $XDG_DATA_HOME/aqfs
 //!   lock                       flock of the daemon; holds its pid and mount
+//!   turn                       flock of whoever is about to start the daemon
 //!   daemon.log                 what a daemon in the background says
 //!   defaults.json              what a new VM's settings start from
 //!   ssh/id_ed25519{,.pub}      the key that opens every guest
@@ -51,6 +52,11 @@ impl Layout {
     /// Returns the file whose lock means "a daemon serves this store".
     pub fn lock(&self) -> PathBuf {
         self.root.join("lock")
+    }
+
+    /// Returns the file that is locked by who is about to start a daemon.
+    pub fn turn(&self) -> PathBuf {
+        self.root.join("turn")
     }
 
     /// Returns the log of a daemon in the background.

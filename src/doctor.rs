@@ -1,0 +1,6 @@
+//! stub
+use std::io;
+/// x
+pub fn run() -> io::Result<()> {
+    Ok(())
+}
