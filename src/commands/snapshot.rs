@@ -167,10 +167,7 @@ fn remove(tree: &Tree, args: &Remove) -> Result<(), Failure> {
         note(format!("Erasing .trash/{kept}, which was made from it"));
         tree.rmdir(&format!(".trash/{kept}"))?;
     }
-    for alias in aliases(tree, &tag)? {
-        let gone = fs::remove_file(tree.path(".images").join(&alias));
-        tree.told(alias, gone)?;
-    }
+    // Its aliases go with it.
     tree.rmdir(&format!(".images/{tag}"))?;
     note(format!("Snapshot removed: {tag}"));
     Ok(())
@@ -187,13 +184,6 @@ fn users(tree: &Tree, tag: &str) -> Result<Vec<String>, Failure> {
 pub(super) fn kept(tree: &Tree, tag: &str) -> Result<Vec<String>, Failure> {
     let uses = |kept: &String| tree.read_or_nothing(&format!(".trash/{kept}/image")) == tag;
     Ok(tree.names(".trash")?.into_iter().filter(uses).collect())
-}
-
-fn aliases(tree: &Tree, tag: &str) -> Result<Vec<String>, Failure> {
-    let leads = |name: &String| {
-        fs::read_link(tree.path(".images").join(name)).is_ok_and(|t| t.as_os_str() == tag)
-    };
-    Ok(tree.names(".images")?.into_iter().filter(leads).collect())
 }
 
 fn tag(tree: &Tree, args: &Tag) -> Result<(), Failure> {

@@ -6,6 +6,7 @@
 //!   turn                       flock of whoever is about to start the daemon
 //!   daemon.log                 what a daemon in the background says
 //!   defaults.json              what a new VM's settings start from
+//!   aliases.json               second names of images
 //!   ssh/id_ed25519{,.pub}      the key that opens every guest
 //!   vms/UUID/                  one VM: named by UUID, so that renaming a VM moves nothing
 //!     vm.json                  its definition: settings
@@ -97,6 +98,11 @@ impl Layout {
     /// Returns what an image that is not made yet is to be made from.
     pub fn image_source(&self, name: &str) -> PathBuf {
         self.image(name).join("source")
+    }
+
+    /// Returns the second names of images.
+    pub fn aliases(&self) -> PathBuf {
+        self.root.join("aliases.json")
     }
 
     /// Returns the directory of removed VMs.

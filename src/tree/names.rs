@@ -74,6 +74,18 @@ pub(super) trait Names {
         }))
     }
 
+    /// `ln -s`
+    fn link(&self, name: &str, target: &str) -> Answer<NodeId> {
+        let _any = (name, target);
+        Answer::Now(Err(TreeError::NotOffered("links are made in .images, where each is an alias")))
+    }
+
+    /// `rm` of a link that users have made; `None`: there is none of that name.
+    fn unlink(&self, name: &str) -> Option<Answer<()>> {
+        let _any = name;
+        None
+    }
+
     /// `mv` into another directory.
     fn move_out(&self, name: &str, to: (NodeId, &str)) -> Answer<()> {
         let _any = (name, to);
@@ -207,6 +219,14 @@ impl ImageNames {
     fn id(&self, name: &str) -> NodeId {
         NodeId::directory(Table::Image, number(&self.numbers, name.to_owned()))
     }
+
+    fn alias_id(&self, name: &str) -> NodeId {
+        NodeId::directory(Table::Alias, number(&self.numbers, name.to_owned())).row(0)
+    }
+
+    fn is_alias(&self, name: &str) -> bool {
+        self.registry.aliases().get(name).is_some()
+    }
 }
 
 impl Names for ImageNames {
@@ -215,8 +235,10 @@ impl Names for ImageNames {
     }
 
     fn find(&self, name: &str) -> Option<NodeId> {
-        let known = self.registry.world().images.info(name).is_some();
-        known.then(|| self.id(name))
+        if self.registry.world().images.info(name).is_some() {
+            return Some(self.id(name));
+        }
+        self.is_alias(name).then(|| self.alias_id(name))
     }
 
     fn is_possible(&self, name: &str) -> bool {
@@ -232,9 +254,31 @@ impl Names for ImageNames {
         Answer::later(made.map(move |made| made.map(|()| id).map_err(TreeError::from)))
     }
 
+    fn link(&self, name: &str, target: &str) -> Answer<NodeId> {
+        if !is_object_name(name) {
+            return Answer::Now(Err(TreeError::BadName(name.to_owned())));
+        }
+        let id = self.alias_id(name);
+        let made = Arc::clone(&self.registry).link_image(name.to_owned(), target.to_owned());
+        Answer::later(made.map(move |made| made.map(|()| id).map_err(TreeError::from)))
+    }
+
+    fn unlink(&self, name: &str) -> Option<Answer<()>> {
+        let removed = self.is_alias(name).then(|| Arc::clone(&self.registry))?;
+        let removed = removed.unlink_image(name.to_owned());
+        Some(Answer::later(removed.map(|done| done.map_err(TreeError::from))))
+    }
+
     fn remove(&self, name: &str) -> Answer<()> {
+        if self.is_alias(name) {
+            return Answer::Now(Err(TreeError::NotADirectory));
+        }
         let removed = Arc::clone(&self.registry).remove_image(name.to_owned());
         Answer::later(removed.map(|done| done.map_err(TreeError::from)))
+    }
+
+    fn count(&self) -> usize {
+        self.registry.world().images.list().len()
     }
 
     fn entries(&self) -> Vec<Entry> {
@@ -242,7 +286,12 @@ impl Names for ImageNames {
             let id = self.id(&name);
             Entry { name, id, kind: Kind::Directory }
         };
-        self.registry.world().images.list().into_iter().map(|i| entry(i.name)).collect()
+        let alias = |name: String| {
+            let id = self.alias_id(&name);
+            Entry { name, id, kind: Kind::Link }
+        };
+        let images = self.registry.world().images.list().into_iter().map(|i| entry(i.name));
+        images.chain(self.registry.aliases().list().into_iter().map(alias)).collect()
     }
 }
 

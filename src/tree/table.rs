@@ -10,7 +10,7 @@ use include_dir::{Dir, include_dir};
 use super::host::Host;
 use super::node::{Body, Node, Table};
 use super::subject::{
-    ImageSubject, JobSubject, SnapshotSubject, console_access, exec_access, last_job,
+    AliasSubject, ImageSubject, JobSubject, SnapshotSubject, console_access, exec_access, last_job,
     monitor_access, open_cmd, open_stdin, terminal,
 };
 use super::verbs::VM_VERBS;
@@ -256,6 +256,12 @@ pub static REMOVED: &[Node<Removed>] = &[
         body: Body::Value(|r| line(&render::disk_bytes(&r.dir).to_string())),
     },
     Node {
+        name: "image",
+        mode: 0o444,
+        doc: "the image that it was made from",
+        body: Body::Value(|r| line(&r.image().unwrap_or_default())),
+    },
+    Node {
         name: "removed",
         mode: 0o444,
         doc: "when it was removed, in seconds since 1970",
@@ -326,6 +332,14 @@ pub static JOB: &[Node<JobSubject>] = &[
     },
 ];
 
+/// A second name of an image: the only row of a directory that nobody sees.
+pub static ALIAS: &[Node<AliasSubject>] = &[Node {
+    name: "alias",
+    mode: 0o777,
+    doc: "leads to an image",
+    body: Body::Link(|alias, _| Some(alias.image.clone().into())),
+}];
+
 /// An image's directory.
 pub static IMAGE: &[Node<ImageSubject>] = &[
     Node {
@@ -345,6 +359,12 @@ pub static IMAGE: &[Node<ImageSubject>] = &[
         mode: 0o444,
         doc: "what sort of source it has",
         body: Body::Value(|i| line(&i.info.kind)),
+    },
+    Node {
+        name: "parent",
+        mode: 0o444,
+        doc: "the image that the VM it was made from used; empty for others",
+        body: Body::Value(|i| line(&i.info.parent)),
     },
     Node {
         name: "progress",
