@@ -103,7 +103,9 @@ pub fn run(cli: Cli) -> Result<u8, RunError> {
     match cli.command {
         cli::Command::Mount(args) => mount(&mount_config(args)?)?,
         cli::Command::Umount(args) => umount(args.dir)?,
-        cli::Command::Doctor => doctor::run().map_err(Failure::Output)?,
+        cli::Command::Doctor => {
+            return Ok(u8::from(!doctor::run().map_err(Failure::Output)?));
+        }
         cli::Command::Completion(args) => commands::complete::print(args.shell)?,
         cli::Command::Man(args) => {
             man::write(&args.dir).map_err(failed(args.dir.display().to_string()))?;
@@ -163,6 +165,7 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     if config.mode == Mode::Detached {
         say_mounted(&layout)?;
     }
+    tell_systemd();
     let served = mounted.serve().map_err(failed("serving the mount"));
     // Machines live on; what waits for them in here does not.
     runtime.shutdown_background();
@@ -212,6 +215,13 @@ fn open_log(layout: &Layout) -> Result<File, RunError> {
     let path = layout.daemon_log();
     let log = File::options().append(true).create(true).open(&path);
     log.map_err(failed(path.display().to_string()))
+}
+
+/// As a service of type `notify`, that it is mounted; elsewhere nobody asks.
+fn tell_systemd() {
+    if let Err(error) = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]) {
+        tracing::warn!(%error, "systemd could not be told");
+    }
 }
 
 /// The signals that end a daemon. From here on they are kept until somebody asks for them.

@@ -111,6 +111,9 @@ pub(super) fn stop(tree: &Tree, args: &Stop) -> Result<(), Failure> {
 
 /// Writes `stop` or `kill`. One that is off already, or on the way, is fine.
 pub(super) fn end(vm: &Vm, verb: &str) -> Result<(), Failure> {
+    if vm.status()?.is_off() {
+        return Ok(());
+    }
     match vm.order(verb) {
         Err(failure) if failure.errno() == libc::EALREADY => Ok(()),
         // It is saved at this moment: that ends by itself.

@@ -48,7 +48,12 @@ fn create(tree: &Tree, args: &Create) -> Result<(), Failure> {
     if let Err(failure) = taken {
         // It is there whole, or not at all.
         drop(tree.rmdir(&dir));
-        return Err(failure);
+        return Err(match failure {
+            Failure::Refused { sentence, errno, .. } => {
+                Failure::Refused { what: format!("snapshot '{tag}'"), sentence, errno }
+            }
+            other => other,
+        });
     }
     let taken = take(tree, tag);
     let memory = if tree.read_or_nothing(&format!("{dir}/warm")).starts_with("ready") {

@@ -6,6 +6,7 @@
 pub mod directory;
 pub mod handle;
 pub mod host;
+pub mod manual;
 mod metrics;
 pub mod names;
 pub mod node;

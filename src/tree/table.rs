@@ -406,6 +406,7 @@ pub(super) fn line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tree::manual;
     use crate::tree::node::Kind;
     use crate::tree::verbs::IMAGE_VERBS;
 
@@ -450,52 +451,13 @@ mod tests {
         assert!(ctl.doc.ends_with(&verbs), "{verbs}");
     }
 
-    /// The README's table, made from the rows.
-    fn readme_table() -> String {
-        let row = |name: &str, mode: u16, kind: &str, doc: &str| {
-            let doc = doc.replace('|', "\\|");
-            format!("| `{name}` | {mode:04o} | {kind} | {doc} |\n")
-        };
-        let root = ROOT.iter().map(|r| row(r.name, r.mode, r.body.kind().name(), r.doc));
-        let vm =
-            VM.iter().map(|r| row(&format!("VM/{}", r.name), r.mode, r.body.kind().name(), r.doc));
-        let config = CONFIG
-            .iter()
-            .map(|r| row(&format!("VM/config/{}", r.name), r.mode, r.body.kind().name(), r.doc));
-        let jobs = JOBS
-            .iter()
-            .map(|r| row(&format!("VM/jobs/{}", r.name), r.mode, r.body.kind().name(), r.doc));
-        let job = JOB
-            .iter()
-            .map(|r| row(&format!("VM/jobs/NAME/{}", r.name), r.mode, r.body.kind().name(), r.doc));
-        let image = IMAGE
-            .iter()
-            .map(|r| row(&format!(".images/NAME/{}", r.name), r.mode, r.body.kind().name(), r.doc));
-        let removed = REMOVED.iter().map(|r| {
-            row(&format!(".trash/VM@TIME/{}", r.name), r.mode, r.body.kind().name(), r.doc)
-        });
-        let snapshot = SNAPSHOT.iter().map(|r| {
-            row(&format!("VM/snapshots/TAG/{}", r.name), r.mode, r.body.kind().name(), r.doc)
-        });
-        let head = "| file | mode | kind | |\n|---|---|---|---|\n".to_owned();
-        head + &root
-            .chain(vm)
-            .chain(config)
-            .chain(jobs)
-            .chain(job)
-            .chain(snapshot)
-            .chain(image)
-            .chain(removed)
-            .collect::<String>()
-    }
-
     #[test]
     fn the_readme_has_the_table_that_the_rows_make() {
         let readme = include_str!("../../README.md");
         let (before, rest) = readme.split_once("<!-- files").unwrap();
         let (comment, rest) = rest.split_once("-->\n").unwrap();
         let (table, after) = rest.split_once("<!-- /files -->").unwrap();
-        let wanted = readme_table();
+        let wanted = manual::markdown();
         if std::env::var_os("UPDATE_README").is_some() {
             let text = format!("{before}<!-- files{comment}-->\n{wanted}<!-- /files -->{after}");
             std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"), text).unwrap();
