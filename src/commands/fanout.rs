@@ -52,12 +52,9 @@ enum Event {
 
 pub(super) fn run(tree: &Tree, args: &Fanout) -> Result<u8, Failure> {
     let (tell, told) = mpsc::channel();
+    // From the first VM on there is something to clear away.
+    signals::forward(tell.clone(), Event::Signal)?;
     let fleet = Fleet::create(tree, args)?;
-    // From here on there is something to clear away.
-    if let Err(failure) = signals::forward(tell.clone(), Event::Signal) {
-        fleet.vms.iter().for_each(|vm| drop(remove::erase(vm)));
-        return Err(failure);
-    }
     let workers = args.jobs.unwrap_or(args.count).min(args.count);
     note(format!("[fanout] running the command in {} shards", args.count));
     let ended = thread::scope(|scope| {
@@ -210,10 +207,7 @@ impl<'a> Fleet<'a> {
         let mut printed = copy_out(job.output("stdout")?, |bytes| lines.print(bytes));
         printed = printed.and_then(|()| lines.end());
         if let Err(error) = printed {
-            // A shard that is ended loses its output too; that is not what is told of.
-            if error.kind() == io::ErrorKind::BrokenPipe && !self.is_cancelled() {
-                drop(tell.send(Event::Unheard(error)));
-            }
+            drop(tell.send(Event::Unheard(error)));
         }
         let end = job.end()?;
         if let End::Lost(reason) = &end

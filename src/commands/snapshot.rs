@@ -192,11 +192,15 @@ pub(super) fn kept(tree: &Tree, tag: &str) -> Result<Vec<String>, Failure> {
 }
 
 fn tag(tree: &Tree, args: &Tag) -> Result<(), Failure> {
-    let (tag, alias) = (tree.image(&args.tag)?, tree.path(".images").join(&args.alias));
+    let (tag, images) = (tree.image(&args.tag)?, tree.path(".images"));
+    let alias = images.join(&args.alias);
     if fs::read_link(&alias).is_ok() {
-        tree.told(&*args.alias, fs::remove_file(&alias))?;
+        // There is no moment at which the alias is not there.
+        let new = images.join(format!("aq-{}", std::process::id()));
+        tree.told(&*args.alias, symlink(&tag, &new).and_then(|()| fs::rename(&new, &alias)))?;
+    } else {
+        tree.told(&*args.alias, symlink(&tag, &alias))?;
     }
-    tree.told(&*args.alias, symlink(&tag, &alias))?;
     note(format!("Tag '{}' -> snapshot '{tag}'", args.alias));
     Ok(())
 }

@@ -50,24 +50,43 @@ impl Registry {
         .await
     }
 
-    /// Gives an image a second name, or a second name another image.
+    /// Gives an image a second name and returns its number.
     ///
     /// # Errors
-    /// `NoImage`, `ImageExists` where the alias is an image's own name, or what the disk answered.
+    /// `NoImage`, `ImageExists` where the alias is a name already, or what the disk answered.
     pub async fn link_image(
         self: Arc<Self>,
         alias: String,
         name: String,
-    ) -> Result<(), RegistryError> {
+    ) -> Result<u64, RegistryError> {
         let images = &self.world().images;
-        if images.info(&alias).is_some() {
+        if images.info(&alias).is_some() || self.aliases.get(&alias).is_some() {
             return Err(BackendError::ImageExists { name: alias }.into());
         }
         if images.info(&name).is_none() {
             return Err(BackendError::NoImage { name }.into());
         }
-        let set = move || self.aliases.set(&alias, &name);
-        to_its_end(async move { Ok(on_disk("the aliases", set).await?) }).await
+        let add = move || {
+            self.aliases.add(&alias, &name)?;
+            Ok(self.aliases.get(&alias).map_or(0, |alias| alias.id))
+        };
+        to_its_end(async move { Ok(on_disk("the aliases", add).await?) }).await
+    }
+
+    /// Renames a second name; one of the new name makes way.
+    ///
+    /// # Errors
+    /// `ImageExists` where the new name is an image's own, or what the disk answered.
+    pub async fn rename_alias(
+        self: Arc<Self>,
+        from: String,
+        to: String,
+    ) -> Result<(), RegistryError> {
+        if self.world().images.info(&to).is_some() {
+            return Err(BackendError::ImageExists { name: to }.into());
+        }
+        let rename = move || self.aliases.rename(&from, &to);
+        to_its_end(async move { Ok(on_disk("the aliases", rename).await?) }).await
     }
 
     /// Takes a second name away.

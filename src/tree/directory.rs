@@ -443,9 +443,8 @@ impl Directories {
 
     fn alias(&self, object: u64) -> Result<AliasSubject, TreeError> {
         let registry = &self.host.registry;
-        let image = name_of(&self.numbers, object).and_then(|name| registry.aliases().get(&name));
-        let (image, changed) = (image.ok_or(TreeError::NotFound)?, registry.changed());
-        Ok(AliasSubject { image, changed })
+        let alias = registry.aliases().by_id(object).ok_or(TreeError::NotFound)?;
+        Ok(AliasSubject { image: alias.image, changed: registry.changed() })
     }
 
     fn image(&self, object: u64) -> Result<ImageSubject, TreeError> {

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use super::node::{Kind, NodeId, Table, pack_job};
 use super::{Answer, TreeError, handle};
 use crate::registry::Registry;
+use crate::registry::aliases::Alias;
 use crate::vm::job::{Job, JobError, is_job_name};
 use crate::vm::spec::{is_object_name, is_vm_name};
 use crate::vm::state::Command;
@@ -220,13 +221,13 @@ impl ImageNames {
         NodeId::directory(Table::Image, number(&self.numbers, name.to_owned()))
     }
 
-    fn alias_id(&self, name: &str) -> NodeId {
-        NodeId::directory(Table::Alias, number(&self.numbers, name.to_owned())).row(0)
+    fn alias(&self, name: &str) -> Option<NodeId> {
+        self.registry.aliases().get(name).map(|alias| alias_id(alias.id))
     }
+}
 
-    fn is_alias(&self, name: &str) -> bool {
-        self.registry.aliases().get(name).is_some()
-    }
+fn alias_id(id: u64) -> NodeId {
+    NodeId::directory(Table::Alias, id).row(0)
 }
 
 impl Names for ImageNames {
@@ -238,7 +239,7 @@ impl Names for ImageNames {
         if self.registry.world().images.info(name).is_some() {
             return Some(self.id(name));
         }
-        self.is_alias(name).then(|| self.alias_id(name))
+        self.alias(name)
     }
 
     fn is_possible(&self, name: &str) -> bool {
@@ -258,19 +259,29 @@ impl Names for ImageNames {
         if !is_object_name(name) {
             return Answer::Now(Err(TreeError::BadName(name.to_owned())));
         }
-        let id = self.alias_id(name);
         let made = Arc::clone(&self.registry).link_image(name.to_owned(), target.to_owned());
-        Answer::later(made.map(move |made| made.map(|()| id).map_err(TreeError::from)))
+        Answer::later(made.map(|made| made.map(alias_id).map_err(TreeError::from)))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> Answer<()> {
+        if self.alias(from).is_none() {
+            return Answer::Now(Err(TreeError::BadRename));
+        }
+        if !is_object_name(to) {
+            return Answer::Now(Err(TreeError::BadName(to.to_owned())));
+        }
+        let done = Arc::clone(&self.registry).rename_alias(from.to_owned(), to.to_owned());
+        Answer::later(done.map(|done| done.map_err(TreeError::from)))
     }
 
     fn unlink(&self, name: &str) -> Option<Answer<()>> {
-        let removed = self.is_alias(name).then(|| Arc::clone(&self.registry))?;
-        let removed = removed.unlink_image(name.to_owned());
+        self.alias(name)?;
+        let removed = Arc::clone(&self.registry).unlink_image(name.to_owned());
         Some(Answer::later(removed.map(|done| done.map_err(TreeError::from))))
     }
 
     fn remove(&self, name: &str) -> Answer<()> {
-        if self.is_alias(name) {
+        if self.alias(name).is_some() {
             return Answer::Now(Err(TreeError::NotADirectory));
         }
         let removed = Arc::clone(&self.registry).remove_image(name.to_owned());
@@ -286,9 +297,10 @@ impl Names for ImageNames {
             let id = self.id(&name);
             Entry { name, id, kind: Kind::Directory }
         };
-        let alias = |name: String| {
-            let id = self.alias_id(&name);
-            Entry { name, id, kind: Kind::Link }
+        let alias = |(name, alias): (String, Alias)| Entry {
+            name,
+            id: alias_id(alias.id),
+            kind: Kind::Link,
         };
         let images = self.registry.world().images.list().into_iter().map(|i| entry(i.name));
         images.chain(self.registry.aliases().list().into_iter().map(alias)).collect()
