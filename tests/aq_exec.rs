@@ -69,10 +69,10 @@ fn bytes_pass_untouched_both_ways() {
 fn signals_reach_the_command_and_a_second_one_ends_it_for_good() {
     let aq = booted();
     let script = "aq exec vm1 'trap \"echo caught; exit 9\" TERM; echo up; while :; do sleep 0.1; done' > out & P=$!
-        until grep -q up out; do sleep 0.05; done; kill -TERM $P; wait $P; echo $? $(cat out)";
+        until grep -qs up out; do sleep 0.05; done; kill -TERM $P; wait $P; echo $? $(cat out)";
     assert_eq!(aq.cli(script).ok(), "9 up caught");
-    let script = "aq exec vm1 'trap : INT; echo up; while :; do sleep 0.1; done' > out & P=$!
-        until grep -q up out; do sleep 0.05; done; kill -INT $P; sleep 0.5; kill -INT $P; wait $P; echo $?";
+    let script = "aq exec vm1 'trap : INT; echo up; while :; do sleep 0.1; done' > two & P=$!
+        until grep -qs up two; do sleep 0.05; done; kill -INT $P; sleep 0.5; kill -INT $P; wait $P; echo $?";
     assert_eq!(aq.cli(script).ok(), "130");
     no_jobs(&aq);
     // The same with a pipe that nobody reads any more.
@@ -87,7 +87,7 @@ fn a_guest_that_goes_off_is_told() {
     let aq = booted();
     let said = aq.cli(
         "aq exec vm1 'echo up; sleep 300' > out & P=$!
-        until grep -q up out; do sleep 0.05; done; aq stop -f vm1; wait $P; echo $?",
+        until grep -qs up out; do sleep 0.05; done; aq stop -f vm1; wait $P; echo $?",
     );
     assert!(said.stdout == "255\n" && said.stderr.contains("aq: vm1: "), "{said:?}");
 }

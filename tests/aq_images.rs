@@ -126,7 +126,7 @@ mod with_guests {
     fn interrupted_in_the_middle_it_leaves_nothing_behind() {
         let aq = Mounted::with_image();
         for (signal, code, wait) in [
-            ("INT", "130", "until grep -q up out; do sleep 0.1; done"),
+            ("INT", "130", "until grep -qs up out; do sleep 0.1; done"),
             (
                 "TERM",
                 "143",
