@@ -5,6 +5,7 @@
 pub mod aliases;
 pub mod images;
 pub mod trash;
+mod warm;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
@@ -21,7 +22,7 @@ use self::aliases::Aliases;
 use self::trash::Trash;
 use crate::store::file;
 use crate::store::layout::{Layout, VmDir};
-use crate::vm::backend::BackendError;
+use crate::vm::backend::{BackendError, Lifetime};
 use crate::vm::driver::{self, Birth, Definition};
 use crate::vm::events::Event;
 use crate::vm::origin::OriginError;
@@ -251,6 +252,7 @@ impl Registry {
             dir,
             name: name.clone(),
             definition: Ok(definition),
+            lifetime: Lifetime::Own,
         };
         let vm = driver::spawn(birth, self.world.clone()).await;
         self.insert(name, &vm);
@@ -392,7 +394,7 @@ struct Found {
 impl Found {
     fn birth(self, id: VmId) -> Birth {
         let Self { uuid, dir, name, definition } = self;
-        Birth { id, uuid, dir, name, definition }
+        Birth { id, uuid, dir, name, definition, lifetime: Lifetime::Own }
     }
 }
 

@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -27,6 +27,20 @@ pub fn dying_with_us(command: &mut Command) -> &mut Command {
     // SAFETY: between fork and exec only prctl(2) is called, which is a plain system call and
     // touches no memory of this process.
     unsafe { command.pre_exec(confine) }
+}
+
+/// Leaves a descriptor of ours open in `command`, under the same number. It must be open until
+/// the command has started.
+pub fn inheriting(command: &mut Command, fd: RawFd) -> &mut Command {
+    let keep = move || {
+        // SAFETY: the caller keeps it open until the command has started, and this is the child's
+        // copy of it.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty()).map_err(io::Error::from)
+    };
+    // SAFETY: between fork and exec only fcntl(2) is called, which is a plain system call and
+    // touches no memory of this process.
+    unsafe { command.pre_exec(keep) }
 }
 
 /// What a process has used.

@@ -47,7 +47,8 @@ fn a_vm_and_its_snapshot_become_images_that_outlive_it() {
     aq.boot_existing("vm1");
     aq.exec("vm1", "echo late > /root/late; sync");
     aq.sh("mkdir .images/now .images/then").ok();
-    refused(&aq, "echo vm1 > .images/now/source", "Device or resource busy", "echo stop > ctl");
+    let tagged = "echo vm1@clean > .images/now/source";
+    refused(&aq, tagged, "Device or resource busy", "echo stop > ctl");
     stop(&aq, "vm1");
     refused(&aq, "echo vm1@no > .images/then/source", "No such file", "no snapshot named no");
     aq.sh("echo vm1 > .images/now/source; cat vm1/wait").ok();

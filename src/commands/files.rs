@@ -115,6 +115,23 @@ impl Tree {
         self.told(name, fs::remove_dir(self.path(name)))
     }
 
+    /// Reads a file that answers when the time has come. Meanwhile `go_on` is asked every [`LOOK`];
+    /// `None` when it says no.
+    pub(super) fn awaited(
+        &self,
+        name: &str,
+        mut go_on: impl FnMut() -> bool,
+    ) -> Result<Option<String>, Failure> {
+        let file = self.told(name, File::open(self.path(name)))?;
+        while !is_readable(&file, LOOK) {
+            if !go_on() {
+                return Ok(None);
+            }
+        }
+        let text = self.told(name, io::read_to_string(&file))?;
+        Ok(Some(text.trim_end().to_owned()))
+    }
+
     /// Finds an image by its name or an alias, and returns its name.
     pub(super) fn image(&self, name: &str) -> Result<String, Failure> {
         let path = self.path(".images").join(name);
@@ -187,22 +204,13 @@ impl Vm {
         Ok(self.read("info")?.lines().map(pair).collect())
     }
 
-    /// Reads `ready` or `wait`: it answers when the time has come. Meanwhile `go_on` is asked every
-    /// [`LOOK`]; `None` when it says no.
+    /// Reads its `ready` or `wait`; see [`Tree::awaited`].
     pub(super) fn awaited(
         &self,
         name: &str,
-        mut go_on: impl FnMut() -> bool,
+        go_on: impl FnMut() -> bool,
     ) -> Result<Option<String>, Failure> {
-        let opened = File::open(self.path(name));
-        let file = self.tree.told(&*self.name, opened).map_err(|f| self.gone_or(f))?;
-        while !is_readable(&file, LOOK) {
-            if !go_on() {
-                return Ok(None);
-            }
-        }
-        let text = self.tree.told(&*self.name, io::read_to_string(&file));
-        text.map(|t| Some(t.trim_end().to_owned())).map_err(|f| self.gone_or(f))
+        self.tree.awaited(&self.file(name), go_on).map_err(|f| self.gone_or(f))
     }
 }
 

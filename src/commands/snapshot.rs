@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::thread;
 use std::time::SystemTime;
 
 use super::Failure;
-use super::files::{LOOK, Tree};
+use super::files::Tree;
 use super::progress::Progress;
 use super::text::{line, note, size};
 use crate::cli::images::{Create, Remove, Snapshot, Tag};
@@ -56,7 +55,7 @@ fn create(tree: &Tree, args: &Create) -> Result<(), Failure> {
         });
     }
     let taken = take(tree, tag);
-    let memory = if tree.read_or_nothing(&format!("{dir}/warm")).starts_with("ready") {
+    let memory = if tree.read_or_nothing(&format!("{dir}/warm")).starts_with("yes") {
         ", with memory"
     } else {
         ""
@@ -68,18 +67,13 @@ fn create(tree: &Tree, args: &Create) -> Result<(), Failure> {
 /// Waits until an image is made, which goes on by itself when this process ends.
 fn until_ready(tree: &Tree, tag: &str) -> Result<(), Failure> {
     let mut progress = Progress::new();
-    loop {
-        let status = tree.read(&format!(".images/{tag}/status"))?;
-        match status.split(':').next() {
-            Some("ready") => return Ok(()),
-            Some("fetching" | "building") => {}
-            _ => {
-                let what = format!("snapshot {tag}");
-                return Err(Failure::Refused { what, sentence: status, errno: 0 });
-            }
-        }
+    let status = tree.awaited(&format!(".images/{tag}/wait"), || {
         progress.show(|| tree.read_or_nothing(&format!(".images/{tag}/progress")));
-        thread::sleep(LOOK / 2);
+        true
+    })?;
+    match status.unwrap_or_default() {
+        status if status == "ready" => Ok(()),
+        sentence => Err(Failure::Refused { what: tag.to_owned(), sentence, errno: 0 }),
     }
 }
 

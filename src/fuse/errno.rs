@@ -90,7 +90,10 @@ fn refused(refusal: &Refusal) -> i32 {
         Refusal::Already { .. } => libc::EALREADY,
         Refusal::Off { .. } => libc::EHOSTDOWN,
         Refusal::Paused { .. } => libc::EHOSTUNREACH,
-        Refusal::Busy { .. } | Refusal::InUse { .. } | Refusal::MustStop { .. } => libc::EBUSY,
+        Refusal::Busy { .. }
+        | Refusal::InUse { .. }
+        | Refusal::MustStop { .. }
+        | Refusal::NotReady { .. } => libc::EBUSY,
         Refusal::Protected => libc::EPERM,
         Refusal::HasDisk { .. } | Refusal::Ephemeral => libc::EINVAL,
         Refusal::NoSnapshot { .. } | Refusal::NoDisk => libc::ENOENT,
@@ -106,7 +109,8 @@ fn backend(error: &BackendError) -> i32 {
         BackendError::NoAccelerator { .. } => libc::ENODEV,
         BackendError::QemuDied { .. }
         | BackendError::QmpRefused { .. }
-        | BackendError::CannotResume { .. } => libc::EREMOTEIO,
+        | BackendError::CannotResume { .. }
+        | BackendError::Twin { .. } => libc::EREMOTEIO,
         BackendError::QmpTimeout { .. } | BackendError::GuestTimeout { .. } => libc::ETIMEDOUT,
         BackendError::NoImage { .. } | BackendError::NoSource { .. } => libc::ENOENT,
         BackendError::BadSource { .. } => libc::EINVAL,

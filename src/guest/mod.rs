@@ -1,11 +1,12 @@
 //! The way into a guest: SSH keys ([`keys`]), what it is told at boot ([`seed`]), the SSH
-//! connection ([`ssh`]), OpenSSH's own way there ([`ssh_config`]) and the serial line ([`console`],
+//! connection ([`ssh`]), who it is where it does not boot (`identity`), OpenSSH's own way there ([`ssh_config`]) and the serial line ([`console`],
 //! with terminals on it: `tty`). The only place that names `russh`.
 //!
 //! No policy: when to connect, and how often to try again, is the driver's business.
 
 mod connection;
 pub mod console;
+mod identity;
 pub mod keys;
 mod nocloud;
 pub mod seed;
@@ -14,17 +15,22 @@ pub mod ssh_config;
 mod supervise;
 mod tty;
 
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
 use crate::store::file;
 use crate::store::layout::{Layout, VmDir};
 use crate::vm::backend::{
-    BackendError, ClientHost, Console, GuestAddress, GuestSession, Guests, LaunchPlan, SeedKind,
+    BackendError, ClientHost, Console, GuestAddress, GuestSession, Guests, IdentityPort,
+    LaunchPlan, SeedKind,
 };
 
 /// Guests reached over SSH on a forwarded port and over QEMU's serial socket.
@@ -64,6 +70,10 @@ impl Guests for SshGuests {
         Ok(Arc::new(session))
     }
 
+    async fn identity(&self, dir: &Path) -> Result<Box<dyn IdentityPort>, BackendError> {
+        Ok(Box::new(identity::Port::connect(self.client_key.clone(), dir).await?))
+    }
+
     fn client_config(&self, host: &ClientHost) -> String {
         ssh_config::render(&self.client_key, host)
     }
@@ -73,9 +83,24 @@ impl Guests for SshGuests {
     }
 }
 
+/// Connects to one of QEMU's sockets in a VM's directory, through a descriptor: the directory's own
+/// name may be too long for an address.
+async fn socket(dir: &Path, name: &str) -> io::Result<UnixStream> {
+    let dir = File::open(dir)?;
+    UnixStream::connect(VmDir::socket(dir.as_raw_fd(), name)).await
+}
+
 /// Where the guest finds its seed, and whose it is.
 #[derive(Clone, Copy, Debug)]
 struct SeedFor(SeedKind, Uuid);
+
+/// Returns the lines of `authorized_keys` that a guest gets: ours and the settings'.
+fn authorized_keys(client_key: &Path, further: &[String]) -> Result<String, BackendError> {
+    let ours = keys::ensure(client_key, "aqfs")?;
+    let mut authorized = keys::public_line(&ours)?;
+    further.iter().for_each(|line| authorized.extend([line, "\n"]));
+    Ok(authorized)
+}
 
 /// The keys stay what they are; the seed follows the settings.
 fn write_seed(
@@ -85,12 +110,10 @@ fn write_seed(
     further: &[String],
     SeedFor(kind, instance): SeedFor,
 ) -> Result<(), BackendError> {
-    let ours = keys::ensure(client_key, "aqfs")?;
-    let mut authorized = keys::public_line(&ours)?;
-    further.iter().for_each(|line| authorized.extend([line, "\n"]));
+    let authorized = authorized_keys(client_key, further)?;
     let host = keys::ensure(&dir.host_key(), hostname)?;
     let (path, bytes) = match kind {
-        SeedKind::FwCfg => (dir.seed(), seed::tar(hostname, &authorized, &host)),
+        SeedKind::FwCfg => (dir.seed(), seed::tar(hostname, instance, &authorized, &host)),
         SeedKind::Nocloud => {
             let public = keys::public_line(&host)?;
             let volume = keys::openssh(&host).and_then(|private| {
@@ -111,8 +134,9 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::vm::backend::{Accel, AccelKind, BootImage, DiskFormat, SeedKind};
+    use crate::vm::backend::{Accel, AccelKind, BootImage, DiskFormat, Lifetime, SeedKind};
     use crate::vm::spec::VmSpec;
+    use crate::vm::warm::Memory;
 
     fn plan(dir: PathBuf) -> LaunchPlan {
         LaunchPlan {
@@ -134,6 +158,10 @@ mod tests {
             },
             accel: Accel { kind: AccelKind::Tcg, cpu: "max".into(), reason: "test".into() },
             paused: false,
+            base: Vec::new(),
+            memory: Memory::Own,
+            cold: None,
+            lifetime: Lifetime::Own,
         }
     }
 

@@ -5,24 +5,32 @@
 use std::io;
 
 use russh::keys::PrivateKey;
+use uuid::Uuid;
 
 use super::keys;
 
 /// A whole number of these is what a disk is made of, and what tar pads to.
 const RECORD: usize = 10240;
 
-/// Renders the seed: `hostname`, `authorized_keys` and the host key in both formats, owned by
+/// Renders the seed: `hostname`, `machine-id`, `authorized_keys` and the host key in both formats, owned by
 /// root, without a time. `authorized` are lines of `authorized_keys`.
 ///
 /// # Errors
 /// The host key cannot be encoded, which no ed25519 key does.
-pub fn tar(hostname: &str, authorized: &str, host_key: &PrivateKey) -> io::Result<Vec<u8>> {
+pub fn tar(
+    hostname: &str,
+    machine: Uuid,
+    authorized: &str,
+    host_key: &PrivateKey,
+) -> io::Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::with_capacity(RECORD));
     let hostname = format!("{hostname}\n");
+    let machine = format!("{}\n", machine.simple());
     let openssh = keys::openssh(host_key)?;
     let dropbear = keys::dropbear(host_key)?;
     for (name, mode, bytes) in [
         ("hostname", 0o644, hostname.as_bytes()),
+        ("machine-id", 0o644, machine.as_bytes()),
         ("authorized_keys", 0o600, authorized.as_bytes()),
         ("ssh_host_ed25519_key", 0o600, &openssh),
         ("dropbear_ed25519_host_key", 0o600, &dropbear),
@@ -54,8 +62,9 @@ mod tests {
     #[test]
     fn the_seed_reads_back() {
         let key = keys::generate("vm1").unwrap();
-        let bytes = tar("vm1", "ssh-ed25519 AAAA aqfs\n", &key).unwrap();
-        assert_eq!(bytes, tar("vm1", "ssh-ed25519 AAAA aqfs\n", &key).unwrap());
+        let render = || tar("vm1", Uuid::from_u128(7), "ssh-ed25519 AAAA aqfs\n", &key).unwrap();
+        let bytes = render();
+        assert_eq!(bytes, render());
         assert_eq!(bytes.len() % 512, 0);
         let mut files = BTreeMap::new();
         for entry in tar::Archive::new(bytes.as_slice()).entries().unwrap() {
@@ -73,6 +82,7 @@ mod tests {
         assert_eq!(*mode, 0o600);
         assert_eq!(PrivateKey::from_openssh(openssh).unwrap(), key);
         assert_eq!(files["dropbear_ed25519_host_key"].1.len(), 83);
-        assert_eq!(files.len(), 4);
+        assert_eq!(files["machine-id"].1, b"00000000000000000000000000000007\n");
+        assert_eq!(files.len(), 5);
     }
 }

@@ -15,42 +15,57 @@ use parking_lot::Mutex;
 
 use super::disk::DiskFile;
 use super::manifest::Manifest;
-use super::publish::VmDisk;
+use super::publish::{LiveVm, VmDisk};
 use super::source::{BuildError, Progress, Source};
+use super::template::{self, Stored};
 use super::tiny::Tiny;
 use crate::store::file;
-use crate::store::layout::Layout;
+use crate::store::layout::{Layout, VmDir};
 use crate::vm::backend::{BackendError, BootImage, ImageInfo, ImageStatus, Images, Recipe};
 use crate::vm::origin::Origin;
 use crate::vm::stream::{Bell, Listener};
+use crate::vm::warm::{Freeze, Layer, Template};
 
 /// The images of a store. Clones are the same store.
 #[derive(Clone, Debug)]
 pub struct ImageStore(Arc<Inner>);
 
 #[derive(Debug)]
-struct Inner {
-    layout: Layout,
+pub(super) struct Inner {
+    pub(super) layout: Layout,
     tiny: Arc<Tiny>,
-    images: Mutex<BTreeMap<String, Image>>,
-    bell: Bell,
+    pub(super) images: Mutex<BTreeMap<String, Image>>,
+    pub(super) bell: Bell,
 }
 
 #[derive(Debug)]
-struct Image {
+pub(super) struct Image {
     /// `None` for one that has none yet, and for one that cannot be made again just so.
     source: Option<Arc<dyn Source>>,
     /// What `source` says where there is no source to ask.
     spec: String,
     /// It comes with the program, and cannot be redefined or lost.
     builtin: bool,
-    phase: Phase,
+    pub(super) phase: Phase,
+    pub(super) warmth: Warmth,
     progress: String,
     changed: SystemTime,
 }
 
+/// Whether a machine is frozen in an image.
+#[derive(Clone, Debug, Default)]
+pub(super) enum Warmth {
+    #[default]
+    Cold,
+    /// It is being frozen: how far that is.
+    Warming(String),
+    /// It lies there.
+    Warm(PathBuf, Box<Stored>),
+    Failed(String),
+}
+
 #[derive(Clone, Debug)]
-enum Phase {
+pub(super) enum Phase {
     Absent,
     UnderWay(ImageStatus),
     Ready(Box<Finished>),
@@ -58,9 +73,9 @@ enum Phase {
 }
 
 #[derive(Clone, Debug)]
-struct Finished {
-    manifest: Manifest,
-    dir: PathBuf,
+pub(super) struct Finished {
+    pub(super) manifest: Manifest,
+    pub(super) dir: PathBuf,
     size: u64,
 }
 
@@ -93,7 +108,9 @@ impl ImageStore {
             (image.source, image.builtin) = (Some(source), true);
         }
         let (images, bell) = (Mutex::new(images), Bell::default());
-        Ok(Self(Arc::new(Inner { layout, tiny, images, bell })))
+        let inner = Inner { layout, tiny, images, bell };
+        inner.sweep();
+        Ok(Self(Arc::new(inner)))
     }
 }
 
@@ -113,14 +130,7 @@ impl Images for ImageStore {
     }
 
     async fn ensure(&self, name: &str) -> Result<BootImage, BackendError> {
-        let mut changes = self.0.bell.listen();
-        self.0.begin(name)?;
-        loop {
-            if let Some(result) = self.0.result(name) {
-                return result;
-            }
-            changes.rung().await;
-        }
+        self.0.ensure(name).await
     }
 
     fn boot(&self, name: &str) -> Option<BootImage> {
@@ -138,6 +148,45 @@ impl Images for ImageStore {
 
     fn remove(&self, name: &str) -> Result<(), BackendError> {
         self.0.remove(name)
+    }
+
+    async fn template(&self, name: &str) -> Option<Result<Template, String>> {
+        let (dir, stored, below) = self.0.frozen_in(name)?;
+        // One that was copied is read whole.
+        let check = tokio::task::spawn_blocking(move || stored.check(&dir, below));
+        Some(check.await.unwrap_or_else(|panic| Err(panic.to_string())))
+    }
+
+    fn layers(&self, image: &BootImage, dir: &Path) -> Result<Vec<Layer>, BackendError> {
+        let own = Layer { path: image.disk.clone(), format: image.format };
+        let dir = VmDir(dir.to_owned());
+        let id = match fs::read_to_string(dir.template()) {
+            Ok(id) if dir.disk().exists() => id,
+            _ => return Ok(vec![own]),
+        };
+        let template = self.0.layout.templates(&image.name).join(id.trim_end());
+        Ok(vec![template::disk_in(&template), own])
+    }
+
+    fn bind(&self, dir: &Path, base: &[Layer]) -> Result<(), BackendError> {
+        let path = VmDir(dir.to_owned()).template();
+        let [template, _] = base else {
+            return match fs::remove_file(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                done => done.map_err(|e| BackendError::io(path.display().to_string(), &e)),
+            };
+        };
+        let id = template.path.parent().and_then(Path::file_name).unwrap_or_default();
+        let done = file::replace(&path, format!("{}\n", id.to_string_lossy()).as_bytes());
+        done.map_err(|e| BackendError::io(path.display().to_string(), &e))
+    }
+
+    fn warm(&self, name: &str, machine: Arc<dyn Freeze>) -> Result<(), BackendError> {
+        self.0.warm(name, machine)
+    }
+
+    fn cool(&self, name: &str) -> Result<(), BackendError> {
+        self.0.cool(name)
     }
 
     fn listen(&self) -> Listener {
@@ -196,6 +245,7 @@ impl Inner {
             Recipe::Tiny => Arc::clone(&self.tiny) as _,
             Recipe::File(path) => Arc::new(DiskFile::new(path)?),
             Recipe::Vm(publication) => Arc::new(VmDisk::new(publication)),
+            Recipe::Live(publication) => Arc::new(LiveVm::new(publication)),
         })
     }
 
@@ -224,7 +274,7 @@ impl Inner {
     }
 }
 
-fn under_way(name: &str) -> BackendError {
+pub(super) fn under_way(name: &str) -> BackendError {
     let reason = "is being made; wait until its status says ready or failed".to_owned();
     BackendError::ImageBusy { name: name.to_owned(), reason }
 }
@@ -257,6 +307,17 @@ impl Inner {
         drop(images);
         self.bell.ring();
         self.spawn(name, source)
+    }
+
+    pub(super) async fn ensure(self: &Arc<Self>, name: &str) -> Result<BootImage, BackendError> {
+        let mut changes = self.bell.listen();
+        self.begin(name)?;
+        loop {
+            if let Some(result) = self.result(name) {
+                return result;
+            }
+            changes.rung().await;
+        }
     }
 
     fn spawn(self: &Arc<Self>, name: &str, source: Arc<dyn Source>) -> Result<(), BackendError> {
@@ -338,7 +399,7 @@ impl Inner {
         });
     }
 
-    fn change(&self, name: &str, change: impl FnOnce(&mut Image)) {
+    pub(super) fn change(&self, name: &str, change: impl FnOnce(&mut Image)) {
         if let Some(image) = self.images.lock().get_mut(name) {
             change(image);
         }
@@ -353,6 +414,7 @@ impl Default for Image {
             spec: String::new(),
             builtin: false,
             phase: Phase::Absent,
+            warmth: Warmth::Cold,
             progress: String::new(),
             changed: SystemTime::now(),
         }
@@ -363,6 +425,7 @@ impl Image {
     fn found(finished: Finished) -> Self {
         let changed = fs::metadata(&finished.dir).and_then(|m| m.modified());
         Self {
+            warmth: Warmth::found(&finished.dir),
             changed: changed.unwrap_or_else(|_| SystemTime::now()),
             spec: finished.manifest.source.clone(),
             phase: Phase::Ready(Box::new(finished)),
@@ -399,6 +462,12 @@ impl Image {
     }
 
     fn become_(&mut self, phase: Phase) {
+        match &phase {
+            // It is warmed as soon as it is ready.
+            _ if self.warmth.is_under_way() => {}
+            Phase::Ready(finished) => self.warmth = Warmth::found(&finished.dir),
+            _ => self.warmth = Warmth::Cold,
+        }
         self.phase = phase;
         self.changed = SystemTime::now();
     }
@@ -422,6 +491,7 @@ impl Image {
             status,
             progress: self.progress.clone(),
             changed: self.changed,
+            warm: self.warmth.to_string(),
         }
     }
 }

@@ -10,6 +10,7 @@ use super::command::Tool;
 use super::source::{BuildError, Progress};
 use crate::sys;
 use crate::vm::backend::DiskFormat;
+use crate::vm::warm::Layer;
 
 const QEMU_IMG: Tool =
     Tool { name: "qemu-img", remedy: "`apt install qemu-utils` or your system's package of it" };
@@ -25,7 +26,21 @@ pub(super) struct Input {
     pub(super) backing: Option<Box<Self>>,
 }
 
+/// What a copy is made an overlay on: what is there is not copied.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Overlay<'a> {
+    /// The disk below.
+    pub(super) base: &'a Layer,
+}
+
 impl Input {
+    /// Takes a disk of several layers, top first; `None` if it has none.
+    pub(super) fn of(layers: &[Layer]) -> Option<Self> {
+        let (top, below) = layers.split_first()?;
+        let backing = Self::of(below).map(Box::new);
+        Some(Self { path: top.path.clone(), format: top.format, backing })
+    }
+
     /// Spells the disk out, so that nothing is taken from its header.
     fn node(&self) -> Result<Value, BuildError> {
         let path = self.path.to_str().ok_or_else(|| {
@@ -40,21 +55,23 @@ impl Input {
     }
 }
 
-/// Writes `from`, as it is at `snapshot`, to a new file that needs no other.
+/// Writes `from`, as it is at `snapshot`, to a new file that needs no other but that of `on`. A
+/// QEMU may be writing to it: what a snapshot holds does not change, and is found when the file is
+/// opened.
 pub(super) fn convert(
     from: &Input,
     snapshot: Option<&str>,
     to: (&Path, DiskFormat),
+    on: Option<Overlay<'_>>,
     progress: &Progress,
 ) -> Result<(), BuildError> {
-    let format = match to.1 {
-        DiskFormat::Raw => "raw",
-        DiskFormat::Qcow2 => "qcow2",
-    };
     let mut command = QEMU_IMG.command();
-    command.args(["convert", "-p", "-O", format]);
+    command.args(["convert", "-p", "-O", word(to.1)]);
     if let Some(tag) = snapshot {
-        command.arg("-l").arg(format!("snapshot.name={tag}"));
+        command.args(["-U", "-l", &format!("snapshot.name={tag}")]);
+    }
+    if let Some(Overlay { base }) = on {
+        command.args(["-F", word(base.format), "-B"]).arg(&base.path);
     }
     command.arg(format!("json:{}", from.node()?)).arg(to.0);
     let mut running = QEMU_IMG.stream(sys::dying_with_us(&mut command))?;
@@ -62,6 +79,13 @@ pub(super) fn convert(
         follow(&mut out, progress);
     }
     running.finish()
+}
+
+fn word(format: DiskFormat) -> &'static str {
+    match format {
+        DiskFormat::Raw => "raw",
+        DiskFormat::Qcow2 => "qcow2",
+    }
 }
 
 /// Reports `    (42.10/100%)` as it comes, a carriage return after each.

@@ -67,7 +67,7 @@ impl Source for DiskFile {
         let disk = dir.join(name);
         if !clone_file(&self.path, &disk) {
             let input = Input { path: self.path.clone(), format, backing: None };
-            convert::convert(&input, None, (&disk, format), progress)?;
+            convert::convert(&input, None, (&disk, format), None, progress)?;
         }
         // The copy is what counts: the original may have changed since it was looked at.
         let header = read_header(&disk).map_err(|e| BuildError::io(&disk, &e))?;

@@ -1,7 +1,8 @@
 //! Images: the frozen disks that new VMs are made from.
 //!
 //! [`catalogue`] knows which images there are and what each is doing; a [`source::Source`] makes
-//! one. A disk on this host ([`disk`]) and a VM ([`publish`]) are copied ([`convert`]).
+//! one. A disk on this host ([`disk`]) and a VM ([`publish`]) are copied ([`convert`]). A machine may
+//! be frozen in an image ([`warming`], [`template`]).
 //! `builtin:tiny` ([`tiny`]) is made of the host distribution's packages ([`apt`]), read by [`kernel`] and [`elf`], collected in a
 //! [`tree::FileTree`], and written by [`initramfs`] and [`ext4`].
 //!
@@ -19,9 +20,11 @@ mod kernel;
 mod manifest;
 mod publish;
 mod source;
+mod template;
 mod tiny;
 mod tree;
 mod unpack;
+mod warming;
 
 use std::path::{Path, PathBuf};
 

@@ -1,19 +1,24 @@
-//! A VM's disk as a source: flattened, with the kernel of the image that it was made from, so that
-//! a clone boots as the VM did. `doc/adr/` says why flattened.
+//! A VM as a source: its disk, flattened, with the kernel of the image that it was made from, so
+//! that a clone boots as the VM did (`doc/adr/` says why flattened); of one that runs, its memory
+//! too.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
+use uuid::Uuid;
 
 use super::convert::{self, Input};
 use super::manifest::{self, Manifest};
 use super::source::{BuildError, Progress, Source};
-use crate::vm::backend::{DiskFormat, Hold, Publication};
+use super::template::{self, Stored};
+use crate::store::layout::TEMPLATES;
+use crate::vm::backend::{BootImage, DiskFormat, Hold, LivePublication, Publication};
+use crate::vm::warm::Layer;
 
 const FORMAT: DiskFormat = DiskFormat::Qcow2;
 
-/// The source.
+/// The disk of a VM that is off.
 #[derive(Debug)]
 pub(super) struct VmDisk {
     publication: Box<Publication>,
@@ -45,29 +50,81 @@ impl Source for VmDisk {
                 remedy: "`echo pull > ctl` in the image's directory makes it of what there is now",
             });
         };
-        progress.building("copying");
-        let Publication { disk, snapshot, base, .. } = &*self.publication;
-        let backing = Input { path: base.disk.clone(), format: base.format, backing: None };
-        let input = Input { path: disk.clone(), format: FORMAT, backing: Some(backing.into()) };
-        let name = manifest::disk_name(FORMAT);
-        convert::convert(&input, snapshot.as_deref(), (&dir.join(name), FORMAT), progress)?;
-        progress.building("computing the digest");
-        Ok(Manifest {
-            version: manifest::VERSION,
-            source: self.spec().to_owned(),
-            kind: self.kind().to_owned(),
-            digest: String::new(),
-            disk: name.into(),
-            format: FORMAT,
-            disk_size: virtual_size(&dir.join(name))?,
-            kernel: keep(base.kernel.as_deref(), dir)?,
-            initrd: keep(base.initrd.as_deref(), dir)?,
-            cmdline: base.cmdline.clone(),
-            announces: base.announces,
-            seed: base.seed,
-            inputs: vec![format!("{} {}", base.name, base.digest)],
-        })
+        let Publication { disk, snapshot, base, layers, .. } = &*self.publication;
+        let own = Layer { path: disk.clone(), format: FORMAT };
+        let layers = [vec![own], layers.clone()].concat();
+        let disk = flatten(&layers, snapshot.as_deref(), dir, progress)?;
+        manifest(self, base, disk, dir)
     }
+}
+
+/// A VM that runs.
+#[derive(Debug)]
+pub(super) struct LiveVm(Box<LivePublication>);
+
+impl LiveVm {
+    /// Takes a VM that is ready to be frozen.
+    pub(super) fn new(publication: Box<LivePublication>) -> Self {
+        Self(publication)
+    }
+}
+
+impl Source for LiveVm {
+    fn spec(&self) -> &str {
+        &self.0.origin
+    }
+
+    fn kind(&self) -> &'static str {
+        "vm"
+    }
+
+    fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest, BuildError> {
+        let warm = dir.join(TEMPLATES).join(Uuid::new_v4().simple().to_string());
+        fs::create_dir_all(&warm).map_err(|e| BuildError::io(&warm, &e))?;
+        let tell = |words: &str| progress.building(words);
+        let (frozen, _work) = template::freeze(&*self.0.machine, &warm, &tell)?;
+        let disk = flatten(&frozen.disk, Some(&frozen.snapshot), dir, progress)?;
+        progress.building("computing the digest");
+        Stored::seal(&warm, &frozen, false)?;
+        manifest(self, &self.0.base, disk, dir)
+    }
+}
+
+fn flatten(
+    layers: &[Layer],
+    snapshot: Option<&str>,
+    dir: &Path,
+    progress: &Progress,
+) -> Result<PathBuf, BuildError> {
+    progress.building("copying");
+    let name = PathBuf::from(manifest::disk_name(FORMAT));
+    let input = Input::of(layers).ok_or_else(|| BuildError::malformed("the disk", "no layers"))?;
+    convert::convert(&input, snapshot, (&dir.join(&name), FORMAT), None, progress)?;
+    progress.building("computing the digest");
+    Ok(name)
+}
+
+fn manifest(
+    source: &dyn Source,
+    base: &BootImage,
+    disk: PathBuf,
+    dir: &Path,
+) -> Result<Manifest, BuildError> {
+    Ok(Manifest {
+        version: manifest::VERSION,
+        source: source.spec().to_owned(),
+        kind: source.kind().to_owned(),
+        digest: String::new(),
+        format: FORMAT,
+        disk_size: virtual_size(&dir.join(&disk))?,
+        disk,
+        kernel: keep(base.kernel.as_deref(), dir)?,
+        initrd: keep(base.initrd.as_deref(), dir)?,
+        cmdline: base.cmdline.clone(),
+        announces: base.announces,
+        seed: base.seed,
+        inputs: vec![format!("{} {}", base.name, base.digest)],
+    })
 }
 
 /// Gives a file of the base image a second name; it never changes, under either.

@@ -82,6 +82,9 @@ pub(super) enum BuildError {
         /// What is wrong with it.
         reason: String,
     },
+    /// What lies outside of images refused.
+    #[error(transparent)]
+    Backend(BackendError),
     /// The system refused.
     #[error("{what}: {error}")]
     Io {
@@ -112,7 +115,9 @@ impl BuildError {
         match self {
             Self::Tool { said, .. } => !is_full(said),
             Self::Unavailable { .. } => true,
-            Self::Missing { .. } | Self::Malformed { .. } | Self::Io { .. } => false,
+            Self::Missing { .. } | Self::Malformed { .. } | Self::Backend(_) | Self::Io { .. } => {
+                false
+            }
         }
     }
 
@@ -122,6 +127,7 @@ impl BuildError {
             Self::Missing { program, remedy } => {
                 BackendError::Missing { program: program.to_owned(), remedy: remedy.to_owned() }
             }
+            Self::Backend(error) => error,
             Self::Io { what, error } => BackendError::io(what, &error),
             Self::Tool { tool, said } if is_full(&said) => {
                 BackendError::NoSpace { what: format!("image {name} ({tool}: {said})") }

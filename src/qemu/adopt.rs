@@ -140,6 +140,7 @@ async fn rebuild(
         image_digest: String::new(),
         announces: connect::has_announced(qmp).await?,
         in_force: None,
+        warm: String::new(),
     };
     record::write(dir, &facts).await?;
     Ok(facts)

@@ -4,6 +4,7 @@
 //! not ours appears only where QEMU does not parse commas: as a whole argument, or in JSON.
 
 use std::ffi::OsString;
+use std::os::fd::RawFd;
 use std::path::Path;
 use std::{fs, io};
 
@@ -14,12 +15,15 @@ use crate::store::layout::names;
 use crate::vm::backend::{Accel, AccelKind, BackendError, DiskFormat, LaunchPlan};
 use crate::vm::spec::VmSpec;
 use crate::vm::spec::net::{Forward, Mac};
+use crate::vm::warm::{Layer, Memory};
 
 /// The name of the virtio-serial port on which the guest announces its SSH server, and its id in
 /// QMP's events.
 pub const READY_PORT: &str = "org.aqfs.ready";
 /// The id of that port's device and character device.
 pub const READY_ID: &str = "ready";
+/// The name of the virtio-serial port on which a guest is told who it is.
+pub const IDENTITY_PORT: &str = "org.aqfs.identity";
 /// The node that takes what the guest writes to its disk.
 pub const DISK_NODE: &str = "disk";
 /// The network's id.
@@ -40,6 +44,9 @@ pub struct Facts<'a> {
     pub generation: Uuid,
     /// Whether the VM's directory holds a seed.
     pub seed: Seed,
+    /// The descriptor under which a clone finds a sealed copy of its template's memory; without one
+    /// it maps the file itself, which it must not be able to write.
+    pub ram: Option<RawFd>,
 }
 
 /// Whether a VM has a seed.
@@ -60,7 +67,7 @@ pub enum Seed {
 pub fn arguments(plan: &LaunchPlan, facts: &Facts<'_>) -> Result<Vec<OsString>, BackendError> {
     let mut args = Args::default();
     identity(&mut args, plan);
-    machine(&mut args, plan, facts);
+    machine(&mut args, plan, facts)?;
     kernel(&mut args, plan)?;
     disk(&mut args, plan)?;
     if facts.seed == Seed::Nocloud {
@@ -70,6 +77,9 @@ pub fn arguments(plan: &LaunchPlan, facts: &Facts<'_>) -> Result<Vec<OsString>, 
     devices(&mut args, plan, facts);
     channels(&mut args, facts);
     confinement(&mut args);
+    if plan.memory != Memory::Own {
+        args.pair("-incoming", "defer");
+    }
     if plan.paused {
         args.flag("-S");
     }
@@ -101,7 +111,7 @@ fn identity(args: &mut Args, plan: &LaunchPlan) {
 }
 
 /// Without USB, SATA and SMBus: nothing hangs on them, and a guest would spend its boot probing.
-fn machine(args: &mut Args, plan: &LaunchPlan, facts: &Facts<'_>) {
+fn machine(args: &mut Args, plan: &LaunchPlan, facts: &Facts<'_>) -> Result<(), BackendError> {
     let version = facts.machine;
     let off = "usb=off,vmport=off,smbus=off,sata=off";
     args.pair("-machine", format!("{version},{off},memory-backend=ram"));
@@ -110,12 +120,35 @@ fn machine(args: &mut Args, plan: &LaunchPlan, facts: &Facts<'_>) {
     args.pair("-smp", plan.spec.cpus.to_string());
     let mebibytes = plan.spec.memory >> 20;
     args.pair("-m", format!("{mebibytes}M"));
-    let ram = json!({"qom-type": "memory-backend-ram", "id": "ram", "size": mebibytes << 20});
-    args.pair("-object", ram.to_string());
+    args.pair("-object", ram(plan, facts)?.to_string());
     args.pair("-rtc", "base=utc");
     if let Some(firmware) = &plan.spec.firmware {
         args.pair("-bios", firmware);
     }
+    Ok(())
+}
+
+/// The memory. Of a template's, a machine changes its own copy only.
+fn ram(plan: &LaunchPlan, facts: &Facts<'_>) -> Result<Value, BackendError> {
+    let (file, shared) = match &plan.memory {
+        Memory::Own => (None, false),
+        Memory::Cast(file) => (Some(file), true),
+        Memory::Clone(template) => (Some(&template.ram), false),
+    };
+    let kind = if file.is_some() { "memory-backend-file" } else { "memory-backend-ram" };
+    let size = (plan.spec.memory >> 20) << 20;
+    let mut ram = json!({"qom-type": kind, "id": "ram", "size": size});
+    if let Some(file) = file {
+        ram["mem-path"] = json!(utf8(file)?);
+        ram["share"] = json!(shared);
+    }
+    if let Memory::Clone(_) = plan.memory {
+        match facts.ram {
+            Some(fd) => ram["mem-path"] = json!(format!("/proc/self/fd/{fd}")),
+            None => (ram["readonly"], ram["rom"]) = (json!(true), json!("off")),
+        }
+    }
+    Ok(ram)
 }
 
 /// Returns the value of `-accel`. TCG keeps what it has translated, by default in up to 1 GiB, more
@@ -199,7 +232,7 @@ pub fn check_file(key: &'static str, path: Option<&Path>) -> Result<(), BackendE
 /// Every node is spelled out down to the base: QEMU then takes no backing file from an image's own
 /// header, which might name any file of the host.
 fn disk(args: &mut Args, plan: &LaunchPlan) -> Result<(), BackendError> {
-    let base = base(&plan.image.disk, plan.image.format)?;
+    let base = base(&plan.base)?;
     let node = match plan.spec.ephemeral {
         false => written(names::DISK, &base),
         true => {
@@ -268,14 +301,32 @@ fn utf8(path: &Path) -> Result<&str, BackendError> {
     })
 }
 
-fn base(path: &Path, format: DiskFormat) -> Result<Value, BackendError> {
-    let filename = utf8(path)?;
-    let file = json!({"driver": "file", "filename": filename, "read-only": true});
-    let mut node = json!({"driver": format, "node-name": "base", "read-only": true, "file": file});
-    if format == DiskFormat::Qcow2 {
-        node["backing"] = Value::Null;
+fn base(layers: &[Layer]) -> Result<Value, BackendError> {
+    let Some((layer, below)) = layers.split_first() else { return Ok(Value::Null) };
+    let file = json!({"driver": "file", "filename": utf8(&layer.path)?, "read-only": true});
+    let name = if below.is_empty() { "base" } else { "warm" };
+    let mut node = json!({
+        "driver": layer.format,
+        "node-name": name,
+        "read-only": true,
+        "file": file,
+    });
+    if layer.format == DiskFormat::Qcow2 {
+        node["backing"] = base(below)?;
     }
     Ok(node)
+}
+
+/// Says what a guest sees beside processors, memory and disk, for comparison: a machine goes on
+/// only from the state of one that had the same. The number grows with every change of
+/// [`arguments`] that a guest can see.
+pub fn devices_in_words(plan: &LaunchPlan) -> String {
+    let mut words = vec!["1".to_owned(), format!("{:?}", plan.image.seed).to_lowercase()];
+    if plan.spec.cdrom.is_some() {
+        words.push("cdrom".to_owned());
+    }
+    words.extend(plan.spec.qemu_args.iter().cloned());
+    words.join(" ")
 }
 
 fn devices(args: &mut Args, plan: &LaunchPlan, facts: &Facts<'_>) {
@@ -288,10 +339,13 @@ fn devices(args: &mut Args, plan: &LaunchPlan, facts: &Facts<'_>) {
     args.pair("-netdev", net);
     let mac = plan.spec.mac.unwrap_or_else(|| Mac::of(plan.uuid));
     let generation = facts.generation;
+    // What a guest gives back of a file's memory is cut out of the file, also where the file is
+    // mapped privately and others map it too.
+    let reporting = if plan.memory == Memory::Own { ",free-page-reporting=on" } else { "" };
     for device in [
         format!("virtio-net-pci,netdev=net,id=net0,mac={mac},romfile="),
         "virtio-rng-pci".to_owned(),
-        "virtio-balloon-pci,free-page-reporting=on".to_owned(),
+        format!("virtio-balloon-pci{reporting}"),
         format!("vmgenid,guid={generation}"),
     ] {
         args.pair("-device", device);
@@ -305,7 +359,7 @@ pub fn rule(forward: &Forward) -> String {
 }
 
 /// The serial line, QMP, the ready port (its data goes nowhere: that the guest opens it is the
-/// news) and the seed.
+/// news), the identity port and the seed.
 fn channels(args: &mut Args, facts: &Facts<'_>) {
     let (serial, log, qmp) = (names::SERIAL, names::CONSOLE_LOG, names::QMP);
     let server = "server=on,wait=off";
@@ -322,6 +376,12 @@ fn channels(args: &mut Args, facts: &Facts<'_>) {
         "-device",
         format!("virtserialport,chardev={READY_ID},name={READY_PORT},id={READY_ID}"),
     );
+    let identity = names::IDENTITY;
+    args.pair("-chardev", format!("socket,id=identity,path={identity},{server}"));
+    args.pair(
+        "-device",
+        format!("virtserialport,chardev=identity,name={IDENTITY_PORT},id=identity"),
+    );
     if facts.seed == Seed::FwCfg {
         let seed = names::SEED;
         args.pair("-fw_cfg", format!("name={SEED_KEY},file={seed}"));
@@ -336,254 +396,4 @@ fn confinement(args: &mut Args) {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::vm::backend::{BootImage, SeedKind};
-    use crate::vm::spec::VmSpec;
-
-    fn plan(kind: AccelKind, cpu: &str) -> LaunchPlan {
-        LaunchPlan {
-            uuid: Uuid::from_u128(0x1234_5678_9abc_4def_8123_4567_89ab_cdef),
-            name: "vm1".into(),
-            dir: "/store/vms/x".into(),
-            spec: VmSpec::default(),
-            image: BootImage {
-                name: "tiny".into(),
-                digest: "sha256:0".into(),
-                disk: "/store/images/tiny/disk, \"1\".raw".into(),
-                format: DiskFormat::Raw,
-                disk_size: 64 << 20,
-                kernel: Some("/store/images/tiny/vmlinuz".into()),
-                initrd: Some("/store/images/tiny/initrd".into()),
-                cmdline: "console=ttyS0 root=/dev/vda, rw".into(),
-                announces: true,
-                seed: SeedKind::FwCfg,
-            },
-            accel: Accel { kind, cpu: cpu.into(), reason: String::new() },
-            paused: false,
-        }
-    }
-
-    fn facts(seed: Seed) -> Facts<'static> {
-        Facts { machine: "pc-q35-7.2", generation: Uuid::from_u128(1), seed }
-    }
-
-    /// One option with its value a line.
-    fn lines(plan: &LaunchPlan, seed: Seed) -> String {
-        let args = arguments(plan, &facts(seed)).unwrap();
-        let words: Vec<_> = args.iter().map(|a| a.to_string_lossy()).collect();
-        let mut text = words.join(" ");
-        for option in words.iter().filter(|w| w.starts_with('-')).skip(1) {
-            text = text.replacen(&format!(" {option} "), &format!("\n{option} "), 1);
-        }
-        text
-    }
-
-    #[test]
-    fn a_directly_booted_guest_under_tcg() {
-        insta::assert_snapshot!(lines(&plan(AccelKind::Tcg, "max"), Seed::FwCfg), @r#"
-        -nodefaults
-        -no-user-config
-        -display none
-        -name guest=vm1,debug-threads=on
-        -uuid 12345678-9abc-4def-8123-456789abcdef
-        -machine pc-q35-7.2,usb=off,vmport=off,smbus=off,sata=off,memory-backend=ram
-        -accel tcg,thread=single,tb-size=64
-        -cpu max
-        -smp 1
-        -m 256M
-        -object {"id":"ram","qom-type":"memory-backend-ram","size":268435456}
-        -rtc base=utc
-        -kernel /store/images/tiny/vmlinuz
-        -initrd /store/images/tiny/initrd
-        -append console=ttyS0 root=/dev/vda, rw
-        -blockdev {"backing":{"driver":"raw","file":{"driver":"file","filename":"/store/images/tiny/disk, \"1\".raw","read-only":true},"node-name":"base","read-only":true},"discard":"unmap","driver":"qcow2","file":{"discard":"unmap","driver":"file","filename":"disk.qcow2"},"node-name":"disk"}
-        -device virtio-blk-pci,drive=disk,id=disk0,werror=enospc,rerror=report
-        -netdev user,id=net,hostfwd=tcp:127.0.0.1:0-:22
-        -device virtio-net-pci,netdev=net,id=net0,mac=52:54:00:ab:cd:ef,romfile=
-        -device virtio-rng-pci
-        -device virtio-balloon-pci,free-page-reporting=on
-        -device vmgenid,guid=00000000-0000-0000-0000-000000000001
-        -chardev socket,id=serial,path=serial,server=on,wait=off,logfile=console.log,logappend=on
-        -serial chardev:serial
-        -chardev socket,id=qmp,path=qmp,server=on,wait=off
-        -mon chardev=qmp,mode=control
-        -chardev null,id=ready
-        -device virtio-serial-pci
-        -device virtserialport,chardev=ready,name=org.aqfs.ready,id=ready
-        -fw_cfg name=opt/org.aqfs/seed,file=seed.tar
-        -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
-        "#);
-    }
-
-    #[test]
-    fn a_disk_booted_guest_under_kvm() {
-        let mut plan = plan(AccelKind::Kvm, "host,-arch-capabilities");
-        plan.image.kernel = None;
-        plan.image.format = DiskFormat::Qcow2;
-        plan.spec.cpus = 4;
-        plan.spec.memory = 2 << 30;
-        plan.spec.qemu_args = vec!["-device".into(), "pcie-root-port,id=x".into()];
-        plan.paused = true;
-        insta::assert_snapshot!(lines(&plan, Seed::Absent), @r#"
-        -nodefaults
-        -no-user-config
-        -display none
-        -name guest=vm1,debug-threads=on
-        -uuid 12345678-9abc-4def-8123-456789abcdef
-        -machine pc-q35-7.2,usb=off,vmport=off,smbus=off,sata=off,memory-backend=ram
-        -accel kvm
-        -cpu host,-arch-capabilities
-        -smp 4
-        -m 2048M
-        -object {"id":"ram","qom-type":"memory-backend-ram","size":2147483648}
-        -rtc base=utc
-        -blockdev {"backing":{"backing":null,"driver":"qcow2","file":{"driver":"file","filename":"/store/images/tiny/disk, \"1\".raw","read-only":true},"node-name":"base","read-only":true},"discard":"unmap","driver":"qcow2","file":{"discard":"unmap","driver":"file","filename":"disk.qcow2"},"node-name":"disk"}
-        -device virtio-blk-pci,drive=disk,id=disk0,werror=enospc,rerror=report
-        -netdev user,id=net,hostfwd=tcp:127.0.0.1:0-:22
-        -device virtio-net-pci,netdev=net,id=net0,mac=52:54:00:ab:cd:ef,romfile=
-        -device virtio-rng-pci
-        -device virtio-balloon-pci,free-page-reporting=on
-        -device vmgenid,guid=00000000-0000-0000-0000-000000000001
-        -chardev socket,id=serial,path=serial,server=on,wait=off,logfile=console.log,logappend=on
-        -serial chardev:serial
-        -chardev socket,id=qmp,path=qmp,server=on,wait=off
-        -mon chardev=qmp,mode=control
-        -chardev null,id=ready
-        -device virtio-serial-pci
-        -device virtserialport,chardev=ready,name=org.aqfs.ready,id=ready
-        -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
-        -S
-        -device pcie-root-port,id=x
-        "#);
-    }
-
-    /// The values of an option, in order.
-    fn values(args: &[OsString], option: &str) -> Vec<String> {
-        let after = args.iter().zip(args.iter().skip(1)).filter(|(o, _)| *o == option);
-        after.map(|(_, value)| value.to_string_lossy().into_owned()).collect()
-    }
-
-    #[test]
-    fn every_setting_has_its_place() {
-        let mut plan = plan(AccelKind::Tcg, "max");
-        plan.spec.kernel = Some("/boot/my kernel".into());
-        plan.spec.cmdline = Some("quiet a,b".into());
-        plan.spec.firmware = Some("/fw/OVMF, 4M.fd".into());
-        plan.spec.cdrom = Some("/isos/a, \"b\".iso".into());
-        plan.spec.ephemeral = true;
-        plan.spec.mac = Some("52:54:00:00:00:01".parse().unwrap());
-        plan.spec.ports = vec!["8080:80".parse().unwrap(), "udp:0.0.0.0:0:53".parse().unwrap()];
-        let args = arguments(&plan, &facts(Seed::Absent)).unwrap();
-        let of = |option: &str| values(&args, option);
-        assert_eq!(of("-kernel"), ["/boot/my kernel"]);
-        assert_eq!(of("-initrd"), Vec::<String>::new());
-        assert_eq!(of("-append"), ["console=ttyS0 root=/dev/vda, rw quiet a,b"]);
-        assert_eq!(of("-bios"), ["/fw/OVMF, 4M.fd"]);
-        let net = "user,id=net,hostfwd=tcp:127.0.0.1:0-:22,hostfwd=tcp:127.0.0.1:8080-:80,\
-            hostfwd=udp:0.0.0.0:0-:53";
-        assert_eq!(of("-netdev"), [net]);
-        insta::assert_snapshot!(of("-blockdev").join("\n"), @r#"
-        {"backing":{"backing":{"driver":"raw","file":{"driver":"file","filename":"/store/images/tiny/disk, \"1\".raw","read-only":true},"node-name":"base","read-only":true},"driver":"qcow2","file":{"driver":"file","filename":"disk.qcow2","read-only":true},"node-name":"kept","read-only":true},"discard":"unmap","driver":"qcow2","file":{"discard":"unmap","driver":"file","filename":"temporary.qcow2"},"node-name":"disk"}
-        {"driver":"raw","file":{"driver":"file","filename":"/isos/a, \"b\".iso","read-only":true},"node-name":"disc","read-only":true}
-        "#);
-        let devices = of("-device");
-        assert!(devices.iter().any(|d| d.contains("mac=52:54:00:00:00:01,")), "{devices:?}");
-        let drive = "ide-cd,bus=ahci.0,drive=disc,id=cdrom0".to_owned();
-        assert!(devices.contains(&drive), "{devices:?}");
-        plan.spec.initrd = Some("/boot/initrd".into());
-        let args = arguments(&plan, &facts(Seed::Absent)).unwrap();
-        assert_eq!(values(&args, "-initrd"), ["/boot/initrd"]);
-    }
-
-    #[test]
-    fn a_cloud_image_has_its_seed_as_a_second_disk() {
-        let mut plan = plan(AccelKind::Tcg, "max");
-        plan.image.kernel = None;
-        let args = arguments(&plan, &facts(Seed::Nocloud)).unwrap();
-        let disks: Vec<_> = values(&args, "-device")
-            .into_iter()
-            .filter_map(|d| {
-                Some(d.strip_prefix("virtio-blk-pci,drive=")?.split(',').next()?.to_owned())
-            })
-            .collect();
-        assert_eq!(disks, ["disk", "cidata"]);
-        assert!(
-            values(&args, "-blockdev")[1].contains(r#""filename":"cidata.img","read-only":true"#)
-        );
-        assert_eq!(values(&args, "-fw_cfg"), Vec::<String>::new());
-    }
-
-    #[test]
-    fn a_command_line_needs_a_kernel_to_take_it() {
-        let mut plan = plan(AccelKind::Tcg, "max");
-        plan.image.kernel = None;
-        plan.spec.cmdline = Some("quiet".into());
-        let error = arguments(&plan, &facts(Seed::Absent)).unwrap_err();
-        assert!(matches!(error, BackendError::Unfit { key: "cmdline", .. }), "{error}");
-        plan.spec.kernel = Some("/boot/vmlinuz".into());
-        assert!(arguments(&plan, &facts(Seed::Absent)).is_ok());
-    }
-
-    #[test]
-    fn a_file_that_is_absent_is_named_with_its_setting() {
-        let spec = VmSpec { cdrom: Some("/nowhere/x.iso".into()), ..VmSpec::default() };
-        let error = check_files(&spec).unwrap_err();
-        assert!(error.to_string().starts_with("config/cdrom: /nowhere/x.iso: No such"), "{error}");
-        assert!(check_file("kernel", Some(Path::new("/"))).is_err());
-    }
-
-    #[test]
-    fn the_translators_cache_follows_the_guests_memory_within_bounds() {
-        let tcg = plan(AccelKind::Tcg, "max").accel;
-        let table = [
-            (1, 32 << 20, "tcg,thread=single,tb-size=64"),
-            (2, 1 << 30, "tcg,thread=multi,tb-size=256"),
-            (8, 64 << 30, "tcg,thread=multi,tb-size=512"),
-        ];
-        for (cpus, memory, expected) in table {
-            assert_eq!(accelerator(&tcg, cpus, memory), expected);
-        }
-    }
-
-    #[test]
-    fn a_path_that_is_not_utf8_is_refused_with_its_reason() {
-        use std::os::unix::ffi::OsStringExt;
-        let mut plan = plan(AccelKind::Tcg, "max");
-        plan.image.disk = OsString::from_vec(b"/images/\xff.raw".to_vec()).into();
-        let error = arguments(&plan, &facts(Seed::Absent)).unwrap_err();
-        assert!(error.to_string().contains("not UTF-8"), "{error}");
-    }
-
-    proptest! {
-        /// Strings from outside stay within their own argument and never become a QEMU option.
-        #[test]
-        fn no_string_leaves_its_place(path in "/\\PC{0,40}", cmdline in "\\PC{1,40}", name in "\\PC{0,20}") {
-            let mut plan = plan(AccelKind::Tcg, "max");
-            let usual = arguments(&plan, &facts(Seed::Absent)).unwrap();
-            plan.image.disk = (&path).into();
-            plan.image.cmdline.clone_from(&cmdline);
-            plan.name.clone_from(&name);
-            let args = arguments(&plan, &facts(Seed::Absent)).unwrap();
-            let changed: Vec<_> = (0..args.len()).filter(|i| args[*i] != usual[*i]).collect();
-            prop_assert_eq!(args.len(), usual.len());
-            for i in changed {
-                let text = args[i].to_str().unwrap();
-                match args[i - 1].to_str().unwrap() {
-                    "-name" => {
-                        let bare = text.replace(",,", "");
-                        prop_assert_eq!(bare.matches(',').count(), 1);
-                    }
-                    "-append" => prop_assert_eq!(text, &cmdline),
-                    "-blockdev" => {
-                        let node: Value = serde_json::from_str(text).unwrap();
-                        prop_assert_eq!(&node["backing"]["file"]["filename"], &json!(path));
-                    }
-                    other => prop_assert!(false, "{}", other),
-                }
-            }
-        }
-    }
-}
+pub(super) mod tests;

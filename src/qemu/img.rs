@@ -19,7 +19,8 @@ use tokio::time::timeout;
 use super::process::strip_program;
 use crate::store::file::sync_dir;
 use crate::store::layout::{VmDir, names};
-use crate::vm::backend::{BackendError, BootImage, DiskFormat, SnapshotOp};
+use crate::vm::backend::{BackendError, DiskFormat, LaunchPlan, SnapshotOp};
+use crate::vm::warm::Layer;
 
 /// The program.
 const PROGRAM: &str = "qemu-img";
@@ -40,39 +41,51 @@ pub struct ImageFacts {
     pub actual_size: u64,
 }
 
-/// Makes the VM's disk, an overlay on `image` of at least `size` bytes, unless it is there. It
-/// becomes visible whole and on disk.
+/// Makes the VM's disk, an overlay on the plan's base and at least as large as it asks for, unless
+/// it is there. It becomes visible whole and on disk.
 ///
 /// # Errors
 /// `Missing` without `qemu-img`, `NoSpace`, or its own last line.
-pub async fn ensure_overlay(dir: &VmDir, image: &BootImage, size: u64) -> Result<(), BackendError> {
+pub async fn ensure_overlay(dir: &VmDir, plan: &LaunchPlan) -> Result<(), BackendError> {
     if dir.disk().exists() {
         return Ok(());
     }
     let partial = dir.0.join(names::DISK_PARTIAL);
-    let size = size.max(image.disk_size);
-    run("create the disk", &create_arguments(image, &partial, size)).await?;
+    let size = plan.spec.disk.max(plan.image.disk_size);
+    let base = plan.base.first().ok_or_else(|| failed("create the disk", "it has no base"))?;
+    run("create the disk", &create_arguments(base, &partial, size)).await?;
     let (disk, directory) = (dir.disk(), dir.0.clone());
     let publish = move || {
         File::open(&partial)?.sync_all()?;
         std::fs::rename(&partial, disk)?;
         sync_dir(&directory)
     };
-    let published = tokio::task::spawn_blocking(publish).await;
-    let published = published.unwrap_or_else(|e| Err(io::Error::other(e)));
-    published.map_err(|e| BackendError::io(format!("the disk {}", dir.disk().display()), &e))
+    crate::vm::driver::off_thread(publish, "the disk").await
 }
 
 /// `-u`: the backing file is not opened, so that nothing which its header names is.
-fn create_arguments(image: &BootImage, disk: &Path, size: u64) -> Vec<OsString> {
-    let format = match image.format {
+fn create_arguments(base: &Layer, disk: &Path, size: u64) -> Vec<OsString> {
+    let format = match base.format {
         DiskFormat::Raw => "raw",
         DiskFormat::Qcow2 => "qcow2",
     };
     let mut args: Vec<OsString> =
         ["create", "-q", "-u", "-f", "qcow2", "-F", format, "-b"].map(OsString::from).into();
-    args.extend([image.disk.clone().into(), disk.into(), size.to_string().into()]);
+    args.extend([base.path.clone().into(), disk.into(), size.to_string().into()]);
     args
+}
+
+/// Removes the VM's disk, if there is one.
+///
+/// # Errors
+/// What the file system answers.
+pub async fn discard(dir: &VmDir) -> Result<(), BackendError> {
+    let disk = dir.disk();
+    let remove = move || match std::fs::remove_file(disk) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    };
+    crate::vm::driver::off_thread(remove, "the disk").await
 }
 
 /// Makes the VM's disk at least `size` bytes large.
@@ -168,24 +181,26 @@ pub async fn info(path: &Path) -> Result<ImageFacts, BackendError> {
     serde_json::from_slice(&output).map_err(|e| failed(&what, &e.to_string()))
 }
 
-/// Refuses an image whose header would make QEMU open another file of the host.
+/// Refuses an image whose headers would make QEMU open another file of the host.
 ///
 /// # Errors
 /// `ImageFailed` saying so, or why it cannot be read.
-pub fn check_base(image: &BootImage) -> Result<(), BackendError> {
-    let refused = |reason: String| BackendError::ImageFailed { name: image.name.clone(), reason };
-    if image.format == DiskFormat::Raw {
-        return Ok(());
+pub fn check_base(image: &str, base: &[Layer]) -> Result<(), BackendError> {
+    let refused = |reason: String| BackendError::ImageFailed { name: image.to_owned(), reason };
+    for layer in base.iter().filter(|layer| layer.format == DiskFormat::Qcow2) {
+        let mut header = [0; 80];
+        File::open(&layer.path)
+            .and_then(|mut f| f.read_exact(&mut header))
+            .map_err(|e| refused(format!("cannot read {}: {e}", layer.path.display())))?;
+        match names_external_data(&header) {
+            Some(false) => {}
+            Some(true) => {
+                return Err(refused("its qcow2 header names another data file".to_owned()));
+            }
+            None => return Err(refused("it is not a qcow2 image".to_owned())),
+        }
     }
-    let mut header = [0; 80];
-    File::open(&image.disk)
-        .and_then(|mut f| f.read_exact(&mut header))
-        .map_err(|e| refused(format!("cannot read {}: {e}", image.disk.display())))?;
-    match names_external_data(&header) {
-        Some(false) => Ok(()),
-        Some(true) => Err(refused("its qcow2 header names another data file".to_owned())),
-        None => Err(refused("it is not a qcow2 image".to_owned())),
-    }
+    Ok(())
 }
 
 /// Reads a qcow2 header's word on external data; `None` if it is no such header.
@@ -243,32 +258,26 @@ fn failed(what: &str, error: &str) -> BackendError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::backend::SeedKind;
+    use crate::qemu::cmdline::tests::plan_on;
 
-    fn image(disk: &Path, format: DiskFormat) -> BootImage {
-        BootImage {
-            name: "x".into(),
-            digest: String::new(),
-            disk: disk.into(),
-            format,
-            disk_size: 64 << 20,
-            kernel: None,
-            initrd: None,
-            cmdline: String::new(),
-            announces: false,
-            seed: SeedKind::FwCfg,
-        }
+    fn layer(disk: &Path, format: DiskFormat) -> Layer {
+        Layer { path: disk.into(), format }
+    }
+
+    fn plan(base: &str, size: u64) -> LaunchPlan {
+        let mut plan = plan_on(vec![layer(Path::new(base), DiskFormat::Raw)]);
+        (plan.spec.disk, plan.image.disk_size) = (size, 64 << 20);
+        plan
     }
 
     #[tokio::test]
     async fn an_overlay_is_as_large_as_the_larger_wish_and_is_made_once() {
         let dir = tempfile::tempdir().unwrap();
         let vm = VmDir(dir.path().to_owned());
-        let image = image(Path::new("/nowhere/base, 1.raw"), DiskFormat::Raw);
-        ensure_overlay(&vm, &image, 1 << 20).await.unwrap();
+        ensure_overlay(&vm, &plan("/nowhere/base, 1.raw", 1 << 20)).await.unwrap();
         let facts = info(&vm.disk()).await.unwrap();
         assert_eq!(facts.virtual_size, 64 << 20);
-        ensure_overlay(&vm, &image, 1 << 30).await.unwrap();
+        ensure_overlay(&vm, &plan("/nowhere/base.raw", 1 << 30)).await.unwrap();
         assert_eq!(info(&vm.disk()).await.unwrap(), facts);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
@@ -278,8 +287,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let vm = VmDir(dir.path().to_owned());
         assert_eq!(virtual_size(&vm.disk()).unwrap(), None);
-        let image = image(Path::new("/nowhere/base.raw"), DiskFormat::Raw);
-        ensure_overlay(&vm, &image, 1 << 20).await.unwrap();
+        ensure_overlay(&vm, &plan("/nowhere/base.raw", 1 << 20)).await.unwrap();
         grow(&vm, 1 << 20).await.unwrap();
         assert_eq!(virtual_size(&vm.disk()).unwrap(), Some(64 << 20));
         grow(&vm, 128 << 20).await.unwrap();
@@ -293,8 +301,8 @@ mod tests {
     #[tokio::test]
     async fn a_failure_carries_the_last_line_and_leaves_no_disk() {
         let vm = VmDir("/nowhere/vm".into());
-        let image = image(Path::new("/nowhere/base.raw"), DiskFormat::Raw);
-        let error = ensure_overlay(&vm, &image, 0).await.unwrap_err().to_string();
+        let error =
+            ensure_overlay(&vm, &plan("/nowhere/base.raw", 0)).await.unwrap_err().to_string();
         assert!(error.contains("No such file or directory"), "{error}");
         assert!(!error.contains("qemu-img: "), "{error}");
     }
@@ -316,10 +324,11 @@ mod tests {
         run("x", &[&create[..], &[plain.clone().into(), size.clone()]].concat()).await.unwrap();
         let option = ["-o".into(), data.into(), external.clone().into(), size];
         run("x", &[&create[..], &option].concat()).await.unwrap();
-        check_base(&image(&plain, DiskFormat::Qcow2)).unwrap();
-        let error = check_base(&image(&external, DiskFormat::Qcow2)).unwrap_err();
+        let check = |path: &Path| check_base("x", &[layer(path, DiskFormat::Qcow2)]);
+        check(&plain).unwrap();
+        let error = check(&external).unwrap_err();
         assert!(error.to_string().contains("another data file"), "{error}");
-        assert!(check_base(&image(&dir.path().join("data"), DiskFormat::Qcow2)).is_err());
+        assert!(check(&dir.path().join("data")).is_err());
     }
 
     #[test]

@@ -25,6 +25,13 @@ pub struct Installation {
 }
 
 impl Installation {
+    /// Says whether it can map a file's memory copy-on-write without being able to write the file.
+    /// Older ones take `readonly=on` for ROM (QEMU 8.2 has `rom=off`).
+    pub fn keeps_templates(&self) -> bool {
+        let mut numbers = self.version.split('.').map_while(|n| n.parse::<u32>().ok());
+        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (8, 2)
+    }
+
     /// Asks QEMU.
     ///
     /// # Errors
@@ -86,6 +93,15 @@ fn parse_machine(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_qemu_can_do_follows_from_its_version() {
+        let of = |version: &str| Installation { version: version.into(), machine: String::new() };
+        let table = [("7.2.22", false), ("8.1.5", false), ("8.2.0", true), ("10.0.2", true)];
+        for (version, expected) in table {
+            assert_eq!(of(version).keeps_templates(), expected, "{version}");
+        }
+    }
 
     #[test]
     fn the_answers_of_several_qemus_are_understood() {

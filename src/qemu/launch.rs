@@ -1,9 +1,12 @@
 //! Starting QEMU: from a plan to a machine that has greeted.
 
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rustix::process::Signal;
+use serde_json::json;
+use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
@@ -14,9 +17,10 @@ use super::process::{self, Process};
 use super::qmp::{GREETING_BOUND, Qmp, QmpError};
 use super::{connect, img, record};
 use crate::store::layout::VmDir;
-use crate::vm::backend::{BackendError, LaunchPlan, Launched, RunFacts, SeedKind};
+use crate::vm::backend::{BackendError, LaunchPlan, Launched, MachineEvent, RunFacts, SeedKind};
 use crate::vm::live::InForce;
 use crate::vm::spec::net::Forward;
+use crate::vm::warm::Memory;
 
 /// How often a QEMU that is just starting is asked for its socket: it appears after some 10 ms and
 /// tells nobody, and a try costs a few microseconds.
@@ -24,24 +28,61 @@ const RETRY: Duration = Duration::from_millis(2);
 /// How long a process may take to vanish after SIGKILL, or to be reaped after its socket closed.
 const END_BOUND: Duration = Duration::from_secs(1);
 
-/// Starts the machine of `plan`. A launch that fails or is given up leaves no QEMU behind.
+/// Starts the machine of `plan`, a clone with a sealed copy of its memory where QEMU needs one. A
+/// launch that fails or is given up leaves no QEMU behind.
 ///
 /// # Errors
 /// `QemuDied` with its last words, `QmpTimeout` if it does not greet, or why it was not started.
-pub async fn launch(plan: &LaunchPlan, qemu: &Installation) -> Result<Launched, BackendError> {
+pub(super) async fn launch(
+    plan: &LaunchPlan,
+    qemu: &Installation,
+    ram: Option<Arc<OwnedFd>>,
+) -> Result<Launched, BackendError> {
+    let Brought { parts, events, guard } = bring_up(plan, qemu, ram).await?;
+    record::write(&parts.dir, &parts.facts).await?;
+    guard.disarm();
+    let paused = plan.paused || plan.memory != Memory::Own;
+    Ok(parts.run(events, paused))
+}
+
+/// A machine that has greeted, and ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Brought {
+    pub(super) parts: Parts,
+    events: (EventSink, mpsc::Receiver<MachineEvent>),
+    guard: Guard,
+}
+
+impl Brought {
+    /// Ends the machine, which is of no further use.
+    pub(super) async fn end(self) {
+        // Whatever it answers, the guard sees to its end.
+        self.parts.qmp.execute("quit", json!({})).await.ok();
+        timeout(END_BOUND, end_of(&self.parts.ended)).await.ok();
+        drop(self.guard);
+        timeout(END_BOUND, end_of(&self.parts.ended)).await.ok();
+    }
+}
+
+/// Starts the machine of `plan`, for the caller to see it through.
+pub(super) async fn bring_up(
+    plan: &LaunchPlan,
+    qemu: &Installation,
+    ram: Option<Arc<OwnedFd>>,
+) -> Result<Brought, BackendError> {
     let dir = VmDir(plan.dir.clone());
     refuse_second(&dir).await?;
     record::clear(&dir);
-    img::check_base(&plan.image)?;
+    img::check_base(&plan.image.name, &plan.base)?;
     cmdline::check_files(&plan.spec)?;
-    img::ensure_overlay(&dir, &plan.image, plan.spec.disk).await?;
+    img::ensure_overlay(&dir, plan).await?;
     img::grow(&dir, plan.spec.disk).await?;
     let _overlay = match plan.spec.ephemeral {
         true => Some(img::temporary_overlay(&dir, plan.spec.disk).await?),
         false => None,
     };
     let since = SystemTime::now();
-    let process = Arc::new(spawn(plan, qemu, &dir)?);
+    let process = Arc::new(spawn(plan, qemu, &dir, ram.as_deref())?);
     let guard = Guard(Some(Arc::clone(&process)));
     let ended = watch_end(Arc::clone(&process));
     let (sink, events) = EventSink::new();
@@ -52,10 +93,8 @@ pub async fn launch(plan: &LaunchPlan, qemu: &Installation) -> Result<Launched, 
         Err(QmpError::Closed) => return Err(died(&dir, end_of_bounded(&ended).await)),
         Err(error) => return Err(error.into()),
     };
-    record::write(&dir, &facts).await?;
-    guard.disarm();
     let parts = Parts { facts, dir, qmp, process, ended };
-    Ok(parts.run((sink, events), plan.paused))
+    Ok(Brought { parts, events: (sink, events), guard })
 }
 
 /// A second QEMU would take the first one's sockets away before it fails on the disk's lock.
@@ -80,7 +119,7 @@ async fn refuse_second(dir: &VmDir) -> Result<(), BackendError> {
     })
 }
 
-fn machine<'a>(plan: &'a LaunchPlan, qemu: &'a Installation) -> &'a str {
+pub(super) fn machine<'a>(plan: &'a LaunchPlan, qemu: &'a Installation) -> &'a str {
     plan.spec.machine.as_deref().unwrap_or(&qemu.machine)
 }
 
@@ -94,15 +133,25 @@ fn port_of(error: BackendError, ports: &[Forward]) -> BackendError {
     ports.iter().find(refused).map_or(error.clone(), live::port_refused)
 }
 
-fn spawn(plan: &LaunchPlan, qemu: &Installation, dir: &VmDir) -> Result<Process, BackendError> {
+fn spawn(
+    plan: &LaunchPlan,
+    qemu: &Installation,
+    dir: &VmDir,
+    ram: Option<&OwnedFd>,
+) -> Result<Process, BackendError> {
     let seed = match plan.image.seed {
         SeedKind::FwCfg if dir.seed().exists() => Seed::FwCfg,
         SeedKind::Nocloud if dir.cidata().exists() => Seed::Nocloud,
         SeedKind::FwCfg | SeedKind::Nocloud => Seed::Absent,
     };
-    let facts = Facts { machine: machine(plan, qemu), generation: Uuid::new_v4(), seed };
+    let facts = Facts {
+        machine: machine(plan, qemu),
+        generation: Uuid::new_v4(),
+        seed,
+        ram: ram.map(AsRawFd::as_raw_fd),
+    };
     let args = cmdline::arguments(plan, &facts)?;
-    process::spawn(PROGRAM, &args, dir).map_err(|e| not_started(&e))
+    process::spawn(PROGRAM, &args, dir, (plan.lifetime, ram)).map_err(|e| not_started(&e))
 }
 
 /// Ends a QEMU whose launch is not seen through: nobody would own it.
@@ -177,6 +226,7 @@ async fn facts(
     since: SystemTime,
 ) -> Result<RunFacts, QmpError> {
     let ports = connect::ports(qmp, &plan.spec.ports).await?;
+    let balloon = plan.memory == Memory::Own;
     Ok(RunFacts {
         pid: process.pid,
         pid_start: process.start,
@@ -188,6 +238,16 @@ async fn facts(
         ssh_port: ports.ssh,
         image_digest: plan.image.digest.clone(),
         announces: plan.image.announces,
-        in_force: Some(InForce::at_start(&plan.spec, ports.bound)),
+        in_force: Some(InForce { balloon, ..InForce::at_start(&plan.spec, ports.bound) }),
+        warm: warmth(plan),
     })
+}
+
+/// What `info` says of how it came to run.
+fn warmth(plan: &LaunchPlan) -> String {
+    match (&plan.memory, &plan.cold) {
+        (Memory::Clone(_), _) => "yes".to_owned(),
+        (_, Some(reason)) => format!("no: {reason}"),
+        (_, None) => "no".to_owned(),
+    }
 }

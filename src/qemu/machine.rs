@@ -13,16 +13,19 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::cmdline::READY_ID;
+use super::install::Installation;
 use super::monitor::Conversation;
 use super::process::{Process, last_words};
 use super::qmp::{Event, Qmp, QmpError};
-use super::{record, snapshot};
+use super::{freeze, record, snapshot};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
-    BackendError, ExitReport, Launched, Machine, MachineEvent, MonitorAccess, RunFacts, SnapshotOp,
+    BackendError, ExitReport, LaunchPlan, Launched, Machine, MachineEvent, MonitorAccess, RunFacts,
+    SnapshotOp,
 };
 use crate::vm::live::InForce;
 use crate::vm::spec::net::Forward;
+use crate::vm::warm::Template;
 
 pub mod live;
 use crate::vm::stream::Stream;
@@ -263,6 +266,32 @@ impl Machine for Running {
 
     async fn snapshot(&self, op: &SnapshotOp) -> Result<(), BackendError> {
         snapshot::run(&self.parts.qmp, op).await
+    }
+
+    async fn freeze(
+        &self,
+        plan: &LaunchPlan,
+        to: &Path,
+        snapshot: &str,
+    ) -> Result<Duration, BackendError> {
+        let qemu = Installation::probe().await?;
+        let runs = &self.parts.facts.qemu_version;
+        if *runs != qemu.version {
+            let installed = &qemu.version;
+            return Err(BackendError::Twin {
+                reason: format!(
+                    "it runs on QEMU {runs}, and {installed} is installed by now; stop and start it first"
+                ),
+            });
+        }
+        freeze::freeze(&self.parts.qmp, plan, &qemu, to, snapshot).await
+    }
+
+    async fn thaw(&self, template: &Template) -> Result<(), BackendError> {
+        match freeze::thaw(&self.parts.qmp, &template.state).await {
+            Err(BackendError::QemuDied { .. }) => Err(self.death().await),
+            done => done,
+        }
     }
 
     async fn kill(&self) -> Result<(), BackendError> {

@@ -2,6 +2,7 @@
 //!
 //! - [`cmdline`]: a launch as arguments. [`launch`]: starting it. [`machine`]: what then runs.
 //! - [`qmp`], [`connect`]: talking to it; [`monitor`]: users' own conversations. [`process`], [`record`]: holding on to it.
+//! - `freeze`, `migrate`: a machine's memory as a file, and going on from it.
 //! - [`adopt`]: finding it again after a restart of the daemon.
 //! - [`accel`], [`proof`]: KVM or TCG. [`install`], [`img`]: the programs themselves.
 //!
@@ -11,16 +12,19 @@ pub mod accel;
 pub mod adopt;
 pub mod cmdline;
 pub mod connect;
+mod freeze;
 pub mod img;
 pub mod install;
 pub mod launch;
 pub mod machine;
+mod migrate;
 pub mod monitor;
 pub mod process;
 pub mod proof;
 pub mod qcow2;
 pub mod qmp;
 pub mod record;
+mod sealed;
 mod snapshot;
 #[cfg(test)]
 #[cfg(feature = "qemu_tests")]
@@ -39,21 +43,25 @@ use crate::vm::backend::{
     SnapshotOp,
 };
 use crate::vm::spec::AccelChoice;
+use crate::vm::warm::{Memory, Shape};
 use accel::Chooser;
 use install::Installation;
+use sealed::Sealed;
 
 /// The QEMU of this host.
 #[derive(Debug)]
 pub struct Qemu {
     chooser: Chooser,
     installation: OnceCell<Installation>,
+    sealed: Sealed,
 }
 
 impl Qemu {
     /// Makes the hypervisor of the store at `layout`. The kernel of `images`' default image proves
     /// whether KVM works. Nothing is run yet.
     pub fn new(layout: Layout, images: Arc<dyn Images>) -> Self {
-        Self { chooser: Chooser::new(layout, images), installation: OnceCell::new() }
+        let (chooser, installation) = (Chooser::new(layout, images), OnceCell::new());
+        Self { chooser, installation, sealed: Sealed::default() }
     }
 
     /// Returns what is installed, asked once. A failure is not remembered: the program may be
@@ -85,8 +93,34 @@ impl Hypervisor for Qemu {
         img::virtual_size(&VmDir(dir.to_owned()).disk())
     }
 
+    async fn shape(&self, plan: &LaunchPlan) -> Result<Shape, BackendError> {
+        let qemu = self.installation().await?;
+        let disk = self.disk_size(&plan.dir)?;
+        Ok(Shape {
+            qemu: qemu.version.clone(),
+            machine: launch::machine(plan, qemu).to_owned(),
+            accel: plan.accel.kind,
+            cpu: plan.accel.cpu.clone(),
+            cpus: plan.spec.cpus,
+            memory: plan.spec.memory,
+            disk: disk.unwrap_or(plan.image.disk_size.max(plan.spec.disk)),
+            devices: cmdline::devices_in_words(plan),
+        })
+    }
+
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched, BackendError> {
-        launch::launch(&plan, self.installation().await?).await
+        let qemu = self.installation().await?;
+        let ram = match &plan.memory {
+            Memory::Clone(template) if !qemu.keeps_templates() => {
+                Some(self.sealed.of(template).await?)
+            }
+            _ => None,
+        };
+        launch::launch(&plan, qemu, ram).await
+    }
+
+    async fn discard_disk(&self, dir: &Path) -> Result<(), BackendError> {
+        img::discard(&VmDir(dir.to_owned())).await
     }
 
     async fn snapshot(&self, dir: PathBuf, op: &SnapshotOp) -> Result<(), BackendError> {

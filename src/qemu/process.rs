@@ -7,7 +7,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -21,6 +21,7 @@ use tokio::io::unix::AsyncFd;
 
 use crate::store::layout::VmDir;
 use crate::sys;
+use crate::vm::backend::Lifetime;
 
 /// What opens our notes in `qemu.log`, those of other modules too; QEMU's own lines never begin so.
 const NOTE: &str = "aq: ";
@@ -112,12 +113,17 @@ fn describe(status: &WaitIdStatus) -> String {
         .map_or_else(|| format!("signal {number}"), |(_, name)| format!("signal {name}"))
 }
 
-/// Starts `program` in the VM's directory: a session of its own, no stdin, stdout and stderr at
+/// Starts `program` in the VM's directory, with a file that it gets open under the same number: a session of its own, no stdin, stdout and stderr at
 /// the end of the log, files for the owner alone, no core files (they would hold guest memory).
 ///
 /// # Errors
 /// `NotFound` if the program is not installed, and what opening the log answers.
-pub fn spawn(program: &str, args: &[OsString], dir: &VmDir) -> io::Result<Process> {
+pub fn spawn(
+    program: &str,
+    args: &[OsString],
+    dir: &VmDir,
+    (lifetime, file): (Lifetime, Option<&OwnedFd>),
+) -> io::Result<Process> {
     let log = open_log(dir, program, args)?;
     let mut command = Command::new(program);
     command
@@ -127,6 +133,13 @@ pub fn spawn(program: &str, args: &[OsString], dir: &VmDir) -> io::Result<Proces
         .stdout(log.try_clone()?)
         .stderr(log);
     sys::in_own_session(sys::keeping_secrets(&mut command));
+    if lifetime == Lifetime::Ours {
+        // The thread that dies is one of the runtime's, which end with the daemon.
+        sys::dying_with_us(&mut command);
+    }
+    if let Some(file) = file {
+        sys::inheriting(&mut command, file.as_raw_fd());
+    }
     let mut child = command.spawn()?;
     Process::of(child.id()).inspect_err(|_| {
         // What cannot be watched must not run; an error means that it has ended by itself.
@@ -265,7 +278,7 @@ mod tests {
     }
 
     fn shell(dir: &VmDir, script: &str) -> Process {
-        spawn("sh", &["-c".into(), script.into()], dir).unwrap()
+        spawn("sh", &["-c".into(), script.into()], dir, (Lifetime::Own, None)).unwrap()
     }
 
     #[tokio::test]
@@ -341,7 +354,7 @@ mod tests {
     #[tokio::test]
     async fn a_start_on_the_wall_clock_is_recent_for_a_recent_process() {
         let (_keep, dir) = vm_dir();
-        let process = spawn("sleep", &["60".into()], &dir).unwrap();
+        let process = spawn("sleep", &["60".into()], &dir, (Lifetime::Own, None)).unwrap();
         let age = SystemTime::now().duration_since(started_at(process.start));
         assert!(age.unwrap_or_default() < Duration::from_secs(10));
         assert_eq!(argument_of(process.pid, "sleep").as_deref(), Some("60"));

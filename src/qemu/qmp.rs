@@ -5,6 +5,9 @@
 //! here.
 
 use std::collections::HashMap;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -12,11 +15,11 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::runtime::Handle;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{broadcast, oneshot, watch};
 use tokio::time::timeout;
 
 use super::monitor::Talk;
@@ -27,6 +30,8 @@ use crate::vm::backend::BackendError;
 pub const COMMAND_BOUND: Duration = Duration::from_secs(5);
 /// How long a greeting may take: a launch answers within 2 s, and QEMU needs some 50 ms.
 pub const GREETING_BOUND: Duration = Duration::from_secs(2);
+/// Events that a listener may be behind.
+const EVENTS: usize = 64;
 /// The longest line taken in. The longest that QEMU sends, its schema, has about 0.2 MiB.
 const LINE_LIMIT: u64 = 4 << 20;
 
@@ -145,6 +150,7 @@ pub struct Qmp {
     writer: Arc<tokio::sync::Mutex<OwnedWriteHalf>>,
     pending: Pending,
     talks: Talks,
+    events: broadcast::Sender<Event>,
     closed: watch::Receiver<bool>,
     runtime: Handle,
 }
@@ -157,7 +163,7 @@ impl Qmp {
     /// [`QmpError::Timeout`] after [`GREETING_BOUND`]: QEMU hangs, or has another QMP client.
     pub async fn open(
         stream: UnixStream,
-        on_event: impl FnMut(Event) + Send + 'static,
+        mut on_event: impl FnMut(Event) + Send + 'static,
     ) -> Result<Self, QmpError> {
         let (reader, writer) = stream.into_split();
         let mut reader = BufReader::new(reader);
@@ -168,7 +174,14 @@ impl Qmp {
         let talks = Talks::default();
         let (closing, closed) = watch::channel(false);
         let ends = (Arc::clone(&pending), Arc::clone(&talks), closing);
-        tokio::spawn(serve(reader, ends, on_event));
+        let events = broadcast::Sender::new(EVENTS);
+        let told = events.clone();
+        let tell = move |event: Event| {
+            // Nobody listens most of the time.
+            let _listeners = told.send(event.clone());
+            on_event(event);
+        };
+        tokio::spawn(serve(reader, ends, tell));
         let qmp = Self {
             version,
             greeting: greeting.into(),
@@ -176,6 +189,7 @@ impl Qmp {
             writer: Arc::new(tokio::sync::Mutex::new(writer)),
             pending,
             talks,
+            events,
             closed,
             runtime: Handle::current(),
         };
@@ -222,6 +236,43 @@ impl Qmp {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.expect(number, Waiting::Talk(Arc::clone(talk), id))?;
         self.send(render(number)).await
+    }
+
+    /// Returns what hears every event from now on. One that does not listen loses the oldest.
+    pub fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    /// Hands a descriptor over, which later commands name. It is a copy: ours may be closed.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub async fn give(&self, name: &str, fd: &OwnedFd) -> Result<(), QmpError> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let request = json!({"execute": "getfd", "arguments": {"fdname": name}, "id": id});
+        let (sender, receiver) = oneshot::channel();
+        self.expect(id, Waiting::Own(sender))?;
+        let exchange = async {
+            self.send_with(format!("{request}\n").as_bytes(), fd).await?;
+            receiver.await.map_err(|_| QmpError::Closed)
+        };
+        let answer = timeout(COMMAND_BOUND, exchange).await;
+        let answer = answer.map_err(|_| timed_out("getfd", COMMAND_BOUND))??;
+        answer.map(drop).map_err(|text| QmpError::Refused { command: "getfd".to_owned(), text })
+    }
+
+    /// Writes a line along with a descriptor, which QEMU takes with the line's first byte.
+    async fn send_with(&self, line: &[u8], fd: &OwnedFd) -> Result<(), QmpError> {
+        let mut writer = self.writer.lock().await;
+        let sent = loop {
+            writer.writable().await.map_err(|_| QmpError::Closed)?;
+            let stream: &UnixStream = writer.as_ref();
+            match stream.try_io(Interest::WRITABLE, || send_fd(stream, line, fd)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                sent => break sent.map_err(|_| QmpError::Closed)?,
+            }
+        };
+        writer.write_all(&line[sent..]).await.map_err(|_| QmpError::Closed)
     }
 
     /// Runs a command and returns its result.
@@ -287,6 +338,16 @@ impl Qmp {
         // An error means that the reading task is gone, which is the same news.
         self.closed.clone().wait_for(|closed| *closed).await.ok();
     }
+}
+
+fn send_fd(stream: &UnixStream, line: &[u8], fd: &OwnedFd) -> io::Result<usize> {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [fd.as_fd()];
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    let sent = sendmsg(stream, &[io::IoSlice::new(line)], &mut control, SendFlags::NOSIGNAL)?;
+    Ok(sent)
 }
 
 fn timed_out(command: &str, bound: Duration) -> QmpError {

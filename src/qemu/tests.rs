@@ -21,10 +21,11 @@ use crate::store::file;
 use crate::store::layout::{Layout, VmDir};
 use crate::vm::backend::{
     Accel, AccelKind, Adoption, BackendError, BootImage, DiskFormat, Hypervisor, ImageInfo, Images,
-    LaunchPlan, Launched, MachineEvent, Recipe, SeedKind,
+    LaunchPlan, Launched, Lifetime, MachineEvent, Recipe, SeedKind,
 };
 use crate::vm::spec::{AccelChoice, VmSpec};
 use crate::vm::stream::{Bell, Listener};
+use crate::vm::warm::{Freeze, Layer, Memory, Template};
 
 /// `hlt; jmp -1`.
 const IDLE: &[u8] = &[0xf4, 0xeb, 0xfd];
@@ -126,6 +127,10 @@ fn plan(uuid: Uuid, dir: &VmDir, disk: &Path) -> LaunchPlan {
         image: image(disk, None),
         accel: Accel { kind: AccelKind::Tcg, cpu: "max".into(), reason: "a test".into() },
         paused: false,
+        base: vec![Layer { path: disk.into(), format: DiskFormat::Raw }],
+        memory: Memory::Own,
+        cold: None,
+        lifetime: Lifetime::Own,
     }
 }
 
@@ -157,6 +162,21 @@ impl Images for OneKernel {
         None
     }
     fn begin(&self, _: &str) -> Result<(), BackendError> {
+        Ok(())
+    }
+    async fn template(&self, _: &str) -> Option<Result<Template, String>> {
+        None
+    }
+    fn layers(&self, _: &BootImage, _: &Path) -> Result<Vec<Layer>, BackendError> {
+        Ok(Vec::new())
+    }
+    fn bind(&self, _: &Path, _: &[Layer]) -> Result<(), BackendError> {
+        Ok(())
+    }
+    fn warm(&self, _: &str, _: Arc<dyn Freeze>) -> Result<(), BackendError> {
+        Ok(())
+    }
+    fn cool(&self, _: &str) -> Result<(), BackendError> {
         Ok(())
     }
     fn boot(&self, _: &str) -> Option<BootImage> {

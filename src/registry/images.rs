@@ -2,12 +2,16 @@
 //!
 //! Not here: how an image is made, and what is there of it (`vm::backend::Images`).
 
+use std::path::Path;
 use std::sync::Arc;
 
+use async_trait::async_trait;
+
 use super::{Registry, RegistryError, on_disk, to_its_end};
-use crate::vm::backend::{BackendError, Images, Publication, Recipe};
+use crate::vm::backend::{BackendError, Images, LivePublication, Publication, Recipe};
 use crate::vm::origin::Origin;
 use crate::vm::state::Refusal;
+use crate::vm::warm::{Freeze, Frozen};
 use crate::vm::{Vm, VmError};
 
 /// What is asked of an image.
@@ -15,6 +19,10 @@ use crate::vm::{Vm, VmError};
 pub enum ImageCommand {
     /// Make it.
     Pull,
+    /// Freeze a machine that has booted from it, for new VMs to go on from.
+    Warm,
+    /// Forget that machine.
+    Cold,
 }
 
 impl Registry {
@@ -129,7 +137,7 @@ impl Registry {
         let recipe = match text.parse()? {
             Origin::Tiny => Recipe::Tiny,
             Origin::File(path) => Recipe::File(path),
-            Origin::Vm { vm, tag } => Recipe::Vm(self.publication(text, &vm, tag).await?.into()),
+            Origin::Vm { vm, tag } => self.published(text, &vm, tag).await?,
         };
         self.with_images(move |images| images.assign(&image, recipe)).await
     }
@@ -143,8 +151,12 @@ impl Registry {
         image: String,
         command: ImageCommand,
     ) -> Result<(), RegistryError> {
-        let ImageCommand::Pull = command;
         let images = Arc::clone(&self.world().images);
+        match command {
+            ImageCommand::Warm => return self.warm_image(image).await,
+            ImageCommand::Cold => return self.with_images(move |i| i.cool(&image)).await,
+            ImageCommand::Pull => {}
+        }
         let info = images.info(&image);
         let info = info.ok_or_else(|| BackendError::NoImage { name: image.clone() })?;
         let is_vm = matches!(info.source.parse(), Ok(Origin::Vm { .. }));
@@ -169,24 +181,35 @@ impl Registry {
         (commands.len(), None)
     }
 
-    /// Holds a VM whose disk is to become an image.
-    async fn publication(
+    /// A VM as a recipe: one that runs with its memory, one that is off held while it is copied.
+    async fn published(
         &self,
         origin: String,
         name: &str,
         snapshot: Option<String>,
-    ) -> Result<Publication, RegistryError> {
+    ) -> Result<Recipe, RegistryError> {
         let vm = self.get(name).ok_or_else(|| RegistryError::Absent(name.to_owned()))?;
-        let hold = vm.hold().await?;
+        let base = || {
+            let image = vm.spec().image.clone();
+            let base = self.world().images.boot(&image);
+            base.ok_or(BackendError::NoImage { name: image })
+        };
+        if snapshot.is_none() && !vm.state().is_off() {
+            vm.admit_freeze().map_err(VmError::from)?;
+            let base = base()?;
+            let machine = Arc::new(Live(vm.clone()));
+            return Ok(Recipe::Live(Box::new(LivePublication { origin, machine, base })));
+        }
+        let hold = Some(vm.hold().await?);
         check_snapshot(&vm, snapshot.as_deref())?;
-        let image = vm.spec().image.clone();
-        let base = self.world().images.boot(&image);
-        let base = base.ok_or(BackendError::NoImage { name: image })?;
-        Ok(Publication { origin, disk: vm.dir().disk(), snapshot, base, hold: Some(hold) })
+        let base = base()?;
+        let layers = self.world().images.layers(&base, &vm.dir().0)?;
+        let disk = vm.dir().disk();
+        Ok(Recipe::Vm(Box::new(Publication { origin, disk, snapshot, base, layers, hold })))
     }
 
     /// Does what looks at the disk off the runtime's own threads, to its end.
-    async fn with_images(
+    pub(super) async fn with_images(
         self: Arc<Self>,
         work: impl FnOnce(&dyn Images) -> Result<(), BackendError> + Send + 'static,
     ) -> Result<(), RegistryError> {
@@ -196,6 +219,30 @@ impl Registry {
             Ok(done?)
         })
         .await
+    }
+}
+
+/// A user's VM that is frozen as it runs.
+#[derive(Debug)]
+struct Live(Vm);
+
+#[async_trait]
+impl Freeze for Live {
+    async fn freeze(
+        &self,
+        to: &Path,
+        progress: &(dyn Fn(&str) + Send + Sync),
+    ) -> Result<Frozen, BackendError> {
+        progress("freezing");
+        self.0.freeze(to.to_owned()).await.map_err(in_words)
+    }
+}
+
+/// A builder of images knows only what lies outside of VMs: of a refusal, the words are left.
+pub(super) fn in_words(error: VmError) -> BackendError {
+    match error {
+        VmError::Backend(error) => error,
+        other => BackendError::Twin { reason: other.to_string() },
     }
 }
 

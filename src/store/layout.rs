@@ -17,10 +17,13 @@
 //!     known_hosts              that key as other SSH clients want it
 //!     seed.tar                 what it is told at boot (guest::seed)
 //!     cidata.img               the same for cloud-init (guest::nocloud), where the image has it
+//!     template                 whose disk its disk is an overlay on, if it is a clone
+//!     unborn                   while a clone has not been told yet who it is
 //!     run.json                 the QEMU that runs it, for adoption
-//!     qmp  serial              QEMU's sockets
+//!     qmp  serial  identity    QEMU's sockets
 //!     console.log  qemu.log    the serial line's scrollback; QEMU's stderr and our notes
 //!   images/NAME/               a finished image: `image.json` and what it names
+//!   images/NAME/warm/ID/       a machine frozen in it: `template.json` and what it names
 //!   images/NAME/source         of one that is not finished: what it is to be made from
 //!   images/.NAME.XXXX/         one being made: never listed, removed at the next start
 //!   trash/NAME@TIME/           a removed VM
@@ -105,6 +108,11 @@ impl Layout {
         self.root.join("aliases.json")
     }
 
+    /// Returns the directory of the machines frozen in an image.
+    pub fn templates(&self, image: &str) -> PathBuf {
+        self.image(image).join(TEMPLATES)
+    }
+
     /// Returns the directory of removed VMs.
     pub fn trash(&self) -> PathBuf {
         self.root.join("trash")
@@ -120,6 +128,9 @@ impl Layout {
         self.cache().join("accel.json")
     }
 }
+
+/// The directory of frozen machines in that of their image.
+pub const TEMPLATES: &str = "warm";
 
 /// One VM's directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,6 +172,16 @@ impl VmDir {
         self.0.join(names::CIDATA)
     }
 
+    /// Returns the file that names the template whose disk this VM's disk is an overlay on.
+    pub fn template(&self) -> PathBuf {
+        self.0.join("template")
+    }
+
+    /// Returns the file that is there while a clone does not know yet who it is.
+    pub fn unborn(&self) -> PathBuf {
+        self.0.join("unborn")
+    }
+
     /// Returns the record of the running QEMU.
     pub fn run(&self) -> PathBuf {
         self.0.join("run.json")
@@ -200,8 +221,8 @@ pub mod names {
     pub const QMP: &str = "qmp";
     /// The serial line's socket.
     pub const SERIAL: &str = "serial";
-    /// The socket of the virtio-serial port on which the guest says that it is ready.
-    pub const READY: &str = "ready";
+    /// The socket of the virtio-serial port on which a guest is told who it is.
+    pub const IDENTITY: &str = "identity";
     /// The serial line's scrollback.
     pub const CONSOLE_LOG: &str = "console.log";
 }

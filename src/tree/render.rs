@@ -10,7 +10,7 @@ use super::host::Host;
 use crate::store::layout::VmDir;
 use crate::sys;
 use crate::vm::Vm;
-use crate::vm::backend::{AccelKind, ImageStatus, RunFacts};
+use crate::vm::backend::RunFacts;
 use crate::vm::live::InForce;
 use crate::vm::spec::net::Mac;
 use crate::vm::spec::{VmSpec, render_size};
@@ -66,17 +66,14 @@ pub(super) fn info(vm: &Vm) -> String {
 }
 
 fn running(table: &mut Lines, facts: &RunFacts) {
-    let kind = match facts.accel.kind {
-        AccelKind::Kvm => "kvm",
-        AccelKind::Tcg => "tcg",
-    };
     table.add("pid", &facts.pid.to_string());
-    table.add("accel", &format!("{kind}: {}", facts.accel.reason));
+    table.add("accel", &format!("{}: {}", facts.accel.kind.word(), facts.accel.reason));
     table.add("cpu", &facts.accel.cpu);
     table.add("qemu", &facts.qemu_version);
     table.add("machine", &facts.machine);
     table.add("ssh_port", &facts.ssh_port.to_string());
     table.add("image_digest", &facts.image_digest);
+    table.add("warm", &facts.warm);
     let usage = sys::process_usage(facts.pid);
     table.add("cpu_ms", &usage.cpu_ms.to_string());
     table.add("rss", &usage.rss.to_string());
@@ -91,17 +88,6 @@ fn live(table: &mut Lines, in_force: &InForce, spec: &VmSpec) {
     let pending = in_force.pending(spec);
     if !pending.is_empty() {
         table.add("pending", &pending.join(" "));
-    }
-}
-
-/// The word of an image's `status`, with its reason.
-pub(super) fn image_status(status: &ImageStatus) -> String {
-    match status {
-        ImageStatus::Absent => "absent".to_owned(),
-        ImageStatus::Fetching => "fetching".to_owned(),
-        ImageStatus::Building => "building".to_owned(),
-        ImageStatus::Ready => "ready".to_owned(),
-        ImageStatus::Failed(reason) => format!("failed: {reason}"),
     }
 }
 

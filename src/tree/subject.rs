@@ -21,6 +21,7 @@ use crate::vm::backend::{ConsoleAccess, ImageInfo, MonitorAccess, SnapshotInfo, 
 use crate::vm::caller::Caller;
 use crate::vm::exec::ExecAccess;
 use crate::vm::job::Job;
+use crate::vm::notice::Notice;
 use crate::vm::spec::KEYS;
 use crate::vm::stream::{Listener, Nothing, Stream};
 use crate::vm::{Snapshot, Vm, VmError};
@@ -87,6 +88,10 @@ impl ImageSubject {
         let registry = Arc::clone(&self.registry);
         let done = registry.set_image_source(self.info.name.clone(), text.to_owned());
         Box::pin(done.map(|done| done.map_err(TreeError::from)))
+    }
+
+    pub(super) fn open_wait(&self) -> Arc<dyn Stream> {
+        Arc::new(Notice::image(&self.registry.world().images, &self.info.name))
     }
 
     pub(super) fn carry_out(&self, text: &str) -> Carried<Done> {

@@ -345,7 +345,7 @@ pub static IMAGE: &[Node<ImageSubject>] = &[
     Node {
         name: "ctl",
         mode: 0o600,
-        doc: "verbs, one a line: pull",
+        doc: "verbs, one a line: pull warm cold",
         body: Body::Orders(ImageSubject::carry_out),
     },
     Node {
@@ -394,7 +394,19 @@ pub static IMAGE: &[Node<ImageSubject>] = &[
         name: "status",
         mode: 0o444,
         doc: "one word: absent fetching building ready failed",
-        body: Body::Value(|i| line(&render::image_status(&i.info.status))),
+        body: Body::Value(|i| line(&i.info.status.to_string())),
+    },
+    Node {
+        name: "wait",
+        mode: 0o444,
+        doc: "blocks while it is being made or warmed, then the status",
+        body: Body::Stream(|i, _| Ok(i.open_wait())),
+    },
+    Node {
+        name: "warm",
+        mode: 0o444,
+        doc: "whether new VMs go on from a machine frozen in it: `no`, `yes: …`, `warming: …`, `failed: …`",
+        body: Body::Value(|i| line(&i.info.warm)),
     },
 ];
 

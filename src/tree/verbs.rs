@@ -171,12 +171,26 @@ pub static VM_VERBS: &[Verb] = &[
 ];
 
 /// The verbs of an image's `ctl`.
-pub static IMAGE_VERBS: &[Verb<ImageCommand>] = &[Verb {
-    name: "pull",
-    usage: "",
-    doc: "make the image now, or try again",
-    parse: |args| alone(args, ImageCommand::Pull),
-}];
+pub static IMAGE_VERBS: &[Verb<ImageCommand>] = &[
+    Verb {
+        name: "pull",
+        usage: "",
+        doc: "make the image now, or try again",
+        parse: |args| alone(args, ImageCommand::Pull),
+    },
+    Verb {
+        name: "warm",
+        usage: "",
+        doc: "freeze a machine that has booted from it, for new VMs to go on from",
+        parse: |args| alone(args, ImageCommand::Warm),
+    },
+    Verb {
+        name: "cold",
+        usage: "",
+        doc: "forget that machine",
+        parse: |args| alone(args, ImageCommand::Cold),
+    },
+];
 
 /// Most keys that can be pressed together: as many as fingers.
 const LONGEST_CHORD: usize = 10;

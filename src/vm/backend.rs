@@ -6,7 +6,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,7 @@ use super::live::InForce;
 use super::spec::net::Forward;
 use super::spec::{AccelChoice, VmSpec};
 use super::stream::Stream;
+use super::warm::{Freeze, Layer, Memory, Shape, Template};
 
 /// What went wrong outside the policy: a variant per fact, so that each has its own errno.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -51,6 +52,12 @@ pub enum BackendError {
     )]
     CannotResume {
         /// QEMU's words.
+        reason: String,
+    },
+    /// A guest cannot go on as another one.
+    #[error("the guest cannot be given an identity of its own: {reason}")]
+    Twin {
+        /// What is missing, or the guest's own words.
         reason: String,
     },
     /// QEMU did not do what QMP asked of it.
@@ -273,6 +280,16 @@ pub enum AccelKind {
     Tcg,
 }
 
+impl AccelKind {
+    /// Returns the word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
 /// A verdict on accelerators.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accel {
@@ -301,6 +318,24 @@ pub struct LaunchPlan {
     pub accel: Accel,
     /// Start with the processors stopped.
     pub paused: bool,
+    /// What the disk is made an overlay on, top first.
+    pub base: Vec<Layer>,
+    /// Where its memory comes from.
+    pub memory: Memory,
+    /// Why it boots, where it might have gone on from a warm image.
+    pub cold: Option<String>,
+    /// When it must have ended.
+    pub lifetime: Lifetime,
+}
+
+/// How long a machine may live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Lifetime {
+    /// As long as it likes: it is the user's.
+    #[default]
+    Own,
+    /// Until the daemon ends, at the latest: it is ours.
+    Ours,
 }
 
 /// What is known about a running QEMU, written to disk so that a later daemon can adopt it.
@@ -329,6 +364,9 @@ pub struct RunFacts {
     /// What it has of its settings; `None` if that is not known any more.
     #[serde(default)]
     pub in_force: Option<InForce>,
+    /// `yes` if it went on from a warm image; `no`, with the reason if it might have.
+    #[serde(default)]
+    pub warm: String,
 }
 
 /// What a machine reports by itself.
@@ -418,6 +456,17 @@ pub trait Machine: fmt::Debug + Send + Sync {
     async fn keep(&self, in_force: &InForce) -> Result<(), BackendError>;
     /// Takes, restores or drops a snapshot, memory included; the processors stand still meanwhile.
     async fn snapshot(&self, op: &SnapshotOp) -> Result<(), BackendError>;
+    /// Writes its memory and state into an empty directory and goes on; returns how long it stood
+    /// still. `plan` is what it would be started by now. Takes a snapshot of the disk at the same
+    /// instant, which stays.
+    async fn freeze(
+        &self,
+        plan: &LaunchPlan,
+        to: &Path,
+        snapshot: &str,
+    ) -> Result<Duration, BackendError>;
+    /// Takes in a template's state. Its processors are stopped before and after.
+    async fn thaw(&self, template: &Template) -> Result<(), BackendError>;
     /// Ends QEMU: asks first (`quit`), then kills. Returns when the process is gone; the
     /// `Exited` event comes too.
     async fn kill(&self) -> Result<(), BackendError>;
@@ -470,8 +519,12 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
     async fn accel(&self, choice: AccelChoice) -> Result<Accel, BackendError>;
     /// Returns the size in bytes of the disk in a VM's directory; `None` if there is none yet.
     fn disk_size(&self, dir: &Path) -> Result<Option<u64>, BackendError>;
+    /// Says what a machine of this plan would be like.
+    async fn shape(&self, plan: &LaunchPlan) -> Result<Shape, BackendError>;
     /// Makes the disk if there is none, starts QEMU and waits for its greeting (2 s at most).
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched, BackendError>;
+    /// Removes the disk of a VM that is off.
+    async fn discard_disk(&self, dir: &Path) -> Result<(), BackendError>;
     /// Takes, restores or drops a snapshot of a VM that is off.
     async fn snapshot(&self, dir: PathBuf, op: &SnapshotOp) -> Result<(), BackendError>;
     /// Lists the snapshots in a VM's disk, whoever made them; none if it has no disk yet. Looks at
@@ -601,10 +654,25 @@ pub trait Guests: fmt::Debug + Send + Sync {
     async fn prepare(&self, plan: &LaunchPlan) -> Result<(), BackendError>;
     /// Connects, logs in and proves it by running `true`: one attempt, bounded.
     async fn connect(&self, at: &GuestAddress) -> Result<Arc<dyn GuestSession>, BackendError>;
+    /// Opens the port on which a guest is told who it is.
+    async fn identity(&self, dir: &Path) -> Result<Box<dyn IdentityPort>, BackendError>;
     /// Returns a configuration with which other clients get into a guest without a question.
     fn client_config(&self, host: &ClientHost) -> String;
     /// Returns the serial line of the VM with this directory. It is not attached yet.
     fn console(&self, dir: PathBuf) -> Arc<dyn Console>;
+}
+
+/// A line to a program in the guest that waits to be told who the guest is. It is no SSH: no key is
+/// exchanged before the guest has random numbers of its own.
+#[async_trait]
+pub trait IdentityPort: fmt::Debug + Send + Sync {
+    /// Has the guest of `session` wait on this port.
+    async fn arm(&mut self, session: &dyn GuestSession) -> Result<(), BackendError>;
+    /// Tells the guest that it is the machine of `plan`, and returns when it is: with its own
+    /// random numbers, time, name, network address and keys.
+    async fn tell(&mut self, plan: &LaunchPlan) -> Result<(), BackendError>;
+    /// Has the guest wait no more.
+    async fn dismiss(&mut self);
 }
 
 /// How a console is opened.
@@ -652,6 +720,19 @@ pub enum ImageStatus {
     Failed(String),
 }
 
+/// The word of an image's `status`, with its reason.
+impl fmt::Display for ImageStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Absent => f.write_str("absent"),
+            Self::Fetching => f.write_str("fetching"),
+            Self::Building => f.write_str("building"),
+            Self::Ready => f.write_str("ready"),
+            Self::Failed(reason) => write!(f, "failed: {reason}"),
+        }
+    }
+}
+
 /// What `.images/NAME` shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageInfo {
@@ -673,6 +754,8 @@ pub struct ImageInfo {
     pub progress: String,
     /// Last change.
     pub changed: SystemTime,
+    /// `no`, what the frozen machine in it is like, what is being done, or `failed: REASON`.
+    pub warm: String,
 }
 
 /// Keeps a VM that is off from being started or removed; dropping it lets the VM go.
@@ -690,10 +773,23 @@ pub struct Publication {
     pub disk: PathBuf,
     /// The snapshot in it; `None`: as it is.
     pub snapshot: Option<String>,
-    /// The image that the disk is an overlay on.
+    /// The image that the VM was made from.
     pub base: BootImage,
+    /// What the disk is an overlay on, top first.
+    pub layers: Vec<Layer>,
     /// Keeps the disk as it is meanwhile.
     pub hold: Option<Hold>,
+}
+
+/// A VM that runs and is to become an image.
+#[derive(Debug)]
+pub struct LivePublication {
+    /// `vm1`
+    pub origin: String,
+    /// The VM.
+    pub machine: Arc<dyn Freeze>,
+    /// The image that it was made from.
+    pub base: BootImage,
 }
 
 /// What an image is made from.
@@ -703,8 +799,10 @@ pub enum Recipe {
     Tiny,
     /// A disk image on this host.
     File(PathBuf),
-    /// A VM's disk.
+    /// The disk of a VM that is off.
     Vm(Box<Publication>),
+    /// A VM that runs: its disk and its memory.
+    Live(Box<LivePublication>),
 }
 
 /// The images.
@@ -726,6 +824,18 @@ pub trait Images: fmt::Debug + Send + Sync {
     fn remove(&self, name: &str) -> Result<(), BackendError>;
     /// Returns the image, building it first if need be. Builders of one image share one build.
     async fn ensure(&self, name: &str) -> Result<BootImage, BackendError>;
+    /// Returns the machine frozen in an image, once it has been checked; `None` if there is none,
+    /// and what is wrong with it if it is not what was frozen.
+    async fn template(&self, name: &str) -> Option<Result<Template, String>>;
+    /// Returns what the disk in a VM's directory is an overlay on, top first; what a new one would
+    /// be if there is none.
+    fn layers(&self, image: &BootImage, dir: &Path) -> Result<Vec<Layer>, BackendError>;
+    /// Notes what the disk that is going to be made in a VM's directory is an overlay on.
+    fn bind(&self, dir: &Path, base: &[Layer]) -> Result<(), BackendError>;
+    /// Begins to keep a machine frozen in an image: one that boots from it.
+    fn warm(&self, name: &str, machine: Arc<dyn Freeze>) -> Result<(), BackendError>;
+    /// Forgets the machine frozen in an image.
+    fn cool(&self, name: &str) -> Result<(), BackendError>;
     /// Returns a listener that hears every change of status and progress.
     fn listen(&self) -> super::stream::Listener;
 }

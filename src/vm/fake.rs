@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -19,6 +19,7 @@ use super::live::{Bound, InForce};
 use super::spec::AccelChoice;
 use super::spec::net::Forward;
 use super::stream::{Bell, Listener, Readiness, Stream};
+use super::warm::{Freeze, Layer, Shape, Template};
 use crate::vm::VmError;
 
 /// What a test says of the world, and sees of it.
@@ -30,6 +31,12 @@ pub(crate) struct Script {
     pub(crate) mute: Mutex<bool>,
     /// The power button does nothing.
     pub(crate) stubborn: Mutex<bool>,
+    /// The machine that is frozen in the image.
+    pub(crate) template: Mutex<Option<Result<Template, String>>>,
+    /// The next clone does not take it.
+    pub(crate) thaw_error: Mutex<Option<BackendError>>,
+    /// The next clone cannot become another than that.
+    pub(crate) twin: Mutex<Option<BackendError>>,
     /// What was asked of machines.
     pub(crate) calls: Mutex<Vec<&'static str>>,
     /// What its shape was changed to.
@@ -122,6 +129,7 @@ impl Hypervisor for Fake {
             image_digest: plan.image.digest,
             announces: false,
             in_force: Some(InForce::at_start(&plan.spec, bound)),
+            warm: "no".into(),
         };
         let (script, paused) = (Arc::clone(&self.0), AtomicBool::new(plan.paused));
         let machine = Arc::new(FakeMachine { facts, script, paused, events: Mutex::new(to) });
@@ -131,6 +139,25 @@ impl Hypervisor for Fake {
 
     fn disk_size(&self, _dir: &Path) -> Result<Option<u64>, BackendError> {
         Ok(*self.0.disk.lock())
+    }
+
+    async fn shape(&self, plan: &LaunchPlan) -> Result<Shape, BackendError> {
+        Ok(Shape {
+            qemu: "0".into(),
+            machine: "fake".into(),
+            accel: plan.accel.kind,
+            cpu: plan.accel.cpu.clone(),
+            cpus: plan.spec.cpus,
+            memory: plan.spec.memory,
+            disk: plan.spec.disk,
+            devices: String::new(),
+        })
+    }
+
+    async fn discard_disk(&self, _dir: &Path) -> Result<(), BackendError> {
+        *self.0.disk.lock() = None;
+        self.0.calls.lock().push("discard");
+        Ok(())
     }
 
     async fn snapshot(&self, _dir: PathBuf, _op: &SnapshotOp) -> Result<(), BackendError> {
@@ -254,6 +281,21 @@ impl Machine for FakeMachine {
         Ok(())
     }
 
+    async fn freeze(
+        &self,
+        _plan: &LaunchPlan,
+        _to: &Path,
+        _snapshot: &str,
+    ) -> Result<Duration, BackendError> {
+        self.call("freeze", None).await;
+        Ok(Duration::from_millis(10))
+    }
+
+    async fn thaw(&self, _template: &Template) -> Result<(), BackendError> {
+        self.call("thaw", None).await;
+        self.script.thaw_error.lock().take().map_or(Ok(()), Err)
+    }
+
     async fn kill(&self) -> Result<(), BackendError> {
         self.call("kill", Some(clean_exit())).await;
         Ok(())
@@ -277,12 +319,36 @@ impl Guests for Fake {
         Ok(Arc::new(FakeSession(Arc::clone(&self.0))))
     }
 
+    async fn identity(&self, _dir: &Path) -> Result<Box<dyn IdentityPort>, BackendError> {
+        Ok(Box::new(FakePort(Arc::clone(&self.0))))
+    }
+
     fn client_config(&self, host: &ClientHost) -> String {
         format!("{host:?}\n")
     }
 
     fn console(&self, _dir: PathBuf) -> Arc<dyn Console> {
         Arc::new(FakeConsole)
+    }
+}
+
+#[derive(Debug)]
+struct FakePort(Arc<Script>);
+
+#[async_trait]
+impl IdentityPort for FakePort {
+    async fn arm(&mut self, _session: &dyn GuestSession) -> Result<(), BackendError> {
+        self.0.calls.lock().push("arm");
+        Ok(())
+    }
+
+    async fn tell(&mut self, _plan: &LaunchPlan) -> Result<(), BackendError> {
+        self.0.calls.lock().push("tell");
+        self.0.twin.lock().take().map_or(Ok(()), Err)
+    }
+
+    async fn dismiss(&mut self) {
+        self.0.calls.lock().push("dismiss");
     }
 }
 
@@ -390,7 +456,28 @@ impl Images for Fake {
             status: ImageStatus::Ready,
             progress: String::new(),
             changed: SystemTime::UNIX_EPOCH,
+            warm: "no".into(),
         })
+    }
+
+    async fn template(&self, _name: &str) -> Option<Result<Template, String>> {
+        self.0.template.lock().clone()
+    }
+
+    fn layers(&self, image: &BootImage, _dir: &Path) -> Result<Vec<Layer>, BackendError> {
+        Ok(vec![Layer { path: image.disk.clone(), format: image.format }])
+    }
+
+    fn bind(&self, _dir: &Path, _base: &[Layer]) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn warm(&self, name: &str, _machine: Arc<dyn Freeze>) -> Result<(), BackendError> {
+        Err(BackendError::ImageBusy { name: name.to_owned(), reason: "fake".into() })
+    }
+
+    fn cool(&self, _name: &str) -> Result<(), BackendError> {
+        Ok(())
     }
 
     fn begin(&self, _name: &str) -> Result<(), BackendError> {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::backend::{BackendError, Machine};
 use super::spec::net::Forward;
-use super::spec::{KEYS, Takes, VmSpec};
+use super::spec::{KEYS, Key, Takes, VmSpec};
 
 /// A forward as it is bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,21 +34,30 @@ pub struct InForce {
     pub memory: u64,
     /// It has a CD-ROM drive.
     pub drive: bool,
+    /// The guest gives memory back when asked; one that went on from a warm image must not.
+    #[serde(default = "yes")]
+    pub balloon: bool,
     /// The ports that lead into it, in the order of the settings.
     pub forwards: Vec<Bound>,
+}
+
+/// Records of earlier versions know of no other.
+fn yes() -> bool {
+    true
 }
 
 impl InForce {
     /// Describes a machine just started.
     pub fn at_start(spec: &VmSpec, forwards: Vec<Bound>) -> Self {
         let (memory, drive) = (spec.memory, spec.cdrom.is_some());
-        Self { spec: spec.clone(), memory, drive, forwards }
+        Self { spec: spec.clone(), memory, drive, balloon: true, forwards }
     }
 
     /// Names the settings that differ from what runs and wait for the next start.
     pub fn pending(&self, wanted: &VmSpec) -> Vec<&'static str> {
         let differs = |render: fn(&VmSpec) -> String| render(&self.spec) != render(wanted);
-        let waits = KEYS.iter().filter(|k| k.takes == Takes::AtStart && differs(k.render));
+        let at_start = |k: &Key| k.takes == Takes::AtStart || (k.name == "memory" && !self.balloon);
+        let waits = KEYS.iter().filter(|k| at_start(k) && differs(k.render));
         waits.map(|k| k.name).collect()
     }
 
@@ -66,7 +75,7 @@ impl InForce {
         let mut now = self.clone();
         // The settings change one at a time, so that nothing is done before what fails.
         let memory = new.memory.min(self.memory);
-        if new.memory != old.memory && memory != now.spec.memory {
+        if self.balloon && new.memory != old.memory && memory != now.spec.memory {
             machine.set_memory(memory).await?;
             now.spec.memory = memory;
         }

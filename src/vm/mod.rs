@@ -20,6 +20,7 @@ pub mod origin;
 pub mod spec;
 pub mod state;
 pub mod stream;
+pub mod warm;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -31,8 +32,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use self::backend::{
-    BackendError, ClientHost, Console, ConsoleAccess, Guests, Hold, Hypervisor, Images, Machine,
-    MonitorAccess, RunFacts, SnapshotInfo,
+    BackendError, ClientHost, Console, ConsoleAccess, Guests, Hold, Hypervisor, Images, Lifetime,
+    Machine, MonitorAccess, RunFacts, SnapshotInfo,
 };
 use self::caller::Caller;
 use self::defaults::Defaults;
@@ -42,6 +43,7 @@ use self::job::{Job, JobError};
 use self::spec::{Edit, Key, SpecError, VmSpec};
 use self::state::{Command, Refusal, State};
 use self::stream::{Bell, Listener, Stream};
+use self::warm::Frozen;
 use crate::store::layout::VmDir;
 
 /// Why something asked of a VM was not done.
@@ -145,6 +147,8 @@ pub(crate) enum Ask {
     Do(Command, oneshot::Sender<Result<(), VmError>>),
     /// A change of settings.
     Configure(Edit, oneshot::Sender<Result<(), VmError>>),
+    /// To freeze the guest into a directory.
+    Freeze(PathBuf, oneshot::Sender<Result<Frozen, VmError>>),
     /// To stay off.
     Hold(oneshot::Sender<Result<Hold, VmError>>),
     /// A new name, already reserved.
@@ -175,6 +179,7 @@ pub(crate) struct Shared {
     guests: Arc<dyn Guests>,
     /// The machine that runs, for conversations that the driver has no part in.
     machine: RwLock<Option<Arc<dyn Machine>>>,
+    lifetime: Lifetime,
     events: Arc<Feed>,
 }
 
@@ -376,7 +381,8 @@ impl Vm {
 
     /// Lists the snapshots in its disk.
     pub fn snapshots(&self) -> Vec<SnapshotInfo> {
-        self.0.hypervisor.snapshots(&self.0.dir.0)
+        let all = self.0.hypervisor.snapshots(&self.0.dir.0);
+        all.into_iter().filter(|s| s.tag != driver::warm::FROZEN).collect()
     }
 
     /// Lists the snapshots in its disk, those being taken and those that failed, by name.
@@ -409,6 +415,27 @@ impl Vm {
     /// [`Refusal::MustStop`] if it is not off, [`Refusal::NoDisk`] if it never ran.
     pub async fn hold(&self) -> Result<Hold, VmError> {
         self.ask(Ask::Hold).await
+    }
+
+    /// Says whether it could be frozen now. The driver decides again when it is due.
+    ///
+    /// # Errors
+    /// The refusal.
+    pub fn admit_freeze(&self) -> Result<(), Refusal> {
+        let verb = "source";
+        match self.state() {
+            State::Ready => Ok(()),
+            State::Paused => Err(Refusal::Paused { verb }),
+            state => Err(Refusal::NotReady { verb, state: state.word() }),
+        }
+    }
+
+    /// Writes the guest's memory and state into an empty directory, while it runs.
+    ///
+    /// # Errors
+    /// [`Refusal::NotReady`], or why it cannot be frozen; the guest goes on as it was.
+    pub async fn freeze(&self, to: PathBuf) -> Result<Frozen, VmError> {
+        self.ask(|answer| Ask::Freeze(to, answer)).await
     }
 
     /// Carries out a verb, owning the handle.

@@ -1,20 +1,31 @@
-//! The two files that say one line when the time has come: `ready` and `wait`.
+//! The files that say one line when the time has come: `ready` and `wait` of a VM, `wait` of an
+//! image.
+
+use std::fmt;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::backend::{ImageStatus, Images};
 use super::state::{Refusal, State};
 use super::stream::{Listener, Readiness, Stream};
 use super::{Vm, VmError};
 
 /// What a notice waits for: `None` is "not yet".
-type Condition = fn(&Vm) -> Option<Result<String, VmError>>;
+type Condition = Box<dyn Fn() -> Option<Result<String, VmError>> + Send + Sync>;
 
 /// A stream that gives one line when its condition holds, then ends.
-#[derive(Debug)]
 pub struct Notice {
-    vm: Vm,
     condition: Condition,
+    /// Rings when the condition may have changed.
+    listener: Listener,
     line: Mutex<Line>,
+}
+
+impl fmt::Debug for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Notice").field("line", &self.line).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -38,8 +49,24 @@ impl Notice {
         Self::new(vm, settled_line)
     }
 
-    fn new(vm: &Vm, condition: Condition) -> Self {
-        Self { vm: vm.clone(), condition, line: Mutex::new(Line::Awaited) }
+    /// Returns the `wait` file of an image: its line is the status once nothing is being made.
+    pub fn image(images: &Arc<dyn Images>, name: &str) -> Self {
+        let (own, name) = (Arc::clone(images), name.to_owned());
+        let condition = move || settled_image(&*own, &name);
+        Self {
+            listener: images.listen(),
+            condition: Box::new(condition),
+            line: Mutex::new(Line::Awaited),
+        }
+    }
+
+    fn new(vm: &Vm, condition: fn(&Vm) -> Option<Result<String, VmError>>) -> Self {
+        let own = vm.clone();
+        Self {
+            listener: vm.listen(),
+            condition: Box::new(move || condition(&own)),
+            line: Mutex::new(Line::Awaited),
+        }
     }
 }
 
@@ -47,7 +74,7 @@ impl Stream for Notice {
     fn try_read(&self, max: usize) -> Option<Result<Vec<u8>, VmError>> {
         let mut line = self.line.lock();
         if let Line::Awaited = *line {
-            match (self.condition)(&self.vm)? {
+            match (self.condition)()? {
                 Ok(text) => *line = Line::Rest(format!("{text}\n").into_bytes()),
                 Err(error) => return Some(Err(error)),
             }
@@ -65,14 +92,14 @@ impl Stream for Notice {
 
     fn readiness(&self) -> Readiness {
         let (due, hung_up) = match &*self.line.lock() {
-            Line::Awaited => ((self.condition)(&self.vm).is_some(), false),
+            Line::Awaited => ((self.condition)().is_some(), false),
             Line::Rest(rest) => (true, rest.is_empty()),
         };
         Readiness { readable: due, writable: false, hung_up }
     }
 
     fn listen(&self) -> Listener {
-        self.vm.listen()
+        self.listener.clone()
     }
 }
 
@@ -93,4 +120,16 @@ fn ready_line(vm: &Vm) -> Option<Result<String, VmError>> {
 fn settled_line(vm: &Vm) -> Option<Result<String, VmError>> {
     let state = vm.state();
     (!state.is_transition()).then(|| Ok(state.to_string()))
+}
+
+fn settled_image(images: &dyn Images, name: &str) -> Option<Result<String, VmError>> {
+    let Some(info) = images.info(name) else { return Some(Ok("removed".to_owned())) };
+    match info.status {
+        ImageStatus::Fetching | ImageStatus::Building => None,
+        _ if info.warm.starts_with("warming") => None,
+        ImageStatus::Ready if info.warm.starts_with("failed") => {
+            Some(Ok(format!("ready, warm {}", info.warm)))
+        }
+        status => Some(Ok(status.to_string())),
+    }
 }

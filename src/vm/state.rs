@@ -197,6 +197,14 @@ pub enum Refusal {
         /// The state's word.
         state: &'static str,
     },
+    /// Its guest does not answer yet, or not any more.
+    #[error("{verb}: the VM is {state}; `cat ready` waits for its guest")]
+    NotReady {
+        /// What was asked for.
+        verb: &'static str,
+        /// The state's word.
+        state: &'static str,
+    },
     /// `config/protect` is 1.
     #[error("rmdir: protected; `echo 0 > config/protect` first")]
     Protected,
@@ -319,6 +327,7 @@ mod tests {
                 | Refusal::NoSnapshot { .. }
                 | Refusal::SnapshotExists { .. }
                 | Refusal::MustStop { .. }
+                | Refusal::NotReady { .. }
                 | Refusal::NoMemory { .. }
                 | Refusal::NoDisk,
             )

@@ -98,7 +98,7 @@ pub(crate) const ROWS: &[Row] = &[
     ("dd", "setting", "printf 2 | dd of=off/config/cpus status=none conv=notrunc; cat off/config/cpus", Says("2\n")),
     ("dd", "setting", "echo default | dd of=off/config/cpus status=none conv=fsync; cat off/config/cpus", Says("1\n")),
     ("dd", "control", "echo bogus | dd of=off/ctl status=none", Fails("Invalid argument")),
-    ("dd", "control", "head -c 5000 /dev/zero | tr '\\0' '#' | dd of=off/ctl bs=5000 status=none", Fails("Argument list too long")),
+    ("dd", "control", "head -c 5000 /dev/zero | tr '\\0' '#' | dd of=off/ctl bs=5000 iflag=fullblock status=none", Fails("Argument list too long")),
     ("dd", "stream", "dd if=held/ready iflag=nonblock status=none", Fails("Resource temporarily unavailable")),
     ("dd", "stream", "dd if=held/ready iflag=nofollow status=none", Says("")),
     ("dd", "stream", "dd if=/dev/urandom bs=1M count=2 status=none | base64 -w0 > $T/x; (echo 'cat > /tmp/x; wc -c /tmp/x'; cat $T/x) | dd of=on/exec bs=1M status=none", Fails("File too large")),

@@ -3,10 +3,8 @@
 //! A single task ([`Line::serve`]) reads and writes it, and connects again when it is lost.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -124,7 +122,7 @@ impl Line {
         let mut log = Log::tail(dir.console_log());
         let (mut pause, longest) = PAUSES;
         while !*self.stop.borrow() {
-            match connect(&dir.0).await {
+            match super::super::socket(&dir.0, names::SERIAL).await {
                 Ok(socket) => {
                     self.seed(&mut log);
                     self.relay(socket, &mut log).await;
@@ -236,10 +234,4 @@ impl Line {
         drop(inner);
         self.bell.ring();
     }
-}
-
-/// Connects through a descriptor of the directory: its own name may be too long for an address.
-async fn connect(dir: &Path) -> io::Result<UnixStream> {
-    let dir = File::open(dir)?;
-    UnixStream::connect(VmDir::socket(dir.as_raw_fd(), names::SERIAL)).await
 }

@@ -21,7 +21,7 @@ use uuid::Uuid;
 use self::snapshot::Snapshotting;
 use self::start::Starting;
 use super::backend::{
-    Adoption, BackendError, ExitReport, GuestSession, LaunchPlan, Launched, MachineEvent,
+    Adoption, BackendError, ExitReport, GuestSession, LaunchPlan, Launched, Lifetime, MachineEvent,
 };
 use super::events::Event;
 use super::exec::{Exec, Link};
@@ -40,6 +40,7 @@ mod start;
 mod stop;
 #[cfg(test)]
 mod tests;
+pub(crate) mod warm;
 
 /// A VM's definition as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,13 +69,19 @@ pub struct Birth {
     pub name: String,
     /// Its definition, or why it cannot be read.
     pub definition: Result<Definition, String>,
+    /// How long its machines may live.
+    pub lifetime: Lifetime,
 }
 
 /// Starts the driver of a VM: adopts the QEMU that runs it, if any, and returns the handle when
 /// the state is known.
 pub async fn spawn(birth: Birth, world: World) -> Vm {
     let adoption = match &birth.definition {
-        Ok(_) => world.hypervisor.adopt(birth.dir.0.clone(), birth.uuid).await,
+        Ok(_) => {
+            let adoption = world.hypervisor.adopt(birth.dir.0.clone(), birth.uuid).await;
+            let cleared = warm::clear(&world, &birth.dir, adoption).await;
+            cleared.unwrap_or_else(|error| Adoption::Unclear(error.to_string()))
+        }
         Err(_) => Adoption::NeverRan,
     };
     let (asks, inbox) = mpsc::channel(16);
@@ -118,6 +125,7 @@ fn shared(
         events: Arc::clone(&world.events),
         guests: Arc::clone(&world.guests),
         machine: RwLock::default(),
+        lifetime: birth.lifetime,
         dir: birth.dir,
     }
 }
@@ -148,6 +156,8 @@ enum Report {
     SnapshotOverdue,
     /// Who has held the VM lets it go, back to this state.
     Released(State),
+    /// Who has frozen the guest lets its disk go, and the VM back to this state.
+    Thawed(State),
     /// The patience of a stop is over.
     StopOverdue,
     /// `kill` is over; the machine's `Exited` event tells the rest.
@@ -296,6 +306,7 @@ impl Driver {
                 drop(answer.send(result));
             }
             Ask::Hold(answer) => drop(answer.send(self.hold())),
+            Ask::Freeze(to, answer) => self.freeze(to, answer),
             Ask::Rename(name, answer) => {
                 let result = self.rename(name).await;
                 drop(answer.send(result));
@@ -436,6 +447,7 @@ impl Driver {
             Report::Snapshot(done) => self.on_snapshot(done),
             Report::SnapshotOverdue => self.on_snapshot_overdue(),
             Report::Released(before) => self.on_released(before),
+            Report::Thawed(before) => self.on_thawed(before),
             Report::StopOverdue => {
                 self.note("the guest has not shut down in time");
                 self.kill();

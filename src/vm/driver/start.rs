@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::reach::Announcement;
+use super::warm::{self, WARM};
 use super::{Driver, Life, Report, snapshot};
 use crate::vm::backend::{Adoption, BackendError, LaunchPlan, Launched};
 use crate::vm::exec::Link;
 use crate::vm::spec::VmSpec;
 use crate::vm::state::State;
+use crate::vm::warm::Memory;
 use crate::vm::{Vm, VmError, World, one_line};
 
 /// How long a write of `start` waits for QEMU's greeting before it answers "under way".
@@ -78,17 +80,15 @@ impl Driver {
             starting.goes_on = goes_on;
         }
         self.publish(|view| view.doing = Some("QEMU".to_owned()));
-        let hypervisor = Arc::clone(&self.world.hypervisor);
+        let world = self.world.clone();
         let paused = plan.paused;
         plan.paused |= goes_on;
         self.detached(|to| async move {
-            let mut launched = hypervisor.launch(*plan).await;
-            if goes_on
-                && let Ok(machine) = &mut launched
-                && let Err(error) = snapshot::go_on(machine, paused).await
-            {
-                launched = Err(error);
-            }
+            let launched = match (&plan.memory, goes_on) {
+                (Memory::Clone(_), _) => warm::start(&world, *plan, &to).await,
+                (_, false) => world.hypervisor.launch(*plan).await,
+                (_, true) => resume(&world, *plan, paused).await,
+            };
             to.report(Report::Launched(launched)).await;
         });
     }
@@ -102,7 +102,8 @@ impl Driver {
         }
         // A guest that goes on has opened its port long ago, and its clock shows the past.
         self.set_clock = goes_on;
-        let known = if goes_on { Announcement::Missed } else { Announcement::Awaited };
+        let is_clone = launched.machine.facts().warm == WARM;
+        let known = if goes_on || is_clone { Announcement::Missed } else { Announcement::Awaited };
         self.take_over(launched, known);
     }
 
@@ -160,6 +161,13 @@ impl Driver {
     }
 }
 
+/// Goes on from what `suspend` has saved.
+async fn resume(world: &World, plan: LaunchPlan, paused: bool) -> Result<Launched, BackendError> {
+    let mut launched = world.hypervisor.launch(plan).await?;
+    snapshot::go_on(&mut launched, paused).await?;
+    Ok(launched)
+}
+
 /// Does everything that comes before QEMU: image, seed, accelerator.
 async fn plan(vm: &Vm, world: &World, paused: bool) -> Result<LaunchPlan, BackendError> {
     let spec = vm.spec();
@@ -167,7 +175,8 @@ async fn plan(vm: &Vm, world: &World, paused: bool) -> Result<LaunchPlan, Backen
     // Building an image may take minutes, in which settings may have changed.
     let spec = vm.spec();
     let accel = world.hypervisor.accel(spec.accel).await?;
-    let plan = LaunchPlan {
+    let base = world.images.layers(&image, &vm.dir().0)?;
+    let mut plan = LaunchPlan {
         uuid: vm.uuid(),
         name: vm.name(),
         dir: vm.dir().0.clone(),
@@ -175,7 +184,12 @@ async fn plan(vm: &Vm, world: &World, paused: bool) -> Result<LaunchPlan, Backen
         image,
         accel,
         paused,
+        base,
+        memory: Memory::Own,
+        cold: None,
+        lifetime: vm.0.lifetime,
     };
     world.guests.prepare(&plan).await?;
+    warm::choose(world, &mut plan).await?;
     Ok(plan)
 }

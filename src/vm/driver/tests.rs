@@ -8,11 +8,12 @@ use uuid::Uuid;
 
 use super::{Birth, Definition, spawn};
 use crate::store::layout::VmDir;
-use crate::vm::backend::{BackendError, ExitReport, MachineEvent};
+use crate::vm::backend::{AccelKind, BackendError, DiskFormat, ExitReport, Lifetime, MachineEvent};
 use crate::vm::fake::{Script, clean_exit, world};
 use crate::vm::spec::VmSpec;
 use crate::vm::state::{Command, Refusal, State};
 use crate::vm::stream::{self, Stream};
+use crate::vm::warm::{Layer, Shape, Template};
 use crate::vm::{Vm, VmError, VmId};
 
 const START: Command = Command::Start { paused: false };
@@ -25,6 +26,7 @@ async fn vm(dir: &Path, script: &Arc<Script>) -> Vm {
         spec: VmSpec::default(),
     };
     let birth = Birth {
+        lifetime: Lifetime::Own,
         id: VmId(1),
         uuid: Uuid::new_v4(),
         dir: VmDir(dir.to_owned()),
@@ -288,4 +290,81 @@ async fn two_that_add_to_a_list_at_once_both_get_their_wish() {
     let (one, two) = tokio::join!(add("1:1"), add("2:2"));
     one.and(two).unwrap();
     assert_eq!(vm.spec().ports.len(), 2);
+}
+
+fn template() -> Template {
+    let shape = Shape {
+        qemu: "0".into(),
+        machine: "fake".into(),
+        accel: AccelKind::Tcg,
+        cpu: "max".into(),
+        cpus: 1,
+        memory: 256 << 20,
+        disk: 2 << 30,
+        devices: String::new(),
+    };
+    let layer = |path: &str| Layer { path: path.into(), format: DiskFormat::Raw };
+    Template {
+        id: "1".into(),
+        ram: "/nowhere/ram".into(),
+        state: "/nowhere/state".into(),
+        base: vec![layer("/nowhere/warm"), layer("/nowhere")],
+        shape,
+    }
+}
+
+/// Starts a VM whose image holds a frozen machine.
+async fn warm_start(prepare: impl FnOnce(&Script)) -> (Fixture, Result<(), VmError>) {
+    let fixture = fixture().await;
+    *fixture.script.template.lock() = Some(Ok(template()));
+    prepare(&fixture.script);
+    let started = fixture.vm.perform(START).await;
+    (fixture, started)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clone_is_told_who_it_is_before_anybody_else_hears_of_it() {
+    let (Fixture { _dir: dir, script, vm }, started) = warm_start(|_| ()).await;
+    started.unwrap();
+    until(&vm, &State::Ready).await;
+    assert_eq!(*script.calls.lock(), ["thaw", "resume", "tell"]);
+    assert!(!VmDir(dir.0.path().to_owned()).unborn().exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_state_that_is_not_taken_is_no_reason_not_to_boot() {
+    let damage = BackendError::QmpRefused { command: "migrate".into(), text: "no".into() };
+    let (Fixture { script, vm, .. }, started) =
+        warm_start(|script| *script.thaw_error.lock() = Some(damage)).await;
+    started.unwrap();
+    until(&vm, &State::Ready).await;
+    assert_eq!(*script.calls.lock(), ["thaw", "kill", "discard"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clone_that_stays_a_twin_is_ended_and_its_disk_discarded() {
+    let twin = BackendError::Twin { reason: "no vmgenid".into() };
+    let (Fixture { _dir: dir, script, vm }, started) =
+        warm_start(|script| *script.twin.lock() = Some(twin)).await;
+    assert!(matches!(started, Err(VmError::Backend(BackendError::Twin { .. }))), "{started:?}");
+    until(
+        &vm,
+        &State::Failed("the guest cannot be given an identity of its own: no vmgenid".into()),
+    )
+    .await;
+    assert_eq!(*script.calls.lock(), ["thaw", "resume", "tell", "kill", "discard"]);
+    assert!(!VmDir(dir.0.path().to_owned()).unborn().exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clone_found_half_made_is_ended() {
+    let dir = Scratch(tempfile::tempdir().unwrap());
+    std::fs::write(VmDir(dir.0.path().to_owned()).unborn(), "").unwrap();
+    let script = Arc::<Script>::default();
+    let vm = vm(dir.0.path(), &script).await;
+    let reason = "the daemon ended while it started; start it again".to_owned();
+    assert_eq!(vm.state(), State::Failed(reason));
+    assert_eq!(*script.calls.lock(), ["discard"]);
+    vm.perform(START).await.unwrap();
+    until(&vm, &State::Ready).await;
 }

@@ -1,0 +1,107 @@
+# Makes the guest the machine that the variables set before this describe. It comes over the
+# identity port, to a shell that arm.sh has left there, before anything can know of this copy.
+fail() {
+    echo "aqfs: failed: $*"
+    exit 1
+}
+
+# The last words of the kernel on having been copied, with their time; see also arm.sh.
+last_fork() {
+    log=$(dmesg | tail -n 20) seen=none
+    case $log in *'virtual machine fork'*) log=${log%virtual machine fork*} seen=${log##*[} ;; esac
+}
+
+reseed() {
+    printf %s "$random" >/dev/urandom
+    if [ "$reseed" = perl ]; then
+        # RNDADDENTROPY, then RNDRESEEDCRNG: without the second the first may take a minute.
+        perl -e 'open R, "+<", "/dev/urandom" or die; my $r = shift;
+            ioctl R, 0x40085203, pack("iia*", 8 * length $r, length $r, $r) or die;
+            ioctl R, 0x5207, 0 or die;' "$random" || fail 'perl could not reseed its random numbers'
+        return
+    fi
+    tries=0
+    last_fork
+    while [ "$seen" = "$fork" ]; do
+        tries=$((tries + 1))
+        if [ $tries -gt 100 ]; then fail 'its kernel has not noticed that it was copied'; fi
+        sleep 0.02
+        last_fork
+    done
+}
+
+rename() {
+    echo "$hostname" >/proc/sys/kernel/hostname
+    if [ -e /etc/hostname ]; then echo "$hostname" >/etc/hostname; fi
+    if [ -e /etc/machine-id ]; then echo "$machine_id" >/etc/machine-id; fi
+    while read -r address _; do
+        if [ "$address" = 127.0.1.1 ]; then
+            sed -i "s/^127.0.1.1[[:space:]].*/127.0.1.1 $hostname/" /etc/hosts
+        fi
+    done </etc/hosts
+} 2>/dev/null
+
+readdress() {
+    for nic in /sys/bus/virtio/drivers/virtio_net/virtio*/net/*; do
+        nic=${nic##*/}
+        # The network is told at once; it would send to the old address for seconds.
+        echo 1 >"/proc/sys/net/ipv4/conf/$nic/arp_notify"
+        ip link set dev "$nic" address "$mac" || fail "$nic does not take the address $mac"
+        break
+    done
+}
+
+seed=/run/aqfs/seed
+pid=/run/aqfs/dropbear.pid
+
+# The SSH server has random numbers of its own, and a key that is not this machine's.
+silence() {
+    if [ -e $pid ]; then
+        read -r dropbear <$pid
+        kill -KILL "$dropbear"
+    fi
+}
+
+rekey() {
+    umask 077
+    if [ -e $pid ]; then
+        echo "$hostname" >$seed/hostname
+        echo "$machine_id" >$seed/machine-id
+        printf "$dropbear_key" >$seed/dropbear_ed25519_host_key
+        tries=0
+        # The port is free when the old one is quite gone.
+        until dropbear -s -P $pid -r $seed/dropbear_ed25519_host_key; do
+            tries=$((tries + 1))
+            if [ $tries -gt 50 ]; then fail 'dropbear does not start'; fi
+            sleep 0.01
+        done
+    elif [ -e /etc/ssh/ssh_host_ed25519_key ]; then
+        printf '%s\n' "$openssh_key" >/etc/ssh/ssh_host_ed25519_key
+        printf '%s\n' "$openssh_public" >/etc/ssh/ssh_host_ed25519_key.pub
+        kill -HUP "$(cat /run/sshd.pid)" || fail 'sshd does not run'
+    else
+        fail 'it has no SSH host key that is known to us'
+    fi
+}
+
+authorize() {
+    file=/root/.ssh/authorized_keys
+    have=$(cat "$file")
+    printf '%s\n' "$authorized" | while IFS= read -r line; do
+        case $have in *"$line"*) ;; *) printf '%s\n' "$line" >>"$file" ;; esac
+    done
+}
+
+become() {
+    silence
+    reseed
+    date -u -s "@$time" >/dev/null || fail 'its clock cannot be set'
+    rename
+    readdress
+    rekey
+    if [ -n "$authorized" ]; then authorize; fi
+    echo 'aqfs: done'
+}
+
+become </dev/null
+exit

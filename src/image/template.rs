@@ -1,0 +1,329 @@
+//! The machine frozen in an image: `warm/ID/template.json` and the memory, state and disk beside
+//! it. A damaged one is noticed before a guest runs on it.
+//!
+//! Not here: freezing (`qemu::freeze`), and which machines may go on from it (`vm::warm`).
+
+use std::fs::{self, File, Metadata};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+use super::convert::{self, Input, Overlay};
+use super::source::{BuildError, Progress};
+use crate::store::file;
+use crate::vm::backend::DiskFormat;
+use crate::vm::warm::{Freeze, Frozen, Layer, Shape, Template, names};
+
+const NAME: &str = "template.json";
+const DISK: &str = "disk.qcow2";
+const VERSION: u32 = 1;
+/// What is hashed at once. A piece of zeros counts for nothing, whether it is stored or not.
+const PIECE: usize = 64 << 10;
+
+/// A template as described on disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Stored {
+    version: u32,
+    /// When it was frozen.
+    created: SystemTime,
+    /// What the machine was like.
+    shape: Shape,
+    /// How long its processors stood still.
+    pause: Duration,
+    /// It has a disk of its own, an overlay on the image's.
+    has_disk: bool,
+    ram: Seal,
+    state: Seal,
+}
+
+/// What a file was when it was sealed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Seal {
+    sha256: String,
+    stamp: Stamp,
+}
+
+/// What the file system says of a file that nobody has touched: a file that still has it is not
+/// read again. Whatever writes to it, or puts another in its place, changes this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Stamp {
+    inode: u64,
+    length: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(meta: &Metadata) -> Self {
+        Self {
+            inode: meta.ino(),
+            length: meta.len(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        }
+    }
+}
+
+impl Seal {
+    fn of(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        let sha256 = hash(&file)?;
+        Ok(Self { sha256, stamp: Stamp::of(&file.metadata()?) })
+    }
+
+    /// Returns the seal as it is now, if the content is what it was.
+    fn check(&self, path: &Path) -> Result<Self, String> {
+        let failed = |e: io::Error| format!("{}: {e}", path.display());
+        if Stamp::of(&fs::metadata(path).map_err(failed)?) == self.stamp {
+            return Ok(self.clone());
+        }
+        let now = Self::of(path).map_err(failed)?;
+        if now.sha256 == self.sha256 {
+            return Ok(now);
+        }
+        Err(format!("{} is damaged", path.display()))
+    }
+}
+
+impl Stored {
+    /// Describes what was frozen into `dir`, and makes it durable.
+    pub(super) fn seal(dir: &Path, frozen: &Frozen, has_disk: bool) -> Result<Self, BuildError> {
+        let seal = |name| {
+            let path = dir.join(name);
+            Seal::of(&path).map_err(|e| BuildError::io(&path, &e))
+        };
+        let stored = Self {
+            version: VERSION,
+            created: SystemTime::now(),
+            shape: frozen.shape.clone(),
+            pause: frozen.pause,
+            has_disk,
+            ram: seal(names::RAM)?,
+            state: seal(names::STATE)?,
+        };
+        stored.write(dir)?;
+        Ok(stored)
+    }
+
+    fn write(&self, dir: &Path) -> Result<(), BuildError> {
+        let path = dir.join(NAME);
+        file::replace_json(&path, self).map_err(|e| BuildError::io(&path, &e))
+    }
+
+    /// Reads the one in `dir`.
+    pub(super) fn read(dir: &Path) -> io::Result<Self> {
+        let stored: Self = file::read_json(&dir.join(NAME))?;
+        match stored.version {
+            VERSION => Ok(stored),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidData, "a template of another version")),
+        }
+    }
+
+    /// Describes it for people.
+    pub(super) fn summary(&self) -> String {
+        let pause = self.pause.as_secs_f64() * 1000.0;
+        format!("{} pause {pause:.0}ms", self.shape.summary())
+    }
+
+    /// Checks what is in `dir` for clones on the image `below`.
+    pub(super) fn check(&self, dir: &Path, below: Layer) -> Result<Template, String> {
+        let (ram, state) = (dir.join(names::RAM), dir.join(names::STATE));
+        let now =
+            Self { ram: self.ram.check(&ram)?, state: self.state.check(&state)?, ..self.clone() };
+        if now != *self {
+            // It was copied, as by a backup; if that cannot be noted, it is read again next time.
+            drop(now.write(dir));
+        }
+        let own = self.has_disk.then(|| disk_in(dir));
+        let id = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let base = own.into_iter().chain([below]).collect();
+        Ok(Template { id, ram, state, base, shape: self.shape.clone() })
+    }
+}
+
+/// Freezes a machine: its memory and state go to `dir`. What is written beside them lies in the
+/// directory that is returned, until the disk is copied.
+pub(super) fn freeze(
+    machine: &dyn Freeze,
+    dir: &Path,
+    tell: &(dyn Fn(&str) + Send + Sync),
+) -> Result<(Frozen, TempDir), BuildError> {
+    let io = |e: io::Error| BuildError::io(dir, &e);
+    let work = tempfile::Builder::new().prefix(".work").tempdir_in(dir).map_err(io)?;
+    let frozen = futures::executor::block_on(machine.freeze(work.path(), tell));
+    let frozen = frozen.map_err(BuildError::Backend)?;
+    for name in [names::RAM, names::STATE] {
+        fs::rename(work.path().join(name), dir.join(name)).map_err(io)?;
+    }
+    Ok((frozen, work))
+}
+
+/// Returns the disk of the template in `dir`.
+pub(super) fn disk_in(dir: &Path) -> Layer {
+    Layer { path: dir.join(DISK), format: DiskFormat::Qcow2 }
+}
+
+/// Copies a frozen disk, as far as it differs from the image that it was made from.
+pub(super) fn copy_disk(
+    frozen: &Frozen,
+    dir: &Path,
+    progress: &Progress,
+) -> Result<(), BuildError> {
+    let Some((input, base)) = Input::of(&frozen.disk).zip(frozen.disk.last()) else {
+        return Err(BuildError::malformed("the frozen disk", "it has no layers"));
+    };
+    let overlay = Overlay { base };
+    let to = (dir.join(DISK), DiskFormat::Qcow2);
+    convert::convert(&input, Some(&frozen.snapshot), (&to.0, to.1), Some(overlay), progress)?;
+    File::open(&to.0).and_then(|f| f.sync_all()).map_err(|e| BuildError::io(&to.0, &e))
+}
+
+/// Lists the templates below `dir`, newest first; what is no template is not listed.
+pub(super) fn list(dir: &Path) -> Vec<(PathBuf, Stored)> {
+    let entries = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+    let mut found: Vec<_> =
+        entries.map(|e| e.path()).filter_map(|p| Stored::read(&p).ok().map(|s| (p, s))).collect();
+    found.sort_by_key(|(_, stored)| std::cmp::Reverse(stored.created));
+    found
+}
+
+/// Forgets the template in `dir`; its disk stays for those whose disks are overlays on it.
+pub(super) fn forget(dir: &Path) -> io::Result<()> {
+    for name in [NAME, names::RAM, names::STATE] {
+        match fs::remove_file(dir.join(name)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            done => done?,
+        }
+    }
+    Ok(())
+}
+
+/// Covers where what is not zero lies, and what it is.
+fn hash(file: &File) -> io::Result<String> {
+    let (length, mut digest) = (file.metadata()?.len(), Sha256::new());
+    let mut piece = vec![0; PIECE];
+    let mut at = 0;
+    while let Some(data) = next_data(file, at)? {
+        at = data / PIECE as u64 * PIECE as u64;
+        let size = usize::try_from((length - at).min(PIECE as u64)).unwrap_or(PIECE);
+        file.read_exact_at(&mut piece[..size], at)?;
+        if piece[..size].iter().any(|b| *b != 0) {
+            digest.update(at.to_le_bytes());
+            digest.update(&piece[..size]);
+        }
+        at += size as u64;
+    }
+    digest.update(length.to_le_bytes());
+    Ok(format!("{:x}", digest.finalize()))
+}
+
+/// Returns where the next data are; `None` if only a hole follows.
+fn next_data(file: &File, from: u64) -> io::Result<Option<u64>> {
+    if from >= file.metadata()?.len() {
+        return Ok(None);
+    }
+    match seek(file, SeekFrom::Data(from)) {
+        Ok(at) => Ok(Some(at)),
+        Err(Errno::NXIO) => Ok(None),
+        // A file system without holes.
+        Err(Errno::INVAL) => Ok(Some(from)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::backend::AccelKind;
+
+    fn shape() -> Shape {
+        Shape {
+            qemu: "7.2.22".into(),
+            machine: "pc-q35-7.2".into(),
+            accel: AccelKind::Tcg,
+            cpu: "max".into(),
+            cpus: 1,
+            memory: 1 << 20,
+            disk: 1 << 20,
+            devices: String::new(),
+        }
+    }
+
+    fn stored(dir: &Path) -> Stored {
+        let ram = File::create(dir.join(names::RAM)).unwrap();
+        ram.set_len(1 << 20).unwrap();
+        ram.write_all_at(b"memory", 300_000).unwrap();
+        fs::write(dir.join(names::STATE), "state").unwrap();
+        let seal = |name| Seal::of(&dir.join(name)).unwrap();
+        let stored = Stored {
+            version: VERSION,
+            created: SystemTime::now(),
+            shape: shape(),
+            pause: Duration::from_millis(12),
+            has_disk: true,
+            ram: seal(names::RAM),
+            state: seal(names::STATE),
+        };
+        stored.write(dir).unwrap();
+        stored
+    }
+
+    fn image() -> Layer {
+        Layer { path: "/images/x/disk.raw".into(), format: DiskFormat::Raw }
+    }
+
+    #[test]
+    fn what_is_as_it_was_is_not_read_and_what_was_copied_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let stored = stored(dir.path());
+        let template = stored.check(dir.path(), image()).unwrap();
+        assert_eq!(template.base.len(), 2);
+        let (ram, copy) = (dir.path().join(names::RAM), dir.path().join("copy"));
+        // A copy without holes, put in its place.
+        fs::write(&copy, fs::read(&ram).unwrap()).unwrap();
+        fs::rename(&copy, &ram).unwrap();
+        stored.check(dir.path(), image()).unwrap();
+        let noted = Stored::read(dir.path()).unwrap();
+        assert_ne!(noted.ram.stamp, stored.ram.stamp);
+        assert_eq!(noted.ram.sha256, stored.ram.sha256);
+    }
+
+    #[test]
+    fn damage_is_noticed_wherever_it_is() {
+        for (name, at) in [(names::RAM, 300_001), (names::RAM, 999_999), (names::STATE, 0)] {
+            let dir = tempfile::tempdir().unwrap();
+            let stored = stored(dir.path());
+            let file = File::options().write(true).open(dir.path().join(name)).unwrap();
+            file.write_all_at(b"X", at).unwrap();
+            let error = stored.check(dir.path(), image()).unwrap_err();
+            assert!(error.contains("damaged"), "{name} {at}: {error}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let stored = stored(dir.path());
+        File::options().write(true).open(dir.path().join(names::RAM)).unwrap().set_len(9).unwrap();
+        assert!(stored.check(dir.path(), image()).is_err());
+        fs::remove_file(dir.path().join(names::RAM)).unwrap();
+        assert!(stored.check(dir.path(), image()).unwrap_err().contains("No such file"));
+    }
+
+    #[test]
+    fn one_that_is_forgotten_keeps_its_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().join("1");
+        fs::create_dir(&own).unwrap();
+        stored(&own);
+        fs::write(own.join(DISK), "").unwrap();
+        assert_eq!(list(dir.path()).len(), 1);
+        forget(&own).unwrap();
+        assert!(list(dir.path()).is_empty());
+        assert_eq!(fs::read_dir(&own).unwrap().count(), 1);
+        forget(&own).unwrap();
+    }
+}

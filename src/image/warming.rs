@@ -1,0 +1,179 @@
+//! Machines frozen in images: begun, found, forgotten, swept away.
+//!
+//! Not here: what lies on disk of one (`template`).
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::catalogue::{Inner, Phase, Warmth, under_way};
+use super::source::{BuildError, Progress};
+use super::template::{self, Stored};
+use crate::store::file;
+use crate::store::layout::VmDir;
+use crate::vm::backend::BackendError;
+use crate::vm::one_line;
+use crate::vm::warm::{Freeze, Layer};
+
+impl Warmth {
+    /// Looks at what is frozen in the image in `dir`.
+    pub(super) fn found(dir: &Path) -> Self {
+        let newest = template::list(&dir.join(crate::store::layout::TEMPLATES)).into_iter().next();
+        newest.map_or(Self::Cold, |(path, stored)| Self::Warm(path, Box::new(stored)))
+    }
+}
+
+impl fmt::Display for Warmth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cold => f.write_str("no"),
+            Self::Warming(how_far) => write!(f, "warming: {how_far}"),
+            Self::Warm(_, stored) => write!(f, "yes: {}", stored.summary()),
+            Self::Failed(reason) => write!(f, "failed: {reason}"),
+        }
+    }
+}
+
+impl Inner {
+    /// Returns the newest template of an image that is ready, and the image's own disk.
+    pub(super) fn frozen_in(&self, name: &str) -> Option<(PathBuf, Stored, Layer)> {
+        let images = self.images.lock();
+        let image = images.get(name)?;
+        let (Phase::Ready(finished), Warmth::Warm(dir, stored)) = (&image.phase, &image.warmth)
+        else {
+            return None;
+        };
+        let boot = finished.manifest.boot(name, &finished.dir);
+        Some((dir.clone(), Stored::clone(stored), Layer { path: boot.disk, format: boot.format }))
+    }
+
+    pub(super) fn warm(
+        self: &Arc<Self>,
+        name: &str,
+        machine: Arc<dyn Freeze>,
+    ) -> Result<(), BackendError> {
+        let unknown = || BackendError::NoImage { name: name.to_owned() };
+        let mut images = self.images.lock();
+        let image = images.get_mut(name).ok_or_else(unknown)?;
+        if matches!(image.phase, Phase::UnderWay(_)) || image.warmth.is_under_way() {
+            return Err(under_way(name));
+        }
+        image.warmth = Warmth::Warming("starting".to_owned());
+        drop(images);
+        self.bell.ring();
+        let (inner, owned) = (Arc::clone(self), name.to_owned());
+        let work = move || {
+            let frozen = inner.freeze(&owned, &*machine);
+            drop(machine);
+            inner.settle_warmth(&owned, frozen);
+        };
+        let thread = std::thread::Builder::new().name(format!("warm {name}"));
+        thread.spawn(work).map(drop).map_err(|e| {
+            let error = BackendError::io("a thread to warm an image", &e);
+            self.settle_warmth(name, Err(error.clone()));
+            error
+        })
+    }
+
+    /// Freezes a machine into a hidden directory and gives it its name when it is whole.
+    fn freeze(self: &Arc<Self>, name: &str, machine: &dyn Freeze) -> Result<(), BackendError> {
+        futures::executor::block_on(self.ensure(name))?;
+        let all = self.layout.templates(name);
+        let io = |e: io::Error| BackendError::io(all.display().to_string(), &e);
+        file::private_dir(&all).map_err(io)?;
+        let hidden = tempfile::Builder::new().prefix(".").tempdir_in(&all).map_err(io)?;
+        let tell = |words: &str| self.tell_warming(name, words);
+        let failed = |e: BuildError| e.into_backend(name);
+        let (frozen, work) = template::freeze(machine, hidden.path(), &tell).map_err(failed)?;
+        let progress = Progress::new({
+            let (inner, name) = (Arc::clone(self), name.to_owned());
+            move |_, line| inner.tell_warming(&name, &line)
+        });
+        template::copy_disk(&frozen, hidden.path(), &progress).map_err(failed)?;
+        tell("computing the digest");
+        Stored::seal(hidden.path(), &frozen, true).map_err(failed)?;
+        drop(frozen);
+        work.close().map_err(io)?;
+        let to = all.join(Uuid::new_v4().simple().to_string());
+        fs::rename(hidden.keep(), &to).and_then(|()| file::sync_dir(&all)).map_err(io)
+    }
+
+    fn tell_warming(&self, name: &str, words: &str) {
+        self.change(name, |image| image.warmth = Warmth::Warming(words.to_owned()));
+    }
+
+    fn settle_warmth(&self, name: &str, frozen: Result<(), BackendError>) {
+        let found = match frozen {
+            Ok(()) => Warmth::found(&self.layout.image(name)),
+            Err(error) => Warmth::Failed(one_line(&error.to_string())),
+        };
+        self.change(name, |image| image.warmth = found);
+        self.sweep();
+    }
+
+    pub(super) fn cool(&self, name: &str) -> Result<(), BackendError> {
+        let unknown = || BackendError::NoImage { name: name.to_owned() };
+        let mut images = self.images.lock();
+        let image = images.get_mut(name).ok_or_else(unknown)?;
+        if image.warmth.is_under_way() {
+            return Err(under_way(name));
+        }
+        for (dir, _) in template::list(&self.layout.templates(name)) {
+            template::forget(&dir).map_err(|e| BackendError::io(dir.display().to_string(), &e))?;
+        }
+        image.warmth = Warmth::Cold;
+        drop(images);
+        self.bell.ring();
+        self.sweep();
+        Ok(())
+    }
+
+    /// Erases what no clone can be made from any more, and no clone's disk is an overlay on.
+    pub(super) fn sweep(&self) {
+        let images = self.images.lock();
+        let needed = self.needed();
+        for (name, image) in images.iter().filter(|(_, image)| !image.warmth.is_under_way()) {
+            let newest = match &image.warmth {
+                Warmth::Warm(dir, _) => Some(dir.clone()),
+                _ => None,
+            };
+            let entries = fs::read_dir(self.layout.templates(name)).into_iter().flatten();
+            for dir in entries.filter_map(Result::ok).map(|e| e.path()) {
+                if Some(&dir) != newest.as_ref() {
+                    sweep_one(&dir, &needed);
+                }
+            }
+        }
+    }
+
+    /// Lists the templates that disks of VMs are overlays on, removed VMs' too.
+    fn needed(&self) -> BTreeSet<String> {
+        let parents = [self.layout.vms(), self.layout.trash()];
+        let entries = parents.iter().filter_map(|p| fs::read_dir(p).ok()).flatten();
+        let dirs = entries.filter_map(Result::ok).map(|e| VmDir(e.path()));
+        let ids = dirs.filter_map(|dir| fs::read_to_string(dir.template()).ok());
+        ids.map(|id| id.trim_end().to_owned()).collect()
+    }
+}
+
+impl Warmth {
+    pub(super) fn is_under_way(&self) -> bool {
+        matches!(self, Self::Warming(_))
+    }
+}
+
+fn sweep_one(dir: &Path, needed: &BTreeSet<String>) {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    let swept = match needed.contains(&*name) {
+        true => template::forget(dir),
+        false => fs::remove_dir_all(dir),
+    };
+    if let Err(error) = swept {
+        tracing::warn!(dir = %dir.display(), %error, "not swept away");
+    }
+}

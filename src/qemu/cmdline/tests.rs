@@ -1,0 +1,317 @@
+//! Command lines, whole where they matter.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::vm::backend::{BootImage, Lifetime, SeedKind};
+use crate::vm::spec::VmSpec;
+use crate::vm::warm::{Shape, Template};
+
+fn plan(kind: AccelKind, cpu: &str) -> LaunchPlan {
+    LaunchPlan {
+        uuid: Uuid::from_u128(0x1234_5678_9abc_4def_8123_4567_89ab_cdef),
+        name: "vm1".into(),
+        dir: "/store/vms/x".into(),
+        spec: VmSpec::default(),
+        image: BootImage {
+            name: "tiny".into(),
+            digest: "sha256:0".into(),
+            disk: "/store/images/tiny/disk, \"1\".raw".into(),
+            format: DiskFormat::Raw,
+            disk_size: 64 << 20,
+            kernel: Some("/store/images/tiny/vmlinuz".into()),
+            initrd: Some("/store/images/tiny/initrd".into()),
+            cmdline: "console=ttyS0 root=/dev/vda, rw".into(),
+            announces: true,
+            seed: SeedKind::FwCfg,
+        },
+        accel: Accel { kind, cpu: cpu.into(), reason: String::new() },
+        paused: false,
+        base: vec![Layer {
+            path: "/store/images/tiny/disk, \"1\".raw".into(),
+            format: DiskFormat::Raw,
+        }],
+        memory: Memory::Own,
+        cold: None,
+        lifetime: Lifetime::Own,
+    }
+}
+
+/// A plan for tests of what reads one.
+pub(in crate::qemu) fn plan_on(base: Vec<Layer>) -> LaunchPlan {
+    LaunchPlan { base, ..plan(AccelKind::Tcg, "max") }
+}
+
+fn facts(seed: Seed) -> Facts<'static> {
+    let generation = Uuid::from_u128(1);
+    Facts { machine: "pc-q35-7.2", generation, seed, ram: Some(9) }
+}
+
+/// One option with its value a line.
+fn lines(plan: &LaunchPlan, seed: Seed) -> String {
+    let args = arguments(plan, &facts(seed)).unwrap();
+    let words: Vec<_> = args.iter().map(|a| a.to_string_lossy()).collect();
+    let mut text = words.join(" ");
+    for option in words.iter().filter(|w| w.starts_with('-')).skip(1) {
+        text = text.replacen(&format!(" {option} "), &format!("\n{option} "), 1);
+    }
+    text
+}
+
+#[test]
+fn a_directly_booted_guest_under_tcg() {
+    insta::assert_snapshot!(lines(&plan(AccelKind::Tcg, "max"), Seed::FwCfg), @r#"
+    -nodefaults
+    -no-user-config
+    -display none
+    -name guest=vm1,debug-threads=on
+    -uuid 12345678-9abc-4def-8123-456789abcdef
+    -machine pc-q35-7.2,usb=off,vmport=off,smbus=off,sata=off,memory-backend=ram
+    -accel tcg,thread=single,tb-size=64
+    -cpu max
+    -smp 1
+    -m 256M
+    -object {"id":"ram","qom-type":"memory-backend-ram","size":268435456}
+    -rtc base=utc
+    -kernel /store/images/tiny/vmlinuz
+    -initrd /store/images/tiny/initrd
+    -append console=ttyS0 root=/dev/vda, rw
+    -blockdev {"backing":{"driver":"raw","file":{"driver":"file","filename":"/store/images/tiny/disk, \"1\".raw","read-only":true},"node-name":"base","read-only":true},"discard":"unmap","driver":"qcow2","file":{"discard":"unmap","driver":"file","filename":"disk.qcow2"},"node-name":"disk"}
+    -device virtio-blk-pci,drive=disk,id=disk0,werror=enospc,rerror=report
+    -netdev user,id=net,hostfwd=tcp:127.0.0.1:0-:22
+    -device virtio-net-pci,netdev=net,id=net0,mac=52:54:00:ab:cd:ef,romfile=
+    -device virtio-rng-pci
+    -device virtio-balloon-pci,free-page-reporting=on
+    -device vmgenid,guid=00000000-0000-0000-0000-000000000001
+    -chardev socket,id=serial,path=serial,server=on,wait=off,logfile=console.log,logappend=on
+    -serial chardev:serial
+    -chardev socket,id=qmp,path=qmp,server=on,wait=off
+    -mon chardev=qmp,mode=control
+    -chardev null,id=ready
+    -device virtio-serial-pci
+    -device virtserialport,chardev=ready,name=org.aqfs.ready,id=ready
+    -chardev socket,id=identity,path=identity,server=on,wait=off
+    -device virtserialport,chardev=identity,name=org.aqfs.identity,id=identity
+    -fw_cfg name=opt/org.aqfs/seed,file=seed.tar
+    -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+    "#);
+}
+
+#[test]
+fn a_disk_booted_guest_under_kvm() {
+    let mut plan = plan(AccelKind::Kvm, "host,-arch-capabilities");
+    plan.image.kernel = None;
+    plan.base[0].format = DiskFormat::Qcow2;
+    plan.spec.cpus = 4;
+    plan.spec.memory = 2 << 30;
+    plan.spec.qemu_args = vec!["-device".into(), "pcie-root-port,id=x".into()];
+    plan.paused = true;
+    insta::assert_snapshot!(lines(&plan, Seed::Absent), @r#"
+    -nodefaults
+    -no-user-config
+    -display none
+    -name guest=vm1,debug-threads=on
+    -uuid 12345678-9abc-4def-8123-456789abcdef
+    -machine pc-q35-7.2,usb=off,vmport=off,smbus=off,sata=off,memory-backend=ram
+    -accel kvm
+    -cpu host,-arch-capabilities
+    -smp 4
+    -m 2048M
+    -object {"id":"ram","qom-type":"memory-backend-ram","size":2147483648}
+    -rtc base=utc
+    -blockdev {"backing":{"backing":null,"driver":"qcow2","file":{"driver":"file","filename":"/store/images/tiny/disk, \"1\".raw","read-only":true},"node-name":"base","read-only":true},"discard":"unmap","driver":"qcow2","file":{"discard":"unmap","driver":"file","filename":"disk.qcow2"},"node-name":"disk"}
+    -device virtio-blk-pci,drive=disk,id=disk0,werror=enospc,rerror=report
+    -netdev user,id=net,hostfwd=tcp:127.0.0.1:0-:22
+    -device virtio-net-pci,netdev=net,id=net0,mac=52:54:00:ab:cd:ef,romfile=
+    -device virtio-rng-pci
+    -device virtio-balloon-pci,free-page-reporting=on
+    -device vmgenid,guid=00000000-0000-0000-0000-000000000001
+    -chardev socket,id=serial,path=serial,server=on,wait=off,logfile=console.log,logappend=on
+    -serial chardev:serial
+    -chardev socket,id=qmp,path=qmp,server=on,wait=off
+    -mon chardev=qmp,mode=control
+    -chardev null,id=ready
+    -device virtio-serial-pci
+    -device virtserialport,chardev=ready,name=org.aqfs.ready,id=ready
+    -chardev socket,id=identity,path=identity,server=on,wait=off
+    -device virtserialport,chardev=identity,name=org.aqfs.identity,id=identity
+    -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+    -S
+    -device pcie-root-port,id=x
+    "#);
+}
+
+/// The values of an option, in order.
+fn values(args: &[OsString], option: &str) -> Vec<String> {
+    let after = args.iter().zip(args.iter().skip(1)).filter(|(o, _)| *o == option);
+    after.map(|(_, value)| value.to_string_lossy().into_owned()).collect()
+}
+
+#[test]
+fn every_setting_has_its_place() {
+    let mut plan = plan(AccelKind::Tcg, "max");
+    plan.spec.kernel = Some("/boot/my kernel".into());
+    plan.spec.cmdline = Some("quiet a,b".into());
+    plan.spec.firmware = Some("/fw/OVMF, 4M.fd".into());
+    plan.spec.cdrom = Some("/isos/a, \"b\".iso".into());
+    plan.spec.ephemeral = true;
+    plan.spec.mac = Some("52:54:00:00:00:01".parse().unwrap());
+    plan.spec.ports = vec!["8080:80".parse().unwrap(), "udp:0.0.0.0:0:53".parse().unwrap()];
+    let args = arguments(&plan, &facts(Seed::Absent)).unwrap();
+    let of = |option: &str| values(&args, option);
+    assert_eq!(of("-kernel"), ["/boot/my kernel"]);
+    assert_eq!(of("-initrd"), Vec::<String>::new());
+    assert_eq!(of("-append"), ["console=ttyS0 root=/dev/vda, rw quiet a,b"]);
+    assert_eq!(of("-bios"), ["/fw/OVMF, 4M.fd"]);
+    let net = "user,id=net,hostfwd=tcp:127.0.0.1:0-:22,hostfwd=tcp:127.0.0.1:8080-:80,\
+        hostfwd=udp:0.0.0.0:0-:53";
+    assert_eq!(of("-netdev"), [net]);
+    insta::assert_snapshot!(of("-blockdev").join("\n"), @r#"
+    {"backing":{"backing":{"driver":"raw","file":{"driver":"file","filename":"/store/images/tiny/disk, \"1\".raw","read-only":true},"node-name":"base","read-only":true},"driver":"qcow2","file":{"driver":"file","filename":"disk.qcow2","read-only":true},"node-name":"kept","read-only":true},"discard":"unmap","driver":"qcow2","file":{"discard":"unmap","driver":"file","filename":"temporary.qcow2"},"node-name":"disk"}
+    {"driver":"raw","file":{"driver":"file","filename":"/isos/a, \"b\".iso","read-only":true},"node-name":"disc","read-only":true}
+    "#);
+    let devices = of("-device");
+    assert!(devices.iter().any(|d| d.contains("mac=52:54:00:00:00:01,")), "{devices:?}");
+    let drive = "ide-cd,bus=ahci.0,drive=disc,id=cdrom0".to_owned();
+    assert!(devices.contains(&drive), "{devices:?}");
+    plan.spec.initrd = Some("/boot/initrd".into());
+    let args = arguments(&plan, &facts(Seed::Absent)).unwrap();
+    assert_eq!(values(&args, "-initrd"), ["/boot/initrd"]);
+}
+
+#[test]
+fn a_cloud_image_has_its_seed_as_a_second_disk() {
+    let mut plan = plan(AccelKind::Tcg, "max");
+    plan.image.kernel = None;
+    let args = arguments(&plan, &facts(Seed::Nocloud)).unwrap();
+    let disks: Vec<_> = values(&args, "-device")
+        .into_iter()
+        .filter_map(|d| {
+            Some(d.strip_prefix("virtio-blk-pci,drive=")?.split(',').next()?.to_owned())
+        })
+        .collect();
+    assert_eq!(disks, ["disk", "cidata"]);
+    assert!(values(&args, "-blockdev")[1].contains(r#""filename":"cidata.img","read-only":true"#));
+    assert_eq!(values(&args, "-fw_cfg"), Vec::<String>::new());
+}
+
+#[test]
+fn a_command_line_needs_a_kernel_to_take_it() {
+    let mut plan = plan(AccelKind::Tcg, "max");
+    plan.image.kernel = None;
+    plan.spec.cmdline = Some("quiet".into());
+    let error = arguments(&plan, &facts(Seed::Absent)).unwrap_err();
+    assert!(matches!(error, BackendError::Unfit { key: "cmdline", .. }), "{error}");
+    plan.spec.kernel = Some("/boot/vmlinuz".into());
+    assert!(arguments(&plan, &facts(Seed::Absent)).is_ok());
+}
+
+#[test]
+fn a_file_that_is_absent_is_named_with_its_setting() {
+    let spec = VmSpec { cdrom: Some("/nowhere/x.iso".into()), ..VmSpec::default() };
+    let error = check_files(&spec).unwrap_err();
+    assert!(error.to_string().starts_with("config/cdrom: /nowhere/x.iso: No such"), "{error}");
+    assert!(check_file("kernel", Some(Path::new("/"))).is_err());
+}
+
+#[test]
+fn the_translators_cache_follows_the_guests_memory_within_bounds() {
+    let tcg = plan(AccelKind::Tcg, "max").accel;
+    let table = [
+        (1, 32 << 20, "tcg,thread=single,tb-size=64"),
+        (2, 1 << 30, "tcg,thread=multi,tb-size=256"),
+        (8, 64 << 30, "tcg,thread=multi,tb-size=512"),
+    ];
+    for (cpus, memory, expected) in table {
+        assert_eq!(accelerator(&tcg, cpus, memory), expected);
+    }
+}
+
+#[test]
+fn a_path_that_is_not_utf8_is_refused_with_its_reason() {
+    use std::os::unix::ffi::OsStringExt;
+    let mut plan = plan(AccelKind::Tcg, "max");
+    plan.base[0].path = OsString::from_vec(b"/images/\xff.raw".to_vec()).into();
+    let error = arguments(&plan, &facts(Seed::Absent)).unwrap_err();
+    assert!(error.to_string().contains("not UTF-8"), "{error}");
+}
+
+proptest! {
+    /// Strings from outside stay within their own argument and never become a QEMU option.
+    #[test]
+    fn no_string_leaves_its_place(path in "/\\PC{0,40}", cmdline in "\\PC{1,40}", name in "\\PC{0,20}") {
+        let mut plan = plan(AccelKind::Tcg, "max");
+        let usual = arguments(&plan, &facts(Seed::Absent)).unwrap();
+        plan.base[0].path = (&path).into();
+        plan.image.cmdline.clone_from(&cmdline);
+        plan.name.clone_from(&name);
+        let args = arguments(&plan, &facts(Seed::Absent)).unwrap();
+        let changed: Vec<_> = (0..args.len()).filter(|i| args[*i] != usual[*i]).collect();
+        prop_assert_eq!(args.len(), usual.len());
+        for i in changed {
+            let text = args[i].to_str().unwrap();
+            match args[i - 1].to_str().unwrap() {
+                "-name" => {
+                    let bare = text.replace(",,", "");
+                    prop_assert_eq!(bare.matches(',').count(), 1);
+                }
+                "-append" => prop_assert_eq!(text, &cmdline),
+                "-blockdev" => {
+                    let node: Value = serde_json::from_str(text).unwrap();
+                    prop_assert_eq!(&node["backing"]["file"]["filename"], &json!(path));
+                }
+                other => prop_assert!(false, "{}", other),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_clone_maps_a_templates_memory_and_waits_for_its_state() {
+    let mut plan = plan(AccelKind::Tcg, "max");
+    let warm = Layer { path: "/store/warm/disk.qcow2".into(), format: DiskFormat::Qcow2 };
+    plan.base.insert(0, warm);
+    plan.memory = Memory::Clone(Template {
+        id: "1".into(),
+        ram: "/store/warm/ram".into(),
+        state: "/store/warm/state".into(),
+        base: plan.base.clone(),
+        shape: shape(),
+    });
+    let of = |plan: &LaunchPlan, ram, option: &str| {
+        let args = arguments(plan, &Facts { ram, ..facts(Seed::FwCfg) }).unwrap();
+        values(&args, option).remove(0)
+    };
+    let ram = |plan: &LaunchPlan, fd| -> Value {
+        serde_json::from_str(&of(plan, fd, "-object")).unwrap()
+    };
+    let (sealed, own) = (ram(&plan, Some(9)), ram(&plan, None));
+    let fields = |v: &Value| ["mem-path", "share", "readonly", "rom"].map(|f| v[f].clone());
+    let none = Value::Null;
+    assert_eq!(fields(&sealed), [json!("/proc/self/fd/9"), json!(false), none.clone(), none]);
+    let path = json!("/store/warm/ram");
+    assert_eq!(fields(&own), [path, json!(false), json!(true), json!("off")]);
+    assert_eq!(of(&plan, None, "-incoming"), "defer");
+    let args = arguments(&plan, &facts(Seed::FwCfg)).unwrap();
+    assert!(!args.contains(&"-S".into()), "its processors are stopped as they were frozen");
+    let disk: Value = serde_json::from_str(&of(&plan, None, "-blockdev")).unwrap();
+    assert_eq!(disk["backing"]["file"]["filename"], "/store/warm/disk.qcow2");
+    assert_eq!(disk["backing"]["backing"]["driver"], "raw");
+    assert!(!args.iter().any(|a| a.to_string_lossy().contains("free-page-reporting")));
+    plan.memory = Memory::Cast("/store/mould/ram".into());
+    let cast = ram(&plan, None);
+    assert_eq!((&cast["share"], &cast["mem-path"]), (&json!(true), &json!("/store/mould/ram")));
+}
+
+fn shape() -> Shape {
+    Shape {
+        qemu: "7.2.22".into(),
+        machine: "pc-q35-7.2".into(),
+        accel: AccelKind::Tcg,
+        cpu: "max".into(),
+        cpus: 1,
+        memory: 256 << 20,
+        disk: 2 << 30,
+        devices: String::new(),
+    }
+}

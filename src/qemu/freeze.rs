@@ -1,0 +1,179 @@
+//! Freezing a machine as it runs, and going on from what was frozen.
+//!
+//! While the guest runs, its memory is copied into a second machine, the *mould*, whose memory is
+//! a file. When little is left to copy, the processors stop, the disk gets a snapshot, the rest is
+//! copied, and the guest goes on. The mould never runs: it writes its devices' state beside the
+//! memory and ends. A clone maps the memory copy-on-write and loads that state, which takes the
+//! same time whatever the memory's size.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tokio::time::sleep;
+
+use super::install::Installation;
+use super::launch;
+use super::machine::Parts;
+use super::migrate::{COMPLETED, How, Migration};
+use super::qmp::{Qmp, QmpError};
+use crate::store::file;
+use crate::store::layout::VmDir;
+use crate::vm::backend::{BackendError, LaunchPlan, Lifetime};
+use crate::vm::warm::{Memory, names};
+
+/// The node that takes what the guest writes.
+const NODE: &str = "disk";
+/// How long a guest may run while its memory is copied. One that changes it faster than it can be
+/// copied is then stopped until the end.
+const CONVERGENCE: Duration = Duration::from_secs(10);
+/// How long QEMU may take to clean up after a migration, and how often it is asked.
+const FINALIZATION: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_millis(1);
+/// The mould's directory in that of the frozen machine, while there is one.
+const MOULD: &str = "mould";
+
+/// Freezes the machine that was started by `plan` into the directory `to`; returns how long its
+/// processors stood still. It goes on whatever happens here.
+pub(super) async fn freeze(
+    source: &Qmp,
+    plan: &LaunchPlan,
+    qemu: &Installation,
+    to: &Path,
+    snapshot: &str,
+) -> Result<Duration, BackendError> {
+    let mould_plan = mould_plan(plan, to)?;
+    let dir = mould_plan.dir.clone();
+    let mould = launch::bring_up(&mould_plan, qemu, None).await?;
+    let frozen = cast(source, &mould.parts, to, snapshot).await;
+    mould.end().await;
+    if frozen.is_err() {
+        recover(source, snapshot).await;
+    }
+    let pause = frozen?;
+    let ram = to.join(names::RAM);
+    let settle = move || {
+        fs::remove_dir_all(&dir)?;
+        File::open(ram)?.sync_all()
+    };
+    off_thread("the frozen memory", settle).await?;
+    Ok(pause)
+}
+
+/// The same hardware, with its memory in a file, and nobody's ports.
+fn mould_plan(plan: &LaunchPlan, to: &Path) -> Result<LaunchPlan, BackendError> {
+    let (dir, ram) = (VmDir(to.join(MOULD)), to.join(names::RAM));
+    let from = VmDir(plan.dir.clone());
+    let prepare = || {
+        file::private_dir(&dir.0)?;
+        let ram = File::options().write(true).create_new(true).mode(0o600).open(&ram)?;
+        ram.set_len(plan.spec.memory)?;
+        let copy = |from: PathBuf, to| match fs::copy(from, to) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            done => done,
+        };
+        copy(from.seed(), dir.seed())?;
+        copy(from.cidata(), dir.cidata()).map(drop)
+    };
+    prepare().map_err(|e| BackendError::io("the frozen memory", &e))?;
+    let mut mould = plan.clone();
+    mould.spec.ports.clear();
+    mould.spec.ephemeral = false;
+    Ok(LaunchPlan {
+        dir: dir.0,
+        memory: Memory::Cast(ram),
+        lifetime: Lifetime::Ours,
+        paused: true,
+        ..mould
+    })
+}
+
+async fn cast(
+    source: &Qmp,
+    mould: &Parts,
+    to: &Path,
+    snapshot: &str,
+) -> Result<Duration, BackendError> {
+    let (near, far) = UnixStream::pair().map_err(|e| BackendError::io("a socket", &e))?;
+    let mut incoming = Migration::new(&mould.qmp, How::Whole).await?;
+    incoming.receive(&OwnedFd::from(far)).await?;
+    let outgoing = Migration::new(source, How::Live).await?;
+    let pause = copy(source, outgoing, near.into(), snapshot).await?;
+    incoming.must_reach(COMPLETED).await?;
+    let path = to.join(names::STATE);
+    let state = File::options().read(true).write(true).create_new(true).mode(0o600).open(path);
+    let state = state.map_err(|e| BackendError::io("the frozen state", &e))?;
+    let synced = state.try_clone().map_err(|e| BackendError::io("the frozen state", &e))?;
+    let mut saving = Migration::new(&mould.qmp, How::Shared).await?;
+    saving.send(&state.into()).await?;
+    saving.must_reach(COMPLETED).await?;
+    off_thread("the frozen state", move || synced.sync_all()).await?;
+    Ok(pause)
+}
+
+/// Copies a guest that runs, and its disk at the instant at which the copy is whole.
+async fn copy(
+    source: &Qmp,
+    mut outgoing: Migration<'_>,
+    to: OwnedFd,
+    snapshot: &str,
+) -> Result<Duration, BackendError> {
+    outgoing.send(&to).await?;
+    drop(to);
+    let converged = outgoing.reaches("pre-switchover", CONVERGENCE).await?;
+    let still = Instant::now();
+    if !converged {
+        source.execute("stop", json!({})).await?;
+        outgoing.must_reach("pre-switchover").await?;
+    }
+    let snapshot = json!({"device": NODE, "name": snapshot});
+    source.execute("blockdev-snapshot-internal-sync", snapshot).await?;
+    outgoing.go_on().await?;
+    outgoing.must_reach(COMPLETED).await?;
+    go_on(source).await?;
+    Ok(still.elapsed())
+}
+
+/// Lets the processors run again. QEMU says that all is handed over a moment before it is done with
+/// that, and tells nobody when it is.
+async fn go_on(source: &Qmp) -> Result<(), QmpError> {
+    let deadline = Instant::now() + FINALIZATION;
+    loop {
+        match source.execute("cont", json!({})).await {
+            Err(QmpError::Refused { text, .. })
+                if text.contains("not finalized") && Instant::now() < deadline =>
+            {
+                sleep(RETRY).await;
+            }
+            done => return done.map(drop),
+        }
+    }
+}
+
+/// Lets the guest go on as if nothing had been asked; what fails here shows in its status.
+async fn recover(source: &Qmp, snapshot: &str) {
+    source.execute("migrate_cancel", json!({})).await.ok();
+    go_on(source).await.ok();
+    let snapshot = json!({"device": NODE, "name": snapshot});
+    source.execute("blockdev-snapshot-delete-internal-sync", snapshot).await.ok();
+}
+
+/// Has a machine that has never run take in a frozen state.
+pub(super) async fn thaw(qmp: &Qmp, state: &Path) -> Result<(), BackendError> {
+    let opened = File::open(state).map_err(|e| BackendError::io("the frozen state", &e))?;
+    let mut incoming = Migration::new(qmp, How::Shared).await?;
+    incoming.receive(&opened.into()).await?;
+    incoming.must_reach(COMPLETED).await
+}
+
+async fn off_thread(
+    what: &'static str,
+    work: impl FnOnce() -> io::Result<()> + Send + 'static,
+) -> Result<(), BackendError> {
+    crate::vm::driver::off_thread(work, what).await
+}

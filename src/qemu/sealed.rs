@@ -1,0 +1,110 @@
+//! A template's memory for a QEMU that insists on opening it for writing: a sealed copy.
+//!
+//! Before 8.2 QEMU opens the file of a private mapping for writing too, and what the guest's
+//! balloon gives back it cuts out of the file itself: out of every clone, at a guest's will. A
+//! sealed memory file can be opened so, and not be changed. All clones of a template share one.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rustix::fs::{
+    MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, ftruncate, memfd_create, seek, sendfile,
+};
+use rustix::io::Errno;
+
+use crate::vm::backend::BackendError;
+use crate::vm::driver::off_thread;
+use crate::vm::warm::Template;
+
+/// The copy that was used last. Clones keep theirs by themselves; this one makes the next quick.
+#[derive(Debug, Default)]
+pub(super) struct Sealed(Mutex<Option<(String, Arc<OwnedFd>)>>);
+
+impl Sealed {
+    /// Returns the sealed copy of a template's memory.
+    ///
+    /// # Errors
+    /// The memory cannot be read, or the host has none left for it.
+    pub(super) async fn of(&self, template: &Template) -> Result<Arc<OwnedFd>, BackendError> {
+        if let Some((id, copy)) = &*self.0.lock()
+            && *id == template.id
+        {
+            return Ok(Arc::clone(copy));
+        }
+        let ram = template.ram.clone();
+        let copy = Arc::new(off_thread(move || copy(&ram), "a copy of the frozen memory").await?);
+        *self.0.lock() = Some((template.id.clone(), Arc::clone(&copy)));
+        Ok(copy)
+    }
+}
+
+fn copy(from: &Path) -> io::Result<OwnedFd> {
+    let from = File::open(from)?;
+    let length = from.metadata()?.len();
+    let to = memfd_create("aqfs-template", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    ftruncate(&to, length)?;
+    let mut at = 0;
+    while let Some((start, end)) = data_after(&from, at, length)? {
+        copy_range(&from, &to, start, end)?;
+        at = end;
+    }
+    fcntl_add_seals(&to, SealFlags::GROW | SealFlags::SHRINK | SealFlags::WRITE | SealFlags::SEAL)?;
+    Ok(to)
+}
+
+/// Returns the bounds of the next data; `None` if only a hole follows.
+fn data_after(file: &File, at: u64, length: u64) -> io::Result<Option<(u64, u64)>> {
+    if at >= length {
+        return Ok(None);
+    }
+    match seek(file, SeekFrom::Data(at)) {
+        Ok(start) => Ok(Some((start, seek(file, SeekFrom::Hole(start))?))),
+        Err(Errno::NXIO) => Ok(None),
+        // A file system without holes.
+        Err(Errno::INVAL) => Ok(Some((at, length))),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn copy_range(from: &File, to: &OwnedFd, start: u64, end: u64) -> io::Result<()> {
+    seek(to, SeekFrom::Start(start))?;
+    let mut at = start;
+    while at < end {
+        let rest = usize::try_from(end - at).unwrap_or(usize::MAX);
+        if sendfile(to, from, Some(&mut at), rest)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn a_copy_has_the_same_content_and_cannot_be_changed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ram");
+        let file = File::create(&path).unwrap();
+        file.set_len(8 << 20).unwrap();
+        file.write_all_at(&[7; 5000], 1 << 20).unwrap();
+        file.write_all_at(b"end", (8 << 20) - 3).unwrap();
+        let copy = File::from(copy(&path).unwrap());
+        let mut both = [vec![0; 8 << 20], vec![1; 8 << 20]];
+        file.sync_all().unwrap();
+        File::open(&path).unwrap().read_exact_at(&mut both[0], 0).unwrap();
+        copy.read_exact_at(&mut both[1], 0).unwrap();
+        assert!(both[0] == both[1]);
+        assert!(copy.write_all_at(b"x", 0).is_err());
+        assert!(copy.set_len(1).is_err());
+        let hole = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+        assert!(rustix::fs::fallocate(&copy, hole, 0, 4096).is_err());
+    }
+}

@@ -1,0 +1,133 @@
+//! `warm` of an image: a VM that nobody sees boots from it, is frozen, and is gone.
+
+use std::future::Future;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use tokio::runtime::Handle;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use super::images::in_words;
+use super::{Registry, RegistryError};
+use crate::store::file;
+use crate::store::layout::VmDir;
+use crate::vm::backend::{BackendError, Lifetime};
+use crate::vm::driver::{self, Birth, Definition};
+use crate::vm::spec::is_vm_name;
+use crate::vm::state::{Command, State};
+use crate::vm::warm::{Freeze, Frozen};
+use crate::vm::{Vm, VmId, World};
+
+/// How long a guest may take to boot: a cloud image sets itself up the first time.
+const BOOT_BOUND: Duration = Duration::from_secs(600);
+/// The VM's directory in that of what is frozen, while there is one.
+const VM: &str = "vm";
+
+impl Registry {
+    /// Has a machine frozen in an image, in the background.
+    ///
+    /// # Errors
+    /// `NoImage`, `ImageBusy` while the image is being made or warmed.
+    pub(super) async fn warm_image(self: Arc<Self>, image: String) -> Result<(), RegistryError> {
+        // A clone must look as new VMs do, so this is one.
+        let mut spec = self.world().defaults.spec();
+        spec.image.clone_from(&image);
+        let world = World { events: Arc::default(), ..self.world().clone() };
+        let definition =
+            Definition { version: 1, uuid: Uuid::new_v4(), created: SystemTime::now(), spec };
+        let (id, runtime) = (self.fresh_id(), Handle::current());
+        let machine = Arc::new(Unseen { id, definition, world, runtime });
+        self.with_images(move |images| images.warm(&image, machine)).await
+    }
+}
+
+/// A VM that is in no list.
+#[derive(Debug)]
+struct Unseen {
+    id: VmId,
+    definition: Definition,
+    world: World,
+    /// The VM's tasks live on it; who freezes may be on any thread.
+    runtime: Handle,
+}
+
+#[async_trait]
+impl Freeze for Unseen {
+    async fn freeze(
+        &self,
+        to: &Path,
+        progress: &(dyn Fn(&str) + Send + Sync),
+    ) -> Result<Frozen, BackendError> {
+        let dir = VmDir(to.join(VM));
+        file::private_dir(&dir.0).map_err(|e| BackendError::io("the VM to freeze", &e))?;
+        progress("booting");
+        let born = driver::spawn(self.birth(dir), self.world.clone());
+        let vm = on(&self.runtime, async { Ok(born.await) }).await?;
+        let booted = on(&self.runtime, booted(vm.clone())).await;
+        progress("freezing");
+        let frozen = match booted {
+            Ok(()) => vm.freeze(to.to_owned()).await.map_err(in_words),
+            Err(error) => Err(error),
+        };
+        on(&self.runtime, ended(vm)).await?;
+        frozen
+    }
+}
+
+impl Unseen {
+    fn birth(&self, dir: VmDir) -> Birth {
+        let image = &self.definition.spec.image;
+        let name = if is_vm_name(image) { image.clone() } else { "warm".to_owned() };
+        Birth {
+            id: self.id,
+            uuid: self.definition.uuid,
+            dir,
+            name,
+            definition: Ok(self.definition.clone()),
+            lifetime: Lifetime::Ours,
+        }
+    }
+}
+
+/// Runs work where VMs live.
+async fn on<T: Send + 'static>(
+    runtime: &Handle,
+    work: impl Future<Output = Result<T, BackendError>> + Send + 'static,
+) -> Result<T, BackendError> {
+    let done = runtime.spawn(work).await;
+    done.unwrap_or_else(|e| Err(BackendError::io("the VM to freeze", &io::Error::other(e))))
+}
+
+/// Boots a VM and waits for its guest.
+async fn booted(vm: Vm) -> Result<(), BackendError> {
+    let mut listener = vm.listen();
+    vm.perform(Command::Start { paused: false }).await.map_err(in_words)?;
+    let answers = async {
+        while vm.state() != State::Ready {
+            if vm.state().is_off() {
+                let why = vm.failure().unwrap_or_else(|| vm.state().to_string());
+                return Err(BackendError::Twin { reason: format!("its VM: {why}") });
+            }
+            listener.rung().await;
+        }
+        Ok(())
+    };
+    let late = BackendError::GuestTimeout { seconds: BOOT_BOUND.as_secs() };
+    timeout(BOOT_BOUND, answers).await.map_err(|_| late)?
+}
+
+/// Ends a VM for good; its directory is the caller's.
+async fn ended(vm: Vm) -> Result<(), BackendError> {
+    let mut listener = vm.listen();
+    if !vm.state().is_off() {
+        vm.perform(Command::Kill).await.map_err(in_words)?;
+    }
+    while !vm.state().is_off() {
+        listener.rung().await;
+    }
+    vm.perform(Command::Remove).await.map_err(in_words)
+}

@@ -1,0 +1,311 @@
+//! Warm starts, which go on from a machine frozen in the image, and freezing one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::{Driver, Report, Reporter, off_thread};
+use crate::store::file;
+use crate::store::layout::VmDir;
+use crate::vm::backend::{
+    Adoption, BackendError, DiskFormat, GuestSession, Hold, LaunchPlan, Launched, Lifetime,
+    Machine, MachineEvent, SnapshotOp,
+};
+use crate::vm::live::InForce;
+use crate::vm::spec::VmSpec;
+use crate::vm::state::{Refusal, State};
+use crate::vm::warm::{Frozen, Layer, Memory, Shape, Template, asks_for_a_boot};
+use crate::vm::{Vm, VmError, World, one_line};
+
+/// What `RunFacts::warm` says of a machine that went on from a template.
+pub(super) const WARM: &str = "yes";
+/// The snapshot that holds a disk as it was frozen; no user can give this name.
+pub(crate) const FROZEN: &str = ".frozen";
+
+/// Decides whether a machine goes on from its image's template, and says why not.
+pub(super) async fn choose(world: &World, plan: &mut LaunchPlan) -> Result<(), BackendError> {
+    // A disk has a life of its own, which the template's memory knows nothing of.
+    if world.hypervisor.disk_size(&plan.dir)?.is_some() {
+        return Ok(());
+    }
+    let Some(template) = world.images.template(&plan.image.name).await else { return Ok(()) };
+    match fit(world, plan, template).await? {
+        Ok(template) => {
+            plan.base.clone_from(&template.base);
+            plan.memory = Memory::Clone(template);
+        }
+        Err(reason) => plan.cold = Some(reason),
+    }
+    Ok(())
+}
+
+async fn fit(
+    world: &World,
+    plan: &LaunchPlan,
+    template: Result<Template, String>,
+) -> Result<Result<Template, String>, BackendError> {
+    if let Some(key) = asks_for_a_boot(&plan.spec) {
+        return Ok(Err(format!("config/{key} is set")));
+    }
+    if plan.paused {
+        return Ok(Err("`start paused` was asked for".to_owned()));
+    }
+    if plan.spec.ssh_user != "root" {
+        return Ok(Err("config/ssh_user is not root".to_owned()));
+    }
+    let template = match template {
+        Ok(template) => template,
+        Err(damage) => return Ok(Err(damage)),
+    };
+    let wanted = world.hypervisor.shape(plan).await?;
+    Ok(match template.shape.difference(&wanted) {
+        None => Ok(template),
+        Some(difference) => Err(difference),
+    })
+}
+
+/// Starts a clone. A template that QEMU does not take is no reason not to boot. Until the guest
+/// knows who it is, the VM's directory says that it is unborn: a daemon that finds it so ends it.
+pub(super) async fn start(
+    world: &World,
+    plan: LaunchPlan,
+    to: &Reporter,
+) -> Result<Launched, BackendError> {
+    world.images.bind(&plan.dir, &plan.base)?;
+    let unborn = VmDir(plan.dir.clone()).unborn();
+    mark(unborn.clone()).await?;
+    let born = match clone(world, &plan, to).await {
+        Ok(Born::Clone(launched)) => Ok(launched),
+        Ok(Born::Still(error)) => boot(world, plan, &error).await,
+        Err(error) => {
+            // The next start begins anew.
+            world.hypervisor.discard_disk(&plan.dir).await?;
+            Err(error)
+        }
+    };
+    off_thread(move || fs::remove_file(unborn), "the mark of a clone").await?;
+    born
+}
+
+enum Born {
+    Clone(Launched),
+    /// It could not go on, for this reason, and has ended.
+    Still(BackendError),
+}
+
+async fn clone(world: &World, plan: &LaunchPlan, to: &Reporter) -> Result<Born, BackendError> {
+    let begun = Instant::now();
+    let mut launched = world.hypervisor.launch(plan.clone()).await?;
+    let machine = Arc::clone(&launched.machine);
+    tracing::debug!(elapsed = ?begun.elapsed(), "clone: greeted");
+    let Memory::Clone(template) = &plan.memory else { return Ok(Born::Clone(launched)) };
+    // Connected before anything runs: a frozen guest that finds nobody there waits no more.
+    let port = world.guests.identity(&plan.dir).await;
+    if let Err(error) = machine.thaw(template).await {
+        to.report(Report::Note(format!("cannot go on from the warm image: {error}"))).await;
+        end(launched).await;
+        return Ok(Born::Still(error));
+    }
+    tracing::debug!(elapsed = ?begun.elapsed(), "clone: state taken in");
+    let told = async {
+        let mut port = port?;
+        machine.resume().await?;
+        port.tell(plan).await
+    };
+    let told = told.await;
+    tracing::debug!(elapsed = ?begun.elapsed(), "clone: told");
+    if let Err(error) = told {
+        end(launched).await;
+        return Err(error);
+    }
+    launched.paused = false;
+    Ok(Born::Clone(launched))
+}
+
+/// Boots what could not go on. Its disk has seen nothing yet, and is made anew.
+async fn boot(
+    world: &World,
+    mut plan: LaunchPlan,
+    error: &BackendError,
+) -> Result<Launched, BackendError> {
+    world.hypervisor.discard_disk(&plan.dir).await?;
+    plan.memory = Memory::Own;
+    plan.base = world.images.layers(&plan.image, &plan.dir)?;
+    plan.cold = Some(one_line(&error.to_string()));
+    world.hypervisor.launch(plan).await
+}
+
+async fn mark(path: PathBuf) -> Result<(), BackendError> {
+    off_thread(move || file::replace(&path, b""), "the mark of a clone").await
+}
+
+/// Ends a machine and waits until it has ended.
+async fn end(mut launched: Launched) {
+    // If it cannot be ended, the next launch finds it there and says so.
+    drop(launched.machine.kill().await);
+    while let Some(event) = launched.events.recv().await {
+        if matches!(event, MachineEvent::Exited(_)) {
+            return;
+        }
+    }
+}
+
+/// Clears away what an earlier daemon left by half: a clone that does not know yet who it is, and
+/// the snapshot of a disk that was being copied.
+pub(super) async fn clear(
+    world: &World,
+    dir: &VmDir,
+    adoption: Adoption,
+) -> Result<Adoption, BackendError> {
+    if !dir.unborn().exists() {
+        drop_frozen(world, dir, &adoption).await;
+        return Ok(adoption);
+    }
+    if let Adoption::Running(launched) = adoption {
+        end(launched).await;
+    }
+    world.hypervisor.discard_disk(&dir.0).await?;
+    let unborn = dir.unborn();
+    off_thread(move || fs::remove_file(unborn), "the mark of a clone").await?;
+    Ok(Adoption::Ended("the daemon ended while it started; start it again".to_owned()))
+}
+
+/// Most disks have none, and whether one has is read in their table.
+async fn drop_frozen(world: &World, dir: &VmDir, adoption: &Adoption) {
+    if !world.hypervisor.snapshots(&dir.0).iter().any(|s| s.tag == FROZEN) {
+        return;
+    }
+    let machine = match adoption {
+        Adoption::Running(launched) => Some(Arc::clone(&launched.machine)),
+        _ => None,
+    };
+    release(world, machine, &dir.0).await;
+}
+
+/// Drops the snapshot that holds a frozen disk; where that fails, the next daemon does.
+async fn release(world: &World, machine: Option<Arc<dyn Machine>>, dir: &Path) {
+    let op = SnapshotOp::Drop(FROZEN.to_owned());
+    if let Some(machine) = machine
+        && machine.snapshot(&op).await.is_ok()
+    {
+        return;
+    }
+    let dropped = world.hypervisor.snapshot(dir.to_owned(), &op).await;
+    // Of a VM that is gone for good there is nothing to drop.
+    if let Err(error) = dropped
+        && dir.exists()
+    {
+        tracing::warn!(dir = %dir.display(), %error, "the snapshot of a frozen disk stays");
+    }
+}
+
+/// A machine, and a way into its guest.
+type Reachable = (Arc<dyn Machine>, Arc<dyn GuestSession>);
+
+/// Where the answer to a request to freeze goes.
+type FreezeAnswer = oneshot::Sender<Result<Frozen, VmError>>;
+
+impl Driver {
+    /// Freezes the guest into a directory. The VM is `saving` until the answer's hold is dropped;
+    /// the guest runs on.
+    pub(super) fn freeze(&mut self, to: PathBuf, answer: FreezeAnswer) {
+        let (machine, session) = match self.check_freeze() {
+            Ok(parts) => parts,
+            Err(refusal) => return drop(answer.send(Err(refusal.into()))),
+        };
+        let before = self.state();
+        self.enter(State::Saving);
+        let (vm, world, in_force) = (self.vm.clone(), self.world.clone(), self.in_force());
+        self.detached(|reporter| async move {
+            let plan = running_plan(&vm, &world, &*machine, in_force);
+            let frozen = match plan {
+                Ok(plan) => freeze(&world, &*machine, &*session, &plan, &to).await,
+                Err(error) => Err(error),
+            };
+            let (hold, released) = oneshot::channel();
+            let frozen = frozen.map(|(shape, pause, disk)| Frozen {
+                shape,
+                pause,
+                disk,
+                snapshot: FROZEN.to_owned(),
+                hold: Hold(hold),
+            });
+            let is_frozen = frozen.is_ok();
+            drop(answer.send(frozen.map_err(VmError::from)));
+            // Its end is the message.
+            drop(released.await);
+            if is_frozen {
+                release(&world, Some(machine), &vm.dir().0).await;
+            }
+            reporter.report(Report::Thawed(before)).await;
+        });
+    }
+
+    fn check_freeze(&self) -> Result<Reachable, Refusal> {
+        self.vm.admit_freeze()?;
+        if self.in_force().is_some_and(|i| i.spec.ephemeral) {
+            return Err(Refusal::Ephemeral);
+        }
+        let not_ready = || Refusal::NotReady { verb: "source", state: self.state().word() };
+        let (running, session) =
+            self.running.as_ref().zip(self.session.as_ref()).ok_or_else(not_ready)?;
+        Ok((Arc::clone(&running.machine), Arc::clone(session)))
+    }
+
+    pub(super) fn on_thawed(&self, before: State) {
+        if self.state() == State::Saving {
+            self.enter(before);
+        }
+    }
+}
+
+/// Describes a machine that runs as the plan by which it would be started.
+fn running_plan(
+    vm: &Vm,
+    world: &World,
+    machine: &dyn Machine,
+    in_force: Option<InForce>,
+) -> Result<LaunchPlan, BackendError> {
+    let mut spec = VmSpec::clone(&vm.spec());
+    if let Some(InForce { spec: started, memory, .. }) = in_force {
+        spec = VmSpec { memory, ..started };
+    }
+    if let Some(size) = world.hypervisor.disk_size(&vm.dir().0)? {
+        spec.disk = size;
+    }
+    let name = &vm.spec().image;
+    let image = world.images.boot(name);
+    let image = image.ok_or_else(|| BackendError::NoImage { name: name.clone() })?;
+    Ok(LaunchPlan {
+        uuid: vm.uuid(),
+        name: vm.name(),
+        dir: vm.dir().0.clone(),
+        spec,
+        base: world.images.layers(&image, &vm.dir().0)?,
+        image,
+        accel: machine.facts().accel.clone(),
+        paused: true,
+        memory: Memory::Own,
+        cold: None,
+        lifetime: Lifetime::Ours,
+    })
+}
+
+async fn freeze(
+    world: &World,
+    machine: &dyn Machine,
+    session: &dyn GuestSession,
+    plan: &LaunchPlan,
+    to: &Path,
+) -> Result<(Shape, Duration, Vec<Layer>), BackendError> {
+    let shape = world.hypervisor.shape(plan).await?;
+    let mut port = world.guests.identity(&plan.dir).await?;
+    port.arm(session).await?;
+    let pause = machine.freeze(plan, to, FROZEN).await;
+    port.dismiss().await;
+    let own = Layer { path: VmDir(plan.dir.clone()).disk(), format: DiskFormat::Qcow2 };
+    Ok((shape, pause?, [vec![own], plan.base.clone()].concat()))
+}

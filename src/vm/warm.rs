@@ -1,0 +1,185 @@
+//! Warm images: a machine frozen as it ran, and which new machines may go on from it.
+//!
+//! Here is what is known of one, and the comparison of shapes: pure. Freezing is `qemu::freeze`,
+//! its files are the image store's, and what a clone is told about itself is `guest::identity`.
+
+use std::fmt::Debug;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use super::backend::{AccelKind, BackendError, DiskFormat, Hold};
+use super::spec::{VmSpec, render_size};
+
+/// What a machine's memory and device state depend on: another one cannot go on from them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shape {
+    /// QEMU's version: `7.2.22`.
+    pub qemu: String,
+    /// The machine type with its version.
+    pub machine: String,
+    /// How it runs.
+    pub accel: AccelKind,
+    /// QEMU's `-cpu` argument.
+    pub cpu: String,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// Memory in bytes.
+    pub memory: u64,
+    /// The disk's virtual size in bytes.
+    pub disk: u64,
+    /// Everything else that the guest sees as hardware, in words.
+    pub devices: String,
+}
+
+/// A name and the words for it.
+type Fact = (&'static str, fn(&Shape) -> String);
+
+impl Shape {
+    /// Says in what `wanted` differs from this frozen one, first thing first; `None` if in nothing.
+    pub fn difference(&self, wanted: &Self) -> Option<String> {
+        let facts: [Fact; 8] = [
+            ("QEMU", |s| s.qemu.clone()),
+            ("machine", |s| s.machine.clone()),
+            ("accel", |s| s.accel.word().to_owned()),
+            ("cpu", |s| s.cpu.clone()),
+            ("cpus", |s| s.cpus.to_string()),
+            ("memory", |s| render_size(s.memory)),
+            ("disk", |s| render_size(s.disk)),
+            ("devices", |s| s.devices.clone()),
+        ];
+        let (what, of) = facts.into_iter().find(|(_, of)| of(self) != of(wanted))?;
+        Some(format!("{what} is {}, the image's is {}", of(wanted), of(self)))
+    }
+
+    /// Describes it in one line.
+    pub fn summary(&self) -> String {
+        let Self { qemu, machine, cpus, memory, disk, .. } = self;
+        let accel = self.accel.word();
+        let (memory, disk) = (render_size(*memory), render_size(*disk));
+        format!("cpus {cpus} memory {memory} disk {disk} accel {accel} qemu {qemu} {machine}")
+    }
+}
+
+/// Names the setting that asks for a boot, if one does: it would have no effect on a guest that
+/// has booted already.
+pub fn asks_for_a_boot(spec: &VmSpec) -> Option<&'static str> {
+    let settings = [
+        ("kernel", spec.kernel.is_some()),
+        ("initrd", spec.initrd.is_some()),
+        ("cmdline", spec.cmdline.is_some()),
+        ("firmware", spec.firmware.is_some()),
+    ];
+    settings.into_iter().find(|(_, set)| *set).map(|(key, _)| key)
+}
+
+/// One file of a disk: what is not in it is in the next one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// The file, absolute.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: DiskFormat,
+}
+
+/// A frozen machine, checked and ready to be gone on from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Template {
+    /// Its name among those of its image.
+    pub id: String,
+    /// The memory, which clones map copy-on-write.
+    pub ram: PathBuf,
+    /// The state of processors and devices.
+    pub state: PathBuf,
+    /// What a clone's disk is an overlay on, top first.
+    pub base: Vec<Layer>,
+    /// What a clone must be like.
+    pub shape: Shape,
+}
+
+/// Where a machine's memory comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Memory {
+    /// It is its own, and empty: the machine boots.
+    #[default]
+    Own,
+    /// It is this file, and what another machine sends is taken in before anything runs.
+    Cast(PathBuf),
+    /// It is a template's, of which it changes its own copy only.
+    Clone(Template),
+}
+
+/// What a frozen machine left behind: memory and state in the directory that it was given.
+#[derive(Debug)]
+pub struct Frozen {
+    /// What it was like.
+    pub shape: Shape,
+    /// How long its processors stood still.
+    pub pause: Duration,
+    /// Its disk, top first; the frozen content is the snapshot `snapshot` of the first.
+    pub disk: Vec<Layer>,
+    /// The snapshot's name, which is dropped with `hold`.
+    pub snapshot: String,
+    /// Keeps the disk as it is.
+    pub hold: Hold,
+}
+
+/// The names of the files that freezing writes.
+pub mod names {
+    /// The memory.
+    pub const RAM: &str = "ram";
+    /// The state of processors and devices.
+    pub const STATE: &str = "state";
+}
+
+/// A machine that can be frozen.
+#[async_trait]
+pub trait Freeze: Debug + Send + Sync {
+    /// Writes its memory and state into an empty directory. `progress` takes words for people.
+    async fn freeze(
+        &self,
+        to: &Path,
+        progress: &(dyn Fn(&str) + Send + Sync),
+    ) -> Result<Frozen, BackendError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape() -> Shape {
+        Shape {
+            qemu: "7.2.22".into(),
+            machine: "pc-q35-7.2".into(),
+            accel: AccelKind::Tcg,
+            cpu: "max".into(),
+            cpus: 1,
+            memory: 256 << 20,
+            disk: 2 << 30,
+            devices: "seed fw-cfg".into(),
+        }
+    }
+
+    #[test]
+    fn a_difference_is_told_in_the_words_of_the_settings() {
+        let frozen = shape();
+        assert_eq!(frozen.difference(&shape()), None);
+        let larger = Shape { memory: 512 << 20, cpus: 2, ..shape() };
+        assert_eq!(frozen.difference(&larger).unwrap(), "cpus is 2, the image's is 1");
+        let larger = Shape { memory: 512 << 20, ..shape() };
+        assert_eq!(frozen.difference(&larger).unwrap(), "memory is 512M, the image's is 256M");
+        let kvm = Shape { accel: AccelKind::Kvm, ..shape() };
+        assert_eq!(frozen.difference(&kvm).unwrap(), "accel is kvm, the image's is tcg");
+        let newer = Shape { qemu: "10.0.2".into(), ..shape() };
+        assert!(frozen.difference(&newer).unwrap().starts_with("QEMU is 10.0.2"));
+    }
+
+    #[test]
+    fn settings_of_a_boot_are_named() {
+        assert_eq!(asks_for_a_boot(&VmSpec::default()), None);
+        let spec = VmSpec { cmdline: Some("quiet".into()), ..VmSpec::default() };
+        assert_eq!(asks_for_a_boot(&spec), Some("cmdline"));
+    }
+}
