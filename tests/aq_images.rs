@@ -123,6 +123,22 @@ mod with_guests {
     }
 
     #[test]
+    fn a_snapshot_of_a_running_vm_is_gone_on_from_by_every_shard() {
+        let aq = Mounted::with_image();
+        aq.cli("aq new src; aq start src; aq exec src 'echo provisioned > /run/state'").ok();
+        let said = aq.cli("aq snapshot create src live && aq rm -f src");
+        assert!(said.stderr.contains("live (parent: tiny, with memory)"), "{said:?}");
+        let script =
+            "aq fanout live 3 --prefix=s -- 'echo \"I am $AQ_SHARD_INDEX of $AQ_SHARD_TOTAL\"
+            cat /run/state; hostname' > out; echo $?; sort out";
+        let said = aq.cli(script);
+        let shard = |i| format!("[s-{i}] I am {i} of 3\n[s-{i}] provisioned\n[s-{i}] s-{i}\n");
+        assert_eq!(said.stdout, format!("0\n{}{}{}", shard(0), shard(1), shard(2)), "{said:?}");
+        aq.cli("aq snapshot rm live").ok();
+        nothing_left(&aq);
+    }
+
+    #[test]
     fn interrupted_in_the_middle_it_leaves_nothing_behind() {
         let aq = Mounted::with_image();
         for (signal, code, wait) in [
