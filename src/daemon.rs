@@ -128,13 +128,15 @@ pub fn find_or_start() -> Result<PathBuf, DaemonError> {
 
 // ----- starting and ending it ------------------------------------------------------------------
 
-/// Starts a daemon in the background and returns when it has mounted. A directory below the home
-/// directory that is not there is made.
+/// Starts a daemon in the background and returns when it has mounted. The directory that is meant
+/// when nobody says which is made if it is not there.
 ///
 /// # Errors
 /// Why it has not mounted.
 pub fn start(config: &MountConfig) -> Result<(), DaemonError> {
-    if default_mount().as_ref() == Some(&config.dir) && fs::symlink_metadata(&config.dir).is_err() {
+    let probed = fs::symlink_metadata(&config.dir);
+    let is_absent = probed.is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+    if is_absent && default_mount().as_ref() == Some(&config.dir) {
         file::private_dir(&config.dir).map_err(failed(config.dir.display().to_string()))?;
     }
     let mut child = spawn(config)?;

@@ -135,7 +135,7 @@ fn emulator(findings: &mut Findings) -> Option<Installation> {
 }
 
 fn images(findings: &mut Findings, layout: &Layout) {
-    let made = image::kernel(&layout.image("tiny")).is_some();
+    let made = image::kernel_of(&layout.image("tiny")).is_some();
     let missing: Vec<_> = image::BUILDERS.iter().filter(|(name, _)| !is_there(name)).collect();
     if made {
         findings.works("the image tiny is made");
@@ -167,7 +167,7 @@ fn clients(findings: &mut Findings) {
 }
 
 fn acceleration(findings: &mut Findings, layout: &Layout, qemu: &Installation) {
-    let kernel = image::kernel(&layout.image("tiny")).or_else(host_kernel);
+    let kernel = image::kernel_of(&layout.image("tiny")).or_else(host_kernel);
     let Ok(runtime) = Builder::new_current_thread().enable_all().build() else { return };
     let worth = runtime.block_on(accel::examine(layout, qemu, kernel.as_deref()));
     let (reason, advice) = match worth {

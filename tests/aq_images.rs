@@ -126,7 +126,7 @@ mod with_guests {
     fn a_snapshot_of_a_running_vm_is_gone_on_from_by_every_shard() {
         let aq = Mounted::with_image();
         aq.cli("aq new src; aq start src; aq exec src 'echo provisioned > /run/state'").ok();
-        let said = aq.cli("aq snapshot create src live && aq rm -f src");
+        let said = aq.cli("aq snapshot create src live && aq rm -f --erase src");
         assert!(said.stderr.contains("live (parent: tiny, with memory)"), "{said:?}");
         let script =
             "aq fanout live 3 --prefix=s -- 'echo \"I am $AQ_SHARD_INDEX of $AQ_SHARD_TOTAL\"

@@ -129,6 +129,14 @@ fn zsh_completes_names() {
 }
 
 #[test]
+fn fish_completes_names() {
+    let aq = Mounted::new();
+    aq.sh("mkdir vm-one vm-two").ok();
+    let script = "fish -c 'aq completion fish | source; complete -C \"aq start vm-\"'";
+    assert_eq!(aq.cli(script).ok(), "vm-one\nvm-two");
+}
+
+#[test]
 fn doctor_says_what_is_missing_and_whether_that_is_fatal() {
     let aq = Mounted::new();
     let said = aq.cli("aq doctor");

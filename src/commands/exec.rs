@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
-use std::sync::mpsc::{self, Sender};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
 
 use super::files::{Tree, Vm};
@@ -30,22 +30,38 @@ pub(super) fn run(tree: &Tree, args: &Exec) -> Result<u8, Failure> {
     vm.expect_on()?;
     let text = text(args)?;
     let (tell, told) = mpsc::channel();
-    let job = Job::new(&vm)?;
     signals::forward(tell.clone(), Event::Signal)?;
+    // It is removed, and what runs of it killed, however this function ends.
+    let job = Job::new(&vm)?;
     let input = job.stdin()?;
     job.run(&text)?;
-    let stdin = rustix::stdio::stdin().try_clone_to_owned();
-    let stdin = File::from(stdin.map_err(local("standard input"))?);
-    thread::spawn(move || copy_in(stdin, input));
+    let stdin = rustix::stdio::stdin().try_clone_to_owned().map_err(local("standard input"))?;
+    thread::spawn(move || copy_in(File::from(stdin), input));
     copy(&job, "stdout", io::stdout(), tell.clone())?;
     copy(&job, "stderr", io::stderr(), tell)?;
+    match attend(&vm, &job, &told)? {
+        Over::Ended { full } => Ok(conclude(&vm, &job.end()?, full)),
+        Over::Interrupted(signal) => Ok(signals::exit_code(signal)),
+    }
+}
+
+/// How waiting for the command has ended.
+enum Over {
+    /// Both outputs have; `full` if one told of a full disk.
+    Ended { full: bool },
+    /// The user has had enough.
+    Interrupted(i32),
+}
+
+/// Hands signals on until both outputs have ended.
+fn attend(vm: &Vm, job: &Job, told: &Receiver<Event>) -> Result<Over, Failure> {
     let (mut outputs, mut signalled, mut full) = (2, false, false);
     while outputs > 0 {
         match told.recv() {
-            // A command that does not mind is killed by the second one, as is one that waits for
-            // its guest.
-            Ok(Event::Signal(signal)) if signalled || !is_ready(&vm) => {
-                return Ok(signals::exit_code(signal));
+            // A command that does not mind is ended by the second one, and at once where it waits
+            // for its guest.
+            Ok(Event::Signal(signal)) if signalled || !is_ready(vm) => {
+                return Ok(Over::Interrupted(signal));
             }
             Ok(Event::Signal(signal)) => {
                 signalled = true;
@@ -59,7 +75,7 @@ pub(super) fn run(tree: &Tree, args: &Exec) -> Result<u8, Failure> {
             Err(_) => break,
         }
     }
-    Ok(conclude(&vm, &job.end()?, full))
+    Ok(Over::Ended { full })
 }
 
 fn text(args: &Exec) -> Result<Vec<u8>, Failure> {

@@ -35,7 +35,7 @@ pub const BUILDERS: &[(&str, &str)] =
     &[("apt-get", "apt"), ("dpkg-deb", "dpkg"), ("mke2fs", "e2fsprogs")];
 
 /// Returns the kernel of a finished image that lies in `dir`, without opening the store.
-pub fn kernel(dir: &Path) -> Option<PathBuf> {
+pub fn kernel_of(dir: &Path) -> Option<PathBuf> {
     let manifest = manifest::Manifest::read(dir).ok()?;
     manifest.kernel.map(|kernel| dir.join(kernel)).filter(|kernel| kernel.exists())
 }
