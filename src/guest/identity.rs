@@ -97,7 +97,9 @@ impl IdentityPort for Port {
         let armed = timeout(ARM_BOUND, session.exec(ARM.as_bytes(), b"", &said)).await;
         let late = BackendError::GuestTimeout { seconds: ARM_BOUND.as_secs() };
         match armed.map_err(|_| late)?? {
-            Exit::Code(0) => self.ask("echo 'aqfs: armed'\n", "aqfs: armed").await,
+            Exit::Code(0) => {
+                self.ask(&format!("{BECOME}\necho 'aqfs: armed'\n"), "aqfs: armed").await
+            }
             Exit::Code(_) | Exit::Signal(_) => Err(BackendError::Twin { reason: said.last_line() }),
         }
     }
@@ -140,7 +142,7 @@ fn script(client_key: &Path, plan: &LaunchPlan) -> Result<String, BackendError> 
     for (name, value) in variables {
         text.extend([name, "=", &quoted(&value), "\n"]);
     }
-    Ok(text + BECOME)
+    Ok(text + "become </dev/null\nexit\n")
 }
 
 /// Quotes for a shell.

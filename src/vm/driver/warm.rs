@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::{Driver, Report, Reporter, off_thread};
-use crate::store::file;
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
     Adoption, BackendError, DiskFormat, GuestSession, Hold, LaunchPlan, Launched, Lifetime,
@@ -76,7 +75,9 @@ pub(super) async fn start(
 ) -> Result<Launched, BackendError> {
     world.images.bind(&plan.dir, &plan.base)?;
     let unborn = VmDir(plan.dir.clone()).unborn();
-    mark(unborn.clone()).await?;
+    // Of use as long as this QEMU may run: a host that loses power forgets both.
+    let path = unborn.clone();
+    off_thread(move || fs::write(path, b""), "the mark of a clone").await?;
     let born = match clone(world, &plan, to).await {
         Ok(Born::Clone(launched)) => Ok(launched),
         Ok(Born::Still(error)) => boot(world, plan, &error).await,
@@ -136,10 +137,6 @@ async fn boot(
     plan.base = world.images.layers(&plan.image, &plan.dir)?;
     plan.cold = Some(one_line(&error.to_string()));
     world.hypervisor.launch(plan).await
-}
-
-async fn mark(path: PathBuf) -> Result<(), BackendError> {
-    off_thread(move || file::replace(&path, b""), "the mark of a clone").await
 }
 
 /// Ends a machine and waits until it has ended.
