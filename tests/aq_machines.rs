@@ -43,6 +43,9 @@ fn what_is_refused_leaves_nothing_behind() {
     aq.cli("aq new b-1").ok();
     let said = aq.cli("aq new --count 3 b");
     assert!(said.code == 1 && said.stderr.contains("'b-1' already exists"), "{said:?}");
+    let interrupted = "aq new --count 4000 i > /dev/null & until [ -d $AQ_MOUNT/i-2 ]; do :; done
+        kill -INT $!; wait $!; echo $?";
+    assert_eq!(aq.cli(interrupted).ok(), "130");
     assert_eq!(aq.sh("ls").ok(), "b-1");
     assert_eq!(aq.cli("aq new --count 0 x").code, 2);
 }
@@ -159,8 +162,9 @@ mod with_a_guest {
     fn a_life_in_the_words_of_old_scripts() {
         let aq = Mounted::with_image();
         aq.cli("aq new vm1").ok();
-        let started = aq.cli("aq start vm1");
-        assert_eq!((started.code, started.stdout.as_str()), (0, ""));
+        let script = "aq wait vm1 ready --timeout 100 > waited & aq start vm1; wait; cat waited";
+        let started = aq.cli(script);
+        assert_eq!((started.code, started.stdout.as_str()), (0, "ready\n"));
         assert_eq!(started.stderr, "Started vm1\n");
         assert_eq!(aq.read("vm1/status"), "ready");
         let port = aq.info("vm1", "ssh_port");

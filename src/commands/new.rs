@@ -1,9 +1,11 @@
 //! `aq new`: VMs with their settings, all of them or none.
 
-use super::Failure;
+use std::convert;
+use std::sync::mpsc;
+
 use super::files::{Tree, Vm};
-use super::names;
 use super::text::{line, note};
+use super::{Failure, names, signals};
 use crate::cli::machines::New;
 
 /// How often a made-up name is made up again when it is taken.
@@ -38,16 +40,20 @@ fn forward(text: &str) -> String {
     if text.parse::<u16>().is_ok() { format!("{text}:{text}") } else { text.to_owned() }
 }
 
+/// Makes them all; after a failure or a signal none of them is there.
 fn make(tree: &Tree, args: &New, settings: &[(&'static str, String)]) -> Result<Vec<Vm>, Failure> {
+    let (tell, told) = mpsc::channel();
+    signals::forward(tell, convert::identity)?;
     let mut made = Vec::new();
     for name in wanted(args) {
         let vm = match name {
             Some(name) => create(tree, &name, settings),
             None => create_any(tree, settings),
         };
-        match vm {
-            Ok(vm) => made.push(vm),
-            Err(failure) => {
+        let signalled = told.try_recv().map(|signal| Failure::Told(signals::exit_code(signal)));
+        match (vm.map(|vm| made.push(vm)), signalled) {
+            (Ok(()), Err(_)) => {}
+            (Err(failure), _) | (Ok(()), Ok(failure)) => {
                 // They have never run: nothing is kept of them.
                 made.iter().for_each(|vm: &Vm| drop(tree.rmdir(&vm.name)));
                 return Err(failure);
