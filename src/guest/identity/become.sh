@@ -3,6 +3,10 @@
 # `become` when it goes on as another, before anything else can know of this copy.
 # Every program started here costs some 10 ms of a clone's start under translation: builtins where
 # they do.
+seed=/run/aqfs/seed
+# In images that are built here.
+pid=/run/aqfs/dropbear.pid
+
 fail() {
     echo "aqfs: failed: $*"
     exit 1
@@ -51,15 +55,17 @@ rename() {
 readdress() {
     for nic in /sys/bus/virtio/drivers/virtio_net/virtio*/net/*; do
         nic=${nic##*/}
+        # Who leases addresses has leased this one to the old network address, and would give the new
+        # one another, at which nothing arrives. Each VM's network is its own.
+        if [ ! -e $pid ]; then
+            case $(ip -4 addr show dev "$nic") in *dynamic*) return ;; esac
+        fi
         # The network is told at once; it would send to the old address for seconds.
         echo 1 >"/proc/sys/net/ipv4/conf/$nic/arp_notify"
         ip link set dev "$nic" address "$mac" || fail "$nic does not take the address $mac"
         break
     done
 }
-
-seed=/run/aqfs/seed
-pid=/run/aqfs/dropbear.pid
 
 # The SSH server has random numbers of its own, and a key that is not this machine's.
 silence() {

@@ -190,11 +190,7 @@ async fn release(world: &World, machine: Option<Arc<dyn Machine>>, dir: &Path) {
     {
         return;
     }
-    let dropped = world.hypervisor.snapshot(dir.to_owned(), &op).await;
-    // Of a VM that is gone for good there is nothing to drop.
-    if let Err(error) = dropped
-        && dir.exists()
-    {
+    if let Err(error) = world.hypervisor.snapshot(dir.to_owned(), &op).await {
         tracing::warn!(dir = %dir.display(), %error, "the snapshot of a frozen disk stays");
     }
 }
@@ -234,7 +230,8 @@ impl Driver {
             drop(answer.send(frozen.map_err(VmError::from)));
             // Its end is the message.
             drop(released.await);
-            if is_frozen {
+            // A disk of ours is gone by now.
+            if is_frozen && vm.0.lifetime == Lifetime::Own {
                 release(&world, Some(machine), &vm.dir().0).await;
             }
             reporter.report(Report::Thawed(before)).await;
