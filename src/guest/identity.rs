@@ -78,11 +78,7 @@ impl Port {
     }
 
     /// Returns the reason if it is another line than hoped for.
-    async fn await_line(
-        &mut self,
-        answer: &str,
-        last: &mut String,
-    ) -> io::Result<Option<String>> {
+    async fn await_line(&mut self, answer: &str, last: &mut String) -> io::Result<Option<String>> {
         let mut lines = (&mut self.stream).take(SAID).lines();
         while let Some(line) = lines.next_line().await? {
             if line == answer {
