@@ -47,11 +47,14 @@ setup: ## install what is missing (Debian, Ubuntu)
 build: ## the optimised program
 	cargo build --release
 
-install: build ## into PREFIX (~/.local)
-	install -D -m 755 "$${CARGO_TARGET_DIR:-target}/release/aq" "$(DESTDIR)$(PREFIX)/bin/aq"
+install: build ## binary, completions, manual pages and a systemd user unit into PREFIX (~/.local)
+	@AQ="$${CARGO_TARGET_DIR:-target}/release/aq" tools/install "$(PREFIX)"
+
+uninstall: ## remove what install has put there
+	@tools/install --remove "$(PREFIX)"
 
 clean: ## remove what was built, and the tests' caches
 	cargo clean && rm -rf /var/tmp/aqfs-test-cache-*
 
-.PHONY: help demo test check fmt clippy doc deny unit mount-tests fuzz qemu-tests bench setup build install clean
+.PHONY: help demo test check fmt clippy doc deny unit mount-tests fuzz qemu-tests bench setup build install uninstall clean
 .DEFAULT_GOAL := help

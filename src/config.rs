@@ -28,10 +28,26 @@ pub struct MountConfig {
     pub mode: Mode,
 }
 
+impl MountConfig {
+    /// Describes a mount in the background with nothing out of the ordinary.
+    pub fn background(dir: PathBuf, store: PathBuf) -> Self {
+        Self { dir, store, image: None, mode: Mode::Background }
+    }
+}
+
 /// Returns `$XDG_DATA_HOME/aqfs`, or what that is by default; `None` without a home.
 pub fn default_store() -> Option<PathBuf> {
-    let absolute = |key| env::var_os(key).map(PathBuf::from).filter(|p| p.is_absolute());
     let data = absolute("XDG_DATA_HOME");
     let data = data.or_else(|| Some(absolute("HOME")?.join(".local/share")))?;
     Some(data.join("aqfs"))
+}
+
+/// Returns where the tree is mounted when nobody says where: `$AQ_MOUNT`, else `~/aq`.
+pub fn default_mount() -> Option<PathBuf> {
+    let named = env::var_os("AQ_MOUNT").map(PathBuf::from);
+    named.or_else(|| Some(absolute("HOME")?.join("aq")))
+}
+
+fn absolute(key: &str) -> Option<PathBuf> {
+    env::var_os(key).map(PathBuf::from).filter(|p| p.is_absolute())
 }

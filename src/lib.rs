@@ -9,13 +9,20 @@
 //! - [`qemu`], [`guest`], [`image`]: implementations of those traits.
 //! - [`store`]: names and formats on disk.
 //!
+//! Beside them, a user of the mount as any other: [`commands`], the command line's own programs over
+//! the files; [`daemon`] finds or starts what serves them.
+//!
 //! [`run`] is the composition root, the only file that sees every layer.
 
 pub mod cli;
+pub mod commands;
 pub mod config;
+pub mod daemon;
+pub mod doctor;
 pub mod fuse;
 pub mod guest;
 pub mod image;
+pub mod man;
 #[cfg(test)]
 mod model;
 pub mod qemu;

@@ -3,18 +3,19 @@
 use std::process::ExitCode;
 
 use aqfs::cli::Cli;
-use aqfs::run;
+use aqfs::{commands, run};
 use clap::Parser;
 
 #[allow(clippy::print_stderr)]
 fn main() -> ExitCode {
+    commands::complete::complete();
     match run::run(Cli::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code.into(),
         Err(error) => {
             if !error.is_told() {
                 eprintln!("aq: {error}");
             }
-            ExitCode::FAILURE
+            error.code().into()
         }
     }
 }

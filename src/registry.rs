@@ -2,6 +2,7 @@
 //!
 //! Not here: what a VM does (`vm`), what names look like in the mount (`tree`).
 
+pub mod aliases;
 pub mod images;
 pub mod trash;
 mod warm;
@@ -17,6 +18,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
+use self::aliases::Aliases;
 use self::trash::Trash;
 use crate::store::file;
 use crate::store::layout::{Layout, VmDir};
@@ -66,6 +68,7 @@ pub struct Registry {
     layout: Layout,
     world: World,
     trash: Trash,
+    aliases: Aliases,
     next_id: AtomicU64,
     vms: RwLock<Vms>,
     /// Names being made or renamed to: taken, and not yet anybody's.
@@ -103,12 +106,16 @@ impl Registry {
     /// Only if the store's own directories cannot be used; one VM's damage is its own.
     pub async fn open(layout: Layout, world: World) -> Result<Self, RegistryError> {
         let at = layout.clone();
-        let open = move || Ok((scan(&at)?, Trash::open(at.trash(), SystemTime::now())?));
-        let (found, trash) = on_disk("the store", open).await?;
+        let open = move || {
+            let trash = Trash::open(at.trash(), SystemTime::now())?;
+            Ok((scan(&at)?, trash, Aliases::open(at.aliases())?))
+        };
+        let (found, trash, aliases) = on_disk("the store", open).await?;
         let registry = Self {
             layout,
             world,
             trash,
+            aliases,
             next_id: AtomicU64::new(1),
             vms: RwLock::new(Vms {
                 by_name: BTreeMap::new(),
@@ -282,6 +289,11 @@ impl Registry {
         let (dir, registry) = (vm.dir().clone(), Arc::clone(self));
         on_disk("the trash", move || registry.trash.put(&dir, &name, SystemTime::now())).await?;
         Ok(())
+    }
+
+    /// Returns the second names of images.
+    pub fn aliases(&self) -> &Aliases {
+        &self.aliases
     }
 
     /// Returns what has been removed and not erased yet.

@@ -2,19 +2,18 @@
 //! takes them down. No behaviour of VMs here.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::io::{self, Write};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc;
-use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{self, Cli};
-use crate::config::{Mode, MountConfig, default_store};
+use crate::commands::{self, Failure};
+use crate::config::{Mode, MountConfig, default_mount, default_store};
+use crate::daemon::{self, DaemonError, MOUNTED};
 use crate::fuse::mountpoint::{self, MountError};
 use crate::fuse::{Mounted, touch};
 use crate::guest::SshGuests;
@@ -24,20 +23,14 @@ use crate::registry::{Registry, RegistryError};
 use crate::store::file;
 use crate::store::layout::Layout;
 use crate::store::lock::{LockError, Owner, StoreLock};
-use crate::sys;
 use crate::tree::Tree;
 use crate::vm::World;
 use crate::vm::backend::BackendError;
 use crate::vm::defaults::Defaults;
 use crate::vm::memory::Ledger;
 use crate::vm::spec::is_object_name;
+use crate::{doctor, man, sys};
 
-/// How long `aq mount` waits for its daemon: machines that hang are given up on long before.
-const MOUNT_PATIENCE: Duration = Duration::from_secs(60);
-/// How long `aq umount` waits for the daemon to end.
-const UMOUNT_PATIENCE: Duration = Duration::from_secs(10);
-/// What a background daemon says to its parent.
-const MOUNTED: &str = "mounted";
 /// What is logged. fuser calls it an error that a reader was killed before it was answered.
 const LOGGED: &str = "info,fuser::reply=off";
 /// Threads for tasks. They wait nearly all the time.
@@ -58,27 +51,15 @@ pub enum RunError {
     /// QEMU, keys or images.
     #[error(transparent)]
     Backend(#[from] BackendError),
-    /// There is no place for a store.
-    #[error("neither XDG_DATA_HOME nor HOME is set; say where to keep VMs with --store DIR")]
-    NoStore,
+    /// The daemon could not be found, started or ended.
+    #[error(transparent)]
+    Daemon(#[from] DaemonError),
+    /// A command over the mounted tree.
+    #[error(transparent)]
+    Command(#[from] Failure),
     /// The image's name is none.
     #[error("--image {0}: not the name of an image")]
     BadImage(String),
-    /// A background daemon ended before it had mounted; it has said why.
-    #[error("the daemon has ended; the reason is above")]
-    DaemonEnded,
-    /// A background daemon took too long.
-    #[error("the daemon has not mounted within {} s; see {log}", MOUNT_PATIENCE.as_secs())]
-    DaemonSlow {
-        /// Its log.
-        log: PathBuf,
-    },
-    /// The daemon goes on after its tree is unmounted.
-    #[error("unmounted, but the daemon (pid {pid}) has not ended within {} s", UMOUNT_PATIENCE.as_secs())]
-    DaemonStays {
-        /// The daemon.
-        pid: u32,
-    },
     /// Anything else of the system.
     #[error("{what}: {error}")]
     Io {
@@ -92,7 +73,21 @@ pub enum RunError {
 impl RunError {
     /// Says whether the user has read the reason already, from the daemon that met it.
     pub fn is_told(&self) -> bool {
-        matches!(self, Self::DaemonEnded)
+        match self {
+            Self::Daemon(error) => error.is_told(),
+            Self::Command(failure) => failure.is_told(),
+            _ => false,
+        }
+    }
+}
+
+impl RunError {
+    /// Returns the exit status.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Command(failure) => failure.code(),
+            _ => 1,
+        }
     }
 }
 
@@ -101,30 +96,45 @@ fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> RunError {
     move |error| RunError::Io { what, error }
 }
 
-/// Carries out a command line.
+/// Carries out a command line and returns the exit status.
 ///
 /// # Errors
 /// A sentence with the cause and, where there is one, the remedy.
-pub fn run(cli: Cli) -> Result<(), RunError> {
+pub fn run(cli: Cli) -> Result<u8, RunError> {
     match cli.command {
-        cli::Command::Mount(args) => mount(&mount_config(args)?),
-        cli::Command::Umount(args) => umount(&args.dir),
+        cli::Command::Mount(args) => mount(&mount_config(args)?)?,
+        cli::Command::Umount(args) => umount(args.dir)?,
+        cli::Command::Doctor => {
+            return Ok(u8::from(!doctor::run().map_err(Failure::Output)?));
+        }
+        cli::Command::Completion(args) => commands::complete::print(args.shell)?,
+        cli::Command::Man(args) => {
+            man::write(&args.dir).map_err(failed(args.dir.display().to_string()))?;
+        }
+        command => return Ok(commands::run(&command)?),
     }
+    Ok(0)
+}
+
+fn umount(dir: Option<PathBuf>) -> Result<(), RunError> {
+    let dir = dir.or_else(daemon::find).or_else(default_mount).ok_or(DaemonError::NoMount)?;
+    Ok(daemon::end(&dir)?)
 }
 
 fn mount_config(args: cli::Mount) -> Result<MountConfig, RunError> {
     let mode = args.mode();
-    let store = args.store.or_else(default_store).ok_or(RunError::NoStore)?;
+    let store = args.store.or_else(default_store).ok_or(DaemonError::NoStore)?;
     let store = std::path::absolute(&store).map_err(failed("--store"))?;
+    let dir = args.dir.or_else(default_mount).ok_or(DaemonError::NoMount)?;
     if let Some(image) = args.image.as_ref().filter(|i| !is_object_name(i)) {
         return Err(RunError::BadImage(image.clone()));
     }
-    Ok(MountConfig { dir: args.dir, store, image: args.image, mode })
+    Ok(MountConfig { dir, store, image: args.image, mode })
 }
 
 fn mount(config: &MountConfig) -> Result<(), RunError> {
     match config.mode {
-        Mode::Background => start_daemon(config),
+        Mode::Background => Ok(daemon::start(config)?),
         Mode::Foreground | Mode::Detached => serve(config),
     }
 }
@@ -156,6 +166,7 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     if config.mode == Mode::Detached {
         say_mounted(&layout)?;
     }
+    tell_systemd();
     let served = mounted.serve().map_err(failed("serving the mount"));
     // Machines live on; what waits for them in here does not.
     runtime.shutdown_background();
@@ -209,6 +220,13 @@ fn open_log(layout: &Layout) -> Result<File, RunError> {
     log.map_err(failed(path.display().to_string()))
 }
 
+/// As a service of type `notify`, that it is mounted; elsewhere nobody asks.
+fn tell_systemd() {
+    if let Err(error) = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]) {
+        tracing::warn!(%error, "systemd could not be told");
+    }
+}
+
 /// The signals that end a daemon. From here on they are kept until somebody asks for them.
 fn ends(runtime: &Runtime) -> Result<[Signal; 2], RunError> {
     let _tokio = runtime.enter();
@@ -245,62 +263,4 @@ fn say_mounted(layout: &Layout) -> Result<(), RunError> {
     let _told = writeln!(out, "{MOUNTED}").and_then(|()| out.flush());
     rustix::stdio::dup2_stdout(&null).map_err(|e| failed("/dev/null")(e.into()))?;
     rustix::stdio::dup2_stderr(&log).map_err(|e| failed("the log")(e.into()))
-}
-
-// ----- its parent ------------------------------------------------------------------------------
-
-fn start_daemon(config: &MountConfig) -> Result<(), RunError> {
-    let program = std::env::current_exe().map_err(failed("cannot find aq itself"))?;
-    let mut command = Command::new(program);
-    command.args(["mount", "--detached"]);
-    if let Some(image) = &config.image {
-        command.args(["--image", image]);
-    }
-    command.arg("--store").arg(&config.store).arg("--").arg(&config.dir);
-    command.stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut child = sys::in_own_session(&mut command).spawn().map_err(failed("cannot start aq"))?;
-    match first_line(&mut child) {
-        Some(line) if line == MOUNTED => Ok(()),
-        Some(_) => {
-            drop(child.wait());
-            Err(RunError::DaemonEnded)
-        }
-        None => {
-            drop(child.kill());
-            drop(child.wait());
-            Err(RunError::DaemonSlow { log: Layout::new(&config.store).daemon_log() })
-        }
-    }
-}
-
-/// Returns the first line that a child says, empty if it ends before; `None` if it takes too long.
-fn first_line(child: &mut Child) -> Option<String> {
-    let out = child.stdout.take()?;
-    let (tell, told) = mpsc::channel();
-    std::thread::spawn(move || {
-        let mut line = String::new();
-        drop(BufReader::new(out).read_line(&mut line));
-        drop(tell.send(line.trim_end().to_owned()));
-    });
-    told.recv_timeout(MOUNT_PATIENCE).ok()
-}
-
-fn umount(dir: &Path) -> Result<(), RunError> {
-    let daemon = daemon_of(dir);
-    let dir = std::path::absolute(dir).map_err(failed(dir.display().to_string()))?;
-    // Called from within the mount, this very process would keep it busy.
-    std::env::set_current_dir("/").map_err(failed("/"))?;
-    mountpoint::unmount(&dir)?;
-    let Some(pid) = daemon else { return Ok(()) };
-    if sys::wait_for_end(pid, UMOUNT_PATIENCE) {
-        Ok(())
-    } else {
-        Err(RunError::DaemonStays { pid })
-    }
-}
-
-/// Reads who serves a mount, from its own `.version`.
-fn daemon_of(dir: &Path) -> Option<u32> {
-    let version = std::fs::read_to_string(dir.join(".version")).ok()?;
-    version.trim_end().rsplit(' ').next()?.parse().ok()
 }

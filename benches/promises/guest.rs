@@ -15,7 +15,7 @@ use crate::measure::{Row, timed};
 
 const STARTS: usize = 5;
 const COMMANDS: usize = 200;
-const GUEST: &str = "root@127.0.0.1";
+pub(crate) const GUEST: &str = "root@127.0.0.1";
 
 /// A cold start to the first command's end, by aq and by QEMU's bare command line with ssh.
 pub(crate) fn cold_start() -> Vec<Row> {
@@ -82,7 +82,7 @@ impl Bare {
     }
 }
 
-struct Killed(Child);
+pub(crate) struct Killed(pub(crate) Child);
 
 impl Drop for Killed {
     fn drop(&mut self) {
@@ -91,14 +91,14 @@ impl Drop for Killed {
     }
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("its number").port()
 }
 
 /// Tries as tightly as a script could: user networking accepts before the guest listens, so only
 /// the server's first bytes prove it.
-fn until_ssh_speaks(port: u16, qemu: &mut Child) {
+pub(crate) fn until_ssh_speaks(port: u16, qemu: &mut Child) {
     eventually("sshd answers", BOOT, || {
         assert!(qemu.try_wait().expect("our child").is_none(), "the bare QEMU ended");
         let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else {
@@ -109,7 +109,7 @@ fn until_ssh_speaks(port: u16, qemu: &mut Child) {
     });
 }
 
-fn ssh(key: &Path, port: u16) -> Command {
+pub(crate) fn ssh(key: &Path, port: u16) -> Command {
     let mut ssh = Command::new("ssh");
     ssh.args(["-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"]);
     ssh.args(["-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]);

@@ -12,6 +12,7 @@ mod files;
 mod guest;
 mod hello;
 mod measure;
+mod warm;
 
 use measure::Row;
 
@@ -25,6 +26,9 @@ const BENCHMARKS: &[Benchmark] = &[
     ("exec", guest::warm_exec),
     ("start", guest::cold_start),
     ("memory", guest::memory),
+    ("warm", warm::start),
+    ("clones", warm::clones),
+    ("size", warm::size),
 ];
 
 fn main() {

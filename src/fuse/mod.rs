@@ -282,9 +282,31 @@ impl Filesystem for Adapter {
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let part = name.to_str().ok_or(TreeError::NeverFound);
-        let done = part.and_then(|name| self.tree.remove_part(NodeId(parent.0), name));
-        self.park.answer(req, parent, Answer::Now(done), |done| done_or_error(done, reply));
+        let done = match name.to_str() {
+            Some(name) => self.tree.unlink(NodeId(parent.0), name),
+            None => Answer::Now(Err(TreeError::NeverFound)),
+        };
+        self.park.answer(req, parent, done, |done| done_or_error(done, reply));
+    }
+
+    fn symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let (name, target) = match (text(name), text(target.as_os_str())) {
+            (Ok(name), Ok(target)) => (name, target),
+            (Err(errno), _) | (_, Err(errno)) => return reply.error(errno),
+        };
+        let owner = self.owner;
+        let made = self.tree.make_link(NodeId(parent.0), name, target);
+        self.park.answer(req, parent, made, move |made| match made {
+            Ok(attr) => made_entry(&owner, &attr, reply),
+            Err(errno) => reply.error(errno),
+        });
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {

@@ -97,7 +97,11 @@ fn is_left_behind(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED))
 }
 
-fn check_host() -> Result<(), MountError> {
+/// Says whether this host can mount at all.
+///
+/// # Errors
+/// What is missing, with its remedy.
+pub fn check_host() -> Result<(), MountError> {
     match fs::File::options().read(true).write(true).open("/dev/fuse") {
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {

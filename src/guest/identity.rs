@@ -58,24 +58,27 @@ impl Port {
 
     /// Sends text and waits for a line of ours that starts with `answer`.
     async fn ask(&mut self, text: &str, answer: &str) -> Result<(), BackendError> {
+        let mut last = String::new();
         let exchange = async {
             self.stream.get_mut().write_all(text.as_bytes()).await?;
-            self.await_line(answer).await
+            self.await_line(answer, &mut last).await
         };
-        match timeout(BOUND, exchange).await {
+        let answered = timeout(BOUND, exchange).await;
+        match answered {
             Ok(Ok(None)) => Ok(()),
             Ok(Ok(Some(reason))) => Err(BackendError::Twin { reason }),
             Ok(Err(error)) => Err(BackendError::io("the identity port", &error)),
             Err(_) => {
-                let reason = format!("it does not answer within {} s", BOUND.as_secs());
+                let seconds = BOUND.as_secs();
+                let said = if last.is_empty() { last } else { format!(" (it said: {last})") };
+                let reason = format!("it has not answered within {seconds} s{said}");
                 Err(BackendError::Twin { reason })
             }
         }
     }
 
     /// Returns the reason if it is another line than hoped for.
-    async fn await_line(&mut self, answer: &str) -> io::Result<Option<String>> {
-        let mut last = "it has closed the port".to_owned();
+    async fn await_line(&mut self, answer: &str, last: &mut String) -> io::Result<Option<String>> {
         let mut lines = (&mut self.stream).take(SAID).lines();
         while let Some(line) = lines.next_line().await? {
             if line == answer {
@@ -84,9 +87,9 @@ impl Port {
             if let Some(reason) = line.strip_prefix("aqfs: failed: ") {
                 return Ok(Some(reason.to_owned()));
             }
-            last = line;
+            *last = line;
         }
-        Ok(Some(last))
+        Ok(Some(format!("it has closed the port (it said: {last})")))
     }
 }
 
@@ -97,7 +100,9 @@ impl IdentityPort for Port {
         let armed = timeout(ARM_BOUND, session.exec(ARM.as_bytes(), b"", &said)).await;
         let late = BackendError::GuestTimeout { seconds: ARM_BOUND.as_secs() };
         match armed.map_err(|_| late)?? {
-            Exit::Code(0) => self.ask("echo 'aqfs: armed'\n", "aqfs: armed").await,
+            Exit::Code(0) => {
+                self.ask(&format!("{BECOME}\necho 'aqfs: armed'\n"), "aqfs: armed").await
+            }
             Exit::Code(_) | Exit::Signal(_) => Err(BackendError::Twin { reason: said.last_line() }),
         }
     }
@@ -140,7 +145,7 @@ fn script(client_key: &Path, plan: &LaunchPlan) -> Result<String, BackendError> 
     for (name, value) in variables {
         text.extend([name, "=", &quoted(&value), "\n"]);
     }
-    Ok(text + BECOME)
+    Ok(text + "become </dev/null\nexit\n")
 }
 
 /// Quotes for a shell.

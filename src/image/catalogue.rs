@@ -485,6 +485,7 @@ impl Image {
             name: name.to_owned(),
             source: self.spec().to_owned(),
             kind: manifest.map(|m| m.kind.as_str()).or(kind).unwrap_or_default().to_owned(),
+            parent: manifest.and_then(Manifest::parent).unwrap_or_default().to_owned(),
             digest: manifest.map(|m| m.digest.clone()).unwrap_or_default(),
             size: finished.map_or(0, |f| f.size),
             status,

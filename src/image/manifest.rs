@@ -93,6 +93,12 @@ impl Manifest {
         }
     }
 
+    /// Returns the image that the VM which this one was made from used.
+    pub(super) fn parent(&self) -> Option<&str> {
+        let input = self.inputs.first().filter(|_| self.kind == "vm")?;
+        input.split(' ').next()
+    }
+
     /// Returns the bytes that the image's files take on disk.
     pub(super) fn size(&self, dir: &Path) -> u64 {
         self.files().filter_map(|p| fs::metadata(dir.join(p)).ok()).map(|m| m.blocks() * 512).sum()

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -217,6 +218,51 @@ impl Chooser {
         }
         Ok(kept.verdict)
     }
+}
+
+/// What KVM is worth on this host, as far as it can be told without a daemon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Worth {
+    /// It runs guests.
+    Works,
+    /// `/dev/kvm` is not there or does not open, for this reason.
+    Closed(String),
+    /// The device opens, but the processor shows no sign of virtualization, for this reason.
+    Hidden(String),
+    /// It was put to the proof, and failed.
+    Fails(String),
+    /// There is no kernel to try it with.
+    Untried,
+}
+
+/// Says what KVM is worth: by hints, by the verdict that a daemon has kept, or by booting `kernel`.
+pub async fn examine(layout: &Layout, qemu: &Installation, kernel: Option<&Path>) -> Worth {
+    let hints = look();
+    let step = by_hints(AccelChoice::Auto, &hints);
+    match (hints.device, step) {
+        (Device::Unusable(reason), _) => Worth::Closed(reason),
+        (Device::Opens, Step::Use(accel)) => Worth::Hidden(accel.reason),
+        (Device::Opens, _) => match (kept(layout, qemu), kernel) {
+            (Some(verdict), _) => worth(verdict),
+            (None, Some(kernel)) => worth(prove(kernel).await),
+            (None, None) => Worth::Untried,
+        },
+    }
+}
+
+fn worth(verdict: Verdict) -> Worth {
+    match verdict {
+        Verdict::Works { .. } => Worth::Works,
+        Verdict::Fails { reason } => Worth::Fails(reason),
+    }
+}
+
+/// Returns the verdict of this boot of the host on this QEMU, whichever kernel it was.
+fn kept(layout: &Layout, qemu: &Installation) -> Option<Verdict> {
+    let kept = file::read_json::<Kept>(&layout.accel_verdict()).ok()?;
+    let same = boot_id().is_ok_and(|id| id == kept.circumstances.boot_id)
+        && kept.circumstances.qemu_version == qemu.version;
+    same.then_some(kept.verdict)
 }
 
 fn refusal(choice: AccelChoice, reason: String) -> BackendError {

@@ -8,9 +8,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::{Registry, RegistryError, on_disk, to_its_end};
-use crate::store::file;
 use crate::vm::backend::{BackendError, Images, LivePublication, Publication, Recipe};
-use crate::vm::driver::Definition;
 use crate::vm::origin::Origin;
 use crate::vm::state::Refusal;
 use crate::vm::warm::{Freeze, Frozen};
@@ -32,10 +30,8 @@ impl Registry {
     /// would be worth nothing without it.
     pub fn users_of(&self, image: &str) -> Vec<String> {
         let listed = self.list().into_iter().filter(|(_, vm)| vm.spec().image == image);
-        let removed = self.trash().list().into_iter().filter(|removed| {
-            let stored = file::read_json::<Definition>(&removed.dir.definition());
-            stored.is_ok_and(|stored| stored.spec.image == image)
-        });
+        let removed = self.trash().list().into_iter();
+        let removed = removed.filter(|removed| removed.image().is_some_and(|i| i == image));
         let removed = removed.map(|removed| format!(".trash/{}", removed.name));
         listed.map(|(name, _)| name).chain(removed).collect()
     }
@@ -54,7 +50,60 @@ impl Registry {
     /// `ImageBusy` while a VM uses it or it is being made, `NoImage`, or what the disk answered.
     pub async fn remove_image(self: Arc<Self>, name: String) -> Result<(), RegistryError> {
         self.admit_image_removal(&name)?;
-        self.with_images(move |images| images.remove(&name)).await
+        let (registry, image) = (Arc::clone(&self), name.clone());
+        self.with_images(move |images| images.remove(&name)).await?;
+        to_its_end(async move {
+            Ok(on_disk("the aliases", move || registry.aliases.forget(&image)).await?)
+        })
+        .await
+    }
+
+    /// Gives an image a second name and returns its number.
+    ///
+    /// # Errors
+    /// `NoImage`, `ImageExists` where the alias is a name already, or what the disk answered.
+    pub async fn link_image(
+        self: Arc<Self>,
+        alias: String,
+        name: String,
+    ) -> Result<u64, RegistryError> {
+        let images = &self.world().images;
+        if images.info(&alias).is_some() || self.aliases.get(&alias).is_some() {
+            return Err(BackendError::ImageExists { name: alias }.into());
+        }
+        if images.info(&name).is_none() {
+            return Err(BackendError::NoImage { name }.into());
+        }
+        let add = move || {
+            self.aliases.add(&alias, &name)?;
+            Ok(self.aliases.get(&alias).map_or(0, |alias| alias.id))
+        };
+        to_its_end(async move { Ok(on_disk("the aliases", add).await?) }).await
+    }
+
+    /// Renames a second name; one of the new name makes way.
+    ///
+    /// # Errors
+    /// `ImageExists` where the new name is an image's own, or what the disk answered.
+    pub async fn rename_alias(
+        self: Arc<Self>,
+        from: String,
+        to: String,
+    ) -> Result<(), RegistryError> {
+        if self.world().images.info(&to).is_some() {
+            return Err(BackendError::ImageExists { name: to }.into());
+        }
+        let rename = move || self.aliases.rename(&from, &to);
+        to_its_end(async move { Ok(on_disk("the aliases", rename).await?) }).await
+    }
+
+    /// Takes a second name away.
+    ///
+    /// # Errors
+    /// What the disk answered.
+    pub async fn unlink_image(self: Arc<Self>, alias: String) -> Result<(), RegistryError> {
+        let remove = move || self.aliases.remove(&alias);
+        to_its_end(async move { Ok(on_disk("the aliases", remove).await?) }).await
     }
 
     /// Says whether an image could be removed, as far as VMs come into it.

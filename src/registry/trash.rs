@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use crate::store::file;
 use crate::store::layout::VmDir;
+use crate::vm::driver::Definition;
 
 /// How long a removed VM is kept.
 pub const KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -30,6 +31,12 @@ pub struct Removed {
 }
 
 impl Removed {
+    /// Returns the image that its disk was made from; `None` if its definition is damaged.
+    pub fn image(&self) -> Option<String> {
+        let stored = file::read_json::<Definition>(&self.dir.definition());
+        stored.ok().map(|stored| stored.spec.image)
+    }
+
     /// Returns when it will be erased.
     pub fn until(&self) -> SystemTime {
         self.since + KEPT

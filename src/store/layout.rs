@@ -3,8 +3,10 @@
 //! ```text
 //! STORE/                       $XDG_DATA_HOME/aqfs
 //!   lock                       flock of the daemon; holds its pid and mount
+//!   turn                       flock of whoever is about to start the daemon
 //!   daemon.log                 what a daemon in the background says
 //!   defaults.json              what a new VM's settings start from
+//!   aliases.json               second names of images
 //!   ssh/id_ed25519{,.pub}      the key that opens every guest
 //!   vms/UUID/                  one VM: named by UUID, so that renaming a VM moves nothing
 //!     vm.json                  its definition: settings
@@ -58,6 +60,11 @@ impl Layout {
         self.root.join("lock")
     }
 
+    /// Returns the file that is locked by who is about to start a daemon.
+    pub fn turn(&self) -> PathBuf {
+        self.root.join("turn")
+    }
+
     /// Returns the log of a daemon in the background.
     pub fn daemon_log(&self) -> PathBuf {
         self.root.join("daemon.log")
@@ -101,6 +108,11 @@ impl Layout {
     /// Returns what an image that is not made yet is to be made from.
     pub fn image_source(&self, name: &str) -> PathBuf {
         self.image(name).join("source")
+    }
+
+    /// Returns the second names of images.
+    pub fn aliases(&self) -> PathBuf {
+        self.root.join("aliases.json")
     }
 
     /// Returns the directory of the machines frozen in an image.

@@ -12,9 +12,10 @@ use super::names::{
     Entry, ImageNames, JobNames, Names, NoNames, Numbers, SnapshotNames, TrashNames, VmNames,
 };
 use super::node::{Attr, Body, Keep, Kind, Node, NodeId, Subject, Table, unpack_job};
-use super::subject::{ImageSubject, JobSubject, SnapshotSubject};
+use super::subject::{AliasSubject, ImageSubject, JobSubject, SnapshotSubject};
 use super::table::{
-    CONFIG, DEFAULTS, DOCS, IMAGE, IMAGES, JOB, JOBS, REMOVED, ROOT, SNAPSHOT, SNAPSHOTS, TRASH, VM,
+    ALIAS, CONFIG, DEFAULTS, DOCS, IMAGE, IMAGES, JOB, JOBS, REMOVED, ROOT, SNAPSHOT, SNAPSHOTS,
+    TRASH, VM,
 };
 use super::{Answer, TAIL, TreeError};
 use crate::vm::caller::Caller;
@@ -363,7 +364,7 @@ impl Directories {
         let directory = match table {
             Table::Root => String::new(),
             Table::Docs => "/.docs".to_owned(),
-            Table::Images => "/.images".to_owned(),
+            Table::Images | Table::Alias => "/.images".to_owned(),
             Table::Image => {
                 format!("/.images/{}", name_of(&self.numbers, object).unwrap_or_default())
             }
@@ -420,6 +421,7 @@ impl Directories {
             }
             Table::Snapshot => bound(id, 0o700, SNAPSHOT, self.snapshot(object)?, NoNames),
             Table::Removed => bound(id, 0o700, REMOVED, removed()?, NoNames),
+            Table::Alias => bound(id, 0o700, ALIAS, self.alias(object)?, NoNames),
         })
     }
 
@@ -437,6 +439,12 @@ impl Directories {
         let vm = vm.ok_or(TreeError::NotFound)?;
         let snapshot = vm.all_snapshots().into_iter().find(|s| s.tag == tag);
         Ok(SnapshotSubject { vm, snapshot: snapshot.ok_or(TreeError::NotFound)? })
+    }
+
+    fn alias(&self, object: u64) -> Result<AliasSubject, TreeError> {
+        let registry = &self.host.registry;
+        let alias = registry.aliases().by_id(object).ok_or(TreeError::NotFound)?;
+        Ok(AliasSubject { image: alias.image, changed: registry.changed() })
     }
 
     fn image(&self, object: u64) -> Result<ImageSubject, TreeError> {

@@ -6,6 +6,7 @@
 pub mod directory;
 pub mod handle;
 pub mod host;
+pub mod manual;
 mod metrics;
 pub mod names;
 pub mod node;
@@ -323,6 +324,30 @@ impl Tree {
         match directory.names().find(name) {
             Some(_) => directory.names().remove(name),
             None => Answer::Now(self.remove_part(parent, name)),
+        }
+    }
+
+    /// Makes a symbolic link: in `.images`, an alias.
+    pub fn make_link(&self, parent: NodeId, name: &str, target: &str) -> Answer<Attr> {
+        let made = match self.directories.get(parent) {
+            Ok(directory) => directory.names().link(name, target),
+            Err(error) => return Answer::Now(Err(error)),
+        };
+        let directories = self.directories.clone();
+        match made {
+            Answer::Now(made) => Answer::Now(made.and_then(|id| directories.attr(id))),
+            Answer::Later(made) => {
+                Answer::later(made.map(move |made| made.and_then(|id| directories.attr(id))))
+            }
+        }
+    }
+
+    /// Unlinks a link that users have made, or (without effect) a file of ours.
+    pub fn unlink(&self, parent: NodeId, name: &str) -> Answer<()> {
+        match self.directories.get(parent).map(|directory| directory.names().unlink(name)) {
+            Ok(Some(unlinked)) => unlinked,
+            Ok(None) => Answer::Now(self.remove_part(parent, name)),
+            Err(error) => Answer::Now(Err(error)),
         }
     }
 

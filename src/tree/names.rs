@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use super::node::{Kind, NodeId, Table, pack_job};
 use super::{Answer, TreeError, handle};
 use crate::registry::Registry;
+use crate::registry::aliases::Alias;
 use crate::vm::job::{Job, JobError, is_job_name};
 use crate::vm::spec::{is_object_name, is_vm_name};
 use crate::vm::state::Command;
@@ -72,6 +73,18 @@ pub(super) trait Names {
             Some(_) => TreeError::NotOffered("this cannot be removed"),
             None => TreeError::NotFound,
         }))
+    }
+
+    /// `ln -s`
+    fn link(&self, name: &str, target: &str) -> Answer<NodeId> {
+        let _any = (name, target);
+        Answer::Now(Err(TreeError::NotOffered("links are made in .images, where each is an alias")))
+    }
+
+    /// `rm` of a link that users have made; `None`: there is none of that name.
+    fn unlink(&self, name: &str) -> Option<Answer<()>> {
+        let _any = name;
+        None
     }
 
     /// `mv` into another directory.
@@ -207,6 +220,14 @@ impl ImageNames {
     fn id(&self, name: &str) -> NodeId {
         NodeId::directory(Table::Image, number(&self.numbers, name.to_owned()))
     }
+
+    fn alias(&self, name: &str) -> Option<NodeId> {
+        self.registry.aliases().get(name).map(|alias| alias_id(alias.id))
+    }
+}
+
+fn alias_id(id: u64) -> NodeId {
+    NodeId::directory(Table::Alias, id).row(0)
 }
 
 impl Names for ImageNames {
@@ -215,8 +236,10 @@ impl Names for ImageNames {
     }
 
     fn find(&self, name: &str) -> Option<NodeId> {
-        let known = self.registry.world().images.info(name).is_some();
-        known.then(|| self.id(name))
+        if self.registry.world().images.info(name).is_some() {
+            return Some(self.id(name));
+        }
+        self.alias(name)
     }
 
     fn is_possible(&self, name: &str) -> bool {
@@ -232,9 +255,41 @@ impl Names for ImageNames {
         Answer::later(made.map(move |made| made.map(|()| id).map_err(TreeError::from)))
     }
 
+    fn link(&self, name: &str, target: &str) -> Answer<NodeId> {
+        if !is_object_name(name) {
+            return Answer::Now(Err(TreeError::BadName(name.to_owned())));
+        }
+        let made = Arc::clone(&self.registry).link_image(name.to_owned(), target.to_owned());
+        Answer::later(made.map(|made| made.map(alias_id).map_err(TreeError::from)))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> Answer<()> {
+        if self.alias(from).is_none() {
+            return Answer::Now(Err(TreeError::BadRename));
+        }
+        if !is_object_name(to) {
+            return Answer::Now(Err(TreeError::BadName(to.to_owned())));
+        }
+        let done = Arc::clone(&self.registry).rename_alias(from.to_owned(), to.to_owned());
+        Answer::later(done.map(|done| done.map_err(TreeError::from)))
+    }
+
+    fn unlink(&self, name: &str) -> Option<Answer<()>> {
+        self.alias(name)?;
+        let removed = Arc::clone(&self.registry).unlink_image(name.to_owned());
+        Some(Answer::later(removed.map(|done| done.map_err(TreeError::from))))
+    }
+
     fn remove(&self, name: &str) -> Answer<()> {
+        if self.alias(name).is_some() {
+            return Answer::Now(Err(TreeError::NotADirectory));
+        }
         let removed = Arc::clone(&self.registry).remove_image(name.to_owned());
         Answer::later(removed.map(|done| done.map_err(TreeError::from)))
+    }
+
+    fn count(&self) -> usize {
+        self.registry.world().images.list().len()
     }
 
     fn entries(&self) -> Vec<Entry> {
@@ -242,7 +297,13 @@ impl Names for ImageNames {
             let id = self.id(&name);
             Entry { name, id, kind: Kind::Directory }
         };
-        self.registry.world().images.list().into_iter().map(|i| entry(i.name)).collect()
+        let alias = |(name, alias): (String, Alias)| Entry {
+            name,
+            id: alias_id(alias.id),
+            kind: Kind::Link,
+        };
+        let images = self.registry.world().images.list().into_iter().map(|i| entry(i.name));
+        images.chain(self.registry.aliases().list().into_iter().map(alias)).collect()
     }
 }
 

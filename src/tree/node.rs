@@ -149,6 +149,8 @@ pub enum Table {
     Snapshots = 12,
     /// `VM/snapshots/TAG`.
     Snapshot = 13,
+    /// A second name in `.images`: the link is the one row of this directory, which has no name.
+    Alias = 14,
 }
 
 /// The bits of a job's number in the object of [`Table::Job`].
@@ -205,6 +207,7 @@ impl NodeId {
             10 => Table::Job,
             12 => Table::Snapshots,
             13 => Table::Snapshot,
+            14 => Table::Alias,
             _ => return None,
         };
         let object = (packed >> ROW_BITS) & ((1 << OBJECT_BITS) - 1);

@@ -103,6 +103,25 @@ impl ImageSubject {
     }
 }
 
+/// A second name of an image.
+#[derive(Clone, Debug)]
+pub struct AliasSubject {
+    /// The image.
+    pub image: String,
+    /// When it may have been made.
+    pub changed: SystemTime,
+}
+
+impl Subject for AliasSubject {
+    fn changed(&self, _name: &str) -> SystemTime {
+        self.changed
+    }
+
+    fn vm(&self) -> Option<&Vm> {
+        None
+    }
+}
+
 impl Subject for Host {
     fn changed(&self, name: &str) -> SystemTime {
         let since = self.registry.changed();

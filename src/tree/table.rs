@@ -10,7 +10,7 @@ use include_dir::{Dir, include_dir};
 use super::host::Host;
 use super::node::{Body, Node, Table};
 use super::subject::{
-    ImageSubject, JobSubject, SnapshotSubject, console_access, exec_access, last_job,
+    AliasSubject, ImageSubject, JobSubject, SnapshotSubject, console_access, exec_access, last_job,
     monitor_access, open_cmd, open_stdin, terminal,
 };
 use super::verbs::VM_VERBS;
@@ -256,6 +256,12 @@ pub static REMOVED: &[Node<Removed>] = &[
         body: Body::Value(|r| line(&render::disk_bytes(&r.dir).to_string())),
     },
     Node {
+        name: "image",
+        mode: 0o444,
+        doc: "the image that it was made from",
+        body: Body::Value(|r| line(&r.image().unwrap_or_default())),
+    },
+    Node {
         name: "removed",
         mode: 0o444,
         doc: "when it was removed, in seconds since 1970",
@@ -326,6 +332,14 @@ pub static JOB: &[Node<JobSubject>] = &[
     },
 ];
 
+/// A second name of an image: the only row of a directory that nobody sees.
+pub static ALIAS: &[Node<AliasSubject>] = &[Node {
+    name: "alias",
+    mode: 0o777,
+    doc: "leads to an image",
+    body: Body::Link(|alias, _| Some(alias.image.clone().into())),
+}];
+
 /// An image's directory.
 pub static IMAGE: &[Node<ImageSubject>] = &[
     Node {
@@ -345,6 +359,12 @@ pub static IMAGE: &[Node<ImageSubject>] = &[
         mode: 0o444,
         doc: "what sort of source it has",
         body: Body::Value(|i| line(&i.info.kind)),
+    },
+    Node {
+        name: "parent",
+        mode: 0o444,
+        doc: "the image that the VM it was made from used; empty for others",
+        body: Body::Value(|i| line(&i.info.parent)),
     },
     Node {
         name: "progress",
@@ -398,6 +418,7 @@ pub(super) fn line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tree::manual;
     use crate::tree::node::Kind;
     use crate::tree::verbs::IMAGE_VERBS;
 
@@ -442,52 +463,13 @@ mod tests {
         assert!(ctl.doc.ends_with(&verbs), "{verbs}");
     }
 
-    /// The README's table, made from the rows.
-    fn readme_table() -> String {
-        let row = |name: &str, mode: u16, kind: &str, doc: &str| {
-            let doc = doc.replace('|', "\\|");
-            format!("| `{name}` | {mode:04o} | {kind} | {doc} |\n")
-        };
-        let root = ROOT.iter().map(|r| row(r.name, r.mode, r.body.kind().name(), r.doc));
-        let vm =
-            VM.iter().map(|r| row(&format!("VM/{}", r.name), r.mode, r.body.kind().name(), r.doc));
-        let config = CONFIG
-            .iter()
-            .map(|r| row(&format!("VM/config/{}", r.name), r.mode, r.body.kind().name(), r.doc));
-        let jobs = JOBS
-            .iter()
-            .map(|r| row(&format!("VM/jobs/{}", r.name), r.mode, r.body.kind().name(), r.doc));
-        let job = JOB
-            .iter()
-            .map(|r| row(&format!("VM/jobs/NAME/{}", r.name), r.mode, r.body.kind().name(), r.doc));
-        let image = IMAGE
-            .iter()
-            .map(|r| row(&format!(".images/NAME/{}", r.name), r.mode, r.body.kind().name(), r.doc));
-        let removed = REMOVED.iter().map(|r| {
-            row(&format!(".trash/VM@TIME/{}", r.name), r.mode, r.body.kind().name(), r.doc)
-        });
-        let snapshot = SNAPSHOT.iter().map(|r| {
-            row(&format!("VM/snapshots/TAG/{}", r.name), r.mode, r.body.kind().name(), r.doc)
-        });
-        let head = "| file | mode | kind | |\n|---|---|---|---|\n".to_owned();
-        head + &root
-            .chain(vm)
-            .chain(config)
-            .chain(jobs)
-            .chain(job)
-            .chain(snapshot)
-            .chain(image)
-            .chain(removed)
-            .collect::<String>()
-    }
-
     #[test]
     fn the_readme_has_the_table_that_the_rows_make() {
         let readme = include_str!("../../README.md");
         let (before, rest) = readme.split_once("<!-- files").unwrap();
         let (comment, rest) = rest.split_once("-->\n").unwrap();
         let (table, after) = rest.split_once("<!-- /files -->").unwrap();
-        let wanted = readme_table();
+        let wanted = manual::markdown();
         if std::env::var_os("UPDATE_README").is_some() {
             let text = format!("{before}<!-- files{comment}-->\n{wanted}<!-- /files -->{after}");
             std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"), text).unwrap();

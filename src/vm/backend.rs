@@ -769,6 +769,8 @@ pub struct ImageInfo {
     pub source: String,
     /// `builtin`, `disk`, `cloud`, …
     pub kind: String,
+    /// The image that the VM it was made from used; empty for others.
+    pub parent: String,
     /// `sha256:…`, empty until it is ready.
     pub digest: String,
     /// Bytes on disk.

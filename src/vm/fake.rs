@@ -478,6 +478,7 @@ impl Images for Fake {
             name: name.to_owned(),
             source: "builtin:tiny".into(),
             kind: "builtin".into(),
+            parent: String::new(),
             digest: "sha256:0".into(),
             size: 0,
             status: ImageStatus::Ready,

@@ -89,6 +89,10 @@ impl Mounted {
         for name in ["XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME"] {
             command.env_remove(name);
         }
+        for name in ["AQ_STORE", "NO_COLOR", "VISUAL", "EDITOR"] {
+            command.env_remove(name);
+        }
+        command.env("AQ_MOUNT", self.dir());
         command.env("AQ", AQ).env("SCRATCH", self.root.path()).current_dir("/");
     }
 
@@ -124,6 +128,21 @@ impl Mounted {
         let mut command = Command::new("bash");
         self.set_environment(&mut command);
         shell::finish(command.arg("-c").arg(script).current_dir(self.dir()), bound)
+    }
+
+    /// Runs a bash script in which `aq` is the program under test, outside of the mount.
+    #[track_caller]
+    pub(crate) fn cli(&self, script: &str) -> Output {
+        self.cli_within(script, BOOT)
+    }
+
+    /// Runs such a script, bounded.
+    #[track_caller]
+    pub(crate) fn cli_within(&self, script: &str, bound: Duration) -> Output {
+        let mut command = Command::new("bash");
+        self.set_environment(&mut command);
+        let script = format!("PATH=${{AQ%/*}}:$PATH\n{script}");
+        shell::finish(command.arg("-c").arg(script).current_dir(self.scratch()), bound)
     }
 
     /// Does what `printf %s TEXT > FILE` does: one open, one write.

@@ -28,8 +28,13 @@ impl Terminal {
 
     /// Types a line and presses Return.
     pub(crate) fn enter(&self, line: &str) {
-        finish(self.tmux().args(["send-keys", "-l", line]), BOUND).ok();
+        self.keys(line);
         self.press("Enter");
+    }
+
+    /// Types.
+    pub(crate) fn keys(&self, text: &str) {
+        finish(self.tmux().args(["send-keys", "-l", text]), BOUND).ok();
     }
 
     /// Presses a key, named as tmux names it: `C-c`.
@@ -55,7 +60,12 @@ impl Terminal {
     }
 
     fn foreground(&self) -> String {
-        finish(self.tmux().args(["display-message", "-p", "#{pane_current_command}"]), BOUND).ok()
+        self.display("#{pane_current_command}")
+    }
+
+    /// Returns what tmux knows of the window.
+    pub(crate) fn display(&self, format: &str) -> String {
+        finish(self.tmux().args(["display-message", "-p", format]), BOUND).ok()
     }
 
     fn tmux(&self) -> Command {

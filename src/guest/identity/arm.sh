@@ -37,7 +37,7 @@ sync
 # $fork is the mark of the last copying so far; see become.sh.
 setsid sh -c '
     exec 3<>"$1" && reseed=$2
-    log=$(dmesg | tail -n 20) fork=none
+    log=$(dmesg) fork=none
     case $log in *"virtual machine fork"*) log=${log%virtual machine fork*} fork=${log##*[} ;; esac
     export reseed fork
     exec sh <&3 >&3 2>&3 3>&-

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::{Driver, Report, Reporter, off_thread};
-use crate::store::file;
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
     Adoption, BackendError, DiskFormat, GuestSession, Hold, LaunchPlan, Launched, Lifetime,
@@ -76,7 +75,9 @@ pub(super) async fn start(
 ) -> Result<Launched, BackendError> {
     world.images.bind(&plan.dir, &plan.base)?;
     let unborn = VmDir(plan.dir.clone()).unborn();
-    mark(unborn.clone()).await?;
+    // Of use as long as this QEMU may run: a host that loses power forgets both.
+    let path = unborn.clone();
+    off_thread(move || fs::write(path, b""), "the mark of a clone").await?;
     let born = match clone(world, &plan, to).await {
         Ok(Born::Clone(launched)) => Ok(launched),
         Ok(Born::Still(error)) => boot(world, plan, &error).await,
@@ -138,10 +139,6 @@ async fn boot(
     world.hypervisor.launch(plan).await
 }
 
-async fn mark(path: PathBuf) -> Result<(), BackendError> {
-    off_thread(move || file::replace(&path, b""), "the mark of a clone").await
-}
-
 /// Ends a machine and waits until it has ended.
 async fn end(mut launched: Launched) {
     // If it cannot be ended, the next launch finds it there and says so.
@@ -193,11 +190,7 @@ async fn release(world: &World, machine: Option<Arc<dyn Machine>>, dir: &Path) {
     {
         return;
     }
-    let dropped = world.hypervisor.snapshot(dir.to_owned(), &op).await;
-    // Of a VM that is gone for good there is nothing to drop.
-    if let Err(error) = dropped
-        && dir.exists()
-    {
+    if let Err(error) = world.hypervisor.snapshot(dir.to_owned(), &op).await {
         tracing::warn!(dir = %dir.display(), %error, "the snapshot of a frozen disk stays");
     }
 }
@@ -237,7 +230,7 @@ impl Driver {
             drop(answer.send(frozen.map_err(VmError::from)));
             // Its end is the message.
             drop(released.await);
-            // The disk of a VM that is only there to be frozen goes with it.
+            // A disk of ours is gone by now.
             if is_frozen && vm.0.lifetime == Lifetime::Own {
                 release(&world, Some(machine), &vm.dir().0).await;
             }

@@ -1,0 +1,2 @@
+# Asked anew of the program at each start of a shell, so that it never falls behind it.
+source <(aq completion bash)

@@ -1,0 +1,70 @@
+//! Images made from VMs, and clearing away.
+
+use clap::{Args, Subcommand};
+
+/// `aq snapshot`
+#[derive(Debug, Subcommand)]
+pub enum Snapshot {
+    /// Make an image of a virtual machine, which outlives it
+    Create(Create),
+    /// List the images made from virtual machines
+    Ls,
+    /// Remove one
+    Rm(Remove),
+    /// Give one a second name
+    Tag(Tag),
+    /// Show which was made from which
+    Tree(Tree),
+}
+
+/// `aq snapshot create`
+#[derive(Args, Debug)]
+pub struct Create {
+    /// Of which
+    #[arg(value_name = "VM")]
+    pub vm: String,
+    /// Its name
+    #[arg(value_name = "NAME")]
+    pub tag: String,
+}
+
+/// `aq snapshot rm`
+#[derive(Args, Debug)]
+pub struct Remove {
+    /// Which, or an alias
+    #[arg(value_name = "TAG")]
+    pub tag: String,
+    /// Accepted for old scripts; what a virtual machine needs is never removed
+    #[arg(long, hide = true)]
+    pub force: bool,
+}
+
+/// `aq snapshot tag`
+#[derive(Args, Debug)]
+pub struct Tag {
+    /// Which
+    #[arg(value_name = "TAG")]
+    pub tag: String,
+    /// Its second name; one that is an alias already leads here from now on
+    #[arg(value_name = "ALIAS")]
+    pub alias: String,
+}
+
+/// `aq snapshot tree`
+#[derive(Args, Debug)]
+pub struct Tree {
+    /// Only this one and what was made from it
+    #[arg(value_name = "TAG")]
+    pub tag: Option<String>,
+}
+
+/// `aq prune`
+#[derive(Args, Debug)]
+pub struct Prune {
+    /// Also images that no virtual machine uses
+    #[arg(long)]
+    pub images: bool,
+    /// Only say what would be erased
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+}

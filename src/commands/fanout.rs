@@ -1,0 +1,254 @@
+//! `aq fanout`: one command in N VMs made for it.
+//!
+//! Whatever happens, none of them is left: each is removed when its command has ended, and all of
+//! them when this process is told to end.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::mpsc;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use super::files::{Tree, Vm};
+use super::job::{End, Job, copy_out};
+use super::progress::Progress;
+use super::text::{command_text, complain, note};
+use super::{Failure, new, power, remove, signals};
+use crate::cli::guest::Fanout;
+
+/// How long a shard may take from QEMU's start to its first answer.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Both outputs are one, in the order in which they are written.
+const MERGED: &[u8] = b"exec 2>&1\n";
+
+/// The shards and what they have in common.
+struct Fleet<'a> {
+    args: &'a Fanout,
+    vms: Vec<Vm>,
+    text: Vec<u8>,
+    state: Mutex<State>,
+    /// Told when a shard has ended, or all shall.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<usize>,
+    running: usize,
+    cancelled: bool,
+    /// The largest exit status so far.
+    worst: u8,
+}
+
+/// What happens meanwhile.
+enum Event {
+    Signal(i32),
+    /// A thread finds nothing more to do.
+    Idle,
+    /// Nobody reads what we print any more.
+    Unheard(io::Error),
+}
+
+pub(super) fn run(tree: &Tree, args: &Fanout) -> Result<u8, Failure> {
+    let (tell, told) = mpsc::channel();
+    // From the first VM on there is something to clear away.
+    signals::forward(tell.clone(), Event::Signal)?;
+    let fleet = Fleet::create(tree, args)?;
+    let workers = args.jobs.unwrap_or(args.count).min(args.count);
+    note(format!("[fanout] running the command in {} shards", args.count));
+    let ended = thread::scope(|scope| {
+        for _ in 0..workers {
+            let (fleet, tell) = (&fleet, tell.clone());
+            scope.spawn(move || {
+                fleet.work(&tell);
+                tell.send(Event::Idle)
+            });
+        }
+        fleet.attend(&told, workers)
+    });
+    let worst = fleet.lock().worst;
+    note(format!("[fanout] all shards finished (max exit {worst})"));
+    ended.map(|signal| signal.map_or(worst, signals::exit_code))
+}
+
+impl<'a> Fleet<'a> {
+    /// Makes the VMs: all of them, or none.
+    fn create(tree: &Tree, args: &'a Fanout) -> Result<Self, Failure> {
+        let image = tree.image(&args.image)?;
+        let prefix = args.prefix.clone().unwrap_or_else(|| format!("shard-{}", std::process::id()));
+        let (count, last) = (args.count, args.count - 1);
+        note(format!(
+            "[fanout] creating {count} VM(s) from snapshot '{}' as '{prefix}-0..{prefix}-{last}'",
+            args.image
+        ));
+        let settings = [("image", image)];
+        let mut vms: Vec<Vm> = Vec::new();
+        for index in 0..count {
+            match new::create(tree, &format!("{prefix}-{index}"), &settings) {
+                Ok(vm) => vms.push(vm),
+                Err(failure) => {
+                    vms.iter().for_each(|vm| drop(tree.rmdir(&vm.name)));
+                    return Err(failure);
+                }
+            }
+        }
+        let waiting = (0..vms.len()).collect();
+        let state = Mutex::new(State { waiting, ..State::default() });
+        let text = [MERGED, &command_text(&args.command)].concat();
+        Ok(Self { args, vms, text, state, changed: Condvar::new() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until all threads are done; a signal ends the shards first.
+    fn attend(
+        &self,
+        told: &mpsc::Receiver<Event>,
+        mut workers: u32,
+    ) -> Result<Option<i32>, Failure> {
+        let mut ended = Ok(None);
+        while workers > 0 {
+            match told.recv() {
+                Ok(Event::Idle) => workers -= 1,
+                Ok(Event::Signal(signal)) => {
+                    note("[fanout] interrupted: removing all shards");
+                    ended = ended.map(|earlier| earlier.or(Some(signal)));
+                    self.cancel();
+                }
+                Ok(Event::Unheard(error)) => {
+                    ended = Err(Failure::Output(error));
+                    self.cancel();
+                }
+                Err(_) => break,
+            }
+        }
+        ended
+    }
+
+    /// Has every shard ended: who waits for one is woken by its end.
+    fn cancel(&self) {
+        self.lock().cancelled = true;
+        self.changed.notify_all();
+        // One that has not been started, or is gone already, is off.
+        self.vms.iter().for_each(|vm| drop(vm.order("kill")));
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.lock().cancelled
+    }
+
+    /// Runs shards until none waits.
+    fn work(&self, tell: &mpsc::Sender<Event>) {
+        loop {
+            let Some(index) = self.lock().waiting.pop_front() else { return };
+            let vm = &self.vms[index];
+            let launched = self.launch(vm);
+            let runs = usize::from(launched.is_ok());
+            let code = launched.and_then(|()| self.command(vm, index, tell));
+            let code = code.unwrap_or_else(|failure| self.told(&failure));
+            if !self.args.keep
+                && let Err(failure) = clear(vm)
+            {
+                complain(&failure);
+            }
+            let mut state = self.lock();
+            state.running -= runs;
+            state.worst = state.worst.max(code);
+            drop(state);
+            self.changed.notify_all();
+        }
+    }
+
+    /// What fails because all shall end is not worth a word.
+    fn told(&self, failure: &Failure) -> u8 {
+        if !self.is_cancelled() {
+            complain(failure);
+        }
+        failure.code()
+    }
+
+    /// Starts one. While others run, one that the host has no memory for waits until one of them
+    /// has ended.
+    fn launch(&self, vm: &Vm) -> Result<(), Failure> {
+        loop {
+            if self.is_cancelled() {
+                return Err(Failure::Told(1));
+            }
+            self.lock().running += 1;
+            let launched = power::launch(vm);
+            let Err(failure) = launched else { break };
+            let mut state = self.lock();
+            state.running -= 1;
+            if failure.errno() != libc::ENOMEM || state.running == 0 {
+                return Err(failure);
+            }
+            let before = state.running;
+            let waits = |state: &mut State| state.running >= before && !state.cancelled;
+            drop(self.changed.wait_while(state, waits));
+        }
+        // Who cancelled before it was started could not end it.
+        if self.is_cancelled() {
+            drop(vm.order("kill"));
+        }
+        Ok(())
+    }
+
+    fn command(&self, vm: &Vm, index: usize, tell: &mpsc::Sender<Event>) -> Result<u8, Failure> {
+        power::until_ready(vm, PATIENCE, Progress::hidden())?;
+        let job = Job::new(vm)?;
+        job.env("AQ_SHARD_INDEX", &index.to_string())?;
+        job.env("AQ_SHARD_TOTAL", &self.args.count.to_string())?;
+        drop(job.stdin()?);
+        job.run(&self.text)?;
+        let mut lines = Lines { prefix: format!("[{}] ", vm.name), rest: Vec::new() };
+        let mut printed = copy_out(job.output("stdout")?, |bytes| lines.print(bytes));
+        printed = printed.and_then(|()| lines.end());
+        if let Err(error) = printed {
+            drop(tell.send(Event::Unheard(error)));
+        }
+        let end = job.end()?;
+        if let End::Lost(reason) = &end
+            && !self.is_cancelled()
+        {
+            note(format!("aq: {}: {reason}", vm.name));
+        }
+        Ok(end.code())
+    }
+}
+
+/// Removes a shard for good, in whatever state it is.
+fn clear(vm: &Vm) -> Result<(), Failure> {
+    power::end(vm, "kill")?;
+    power::until_off_quietly(vm)?;
+    remove::erase(vm)
+}
+
+/// Prints whole lines behind a name, so that those of several shards do not mix.
+struct Lines {
+    prefix: String,
+    rest: Vec<u8>,
+}
+
+impl Lines {
+    fn print(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.rest.extend(bytes);
+        let Some(end) = self.rest.iter().rposition(|b| *b == b'\n') else { return Ok(()) };
+        let rest = self.rest.split_off(end + 1);
+        let whole = std::mem::replace(&mut self.rest, rest);
+        let prefixed: Vec<u8> = whole
+            .split_inclusive(|b| *b == b'\n')
+            .flat_map(|line| [self.prefix.as_bytes(), line].concat())
+            .collect();
+        let mut out = io::stdout().lock();
+        out.write_all(&prefixed)?;
+        out.flush()
+    }
+
+    /// Prints what is left, which has no end of its own.
+    fn end(&mut self) -> io::Result<()> {
+        if self.rest.is_empty() { Ok(()) } else { self.print(b"\n") }
+    }
+}

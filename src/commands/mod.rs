@@ -1,0 +1,155 @@
+//! The commands of `aq`: each reads and writes files of the mount, and nothing else. What a command
+//! cannot do with them, nobody can do from a shell.
+//!
+//! [`files`]: the mount as a command sees it. [`job`]: one command in a guest. [`progress`],
+//! [`signals`], [`text`]: what they share towards the user.
+//!
+//! Not here: finding and starting the daemon (`daemon`), what the files mean (`tree`).
+
+mod attach;
+pub mod complete;
+mod edit;
+mod exec;
+mod fanout;
+mod files;
+mod info;
+mod job;
+mod logs;
+mod ls;
+mod names;
+mod new;
+mod power;
+mod progress;
+mod prune;
+mod remove;
+mod signals;
+mod snapshot;
+mod ssh;
+mod text;
+mod top;
+mod wait;
+
+use std::io;
+
+use crate::cli::Command;
+use crate::daemon::{self, DaemonError};
+use files::Tree;
+
+/// What a shell is told of a process that SIGPIPE ended.
+const BROKEN_PIPE: u8 = 141;
+
+/// Why a command has failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// There is no such VM.
+    #[error("VM '{0}' does not exist.")]
+    NoVm(String),
+    /// There is one.
+    #[error("VM '{0}' already exists.")]
+    Exists(String),
+    /// It runs.
+    #[error("VM '{0}' is already running.")]
+    Running(String),
+    /// It does not run.
+    #[error("VM '{0}' is not running. Start it with: aq start {0}")]
+    Off(String),
+    /// There is no such image.
+    #[error("snapshot or alias '{0}' does not exist. `aq snapshot ls` and `ls {1}` list them")]
+    NoImage(String, String),
+    /// There is an image of that name.
+    #[error(
+        "snapshot '{0}' already exists. Pick a new tag or remove the existing one with: aq snapshot rm {0}"
+    )]
+    ImageExists(String),
+    /// The tree refused.
+    #[error("{what}: {sentence}")]
+    Refused {
+        /// What was asked.
+        what: String,
+        /// Why not, as `error` has it.
+        sentence: String,
+        /// The errno; 0 if there was none.
+        errno: i32,
+    },
+    /// The words do not fit together.
+    #[error("{0}")]
+    Usage(String),
+    /// Nobody reads our output any more.
+    #[error("standard output: {0}")]
+    Output(#[source] io::Error),
+    /// Something of this process's own surroundings.
+    #[error("{0}: {1}")]
+    Local(String, #[source] io::Error),
+    /// The daemon.
+    #[error(transparent)]
+    Daemon(#[from] DaemonError),
+    /// A part has failed, and its reason has been told.
+    #[error("the reason is above")]
+    Told(u8),
+}
+
+impl Failure {
+    /// Says whether the user has read the reason already, or cannot be told anything.
+    pub fn is_told(&self) -> bool {
+        match self {
+            Self::Daemon(error) => error.is_told(),
+            Self::Output(error) => error.kind() == io::ErrorKind::BrokenPipe,
+            Self::Told(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Returns the exit status.
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => BROKEN_PIPE,
+            Self::Told(code) => *code,
+            _ => 1,
+        }
+    }
+
+    fn errno(&self) -> i32 {
+        match self {
+            Self::Refused { errno, .. } => *errno,
+            _ => 0,
+        }
+    }
+}
+
+fn local(what: impl Into<String>) -> impl FnOnce(io::Error) -> Failure {
+    let what = what.into();
+    move |error| Failure::Local(what, error)
+}
+
+/// Runs a command over the tree, which is mounted where it is not. Returns the exit status.
+///
+/// # Errors
+/// Why it has failed; `main` prints it.
+pub fn run(command: &Command) -> Result<u8, Failure> {
+    let tree = Tree::at(daemon::find_or_start()?);
+    match command {
+        Command::New(args) => new::run(&tree, args),
+        Command::Start(args) => power::start(&tree, args),
+        Command::Stop(args) => power::stop(&tree, args),
+        Command::Console(args) => ssh::console(&tree, args),
+        Command::Exec(args) => return exec::run(&tree, args),
+        Command::Scp(args) => ssh::scp(&tree, args),
+        Command::Rm(args) => remove::run(&tree, args),
+        Command::Ls(args) => ls::run(&tree, args),
+        Command::Snapshot(args) => snapshot::run(&tree, args),
+        Command::Fanout(args) => return fanout::run(&tree, args),
+        Command::Info(args) => info::run(&tree, args),
+        Command::Wait(args) => wait::run(&tree, args),
+        Command::Logs(args) => logs::run(&tree, args),
+        Command::Attach(args) => attach::run(&tree, args),
+        Command::Edit(args) => edit::run(&tree, args),
+        Command::Top(args) => top::run(&tree, args),
+        Command::Prune(args) => prune::run(&tree, args),
+        Command::Mount(_)
+        | Command::Umount(_)
+        | Command::Doctor
+        | Command::Completion(_)
+        | Command::Man(_) => Ok(()),
+    }
+    .map(|()| 0)
+}

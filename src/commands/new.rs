@@ -1,0 +1,113 @@
+//! `aq new`: VMs with their settings, all of them or none.
+
+use std::convert;
+use std::sync::mpsc;
+
+use super::files::{Tree, Vm};
+use super::text::{line, note};
+use super::{Failure, names, signals};
+use crate::cli::machines::New;
+
+/// How often a made-up name is made up again when it is taken.
+const TRIES: usize = 20;
+
+pub(super) fn run(tree: &Tree, args: &New) -> Result<(), Failure> {
+    if args.skip_fast_boot {
+        note("aq: --skip-fast-boot means nothing here: each image boots as it needs to");
+    }
+    let settings = settings(tree, args)?;
+    let made = make(tree, args, &settings)?;
+    note(if made.len() == 1 { "Created:".to_owned() } else { format!("Created {}:", made.len()) });
+    made.iter().try_for_each(|vm| line(&vm.name))
+}
+
+/// Returns settings and their values, as files of `config/`.
+fn settings(tree: &Tree, args: &New) -> Result<Vec<(&'static str, String)>, Failure> {
+    let image = args.image.as_deref().map(|name| tree.image(name)).transpose()?;
+    let ports = args.ports.iter().map(|p| forward(p)).collect::<Vec<_>>().join("\n");
+    let settings = [
+        ("image", image),
+        ("disk", args.size.clone()),
+        ("memory", args.memory.clone()),
+        ("cpus", args.cpus.map(|n| n.to_string())),
+        ("ports", Some(ports).filter(|p| !p.is_empty())),
+    ];
+    Ok(settings.into_iter().filter_map(|(key, value)| Some((key, value?))).collect())
+}
+
+/// A number alone is the port on both sides.
+fn forward(text: &str) -> String {
+    if text.parse::<u16>().is_ok() { format!("{text}:{text}") } else { text.to_owned() }
+}
+
+/// Makes them all; after a failure or a signal none of them is there.
+fn make(tree: &Tree, args: &New, settings: &[(&'static str, String)]) -> Result<Vec<Vm>, Failure> {
+    let (tell, told) = mpsc::channel();
+    signals::forward(tell, convert::identity)?;
+    let mut made = Vec::new();
+    for name in wanted(args) {
+        let vm = match name {
+            Some(name) => create(tree, &name, settings),
+            None => create_any(tree, settings),
+        };
+        let signalled = told.try_recv().map(|signal| Failure::Told(signals::exit_code(signal)));
+        match (vm.map(|vm| made.push(vm)), signalled) {
+            (Ok(()), Err(_)) => {}
+            (Err(failure), _) | (Ok(()), Ok(failure)) => {
+                // They have never run: nothing is kept of them.
+                made.iter().for_each(|vm: &Vm| drop(tree.rmdir(&vm.name)));
+                return Err(failure);
+            }
+        }
+    }
+    Ok(made)
+}
+
+fn wanted(args: &New) -> Vec<Option<String>> {
+    if args.count == 1 {
+        return vec![args.name.clone()];
+    }
+    let prefix = args.name.clone().unwrap_or_else(|| format!("shard-{}", std::process::id()));
+    (0..args.count).map(|n| Some(format!("{prefix}-{n}"))).collect()
+}
+
+fn create_any(tree: &Tree, settings: &[(&'static str, String)]) -> Result<Vm, Failure> {
+    for _ in 1..TRIES {
+        match create(tree, &names::random(), settings) {
+            Err(Failure::Exists(_)) => {}
+            done => return done,
+        }
+    }
+    create(tree, &names::random(), settings)
+}
+
+/// Makes a VM with settings. One whose settings are refused is not left behind.
+pub(super) fn create(
+    tree: &Tree,
+    name: &str,
+    settings: &[(&'static str, String)],
+) -> Result<Vm, Failure> {
+    tree.mkdir(name).map_err(|failure| match failure.errno() {
+        libc::EEXIST => Failure::Exists(name.to_owned()),
+        _ => failure,
+    })?;
+    let vm = tree.vm(name)?;
+    let set = |(key, value): &(&str, String)| vm.write(&format!("config/{key}"), value);
+    if let Err(failure) = settings.iter().try_for_each(set) {
+        drop(tree.rmdir(name));
+        return Err(failure);
+    }
+    Ok(vm)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_number_is_both_ports() {
+        assert_eq!(forward("8080"), "8080:8080");
+        assert_eq!(forward("8080:80"), "8080:80");
+        assert_eq!(forward("udp:5353:53"), "udp:5353:53");
+    }
+}

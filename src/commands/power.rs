@@ -1,0 +1,156 @@
+//! `aq start`, `aq stop`: verbs, and waiting for what comes of them.
+
+use std::time::{Duration, Instant};
+
+use super::Failure;
+use super::files::{Tree, Vm, fact};
+use super::progress::Progress;
+use super::text::{each, note};
+use crate::cli::machines::{Start, Stop};
+
+pub(super) fn start(tree: &Tree, args: &Start) -> Result<(), Failure> {
+    let patience = Duration::from_secs(args.timeout);
+    // All begin before the first is waited for.
+    let mut begun = Vec::new();
+    let launched = each(&args.vms, |name| {
+        let vm = tree.vm(name)?;
+        launch(&vm)?;
+        begun.push(vm);
+        Ok(())
+    });
+    let answered = each(&begun, |vm| {
+        until_ready(vm, patience, Progress::new())?;
+        note(format!("Started {}", vm.name));
+        Ok(())
+    });
+    launched.and(answered)
+}
+
+/// Writes `start`.
+pub(super) fn launch(vm: &Vm) -> Result<(), Failure> {
+    vm.order("start").map_err(|failure| match failure.errno() {
+        libc::EALREADY => Failure::Running(vm.name.clone()),
+        _ => failure,
+    })
+}
+
+/// Waits until the guest answers, for `patience` at the most once its QEMU runs.
+pub(super) fn until_ready(
+    vm: &Vm,
+    patience: Duration,
+    mut progress: Progress,
+) -> Result<(), Failure> {
+    let mut runs = None::<Instant>;
+    let answer = vm.awaited("ready", || {
+        let (word, doing) = doing(vm);
+        progress.show(|| format!("{}: {doing}", vm.name));
+        if word != "starting" {
+            runs.get_or_insert_with(Instant::now);
+        }
+        word != "paused" && runs.is_none_or(|since| since.elapsed() < patience)
+    });
+    drop(progress);
+    match answer {
+        Ok(Some(_)) => Ok(()),
+        Ok(None) => Err(silent(vm, patience)),
+        Err(failure) => Err(why_off(vm).unwrap_or(failure)),
+    }
+}
+
+/// Returns its status word and what it is busy with.
+fn doing(vm: &Vm) -> (String, String) {
+    let facts = vm.facts().unwrap_or_default();
+    let (word, doing) = (fact(&facts, "status").to_owned(), fact(&facts, "doing"));
+    let image = doing.strip_prefix("image ");
+    let progress = image.map(|i| vm.tree().read_or_nothing(&format!(".images/{i}/progress")));
+    let doing = match progress.filter(|p| !p.is_empty()) {
+        Some(progress) => format!("{doing}: {progress}"),
+        None if word == "running" => "booting".to_owned(),
+        None => format!("{word} {doing}"),
+    };
+    (word, doing)
+}
+
+fn why_off(vm: &Vm) -> Option<Failure> {
+    let status = vm.status().ok().filter(|s| s.is_off())?;
+    let log = format!("`aq logs {0}` and `aq logs --qemu {0}` have more", vm.name);
+    let sentence = format!("{}; {log}", status.0);
+    Some(Failure::Refused { what: vm.name.clone(), sentence, errno: 0 })
+}
+
+/// Says why nothing is waited for any longer, with what the guest said last.
+fn silent(vm: &Vm, patience: Duration) -> Failure {
+    let status = vm.status().map(|s| s.0).unwrap_or_default();
+    let sentence = if status == "paused" {
+        "is paused; `echo resume > ctl` lets it go on".to_owned()
+    } else {
+        let log = vm.tree().read_or_nothing(&format!("{}/console.log", vm.name));
+        let last = log.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("nothing");
+        let seconds = patience.as_secs();
+        format!(
+            "runs, but its guest has not answered over SSH within {seconds} s (its last line: \
+             {:?}); `aq logs {}` has the rest",
+            last.trim(),
+            vm.name
+        )
+    };
+    Failure::Refused { what: vm.name.clone(), sentence, errno: libc::ETIMEDOUT }
+}
+
+pub(super) fn stop(tree: &Tree, args: &Stop) -> Result<(), Failure> {
+    let verb = if args.force { "kill".to_owned() } else { format!("stop {}", args.timeout) };
+    let mut begun = Vec::new();
+    let ordered = each(&args.vms, |name| {
+        let vm = tree.vm(name)?;
+        end(&vm, &verb)?;
+        begun.push(vm);
+        Ok(())
+    });
+    ordered.and(each(&begun, until_off))
+}
+
+/// Writes `stop` or `kill`. One that is off already, or on the way, is fine.
+pub(super) fn end(vm: &Vm, verb: &str) -> Result<(), Failure> {
+    if vm.status()?.is_off() {
+        return Ok(());
+    }
+    match vm.order(verb) {
+        Err(failure) if failure.errno() == libc::EALREADY => Ok(()),
+        // It is saved at this moment: that ends by itself.
+        Err(failure) if failure.errno() == libc::EBUSY => {
+            settled(vm, "saving", Progress::new())?;
+            match vm.order(verb) {
+                Err(failure) if failure.errno() == libc::EALREADY => Ok(()),
+                done => done,
+            }
+        }
+        done => done,
+    }
+}
+
+/// Waits until it is off, which `stop` brings about within its patience.
+pub(super) fn until_off(vm: &Vm) -> Result<(), Failure> {
+    expect_off(vm, &settled(vm, "stopping", Progress::new())?)
+}
+
+/// The same for one of many at once.
+pub(super) fn until_off_quietly(vm: &Vm) -> Result<(), Failure> {
+    expect_off(vm, &settled(vm, "stopping", Progress::hidden())?)
+}
+
+fn expect_off(vm: &Vm, status: &str) -> Result<(), Failure> {
+    if matches!(status.split(':').next(), Some("stopped" | "failed" | "broken")) {
+        return Ok(());
+    }
+    let sentence = format!("is {status} again; somebody has started it");
+    Err(Failure::Refused { what: vm.name.clone(), sentence, errno: 0 })
+}
+
+/// Waits until nothing is under way and returns the status line.
+pub(super) fn settled(vm: &Vm, doing: &str, mut progress: Progress) -> Result<String, Failure> {
+    let line = vm.awaited("wait", || {
+        progress.show(|| format!("{}: {doing}", vm.name));
+        true
+    });
+    Ok(line?.unwrap_or_default())
+}

@@ -1,0 +1,199 @@
+//! The daemon from outside: where a store is mounted, starting one in the background, ending it.
+//!
+//! Not here: what it does once it serves (`run`), what is read and written in the mount
+//! (`commands`).
+
+use std::env;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use crate::config::{MountConfig, default_mount, default_store};
+use crate::fuse::mountpoint::{self, MountError};
+use crate::store::file;
+use crate::store::layout::Layout;
+use crate::store::lock;
+use crate::sys;
+
+/// How long `aq mount` waits for its daemon: machines that hang are given up on long before.
+const MOUNT_PATIENCE: Duration = Duration::from_secs(60);
+/// How long `aq umount` waits for the daemon to end.
+const UMOUNT_PATIENCE: Duration = Duration::from_secs(10);
+/// What a background daemon says to its parent.
+pub const MOUNTED: &str = "mounted";
+
+/// Why a daemon could not be found, started or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The mount point.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// There is no place for a store.
+    #[error("neither XDG_DATA_HOME nor HOME is set; say where to keep VMs with --store DIR")]
+    NoStore,
+    /// There is no place to mount on.
+    #[error("HOME is not set; say where to mount: `aq mount DIR`")]
+    NoMount,
+    /// It ended before it had mounted; it has said why.
+    #[error("the daemon has ended; the reason is above")]
+    Ended,
+    /// It took too long.
+    #[error("the daemon has not mounted within {} s; see {log}", MOUNT_PATIENCE.as_secs())]
+    Slow {
+        /// Its log.
+        log: PathBuf,
+    },
+    /// It goes on after its tree is unmounted.
+    #[error("unmounted, but the daemon (pid {pid}) has not ended within {} s", UMOUNT_PATIENCE.as_secs())]
+    Stays {
+        /// Its process.
+        pid: u32,
+    },
+    /// The system refused.
+    #[error("{what}: {error}")]
+    Io {
+        /// What was being done.
+        what: String,
+        /// The answer.
+        error: io::Error,
+    },
+}
+
+impl DaemonError {
+    /// Says whether the user has read the reason already, from the daemon that met it.
+    pub fn is_told(&self) -> bool {
+        matches!(self, Self::Ended)
+    }
+}
+
+fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> DaemonError {
+    let what = what.into();
+    move |error| DaemonError::Io { what, error }
+}
+
+// ----- finding it ------------------------------------------------------------------------------
+
+/// Returns the store that is meant when nobody says which: `AQ_STORE`, else the user's own.
+///
+/// # Errors
+/// [`DaemonError::NoStore`].
+pub fn wanted_store() -> Result<PathBuf, DaemonError> {
+    let store = env::var_os("AQ_STORE").map(PathBuf::from).or_else(default_store);
+    let store = store.ok_or(DaemonError::NoStore)?;
+    std::path::absolute(&store).map_err(failed("AQ_STORE"))
+}
+
+/// Returns the mount that is meant when nobody says which, if it is there: `AQ_MOUNT`, else that
+/// of the wanted store.
+pub fn find() -> Option<PathBuf> {
+    match env::var_os("AQ_MOUNT") {
+        Some(dir) => served(fs::canonicalize(dir).ok()?),
+        None => mount_of(&wanted_store().ok()?),
+    }
+}
+
+/// Returns where a store is mounted. A store's lock names its daemon and the mount.
+pub fn mount_of(store: &Path) -> Option<PathBuf> {
+    served(lock::owner(&Layout::new(store).lock())?.mount)
+}
+
+/// A mount whose daemon is gone cannot be read.
+fn served(dir: PathBuf) -> Option<PathBuf> {
+    (mountpoint::is_ours(&dir) && daemon_of(&dir).is_some()).then_some(dir)
+}
+
+/// Returns the mount as [`find`] does; where there is none it is made, as `aq mount` would.
+///
+/// # Errors
+/// Why the tree could not be mounted.
+pub fn find_or_start() -> Result<PathBuf, DaemonError> {
+    if let Some(dir) = find() {
+        return Ok(dir);
+    }
+    let (store, dir) = (wanted_store()?, default_mount().ok_or(DaemonError::NoMount)?);
+    // Of several who come here at once one starts the daemon and the others find it.
+    let layout = Layout::new(&store);
+    file::private_dir(layout.root()).map_err(failed(store.display().to_string()))?;
+    let turn = File::create(layout.turn()).map_err(failed("the store's lock"))?;
+    turn.lock().map_err(failed("the store's lock"))?;
+    if let Some(dir) = find() {
+        return Ok(dir);
+    }
+    start(&MountConfig::background(dir.clone(), store))?;
+    Ok(dir)
+}
+
+// ----- starting and ending it ------------------------------------------------------------------
+
+/// Starts a daemon in the background and returns when it has mounted. The directory that is meant
+/// when nobody says which is made if it is not there.
+///
+/// # Errors
+/// Why it has not mounted.
+pub fn start(config: &MountConfig) -> Result<(), DaemonError> {
+    let probed = fs::symlink_metadata(&config.dir);
+    let is_absent = probed.is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+    if is_absent && default_mount().as_ref() == Some(&config.dir) {
+        file::private_dir(&config.dir).map_err(failed(config.dir.display().to_string()))?;
+    }
+    let mut child = spawn(config)?;
+    match first_line(&mut child) {
+        Some(line) if line == MOUNTED => Ok(()),
+        Some(_) => {
+            drop(child.wait());
+            Err(DaemonError::Ended)
+        }
+        None => {
+            drop(child.kill());
+            drop(child.wait());
+            Err(DaemonError::Slow { log: Layout::new(&config.store).daemon_log() })
+        }
+    }
+}
+
+fn spawn(config: &MountConfig) -> Result<Child, DaemonError> {
+    let program = env::current_exe().map_err(failed("cannot find aq itself"))?;
+    let mut command = Command::new(program);
+    command.args(["mount", "--detached"]);
+    if let Some(image) = &config.image {
+        command.args(["--image", image]);
+    }
+    command.arg("--store").arg(&config.store).arg("--").arg(&config.dir);
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    sys::in_own_session(&mut command).spawn().map_err(failed("cannot start aq"))
+}
+
+/// Returns the first line that a child says, empty if it ends before; `None` if it takes too long.
+fn first_line(child: &mut Child) -> Option<String> {
+    let out = child.stdout.take()?;
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        drop(BufReader::new(out).read_line(&mut line));
+        drop(tell.send(line.trim_end().to_owned()));
+    });
+    told.recv_timeout(MOUNT_PATIENCE).ok()
+}
+
+/// Unmounts a tree and waits until its daemon has ended; virtual machines run on.
+///
+/// # Errors
+/// Why it is not unmounted, or that the daemon goes on.
+pub fn end(dir: &Path) -> Result<(), DaemonError> {
+    let daemon = daemon_of(dir);
+    let dir = std::path::absolute(dir).map_err(failed(dir.display().to_string()))?;
+    // Called from within the mount, this very process would keep it busy.
+    env::set_current_dir("/").map_err(failed("/"))?;
+    mountpoint::unmount(&dir)?;
+    let Some(pid) = daemon else { return Ok(()) };
+    if sys::wait_for_end(pid, UMOUNT_PATIENCE) { Ok(()) } else { Err(DaemonError::Stays { pid }) }
+}
+
+/// Reads who serves a mount, from its own `.version`.
+fn daemon_of(dir: &Path) -> Option<u32> {
+    let version = fs::read_to_string(dir.join(".version")).ok()?;
+    version.trim_end().rsplit(' ').next()?.parse().ok()
+}

@@ -1,0 +1,262 @@
+//! `aq doctor`: what works on this host, what does not, why KVM is not used, and what to do. It
+//! needs neither a mount nor QEMU; its checks are those that the daemon itself goes by.
+//!
+//! Nothing is changed here. The only thing that is run is QEMU: to ask its version and, where no
+//! daemon has, to put KVM to the proof.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use console::style;
+use tokio::runtime::Builder;
+
+use crate::daemon;
+use crate::fuse::mountpoint::{self, find_program};
+use crate::image;
+use crate::qemu::accel::{self, Worth};
+use crate::qemu::install::Installation;
+use crate::store::layout::Layout;
+
+/// A store with less than this free is about to pause its guests.
+const LITTLE: u64 = 1 << 30;
+
+/// What has been found.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Findings {
+    works: Vec<String>,
+    fails: Vec<String>,
+    /// What to do, in the order of what it brings.
+    advice: Vec<String>,
+    /// Without KVM: why.
+    kvm: Option<String>,
+    /// VMs cannot run as it is.
+    fatal: bool,
+}
+
+impl Findings {
+    fn works(&mut self, what: impl Into<String>) {
+        self.works.push(what.into());
+    }
+
+    /// Adds what does not work, and VMs can do without.
+    fn fails(&mut self, what: impl Into<String>, advice: impl Into<String>) {
+        self.fails.push(what.into());
+        self.advice.push(advice.into());
+    }
+
+    /// Adds what VMs cannot do without.
+    fn lacks(&mut self, what: impl Into<String>, advice: impl Into<String>) {
+        self.fails(what, advice);
+        self.fatal = true;
+    }
+}
+
+/// Prints the findings; returns whether VMs can run.
+///
+/// # Errors
+/// Nobody reads it.
+pub fn run() -> io::Result<bool> {
+    let findings = examine();
+    print(&findings, &mut io::stdout().lock())?;
+    Ok(!findings.fatal)
+}
+
+fn examine() -> Findings {
+    let mut findings = Findings::default();
+    mounting(&mut findings);
+    let store = daemon::wanted_store().map(Layout::new);
+    match &store {
+        Ok(layout) => storing(&mut findings, layout),
+        Err(error) => findings.lacks("there is no place for VMs", error.to_string()),
+    }
+    let qemu = emulator(&mut findings);
+    let layout = store.unwrap_or_else(|_| Layout::new("/"));
+    images(&mut findings, &layout);
+    clients(&mut findings);
+    if let Some(qemu) = qemu {
+        acceleration(&mut findings, &layout, &qemu);
+    }
+    findings
+}
+
+fn mounting(findings: &mut Findings) {
+    match mountpoint::check_host() {
+        Ok(()) => findings.works("FUSE: trees can be mounted"),
+        Err(error) => {
+            // The sentence names the remedy behind a colon.
+            let text = error.to_string();
+            let (what, remedy) = text.rsplit_once(": ").unwrap_or((&text, &text));
+            findings.lacks(format!("FUSE: {what}"), remedy);
+        }
+    }
+    match daemon::find() {
+        Some(dir) => findings.works(format!("the tree is mounted on {}", dir.display())),
+        None => findings.works("the tree is not mounted; the first command mounts it"),
+    }
+}
+
+fn storing(findings: &mut Findings, layout: &Layout) {
+    let root = layout.root();
+    // Before the first mount there is none yet, but its place.
+    let there = root.ancestors().find(|dir| dir.is_dir()).unwrap_or(Path::new("/"));
+    let shown = root.display();
+    let writable = rustix::fs::access(there, rustix::fs::Access::WRITE_OK);
+    if let Err(error) = writable {
+        let (what, dir) = (format!("store: {shown} cannot be written: {error}"), there.display());
+        return findings
+            .lacks(what, format!("give yourself {dir}, or set AQ_STORE to a place that is yours"));
+    }
+    let free = rustix::fs::statvfs(there).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize));
+    let gib = free >> 30;
+    if free < LITTLE {
+        let what = format!("store: {shown} has only {} MiB free", free >> 20);
+        findings.fails(what, "make room there; `aq prune` erases removed VMs");
+    } else {
+        findings.works(format!("store: {shown}, {gib} GiB free"));
+    }
+}
+
+fn emulator(findings: &mut Findings) -> Option<Installation> {
+    let image_tool = find_program("qemu-img");
+    if image_tool.is_none() {
+        findings.lacks("qemu-img is not installed", "`apt install qemu-utils`");
+    }
+    let runtime = Builder::new_current_thread().enable_all().build().ok()?;
+    match runtime.block_on(Installation::probe()) {
+        Ok(qemu) => {
+            findings.works(format!("QEMU {} with machine {}", qemu.version, qemu.machine));
+            Some(qemu)
+        }
+        Err(error) => {
+            findings.lacks(format!("QEMU: {error}"), "`apt install qemu-system-x86`");
+            None
+        }
+    }
+}
+
+fn images(findings: &mut Findings, layout: &Layout) {
+    let made = image::kernel_of(&layout.image("tiny")).is_some();
+    let missing: Vec<_> = image::BUILDERS.iter().filter(|(name, _)| !is_there(name)).collect();
+    if made {
+        findings.works("the image tiny is made");
+    } else if missing.is_empty() {
+        findings.works("the image tiny can be made; the first start does it");
+    } else {
+        let names = missing.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+        let packages = missing.iter().map(|(_, package)| *package).collect::<Vec<_>>().join(" ");
+        findings.fails(
+            format!("the image tiny cannot be made: no {names}"),
+            format!("`apt install {packages}`, or use another image (`cat ~/aq/.docs/images.md`)"),
+        );
+    }
+}
+
+/// Looks where administrators' programs are, too.
+fn is_there(program: &str) -> bool {
+    let sbin = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+    find_program(program).is_some() || sbin.iter().any(|dir| Path::new(dir).join(program).is_file())
+}
+
+fn clients(findings: &mut Findings) {
+    if find_program("ssh").is_some() && find_program("scp").is_some() {
+        findings.works("OpenSSH's client, for `aq console` and `aq scp`");
+    } else {
+        let what = "no OpenSSH client: `aq console` and `aq scp` cannot be used";
+        findings.fails(what, "`apt install openssh-client`");
+    }
+}
+
+fn acceleration(findings: &mut Findings, layout: &Layout, qemu: &Installation) {
+    let kernel = image::kernel_of(&layout.image("tiny")).or_else(host_kernel);
+    let Ok(runtime) = Builder::new_current_thread().enable_all().build() else { return };
+    let worth = runtime.block_on(accel::examine(layout, qemu, kernel.as_deref()));
+    let (reason, advice) = match worth {
+        Worth::Works => {
+            return findings.works("KVM: a Linux kernel has booted under it here");
+        }
+        Worth::Untried => {
+            return findings.works("KVM: not known yet; the first start puts it to the proof");
+        }
+        Worth::Closed(reason) if reason.contains("usermod") => {
+            let (reason, advice) = reason.split_once(": ").unwrap_or((&reason, ""));
+            (reason.to_owned(), advice.to_owned())
+        }
+        Worth::Closed(reason) => (reason, LOAD.to_owned()),
+        Worth::Hidden(reason) => (format!("/dev/kvm opens, but {reason}"), NESTED.to_owned()),
+        Worth::Fails(reason) => (format!("/dev/kvm opens, but {reason}"), NESTED.to_owned()),
+    };
+    findings.works("TCG, QEMU's translator: VMs run without KVM, slower");
+    findings.fails.push(format!("KVM: {reason}"));
+    findings.advice.push(advice);
+    findings.kvm = Some(reason);
+}
+
+const LOAD: &str = "for KVM: enable virtualization (VT-x, AMD-V) in the firmware, then `sudo modprobe \
+    kvm_intel` or `kvm_amd`; in a container pass --device /dev/kvm";
+const NESTED: &str = "for KVM: this looks like a VM itself. Use a host that gives its guests working \
+    nested virtualization (QEMU: -cpu host; clouds: an instance type that offers it), or bare metal; \
+    `echo kvm > VM/config/accel` insists on KVM all the same";
+
+/// The running kernel of the host, where users may read it.
+fn host_kernel() -> Option<PathBuf> {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let kernel = PathBuf::from(format!("/boot/vmlinuz-{release}"));
+    std::fs::File::open(&kernel).ok().map(|_| kernel)
+}
+
+fn print(findings: &Findings, out: &mut impl Write) -> io::Result<()> {
+    section(out, "What works", &format!("{} ", style("+").green()), &findings.works)?;
+    section(out, "What does not", &format!("{} ", style("-").red()), &findings.fails)?;
+    let why = |reason| format!("{reason}. Guests run under TCG, which is no security boundary.");
+    let why: Vec<String> = findings.kvm.iter().map(why).collect();
+    section(out, "Why KVM is not used", "", &why)?;
+    section(out, "What to do", "", &findings.advice)?;
+    let verdict = match (findings.fatal, findings.advice.is_empty()) {
+        (true, _) => style("VMs cannot run as it is.").red(),
+        (false, true) => style("All is well.").green(),
+        (false, false) => style("VMs can run.").green(),
+    };
+    writeln!(out, "{verdict}")
+}
+
+fn section(out: &mut impl Write, title: &str, mark: &str, lines: &[String]) -> io::Result<()> {
+    if lines.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "{}", style(title).bold())?;
+    lines.iter().try_for_each(|line| writeln!(out, "  {mark}{line}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(findings: &Findings) -> String {
+        let mut out = Vec::new();
+        print(findings, &mut out).unwrap();
+        console::strip_ansi_codes(&String::from_utf8(out).unwrap()).into_owned()
+    }
+
+    #[test]
+    fn the_order_is_what_works_what_does_not_why_and_what_to_do() {
+        let mut findings = Findings::default();
+        findings.works("QEMU");
+        findings.fails("KVM: slow", "buy another");
+        findings.kvm = Some("slow".to_owned());
+        assert_eq!(
+            text(&findings),
+            "What works\n  + QEMU\nWhat does not\n  - KVM: slow\nWhy KVM is not used\n  slow. Guests \
+             run under TCG, which is no security boundary.\nWhat to do\n  buy another\nVMs can run.\n"
+        );
+    }
+
+    #[test]
+    fn only_what_vms_need_is_fatal() {
+        let mut findings = Findings::default();
+        assert_eq!(text(&findings), "All is well.\n");
+        findings.fails("no ssh", "install it");
+        assert!(!findings.fatal && text(&findings).ends_with("VMs can run.\n"));
+        findings.lacks("no QEMU", "install it");
+        assert!(findings.fatal && text(&findings).ends_with("VMs cannot run as it is.\n"));
+    }
+}

@@ -1,0 +1,131 @@
+//! The manual pages: aq(1) and one for each command from the clap structs, aqfs(5) from the node
+//! tables. What they say is said there.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+use clap::CommandFactory;
+use clap_mangen::Man;
+use clap_mangen::roff::{Roff, bold, roman};
+
+use crate::cli::Cli;
+use crate::tree::manual::{self, Order, Row};
+
+/// The environment of every command.
+const ENVIRONMENT: &[(&str, &str)] = &[
+    ("AQ_MOUNT", "where the tree is mounted, or to be mounted; ~/aq by default"),
+    ("AQ_STORE", "where virtual machines are kept; $XDG_DATA_HOME/aqfs by default"),
+    ("AQ_LOG", "what the daemon logs, such as `debug`"),
+    ("NO_COLOR", "no colours, also on a terminal"),
+    ("VISUAL, EDITOR", "the editor of aq edit"),
+];
+
+const EXIT: &[(&str, &str)] = &[
+    ("0", "it is done"),
+    ("1", "it is not; the reason is on standard error"),
+    ("2", "the command line is wrong"),
+    ("others", "aq exec and aq fanout: the status of the command in the guest"),
+];
+
+/// Writes all pages into a directory, which is made if need be.
+///
+/// # Errors
+/// Whatever making or writing files answers.
+pub fn write(dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    clap_mangen::generate_to(Cli::command(), dir)?;
+    let mut page = Vec::new();
+    Man::new(Cli::command()).render(&mut page)?;
+    page.extend(more().to_roff().into_bytes());
+    File::create(dir.join("aq.1"))?.write_all(&page)?;
+    File::create(dir.join("aqfs.5"))?.write_all(aqfs().render().as_bytes())
+}
+
+fn more() -> Roff {
+    let mut roff = Roff::new();
+    entries(&mut roff, "ENVIRONMENT", ENVIRONMENT.iter().copied());
+    entries(&mut roff, "EXIT STATUS", EXIT.iter().copied());
+    roff.control("SH", ["SEE ALSO"]).text([
+        bold("aqfs"),
+        roman("(5), "),
+        bold("ssh"),
+        roman("(1)"),
+    ]);
+    roff
+}
+
+fn aqfs() -> Roff {
+    let mut roff = Roff::new();
+    let version = format!("aq {}", env!("CARGO_PKG_VERSION"));
+    roff.control("TH", ["aqfs", "5", "", &version, "File Formats"]);
+    roff.control("SH", ["NAME"]).text([roman("aqfs - virtual machines as directories")]);
+    roff.control("SH", ["DESCRIPTION"]).text([
+        roman("Every directory at the root of a tree that "),
+        bold("aq mount"),
+        roman(
+            " has mounted is a virtual machine: mkdir makes one, rmdir removes it, mv renames it. \
+             VM, NAME and TAG below stand for names that users give. A request that fails gives an \
+             errno to the caller and a sentence to the file error.",
+        ),
+    ]);
+    let rows = manual::rows();
+    let at = |row: &Row| row.path.rsplit_once('/').map_or("", |(dir, _)| dir).to_owned();
+    let mut dir = None;
+    for row in &rows {
+        if dir.as_ref() != Some(&at(row)) {
+            let title = if at(row).is_empty() {
+                "AT THE ROOT".to_owned()
+            } else {
+                format!("IN {}/", at(row))
+            };
+            roff.control("SH", [title.as_str()]);
+            dir = Some(at(row));
+        }
+        let name = row.path.rsplit('/').next().unwrap_or_default();
+        roff.control("TP", []);
+        roff.text([bold(name), roman(format!("  {} {:04o}", row.kind, row.mode))]);
+        roff.text([roman(row.doc)]);
+    }
+    orders(&mut roff, "VERBS OF VM/ctl", &manual::vm_verbs());
+    orders(&mut roff, "VERBS OF .images/NAME/ctl", &manual::image_verbs());
+    roff.control("SH", ["SEE ALSO"]);
+    roff.text([bold("aq"), roman("(1); a page for each file is in .docs at the root of the tree")]);
+    roff
+}
+
+fn orders(roff: &mut Roff, title: &str, orders: &[Order]) {
+    entries(roff, title, orders.iter().map(|o| (o.usage.as_str(), o.doc)));
+}
+
+fn entries<'a>(roff: &mut Roff, title: &str, entries: impl Iterator<Item = (&'a str, &'a str)>) {
+    roff.control("SH", [title]);
+    for (term, meaning) in entries {
+        roff.control("TP", []);
+        roff.text([bold(term)]);
+        roff.text([roman(meaning)]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_and_every_file_has_its_place() {
+        let dir = tempfile::tempdir().unwrap();
+        write(dir.path()).unwrap();
+        let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
+        for command in Cli::command().get_subcommands().filter(|c| !c.is_hide_set()) {
+            let page = read(&format!("aq-{}.1", command.get_name()));
+            assert!(page.contains(".SH NAME"), "{}", command.get_name());
+        }
+        let root = read("aq.1");
+        assert!(root.contains("AQ_MOUNT") && root.contains("EXIT STATUS") && root.contains("aqfs"));
+        let tree = read("aqfs.5");
+        for row in manual::rows() {
+            let name = row.path.rsplit('/').next().unwrap().replace('-', "\\-");
+            assert!(tree.contains(&name), "{name}");
+        }
+    }
+}
