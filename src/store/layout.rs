@@ -45,6 +45,20 @@ pub struct Layout {
 }
 
 impl Layout {
+    /// All names there can be in the root.
+    pub const NAMES: &[&str] = &[
+        "lock",
+        "turn",
+        "daemon.log",
+        "defaults.json",
+        "aliases.json",
+        "ssh",
+        "vms",
+        "images",
+        "trash",
+        "cache",
+    ];
+
     /// Describes a store at an absolute path.
     pub fn new(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use aqfs::store::layout::VmDir;
+use aqfs::store::layout::{Layout, VmDir};
 
 use crate::common::Mounted;
 
@@ -102,11 +102,7 @@ pub(crate) fn processes(aq: &Mounted, found: &mut Vec<String>) {
 /// Every file in the store is one that somebody owns.
 pub(crate) fn files(aq: &Mounted, found: &mut Vec<String>) {
     let store = aq.store();
-    strangers(
-        store.root(),
-        &["lock", "daemon.log", "defaults.json", "ssh", "vms", "images", "trash", "cache"],
-        found,
-    );
+    strangers(store.root(), Layout::NAMES, found);
     strangers(&store.trash(), &[], found);
     for vm in names(&store.vms()) {
         strangers(&store.vms().join(vm), VmDir::NAMES, found);
