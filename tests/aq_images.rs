@@ -139,6 +139,26 @@ mod with_guests {
     }
 
     #[test]
+    fn a_shard_that_the_host_has_no_memory_for_waits_until_another_has_ended() {
+        let aq = Mounted::with_image();
+        let host = aq.read(".host");
+        let free = host.lines().find_map(|l| l.strip_prefix("memory_free ")?.parse::<u64>().ok());
+        // Two fit, and no third.
+        let each = (free.expect("what is free") >> 20) * 2 / 5;
+        aq.sh(&format!("echo {each}M > .defaults/memory")).ok();
+        let script =
+            "aq fanout tiny 3 --prefix s -- 'echo $AQ_SHARD_INDEX' > out; echo $?; sort out";
+        let said = aq.cli_within(script, BOOT * 2);
+        assert_eq!(said.stdout, "0\n[s-0] 0\n[s-1] 1\n[s-2] 2\n", "{said:?}");
+        assert!(aq.read(".error").contains("not enough memory"), "{}", aq.read(".error"));
+        // With nobody to wait for it is told.
+        aq.sh("echo 4T > .defaults/memory").ok();
+        let said = aq.cli("aq fanout tiny 1 true");
+        assert!(said.code == 1 && said.stderr.contains("not enough memory"), "{said:?}");
+        nothing_left(&aq);
+    }
+
+    #[test]
     fn interrupted_in_the_middle_it_leaves_nothing_behind() {
         let aq = Mounted::with_image();
         for (signal, code, wait) in [
