@@ -20,6 +20,8 @@ use crate::sys;
 
 /// How long `aq mount` waits for its daemon: machines that hang are given up on long before.
 const MOUNT_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a daemon may take to notice that its tree is unmounted.
+const UMOUNT_DELAY: Duration = Duration::from_secs(1);
 /// How long `aq umount` waits for the daemon to end.
 const UMOUNT_PATIENCE: Duration = Duration::from_secs(10);
 /// What a background daemon says to its parent.
@@ -189,6 +191,11 @@ pub fn end(dir: &Path) -> Result<(), DaemonError> {
     env::set_current_dir("/").map_err(failed("/"))?;
     mountpoint::unmount(&dir)?;
     let Some(pid) = daemon else { return Ok(()) };
+    if sys::wait_for_end(pid, UMOUNT_DELAY) {
+        return Ok(());
+    }
+    // Another mount namespace, as a container has one, keeps the tree that is gone from ours.
+    sys::ask_to_end(pid);
     if sys::wait_for_end(pid, UMOUNT_PATIENCE) { Ok(()) } else { Err(DaemonError::Stays { pid }) }
 }
 

@@ -107,6 +107,41 @@ fn kibibytes(text: &str, key: &str) -> u64 {
     kib.unwrap_or(0) * 1024
 }
 
+/// Whether signals reach a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signals {
+    /// They interrupt it.
+    Heard,
+    /// Another thread gets them.
+    Blocked,
+}
+
+/// Says whether these signals reach the calling thread, and those that it starts from now on.
+pub fn set_signals(signals: &[i32], to: Signals) {
+    let how = match to {
+        Signals::Heard => libc::SIG_UNBLOCK,
+        Signals::Blocked => libc::SIG_BLOCK,
+    };
+    // SAFETY: the set is initialised before it is used, and lives on this stack; the calls change
+    // nothing but the set and this thread's mask.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        for signal in signals {
+            libc::sigaddset(&raw mut set, *signal);
+        }
+        libc::pthread_sigmask(how, &raw const set, std::ptr::null_mut());
+    }
+}
+
+/// Sends SIGTERM to a process; one that is gone need not be asked.
+pub fn ask_to_end(pid: u32) {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    if let Some(pid) = pid {
+        let _gone = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+    }
+}
+
 /// Waits until a process has ended, for `patience` at the most; says whether it has.
 pub fn wait_for_end(pid: u32, patience: std::time::Duration) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};

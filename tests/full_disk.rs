@@ -23,7 +23,8 @@ fn is_inside(test: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
-    let namespaces = ["--user", "--map-root-user", "--mount"];
+    // A mount that is gone outside must not live on in here.
+    let namespaces = ["--user", "--map-root-user", "--mount", "--propagation", "slave"];
     if !Command::new("unshare")
         .args(namespaces)
         .arg("true")

@@ -6,15 +6,23 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::{Failure, local};
+use crate::sys;
+
+const ENDS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
 
 /// Sends each of SIGINT, SIGTERM and SIGHUP to `to` as what `message` makes of it, for as long as
-/// the process lives.
+/// the process lives. No other thread hears them: not the calling one, nor those that it starts.
 pub(super) fn forward<M: Send + 'static>(
     to: Sender<M>,
     message: fn(i32) -> M,
 ) -> Result<(), Failure> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(local("signals"))?;
-    std::thread::spawn(move || signals.forever().try_for_each(|s| to.send(message(s))));
+    let mut signals = Signals::new(ENDS).map_err(local("signals"))?;
+    // A mkdir that is interrupted is done all the same, and nobody would know of it.
+    sys::set_signals(&ENDS, sys::Signals::Blocked);
+    std::thread::spawn(move || {
+        sys::set_signals(&ENDS, sys::Signals::Heard);
+        signals.forever().try_for_each(|s| to.send(message(s)))
+    });
     Ok(())
 }
 
