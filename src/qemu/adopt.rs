@@ -4,6 +4,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::UnixStream;
 use uuid::Uuid;
@@ -16,6 +17,9 @@ use super::record::Record;
 use super::{record, rename};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{Accel, AccelKind, Adoption, BackendError, MachineEvent, RunFacts};
+
+/// How long the greeting of a QEMU that runs may take: some milliseconds, unless it hangs.
+const GREETING_BOUND: Duration = Duration::from_secs(2);
 
 /// Looks for the QEMU of the VM with this identity.
 pub async fn adopt(dir: VmDir, uuid: Uuid) -> Adoption {
@@ -69,7 +73,7 @@ async fn take_over(
         let sink = sink.clone();
         move |e| sink.take(&e)
     };
-    let qmp = Qmp::open(stream, on_event).await?;
+    let qmp = Qmp::open(stream, GREETING_BOUND, on_event).await?;
     if let Some(doubt) = doubt(&qmp, uuid, &process, &record).await? {
         return Ok(Adoption::Unclear(doubt));
     }

@@ -14,7 +14,7 @@ use super::cmdline::{self, Facts, Seed};
 use super::install::{Installation, PROGRAM, not_started};
 use super::machine::{Ended, EventSink, Parts, died, end_of, live, watch_end};
 use super::process::{self, Process};
-use super::qmp::{GREETING_BOUND, Qmp, QmpError};
+use super::qmp::{Qmp, QmpError};
 use super::{connect, img, record, rename, repair};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, LaunchPlan, Launched, MachineEvent, RunFacts, SeedKind};
@@ -25,6 +25,9 @@ use crate::vm::warm::Memory;
 /// How often a QEMU that is just starting is asked for its socket: it appears after some 10 ms and
 /// tells nobody, and a try costs a few microseconds.
 const RETRY: Duration = Duration::from_millis(2);
+/// How long the greeting of a QEMU that is just starting may take. It needs some 50 ms; where many
+/// start at once, seconds. Who has written `start` is answered sooner in any case.
+const GREETING_BOUND: Duration = Duration::from_secs(30);
 /// How long a process may take to vanish after SIGKILL, or to be reaped after its socket closed.
 const END_BOUND: Duration = Duration::from_secs(1);
 
@@ -215,7 +218,7 @@ async fn open(dir: &VmDir, sink: &EventSink) -> Result<Qmp, QmpError> {
         }
     };
     let sink = sink.clone();
-    Qmp::open(stream, move |event| sink.take(&event)).await
+    Qmp::open(stream, GREETING_BOUND, move |event| sink.take(&event)).await
 }
 
 async fn end_of_bounded(ended: &Ended) -> String {

@@ -28,8 +28,6 @@ use crate::vm::backend::BackendError;
 /// How long a command may take: QEMU answers within milliseconds unless its main loop hangs, on a
 /// dead network disk for instance.
 pub const COMMAND_BOUND: Duration = Duration::from_secs(5);
-/// How long a greeting may take: a launch answers within 2 s, and QEMU needs some 50 ms.
-pub const GREETING_BOUND: Duration = Duration::from_secs(2);
 /// Events that a listener may be behind.
 const EVENTS: usize = 64;
 /// The longest line taken in. The longest that QEMU sends, its schema, has about 0.2 MiB.
@@ -160,16 +158,17 @@ impl Qmp {
     /// order of arrival; it must not wait.
     ///
     /// # Errors
-    /// [`QmpError::Timeout`] after [`GREETING_BOUND`]: QEMU hangs, or has another QMP client.
+    /// [`QmpError::Timeout`] if the greeting takes longer than `bound`: QEMU hangs, or has another QMP client.
     pub async fn open(
         stream: UnixStream,
+        bound: Duration,
         mut on_event: impl FnMut(Event) + Send + 'static,
     ) -> Result<Self, QmpError> {
         let (reader, writer) = stream.into_split();
         let mut reader = BufReader::new(reader);
-        let (version, greeting) = timeout(GREETING_BOUND, greeting(&mut reader))
+        let (version, greeting) = timeout(bound, greeting(&mut reader))
             .await
-            .map_err(|_| timed_out("greeting", GREETING_BOUND))??;
+            .map_err(|_| timed_out("greeting", bound))??;
         let pending = Pending::new(Mutex::new(Some(HashMap::new())));
         let talks = Talks::default();
         let (closing, closed) = watch::channel(false);
@@ -478,7 +477,8 @@ mod tests {
         let mut far = Far { lines, writer };
         let (sender, events) = mpsc::unbounded_channel();
         far.say(GREETING).await;
-        let opening = tokio::spawn(Qmp::open(near, move |e| sender.send(e).unwrap()));
+        let opening =
+            tokio::spawn(Qmp::open(near, COMMAND_BOUND, move |e| sender.send(e).unwrap()));
         assert_eq!(far.request().await["execute"], "qmp_capabilities");
         far.say(r#"{"return": {}, "id": 1}"#).await;
         (opening.await.unwrap().unwrap(), far, events)
@@ -516,8 +516,9 @@ mod tests {
     #[tokio::test]
     async fn a_silent_qemu_is_given_up_after_the_bound() {
         let (near, _far) = UnixStream::pair().unwrap();
-        let error = Qmp::open(near, |_| ()).await.unwrap_err();
-        assert_eq!(error, timed_out("greeting", GREETING_BOUND));
+        let bound = Duration::from_millis(20);
+        let error = Qmp::open(near, bound, |_| ()).await.unwrap_err();
+        assert_eq!(error, timed_out("greeting", bound));
         let (qmp, _far, _events) = connected().await;
         let bound = Duration::from_millis(20);
         let error = qmp.execute_within("stop", json!({}), bound).await;
