@@ -65,6 +65,19 @@ pub(crate) fn images(aq: &Mounted, found: &mut Vec<String>) {
     }
     let hidden = names(&aq.store().images()).into_iter().filter(|n| n.starts_with('.'));
     found.extend(hidden.map(|name| format!("images/{name} is left")));
+    for image in names(&aq.store().images()) {
+        let templates = aq.store().templates(&image);
+        let there = if templates.exists() { names(&templates) } else { Vec::new() };
+        let half = there.into_iter().filter(|name| !is_whole(&templates.join(name)));
+        found.extend(half.map(|name| format!("images/{image}/warm/{name} is left")));
+    }
+}
+
+/// A frozen machine, or what is kept of one for its clones' disks.
+fn is_whole(template: &Path) -> bool {
+    let has = |name: &str| template.join(name).exists();
+    has("disk.qcow2") && has("template.json") == has("ram") && has("ram") == has("state")
+        || has("template.json") && has("ram") && has("state")
 }
 
 /// Counts the VMs whose disk is an overlay on an image or, while they have none, will be.

@@ -168,6 +168,32 @@ pub(crate) const OPERATIONS: &[Operation] = &[
         past: Past::Kept,
     },
     Operation {
+        name: "publish, live",
+        from: Power::Ready,
+        prepare: "mkdir .images/p$N",
+        script: "echo vm > .images/p$N/source; cat .images/p$N/wait; cat vm/wait",
+        victims: ALL,
+        past: Past::Kept,
+    },
+    Operation {
+        name: "warm",
+        from: Power::Off,
+        prepare: "",
+        script: "echo warm > .images/image/ctl; cat .images/image/wait",
+        victims: ALL,
+        past: Past::Kept,
+    },
+    Operation {
+        name: "clone",
+        from: Power::Off,
+        prepare: "echo warm > .images/image/ctl; cat .images/image/wait
+                  grep -q ^yes .images/image/warm
+                  mkdir clone$N; echo image > clone$N/config/image",
+        script: "echo start > clone$N/ctl; cat clone$N/ready",
+        victims: MACHINE,
+        past: Past::Kept,
+    },
+    Operation {
         name: "rmdir of an image",
         from: Power::Off,
         prepare: concat!("mkdir .images/p$N; echo vm@base > .images/p$N/source", made!()),
