@@ -59,10 +59,7 @@ fn clones_are_ready_soon_and_none_is_like_another() {
         clone(&aq, name, "tiny");
     }
     let all: Vec<_> = names.iter().map(|name| identity(&aq, name)).collect();
-    for word in 0..all[0].len() {
-        let distinct: BTreeSet<_> = all.iter().map(|words| &words[word]).collect();
-        assert_eq!(distinct.len(), names.len(), "word {word}: {all:?}");
-    }
+    assert_distinct(&all);
     for name in names {
         assert_eq!(aq.sh(&format!("ssh -F {name}/ssh_config {name} hostname")).ok(), name);
         let uuid = aq.info(name, "uuid").replace('-', "");
@@ -83,6 +80,30 @@ fn clones_are_ready_soon_and_none_is_like_another() {
     aq.sh("echo stop > one/ctl; cat one/wait").ok();
     aq.boot_existing("one");
     assert_eq!(aq.exec("one", "cat /root/x"), "kept");
+}
+
+#[test]
+fn sixteen_at_once_are_sixteen_machines() {
+    let aq = Mounted::with_image();
+    warm(&aq, "tiny");
+    let names: Vec<String> = (1..=16).map(|n| format!("vm{n}")).collect();
+    let script = format!(
+        "for vm in {}; do mkdir $vm; (echo start > $vm/ctl; cat $vm/ready) & done; wait",
+        names.join(" ")
+    );
+    aq.sh_within(&script, BOOT * 2).ok();
+    let all: Vec<_> = names.iter().map(|name| identity(&aq, name)).collect();
+    names.iter().for_each(|name| assert_eq!(aq.info(name, "warm"), "yes"));
+    assert_distinct(&all);
+}
+
+/// No word of one is that of another.
+#[track_caller]
+fn assert_distinct(all: &[Vec<String>]) {
+    for word in 0..all[0].len() {
+        let distinct: BTreeSet<_> = all.iter().map(|words| &words[word]).collect();
+        assert_eq!(distinct.len(), all.len(), "word {word}: {all:?}");
+    }
 }
 
 #[test]
@@ -116,12 +137,7 @@ fn a_vm_that_runs_becomes_an_image_and_runs_on_as_its_clones_do() {
     clone(&aq, "c", "again");
     assert_eq!(aq.exec("b", &format!("kill -0 {pid} && cat /tmp/x /root/x")), "second\ndisk");
     let all = ["a", "b", "c"].map(|name| identity(&aq, name));
-    for word in 0..all[0].len() {
-        let distinct: BTreeSet<_> = all.iter().map(|words| &words[word]).collect();
-        assert_eq!(distinct.len(), all.len(), "word {word}: {all:?}");
-    }
-    // The guest's balloon works again where memory is the guest's own.
-    aq.sh(&format!("qemu-img check -q -U '{}'", disk.display()));
+    assert_distinct(&all);
 }
 
 #[test]
