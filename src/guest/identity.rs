@@ -101,7 +101,12 @@ impl IdentityPort for Port {
         let late = BackendError::GuestTimeout { seconds: ARM_BOUND.as_secs() };
         match armed.map_err(|_| late)?? {
             Exit::Code(0) => {
-                self.ask(&format!("{BECOME}\necho 'aqfs: armed'\n"), "aqfs: armed").await
+                let armed = format!("{BECOME}\necho 'aqfs: armed'\n");
+                let armed = self.ask(&armed, "aqfs: armed").await;
+                if armed.is_err() {
+                    self.dismiss().await;
+                }
+                armed
             }
             Exit::Code(_) | Exit::Signal(_) => Err(BackendError::Twin { reason: said.last_line() }),
         }

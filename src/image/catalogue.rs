@@ -151,10 +151,10 @@ impl Images for ImageStore {
     }
 
     async fn template(&self, name: &str) -> Option<Result<Template, String>> {
-        let (dir, stored, below) = self.0.frozen_in(name)?;
+        let (inner, name) = (Arc::clone(&self.0), name.to_owned());
         // One that was copied is read whole.
-        let check = tokio::task::spawn_blocking(move || stored.check(&dir, below));
-        Some(check.await.unwrap_or_else(|panic| Err(panic.to_string())))
+        let check = tokio::task::spawn_blocking(move || inner.check_template(&name));
+        check.await.unwrap_or_else(|panic| Some(Err(panic.to_string())))
     }
 
     fn layers(&self, image: &BootImage, dir: &Path) -> Result<Vec<Layer>, BackendError> {
@@ -491,7 +491,7 @@ impl Image {
             status,
             progress: self.progress.clone(),
             changed: self.changed,
-            warm: self.warmth.to_string(),
+            warm: self.warmth.status(),
         }
     }
 }

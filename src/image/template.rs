@@ -132,14 +132,17 @@ impl Stored {
         format!("{} pause {pause:.0}ms", self.shape.summary())
     }
 
-    /// Checks what is in `dir` for clones on the image `below`.
-    pub(super) fn check(&self, dir: &Path, below: Layer) -> Result<Template, String> {
+    /// Checks what is in `dir` for clones on the image `below`, and takes note of copies that are
+    /// as good.
+    pub(super) fn check(&mut self, dir: &Path, below: Layer) -> Result<Template, String> {
         let (ram, state) = (dir.join(names::RAM), dir.join(names::STATE));
         let now =
             Self { ram: self.ram.check(&ram)?, state: self.state.check(&state)?, ..self.clone() };
         if now != *self {
-            // It was copied, as by a backup; if that cannot be noted, it is read again next time.
+            // It was copied, as by a backup; if that cannot be written down, the next daemon reads
+            // it again.
             drop(now.write(dir));
+            *self = now;
         }
         let own = self.has_disk.then(|| disk_in(dir));
         let id = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -282,7 +285,8 @@ mod tests {
     #[test]
     fn what_is_as_it_was_is_not_read_and_what_was_copied_is() {
         let dir = tempfile::tempdir().unwrap();
-        let stored = stored(dir.path());
+        let mut stored = stored(dir.path());
+        let before = stored.ram.stamp;
         let template = stored.check(dir.path(), image()).unwrap();
         assert_eq!(template.base.len(), 2);
         let (ram, copy) = (dir.path().join(names::RAM), dir.path().join("copy"));
@@ -291,22 +295,22 @@ mod tests {
         fs::rename(&copy, &ram).unwrap();
         stored.check(dir.path(), image()).unwrap();
         let noted = Stored::read(dir.path()).unwrap();
-        assert_ne!(noted.ram.stamp, stored.ram.stamp);
-        assert_eq!(noted.ram.sha256, stored.ram.sha256);
+        assert_ne!(noted.ram.stamp, before);
+        assert_eq!(noted, stored);
     }
 
     #[test]
     fn damage_is_noticed_wherever_it_is() {
         for (name, at) in [(names::RAM, 300_001), (names::RAM, 999_999), (names::STATE, 0)] {
             let dir = tempfile::tempdir().unwrap();
-            let stored = stored(dir.path());
+            let mut stored = stored(dir.path());
             let file = File::options().write(true).open(dir.path().join(name)).unwrap();
             file.write_all_at(b"X", at).unwrap();
             let error = stored.check(dir.path(), image()).unwrap_err();
             assert!(error.contains("damaged"), "{name} {at}: {error}");
         }
         let dir = tempfile::tempdir().unwrap();
-        let stored = stored(dir.path());
+        let mut stored = stored(dir.path());
         File::options().write(true).open(dir.path().join(names::RAM)).unwrap().set_len(9).unwrap();
         assert!(stored.check(dir.path(), image()).is_err());
         fs::remove_file(dir.path().join(names::RAM)).unwrap();

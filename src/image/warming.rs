@@ -3,7 +3,6 @@
 //! Not here: what lies on disk of one (`template`).
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,7 +17,7 @@ use crate::store::file;
 use crate::store::layout::VmDir;
 use crate::vm::backend::BackendError;
 use crate::vm::one_line;
-use crate::vm::warm::{Freeze, Layer};
+use crate::vm::warm::{Freeze, Layer, Template, WarmStatus};
 
 impl Warmth {
     /// Looks at what is frozen in the image in `dir`.
@@ -26,22 +25,34 @@ impl Warmth {
         let newest = template::list(&dir.join(crate::store::layout::TEMPLATES)).into_iter().next();
         newest.map_or(Self::Cold, |(path, stored)| Self::Warm(path, Box::new(stored)))
     }
-}
 
-impl fmt::Display for Warmth {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    /// Tells of it.
+    pub(super) fn status(&self) -> WarmStatus {
         match self {
-            Self::Cold => f.write_str("no"),
-            Self::Warming(how_far) => write!(f, "warming: {how_far}"),
-            Self::Warm(_, stored) => write!(f, "yes: {}", stored.summary()),
-            Self::Failed(reason) => write!(f, "failed: {reason}"),
+            Self::Cold => WarmStatus::Cold,
+            Self::Warming(how_far) => WarmStatus::Warming(how_far.clone()),
+            Self::Warm(_, stored) => WarmStatus::Warm(stored.summary()),
+            Self::Failed(reason) => WarmStatus::Failed(reason.clone()),
         }
     }
 }
 
 impl Inner {
-    /// Returns the newest template of an image that is ready, and the image's own disk.
-    pub(super) fn frozen_in(&self, name: &str) -> Option<(PathBuf, Stored, Layer)> {
+    /// Checks the newest template of an image that is ready; `None` if there is none.
+    pub(super) fn check_template(&self, name: &str) -> Option<Result<Template, String>> {
+        let (dir, mut stored, below) = self.frozen_in(name)?;
+        let before = stored.clone();
+        let checked = stored.check(&dir, below);
+        if stored != before {
+            self.change(name, |image| match &mut image.warmth {
+                Warmth::Warm(there, noted) if *there == dir => **noted = stored,
+                _ => {}
+            });
+        }
+        Some(checked)
+    }
+
+    fn frozen_in(&self, name: &str) -> Option<(PathBuf, Stored, Layer)> {
         let images = self.images.lock();
         let image = images.get(name)?;
         let (Phase::Ready(finished), Warmth::Warm(dir, stored)) = (&image.phase, &image.warmth)
@@ -123,32 +134,41 @@ impl Inner {
         if image.warmth.is_under_way() {
             return Err(under_way(name));
         }
-        for (dir, _) in template::list(&self.layout.templates(name)) {
-            template::forget(&dir).map_err(|e| BackendError::io(dir.display().to_string(), &e))?;
-        }
         image.warmth = Warmth::Cold;
         drop(images);
         self.bell.ring();
+        for (dir, _) in template::list(&self.layout.templates(name)) {
+            template::forget(&dir).map_err(|e| BackendError::io(dir.display().to_string(), &e))?;
+        }
         self.sweep();
         Ok(())
     }
 
-    /// Erases what no clone can be made from any more, and no clone's disk is an overlay on.
+    /// Erases what no clone can be made from any more, and no clone's disk is an overlay on. Large
+    /// files take a while to vanish: nobody waits for the list of images meanwhile.
     pub(super) fn sweep(&self) {
-        let images = self.images.lock();
+        let old = self.old_templates();
+        if old.is_empty() {
+            return;
+        }
         let needed = self.needed();
-        for (name, image) in images.iter().filter(|(_, image)| !image.warmth.is_under_way()) {
+        old.iter().for_each(|dir| sweep_one(dir, &needed));
+    }
+
+    /// Lists what lies beside the newest template of each image that is not being warmed.
+    fn old_templates(&self) -> Vec<PathBuf> {
+        let images = self.images.lock();
+        let settled = images.iter().filter(|(_, image)| !image.warmth.is_under_way());
+        let old = settled.flat_map(|(name, image)| {
             let newest = match &image.warmth {
                 Warmth::Warm(dir, _) => Some(dir.clone()),
                 _ => None,
             };
             let entries = fs::read_dir(self.layout.templates(name)).into_iter().flatten();
-            for dir in entries.filter_map(Result::ok).map(|e| e.path()) {
-                if Some(&dir) != newest.as_ref() {
-                    sweep_one(&dir, &needed);
-                }
-            }
-        }
+            let dirs = entries.filter_map(Result::ok).map(|e| e.path());
+            dirs.filter(move |dir| Some(dir) != newest.as_ref())
+        });
+        old.collect()
     }
 
     /// Lists the templates that disks of VMs are overlays on, removed VMs' too.

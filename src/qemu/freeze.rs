@@ -20,7 +20,7 @@ use tokio::time::sleep;
 use super::install::Installation;
 use super::launch;
 use super::machine::Parts;
-use super::migrate::{COMPLETED, How, Migration};
+use super::migrate::{COMPLETED, DEVICES_BOUND, How, MEMORY_BOUND, Migration};
 use super::qmp::{Qmp, QmpError};
 use crate::store::file;
 use crate::store::layout::VmDir;
@@ -50,19 +50,21 @@ pub(super) async fn freeze(
     let mould_plan = mould_plan(plan, to)?;
     let dir = mould_plan.dir.clone();
     let mould = launch::bring_up(&mould_plan, qemu, None).await?;
-    let frozen = cast(source, &mould.parts, to, snapshot).await;
+    let cast = cast(source, &mould.parts, to, snapshot).await;
     mould.end().await;
-    if frozen.is_err() {
-        recover(source, snapshot).await;
-    }
-    let pause = frozen?;
     let ram = to.join(names::RAM);
     let settle = move || {
         fs::remove_dir_all(&dir)?;
         File::open(ram)?.sync_all()
     };
-    off_thread("the frozen memory", settle).await?;
-    Ok(pause)
+    let frozen = match cast {
+        Ok(pause) => off_thread("the frozen memory", settle).await.map(|()| pause),
+        Err(error) => Err(error),
+    };
+    if frozen.is_err() {
+        recover(source, snapshot).await;
+    }
+    frozen
 }
 
 /// The same hardware, with its memory in a file, and nobody's ports.
@@ -104,14 +106,14 @@ async fn cast(
     incoming.receive(&OwnedFd::from(far)).await?;
     let outgoing = Migration::new(source, How::Live).await?;
     let pause = copy(source, outgoing, near.into(), snapshot).await?;
-    incoming.must_reach(COMPLETED).await?;
+    incoming.must_reach(COMPLETED, MEMORY_BOUND).await?;
     let path = to.join(names::STATE);
     let state = File::options().read(true).write(true).create_new(true).mode(0o600).open(path);
     let state = state.map_err(|e| BackendError::io("the frozen state", &e))?;
     let synced = state.try_clone().map_err(|e| BackendError::io("the frozen state", &e))?;
     let mut saving = Migration::new(&mould.qmp, How::Shared).await?;
     saving.send(&state.into()).await?;
-    saving.must_reach(COMPLETED).await?;
+    saving.must_reach(COMPLETED, DEVICES_BOUND).await?;
     off_thread("the frozen state", move || synced.sync_all()).await?;
     Ok(pause)
 }
@@ -129,12 +131,12 @@ async fn copy(
     let still = Instant::now();
     if !converged {
         source.execute("stop", json!({})).await?;
-        outgoing.must_reach("pre-switchover").await?;
+        outgoing.must_reach("pre-switchover", MEMORY_BOUND).await?;
     }
     let snapshot = json!({"device": NODE, "name": snapshot});
     source.execute("blockdev-snapshot-internal-sync", snapshot).await?;
     outgoing.go_on().await?;
-    outgoing.must_reach(COMPLETED).await?;
+    outgoing.must_reach(COMPLETED, MEMORY_BOUND).await?;
     go_on(source).await?;
     Ok(still.elapsed())
 }
@@ -168,7 +170,7 @@ pub(super) async fn thaw(qmp: &Qmp, state: &Path) -> Result<(), BackendError> {
     let opened = File::open(state).map_err(|e| BackendError::io("the frozen state", &e))?;
     let mut incoming = Migration::new(qmp, How::Shared).await?;
     incoming.receive(&opened.into()).await?;
-    incoming.must_reach(COMPLETED).await
+    incoming.must_reach(COMPLETED, DEVICES_BOUND).await
 }
 
 async fn off_thread(

@@ -18,8 +18,11 @@ const FD: &str = "migration";
 const BANDWIDTH: u64 = 1 << 40;
 /// How long processors that run may stand still at the end of a migration, in milliseconds.
 const DOWNTIME: u64 = 50;
-/// How long a migration of stopped processors may take: a large memory on a slow disk.
-const BOUND: Duration = Duration::from_secs(1800);
+/// How long a migration to or from a file may take that holds devices only: some milliseconds.
+pub(super) const DEVICES_BOUND: Duration = Duration::from_secs(30);
+/// How long processors may stand still, at the very most, while a memory is handed over: it goes at
+/// some gigabytes a second.
+pub(super) const MEMORY_BOUND: Duration = Duration::from_secs(120);
 
 /// The stage at which all is handed over.
 pub(super) const COMPLETED: &str = "completed";
@@ -88,12 +91,16 @@ impl<'a> Migration<'a> {
         }
     }
 
-    /// Waits until it is at a stage that it must reach.
-    pub(super) async fn must_reach(&mut self, stage: &str) -> Result<(), BackendError> {
-        if self.reaches(stage, BOUND).await? {
+    /// Waits until it is at a stage that it must reach within the bound.
+    pub(super) async fn must_reach(
+        &mut self,
+        stage: &str,
+        bound: Duration,
+    ) -> Result<(), BackendError> {
+        if self.reaches(stage, bound).await? {
             return Ok(());
         }
-        let (command, seconds) = ("migrate".to_owned(), BOUND.as_secs());
+        let (command, seconds) = ("migrate".to_owned(), bound.as_secs());
         Err(BackendError::QmpTimeout { command, seconds })
     }
 
@@ -106,7 +113,9 @@ impl<'a> Migration<'a> {
             };
             let status = match event {
                 Ok(event) if event.name == "MIGRATION" => event.data["status"].clone(),
-                Ok(_) | Err(RecvError::Lagged(_)) => continue,
+                Ok(_) => continue,
+                // Among those that were lost may have been the one.
+                Err(RecvError::Lagged(_)) => self.query().await["status"].clone(),
                 Err(RecvError::Closed) => return Err(QmpError::Closed.into()),
             };
             match status.as_str().unwrap_or_default() {
@@ -117,8 +126,12 @@ impl<'a> Migration<'a> {
         }
     }
 
+    async fn query(&self) -> Value {
+        self.qmp.execute("query-migrate", json!({})).await.unwrap_or(Value::Null)
+    }
+
     async fn failure(&self) -> BackendError {
-        let answer = self.qmp.execute("query-migrate", json!({})).await.unwrap_or(Value::Null);
+        let answer = self.query().await;
         let text = answer["error-desc"].as_str().unwrap_or("it did not say why").to_owned();
         BackendError::QmpRefused { command: "migrate".to_owned(), text }
     }

@@ -17,13 +17,15 @@ use crate::store::file;
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, Lifetime};
 use crate::vm::driver::{self, Birth, Definition};
-use crate::vm::spec::is_vm_name;
+use crate::vm::spec::{VmSpec, is_vm_name};
 use crate::vm::state::{Command, State};
 use crate::vm::warm::{Freeze, Frozen};
 use crate::vm::{Vm, VmId, World};
 
 /// How long a guest may take to boot: a cloud image sets itself up the first time.
 const BOOT_BOUND: Duration = Duration::from_secs(600);
+/// How long its QEMU may take to end: `kill` is given up sooner.
+const END_BOUND: Duration = Duration::from_secs(30);
 /// The VM's directory in that of what is frozen, while there is one.
 const VM: &str = "vm";
 
@@ -34,14 +36,26 @@ impl Registry {
     /// `NoImage`, `ImageBusy` while the image is being made or warmed.
     pub(super) async fn warm_image(self: Arc<Self>, image: String) -> Result<(), RegistryError> {
         // A clone must look as new VMs do, so this is one.
-        let mut spec = self.world().defaults.spec();
-        spec.image.clone_from(&image);
+        let spec = as_new_vms(self.world().defaults.spec(), &image);
         let world = World { events: Arc::default(), ..self.world().clone() };
         let definition =
             Definition { version: 1, uuid: Uuid::new_v4(), created: SystemTime::now(), spec };
         let (id, runtime) = (self.fresh_id(), Handle::current());
         let machine = Arc::new(Unseen { id, definition, world, runtime });
         self.with_images(move |images| images.warm(&image, machine)).await
+    }
+}
+
+/// What new VMs are like, but for what concerns the VM and not the machine: its ports may be
+/// somebody's, and it is not kept.
+fn as_new_vms(defaults: VmSpec, image: &str) -> VmSpec {
+    VmSpec {
+        image: image.to_owned(),
+        ports: Vec::new(),
+        ephemeral: false,
+        protect: false,
+        autostart: false,
+        ..defaults
     }
 }
 
@@ -126,8 +140,30 @@ async fn ended(vm: Vm) -> Result<(), BackendError> {
     if !vm.state().is_off() {
         vm.perform(Command::Kill).await.map_err(in_words)?;
     }
-    while !vm.state().is_off() {
-        listener.rung().await;
-    }
+    let off = async {
+        while !vm.state().is_off() {
+            listener.rung().await;
+        }
+    };
+    let stays = || BackendError::Twin { reason: "its VM cannot be ended".to_owned() };
+    timeout(END_BOUND, off).await.map_err(|_| stays())?;
     vm.perform(Command::Remove).await.map_err(in_words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_concerns_a_vm_alone_is_not_taken_over() {
+        let defaults = VmSpec {
+            memory: 512 << 20,
+            ports: vec!["8080:80".parse().unwrap()],
+            ephemeral: true,
+            protect: true,
+            ..VmSpec::default()
+        };
+        let spec = as_new_vms(defaults, "web");
+        assert_eq!(spec, VmSpec { image: "web".into(), memory: 512 << 20, ..VmSpec::default() });
+    }
 }

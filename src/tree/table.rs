@@ -406,7 +406,7 @@ pub static IMAGE: &[Node<ImageSubject>] = &[
         name: "warm",
         mode: 0o444,
         doc: "whether new VMs go on from a machine frozen in it: `no`, `yes: …`, `warming: …`, `failed: …`",
-        body: Body::Value(|i| line(&i.info.warm)),
+        body: Body::Value(|i| line(&i.info.warm.to_string())),
     },
 ];
 

@@ -19,7 +19,7 @@ use super::memory::Ram;
 use super::spec::net::Forward;
 use super::spec::{AccelChoice, VmSpec};
 use super::stream::Stream;
-use super::warm::{Freeze, Layer, Memory, Shape, Template};
+use super::warm::{Freeze, Layer, Memory, Shape, Template, WarmStatus};
 
 /// What went wrong outside the policy: a variant per fact, so that each has its own errno.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -781,8 +781,8 @@ pub struct ImageInfo {
     pub progress: String,
     /// Last change.
     pub changed: SystemTime,
-    /// `no`, what the frozen machine in it is like, what is being done, or `failed: REASON`.
-    pub warm: String,
+    /// Whether a machine is frozen in it.
+    pub warm: WarmStatus,
 }
 
 /// Keeps a VM that is off from being started or removed; dropping it lets the VM go.

@@ -20,7 +20,7 @@ use super::memory::{Ledger, Ram};
 use super::spec::net::Forward;
 use super::spec::{AccelChoice, VmSpec};
 use super::stream::{Bell, Listener, Readiness, Stream};
-use super::warm::{Freeze, Layer, Shape, Template};
+use super::warm::{Freeze, Layer, Shape, Template, WarmStatus};
 use crate::vm::VmError;
 
 /// What a test says of the world, and sees of it.
@@ -484,7 +484,7 @@ impl Images for Fake {
             status: ImageStatus::Ready,
             progress: String::new(),
             changed: SystemTime::UNIX_EPOCH,
-            warm: "no".into(),
+            warm: WarmStatus::Cold,
         })
     }
 

@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use super::backend::{ImageStatus, Images};
 use super::state::{Refusal, State};
 use super::stream::{Listener, Readiness, Stream};
+use super::warm::WarmStatus;
 use super::{Vm, VmError};
 
 /// What a notice waits for: `None` is "not yet".
@@ -126,8 +127,8 @@ fn settled_image(images: &dyn Images, name: &str) -> Option<Result<String, VmErr
     let Some(info) = images.info(name) else { return Some(Ok("removed".to_owned())) };
     match info.status {
         ImageStatus::Fetching | ImageStatus::Building => None,
-        _ if info.warm.starts_with("warming") => None,
-        ImageStatus::Ready if info.warm.starts_with("failed") => {
+        _ if matches!(info.warm, WarmStatus::Warming(_)) => None,
+        ImageStatus::Ready if matches!(info.warm, WarmStatus::Failed(_)) => {
             Some(Ok(format!("ready, warm {}", info.warm)))
         }
         status => Some(Ok(status.to_string())),

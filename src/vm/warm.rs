@@ -3,7 +3,7 @@
 //! Here is what is known of one, and the comparison of shapes: pure. Freezing is `qemu::freeze`,
 //! its files are the image store's, and what a clone is told about itself is `guest::identity`.
 
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -73,6 +73,31 @@ pub fn asks_for_a_boot(spec: &VmSpec) -> Option<&'static str> {
         ("firmware", spec.firmware.is_some()),
     ];
     settings.into_iter().find(|(_, set)| *set).map(|(key, _)| key)
+}
+
+/// Whether a machine is frozen in an image, as `.images/NAME/warm` tells it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum WarmStatus {
+    /// There is none.
+    #[default]
+    Cold,
+    /// It is being frozen: how far that is.
+    Warming(String),
+    /// What it is like.
+    Warm(String),
+    /// Why the last attempt failed.
+    Failed(String),
+}
+
+impl fmt::Display for WarmStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cold => f.write_str("no"),
+            Self::Warming(how_far) => write!(f, "warming: {how_far}"),
+            Self::Warm(summary) => write!(f, "yes: {summary}"),
+            Self::Failed(reason) => write!(f, "failed: {reason}"),
+        }
+    }
 }
 
 /// One file of a disk: what is not in it is in the next one.

@@ -5,6 +5,7 @@ use super::warm::WARM;
 use crate::vm::backend::{BackendError, ImageInfo};
 use crate::vm::memory::{Check, Need, Ram};
 use crate::vm::spec::VmSpec;
+use crate::vm::warm::WarmStatus;
 
 impl Driver {
     /// Has the host promise what a machine with these settings may come to take, or another amount
@@ -37,7 +38,8 @@ impl Driver {
 
     /// Says what the next start's memory will be made of, as far as can be told at once.
     pub(super) fn likely_ram(&self, image: &ImageInfo) -> Ram {
-        let goes_on = image.warm.starts_with(WARM) && !self.vm.dir().disk().exists();
+        let is_warm = matches!(image.warm, WarmStatus::Warm(_));
+        let goes_on = is_warm && !self.vm.dir().disk().exists();
         if goes_on { Ram::CopyOnWrite } else { Ram::Own }
     }
 

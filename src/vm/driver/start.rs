@@ -126,6 +126,8 @@ impl Driver {
         self.vm.console().attach();
         self.publish(|view| view.facts = Some(facts));
         self.link.send_replace(Link::Coming);
+        // A clone that had to boot after all takes more than it was promised.
+        self.reserve_for_running();
         self.enter(state);
         self.reach(announcement);
     }
@@ -165,10 +167,7 @@ impl Driver {
     pub(super) fn settle(&mut self, adoption: Adoption) {
         match adoption {
             Adoption::NeverRan => {}
-            Adoption::Running(launched) => {
-                self.take_over(launched, Announcement::Awaited);
-                self.reserve_for_running();
-            }
+            Adoption::Running(launched) => self.take_over(launched, Announcement::Awaited),
             Adoption::Ended(reason) => self.enter(State::Failed(one_line(&reason))),
             Adoption::Unclear(reason) => self.enter(State::Failed(one_line(&reason))),
         }

@@ -26,6 +26,11 @@ pub(crate) const FROZEN: &str = ".frozen";
 
 /// Decides whether a machine goes on from its image's template, and says why not.
 pub(super) async fn choose(world: &World, plan: &mut LaunchPlan) -> Result<(), BackendError> {
+    let dir = VmDir(plan.dir.clone());
+    if dir.unborn().exists() {
+        call_off(world, &dir).await?;
+        plan.base = world.images.layers(&plan.image, &plan.dir)?;
+    }
     // A disk has a life of its own, which the template's memory knows nothing of.
     if world.hypervisor.disk_size(&plan.dir)?.is_some() {
         return Ok(());
@@ -74,21 +79,38 @@ pub(super) async fn start(
     to: &Reporter,
 ) -> Result<Launched, BackendError> {
     world.images.bind(&plan.dir, &plan.base)?;
-    let unborn = VmDir(plan.dir.clone()).unborn();
+    let dir = VmDir(plan.dir.clone());
+    let unborn = dir.unborn();
     // Of use as long as this QEMU may run: a host that loses power forgets both.
-    let path = unborn.clone();
-    off_thread(move || fs::write(path, b""), "the mark of a clone").await?;
-    let born = match clone(world, &plan, to).await {
+    off_thread(move || fs::write(unborn, b""), MARK).await?;
+    match clone(world, &plan, to).await {
         Ok(Born::Clone(launched)) => Ok(launched),
-        Ok(Born::Still(error)) => boot(world, plan, &error).await,
+        Ok(Born::Still(error)) => {
+            call_off(world, &dir).await?;
+            boot(world, plan, &error).await
+        }
         Err(error) => {
-            // The next start begins anew.
-            world.hypervisor.discard_disk(&plan.dir).await?;
+            // What is left is called off by the next start at the latest.
+            if let Err(left) = call_off(world, &dir).await {
+                tracing::warn!(dir = %plan.dir.display(), error = %left, "half a clone is left");
+            }
             Err(error)
         }
-    };
-    off_thread(move || fs::remove_file(unborn), "the mark of a clone").await?;
-    born
+    }
+}
+
+/// What is said to be written where the mark cannot be.
+const MARK: &str = "the mark of a clone";
+
+/// Forgets a clone that was not born: its disk has seen nothing yet, and is made anew.
+async fn call_off(world: &World, dir: &VmDir) -> Result<(), BackendError> {
+    world.hypervisor.discard_disk(&dir.0).await?;
+    remove_mark(dir).await
+}
+
+async fn remove_mark(dir: &VmDir) -> Result<(), BackendError> {
+    let unborn = dir.unborn();
+    off_thread(move || fs::remove_file(unborn), MARK).await
 }
 
 enum Born {
@@ -114,7 +136,8 @@ async fn clone(world: &World, plan: &LaunchPlan, to: &Reporter) -> Result<Born, 
     let told = async {
         let mut port = port?;
         machine.resume().await?;
-        port.tell(plan).await
+        port.tell(plan).await?;
+        remove_mark(&VmDir(plan.dir.clone())).await
     };
     let told = told.await;
     tracing::debug!(elapsed = ?begun.elapsed(), "clone: told");
@@ -126,13 +149,12 @@ async fn clone(world: &World, plan: &LaunchPlan, to: &Reporter) -> Result<Born, 
     Ok(Born::Clone(launched))
 }
 
-/// Boots what could not go on. Its disk has seen nothing yet, and is made anew.
+/// Boots what could not go on.
 async fn boot(
     world: &World,
     mut plan: LaunchPlan,
     error: &BackendError,
 ) -> Result<Launched, BackendError> {
-    world.hypervisor.discard_disk(&plan.dir).await?;
     plan.memory = Memory::Own;
     plan.base = world.images.layers(&plan.image, &plan.dir)?;
     plan.cold = Some(one_line(&error.to_string()));
@@ -164,9 +186,7 @@ pub(super) async fn clear(
     if let Adoption::Running(launched) = adoption {
         end(launched).await;
     }
-    world.hypervisor.discard_disk(&dir.0).await?;
-    let unborn = dir.unborn();
-    off_thread(move || fs::remove_file(unborn), "the mark of a clone").await?;
+    call_off(world, dir).await?;
     Ok(Adoption::Ended("the daemon ended while it started; start it again".to_owned()))
 }
 
