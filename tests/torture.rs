@@ -92,7 +92,8 @@ impl Torture {
 
     fn prepare(&self, operation: &Operation, n: u64) {
         let aq = &self.aq;
-        aq.sh("[ -d vm/snapshots/base ] || mkdir vm/snapshots/base").ok();
+        // A machine of another shape cannot be brought back.
+        aq.sh("[ -d vm/snapshots/base ] || mkdir vm/snapshots/base; echo 1 > vm/config/cpus").ok();
         if operation.from == Power::Ready {
             aq.boot_existing("vm");
             // Another memory, or another QEMU's, cannot be gone back to.

@@ -22,7 +22,7 @@ use super::stream::Stream;
 use super::warm::{Freeze, Layer, Memory, Shape, Template, WarmStatus};
 
 /// What went wrong outside the policy: a variant per fact, so that each has its own errno.
-#[derive(Clone, Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BackendError {
     /// A program that we start is not installed.
     #[error("{program} is not installed; {remedy}")]
@@ -53,6 +53,26 @@ pub enum BackendError {
         "cannot go on from what was suspended: {reason}; `rmdir snapshots/suspended` and `start` boot afresh"
     )]
     CannotResume {
+        /// QEMU's words.
+        reason: String,
+    },
+    /// A snapshot's memory is of a machine of another shape.
+    #[error(
+        "the memory in snapshot {tag} is another machine's: {difference}; set it so and start again, \
+         or restore while the VM is off, which brings back the disk alone"
+    )]
+    OtherMachine {
+        /// The snapshot.
+        tag: String,
+        /// In what they differ.
+        difference: String,
+    },
+    /// Going back failed half-way: the machine has lost its memory, and was ended.
+    #[error(
+        "the snapshot's memory could not be loaded: {reason}; the disk is back as it was then, and \
+         `start` boots from it"
+    )]
+    HalfRestored {
         /// QEMU's words.
         reason: String,
     },
@@ -218,6 +238,11 @@ pub enum BackendError {
 }
 
 impl BackendError {
+    /// Says whether the machine is gone, or on its way out.
+    pub fn is_the_end(&self) -> bool {
+        matches!(self, Self::QemuDied { .. } | Self::HalfRestored { .. })
+    }
+
     /// Wraps a system error, telling a full disk and a lack of memory apart from the rest.
     pub fn io(what: impl Into<String>, error: &std::io::Error) -> Self {
         let what = what.into();
@@ -377,6 +402,9 @@ pub struct RunFacts {
     /// `yes` if it went on from a warm image; `no`, with the reason if it might have.
     #[serde(default)]
     pub warm: String,
+    /// What it was like when it was started; `None` if that is not known any more.
+    #[serde(default)]
+    pub shape: Option<Shape>,
 }
 
 /// What a machine reports by itself.
@@ -410,6 +438,16 @@ pub struct ExitReport {
     pub status: String,
     /// Its last line on stderr, empty if there was none.
     pub stderr: String,
+    /// Why we ended it, if it was of no use any more.
+    pub spoiled: Option<BackendError>,
+}
+
+impl ExitReport {
+    /// Returns what went wrong.
+    pub fn error(&self) -> BackendError {
+        let Self { status, stderr, .. } = self.clone();
+        self.spoiled.clone().unwrap_or(BackendError::QemuDied { status, stderr })
+    }
 }
 
 /// A point in a VM's past, kept in its disk.
@@ -516,6 +554,8 @@ pub struct Launched {
     pub events: mpsc::Receiver<MachineEvent>,
     /// Its processors are stopped.
     pub paused: bool,
+    /// It was brought back to a snapshot, and its clock may still be of then.
+    pub restored: bool,
 }
 
 /// What became of a QEMU that an earlier daemon had started.

@@ -508,6 +508,7 @@ async fn next_event(running: &mut Option<Launched>) -> MachineEvent {
                 clean: false,
                 status: "unknown".to_owned(),
                 stderr: String::new(),
+                spoiled: None,
             })
         }),
         None => std::future::pending().await,

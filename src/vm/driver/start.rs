@@ -167,7 +167,10 @@ impl Driver {
     pub(super) fn settle(&mut self, adoption: Adoption) {
         match adoption {
             Adoption::NeverRan => {}
-            Adoption::Running(launched) => self.take_over(launched, Announcement::Awaited),
+            Adoption::Running(launched) => {
+                self.set_clock = launched.restored;
+                self.take_over(launched, Announcement::Awaited);
+            }
             Adoption::Ended(reason) => self.enter(State::Failed(one_line(&reason))),
             Adoption::Unclear(reason) => self.enter(State::Failed(one_line(&reason))),
         }

@@ -65,7 +65,7 @@ async fn fit(
         Err(damage) => return Ok(Err(damage)),
     };
     let wanted = world.hypervisor.shape(plan).await?;
-    Ok(match template.shape.difference(&wanted) {
+    Ok(match template.shape.difference(&wanted, "the image's") {
         None => Ok(template),
         Some(difference) => Err(difference),
     })
