@@ -21,6 +21,7 @@ use super::template;
 use super::tiny::Tiny;
 use crate::store::file;
 use crate::store::layout::{Layout, VmDir};
+use crate::sys;
 use crate::vm::backend::{BackendError, BootImage, ImageInfo, ImageStatus, Images, Recipe};
 use crate::vm::stream::{Bell, Listener};
 use crate::vm::warm::{Freeze, Layer, Template};
@@ -283,6 +284,8 @@ impl Inner {
         let build = move || {
             let result = inner.build(&owned, &*source);
             inner.settle(&owned, result);
+            drop((inner, source));
+            sys::give_memory_back();
         };
         let thread = std::thread::Builder::new().name(format!("image {name}"));
         thread.spawn(build).map(drop).map_err(|e| {
