@@ -144,9 +144,9 @@ impl Torture {
         }
         let vms = self.vms();
         vms.iter().for_each(|vm| self.bring_down(vm, operation.past, &mut found));
+        audit::processes(&self.aq, &mut found);
         audit::images(&self.aq, &mut found);
         audit::disks(&self.aq, audit::Leaks::Tolerated, &mut found);
-        audit::processes(&self.aq, &mut found);
         self.aq.sh("echo 0 > vm/config/ephemeral").ok();
         vms.iter().for_each(|vm| self.bring_up(vm, operation, &mut found));
         vms.iter().for_each(|vm| self.bring_down(vm, Past::Kept, &mut found));

@@ -6,12 +6,11 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::connect::{self, Status};
+use super::img;
 use super::qmp::Qmp;
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, SnapshotOp};
 
-/// A disk with less room than this is full: QEMU writes memory in pieces, each of which fits or not.
-const ROOM: u64 = 1 << 20;
 /// QEMU's name for going back, of its command and of its job.
 const LOAD: &str = "snapshot-load";
 /// The disk's node in the command line: the snapshot and the memory go there.
@@ -119,9 +118,7 @@ async fn dismiss(qmp: &Qmp, job: &str) -> Result<(), BackendError> {
 pub(super) fn cause_of(error: BackendError, dir: &VmDir) -> BackendError {
     match &error {
         BackendError::QmpRefused { text, .. } if text.ends_with("Input/output error") => {
-            let free = rustix::fs::statvfs(&dir.0).map(|s| s.f_bavail * s.f_frsize);
-            let what = "the snapshot: its memory does not fit".to_owned();
-            if free.is_ok_and(|free| free < ROOM) { BackendError::NoSpace { what } } else { error }
+            img::cause_of(error, &dir.0, "the snapshot: its memory does not fit")
         }
         _ => error,
     }
