@@ -1,5 +1,5 @@
-//! The manual pages: aq(1) and one for each command from the clap structs, aqfs(5) from the node
-//! tables. What they say is said there.
+//! The manual pages: aq(1) and one for each command from the clap structs and the table of
+//! variables, aqfs(5) from the node tables. What they say is said there.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -10,16 +10,8 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
 use crate::cli::Cli;
+use crate::commands::environment::VARIABLES;
 use crate::tree::manual::{self, Order, Row};
-
-/// The environment of every command.
-const ENVIRONMENT: &[(&str, &str)] = &[
-    ("AQ_MOUNT", "where the tree is mounted, or to be mounted; ~/aq by default"),
-    ("AQ_STORE", "where virtual machines are kept; $XDG_DATA_HOME/aqfs by default"),
-    ("AQ_LOG", "what the daemon logs, such as `debug`"),
-    ("NO_COLOR", "no colours, also on a terminal"),
-    ("VISUAL, EDITOR", "the editor of aq edit"),
-];
 
 const EXIT: &[(&str, &str)] = &[
     ("0", "it is done"),
@@ -44,7 +36,10 @@ pub fn write(dir: &Path) -> io::Result<()> {
 
 fn more() -> Roff {
     let mut roff = Roff::new();
-    entries(&mut roff, "ENVIRONMENT", ENVIRONMENT.iter().copied());
+    for (title, has_effect) in [("ENVIRONMENT", true), ("VARIABLES WITHOUT EFFECT", false)] {
+        let variables = VARIABLES.iter().filter(|v| v.has_effect() == has_effect);
+        entries(&mut roff, title, variables.map(|v| (v.name, v.doc)));
+    }
     entries(&mut roff, "EXIT STATUS", EXIT.iter().copied());
     roff.control("SH", ["SEE ALSO"]).text([
         bold("aqfs"),
@@ -121,7 +116,8 @@ mod tests {
             assert!(page.contains(".SH NAME"), "{}", command.get_name());
         }
         let root = read("aq.1");
-        assert!(root.contains("AQ_MOUNT") && root.contains("EXIT STATUS") && root.contains("aqfs"));
+        assert!(VARIABLES.iter().all(|v| root.contains(v.name)));
+        assert!(root.contains("EXIT STATUS") && root.contains("aqfs"));
         let tree = read("aqfs.5");
         for row in manual::rows() {
             let name = row.path.rsplit('/').next().unwrap().replace('-', "\\-");

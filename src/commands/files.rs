@@ -248,7 +248,7 @@ fn is_plain(name: &str) -> bool {
 }
 
 /// The system's words without `(os error 2)`.
-fn plain(error: &io::Error) -> String {
+pub(super) fn plain(error: &io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or_default().to_owned()
 }

@@ -1,14 +1,15 @@
 //! The commands of `aq`: each reads and writes files of the mount, and nothing else. What a command
 //! cannot do with them, nobody can do from a shell.
 //!
-//! [`files`]: the mount as a command sees it. [`job`]: one command in a guest. [`progress`],
-//! [`signals`], [`text`]: what they share towards the user.
+//! [`files`]: the mount as a command sees it. [`job`]: one command in a guest. [`environment`]: what
+//! variables mean. [`progress`], [`signals`], [`text`], [`timing`]: what they share towards the user.
 //!
 //! Not here: finding and starting the daemon (`daemon`), what the files mean (`tree`).
 
 mod attach;
 pub mod complete;
 mod edit;
+pub mod environment;
 mod exec;
 mod fanout;
 mod files;
@@ -26,6 +27,7 @@ mod signals;
 mod snapshot;
 mod ssh;
 mod text;
+mod timing;
 mod top;
 mod wait;
 
