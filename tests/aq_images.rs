@@ -36,6 +36,22 @@ fn aliases_are_links_that_users_make() {
 }
 
 #[test]
+fn an_alias_stands_for_the_image_that_it_leads_to_when_it_is_used() {
+    let aq = Mounted::new();
+    let script = "mkdir vm1 .images/web-1 .images/web-2; ln -s web-1 .images/stable
+        echo stable > vm1/config/image; echo stable > .defaults/image; mkdir vm2
+        ln -sfn web-2 .images/stable; mkdir vm3; cat vm?/config/image .defaults/image
+        echo default > vm1/config/image; cp .defaults/image vm3/config/image
+        cat .images/web-1/refs; printf stable >> vm1/config/image; cat vm1/config/image";
+    assert_eq!(aq.sh(script).ok(), "web-1\nweb-1\nweb-1\nweb-1\n3\nweb-2");
+    aq.cli("aq new --from-snapshot stable vm4").ok();
+    assert_eq!(aq.read("vm4/config/image"), "web-2");
+    // For as long as a mount lasts, the same.
+    aq.cli("aq umount; aq mount $AQ_MOUNT --store $SCRATCH/store --image stable").ok();
+    assert_eq!(aq.sh("mkdir vm5; cat vm5/config/image .defaults/image").ok(), "web-2\nweb-2");
+}
+
+#[test]
 fn what_cannot_be_made_is_not_there() {
     let aq = Mounted::new();
     aq.cli("aq new vm1").ok();
