@@ -20,18 +20,19 @@ const EXIT: &[(&str, &str)] = &[
     ("others", "aq exec and aq fanout: the status of the command in the guest"),
 ];
 
-/// Writes all pages into a directory, which is made if need be.
+/// Writes all pages into `man1` and `man5` of a directory, which are made if need be.
 ///
 /// # Errors
 /// Whatever making or writing files answers.
 pub fn write(dir: &Path) -> io::Result<()> {
-    fs::create_dir_all(dir)?;
-    clap_mangen::generate_to(Cli::command(), dir)?;
+    let (commands, files) = (dir.join("man1"), dir.join("man5"));
+    [&commands, &files].into_iter().try_for_each(fs::create_dir_all)?;
+    clap_mangen::generate_to(Cli::command(), &commands)?;
     let mut page = Vec::new();
     Man::new(Cli::command()).render(&mut page)?;
     page.extend(more().to_roff().into_bytes());
-    File::create(dir.join("aq.1"))?.write_all(&page)?;
-    File::create(dir.join("aqfs.5"))?.write_all(aqfs().render().as_bytes())
+    File::create(commands.join("aq.1"))?.write_all(&page)?;
+    File::create(files.join("aqfs.5"))?.write_all(aqfs().render().as_bytes())
 }
 
 fn more() -> Roff {
@@ -112,13 +113,13 @@ mod tests {
         write(dir.path()).unwrap();
         let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
         for command in Cli::command().get_subcommands().filter(|c| !c.is_hide_set()) {
-            let page = read(&format!("aq-{}.1", command.get_name()));
+            let page = read(&format!("man1/aq-{}.1", command.get_name()));
             assert!(page.contains(".SH NAME"), "{}", command.get_name());
         }
-        let root = read("aq.1");
+        let root = read("man1/aq.1");
         assert!(VARIABLES.iter().all(|v| root.contains(v.name)));
         assert!(root.contains("EXIT STATUS") && root.contains("aqfs"));
-        let tree = read("aqfs.5");
+        let tree = read("man5/aqfs.5");
         for row in manual::rows() {
             let name = row.path.rsplit('/').next().unwrap().replace('-', "\\-");
             assert!(tree.contains(&name), "{name}");
