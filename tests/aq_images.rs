@@ -58,7 +58,12 @@ fn what_cannot_be_made_is_not_there() {
     let said = aq.cli("aq snapshot create vm1 s1");
     assert!(said.code == 1 && said.stderr.contains("snapshot 's1': "), "{said:?}");
     assert_eq!(aq.cli("aq snapshot create nosuch s1").code, 1);
-    assert_eq!(aq.cli("aq snapshot create vm1 ../s1").code, 1);
+    for (tag, words) in
+        [("../s1", "'../s1' is not a name"), ("'s 1'", "snapshot 's 1': \"s 1\" cannot")]
+    {
+        let said = aq.cli(&format!("aq snapshot create vm1 {tag}"));
+        assert!(said.code == 1 && said.stderr.contains(words), "{tag}: {said:?}");
+    }
     assert!(aq.cli("aq snapshot create vm1 tiny").stderr.contains("already exists"));
     assert_eq!(aq.sh("ls .images").ok(), "tiny");
     let head = "TAG                            PARENT               REFS    SIZE   CREATED              SOURCE_VM";

@@ -36,6 +36,7 @@ use std::io;
 use crate::cli::Command;
 use crate::daemon::{self, DaemonError};
 use files::Tree;
+pub use names::Near;
 
 /// What a shell is told of a process that SIGPIPE ended.
 const BROKEN_PIPE: u8 = 141;
@@ -44,8 +45,8 @@ const BROKEN_PIPE: u8 = 141;
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// There is no such VM.
-    #[error("VM '{0}' does not exist.")]
-    NoVm(String),
+    #[error("VM '{0}' does not exist.{1}")]
+    NoVm(String, Near),
     /// There is one.
     #[error("VM '{0}' already exists.")]
     Exists(String),
@@ -56,8 +57,8 @@ pub enum Failure {
     #[error("VM '{0}' is not running. Start it with: aq start {0}")]
     Off(String),
     /// There is no such image.
-    #[error("snapshot or alias '{0}' does not exist. `aq snapshot ls` and `ls {1}` list them")]
-    NoImage(String, String),
+    #[error("snapshot or alias '{0}' does not exist.{1} `aq snapshot ls` and `ls {2}` list them")]
+    NoImage(String, Near, String),
     /// There is an image of that name.
     #[error(
         "snapshot '{0}' already exists. Pick a new tag or remove the existing one with: aq snapshot rm {0}"
@@ -107,6 +108,14 @@ impl Failure {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => BROKEN_PIPE,
             Self::Told(code) => *code,
             _ => 1,
+        }
+    }
+
+    /// Says what was asked for in the user's own words, not in those of the file that refused.
+    fn about(self, asked: String) -> Self {
+        match self {
+            Self::Refused { sentence, errno, .. } => Self::Refused { what: asked, sentence, errno },
+            other => other,
         }
     }
 

@@ -95,6 +95,7 @@ pub(super) fn create(
     name: &str,
     settings: &[(&'static str, String)],
 ) -> Result<Vm, Failure> {
+    names::expect_one(name)?;
     tree.mkdir(name).map_err(|failure| match failure.errno() {
         libc::EEXIST => Failure::Exists(name.to_owned()),
         _ => failure,
@@ -103,7 +104,7 @@ pub(super) fn create(
     let set = |(key, value): &(&str, String)| vm.write(&format!("config/{key}"), value);
     if let Err(failure) = settings.iter().try_for_each(set) {
         drop(tree.rmdir(name));
-        return Err(failure);
+        return Err(failure.about(name.to_owned()));
     }
     Ok(vm)
 }
