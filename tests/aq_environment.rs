@@ -43,11 +43,13 @@ fn a_value_that_is_no_use_is_told_by_the_name_of_its_variable() {
     let aq = Mounted::new();
     let table = [
         ("AQ_HOST_KEY=/nosuch/key", "/nosuch/key: No such file"),
+        ("AQ_HOST_KEY=key.pub", "key.pub is the public key"),
         ("AQ_HOST_KEY=/etc", "/etc is not the file of a private key"),
         ("AQ_CPU='a b'", "\"a b\" is not a processor model"),
         ("AQ_CPU=$'\\x01'", "characters that are not text"),
         ("AQ_MACHINE_OVERRIDE=microvm", "\"microvm\" is not q35"),
         ("AQ_QEMU_EXTRA_ARGS=\"-name 'x\"", "a quotation mark has no second one"),
+        ("AQ_KERNEL_APPEND_EXTRA=\"$(printf %2000s)\"", "has 2000 bytes"),
         ("AQ_QEMU_LOG_FILE=/nosuch/log", "there is no directory for /nosuch/log"),
     ];
     for (variable, words) in table {

@@ -15,6 +15,8 @@ use super::files::plain;
 
 /// A private key of the user.
 const HOST_KEY: &str = "AQ_HOST_KEY";
+/// The most that `config/cmdline` takes, in bytes.
+const LONGEST_CMDLINE: usize = 1024;
 /// Whether `aq start` tells how long it took.
 const TIMING: &str = "AQ_TIMING";
 
@@ -229,6 +231,9 @@ fn at_the_end<'a>(mut list: Vec<&'a str>, words: &'a [String]) -> Vec<&'a str> {
 // ----- reading a value -------------------------------------------------------------------------
 
 fn private_key(text: &str) -> Result<PathBuf, String> {
+    if text.ends_with(".pub") {
+        return Err(format!("{text} is the public key; the private one is wanted"));
+    }
     let path = path::absolute(text).map_err(|e| plain(&e))?;
     match fs::File::open(&path).and_then(|file| file.metadata()) {
         Ok(meta) if meta.is_file() => Ok(path),
@@ -278,6 +283,9 @@ fn machine(text: &str) -> Result<Vec<Wish>, String> {
 }
 
 fn cmdline(text: &str) -> Result<Vec<Wish>, String> {
+    if text.len() > LONGEST_CMDLINE {
+        return Err(format!("has {} bytes, and {LONGEST_CMDLINE} are the most", text.len()));
+    }
     let words = text.split_whitespace().map(str::to_owned).collect();
     Ok(Wish::of("cmdline", Form::Words, words))
 }
