@@ -6,7 +6,11 @@ mod common;
 
 use std::fs;
 
+#[cfg(feature = "qemu_tests")]
+use common::proc;
 use common::{Mounted, assert_errno};
+#[cfg(feature = "qemu_tests")]
+use rustix::process::Signal;
 
 #[test]
 fn a_stale_mount_is_cleaned_up_and_the_vms_are_there_again() {
@@ -113,4 +117,28 @@ fn a_qemu_that_dies_under_the_daemon_is_a_failure() {
     aq.wait_for_status("vm1", "failed: ");
     assert!(aq.read("vm1/status").contains("KILL"), "{}", aq.read("vm1/status"));
     assert_errno(aq.write("vm1/exec", "true"), libc::EHOSTDOWN);
+}
+
+#[cfg(feature = "qemu_tests")]
+#[test]
+fn a_qemu_that_does_not_answer_is_left_alone_and_found_when_it_does() {
+    let aq = Mounted::with_image();
+    aq.boot("vm1");
+    let pid = aq.info("vm1", "pid");
+    let mark = aq.exec("vm1", "cat /proc/sys/kernel/random/boot_id");
+    // As when it writes a snapshot of a large memory.
+    let qemu: u32 = pid.parse().expect("a pid");
+    proc::kill(qemu, Signal::STOP);
+    aq.kill_daemon();
+    aq.mount();
+    let status = aq.read("vm1/status");
+    assert!(status.starts_with("failed: ") && status.contains("greeting"), "{status}");
+    let refused = aq.sh("echo start > vm1/ctl; cat vm1/wait").ok();
+    assert!(refused.contains("a QEMU runs there"), "{refused}");
+    aq.kill_daemon();
+    aq.mount();
+    proc::kill(qemu, Signal::CONT);
+    aq.wait_for_status("vm1", "ready");
+    assert_eq!(aq.info("vm1", "pid"), pid);
+    assert_eq!(aq.exec("vm1", "cat /proc/sys/kernel/random/boot_id"), mark);
 }

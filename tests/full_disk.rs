@@ -112,14 +112,28 @@ fn a_full_disk_costs_nothing_that_was_there() {
     small.stop();
     aq.sh("mkdir vm1/snapshots/clean").ok();
 
-    // A VM that is off.
+    snapshot_of_a_vm_that_is_off(&small);
+    snapshot_of_a_vm_that_runs(&small);
+    publication(&small);
+    frozen_machines(&small);
+    first_start(&small);
+    drop(small.aq);
+    rustix::mount::unmount(dir.path(), rustix::mount::UnmountFlags::DETACH).expect("unmounted");
+}
+
+/// A VM that is off.
+fn snapshot_of_a_vm_that_is_off(small: &Small) {
+    let aq = &small.aq;
     small.fill(0);
     small.full("mkdir vm1/snapshots/more");
     small.make_room();
     assert_eq!(aq.sh("rmdir vm1/snapshots/more; ls vm1/snapshots").ok(), "clean");
     aq.sh("mkdir vm1/snapshots/more && rmdir vm1/snapshots/more").ok();
+}
 
-    // One that runs: its memory does not fit.
+/// One that runs: its memory does not fit.
+fn snapshot_of_a_vm_that_runs(small: &Small) {
+    let aq = &small.aq;
     aq.boot_existing("vm1");
     let before = small.free();
     small.fill(16 * MIB);
@@ -140,8 +154,11 @@ fn a_full_disk_costs_nothing_that_was_there() {
     aq.boot_existing("vm1");
     small.has_its_data();
     small.stop();
+}
 
-    // A publication.
+/// A publication.
+fn publication(small: &Small) {
+    let aq = &small.aq;
     let before = small.free();
     aq.sh("mkdir .images/x").ok();
     small.fill(4 * MIB);
@@ -153,14 +170,37 @@ fn a_full_disk_costs_nothing_that_was_there() {
     assert!(small.free() + MIB > before);
     assert_eq!(aq.sh("echo pull > .images/x/ctl; cat vm1/wait").ok(), "stopped");
     eventually("the image", BOOT, || aq.read(".images/x/status") == "ready");
+}
 
-    // A first start.
+/// A frozen machine: of a VM that runs, which runs on, and of one that is booted for it.
+fn frozen_machines(small: &Small) {
+    let aq = &small.aq;
+    aq.boot_existing("vm1");
+    let before = small.free();
+    aq.sh("mkdir .images/live").ok();
+    small.fill(16 * MIB);
+    aq.sh("echo vm1 > .images/live/source; cat .images/live/wait vm1/wait");
+    let told = aq.read(".images/live/status");
+    assert!(told.starts_with("failed: no space left"), "{told}");
+    small.has_its_data();
+    aq.sh("echo 128M > .defaults/memory; echo warm > .images/tiny/ctl; cat .images/tiny/wait");
+    let told = aq.read(".images/tiny/warm");
+    assert!(told.starts_with("failed: no space left"), "{told}");
+    assert_eq!(aq.read(".images/tiny/status"), "ready");
+    small.make_room();
+    assert!(small.free() + 4 * MIB > before, "{} of {before} are left", small.free());
+    small.has_its_data();
+    small.stop();
+    aq.sh("qemu-img check -q vm1/disk; rmdir .images/live").ok();
+}
+
+/// A first start.
+fn first_start(small: &Small) {
+    let aq = &small.aq;
     aq.sh("mkdir vm2").ok();
     small.fill(0);
     small.full("echo start > vm2/ctl");
     assert_eq!(aq.read("vm2/status"), "stopped");
     small.make_room();
     aq.boot_existing("vm2");
-    drop(small.aq);
-    rustix::mount::unmount(dir.path(), rustix::mount::UnmountFlags::DETACH).expect("unmounted");
 }

@@ -92,7 +92,8 @@ impl Torture {
 
     fn prepare(&self, operation: &Operation, n: u64) {
         let aq = &self.aq;
-        aq.sh("[ -d vm/snapshots/base ] || mkdir vm/snapshots/base").ok();
+        // A machine of another shape cannot be brought back.
+        aq.sh("[ -d vm/snapshots/base ] || mkdir vm/snapshots/base; echo 1 > vm/config/cpus").ok();
         if operation.from == Power::Ready {
             aq.boot_existing("vm");
             // Another memory, or another QEMU's, cannot be gone back to.
@@ -143,9 +144,9 @@ impl Torture {
         }
         let vms = self.vms();
         vms.iter().for_each(|vm| self.bring_down(vm, operation.past, &mut found));
+        audit::processes(&self.aq, &mut found);
         audit::images(&self.aq, &mut found);
         audit::disks(&self.aq, audit::Leaks::Tolerated, &mut found);
-        audit::processes(&self.aq, &mut found);
         self.aq.sh("echo 0 > vm/config/ephemeral").ok();
         vms.iter().for_each(|vm| self.bring_up(vm, operation, &mut found));
         vms.iter().for_each(|vm| self.bring_down(vm, Past::Kept, &mut found));

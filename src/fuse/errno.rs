@@ -113,12 +113,13 @@ fn backend(error: &BackendError) -> i32 {
         BackendError::QemuDied { .. }
         | BackendError::QmpRefused { .. }
         | BackendError::CannotResume { .. }
+        | BackendError::HalfRestored { .. }
         | BackendError::Twin { .. } => libc::EREMOTEIO,
         BackendError::QmpTimeout { .. } | BackendError::GuestTimeout { .. } => libc::ETIMEDOUT,
         BackendError::NoImage { .. } | BackendError::NoSource { .. } => libc::ENOENT,
         BackendError::BadSource { .. } => libc::EINVAL,
         BackendError::ImageExists { .. } => libc::EEXIST,
-        BackendError::ImageBusy { .. } => libc::EBUSY,
+        BackendError::ImageBusy { .. } | BackendError::OtherMachine { .. } => libc::EBUSY,
         BackendError::ImageFailed { .. } => libc::EREMOTEIO,
         BackendError::Unreachable { .. } => libc::EHOSTUNREACH,
         BackendError::KeyRefused { .. } | BackendError::WrongHostKey => libc::EKEYREJECTED,

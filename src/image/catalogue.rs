@@ -6,23 +6,23 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use super::disk::DiskFile;
-use super::manifest::Manifest;
+use super::entry::{Finished, Image, Phase, scan};
 use super::publish::{LiveVm, VmDisk};
 use super::source::{BuildError, Progress, Source};
-use super::template::{self, Stored};
+use super::template;
 use super::tiny::Tiny;
 use crate::store::file;
 use crate::store::layout::{Layout, VmDir};
+use crate::sys;
 use crate::vm::backend::{BackendError, BootImage, ImageInfo, ImageStatus, Images, Recipe};
-use crate::vm::origin::Origin;
 use crate::vm::stream::{Bell, Listener};
 use crate::vm::warm::{Freeze, Layer, Template};
 
@@ -36,47 +36,6 @@ pub(super) struct Inner {
     tiny: Arc<Tiny>,
     pub(super) images: Mutex<BTreeMap<String, Image>>,
     pub(super) bell: Bell,
-}
-
-#[derive(Debug)]
-pub(super) struct Image {
-    /// `None` for one that has none yet, and for one that cannot be made again just so.
-    source: Option<Arc<dyn Source>>,
-    /// What `source` says where there is no source to ask.
-    spec: String,
-    /// It comes with the program, and cannot be redefined or lost.
-    builtin: bool,
-    pub(super) phase: Phase,
-    pub(super) warmth: Warmth,
-    progress: String,
-    changed: SystemTime,
-}
-
-/// Whether a machine is frozen in an image.
-#[derive(Clone, Debug, Default)]
-pub(super) enum Warmth {
-    #[default]
-    Cold,
-    /// It is being frozen: how far that is.
-    Warming(String),
-    /// It lies there.
-    Warm(PathBuf, Box<Stored>),
-    Failed(String),
-}
-
-#[derive(Clone, Debug)]
-pub(super) enum Phase {
-    Absent,
-    UnderWay(ImageStatus),
-    Ready(Box<Finished>),
-    Failed(BackendError),
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct Finished {
-    pub(super) manifest: Manifest,
-    pub(super) dir: PathBuf,
-    size: u64,
 }
 
 impl ImageStore {
@@ -325,6 +284,8 @@ impl Inner {
         let build = move || {
             let result = inner.build(&owned, &*source);
             inner.settle(&owned, result);
+            drop((inner, source));
+            sys::give_memory_back();
         };
         let thread = std::thread::Builder::new().name(format!("image {name}"));
         thread.spawn(build).map(drop).map_err(|e| {
@@ -405,132 +366,6 @@ impl Inner {
         }
         self.bell.ring();
     }
-}
-
-impl Default for Image {
-    fn default() -> Self {
-        Self {
-            source: None,
-            spec: String::new(),
-            builtin: false,
-            phase: Phase::Absent,
-            warmth: Warmth::Cold,
-            progress: String::new(),
-            changed: SystemTime::now(),
-        }
-    }
-}
-
-impl Image {
-    fn found(finished: Finished) -> Self {
-        let changed = fs::metadata(&finished.dir).and_then(|m| m.modified());
-        Self {
-            warmth: Warmth::found(&finished.dir),
-            changed: changed.unwrap_or_else(|_| SystemTime::now()),
-            spec: finished.manifest.source.clone(),
-            phase: Phase::Ready(Box::new(finished)),
-            ..Self::default()
-        }
-    }
-
-    /// One that was defined, and not finished when the last daemon ended.
-    fn unfinished(spec: &str) -> Self {
-        let source = match spec.parse() {
-            Ok(Origin::File(path)) => DiskFile::new(path).map(|d| Arc::new(d) as Arc<dyn Source>),
-            _ => return Self { spec: spec.to_owned(), ..Self::default() },
-        };
-        let (source, phase) = match source {
-            Ok(source) => (Some(source), Phase::Absent),
-            Err(error) => (None, Phase::Failed(error)),
-        };
-        Self { source, phase, spec: spec.to_owned(), ..Self::default() }
-    }
-
-    fn spec(&self) -> &str {
-        self.source.as_ref().map_or(&self.spec, |s| s.spec())
-    }
-
-    fn source_to_use(&self, name: &str) -> Result<Arc<dyn Source>, BackendError> {
-        if let Some(source) = &self.source {
-            return Ok(Arc::clone(source));
-        }
-        if self.spec.is_empty() {
-            return Err(BackendError::NoSource { name: name.to_owned() });
-        }
-        let reason = format!("not finished; `echo pull > .images/{name}/ctl` makes it anew");
-        Err(BackendError::ImageFailed { name: name.to_owned(), reason })
-    }
-
-    fn become_(&mut self, phase: Phase) {
-        match &phase {
-            // It is warmed as soon as it is ready.
-            _ if self.warmth.is_under_way() => {}
-            Phase::Ready(finished) => self.warmth = Warmth::found(&finished.dir),
-            _ => self.warmth = Warmth::Cold,
-        }
-        self.phase = phase;
-        self.changed = SystemTime::now();
-    }
-
-    fn info(&self, name: &str) -> ImageInfo {
-        let (finished, status) = match &self.phase {
-            Phase::Absent => (None, ImageStatus::Absent),
-            Phase::UnderWay(status) => (None, status.clone()),
-            Phase::Ready(finished) => (Some(finished), ImageStatus::Ready),
-            Phase::Failed(error) => (None, ImageStatus::Failed(error.to_string())),
-        };
-        let kind = self.source.as_ref().map(|s| s.kind());
-        let manifest = finished.map(|f| &f.manifest);
-        ImageInfo {
-            name: name.to_owned(),
-            source: self.spec().to_owned(),
-            kind: manifest.map(|m| m.kind.as_str()).or(kind).unwrap_or_default().to_owned(),
-            parent: manifest.and_then(Manifest::parent).unwrap_or_default().to_owned(),
-            digest: manifest.map(|m| m.digest.clone()).unwrap_or_default(),
-            size: finished.map_or(0, |f| f.size),
-            status,
-            progress: self.progress.clone(),
-            changed: self.changed,
-            warm: self.warmth.status(),
-        }
-    }
-}
-
-impl Finished {
-    fn new(manifest: Manifest, dir: PathBuf) -> Self {
-        Self { size: manifest.size(&dir), manifest, dir }
-    }
-
-    fn is_there(&self) -> bool {
-        self.dir.join(&self.manifest.disk).exists()
-    }
-}
-
-/// Removes half-built images and reads the finished ones. A damaged image is left alone, and is
-/// replaced if its source can make it again.
-fn scan(layout: &Layout) -> io::Result<Vec<(String, Image)>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(layout.images())? {
-        let entry = entry?;
-        let (path, name) = (entry.path(), entry.file_name());
-        let Ok(name) = name.into_string() else {
-            continue;
-        };
-        if name.starts_with('.') {
-            fs::remove_dir_all(&path)?;
-            continue;
-        }
-        match Manifest::read(&path) {
-            Ok(manifest) => found.push((name, Image::found(Finished::new(manifest, path)))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_dir() => {
-                file::sweep(&path)?;
-                let spec = fs::read_to_string(layout.image_source(&name)).unwrap_or_default();
-                found.push((name, Image::unfinished(spec.trim_end())));
-            }
-            Err(error) => tracing::warn!(name, %error, "image cannot be used"),
-        }
-    }
-    Ok(found)
 }
 
 /// Gives a finished image its name, durably. What was there under that name, its definition or

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
 use super::*;
+use crate::image::manifest::Manifest;
 use crate::image::manifest::VERSION;
 use crate::vm::backend::{DiskFormat, SeedKind};
 

@@ -1,6 +1,6 @@
 //! Images: the frozen disks that new VMs are made from.
 //!
-//! [`catalogue`] knows which images there are and what each is doing; a [`source::Source`] makes
+//! [`catalogue`] knows which images there are and what each ([`entry`]) is doing; a [`source::Source`] makes
 //! one. A disk on this host ([`disk`]) and a VM ([`publish`]) are copied ([`convert`]). A machine may
 //! be frozen in an image ([`warming`], [`template`]).
 //! `builtin:tiny` ([`tiny`]) is made of the host distribution's packages ([`apt`]), read by [`kernel`] and [`elf`], collected in a
@@ -14,6 +14,7 @@ mod command;
 mod convert;
 mod disk;
 mod elf;
+mod entry;
 mod ext4;
 mod initramfs;
 mod kernel;

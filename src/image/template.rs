@@ -244,20 +244,6 @@ fn next_data(file: &File, from: u64) -> io::Result<Option<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vm::backend::AccelKind;
-
-    fn shape() -> Shape {
-        Shape {
-            qemu: "7.2.22".into(),
-            machine: "pc-q35-7.2".into(),
-            accel: AccelKind::Tcg,
-            cpu: "max".into(),
-            cpus: 1,
-            memory: 1 << 20,
-            disk: 1 << 20,
-            devices: String::new(),
-        }
-    }
 
     fn stored(dir: &Path) -> Stored {
         let ram = File::create(dir.join(names::RAM)).unwrap();
@@ -268,7 +254,7 @@ mod tests {
         let stored = Stored {
             version: VERSION,
             created: SystemTime::now(),
-            shape: shape(),
+            shape: Shape::sample(),
             pause: Duration::from_millis(12),
             has_disk: true,
             ram: seal(names::RAM),

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::catalogue::{Inner, Phase, Warmth, under_way};
+use super::catalogue::{Inner, under_way};
+use super::entry::{Phase, Warmth};
 use super::source::{BuildError, Progress};
 use super::template::{self, Stored};
 use crate::store::file;

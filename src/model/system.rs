@@ -197,6 +197,7 @@ impl System {
                 clean: false,
                 status: "signal SEGV".into(),
                 stderr: String::new(),
+                spoiled: None,
             })],
         };
         self.run(async {

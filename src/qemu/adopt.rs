@@ -14,9 +14,12 @@ use super::machine::{EventSink, Parts, watch_end};
 use super::process::{Process, argument_of, last_words, started_at};
 use super::qmp::{Qmp, QmpError};
 use super::record::Record;
+use super::snapshot::{self, Past};
 use super::{record, rename};
 use crate::store::layout::VmDir;
-use crate::vm::backend::{Accel, AccelKind, Adoption, BackendError, MachineEvent, RunFacts};
+use crate::vm::backend::{
+    Accel, AccelKind, Adoption, BackendError, Launched, MachineEvent, RunFacts,
+};
 
 /// How long the greeting of a QEMU that runs may take: some milliseconds, unless it hangs.
 const GREETING_BOUND: Duration = Duration::from_secs(2);
@@ -81,6 +84,7 @@ async fn take_over(
         Ok(Some(record)) => record.facts,
         Ok(None) | Err(_) => rebuild(&qmp, uuid, &process, dir).await?,
     };
+    let past = snapshot::past(&qmp).await?;
     let status = connect::status(&qmp).await?;
     if status == Status::DiskFull {
         sink.push(MachineEvent::DiskFull);
@@ -90,7 +94,15 @@ async fn take_over(
     }
     let ended = watch_end(Arc::clone(&process));
     let parts = Parts { facts, dir: dir.clone(), qmp, process, ended };
-    Ok(Adoption::Running(parts.run((sink, events), status != Status::Runs)))
+    let launched = parts.run((sink, events), status != Status::Runs);
+    Ok(match past {
+        Past::Same => Adoption::Running(launched),
+        Past::Back => Adoption::Running(Launched { restored: true, ..launched }),
+        Past::Lost(why) => match launched.machine.kill().await {
+            Ok(()) => Adoption::Ended(why.to_string()),
+            Err(error) => Adoption::Unclear(error.to_string()),
+        },
+    })
 }
 
 /// The process at the other end, as the kernel knows it.
@@ -148,6 +160,7 @@ async fn rebuild(
         announces: connect::has_announced(qmp).await?,
         in_force: None,
         warm: String::new(),
+        shape: None,
     };
     record::write(dir, &facts).await?;
     Ok(facts)

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tokio::time::sleep;
 
+use super::img;
 use super::install::Installation;
 use super::launch;
 use super::machine::Parts;
@@ -64,7 +65,7 @@ pub(super) async fn freeze(
     if frozen.is_err() {
         recover(source, snapshot).await;
     }
-    frozen
+    frozen.map_err(|error| img::cause_of(error, to, "the frozen memory"))
 }
 
 /// The same hardware, with its memory in a file, and nobody's ports.

@@ -27,7 +27,9 @@ use crate::vm::warm::Layer;
 const PROGRAM: &str = "qemu-img";
 /// How long one run may take: making or describing an image takes about 10 ms; a slow disk that
 /// is busy with something else must not fail it.
-const BOUND: Duration = Duration::from_secs(30);
+pub(super) const BOUND: Duration = Duration::from_secs(30);
+/// A disk with less room than this is full: QEMU writes memory in pieces, each of which fits or not.
+const ROOM: u64 = 1 << 20;
 /// The bit among the incompatible features of a qcow2 header that says that the data are in
 /// another file, which the header names.
 const EXTERNAL_DATA: u64 = 1 << 2;
@@ -242,6 +244,15 @@ fn names_external_data(header: &[u8]) -> Option<bool> {
         (b"QFI\xfb", 2) => Some(false),
         (b"QFI\xfb", 3) => Some(features & EXTERNAL_DATA != 0),
         _ => None,
+    }
+}
+
+/// Tells a full disk apart, of which QEMU has only seen that something could not be written in `dir`.
+pub(super) fn cause_of(error: BackendError, dir: &Path, what: &str) -> BackendError {
+    let free = rustix::fs::statvfs(dir).map(|s| s.f_bavail * s.f_frsize);
+    match free {
+        Ok(free) if free < ROOM => BackendError::NoSpace { what: what.to_owned() },
+        _ => error,
     }
 }
 

@@ -20,7 +20,7 @@ use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, LaunchPlan, Launched, MachineEvent, RunFacts, SeedKind};
 use crate::vm::live::InForce;
 use crate::vm::spec::net::Forward;
-use crate::vm::warm::Memory;
+use crate::vm::warm::{Memory, Shape};
 
 /// How often a QEMU that is just starting is asked for its socket: it appears after some 10 ms and
 /// tells nobody, and a try costs a few microseconds.
@@ -126,6 +126,21 @@ async fn refuse_second(dir: &VmDir) -> Result<(), BackendError> {
 
 pub(super) fn machine<'a>(plan: &'a LaunchPlan, qemu: &'a Installation) -> &'a str {
     plan.spec.machine.as_deref().unwrap_or(&qemu.machine)
+}
+
+/// Says what a machine of this plan is like.
+pub(super) fn shape(plan: &LaunchPlan, qemu: &Installation) -> Result<Shape, BackendError> {
+    let disk = img::virtual_size(&VmDir(plan.dir.clone()).disk())?;
+    Ok(Shape {
+        qemu: qemu.version.clone(),
+        machine: machine(plan, qemu).to_owned(),
+        accel: plan.accel.kind,
+        cpu: plan.accel.cpu.clone(),
+        cpus: plan.spec.cpus,
+        memory: plan.spec.memory,
+        disk: disk.unwrap_or(plan.image.disk_size.max(plan.spec.disk)),
+        devices: cmdline::devices_in_words(plan),
+    })
 }
 
 /// Tells memory that it was not given, and a port that it could not open, apart from its other ends.
@@ -248,6 +263,8 @@ async fn facts(
         announces: plan.image.announces,
         in_force: Some(InForce { balloon, ..InForce::at_start(&plan.spec, ports.bound) }),
         warm: warmth(plan),
+        // A disk that cannot be read has been told of already, by QEMU.
+        shape: shape(plan, qemu).ok(),
     })
 }
 

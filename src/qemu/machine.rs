@@ -2,8 +2,8 @@
 //! shape while it runs are in [`live`].
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,7 +17,7 @@ use super::install::Installation;
 use super::monitor::Conversation;
 use super::process::{Process, last_words};
 use super::qmp::{Event, Qmp, QmpError};
-use super::{freeze, record, repair, snapshot};
+use super::{freeze, memories, record, repair, snapshot};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
     BackendError, ExitReport, LaunchPlan, Launched, Machine, MachineEvent, MonitorAccess, RunFacts,
@@ -148,9 +148,10 @@ impl Parts {
         (sink, events): (EventSink, mpsc::Receiver<MachineEvent>),
         paused: bool,
     ) -> Launched {
-        let machine = Arc::new(Running { parts: self, killed: AtomicBool::new(false) });
+        let (killed, spoiled) = (AtomicBool::new(false), OnceLock::new());
+        let machine = Arc::new(Running { parts: self, killed, spoiled });
         tokio::spawn(Arc::clone(&machine).follow(sink));
-        Launched { machine, events, paused }
+        Launched { machine, events, paused, restored: false }
     }
 }
 
@@ -159,6 +160,8 @@ impl Parts {
 struct Running {
     parts: Parts,
     killed: AtomicBool,
+    /// Why it is of no use any more.
+    spoiled: OnceLock<BackendError>,
 }
 
 impl Running {
@@ -167,10 +170,11 @@ impl Running {
         let status = end_of(&self.parts.ended).await;
         // QEMU's last events may still be on their way to us; nothing comes after its end.
         timeout(END_BOUND, self.parts.qmp.closed()).await.ok();
-        let report = self.report(status, sink.shut_down.load(Ordering::Relaxed));
-        if report.clean {
+        let clean = is_clean(&status, sink.shut_down.load(Ordering::Relaxed));
+        if clean {
             repair::end(&self.parts.dir);
         }
+        let report = self.report(status, clean);
         let wanted = report.clean || self.killed.load(Ordering::Relaxed);
         // Nobody may listen any more; the record is then put right all the same.
         sink.sender.send(MachineEvent::Exited(report)).await.ok();
@@ -179,12 +183,10 @@ impl Running {
         }
     }
 
-    fn report(&self, status: String, shut_down: bool) -> ExitReport {
-        ExitReport {
-            clean: is_clean(&status, shut_down),
-            status,
-            stderr: last_words(&self.parts.dir),
-        }
+    fn report(&self, status: String, clean: bool) -> ExitReport {
+        let spoiled = self.spoiled.get().cloned();
+        let stderr = last_words(&self.parts.dir);
+        ExitReport { clean: clean && spoiled.is_none(), status, stderr, spoiled }
     }
 
     async fn ask(&self, command: &str) -> Result<Value, BackendError> {
@@ -208,6 +210,15 @@ impl Running {
     /// Waits for the process's end; false if it outlives the bound.
     async fn gone_within(&self, bound: Duration) -> bool {
         timeout(bound, end_of(&self.parts.ended)).await.is_ok()
+    }
+
+    /// Ends a machine of no use, whose end then tells why.
+    async fn spoil(&self, why: BackendError) -> BackendError {
+        let why = self.spoiled.get_or_init(|| why).clone();
+        match self.kill().await {
+            Ok(()) => why,
+            Err(error) => error,
+        }
     }
 
     fn signal(&self, signal: Signal) -> Result<(), BackendError> {
@@ -272,8 +283,19 @@ impl Machine for Running {
     }
 
     async fn snapshot(&self, op: &SnapshotOp) -> Result<(), BackendError> {
-        let done = snapshot::run(&self.parts.qmp, op).await;
-        done.map_err(|error| snapshot::cause_of(error, &self.parts.dir))
+        let Parts { qmp, dir, facts, .. } = &self.parts;
+        if let SnapshotOp::Restore(tag) = op {
+            memories::check(dir, tag, facts)?;
+        }
+        match (snapshot::run(qmp, op).await, op) {
+            (Ok(()), SnapshotOp::Take(tag)) => memories::note(dir, tag, facts).await,
+            (Ok(()), _) => {}
+            (Err(error @ BackendError::HalfRestored { .. }), _) => {
+                return Err(self.spoil(error).await);
+            }
+            (Err(error), _) => return Err(snapshot::cause_of(error, dir)),
+        }
+        Ok(())
     }
 
     async fn freeze(

@@ -4,7 +4,8 @@
 //! - [`qmp`], [`connect`]: talking to it; [`monitor`]: users' own conversations. [`process`], [`record`]: holding on to it.
 //! - `freeze`, `migrate`: a machine's memory as a file, and going on from it.
 //! - [`adopt`]: finding it again after a restart of the daemon.
-//! - [`snapshot`], [`rename`], [`qcow2`]: points in a VM's past. [`repair`]: what was cut short.
+//! - [`snapshot`], [`rename`], [`qcow2`]: points in a VM's past; [`memories`]: of which machines.
+//!   [`repair`]: what was cut short.
 //! - [`accel`], [`proof`]: KVM or TCG. [`install`], [`img`]: the programs themselves. [`memory`]: what
 //!   they take, and what there is.
 //!
@@ -19,6 +20,7 @@ pub mod img;
 pub mod install;
 pub mod launch;
 pub mod machine;
+mod memories;
 pub mod memory;
 mod migrate;
 pub mod monitor;
@@ -118,17 +120,7 @@ impl Hypervisor for Qemu {
 
     async fn shape(&self, plan: &LaunchPlan) -> Result<Shape, BackendError> {
         let qemu = self.installation().await?;
-        let disk = self.disk_size(&plan.dir)?;
-        Ok(Shape {
-            qemu: qemu.version.clone(),
-            machine: launch::machine(plan, qemu).to_owned(),
-            accel: plan.accel.kind,
-            cpu: plan.accel.cpu.clone(),
-            cpus: plan.spec.cpus,
-            memory: plan.spec.memory,
-            disk: disk.unwrap_or(plan.image.disk_size.max(plan.spec.disk)),
-            devices: cmdline::devices_in_words(plan),
-        })
+        launch::shape(plan, qemu)
     }
 
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched, BackendError> {

@@ -8,11 +8,17 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
 
 use super::qcow2::Header;
 use super::{img, qcow2};
 use crate::store::layout::VmDir;
 use crate::vm::backend::BackendError;
+
+/// How often a disk is looked at that somebody else uses.
+const LOOK: Duration = Duration::from_millis(10);
 
 /// Says that the disk is being changed from now on. On a full disk it may have to remain unsaid:
 /// dropping a snapshot makes room.
@@ -64,6 +70,9 @@ pub(super) async fn begin_whole(dir: &VmDir) {
     if !dir.disk().exists() {
         return;
     }
+    if mark == Mark::AnEarlierOne {
+        let_finish(&dir.disk()).await;
+    }
     let repaired = match forget_machine_state(&dir.disk()) {
         Ok(false) if mark == Mark::Ours => Ok(()),
         Ok(_) => img::repair_leaks(&dir.disk()).await,
@@ -73,6 +82,19 @@ pub(super) async fn begin_whole(dir: &VmDir) {
         // It costs space only; and a disk that is worse off, QEMU refuses itself.
         tracing::warn!(dir = %dir.0.display(), %error, "clusters may be lost");
     }
+}
+
+/// Waits for a `qemu-img` that has outlived the daemon that started it: it is about to end, and what
+/// it does is whole then. One that hangs is told by the lock that it holds.
+async fn let_finish(disk: &Path) {
+    let deadline = Instant::now() + img::BOUND;
+    while is_in_use(disk) && Instant::now() < deadline {
+        sleep(LOOK).await;
+    }
+}
+
+fn is_in_use(disk: &Path) -> bool {
+    matches!(qcow2::open(disk), Err(BackendError::Io { errno: libc::EBUSY, .. }))
 }
 
 /// Drops the references to a machine's memory that belongs to no snapshot; its clusters are then

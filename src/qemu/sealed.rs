@@ -10,11 +10,11 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use rustix::fs::{
     MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, ftruncate, memfd_create, seek, sendfile,
 };
 use rustix::io::Errno;
+use tokio::sync::Mutex;
 
 use crate::vm::backend::BackendError;
 use crate::vm::driver::off_thread;
@@ -30,14 +30,16 @@ impl Sealed {
     /// # Errors
     /// The memory cannot be read, or the host has none left for it.
     pub(super) async fn of(&self, template: &Template) -> Result<Arc<OwnedFd>, BackendError> {
-        if let Some((id, copy)) = &*self.0.lock()
+        let mut last = self.0.lock().await;
+        if let Some((id, copy)) = &*last
             && *id == template.id
         {
             return Ok(Arc::clone(copy));
         }
+        // The others wait for this one: each its own would be as much memory for nothing.
         let ram = template.ram.clone();
         let copy = Arc::new(off_thread(move || copy(&ram), "a copy of the frozen memory").await?);
-        *self.0.lock() = Some((template.id.clone(), Arc::clone(&copy)));
+        *last = Some((template.id.clone(), Arc::clone(&copy)));
         Ok(copy)
     }
 }
@@ -87,6 +89,20 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::*;
+    use crate::vm::warm::Shape;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn many_clones_at_once_share_one_copy() {
+        let dir = tempfile::tempdir().unwrap();
+        let ram = dir.path().join("ram");
+        File::create(&ram).unwrap().set_len(64 << 20).unwrap();
+        let (state, base) = (dir.path().join("state"), Vec::new());
+        let template = Template { id: "1".into(), ram, state, base, shape: Shape::sample() };
+        let sealed = Sealed::default();
+        let copies = futures::future::join_all((0..16).map(|_| sealed.of(&template))).await;
+        let first = copies[0].as_ref().unwrap();
+        assert!(copies.iter().all(|copy| Arc::ptr_eq(copy.as_ref().unwrap(), first)));
+    }
 
     #[test]
     fn a_copy_has_the_same_content_and_cannot_be_changed() {

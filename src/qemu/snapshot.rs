@@ -5,12 +5,14 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
+use super::connect::{self, Status};
+use super::img;
 use super::qmp::Qmp;
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, SnapshotOp};
 
-/// A disk with less room than this is full: QEMU writes memory in pieces, each of which fits or not.
-const ROOM: u64 = 1 << 20;
+/// QEMU's name for going back, of its command and of its job.
+const LOAD: &str = "snapshot-load";
 /// The disk's node in the command line: the snapshot and the memory go there.
 const NODE: &str = "disk";
 /// How often a job is looked at. QEMU tells of its end by an event too, which may be another's.
@@ -25,24 +27,90 @@ const BOUND: Duration = Duration::from_secs(1800);
 pub(super) async fn run(qmp: &Qmp, op: &SnapshotOp) -> Result<(), BackendError> {
     let (command, tag) = match op {
         SnapshotOp::Take(tag) => ("snapshot-save", tag),
-        SnapshotOp::Restore(tag) => ("snapshot-load", tag),
+        SnapshotOp::Restore(tag) => (LOAD, tag),
         SnapshotOp::Drop(tag) => ("snapshot-delete", tag),
         SnapshotOp::Rename { .. } => {
             let text = "it has no command for that".to_owned();
             return Err(BackendError::QmpRefused { command: "rename".to_owned(), text });
         }
     };
+    forget_ended(qmp).await?;
+    let ran = connect::status(qmp).await? == Status::Runs;
     let job = format!("aq-{}", uuid::Uuid::new_v4().simple());
     qmp.execute(command, arguments(command, &job, tag)).await?;
     let end = concluded(qmp, command, &job).await?;
-    qmp.execute("job-dismiss", json!({"id": job})).await?;
-    match end {
-        None => Ok(()),
-        Some(text) if text.contains("No space left on device") => {
+    match (end, op) {
+        // It stays on QEMU's list until the next one, for a daemon that finds the machine: see `past`.
+        (None, SnapshotOp::Restore(_)) => Ok(()),
+        (None, _) => dismiss(qmp, &job).await,
+        (Some(text), SnapshotOp::Restore(_)) => Err(not_restored(qmp, text, ran).await),
+        (Some(text), _) if text.contains("No space left on device") => {
             Err(BackendError::NoSpace { what: format!("the snapshot {tag}") })
         }
-        Some(text) => Err(BackendError::QmpRefused { command: command.to_owned(), text }),
+        (Some(text), _) => Err(BackendError::QmpRefused { command: command.to_owned(), text }),
     }
+}
+
+/// QEMU has stopped the processors, and lets them run again only when all went well.
+async fn not_restored(qmp: &Qmp, text: String, ran: bool) -> BackendError {
+    if is_half_way(&text) {
+        return BackendError::HalfRestored { reason: text };
+    }
+    if ran {
+        // If it does not run again, its status says so.
+        qmp.execute("cont", json!({})).await.ok();
+    }
+    BackendError::QmpRefused { command: LOAD.to_owned(), text }
+}
+
+/// Says whether QEMU had put the disk back, and thrown its memory away, when it failed.
+fn is_half_way(text: &str) -> bool {
+    ["while loading VM state", "open VM state file", "Could not load snapshot"]
+        .iter()
+        .any(|words| text.contains(words))
+}
+
+/// What became of the last snapshot that a machine was to go back to.
+#[derive(Debug)]
+pub(super) enum Past {
+    /// There was none, or it was refused.
+    Same,
+    /// The machine has gone back.
+    Back,
+    /// It has lost its memory in trying.
+    Lost(BackendError),
+}
+
+/// Looks at what a daemon that is no more may not have heard of.
+///
+/// # Errors
+/// QMP's own.
+pub(super) async fn past(qmp: &Qmp) -> Result<Past, BackendError> {
+    let jobs = qmp.execute("query-jobs", json!({})).await?;
+    let jobs = jobs.as_array().into_iter().flatten();
+    let Some(id) = jobs.filter(|j| j["type"] == LOAD).find_map(|j| j["id"].as_str()) else {
+        return Ok(Past::Same);
+    };
+    Ok(match concluded(qmp, LOAD, id).await? {
+        None => Past::Back,
+        Some(reason) if is_half_way(&reason) => Past::Lost(BackendError::HalfRestored { reason }),
+        Some(_) => Past::Same,
+    })
+}
+
+/// Takes earlier ones off QEMU's list.
+async fn forget_ended(qmp: &Qmp) -> Result<(), BackendError> {
+    let jobs = qmp.execute("query-jobs", json!({})).await?;
+    let ended = jobs.as_array().into_iter().flatten().filter(|j| j["status"] == "concluded");
+    for id in ended.filter_map(|j| j["id"].as_str()) {
+        dismiss(qmp, id).await?;
+    }
+    Ok(())
+}
+
+async fn dismiss(qmp: &Qmp, job: &str) -> Result<(), BackendError> {
+    qmp.execute("job-dismiss", json!({"id": job})).await?;
+    Ok(())
 }
 
 /// Tells a full disk apart, of which QEMU says that it is an error of input and output when it was
@@ -50,9 +118,7 @@ pub(super) async fn run(qmp: &Qmp, op: &SnapshotOp) -> Result<(), BackendError> 
 pub(super) fn cause_of(error: BackendError, dir: &VmDir) -> BackendError {
     match &error {
         BackendError::QmpRefused { text, .. } if text.ends_with("Input/output error") => {
-            let free = rustix::fs::statvfs(&dir.0).map(|s| s.f_bavail * s.f_frsize);
-            let what = "the snapshot: its memory does not fit".to_owned();
-            if free.is_ok_and(|free| free < ROOM) { BackendError::NoSpace { what } } else { error }
+            img::cause_of(error, &dir.0, "the snapshot: its memory does not fit")
         }
         _ => error,
     }

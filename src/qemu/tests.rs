@@ -228,7 +228,7 @@ fn record_of(vm: &Vm) -> Record {
 #[tokio::test]
 async fn a_machine_pauses_resumes_resets_and_ends_when_told() {
     let vm = Vm::paused();
-    let Launched { machine, mut events, paused } = vm.launch().await;
+    let Launched { machine, mut events, paused, .. } = vm.launch().await;
     let facts = machine.facts().clone();
     assert!(paused && facts.ssh_port > 0 && facts.uuid == vm.plan.uuid);
     assert_eq!(record_of(&vm).facts, facts);
@@ -360,7 +360,7 @@ fn a_later_daemon_adopts_what_runs_and_its_events() {
         let Adoption::Running(launched) = vm.adopt().await else {
             panic!("not adopted");
         };
-        let Launched { machine, mut events, paused } = launched;
+        let Launched { machine, mut events, paused, .. } = launched;
         assert!(paused);
         assert_eq!(machine.facts(), &record_of(&vm).facts);
         assert_eq!(machine.facts().pid, pid);

@@ -175,6 +175,7 @@ impl VmDir {
         names::SERIAL,
         names::IDENTITY,
         "template",
+        "memories.json",
     ];
 
     /// Returns the definition.
@@ -200,6 +201,11 @@ impl VmDir {
     /// Returns what the disk's table of snapshots was, while one of them gets another name.
     pub fn snapshot_journal(&self) -> PathBuf {
         self.0.join("snapshots.journal")
+    }
+
+    /// Returns the list of which machine the memory in each snapshot is.
+    pub fn memories(&self) -> PathBuf {
+        self.0.join("memories.json")
     }
 
     /// Returns the guest's private SSH host key; the public one lies beside it with `.pub`.

@@ -95,7 +95,8 @@ pub(crate) fn world(script: &Arc<Script>) -> World {
 
 /// How a fake QEMU ends when all is well.
 pub(crate) fn clean_exit() -> MachineEvent {
-    let report = ExitReport { clean: true, status: "exit 0".into(), stderr: String::new() };
+    let report =
+        ExitReport { clean: true, status: "exit 0".into(), stderr: String::new(), spoiled: None };
     MachineEvent::Exited(report)
 }
 
@@ -140,11 +141,12 @@ impl Hypervisor for Fake {
             announces: false,
             in_force: Some(InForce::at_start(&plan.spec, bound)),
             warm: "no".into(),
+            shape: None,
         };
         let (script, paused) = (Arc::clone(&self.0), AtomicBool::new(plan.paused));
         let machine = Arc::new(FakeMachine { facts, script, paused, events: Mutex::new(to) });
         self.0.machines.lock().insert(plan.uuid, Arc::clone(&machine));
-        Ok(Launched { machine, events, paused: plan.paused })
+        Ok(Launched { machine, events, paused: plan.paused, restored: false })
     }
 
     fn memory_available(&self) -> u64 {
@@ -165,14 +167,12 @@ impl Hypervisor for Fake {
 
     async fn shape(&self, plan: &LaunchPlan) -> Result<Shape, BackendError> {
         Ok(Shape {
-            qemu: "0".into(),
-            machine: "fake".into(),
             accel: plan.accel.kind,
             cpu: plan.accel.cpu.clone(),
             cpus: plan.spec.cpus,
             memory: plan.spec.memory,
             disk: plan.spec.disk,
-            devices: String::new(),
+            ..Shape::sample()
         })
     }
 
@@ -200,7 +200,7 @@ impl Hypervisor for Fake {
         let (to, events) = mpsc::channel(16);
         *machine.events.lock() = to;
         let paused = machine.paused.load(Ordering::Relaxed);
-        Adoption::Running(Launched { machine, events, paused })
+        Adoption::Running(Launched { machine, events, paused, restored: false })
     }
 }
 

@@ -39,7 +39,8 @@ type Fact = (&'static str, fn(&Shape) -> String);
 
 impl Shape {
     /// Says in what `wanted` differs from this frozen one, first thing first; `None` if in nothing.
-    pub fn difference(&self, wanted: &Self) -> Option<String> {
+    /// `whose` names the frozen one: "the image's".
+    pub fn difference(&self, wanted: &Self, whose: &str) -> Option<String> {
         let facts: [Fact; 8] = [
             ("QEMU", |s| s.qemu.clone()),
             ("machine", |s| s.machine.clone()),
@@ -51,7 +52,7 @@ impl Shape {
             ("devices", |s| s.devices.clone()),
         ];
         let (what, of) = facts.into_iter().find(|(_, of)| of(self) != of(wanted))?;
-        Some(format!("{what} is {}, the image's is {}", of(wanted), of(self)))
+        Some(format!("{what} is {}, {whose} is {}", of(wanted), of(self)))
     }
 
     /// Describes it in one line.
@@ -171,11 +172,10 @@ pub trait Freeze: Debug + Send + Sync {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn shape() -> Shape {
-        Shape {
+impl Shape {
+    /// A small machine, as the fake hypervisor makes them.
+    pub(crate) fn sample() -> Self {
+        Self {
             qemu: "7.2.22".into(),
             machine: "pc-q35-7.2".into(),
             accel: AccelKind::Tcg,
@@ -183,22 +183,36 @@ mod tests {
             cpus: 1,
             memory: 256 << 20,
             disk: 2 << 30,
-            devices: "seed fw-cfg".into(),
+            devices: String::new(),
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     #[test]
     fn a_difference_is_told_in_the_words_of_the_settings() {
-        let frozen = shape();
-        assert_eq!(frozen.difference(&shape()), None);
-        let larger = Shape { memory: 512 << 20, cpus: 2, ..shape() };
-        assert_eq!(frozen.difference(&larger).unwrap(), "cpus is 2, the image's is 1");
-        let larger = Shape { memory: 512 << 20, ..shape() };
-        assert_eq!(frozen.difference(&larger).unwrap(), "memory is 512M, the image's is 256M");
-        let kvm = Shape { accel: AccelKind::Kvm, ..shape() };
-        assert_eq!(frozen.difference(&kvm).unwrap(), "accel is kvm, the image's is tcg");
-        let newer = Shape { qemu: "10.0.2".into(), ..shape() };
-        assert!(frozen.difference(&newer).unwrap().starts_with("QEMU is 10.0.2"));
+        let frozen = Shape::sample();
+        assert_eq!(frozen.difference(&Shape::sample(), "the image's"), None);
+        let larger = Shape { memory: 512 << 20, cpus: 2, ..Shape::sample() };
+        assert_eq!(
+            frozen.difference(&larger, "the image's").unwrap(),
+            "cpus is 2, the image's is 1"
+        );
+        let larger = Shape { memory: 512 << 20, ..Shape::sample() };
+        assert_eq!(
+            frozen.difference(&larger, "the image's").unwrap(),
+            "memory is 512M, the image's is 256M"
+        );
+        let kvm = Shape { accel: AccelKind::Kvm, ..Shape::sample() };
+        assert_eq!(
+            frozen.difference(&kvm, "the image's").unwrap(),
+            "accel is kvm, the image's is tcg"
+        );
+        let newer = Shape { qemu: "10.0.2".into(), ..Shape::sample() };
+        assert!(frozen.difference(&newer, "the image's").unwrap().starts_with("QEMU is 10.0.2"));
     }
 
     #[test]

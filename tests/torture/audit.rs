@@ -6,7 +6,7 @@ use std::process::Command;
 
 use aqfs::store::layout::{Layout, VmDir};
 
-use crate::common::Mounted;
+use crate::common::{BOOT, Mounted, eventually};
 
 /// What is thought of clusters that are lost, which `qemu-img check` ends with 3 for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,8 +102,9 @@ fn backing(disk: &Path) -> Option<String> {
     rest.split('"').next().map(str::to_owned)
 }
 
-/// Nothing runs: all VMs are off.
+/// Nothing runs: all VMs are off. A `qemu-img` may outlive its daemon, to end what it has begun.
 pub(crate) fn processes(aq: &Mounted, found: &mut Vec<String>) {
+    eventually("the end of qemu-img", BOOT, || aq.qemu_imgs().is_empty());
     let left = [("QEMU", aq.qemus()), ("qemu-img", aq.qemu_imgs())];
     found.extend(
         left.into_iter()

@@ -276,7 +276,7 @@ fn a_clone_maps_a_templates_memory_and_waits_for_its_state() {
         ram: "/store/warm/ram".into(),
         state: "/store/warm/state".into(),
         base: plan.base.clone(),
-        shape: shape(),
+        shape: Shape::sample(),
     });
     let of = |plan: &LaunchPlan, ram, option: &str| {
         let args = arguments(plan, &Facts { ram, ..facts(Seed::FwCfg) }).unwrap();
@@ -301,17 +301,4 @@ fn a_clone_maps_a_templates_memory_and_waits_for_its_state() {
     plan.memory = Memory::Cast("/store/mould/ram".into());
     let cast = ram(&plan, None);
     assert_eq!((&cast["share"], &cast["mem-path"]), (&json!(true), &json!("/store/mould/ram")));
-}
-
-fn shape() -> Shape {
-    Shape {
-        qemu: "7.2.22".into(),
-        machine: "pc-q35-7.2".into(),
-        accel: AccelKind::Tcg,
-        cpu: "max".into(),
-        cpus: 1,
-        memory: 256 << 20,
-        disk: 2 << 30,
-        devices: String::new(),
-    }
 }

@@ -5,7 +5,7 @@
 //! here takes long: whatever may is a task that reports back, so `kill` is heard at any time.
 //!
 //! What is admitted is decided in `state.rs`; how a thing is done, by the backends. The phases of
-//! a machine's life are in `start.rs`, `reach.rs` and `stop.rs`, settings in `configure.rs`; here are the loop, what is
+//! a machine's life are in `adopt.rs`, `start.rs`, `reach.rs` and `stop.rs`, settings in `configure.rs`; here are the loop, what is
 //! published, and users' requests.
 
 use std::future::Future;
@@ -33,6 +33,7 @@ use super::{Ask, Shared, View, Vm, VmError, VmId, World, one_line};
 use crate::store::file;
 use crate::store::layout::VmDir;
 
+mod adopt;
 mod configure;
 mod hold;
 mod memory;
@@ -79,11 +80,7 @@ pub struct Birth {
 /// the state is known.
 pub async fn spawn(birth: Birth, world: World) -> Vm {
     let adoption = match &birth.definition {
-        Ok(_) => {
-            let found = snapshot::adopt(&*world.hypervisor, birth.dir.0.clone(), birth.uuid).await;
-            let cleared = warm::clear(&world, &birth.dir, found).await;
-            cleared.unwrap_or_else(|error| Adoption::Unclear(error.to_string()))
-        }
+        Ok(_) => adopt::find(&world, &birth.dir, birth.uuid).await,
         Err(_) => Adoption::NeverRan,
     };
     let (asks, inbox) = mpsc::channel(16);
@@ -144,6 +141,8 @@ enum Report {
     Launched(Result<Launched, BackendError>),
     /// The write of `start` has waited long enough.
     StartOverdue,
+    /// A machine that could not be adopted can be, or has ended.
+    Found(Adoption),
     /// An exec in the guest has worked.
     Reached(Arc<dyn GuestSession>),
     /// The connection to the guest is gone.
@@ -192,6 +191,7 @@ struct Driver {
     starting: Option<Starting>,
     preparing: Option<Task>,
     reaching: Option<Task>,
+    searching: Option<Task>,
     stopping: Option<Task>,
     snapshotting: Option<Snapshotting>,
     /// The image that is being made of it.
@@ -219,6 +219,7 @@ impl Driver {
             starting: None,
             preparing: None,
             reaching: None,
+            searching: None,
             stopping: None,
             snapshotting: None,
             held_for: None,
@@ -451,6 +452,7 @@ impl Driver {
             Report::Launched(Ok(launched)) => self.on_launched(launched),
             Report::Launched(Err(error)) => self.on_launch_failed(error),
             Report::StartOverdue => self.answer_start(Ok(())),
+            Report::Found(found) => self.on_found(found),
             Report::Reached(session) => self.on_reached(session),
             Report::Lost => self.on_lost(),
             Report::Note(text) => self.note(&text),
@@ -508,6 +510,7 @@ async fn next_event(running: &mut Option<Launched>) -> MachineEvent {
                 clean: false,
                 status: "unknown".to_owned(),
                 stderr: String::new(),
+                spoiled: None,
             })
         }),
         None => std::future::pending().await,

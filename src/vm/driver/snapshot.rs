@@ -148,7 +148,7 @@ impl Driver {
 
     pub(super) fn on_snapshot(&mut self, done: Result<(), BackendError>) {
         // The end of QEMU is an event of its own, which is on its way and tells how it ended.
-        if self.running.is_some() && matches!(done, Err(BackendError::QemuDied { .. })) {
+        if self.running.is_some() && done.as_ref().is_err_and(BackendError::is_the_end) {
             return;
         }
         let Some(Snapshotting { op, then, before, answer, .. }) = self.snapshotting.take() else {

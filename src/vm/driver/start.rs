@@ -1,4 +1,4 @@
-//! Starting: the image, the plan, the launch, and machines found running.
+//! Starting: the image, the plan, the launch.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::reach::Announcement;
 use super::warm::{self, WARM};
 use super::{Driver, Life, Report, snapshot};
-use crate::vm::backend::{Adoption, BackendError, LaunchPlan, Launched};
+use crate::vm::backend::{BackendError, LaunchPlan, Launched};
 use crate::vm::exec::Link;
 use crate::vm::memory::Ram;
 use crate::vm::spec::VmSpec;
@@ -48,6 +48,7 @@ impl Driver {
             return Life::GoesOn;
         }
         self.life += 1;
+        self.searching = None;
         self.begun = Instant::now();
         self.starting = Some(Starting {
             before: self.state(),
@@ -118,7 +119,7 @@ impl Driver {
     }
 
     /// Takes a machine that runs, new or adopted.
-    fn take_over(&mut self, launched: Launched, announcement: Announcement) {
+    pub(super) fn take_over(&mut self, launched: Launched, announcement: Announcement) {
         let facts = launched.machine.facts().clone();
         let state = if launched.paused { State::Paused } else { State::Running };
         *self.vm.0.machine.write() = Some(Arc::clone(&launched.machine));
@@ -160,16 +161,6 @@ impl Driver {
     pub(super) fn answer_start(&mut self, result: Result<(), VmError>) {
         if let Some(answer) = self.starting.as_mut().and_then(|s| s.answer.take()) {
             drop(answer.send(result));
-        }
-    }
-
-    /// Takes up what an earlier daemon has left, before any user is heard.
-    pub(super) fn settle(&mut self, adoption: Adoption) {
-        match adoption {
-            Adoption::NeverRan => {}
-            Adoption::Running(launched) => self.take_over(launched, Announcement::Awaited),
-            Adoption::Ended(reason) => self.enter(State::Failed(one_line(&reason))),
-            Adoption::Unclear(reason) => self.enter(State::Failed(one_line(&reason))),
         }
     }
 }

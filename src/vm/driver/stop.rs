@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Driver, Report, Reporter, snapshot};
-use crate::vm::backend::{BackendError, ExitReport, GuestSession, OutputSink, Source};
+use crate::vm::backend::{ExitReport, GuestSession, OutputSink, Source};
 use crate::vm::exec::Link;
 use crate::vm::one_line;
 use crate::vm::state::{Refusal, State};
@@ -84,10 +84,8 @@ impl Driver {
 
     pub(super) fn on_exited(&mut self, report: &ExitReport) {
         self.note(&format!("QEMU ended: {} {}", report.status, report.stderr));
-        let died =
-            BackendError::QemuDied { status: report.status.clone(), stderr: report.stderr.clone() };
         // Before the life counts as over: whoever waits for a snapshot is told.
-        self.abandon_snapshot(died);
+        self.abandon_snapshot(report.error());
         self.life += 1;
         self.running = None;
         self.memory = None;
@@ -101,11 +99,11 @@ impl Driver {
             view.facts = None;
             view.ready_after = None;
         });
-        if report.clean || self.state() == State::Stopping {
+        let wanted = report.clean || self.state() == State::Stopping;
+        if wanted && report.spoiled.is_none() {
             return self.enter(State::Stopped);
         }
-        let error =
-            BackendError::QemuDied { status: report.status.clone(), stderr: report.stderr.clone() };
+        let error = report.error();
         self.vm.note_outcome(Err::<(), _>(&error));
         self.enter(State::Failed(one_line(&error.to_string())));
     }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{Birth, Definition, spawn};
 use crate::store::layout::VmDir;
-use crate::vm::backend::{AccelKind, BackendError, DiskFormat, ExitReport, Lifetime, MachineEvent};
+use crate::vm::backend::{BackendError, DiskFormat, ExitReport, Lifetime, MachineEvent};
 use crate::vm::fake::{Script, clean_exit, world};
 use crate::vm::spec::VmSpec;
 use crate::vm::state::{Command, Refusal, State};
@@ -143,8 +143,12 @@ async fn a_guest_that_powers_itself_off_ends_stopped() {
 #[tokio::test(start_paused = true)]
 async fn a_qemu_that_dies_is_failed_with_its_last_words() {
     let Fixture { _dir, vm, script } = ready().await;
-    let report =
-        ExitReport { clean: false, status: "signal KILL".into(), stderr: "out of luck".into() };
+    let report = ExitReport {
+        clean: false,
+        status: "signal KILL".into(),
+        stderr: "out of luck".into(),
+        spoiled: None,
+    };
     script.report(MachineEvent::Exited(report)).await;
     let failed = State::Failed("QEMU ended (signal KILL): out of luck".into());
     until(&vm, &failed).await;
@@ -222,7 +226,7 @@ async fn a_qemu_that_dies_while_it_saves_is_never_shown_as_it_was_before() {
         Some(BackendError::QemuDied { status: "unknown".into(), stderr: stderr.clone() });
     vm.perform(Command::Take("a".into())).await.unwrap();
     assert_eq!(vm.state(), State::Saving);
-    let report = ExitReport { clean: false, status, stderr };
+    let report = ExitReport { clean: false, status, stderr, spoiled: None };
     script.report(MachineEvent::Exited(report)).await;
     until(&vm, &State::Failed("QEMU ended (signal KILL):".into())).await;
     assert!(vm.all_snapshots()[0].status.starts_with("failed: QEMU ended (signal KILL)"));
@@ -325,23 +329,13 @@ async fn two_that_add_to_a_list_at_once_both_get_their_wish() {
 }
 
 fn template() -> Template {
-    let shape = Shape {
-        qemu: "0".into(),
-        machine: "fake".into(),
-        accel: AccelKind::Tcg,
-        cpu: "max".into(),
-        cpus: 1,
-        memory: 256 << 20,
-        disk: 2 << 30,
-        devices: String::new(),
-    };
     let layer = |path: &str| Layer { path: path.into(), format: DiskFormat::Raw };
     Template {
         id: "1".into(),
         ram: "/nowhere/ram".into(),
         state: "/nowhere/state".into(),
         base: vec![layer("/nowhere/warm"), layer("/nowhere")],
-        shape,
+        shape: Shape::sample(),
     }
 }
 

@@ -65,7 +65,7 @@ async fn fit(
         Err(damage) => return Ok(Err(damage)),
     };
     let wanted = world.hypervisor.shape(plan).await?;
-    Ok(match template.shape.difference(&wanted) {
+    Ok(match template.shape.difference(&wanted, "the image's") {
         None => Ok(template),
         Some(difference) => Err(difference),
     })
@@ -179,6 +179,10 @@ pub(super) async fn clear(
     dir: &VmDir,
     adoption: Adoption,
 ) -> Result<Adoption, BackendError> {
+    // What may still run is not touched.
+    if matches!(adoption, Adoption::Unclear(_)) {
+        return Ok(adoption);
+    }
     if !dir.unborn().exists() {
         drop_frozen(world, dir, &adoption).await;
         return Ok(adoption);

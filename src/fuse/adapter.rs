@@ -1,0 +1,498 @@
+//! Every kind of request, and the reply to it.
+//!
+//! Not here: waiting for an answer that is not there yet (`park`), and numbers of errors (`errno`).
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BsdFileFlags, Errno, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags,
+    IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyPoll, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use tokio::runtime::Handle;
+
+use super::attr::{self, Owner};
+use super::flags::{LONG, directory_flags, open_flags, patience, ttl};
+use super::park::Park;
+use super::poll::{self, Polls};
+use super::{caller, errno};
+use crate::tree::handle::{Access, OpenRequest};
+use crate::tree::node::{Attr, Keep, Kind, NodeId};
+use crate::tree::{Answer, Found, Tree, TreeError};
+
+/// The largest read or write of one request. Streams gain nothing from more.
+const MAX_TRANSFER: u32 = 128 * 1024;
+
+/// What answers the kernel.
+#[derive(Debug)]
+pub(super) struct Adapter {
+    tree: Arc<Tree>,
+    owner: Owner,
+    park: Park,
+    polls: Polls,
+}
+
+impl Adapter {
+    pub(super) fn new(tree: Arc<Tree>, runtime: Handle) -> Self {
+        let park = Park::new(runtime.clone(), Arc::clone(&tree));
+        Self { tree, owner: Owner::current(), park, polls: Polls::new(runtime) }
+    }
+
+    fn found(&self, found: Result<Found, TreeError>, reply: ReplyEntry) {
+        match found {
+            Ok(Found { attr, keep }) => {
+                let attr_of = self.owner.attr(&attr);
+                reply.entry_with_ttls(&ttl(attr.keep), &ttl(keep), &attr_of, Generation(0));
+            }
+            Err(TreeError::NotFound) => self.negative(Duration::ZERO, reply),
+            Err(TreeError::NeverFound) => self.negative(LONG, reply),
+            Err(error) => reply.error(errno::of(&error)),
+        }
+    }
+
+    /// Tells the kernel that there is no such name, and that it need not ask again for a while.
+    fn negative(&self, ttl: Duration, reply: ReplyEntry) {
+        reply.entry(&ttl, &self.owner.nothing(), Generation(0));
+    }
+
+    fn attr_of(&self, ino: INodeNo, reply: ReplyAttr) {
+        match self.tree.attr(NodeId(ino.0)) {
+            Ok(attr) => reply.attr(&ttl(attr.keep), &self.owner.attr(&attr)),
+            Err(error) => reply.error(errno::of(&error)),
+        }
+    }
+
+    /// Says whether an attribute may be set: what would change nothing, and truncation of what is
+    /// written as a whole anyway.
+    fn settable(&self, ino: INodeNo, change: &Change) -> Result<(), Errno> {
+        let attr = self.tree.attr(NodeId(ino.0)).map_err(|e| errno::of(&e))?;
+        let same_mode = change.mode.is_none_or(|m| m & 0o7777 == u32::from(attr.mode));
+        let same_owner = self.owner.is(change.uid, change.gid);
+        let writable = attr.mode & 0o200 != 0 && attr.kind != Kind::Directory;
+        match (same_mode && same_owner, change.size.is_none() || writable) {
+            (false, _) => Err(Errno::EPERM),
+            (_, false) => Err(Errno::EACCES),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The attributes that a request wants to set and that we look at.
+struct Change {
+    mode: Option<u32>,
+    uid: Option<u32>,
+    gid: Option<u32>,
+    size: Option<u64>,
+}
+
+fn text(name: &OsStr) -> Result<&str, Errno> {
+    // Names that are not UTF-8 are none of ours.
+    name.to_str().ok_or(Errno::EINVAL)
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // With it `>` comes as a flag of open(2), and not as a truncation without an open file.
+        // A kernel without it is served by `setattr`.
+        let _lacking = config.add_capabilities(InitFlags::FUSE_ATOMIC_O_TRUNC);
+        // A listing brings the attributes along when they are wanted: `ls -l` asks once.
+        let plus = InitFlags::FUSE_DO_READDIRPLUS | InitFlags::FUSE_READDIRPLUS_AUTO;
+        let _lacking = config.add_capabilities(plus);
+        let _largest = config.set_max_write(MAX_TRANSFER);
+        let _largest = config.set_max_readahead(MAX_TRANSFER);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let found = name.to_str().ok_or(TreeError::NeverFound);
+        self.found(found.and_then(|name| self.tree.lookup(NodeId(parent.0), name)), reply);
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.attr_of(ino, reply);
+    }
+
+    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.tree.target(NodeId(ino.0), &|| caller::of(req)) {
+            Ok(target) => reply.data(target.as_os_str().as_bytes()),
+            Err(error) => reply.error(errno::of(&error)),
+        }
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        match self.settable(ino, &Change { mode, uid, gid, size }) {
+            Ok(()) => self.attr_of(ino, reply),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn mknod(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let refused: Answer<()> = Answer::Now(Err(TreeError::NoCreation));
+        self.park.answer(req, parent, refused, |refused| {
+            reply.error(refused.err().unwrap_or(Errno::EACCES));
+        });
+    }
+
+    fn mkdir(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let name = match text(name) {
+            Ok(name) => name,
+            Err(errno) => return reply.error(errno),
+        };
+        let owner = self.owner;
+        let made = self.tree.make_directory(NodeId(parent.0), name);
+        self.park.answer(req, parent, made, move |made| match made {
+            Ok(attr) => made_entry(&owner, &attr, reply),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let done = match name.to_str() {
+            Some(name) => self.tree.unlink(NodeId(parent.0), name),
+            None => Answer::Now(Err(TreeError::NeverFound)),
+        };
+        self.park.answer(req, parent, done, |done| done_or_error(done, reply));
+    }
+
+    fn symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let (name, target) = match (text(name), text(target.as_os_str())) {
+            (Ok(name), Ok(target)) => (name, target),
+            (Err(errno), _) | (_, Err(errno)) => return reply.error(errno),
+        };
+        let owner = self.owner;
+        let made = self.tree.make_link(NodeId(parent.0), name, target);
+        self.park.answer(req, parent, made, move |made| match made {
+            Ok(attr) => made_entry(&owner, &attr, reply),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        match text(name) {
+            Ok(name) => {
+                let removed = self.tree.remove_directory(NodeId(parent.0), name);
+                self.park.answer(req, parent, removed, |done| done_or_error(done, reply));
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn rename(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let (Ok(from), Ok(to)) = (text(name), text(newname)) else {
+            return reply.error(Errno::EINVAL);
+        };
+        if flags.intersects(RenameFlags::RENAME_EXCHANGE | RenameFlags::RENAME_WHITEOUT) {
+            return reply.error(Errno::EINVAL);
+        }
+        let done = self.tree.rename((NodeId(parent.0), from), (NodeId(newparent.0), to));
+        self.park.answer(req, parent, done, |done| done_or_error(done, reply));
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let request = OpenRequest {
+            access: match flags.acc_mode() {
+                OpenAccMode::O_RDONLY => Access::Read,
+                OpenAccMode::O_WRONLY => Access::Write,
+                OpenAccMode::O_RDWR => Access::ReadWrite,
+            },
+            append: flags.0 & libc::O_APPEND != 0,
+            crawler: flags.0 & libc::O_NOFOLLOW != 0,
+            caller: &|| caller::of(req),
+        };
+        let opened = self.tree.open(NodeId(ino.0), &request);
+        self.park.answer(req, ino, opened, |opened| match opened {
+            Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened.kind)),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn read(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let bytes = match self.tree.handle(fh.0) {
+            Ok(open) => open.read(offset, size as usize, patience(flags)),
+            Err(error) => Answer::Now(Err(error)),
+        };
+        self.park.answer(req, ino, bytes, |bytes| match bytes {
+            Ok(bytes) => reply.data(&bytes),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn write(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let written = match self.tree.handle(fh.0) {
+            Ok(open) => open.write(data, patience(flags)),
+            Err(error) => Answer::Now(Err(error)),
+        };
+        self.park.answer(req, ino, written, |written| match written {
+            Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
+            Err(errno) => reply.error(errno),
+        });
+    }
+
+    fn flush(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        if let Ok(open) = self.tree.handle(fh.0) {
+            open.flush();
+        }
+        reply.ok();
+    }
+
+    fn fsync(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        // What a write has answered is stored already.
+        reply.ok();
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.polls.forget(fh.0);
+        self.tree.release(fh.0);
+        reply.ok();
+    }
+
+    fn poll(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        notifier: PollNotifier,
+        _events: PollEvents,
+        flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        match self.tree.handle(fh.0) {
+            Ok(open) => {
+                let polled = open.poll();
+                let events = poll::events(&polled);
+                if flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY) {
+                    self.polls.watch(fh.0, polled.listener, notifier);
+                }
+                reply.poll(events);
+            }
+            Err(error) => reply.error(errno::of(&error)),
+        }
+    }
+
+    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.tree.open_directory(NodeId(ino.0)) {
+            Ok(opened) => reply.opened(FileHandle(opened.handle), directory_flags(opened.keep)),
+            Err(error) => reply.error(errno::of(&error)),
+        }
+    }
+
+    fn readdir(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let listing = match self.tree.listing(fh.0) {
+            Ok(listing) => listing,
+            Err(error) => return reply.error(errno::of(&error)),
+        };
+        let dots = [(ino, FileType::Directory, "."), (INodeNo::ROOT, FileType::Directory, "..")];
+        let names =
+            listing.entries.iter().map(|e| (INodeNo(e.id.0), attr::file_type(e.kind), &*e.name));
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (at, (ino, kind, name)) in dots.into_iter().chain(names).enumerate().skip(from) {
+            if reply.add(ino, at as u64 + 1, kind, name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let listing = match self.tree.listing(fh.0) {
+            Ok(listing) => listing,
+            Err(error) => return reply.error(errno::of(&error)),
+        };
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let dots = [(NodeId(ino.0), "."), (NodeId::ROOT, "..")];
+        let names = dots.into_iter().chain(listing.entries.iter().map(|e| (e.id, &*e.name)));
+        for (at, (id, name)) in names.enumerate().skip(from) {
+            // One that is gone meanwhile has no attributes, and is left out.
+            let Ok(attr) = self.tree.attr(id) else { continue };
+            let (ino, next) = (INodeNo(id.0), at as u64 + 1);
+            // One time for the name and the attributes: the shorter.
+            let keep = if listing.keep == Keep::Never { Keep::Never } else { attr.keep };
+            let (keep, entry) = (ttl(keep), self.owner.attr(&attr));
+            if reply.add(ino, next, name, &keep, &entry, Generation(0)) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.tree.release_directory(fh.0);
+        reply.ok();
+    }
+
+    fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        // All zero, as /proc has it: `df` leaves it out, and nobody warns of a full disk.
+        reply.statfs(0, 0, 0, 0, 0, 512, 64, 0);
+    }
+
+    fn getxattr(&self, _req: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
+        // The kernel remembers it and asks no more: otherwise every write asks for capabilities.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        // Every second program asks whether a file is a terminal.
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn listxattr(&self, _req: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+}
+
+/// Only names that the kernel makes are made, and it may remember them.
+fn made_entry(owner: &Owner, attr: &Attr, reply: ReplyEntry) {
+    reply.entry_with_ttls(&ttl(attr.keep), &LONG, &owner.attr(attr), Generation(0));
+}
+
+fn done_or_error(done: Result<(), Errno>, reply: ReplyEmpty) {
+    match done {
+        Ok(()) => reply.ok(),
+        Err(errno) => reply.error(errno),
+    }
+}

@@ -1,0 +1,188 @@
+//! What is known of one image, and what of that is found in the store when a daemon starts.
+//!
+//! Not here: what is done with images (`catalogue`).
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::disk::DiskFile;
+use super::manifest::Manifest;
+use super::source::Source;
+use super::template::Stored;
+use crate::store::file;
+use crate::store::layout::Layout;
+use crate::vm::backend::{BackendError, ImageInfo, ImageStatus};
+use crate::vm::origin::Origin;
+
+/// One image.
+#[derive(Debug)]
+pub(super) struct Image {
+    /// `None` for one that has none yet, and for one that cannot be made again just so.
+    pub(super) source: Option<Arc<dyn Source>>,
+    /// What `source` says where there is no source to ask.
+    pub(super) spec: String,
+    /// It comes with the program, and cannot be redefined or lost.
+    pub(super) builtin: bool,
+    pub(super) phase: Phase,
+    pub(super) warmth: Warmth,
+    pub(super) progress: String,
+    pub(super) changed: SystemTime,
+}
+
+/// Whether a machine is frozen in an image.
+#[derive(Clone, Debug, Default)]
+pub(super) enum Warmth {
+    #[default]
+    Cold,
+    /// It is being frozen: how far that is.
+    Warming(String),
+    /// It lies there.
+    Warm(PathBuf, Box<Stored>),
+    Failed(String),
+}
+
+/// What it is doing.
+#[derive(Clone, Debug)]
+pub(super) enum Phase {
+    Absent,
+    UnderWay(ImageStatus),
+    Ready(Box<Finished>),
+    Failed(BackendError),
+}
+
+/// An image that is there, and where.
+#[derive(Clone, Debug)]
+pub(super) struct Finished {
+    pub(super) manifest: Manifest,
+    pub(super) dir: PathBuf,
+    pub(super) size: u64,
+}
+
+impl Default for Image {
+    fn default() -> Self {
+        Self {
+            source: None,
+            spec: String::new(),
+            builtin: false,
+            phase: Phase::Absent,
+            warmth: Warmth::Cold,
+            progress: String::new(),
+            changed: SystemTime::now(),
+        }
+    }
+}
+
+impl Image {
+    fn found(finished: Finished) -> Self {
+        let changed = fs::metadata(&finished.dir).and_then(|m| m.modified());
+        Self {
+            warmth: Warmth::found(&finished.dir),
+            changed: changed.unwrap_or_else(|_| SystemTime::now()),
+            spec: finished.manifest.source.clone(),
+            phase: Phase::Ready(Box::new(finished)),
+            ..Self::default()
+        }
+    }
+
+    /// One that was defined, and not finished when the last daemon ended.
+    fn unfinished(spec: &str) -> Self {
+        let source = match spec.parse() {
+            Ok(Origin::File(path)) => DiskFile::new(path).map(|d| Arc::new(d) as Arc<dyn Source>),
+            _ => return Self { spec: spec.to_owned(), ..Self::default() },
+        };
+        let (source, phase) = match source {
+            Ok(source) => (Some(source), Phase::Absent),
+            Err(error) => (None, Phase::Failed(error)),
+        };
+        Self { source, phase, spec: spec.to_owned(), ..Self::default() }
+    }
+
+    pub(super) fn spec(&self) -> &str {
+        self.source.as_ref().map_or(&self.spec, |s| s.spec())
+    }
+
+    pub(super) fn source_to_use(&self, name: &str) -> Result<Arc<dyn Source>, BackendError> {
+        if let Some(source) = &self.source {
+            return Ok(Arc::clone(source));
+        }
+        if self.spec.is_empty() {
+            return Err(BackendError::NoSource { name: name.to_owned() });
+        }
+        let reason = format!("not finished; `echo pull > .images/{name}/ctl` makes it anew");
+        Err(BackendError::ImageFailed { name: name.to_owned(), reason })
+    }
+
+    pub(super) fn become_(&mut self, phase: Phase) {
+        match &phase {
+            // It is warmed as soon as it is ready.
+            _ if self.warmth.is_under_way() => {}
+            Phase::Ready(finished) => self.warmth = Warmth::found(&finished.dir),
+            _ => self.warmth = Warmth::Cold,
+        }
+        self.phase = phase;
+        self.changed = SystemTime::now();
+    }
+
+    pub(super) fn info(&self, name: &str) -> ImageInfo {
+        let (finished, status) = match &self.phase {
+            Phase::Absent => (None, ImageStatus::Absent),
+            Phase::UnderWay(status) => (None, status.clone()),
+            Phase::Ready(finished) => (Some(finished), ImageStatus::Ready),
+            Phase::Failed(error) => (None, ImageStatus::Failed(error.to_string())),
+        };
+        let kind = self.source.as_ref().map(|s| s.kind());
+        let manifest = finished.map(|f| &f.manifest);
+        ImageInfo {
+            name: name.to_owned(),
+            source: self.spec().to_owned(),
+            kind: manifest.map(|m| m.kind.as_str()).or(kind).unwrap_or_default().to_owned(),
+            parent: manifest.and_then(Manifest::parent).unwrap_or_default().to_owned(),
+            digest: manifest.map(|m| m.digest.clone()).unwrap_or_default(),
+            size: finished.map_or(0, |f| f.size),
+            status,
+            progress: self.progress.clone(),
+            changed: self.changed,
+            warm: self.warmth.status(),
+        }
+    }
+}
+
+impl Finished {
+    pub(super) fn new(manifest: Manifest, dir: PathBuf) -> Self {
+        Self { size: manifest.size(&dir), manifest, dir }
+    }
+
+    pub(super) fn is_there(&self) -> bool {
+        self.dir.join(&self.manifest.disk).exists()
+    }
+}
+
+/// Removes half-built images and reads the finished ones. A damaged image is left alone, and is
+/// replaced if its source can make it again.
+pub(super) fn scan(layout: &Layout) -> io::Result<Vec<(String, Image)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(layout.images())? {
+        let entry = entry?;
+        let (path, name) = (entry.path(), entry.file_name());
+        let Ok(name) = name.into_string() else {
+            continue;
+        };
+        if name.starts_with('.') {
+            fs::remove_dir_all(&path)?;
+            continue;
+        }
+        match Manifest::read(&path) {
+            Ok(manifest) => found.push((name, Image::found(Finished::new(manifest, path)))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_dir() => {
+                file::sweep(&path)?;
+                let spec = fs::read_to_string(layout.image_source(&name)).unwrap_or_default();
+                found.push((name, Image::unfinished(spec.trim_end())));
+            }
+            Err(error) => tracing::warn!(name, %error, "image cannot be used"),
+        }
+    }
+    Ok(found)
+}

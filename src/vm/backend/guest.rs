@@ -1,0 +1,182 @@
+//! Ways into a guest: SSH sessions, the serial line, and the line that tells a clone who it is.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use super::{BackendError, LaunchPlan};
+use crate::vm::stream::Stream;
+
+/// Where a guest's SSH server is and who we are to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestAddress {
+    /// The port on 127.0.0.1.
+    pub port: u16,
+    /// The login name.
+    pub user: String,
+    /// The VM's directory, which holds the public host key to expect.
+    pub dir: PathBuf,
+}
+
+/// A guest as other SSH clients should know it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientHost {
+    /// The VM's name.
+    pub name: String,
+    /// The VM's identity.
+    pub uuid: Uuid,
+    /// The VM's directory.
+    pub dir: PathBuf,
+    /// The login name.
+    pub user: String,
+    /// The port on 127.0.0.1, or why it cannot be reached and what to do.
+    pub port: Result<u16, String>,
+}
+
+/// How a command in the guest ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Its exit status.
+    Code(u32),
+    /// The signal that ended it, without `SIG`.
+    Signal(String),
+}
+
+/// Which of a command's outputs bytes came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// Takes a command's output, in order of arrival. Waiting in it closes the SSH window.
+#[async_trait]
+pub trait OutputSink: Send + Sync {
+    /// Takes a chunk.
+    async fn accept(&self, source: Source, bytes: &[u8]);
+}
+
+/// The size of a terminal in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WindowSize {
+    /// Columns.
+    pub columns: u16,
+    /// Rows.
+    pub rows: u16,
+}
+
+/// What a running command can be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// A signal for all of its processes: a name without `SIG`, or a number.
+    Signal(String),
+    /// Another size of its terminal.
+    Resize(WindowSize),
+}
+
+/// The host's side of a command that is talked to while it runs.
+#[async_trait]
+pub trait Attendant: OutputSink {
+    /// Waits for the next bytes of its input; `None` at the end. First asked when the command runs,
+    /// and not again after the end. Dropping the future loses nothing.
+    async fn input(&self) -> Option<Vec<u8>>;
+    /// Waits for the next thing to tell it. Dropping the future loses nothing.
+    async fn control(&self) -> Control;
+}
+
+/// What a command is run with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Variables, names checked.
+    pub env: Vec<(String, String)>,
+    /// Its directory; a relative one starts at the user's home.
+    pub cwd: Option<String>,
+    /// A terminal of this size: standard error then goes to standard output.
+    pub terminal: Option<WindowSize>,
+}
+
+/// A working SSH connection to a guest.
+#[async_trait]
+pub trait GuestSession: fmt::Debug + Send + Sync {
+    /// Runs `command` with `stdin` as its whole input and returns how it ended. Dropping the
+    /// future hangs up on the command (SIGHUP, then the channel is closed).
+    async fn exec(
+        &self,
+        command: &[u8],
+        stdin: &[u8],
+        output: &dyn OutputSink,
+    ) -> Result<Exit, BackendError>;
+    /// Runs `command` in a process group of its own and returns how it ended. Dropping the future
+    /// kills the group.
+    async fn run(
+        &self,
+        command: &[u8],
+        surroundings: &Surroundings,
+        attendant: &dyn Attendant,
+    ) -> Result<Exit, BackendError>;
+    /// Resolves when the connection is lost.
+    async fn closed(&self);
+}
+
+/// Opens connections to guests.
+#[async_trait]
+pub trait Guests: fmt::Debug + Send + Sync {
+    /// Makes what lets us in (host key, seed) under the VM's directory, before its first start.
+    async fn prepare(&self, plan: &LaunchPlan) -> Result<(), BackendError>;
+    /// Connects, logs in and proves it by running `true`: one attempt, bounded.
+    async fn connect(&self, at: &GuestAddress) -> Result<Arc<dyn GuestSession>, BackendError>;
+    /// Opens the port on which a guest is told who it is.
+    async fn identity(&self, dir: &Path) -> Result<Box<dyn IdentityPort>, BackendError>;
+    /// Returns a configuration with which other clients get into a guest without a question.
+    fn client_config(&self, host: &ClientHost) -> String;
+    /// Returns the serial line of the VM with this directory. It is not attached yet.
+    fn console(&self, dir: PathBuf) -> Arc<dyn Console>;
+}
+
+/// A line to a program in the guest that waits to be told who the guest is. It is no SSH: no key is
+/// exchanged before the guest has random numbers of its own.
+#[async_trait]
+pub trait IdentityPort: fmt::Debug + Send + Sync {
+    /// Has the guest of `session` wait on this port.
+    async fn arm(&mut self, session: &dyn GuestSession) -> Result<(), BackendError>;
+    /// Tells the guest that it is the machine of `plan`, and returns when it is: with its own
+    /// random numbers, time, name, network address and keys.
+    async fn tell(&mut self, plan: &LaunchPlan) -> Result<(), BackendError>;
+    /// Has the guest wait no more.
+    async fn dismiss(&mut self);
+}
+
+/// How a console is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConsoleAccess {
+    /// Read only: the last 64 KiB of scrollback, then live.
+    Watch,
+    /// Read and write: from now.
+    Talk,
+    /// Write only.
+    Send,
+    /// A crawler: what is buffered, then end of file.
+    Peek,
+}
+
+/// A VM's serial line, fanned out to any number of readers.
+pub trait Console: fmt::Debug + Send + Sync {
+    /// Connects to the running machine's serial socket, and again whenever that is lost. Streams
+    /// opened since the last [`detach`](Self::detach) get its bytes.
+    fn attach(&self);
+    /// The machine has ended, or its launch has failed: readers get what is left, then end of
+    /// file. Streams opened from now on wait for the next machine.
+    fn detach(&self);
+    /// Opens a stream with a cursor of its own.
+    fn open(&self, access: ConsoleAccess) -> Arc<dyn Stream>;
+    /// Returns the path of a terminal on this line that nobody has open now. It stays good until
+    /// the machine ends, and then hangs up.
+    fn terminal(&self) -> Result<PathBuf, BackendError>;
+    /// Bytes that slow readers have lost.
+    fn lost(&self) -> u64;
+}

@@ -1,0 +1,109 @@
+//! Starting machines and finding them again, and their disks while no machine runs.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use super::{
+    Accel, BackendError, BootImage, Machine, MachineEvent, RunFacts, SnapshotInfo, SnapshotOp,
+};
+use crate::vm::memory::Ram;
+use crate::vm::spec::{AccelChoice, VmSpec};
+use crate::vm::warm::{Layer, Memory, Shape};
+
+/// Everything that a launch needs; nothing is looked up later.
+#[derive(Clone, Debug)]
+pub struct LaunchPlan {
+    /// The VM's identity, also the SMBIOS UUID.
+    pub uuid: Uuid,
+    /// The VM's name at this moment, for QEMU's `-name` and the guest.
+    pub name: String,
+    /// The VM's directory on disk (`store::layout::VmDir` names what is in it).
+    pub dir: PathBuf,
+    /// What it should be.
+    pub spec: VmSpec,
+    /// What it boots.
+    pub image: BootImage,
+    /// How it runs.
+    pub accel: Accel,
+    /// Start with the processors stopped.
+    pub paused: bool,
+    /// What the disk is made an overlay on, top first.
+    pub base: Vec<Layer>,
+    /// Where its memory comes from.
+    pub memory: Memory,
+    /// Why it boots, where it might have gone on from a warm image.
+    pub cold: Option<String>,
+    /// When it must have ended.
+    pub lifetime: Lifetime,
+}
+
+/// How long a machine may live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Lifetime {
+    /// As long as it likes: it is the user's.
+    #[default]
+    Own,
+    /// Until the daemon ends, at the latest: it is ours.
+    Ours,
+}
+
+/// A machine just started or adopted, with its events.
+#[derive(Debug)]
+pub struct Launched {
+    /// The machine.
+    pub machine: Arc<dyn Machine>,
+    /// Its events, `Exited` last.
+    pub events: mpsc::Receiver<MachineEvent>,
+    /// Its processors are stopped.
+    pub paused: bool,
+    /// It was brought back to a snapshot, and its clock may still be of then.
+    pub restored: bool,
+}
+
+/// What became of a QEMU that an earlier daemon had started.
+#[derive(Debug)]
+pub enum Adoption {
+    /// Nothing had been started.
+    NeverRan,
+    /// It runs and is ours again.
+    Running(Launched),
+    /// It has ended: why, as far as can be told.
+    Ended(String),
+    /// A process is there that may be it, but it cannot be adopted; it is left alone.
+    Unclear(String),
+}
+
+/// Starts machines.
+#[async_trait]
+pub trait Hypervisor: fmt::Debug + Send + Sync {
+    /// Says what is known of the hypervisor and the accelerators, as rows of `.host`, at once.
+    fn facts(&self) -> Vec<(&'static str, String)>;
+    /// Picks an accelerator: the verdict of `auto` is proven once and cached.
+    async fn accel(&self, choice: AccelChoice) -> Result<Accel, BackendError>;
+    /// Returns the bytes of memory that machines could take now, within the limits that hold here.
+    fn memory_available(&self) -> u64;
+    /// Returns the bytes that a machine may come to take beside its guest's memory.
+    fn memory_overhead(&self, spec: &VmSpec) -> u64;
+    /// Returns the bytes that a running machine has taken for itself.
+    fn memory_taken(&self, facts: &RunFacts, ram: Ram) -> u64;
+    /// Returns the size in bytes of the disk in a VM's directory; `None` if there is none yet.
+    fn disk_size(&self, dir: &Path) -> Result<Option<u64>, BackendError>;
+    /// Says what a machine of this plan would be like.
+    async fn shape(&self, plan: &LaunchPlan) -> Result<Shape, BackendError>;
+    /// Makes the disk if there is none, starts QEMU and waits for its greeting (2 s at most).
+    async fn launch(&self, plan: LaunchPlan) -> Result<Launched, BackendError>;
+    /// Removes the disk of a VM that is off.
+    async fn discard_disk(&self, dir: &Path) -> Result<(), BackendError>;
+    /// Takes, restores, drops or renames a snapshot of a VM that is off.
+    async fn snapshot(&self, dir: PathBuf, op: &SnapshotOp) -> Result<(), BackendError>;
+    /// Lists the snapshots in a VM's disk, whoever made them; none if it has no disk yet. Looks at
+    /// the file itself, at once.
+    fn snapshots(&self, dir: &Path) -> Vec<SnapshotInfo>;
+    /// Finds the QEMU that an earlier daemon started for this VM.
+    async fn adopt(&self, dir: PathBuf, uuid: Uuid) -> Adoption;
+}

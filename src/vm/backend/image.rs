@@ -1,0 +1,196 @@
+//! Images: what they offer for booting, and how they are made and frozen.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use super::BackendError;
+use crate::vm::stream::Listener;
+use crate::vm::warm::{Freeze, Layer, Template, WarmStatus};
+
+/// What an image offers for booting. Every source of images ends in this shape.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootImage {
+    /// Its name under `.images`.
+    pub name: String,
+    /// `sha256:…` over its contents.
+    pub digest: String,
+    /// The frozen base disk, absolute.
+    pub disk: PathBuf,
+    /// The base disk's format.
+    pub format: DiskFormat,
+    /// The base disk's virtual size in bytes: a VM's disk is never smaller.
+    pub disk_size: u64,
+    /// A kernel for direct boot; `None` boots from the disk.
+    pub kernel: Option<PathBuf>,
+    /// Its initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// Its command line.
+    pub cmdline: String,
+    /// The guest opens the virtio-serial port `org.aqfs.ready` when SSH listens, and keeps it open.
+    pub announces: bool,
+    /// How the guest is told its name and keys.
+    #[serde(default)]
+    pub seed: SeedKind,
+}
+
+/// How a guest is told its name and its keys at boot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SeedKind {
+    /// A tar file in fw_cfg: images of ours.
+    #[default]
+    FwCfg,
+    /// A disk labelled `cidata`, which cloud-init reads: stock cloud images.
+    Nocloud,
+}
+
+/// The format of a disk image: always told to QEMU, never probed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskFormat {
+    /// Plain bytes.
+    Raw,
+    /// QEMU's copy-on-write format, version 3.
+    Qcow2,
+}
+
+/// What an image is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageStatus {
+    /// Known, and nothing is on disk.
+    Absent,
+    /// Its inputs are being fetched.
+    Fetching,
+    /// It is being put together.
+    Building,
+    /// It can be booted.
+    Ready,
+    /// The last attempt failed.
+    Failed(String),
+}
+
+/// The word of an image's `status`, with its reason.
+impl fmt::Display for ImageStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Absent => f.write_str("absent"),
+            Self::Fetching => f.write_str("fetching"),
+            Self::Building => f.write_str("building"),
+            Self::Ready => f.write_str("ready"),
+            Self::Failed(reason) => write!(f, "failed: {reason}"),
+        }
+    }
+}
+
+/// What `.images/NAME` shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageInfo {
+    /// Its name.
+    pub name: String,
+    /// Where it comes from: `builtin:tiny`.
+    pub source: String,
+    /// `builtin`, `disk`, `cloud`, …
+    pub kind: String,
+    /// The image that the VM it was made from used; empty for others.
+    pub parent: String,
+    /// `sha256:…`, empty until it is ready.
+    pub digest: String,
+    /// Bytes on disk.
+    pub size: u64,
+    /// What it is doing.
+    pub status: ImageStatus,
+    /// One line for people: `building root file system 3/5`.
+    pub progress: String,
+    /// Last change.
+    pub changed: SystemTime,
+    /// Whether a machine is frozen in it.
+    pub warm: WarmStatus,
+}
+
+/// Keeps a VM that is off from being started or removed; dropping it lets the VM go.
+#[derive(Debug)]
+pub struct Hold(
+    #[expect(dead_code, reason = "its end is its message")] pub(in crate::vm) oneshot::Sender<()>,
+);
+
+/// A VM's disk that is to become an image.
+#[derive(Debug)]
+pub struct Publication {
+    /// `vm1@clean`
+    pub origin: String,
+    /// The VM's disk.
+    pub disk: PathBuf,
+    /// The snapshot in it; `None`: as it is.
+    pub snapshot: Option<String>,
+    /// The image that the VM was made from.
+    pub base: BootImage,
+    /// What the disk is an overlay on, top first.
+    pub layers: Vec<Layer>,
+    /// Keeps the disk as it is meanwhile.
+    pub hold: Option<Hold>,
+}
+
+/// A VM that runs and is to become an image.
+#[derive(Debug)]
+pub struct LivePublication {
+    /// `vm1`
+    pub origin: String,
+    /// The VM.
+    pub machine: Arc<dyn Freeze>,
+    /// The image that it was made from.
+    pub base: BootImage,
+}
+
+/// What an image is made from.
+#[derive(Debug)]
+pub enum Recipe {
+    /// `builtin:tiny`
+    Tiny,
+    /// A disk image on this host.
+    File(PathBuf),
+    /// The disk of a VM that is off.
+    Vm(Box<Publication>),
+    /// A VM that runs: its disk and its memory.
+    Live(Box<LivePublication>),
+}
+
+/// The images.
+#[async_trait]
+pub trait Images: fmt::Debug + Send + Sync {
+    /// Lists them by name, also those that are not on disk yet.
+    fn list(&self) -> Vec<ImageInfo>;
+    /// Describes one.
+    fn info(&self, name: &str) -> Option<ImageInfo>;
+    /// Starts building or fetching in the background; does nothing if it is ready or under way.
+    fn begin(&self, name: &str) -> Result<(), BackendError>;
+    /// Returns an image that is ready.
+    fn boot(&self, name: &str) -> Option<BootImage>;
+    /// Makes an image without a source. Looks at the disk, as the next two do.
+    fn create(&self, name: &str) -> Result<(), BackendError>;
+    /// Says what an image is made from and begins to make it.
+    fn assign(&self, name: &str, recipe: Recipe) -> Result<(), BackendError>;
+    /// Removes an image that nothing uses.
+    fn remove(&self, name: &str) -> Result<(), BackendError>;
+    /// Returns the image, building it first if need be. Builders of one image share one build.
+    async fn ensure(&self, name: &str) -> Result<BootImage, BackendError>;
+    /// Returns the machine frozen in an image, once it has been checked; `None` if there is none,
+    /// and what is wrong with it if it is not what was frozen.
+    async fn template(&self, name: &str) -> Option<Result<Template, String>>;
+    /// Returns what the disk in a VM's directory is an overlay on, top first; what a new one would
+    /// be if there is none.
+    fn layers(&self, image: &BootImage, dir: &Path) -> Result<Vec<Layer>, BackendError>;
+    /// Notes what the disk that is going to be made in a VM's directory is an overlay on.
+    fn bind(&self, dir: &Path, base: &[Layer]) -> Result<(), BackendError>;
+    /// Begins to keep a machine frozen in an image: one that boots from it.
+    fn warm(&self, name: &str, machine: Arc<dyn Freeze>) -> Result<(), BackendError>;
+    /// Forgets the machine frozen in an image.
+    fn cool(&self, name: &str) -> Result<(), BackendError>;
+    /// Returns a listener that hears every change of status and progress.
+    fn listen(&self) -> Listener;
+}

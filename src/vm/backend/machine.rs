@@ -1,0 +1,219 @@
+//! A QEMU that runs: what is known of it, what it reports, and what can be asked of it.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{BackendError, LaunchPlan};
+use crate::vm::live::InForce;
+use crate::vm::spec::net::Forward;
+use crate::vm::stream::Stream;
+use crate::vm::warm::{Shape, Template};
+
+/// How guests' instructions are run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AccelKind {
+    /// Linux's hypervisor.
+    Kvm,
+    /// QEMU's translator: slower, and no security boundary.
+    Tcg,
+}
+
+impl AccelKind {
+    /// Returns the word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+        }
+    }
+}
+
+/// A verdict on accelerators.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accel {
+    /// Which one.
+    pub kind: AccelKind,
+    /// QEMU's `-cpu` argument that goes with it.
+    pub cpu: String,
+    /// Why, in a few words: shown in `.host` and `info`.
+    pub reason: String,
+}
+
+/// What is known about a running QEMU, written to disk so that a later daemon can adopt it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunFacts {
+    /// QEMU's process number.
+    pub pid: u32,
+    /// Its start time in clock ticks since boot: with the pid, its identity.
+    pub pid_start: u64,
+    /// The VM's UUID as QEMU knows it.
+    pub uuid: Uuid,
+    /// When QEMU was started.
+    pub since: SystemTime,
+    /// How it runs.
+    pub accel: Accel,
+    /// `7.2.22`.
+    pub qemu_version: String,
+    /// The machine type with its version.
+    pub machine: String,
+    /// The host port on 127.0.0.1 that leads to the guest's SSH server.
+    pub ssh_port: u16,
+    /// The digest of the image it was started from.
+    pub image_digest: String,
+    /// `BootImage::announces` of that image.
+    pub announces: bool,
+    /// What it has of its settings; `None` if that is not known any more.
+    #[serde(default)]
+    pub in_force: Option<InForce>,
+    /// `yes` if it went on from a warm image; `no`, with the reason if it might have.
+    #[serde(default)]
+    pub warm: String,
+    /// What it was like when it was started; `None` if that is not known any more.
+    #[serde(default)]
+    pub shape: Option<Shape>,
+}
+
+/// What a machine reports by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MachineEvent {
+    /// The processors stopped (`STOP`).
+    Paused,
+    /// The processors run again (`RESUME`).
+    Resumed,
+    /// The guest or somebody else reset the machine.
+    Reset,
+    /// The guest said on its ready port that its SSH server listens.
+    Announced,
+    /// The machine was shut down, by the guest itself or from outside.
+    ShutDown {
+        /// The guest did it.
+        by_guest: bool,
+    },
+    /// QEMU paused the machine because the host's disk is full.
+    DiskFull,
+    /// QEMU has ended; nothing follows.
+    Exited(ExitReport),
+}
+
+/// How QEMU ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExitReport {
+    /// It ended with status 0, or (status unknown after an adoption) after a `SHUTDOWN` event.
+    pub clean: bool,
+    /// `exit 0`, `signal KILL`, or `unknown` for a process that was not our child.
+    pub status: String,
+    /// Its last line on stderr, empty if there was none.
+    pub stderr: String,
+    /// Why we ended it, if it was of no use any more.
+    pub spoiled: Option<BackendError>,
+}
+
+impl ExitReport {
+    /// Returns what went wrong.
+    pub fn error(&self) -> BackendError {
+        let Self { status, stderr, .. } = self.clone();
+        self.spoiled.clone().unwrap_or(BackendError::QemuDied { status, stderr })
+    }
+}
+
+/// A point in a VM's past, kept in its disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotInfo {
+    /// Its name.
+    pub tag: String,
+    /// Its number, for which the hypervisor may take a name.
+    pub id: String,
+    /// When it was taken.
+    pub created: SystemTime,
+    /// Bytes of memory and device state; 0 if the VM was off.
+    pub memory: u64,
+    /// The disk's virtual size at that time, in bytes.
+    pub disk_size: u64,
+}
+
+/// Something done with a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SnapshotOp {
+    /// Takes one; of a VM that runs, with its memory.
+    Take(String),
+    /// Goes back to one.
+    Restore(String),
+    /// Drops one.
+    Drop(String),
+    /// Gives one another name; only of a VM that is off.
+    Rename {
+        /// Its name.
+        from: String,
+        /// A name that is free.
+        to: String,
+    },
+}
+
+/// A QEMU that runs.
+#[async_trait]
+pub trait Machine: fmt::Debug + Send + Sync {
+    /// What is known about it.
+    fn facts(&self) -> &RunFacts;
+    /// Says whether the processors have run since QEMU was started.
+    async fn has_run(&self) -> Result<bool, BackendError>;
+    /// Stops the processors.
+    async fn pause(&self) -> Result<(), BackendError>;
+    /// Lets the processors run.
+    async fn resume(&self) -> Result<(), BackendError>;
+    /// Resets the machine, as the button does.
+    async fn reset(&self) -> Result<(), BackendError>;
+    /// Presses the power button: the guest may ignore it.
+    async fn power_down(&self) -> Result<(), BackendError>;
+    /// Leaves the guest so many bytes of memory, at most what it was started with. The guest gives
+    /// the rest back when it can.
+    async fn set_memory(&self, bytes: u64) -> Result<(), BackendError>;
+    /// Makes the disk larger, to so many bytes.
+    async fn grow_disk(&self, bytes: u64) -> Result<(), BackendError>;
+    /// Changes the disc in the CD-ROM drive; `None` ejects it.
+    async fn change_disc(&self, disc: Option<&Path>) -> Result<(), BackendError>;
+    /// Opens a port of the host and returns its number, which the kernel picks for port 0.
+    async fn add_forward(&self, forward: &Forward) -> Result<u16, BackendError>;
+    /// Closes a port of the host; one that is closed already is no error.
+    async fn remove_forward(&self, bound: &Forward) -> Result<(), BackendError>;
+    /// Presses chords of keys one after the other, each all at once.
+    async fn press_keys(&self, chords: &[Vec<String>]) -> Result<(), BackendError>;
+    /// Writes down what it has now, for a later daemon.
+    async fn keep(&self, in_force: &InForce) -> Result<(), BackendError>;
+    /// Takes, restores or drops a snapshot, memory included; the processors stand still meanwhile.
+    async fn snapshot(&self, op: &SnapshotOp) -> Result<(), BackendError>;
+    /// Writes its memory and state into an empty directory and goes on; returns how long it stood
+    /// still. `plan` is what it would be started by now. Takes a snapshot of the disk at the same
+    /// instant, which stays.
+    async fn freeze(
+        &self,
+        plan: &LaunchPlan,
+        to: &Path,
+        snapshot: &str,
+    ) -> Result<Duration, BackendError>;
+    /// Takes in a template's state. Its processors are stopped before and after.
+    async fn thaw(&self, template: &Template) -> Result<(), BackendError>;
+    /// Ends QEMU: asks first (`quit`), then kills. Returns when the process is gone; the
+    /// `Exited` event comes too.
+    async fn kill(&self) -> Result<(), BackendError>;
+    /// Opens a conversation in the hypervisor's own protocol, which disturbs no other and ends
+    /// with the machine.
+    fn monitor(&self, access: MonitorAccess) -> Arc<dyn Stream>;
+}
+
+/// How a monitor is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MonitorAccess {
+    /// Read only: the greeting, then events.
+    Watch,
+    /// Write only: commands, whose answers nobody reads.
+    Send,
+    /// Commands, their answers, and events.
+    Converse,
+}

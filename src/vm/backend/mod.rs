@@ -1,0 +1,16 @@
+//! What a VM's driver needs from the world, as traits: a hypervisor, a way into the guest, a serial
+//! line, images. `qemu`, `guest` and `image` implement them; tests use fakes.
+//!
+//! No policy here (`state.rs`), and no names of files on disk (`store::layout`).
+
+mod error;
+mod guest;
+mod hypervisor;
+mod image;
+mod machine;
+
+pub use error::*;
+pub use guest::*;
+pub use hypervisor::*;
+pub use image::*;
+pub use machine::*;
