@@ -77,8 +77,10 @@ pub enum Command {
 zsh:   source <(aq completion zsh)    in ~/.zshrc, after compinit
 fish:  aq completion fish | source    in ~/.config/fish/config.fish")]
     Completion(Completion),
-    /// Write the manual pages into a directory
-    #[command(hide = true)]
+    /// Write the manual pages into a directory of them
+    #[command(
+        after_help = "aq man ~/.local/share/man is found by man(1) where ~/.local/bin is in PATH"
+    )]
     Man(Man),
 }
 
@@ -140,7 +142,7 @@ pub enum Shell {
 /// `aq man`
 #[derive(Args, Debug)]
 pub struct Man {
-    /// Where they go
+    /// Where they go: into man1 and man5 below it
     pub dir: PathBuf,
 }
 

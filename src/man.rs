@@ -1,5 +1,5 @@
-//! The manual pages: aq(1) and one for each command from the clap structs, aqfs(5) from the node
-//! tables. What they say is said there.
+//! The manual pages: aq(1) and one for each command from the clap structs and the table of
+//! variables, aqfs(5) from the node tables. What they say is said there.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -10,16 +10,8 @@ use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
 
 use crate::cli::Cli;
+use crate::commands::environment::VARIABLES;
 use crate::tree::manual::{self, Order, Row};
-
-/// The environment of every command.
-const ENVIRONMENT: &[(&str, &str)] = &[
-    ("AQ_MOUNT", "where the tree is mounted, or to be mounted; ~/aq by default"),
-    ("AQ_STORE", "where virtual machines are kept; $XDG_DATA_HOME/aqfs by default"),
-    ("AQ_LOG", "what the daemon logs, such as `debug`"),
-    ("NO_COLOR", "no colours, also on a terminal"),
-    ("VISUAL, EDITOR", "the editor of aq edit"),
-];
 
 const EXIT: &[(&str, &str)] = &[
     ("0", "it is done"),
@@ -28,23 +20,27 @@ const EXIT: &[(&str, &str)] = &[
     ("others", "aq exec and aq fanout: the status of the command in the guest"),
 ];
 
-/// Writes all pages into a directory, which is made if need be.
+/// Writes all pages into `man1` and `man5` of a directory, which are made if need be.
 ///
 /// # Errors
 /// Whatever making or writing files answers.
 pub fn write(dir: &Path) -> io::Result<()> {
-    fs::create_dir_all(dir)?;
-    clap_mangen::generate_to(Cli::command(), dir)?;
+    let (commands, files) = (dir.join("man1"), dir.join("man5"));
+    [&commands, &files].into_iter().try_for_each(fs::create_dir_all)?;
+    clap_mangen::generate_to(Cli::command(), &commands)?;
     let mut page = Vec::new();
     Man::new(Cli::command()).render(&mut page)?;
     page.extend(more().to_roff().into_bytes());
-    File::create(dir.join("aq.1"))?.write_all(&page)?;
-    File::create(dir.join("aqfs.5"))?.write_all(aqfs().render().as_bytes())
+    File::create(commands.join("aq.1"))?.write_all(&page)?;
+    File::create(files.join("aqfs.5"))?.write_all(aqfs().render().as_bytes())
 }
 
 fn more() -> Roff {
     let mut roff = Roff::new();
-    entries(&mut roff, "ENVIRONMENT", ENVIRONMENT.iter().copied());
+    for (title, has_effect) in [("ENVIRONMENT", true), ("VARIABLES WITHOUT EFFECT", false)] {
+        let variables = VARIABLES.iter().filter(|v| v.has_effect() == has_effect);
+        entries(&mut roff, title, variables.map(|v| (v.name, v.doc)));
+    }
     entries(&mut roff, "EXIT STATUS", EXIT.iter().copied());
     roff.control("SH", ["SEE ALSO"]).text([
         bold("aqfs"),
@@ -117,12 +113,13 @@ mod tests {
         write(dir.path()).unwrap();
         let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
         for command in Cli::command().get_subcommands().filter(|c| !c.is_hide_set()) {
-            let page = read(&format!("aq-{}.1", command.get_name()));
+            let page = read(&format!("man1/aq-{}.1", command.get_name()));
             assert!(page.contains(".SH NAME"), "{}", command.get_name());
         }
-        let root = read("aq.1");
-        assert!(root.contains("AQ_MOUNT") && root.contains("EXIT STATUS") && root.contains("aqfs"));
-        let tree = read("aqfs.5");
+        let root = read("man1/aq.1");
+        assert!(VARIABLES.iter().all(|v| root.contains(v.name)));
+        assert!(root.contains("EXIT STATUS") && root.contains("aqfs"));
+        let tree = read("man5/aqfs.5");
         for row in manual::rows() {
             let name = row.path.rsplit('/').next().unwrap().replace('-', "\\-");
             assert!(tree.contains(&name), "{name}");

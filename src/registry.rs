@@ -125,6 +125,7 @@ impl Registry {
             reserved: Mutex::default(),
             naming: tokio::sync::Mutex::default(),
         };
+        registry.world.defaults.settle(|image| registry.image_meant(image));
         registry.adopt(found).await;
         registry.reach_guests().await;
         Ok(registry)

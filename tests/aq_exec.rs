@@ -26,6 +26,7 @@ fn words_are_kept_and_the_exit_status_is_the_commands() {
         ("aq exec vm1 printf '%s|' 'x  y' '' '$HOME' \"it's\" '*'", "x  y||$HOME|it's|*|", 0),
         ("aq exec vm1 'echo $HOME'", "/root\n", 0),
         ("aq exec vm1 ls -d /root", "/root\n", 0),
+        ("aq exec vm1 ''", "", 0),
         ("aq exec vm1 'exit 200'", "", 200),
         ("aq exec vm1 'kill -TERM $$'", "", 143),
         ("echo 'echo from-stdin; exit 3' | aq exec vm1", "from-stdin\n", 3),

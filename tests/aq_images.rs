@@ -36,13 +36,34 @@ fn aliases_are_links_that_users_make() {
 }
 
 #[test]
+fn an_alias_stands_for_the_image_that_it_leads_to_when_it_is_used() {
+    let aq = Mounted::new();
+    let script = "mkdir vm1 .images/web-1 .images/web-2; ln -s web-1 .images/stable
+        echo stable > vm1/config/image; echo stable > .defaults/image; mkdir vm2
+        ln -sfn web-2 .images/stable; mkdir vm3; cat vm?/config/image .defaults/image
+        echo default > vm1/config/image; cp .defaults/image vm3/config/image
+        cat .images/web-1/refs; printf stable >> vm1/config/image; cat vm1/config/image";
+    assert_eq!(aq.sh(script).ok(), "web-1\nweb-1\nweb-1\nweb-1\n3\nweb-2");
+    aq.cli("aq new --from-snapshot stable vm4").ok();
+    assert_eq!(aq.read("vm4/config/image"), "web-2");
+    // For as long as a mount lasts, the same.
+    aq.cli("aq umount; aq mount $AQ_MOUNT --store $SCRATCH/store --image stable").ok();
+    assert_eq!(aq.sh("mkdir vm5; cat vm5/config/image .defaults/image").ok(), "web-2\nweb-2");
+}
+
+#[test]
 fn what_cannot_be_made_is_not_there() {
     let aq = Mounted::new();
     aq.cli("aq new vm1").ok();
     let said = aq.cli("aq snapshot create vm1 s1");
     assert!(said.code == 1 && said.stderr.contains("snapshot 's1': "), "{said:?}");
     assert_eq!(aq.cli("aq snapshot create nosuch s1").code, 1);
-    assert_eq!(aq.cli("aq snapshot create vm1 ../s1").code, 1);
+    for (tag, words) in
+        [("../s1", "'../s1' is not a name"), ("'s 1'", "snapshot 's 1': \"s 1\" cannot")]
+    {
+        let said = aq.cli(&format!("aq snapshot create vm1 {tag}"));
+        assert!(said.code == 1 && said.stderr.contains(words), "{tag}: {said:?}");
+    }
     assert!(aq.cli("aq snapshot create vm1 tiny").stderr.contains("already exists"));
     assert_eq!(aq.sh("ls .images").ok(), "tiny");
     let head = "TAG                            PARENT               REFS    SIZE   CREATED              SOURCE_VM";

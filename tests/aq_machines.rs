@@ -28,11 +28,13 @@ fn what_is_refused_leaves_nothing_behind() {
     let aq = Mounted::new();
     let table = [
         ("aq new UPPER", "host name|VM's name"),
-        ("aq new ../x", "x"),
-        ("aq new -p 99999:1 a", "ports: "),
+        ("aq new ../x", "aq: '../x' is not a name"),
+        ("aq new ''", "aq: '' is not a name"),
+        ("aq new -p 99999:1 a", "aq: a: ports: "),
         ("aq new --memory=1Q a", "memory: \"1Q\" is not a size"),
         ("aq new --size=8X --count 2 a", "disk: "),
-        ("aq new --from-snapshot=none a", "snapshot or alias 'none' does not exist"),
+        ("aq new --from-snapshot=none a", "snapshot or alias 'none' does not exist. `"),
+        ("aq new --image tinny a", "'tinny' does not exist. Did you mean 'tiny'?"),
         ("aq new --from-snapshot=../../etc a", "does not exist"),
     ];
     for (line, words) in table {
@@ -78,6 +80,8 @@ fn a_stopped_vm_is_told_at_once() {
     }
     assert_eq!(aq.cli("aq stop vm1").code, 0);
     assert_eq!(aq.cli("aq wait vm1").ok(), "stopped");
+    let typo = aq.cli("aq exec vm11 true").stderr;
+    assert_eq!(typo, "aq: VM 'vm11' does not exist. Did you mean 'vm1'?\n");
     let late = aq.cli("aq wait vm1 ready --timeout 1");
     assert!(late.code == 1 && late.stderr.contains("is still stopped"), "{late:?}");
 }

@@ -26,7 +26,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("commands", &["cli", "config", "daemon", "sys"]),
     ("daemon", &["config", "fuse", "store", "sys"]),
     ("doctor", &["daemon", "fuse", "image", "qemu", "store", "sys", "vm"]),
-    ("man", &["cli", "tree"]),
+    ("man", &["cli", "commands", "tree"]),
     ("config", &["store"]),
     ("fuse", &["registry", "sys", "tree", "vm"]),
     ("tree", &["registry", "store", "sys", "vm"]),

@@ -76,13 +76,13 @@ impl<'a> Fleet<'a> {
     /// Makes the VMs: all of them, or none.
     fn create(tree: &Tree, args: &'a Fanout) -> Result<Self, Failure> {
         let image = tree.image(&args.image)?;
+        let settings = [new::wished(tree)?, vec![("image", image)]].concat();
         let prefix = args.prefix.clone().unwrap_or_else(|| format!("shard-{}", std::process::id()));
         let (count, last) = (args.count, args.count - 1);
         note(format!(
             "[fanout] creating {count} VM(s) from snapshot '{}' as '{prefix}-0..{prefix}-{last}'",
             args.image
         ));
-        let settings = [("image", image)];
         let mut vms: Vec<Vm> = Vec::new();
         for index in 0..count {
             match new::create(tree, &format!("{prefix}-{index}"), &settings) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::Failure;
+use super::{Failure, Near};
 
 /// How often a wait looks up from what it waits for, to tell the user how far it is.
 pub(super) const LOOK: Duration = Duration::from_millis(100);
@@ -71,7 +71,8 @@ impl Tree {
         if is_plain(name) && self.path(name).join("ctl").exists() {
             return Ok(vm);
         }
-        Err(Failure::NoVm(name.to_owned()))
+        let names = self.vms().unwrap_or_default().into_iter().map(|vm| vm.name);
+        Err(Failure::NoVm(name.to_owned(), Near::of(name, names)))
     }
 
     /// Lists the VMs by name.
@@ -144,7 +145,8 @@ impl Tree {
             return Ok(name.to_owned());
         }
         let images = self.path(".images").display().to_string();
-        Err(Failure::NoImage(name.to_owned(), images))
+        let near = Near::of(name, self.names(".images").unwrap_or_default());
+        Err(Failure::NoImage(name.to_owned(), near, images))
     }
 }
 
@@ -180,7 +182,7 @@ impl Vm {
 
     fn gone_or(&self, failure: Failure) -> Failure {
         if failure.errno() == libc::ENOENT && !self.path("ctl").exists() {
-            return Failure::NoVm(self.name.clone());
+            return Failure::NoVm(self.name.clone(), Near::default());
         }
         failure
     }
@@ -248,7 +250,7 @@ fn is_plain(name: &str) -> bool {
 }
 
 /// The system's words without `(os error 2)`.
-fn plain(error: &io::Error) -> String {
+pub(super) fn plain(error: &io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or_default().to_owned()
 }
@@ -261,7 +263,7 @@ mod tests {
     fn names_that_lead_elsewhere_are_no_vms() {
         let tree = Tree::at("/".into());
         for name in ["", ".", "..", "../victim", "/etc", "a/../b", ".images"] {
-            assert!(matches!(tree.vm(name), Err(Failure::NoVm(_))), "{name}");
+            assert!(matches!(tree.vm(name), Err(Failure::NoVm(..))), "{name}");
         }
     }
 

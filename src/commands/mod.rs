@@ -1,14 +1,15 @@
 //! The commands of `aq`: each reads and writes files of the mount, and nothing else. What a command
 //! cannot do with them, nobody can do from a shell.
 //!
-//! [`files`]: the mount as a command sees it. [`job`]: one command in a guest. [`progress`],
-//! [`signals`], [`text`]: what they share towards the user.
+//! [`files`]: the mount as a command sees it. [`job`]: one command in a guest. [`environment`]: what
+//! variables mean. [`progress`], [`signals`], [`text`], [`timing`]: what they share towards the user.
 //!
 //! Not here: finding and starting the daemon (`daemon`), what the files mean (`tree`).
 
 mod attach;
 pub mod complete;
 mod edit;
+pub mod environment;
 mod exec;
 mod fanout;
 mod files;
@@ -26,6 +27,7 @@ mod signals;
 mod snapshot;
 mod ssh;
 mod text;
+mod timing;
 mod top;
 mod wait;
 
@@ -34,6 +36,7 @@ use std::io;
 use crate::cli::Command;
 use crate::daemon::{self, DaemonError};
 use files::Tree;
+pub use names::Near;
 
 /// What a shell is told of a process that SIGPIPE ended.
 const BROKEN_PIPE: u8 = 141;
@@ -42,8 +45,8 @@ const BROKEN_PIPE: u8 = 141;
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// There is no such VM.
-    #[error("VM '{0}' does not exist.")]
-    NoVm(String),
+    #[error("VM '{0}' does not exist.{1}")]
+    NoVm(String, Near),
     /// There is one.
     #[error("VM '{0}' already exists.")]
     Exists(String),
@@ -54,8 +57,8 @@ pub enum Failure {
     #[error("VM '{0}' is not running. Start it with: aq start {0}")]
     Off(String),
     /// There is no such image.
-    #[error("snapshot or alias '{0}' does not exist. `aq snapshot ls` and `ls {1}` list them")]
-    NoImage(String, String),
+    #[error("snapshot or alias '{0}' does not exist.{1} `aq snapshot ls` and `ls {2}` list them")]
+    NoImage(String, Near, String),
     /// There is an image of that name.
     #[error(
         "snapshot '{0}' already exists. Pick a new tag or remove the existing one with: aq snapshot rm {0}"
@@ -105,6 +108,14 @@ impl Failure {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => BROKEN_PIPE,
             Self::Told(code) => *code,
             _ => 1,
+        }
+    }
+
+    /// Says what was asked for in the user's own words, not in those of the file that refused.
+    fn about(self, asked: String) -> Self {
+        match self {
+            Self::Refused { sentence, errno, .. } => Self::Refused { what: asked, sentence, errno },
+            other => other,
         }
     }
 

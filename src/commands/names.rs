@@ -1,6 +1,10 @@
-//! Names for VMs that nobody has named: two words, easy to say and to type.
+//! Names that are made up for VMs that nobody has named, and names that were probably meant.
+
+use std::fmt;
 
 use uuid::Uuid;
+
+use super::Failure;
 
 const FIRST: &[&str] = &[
     "amber", "autumn", "bold", "brave", "brisk", "calm", "clear", "clever", "cosmic", "crisp",
@@ -21,6 +25,33 @@ const SECOND: &[&str] = &[
     "tide", "willow",
 ];
 
+/// The name that was probably meant by one that is not there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Near(Option<String>);
+
+impl Near {
+    /// Looks for it: at most two letters are other ones, and more than half are the same.
+    pub(super) fn of(word: &str, names: impl IntoIterator<Item = String>) -> Self {
+        let distance = |name: &String| strsim::osa_distance(word, name);
+        let is_near = |name: &String| distance(name) <= 2 && distance(name) * 2 < name.len();
+        Self(names.into_iter().filter(is_near).min_by_key(distance))
+    }
+}
+
+impl fmt::Display for Near {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|name| write!(f, " Did you mean '{name}'?"))
+    }
+}
+
+/// Refuses what is not one name: it would lead elsewhere.
+pub(super) fn expect_one(name: &str) -> Result<(), Failure> {
+    if name.is_empty() || name.contains('/') {
+        return Err(Failure::Usage(format!("'{name}' is not a name")));
+    }
+    Ok(())
+}
+
 /// Makes up a name. There are 4096; whoever finds one taken asks again.
 pub(super) fn random() -> String {
     let random = Uuid::new_v4().into_bytes();
@@ -31,6 +62,14 @@ pub(super) fn random() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slip_of_the_finger_is_seen_and_another_name_is_not() {
+        let near = |word| Near::of(word, ["web".to_owned(), "db-1".to_owned()]).to_string();
+        assert_eq!(near("wbe"), " Did you mean 'web'?");
+        assert_eq!(near("db-11"), " Did you mean 'db-1'?");
+        assert_eq!((near("nosuch"), near("x")), (String::new(), String::new()));
+    }
 
     #[test]
     fn every_name_is_one_that_a_vm_may_have_and_no_two_words_are_the_same() {

@@ -5,7 +5,7 @@ use std::sync::mpsc;
 
 use super::files::{Tree, Vm};
 use super::text::{line, note};
-use super::{Failure, names, signals};
+use super::{Failure, environment, names, signals};
 use crate::cli::machines::New;
 
 /// How often a made-up name is made up again when it is taken.
@@ -21,18 +21,26 @@ pub(super) fn run(tree: &Tree, args: &New) -> Result<(), Failure> {
     made.iter().try_for_each(|vm| line(&vm.name))
 }
 
-/// Returns settings and their values, as files of `config/`.
+/// Returns settings and their values, as files of `config/`: what the environment asks for, and what
+/// the arguments do.
 fn settings(tree: &Tree, args: &New) -> Result<Vec<(&'static str, String)>, Failure> {
     let image = args.image.as_deref().map(|name| tree.image(name)).transpose()?;
     let ports = args.ports.iter().map(|p| forward(p)).collect::<Vec<_>>().join("\n");
-    let settings = [
+    let mut settings = wished(tree)?;
+    let given = [
         ("image", image),
         ("disk", args.size.clone()),
         ("memory", args.memory.clone()),
         ("cpus", args.cpus.map(|n| n.to_string())),
         ("ports", Some(ports).filter(|p| !p.is_empty())),
     ];
-    Ok(settings.into_iter().filter_map(|(key, value)| Some((key, value?))).collect())
+    settings.extend(given.into_iter().filter_map(|(key, value)| Some((key, value?))));
+    Ok(settings)
+}
+
+/// Returns the settings that the environment asks for, for VMs that start from the defaults.
+pub(super) fn wished(tree: &Tree) -> Result<Vec<(&'static str, String)>, Failure> {
+    environment::settings(&environment::wishes()?, |key| tree.read(&format!(".defaults/{key}")))
 }
 
 /// A number alone is the port on both sides.
@@ -87,6 +95,7 @@ pub(super) fn create(
     name: &str,
     settings: &[(&'static str, String)],
 ) -> Result<Vm, Failure> {
+    names::expect_one(name)?;
     tree.mkdir(name).map_err(|failure| match failure.errno() {
         libc::EEXIST => Failure::Exists(name.to_owned()),
         _ => failure,
@@ -95,7 +104,7 @@ pub(super) fn create(
     let set = |(key, value): &(&str, String)| vm.write(&format!("config/{key}"), value);
     if let Err(failure) = settings.iter().try_for_each(set) {
         drop(tree.rmdir(name));
-        return Err(failure);
+        return Err(failure.about(name.to_owned()));
     }
     Ok(vm)
 }

@@ -3,27 +3,46 @@
 use std::time::{Duration, Instant};
 
 use super::Failure;
+use super::environment::{self, Wish};
 use super::files::{Tree, Vm, fact};
 use super::progress::Progress;
 use super::text::{each, note};
+use super::timing::Timing;
 use crate::cli::machines::{Start, Stop};
 
 pub(super) fn start(tree: &Tree, args: &Start) -> Result<(), Failure> {
-    let patience = Duration::from_secs(args.timeout);
+    let (patience, wishes) = (Duration::from_secs(args.timeout), environment::wishes()?);
     // All begin before the first is waited for.
     let mut begun = Vec::new();
     let launched = each(&args.vms, |name| {
         let vm = tree.vm(name)?;
+        adjust(&vm, &wishes)?;
+        let timing = environment::wants_timing().then(|| Timing::begin(&vm)).transpose()?;
         launch(&vm)?;
-        begun.push(vm);
+        begun.push((vm, timing));
         Ok(())
     });
-    let answered = each(&begun, |vm| {
-        until_ready(vm, patience, Progress::new())?;
+    let answered = each(begun, |(vm, timing)| {
+        until_ready(&vm, patience, Progress::new())?;
         note(format!("Started {}", vm.name));
+        timing.into_iter().for_each(Timing::end);
         Ok(())
     });
     launched.and(answered)
+}
+
+/// Gives a VM that is about to be started the settings that the environment asks for.
+fn adjust(vm: &Vm, wishes: &[Wish]) -> Result<(), Failure> {
+    let now = |key: &str| vm.read(&format!("config/{key}"));
+    if !vm.status()?.is_off() {
+        return Ok(());
+    }
+    for (key, value) in environment::settings(wishes, now)? {
+        if now(key)? != value {
+            vm.write(&format!("config/{key}"), &value)?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes `start`.

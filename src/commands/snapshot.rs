@@ -5,10 +5,11 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::time::SystemTime;
 
-use super::Failure;
 use super::files::Tree;
+use super::names;
 use super::progress::Progress;
 use super::text::{line, note, size};
+use super::{Failure, Near};
 use crate::cli::images::{Create, Remove, Snapshot, Tag};
 
 /// An image made from a VM.
@@ -37,22 +38,18 @@ pub(super) fn run(tree: &Tree, args: &Snapshot) -> Result<(), Failure> {
 
 fn create(tree: &Tree, args: &Create) -> Result<(), Failure> {
     let (vm, tag) = (tree.vm(&args.vm)?, &args.tag);
+    names::expect_one(tag)?;
     let dir = format!(".images/{tag}");
     tree.mkdir(&dir).map_err(|failure| match failure.errno() {
         libc::EEXIST => Failure::ImageExists(tag.clone()),
-        _ => failure,
+        _ => failure.about(format!("snapshot '{tag}'")),
     })?;
     let taken =
         tree.write(&format!("{dir}/source"), &vm.name).and_then(|()| until_ready(tree, tag));
     if let Err(failure) = taken {
         // It is there whole, or not at all.
         drop(tree.rmdir(&dir));
-        return Err(match failure {
-            Failure::Refused { sentence, errno, .. } => {
-                Failure::Refused { what: format!("snapshot '{tag}'"), sentence, errno }
-            }
-            other => other,
-        });
+        return Err(failure.about(format!("snapshot '{tag}'")));
     }
     let taken = take(tree, tag);
     let memory = if tree.read_or_nothing(&format!("{dir}/warm")).starts_with("yes") {
@@ -124,7 +121,7 @@ fn forest(tree: &Tree, root: Option<&str>) -> Result<(), Failure> {
         let root = tree.image(root)?;
         let found = all.iter().find(|t| t.tag == root);
         let images = tree.path(".images").display().to_string();
-        let found = found.ok_or_else(|| Failure::NoImage(root.clone(), images))?;
+        let found = found.ok_or_else(|| Failure::NoImage(root.clone(), Near::default(), images))?;
         return branch(&all, found, 0);
     }
     let is_root = |t: &&Taken| !all.iter().any(|other| other.tag == t.parent);
@@ -186,6 +183,7 @@ pub(super) fn kept(tree: &Tree, tag: &str) -> Result<Vec<String>, Failure> {
 }
 
 fn tag(tree: &Tree, args: &Tag) -> Result<(), Failure> {
+    names::expect_one(&args.alias)?;
     let (tag, images) = (tree.image(&args.tag)?, tree.path(".images"));
     let alias = images.join(&args.alias);
     if fs::read_link(&alias).is_ok() {

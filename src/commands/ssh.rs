@@ -8,10 +8,10 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
-use super::Failure;
 use super::files::{Tree, Vm};
 use super::power;
 use super::progress::Progress;
+use super::{Failure, environment};
 use crate::cli::guest::{Console, Scp};
 
 /// How long a guest that has just been started may take to let somebody in.
@@ -19,9 +19,19 @@ const PATIENCE: Duration = Duration::from_secs(180);
 
 pub(super) fn console(tree: &Tree, args: &Console) -> Result<(), Failure> {
     let vm = tree.vm(&args.vm)?;
+    let mut ssh = openssh("ssh", &vm)?;
     reach(&vm)?;
-    let mut ssh = Command::new("ssh");
-    Err(become_program(ssh.arg("-F").arg(vm.path("ssh_config")).arg(&vm.name)))
+    Err(become_program(ssh.arg(&vm.name)))
+}
+
+/// Returns a program of OpenSSH that knows the VM. The user's own key is offered before ours.
+fn openssh(program: &str, vm: &Vm) -> Result<Command, Failure> {
+    let mut command = Command::new(program);
+    command.arg("-F").arg(vm.path("ssh_config"));
+    if let Some(key) = environment::identity()? {
+        command.arg("-i").arg(key);
+    }
+    Ok(command)
 }
 
 /// Waits until a VM that is on lets somebody in.
@@ -45,10 +55,9 @@ fn become_program(command: &mut Command) -> Failure {
 pub(super) fn scp(tree: &Tree, args: &Scp) -> Result<(), Failure> {
     let Plan { options, vm, paths } = plan(&args.words).map_err(Failure::Usage)?;
     let vm = tree.vm(&vm)?;
+    let mut scp = openssh("scp", &vm)?;
     reach(&vm)?;
-    let mut scp = Command::new("scp");
-    scp.arg("-F").arg(vm.path("ssh_config")).arg("-B").args(options).arg("--").args(paths);
-    Err(become_program(&mut scp))
+    Err(become_program(scp.arg("-B").args(options).arg("--").args(paths)))
 }
 
 /// What scp is told.

@@ -60,6 +60,8 @@ pub(super) fn size(bytes: u64) -> String {
 /// ssh; several are words, which the guest's shell shall see as they are.
 pub(super) fn command_text(words: &[impl AsRef<OsStr>]) -> Vec<u8> {
     match words {
+        // A job without a text would wait for it.
+        [text] if text.as_ref().is_empty() => b":".to_vec(),
         [text] => text.as_ref().as_bytes().to_vec(),
         _ => words.iter().map(|w| quoted(w.as_ref().as_bytes())).collect::<Vec<_>>().join(&b' '),
     }
@@ -93,6 +95,7 @@ mod tests {
     fn one_argument_is_shell_text_and_several_are_words() {
         let text = |words: &[&str]| String::from_utf8(command_text(words)).unwrap();
         assert_eq!(text(&["echo a; echo b"]), "echo a; echo b");
+        assert_eq!(text(&[""]), ":");
         assert_eq!(text(&["ls", "-l", "/a b"]), "ls -l '/a b'");
         assert_eq!(text(&["sh", "-c", r#"echo "a b"; exit 5"#]), r#"sh -c 'echo "a b"; exit 5'"#);
         assert_eq!(text(&["echo", "it's", "", "$x"]), r"echo 'it'\''s' '' '$x'");

@@ -4,10 +4,10 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
 
-use super::Failure;
 use super::files::{LOOK, Status, Tree, Vm, is_readable};
 use super::progress::Progress;
 use super::text::line;
+use super::{Failure, Near};
 use crate::cli::machines::Wait;
 
 pub(super) fn run(tree: &Tree, args: &Wait) -> Result<(), Failure> {
@@ -60,7 +60,9 @@ fn until(vm: &Vm, wanted: &str, in_time: impl Fn() -> bool) -> Result<Option<Str
         let words = event.trim_end().split_once(' ').map_or("", |(_, words)| words);
         match words.strip_prefix("status ") {
             Some(line) => status = Status(line.to_owned()),
-            None if words == "removed" => return Err(Failure::NoVm(vm.name.clone())),
+            None if words == "removed" => {
+                return Err(Failure::NoVm(vm.name.clone(), Near::default()));
+            }
             None if words.starts_with("- missed") => status = vm.status()?,
             None => {}
         }

@@ -26,6 +26,11 @@ pub enum ImageCommand {
 }
 
 impl Registry {
+    /// Returns the name of the image that an alias leads to at this moment; any other name as it is.
+    pub fn image_meant(&self, name: &str) -> String {
+        self.aliases.get(name).map_or_else(|| name.to_owned(), |alias| alias.image)
+    }
+
     /// Lists the VMs whose disk is, or will be, made from an image; those in the trash too, which
     /// would be worth nothing without it.
     pub fn users_of(&self, image: &str) -> Vec<String> {

@@ -6,16 +6,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::handle::{Open, OpenRequest, Owner, Source, Value};
+use super::handle::{Open, OpenRequest, Source, Value};
 use super::host::Host;
 use super::names::{
     Entry, ImageNames, JobNames, Names, NoNames, Numbers, SnapshotNames, TrashNames, VmNames,
 };
 use super::node::{Attr, Body, Keep, Kind, Node, NodeId, Subject, Table, unpack_job};
+use super::settings::Settings;
 use super::subject::{AliasSubject, ImageSubject, JobSubject, SnapshotSubject};
 use super::table::{
-    ALIAS, CONFIG, DEFAULTS, DOCS, IMAGE, IMAGES, JOB, JOBS, REMOVED, ROOT, SNAPSHOT, SNAPSHOTS,
-    TRASH, VM,
+    ALIAS, CONFIG, DOCS, IMAGE, IMAGES, JOB, JOBS, REMOVED, ROOT, SNAPSHOT, SNAPSHOTS, TRASH, VM,
 };
 use super::{Answer, TAIL, TreeError};
 use crate::vm::caller::Caller;
@@ -80,7 +80,7 @@ impl<T: Subject> Bound<T> {
     fn content(&self, node: &Node<T>) -> Vec<u8> {
         match &node.body {
             Body::Value(render) | Body::Text(render, _) => render(&self.object).into_bytes(),
-            Body::Setting(key) => setting_text(self.object.owner(), key),
+            Body::Setting(key) => setting_text(&self.object, key),
             Body::Tail(_)
             | Body::Control(_)
             | Body::Orders(_)
@@ -123,9 +123,9 @@ impl<T: Subject> Bound<T> {
             }
             (Body::Setting(key), _) => {
                 let key: &'static Key = key;
-                let owner = self.object.owner().ok_or(TreeError::NotFound)?;
-                let text = move |object: &T| setting_text(object.owner(), key);
-                Ok(Open::setting(owner, key, self.live_with(text), request.append))
+                let settings = self.object.settings().ok_or(TreeError::NotFound)?;
+                let value = self.live_with(move |object: &T| setting_text(object, key));
+                Ok(Open::Setting(settings.clone().open(key, value, request.append)))
             }
             (Body::Control(verbs), Some(vm)) => Ok(Open::control(vm, verbs)),
             (Body::Lines(taker), Some(vm)) => Ok(Open::lines(vm, taker(&self.object))),
@@ -226,8 +226,8 @@ impl<T: Subject> Directory for Bound<T> {
     }
 }
 
-fn setting_text(owner: Option<Owner>, key: &Key) -> Vec<u8> {
-    owner.map(|o| o.text(key)).unwrap_or_default()
+fn setting_text(object: &impl Subject, key: &Key) -> Vec<u8> {
+    object.settings().map(|settings| settings.text(key)).unwrap_or_default()
 }
 
 /// The embedded documentation.
@@ -403,6 +403,7 @@ impl Directories {
         let (host, registry) = (|| self.host.clone(), || Arc::clone(&self.host.registry));
         let vm = || self.host.registry.by_id(VmId(object)).ok_or(TreeError::NotFound);
         let removed = || self.host.registry.trash().by_id(object).ok_or(TreeError::NotFound);
+        let settings = |vm| Settings { vm, registry: registry() };
         let images = || ImageNames { registry: registry(), numbers: Arc::clone(&self.numbers) };
         Ok(match table {
             Table::Root => bound(id, 0o700, ROOT, host(), VmNames(registry())),
@@ -410,8 +411,8 @@ impl Directories {
             Table::Images => bound(id, 0o700, IMAGES, host(), images()),
             Table::Image => bound(id, 0o700, IMAGE, self.image(object)?, NoNames),
             Table::Vm => bound(id, 0o700, VM, vm()?, NoNames),
-            Table::Config => bound(id, 0o700, &CONFIG, vm()?, NoNames),
-            Table::Defaults => bound(id, 0o700, &DEFAULTS, host(), NoNames),
+            Table::Config => bound(id, 0o700, &CONFIG, settings(Some(vm()?)), NoNames),
+            Table::Defaults => bound(id, 0o700, &CONFIG, settings(None), NoNames),
             Table::Jobs => bound(id, 0o700, JOBS, vm()?, JobNames(vm()?)),
             Table::Job => bound(id, 0o700, JOB, self.job(object)?, NoNames),
             Table::Trash => bound(id, 0o700, TRASH, host(), TrashNames(registry())),

@@ -5,21 +5,19 @@
 use std::collections::VecDeque;
 use std::future::ready;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::FutureExt;
 use parking_lot::Mutex;
 
 use super::node::{Carried, Done, TakeLine};
+use super::settings::Setting;
 use super::verbs::{LONGEST_WRITE, Verb, parse_lines};
 use super::{Answer, TAIL, TreeError};
 use crate::store::file;
 use crate::vm::caller::Caller;
-use crate::vm::defaults::Defaults;
-use crate::vm::spec::Key;
 use crate::vm::stream::{self, Listener, Readiness, Stream};
-use crate::vm::{Vm, VmError, WriteMode, driver};
+use crate::vm::{Vm, driver};
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,24 +130,6 @@ pub struct Polled {
     pub listener: Option<Listener>,
 }
 
-/// Whose settings are read and written.
-#[derive(Clone, Debug)]
-pub enum Owner {
-    /// A VM's own.
-    Vm(Vm),
-    /// What new VMs start from.
-    Defaults(Arc<Defaults>),
-}
-
-/// An open setting.
-#[derive(Debug)]
-pub struct Setting {
-    owner: Owner,
-    key: &'static Key,
-    value: Value,
-    mode: Mutex<WriteMode>,
-}
-
 /// Takes what is written to an open file.
 type Taker<R> = Box<dyn Fn(&str) -> Carried<R> + Send + Sync>;
 
@@ -188,12 +168,6 @@ struct Results {
 }
 
 impl Open {
-    /// Opens a setting.
-    pub(super) fn setting(owner: Owner, key: &'static Key, value: Value, append: bool) -> Self {
-        let mode = Mutex::new(if append { WriteMode::Append } else { WriteMode::Replace });
-        Self::Setting(Setting { owner, key, value, mode })
-    }
-
     /// Opens the end of a file; one that is not there yet is empty.
     pub(super) fn tail(path: PathBuf) -> Self {
         let length = std::fs::metadata(&path).map_or(0, |meta| meta.len());
@@ -375,53 +349,8 @@ fn write_stream(
     }
 }
 
-impl Owner {
-    /// Prints a setting.
-    pub(super) fn text(&self, key: &Key) -> Vec<u8> {
-        let text = match self {
-            Self::Vm(vm) => (key.render)(&vm.spec()),
-            Self::Defaults(defaults) => (key.render)(&defaults.spec()),
-        };
-        if text.is_empty() { Vec::new() } else { format!("{text}\n").into_bytes() }
-    }
-
-    fn vm(&self) -> Option<&Vm> {
-        match self {
-            Self::Vm(vm) => Some(vm),
-            Self::Defaults(_) => None,
-        }
-    }
-
-    fn assign(&self, key: &'static Key, text: String, mode: WriteMode) -> Assignment {
-        match self.clone() {
-            Self::Vm(vm) => Box::pin(vm.configure(key, text, mode)),
-            Self::Defaults(defaults) => Box::pin(defaults.assign(key, text, mode)),
-        }
-    }
-}
-
-/// A setting being written.
-type Assignment = Pin<Box<dyn Future<Output = Result<(), VmError>> + Send>>;
-
-impl Setting {
-    fn write(&self, data: &[u8]) -> Answer<usize> {
-        let vm = self.owner.vm().cloned();
-        let text = match text_of(data) {
-            Ok(text) => text,
-            Err(error) => return Answer::Now(noted(vm.as_ref(), Err(error))),
-        };
-        // What comes after the first write of `>` belongs to the same list.
-        let mode = std::mem::replace(&mut *self.mode.lock(), WriteMode::Append);
-        let length = data.len();
-        let done = self.owner.assign(self.key, text.to_owned(), mode);
-        Answer::later(done.map(move |result| {
-            noted(vm.as_ref(), result.map(|()| length).map_err(TreeError::from))
-        }))
-    }
-}
-
 /// Reads one write.
-fn text_of(data: &[u8]) -> Result<&str, TreeError> {
+pub(super) fn text_of(data: &[u8]) -> Result<&str, TreeError> {
     if data.len() > LONGEST_WRITE {
         return Err(TreeError::TooBig(LONGEST_WRITE));
     }

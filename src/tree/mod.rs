@@ -11,6 +11,7 @@ mod metrics;
 pub mod names;
 pub mod node;
 mod render;
+pub mod settings;
 pub mod subject;
 pub mod table;
 pub mod verbs;

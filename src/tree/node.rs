@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::TreeError;
-use super::handle::{OpenRequest, Owner};
+use super::handle::OpenRequest;
+use super::settings::Settings;
 use super::verbs::Verb;
 use crate::vm::caller::Caller;
 use crate::vm::job::JobId;
@@ -250,9 +251,9 @@ pub(super) trait Subject: Clone + Send + Sync + 'static {
     fn changed(&self, name: &str) -> SystemTime;
     /// Returns the VM that the rows belong to.
     fn vm(&self) -> Option<&Vm>;
-    /// Returns whose settings the rows are.
-    fn owner(&self) -> Option<Owner> {
-        self.vm().cloned().map(Owner::Vm)
+    /// Returns the settings that the rows are.
+    fn settings(&self) -> Option<&Settings> {
+        None
     }
     /// A row is about to be opened.
     fn opening(&self) {}

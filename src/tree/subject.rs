@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use futures::FutureExt;
 
 use super::TreeError;
-use super::handle::{Access, Commands, OpenRequest, Owner};
+use super::handle::{Access, Commands, OpenRequest};
 use super::host::Host;
 use super::node::{Carried, Done, Subject};
 use super::table::line;
@@ -22,7 +22,6 @@ use crate::vm::caller::Caller;
 use crate::vm::exec::ExecAccess;
 use crate::vm::job::Job;
 use crate::vm::notice::Notice;
-use crate::vm::spec::KEYS;
 use crate::vm::state::Command;
 use crate::vm::stream::{Listener, Nothing, Stream};
 use crate::vm::{Snapshot, Vm, VmError};
@@ -127,13 +126,8 @@ impl Subject for Host {
         let since = self.registry.changed();
         match name {
             ".error" => self.failures.changed().unwrap_or(since),
-            _ if KEYS.iter().any(|k| k.name == name) => self.registry.world().defaults.changed(),
             _ => since,
         }
-    }
-
-    fn owner(&self) -> Option<Owner> {
-        Some(Owner::Defaults(Arc::clone(&self.registry.world().defaults)))
     }
 
     fn vm(&self) -> Option<&Vm> {

@@ -9,6 +9,7 @@ use include_dir::{Dir, include_dir};
 
 use super::host::Host;
 use super::node::{Body, Node, Table};
+use super::settings::Settings;
 use super::subject::{
     AliasSubject, ImageSubject, JobSubject, SnapshotSubject, console_access, exec_access, last_job,
     monitor_access, open_cmd, open_stdin, terminal,
@@ -194,13 +195,8 @@ pub static VM: &[Node<Vm>] = &[
     },
 ];
 
-/// A VM's `config/`: a row for each setting there is.
-pub static CONFIG: LazyLock<Vec<Node<Vm>>> = LazyLock::new(settings);
-
-/// `.defaults/`: the same rows, about what new VMs start from.
-pub static DEFAULTS: LazyLock<Vec<Node<Host>>> = LazyLock::new(settings);
-
-fn settings<T>() -> Vec<Node<T>> {
+/// A VM's `config/`, and `.defaults/`: a row for each setting there is.
+pub static CONFIG: LazyLock<Vec<Node<Settings>>> = LazyLock::new(|| {
     let row = |key: &'static Key| Node {
         name: key.name,
         mode: 0o600,
@@ -208,7 +204,7 @@ fn settings<T>() -> Vec<Node<T>> {
         body: Body::Setting(key),
     };
     KEYS.iter().map(row).collect()
-}
+});
 
 /// `.images`: every name there is an image.
 pub static IMAGES: &[Node<Host>] = &[];

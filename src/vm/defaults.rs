@@ -47,6 +47,13 @@ impl Defaults {
         Ok(Self { path, state, turn: tokio::sync::Mutex::new(()) })
     }
 
+    /// Takes the image that this mount was told to use for the one that is meant by it.
+    pub fn settle(&self, meant: impl Fn(&str) -> String) {
+        if let Some(image) = &mut self.state.write().image {
+            *image = meant(image);
+        }
+    }
+
     /// Returns them.
     pub fn spec(&self) -> VmSpec {
         let current = self.state.read();

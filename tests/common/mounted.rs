@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use aqfs::commands::environment::VARIABLES;
 use aqfs::store::layout::Layout;
 use aqfs::store::lock;
 use rustix::process::Signal;
@@ -89,7 +90,7 @@ impl Mounted {
         for name in ["XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME"] {
             command.env_remove(name);
         }
-        for name in ["AQ_STORE", "NO_COLOR", "VISUAL", "EDITOR"] {
+        for name in VARIABLES.iter().flat_map(|variable| variable.name.split(", ")) {
             command.env_remove(name);
         }
         command.env("AQ_MOUNT", self.dir());

@@ -134,7 +134,7 @@ pub fn forward(text: &str) -> Result<Forward, SpecError> {
 pub static KEYS: &[Key] = &[
     Key {
         name: "image",
-        doc: "image that the disk is made from at the first start: a name in .images",
+        doc: "image that the disk is made from at the first start: a name or an alias in .images",
         takes: Takes::AtStart,
         render: |s| s.image.clone(),
         parse: |s, v| parse::image_name(v).map(|v| s.image = v),
