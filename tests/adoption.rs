@@ -6,9 +6,9 @@ mod common;
 
 use std::fs;
 
+use common::Mounted;
 #[cfg(feature = "qemu_tests")]
-use common::proc;
-use common::{Mounted, assert_errno};
+use common::{assert_errno, proc};
 #[cfg(feature = "qemu_tests")]
 use rustix::process::Signal;
 
