@@ -8,21 +8,34 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use rustix::fs::{
     MemfdFlags, SealFlags, SeekFrom, fcntl_add_seals, ftruncate, memfd_create, seek, sendfile,
 };
 use rustix::io::Errno;
 use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep};
 
 use crate::vm::backend::BackendError;
 use crate::vm::driver::off_thread;
 use crate::vm::warm::Template;
 
+/// How long a copy is kept for the next clone. To make it again takes some 50 ms; it takes as much of
+/// the host's memory as the frozen guest had in use.
+const KEPT: Duration = Duration::from_secs(600);
+
 /// The copy that was used last. Clones keep theirs by themselves; this one makes the next quick.
 #[derive(Debug, Default)]
-pub(super) struct Sealed(Mutex<Option<(String, Arc<OwnedFd>)>>);
+pub(super) struct Sealed(Arc<Mutex<Option<Kept>>>);
+
+#[derive(Debug)]
+struct Kept {
+    template: String,
+    copy: Arc<OwnedFd>,
+    used: Instant,
+}
 
 impl Sealed {
     /// Returns the sealed copy of a template's memory.
@@ -31,16 +44,35 @@ impl Sealed {
     /// The memory cannot be read, or the host has none left for it.
     pub(super) async fn of(&self, template: &Template) -> Result<Arc<OwnedFd>, BackendError> {
         let mut last = self.0.lock().await;
-        if let Some((id, copy)) = &*last
-            && *id == template.id
-        {
-            return Ok(Arc::clone(copy));
+        if let Some(kept) = last.as_mut().filter(|kept| kept.template == template.id) {
+            kept.used = Instant::now();
+            return Ok(Arc::clone(&kept.copy));
         }
         // The others wait for this one: each its own would be as much memory for nothing.
         let ram = template.ram.clone();
         let copy = Arc::new(off_thread(move || copy(&ram), "a copy of the frozen memory").await?);
-        *last = Some((template.id.clone(), Arc::clone(&copy)));
+        let kept = Kept { template: template.id.clone(), copy: copy.clone(), used: Instant::now() };
+        if last.replace(kept).is_none() {
+            tokio::spawn(expire(Arc::downgrade(&self.0)));
+        }
         Ok(copy)
+    }
+}
+
+/// Forgets the copy when nobody has used it for long.
+async fn expire(kept: Weak<Mutex<Option<Kept>>>) {
+    let mut idle = Duration::ZERO;
+    loop {
+        sleep(KEPT - idle).await;
+        let Some(kept) = kept.upgrade() else { return };
+        let mut last = kept.lock().await;
+        match last.as_ref().map(|kept| kept.used.elapsed()) {
+            Some(since) if since < KEPT => idle = since,
+            _ => {
+                *last = None;
+                return;
+            }
+        }
     }
 }
 
@@ -91,17 +123,34 @@ mod tests {
     use super::*;
     use crate::vm::warm::Shape;
 
+    fn template(dir: &Path, id: &str) -> Template {
+        let ram = dir.join("ram");
+        File::create(&ram).unwrap().set_len(64 << 20).unwrap();
+        let (state, base) = (dir.join("state"), Vec::new());
+        Template { id: id.to_owned(), ram, state, base, shape: Shape::sample() }
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn many_clones_at_once_share_one_copy() {
         let dir = tempfile::tempdir().unwrap();
-        let ram = dir.path().join("ram");
-        File::create(&ram).unwrap().set_len(64 << 20).unwrap();
-        let (state, base) = (dir.path().join("state"), Vec::new());
-        let template = Template { id: "1".into(), ram, state, base, shape: Shape::sample() };
-        let sealed = Sealed::default();
+        let (template, sealed) = (template(dir.path(), "1"), Sealed::default());
         let copies = futures::future::join_all((0..16).map(|_| sealed.of(&template))).await;
         let first = copies[0].as_ref().unwrap();
         assert!(copies.iter().all(|copy| Arc::ptr_eq(copy.as_ref().unwrap(), first)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_copy_is_kept_while_it_is_used_and_a_while_longer() {
+        let dir = tempfile::tempdir().unwrap();
+        let (template, sealed) = (template(dir.path(), "1"), Sealed::default());
+        let first = Arc::downgrade(&sealed.of(&template).await.unwrap());
+        for _ in 0..3 {
+            sleep(KEPT - Duration::from_secs(1)).await;
+            assert!(first.ptr_eq(&Arc::downgrade(&sealed.of(&template).await.unwrap())));
+        }
+        sleep(KEPT + Duration::from_secs(1)).await;
+        assert!(first.upgrade().is_none());
+        sealed.of(&template).await.unwrap();
     }
 
     #[test]

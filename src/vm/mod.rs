@@ -3,6 +3,7 @@
 //! run in its guest ([`exec`], [`job`]).
 //!
 //! [`Vm`] is a cheap handle: it sends requests to the driver and reads what the driver publishes.
+//! What can be opened of it is in `open.rs`.
 //! No paths of the mount, no errno, no QEMU or SSH words here.
 
 pub mod backend;
@@ -17,6 +18,7 @@ pub mod job;
 pub mod live;
 pub mod memory;
 pub mod notice;
+mod open;
 pub mod origin;
 pub mod spec;
 pub mod state;
@@ -33,18 +35,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use self::backend::{
-    BackendError, ClientHost, Console, ConsoleAccess, Guests, Hold, Hypervisor, Images, Lifetime,
-    Machine, MonitorAccess, RunFacts, SnapshotInfo,
+    BackendError, Console, Guests, Hold, Hypervisor, Images, Lifetime, Machine, RunFacts,
+    SnapshotInfo,
 };
-use self::caller::Caller;
 use self::defaults::Defaults;
 use self::events::{Event, Feed};
-use self::exec::{Exec, ExecAccess};
-use self::job::{Job, JobError};
+use self::exec::Exec;
+use self::job::JobError;
 use self::memory::Ledger;
 use self::spec::{Edit, Key, SpecError, VmSpec};
 use self::state::{Command, Refusal, State};
-use self::stream::{Bell, Listener, Stream};
+use self::stream::{Bell, Listener};
 use self::warm::Frozen;
 use crate::store::layout::VmDir;
 
@@ -241,110 +242,6 @@ impl Vm {
     /// Adds to the events, under its name at this moment.
     pub fn tell(&self, event: &Event) {
         self.0.events.add(self.id(), &self.0.name.read(), event);
-    }
-
-    /// Opens a stream of what happens to it from now on.
-    pub fn open_events(&self) -> Arc<dyn Stream> {
-        self.0.events.open(Some(self.id()))
-    }
-
-    /// Returns the serial line.
-    pub fn console(&self) -> &Arc<dyn Console> {
-        &self.0.console
-    }
-
-    /// Opens the serial line.
-    ///
-    /// # Errors
-    /// [`Refusal::Off`] while no QEMU runs; `console.log` has what was printed before.
-    pub fn open_console(&self, access: ConsoleAccess) -> Result<Arc<dyn Stream>, VmError> {
-        self.expect_on("console")?;
-        Ok(self.0.console.open(access))
-    }
-
-    /// Returns the path of a terminal on the serial line that nobody has open now.
-    ///
-    /// # Errors
-    /// [`Refusal::Off`] while no QEMU runs; the system's lack of pseudo-terminals.
-    pub fn terminal(&self) -> Result<PathBuf, VmError> {
-        self.expect_on("tty")?;
-        Ok(self.0.console.terminal()?)
-    }
-
-    /// Opens a conversation in the hypervisor's own protocol.
-    ///
-    /// # Errors
-    /// [`Refusal::Off`] while no machine runs.
-    pub fn open_monitor(&self, access: MonitorAccess) -> Result<Arc<dyn Stream>, VmError> {
-        let machine = self.0.machine.read();
-        let off = || Refusal::Off { verb: "qmp", state: self.state().word() };
-        Ok(machine.as_ref().ok_or_else(off)?.monitor(access))
-    }
-
-    /// Returns a configuration with which other SSH clients get into the guest.
-    pub fn client_config(&self) -> String {
-        let view = self.view();
-        let port = match (&view.state, &view.facts) {
-            (State::Paused, _) => Err("is paused; `echo resume > ctl` first".to_owned()),
-            (State::Starting, _) => Err("is starting; `cat ready` waits for it".to_owned()),
-            (_, Some(facts)) => Ok(facts.ssh_port),
-            (state, None) => Err(format!("is {}; `echo start > ctl` first", state.word())),
-        };
-        self.0.guests.client_config(&ClientHost {
-            name: self.name(),
-            uuid: self.uuid(),
-            dir: self.dir().0.clone(),
-            user: self.spec().ssh_user.clone(),
-            port,
-        })
-    }
-
-    /// Opens the way to run commands.
-    ///
-    /// # Errors
-    /// [`Refusal::Off`] while no QEMU runs, [`Refusal::Paused`] while its processors are stopped.
-    pub fn open_exec(
-        &self,
-        caller: Caller,
-        access: ExecAccess,
-    ) -> Result<Arc<dyn Stream>, VmError> {
-        if matches!(access, ExecAccess::Write | ExecAccess::Converse) {
-            self.expect_running("exec")?;
-        }
-        self.0.exec.open(caller, access)
-    }
-
-    /// Opens a job's `cmd` for writing.
-    ///
-    /// # Errors
-    /// As [`Self::open_exec`]; [`JobError::Started`].
-    pub fn open_command(&self, job: &Arc<Job>, caller: Caller) -> Result<Arc<dyn Stream>, VmError> {
-        self.expect_running("cmd")?;
-        self.0.exec.open_command(job, caller)
-    }
-
-    /// Returns the commands of this VM, each with its files.
-    pub fn jobs(&self) -> &Exec {
-        &self.0.exec
-    }
-
-    fn expect_running(&self, verb: &'static str) -> Result<(), VmError> {
-        match self.state() {
-            State::Paused => Err(Refusal::Paused { verb }.into()),
-            _ => Ok(()),
-        }
-    }
-
-    /// Refuses in the name of `verb` while no QEMU runs and none is coming.
-    ///
-    /// # Errors
-    /// [`Refusal::Off`].
-    pub fn expect_on(&self, verb: &'static str) -> Result<(), VmError> {
-        let state = self.state();
-        if state.is_off() {
-            return Err(Refusal::Off { verb, state: state.word() }.into());
-        }
-        Ok(())
     }
 
     /// Waits while the VM is `running`: until its guest answers, or it is something else.

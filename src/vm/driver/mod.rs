@@ -8,20 +8,19 @@
 //! a machine's life are in `adopt.rs`, `start.rs`, `reach.rs` and `stop.rs`, settings in `configure.rs`; here are the loop, what is
 //! published, and users' requests.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
 use uuid::Uuid;
 
+use self::report::{Report, Reporter, Task};
 use self::snapshot::Snapshotting;
 use self::start::Starting;
 use super::backend::{
-    Adoption, BackendError, ExitReport, GuestSession, LaunchPlan, Launched, Lifetime, MachineEvent,
+    Adoption, BackendError, ExitReport, GuestSession, Launched, Lifetime, MachineEvent,
 };
 use super::events::Event;
 use super::exec::{Exec, Link};
@@ -38,6 +37,7 @@ mod configure;
 mod hold;
 mod memory;
 mod reach;
+mod report;
 mod snapshot;
 mod start;
 mod stop;
@@ -131,49 +131,6 @@ fn shared(
 
 /// Where the answer to a request goes.
 type Answer = oneshot::Sender<Result<(), VmError>>;
-
-/// What the driver's own tasks tell it.
-#[derive(Debug)]
-enum Report {
-    /// The image is there and the plan is made.
-    Planned(Result<Box<LaunchPlan>, BackendError>),
-    /// The launch is over.
-    Launched(Result<Launched, BackendError>),
-    /// The write of `start` has waited long enough.
-    StartOverdue,
-    /// A machine that could not be adopted can be, or has ended.
-    Found(Adoption),
-    /// An exec in the guest has worked.
-    Reached(Arc<dyn GuestSession>),
-    /// The connection to the guest is gone.
-    Lost,
-    /// Words for the log.
-    Note(String),
-    /// A verb that QEMU carries out at once is done, or was refused.
-    Steered(Command, Result<(), BackendError>, Answer),
-    /// What was done with a snapshot is done.
-    Snapshot(Result<(), BackendError>),
-    /// The request for it has waited long enough.
-    SnapshotOverdue,
-    /// Who has held the VM lets it go, back to this state.
-    Released(State),
-    /// Who has frozen the guest lets its disk go, and the VM back to this state.
-    Thawed(State),
-    /// The patience of a stop is over.
-    StopOverdue,
-    /// `kill` is over; the machine's `Exited` event tells the rest.
-    Killed(Result<(), BackendError>),
-}
-
-/// A background task that ends with its handle.
-#[derive(Debug)]
-struct Task(JoinHandle<()>);
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
 
 struct Driver {
     vm: Vm,
@@ -279,24 +236,6 @@ impl Driver {
 
     fn state(&self) -> State {
         self.vm.state()
-    }
-
-    /// Starts a background task that reports to this life of the machine.
-    fn task<F>(&self, work: impl FnOnce(Reporter) -> F) -> Task
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        let reporter = Reporter { life: self.life, to: self.reporter.clone() };
-        Task(tokio::spawn(work(reporter)))
-    }
-
-    /// Starts a background task that nothing calls off.
-    fn detached<F>(&self, work: impl FnOnce(Reporter) -> F)
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        let reporter = Reporter { life: self.life, to: self.reporter.clone() };
-        drop(tokio::spawn(work(reporter)));
     }
 
     fn note(&self, text: &str) {
@@ -445,32 +384,6 @@ impl Driver {
         self.vm.note_outcome(Err::<(), _>(error));
         self.on_paused();
     }
-
-    fn on_report(&mut self, report: Report) {
-        match report {
-            Report::Planned(planned) => self.on_planned(planned),
-            Report::Launched(Ok(launched)) => self.on_launched(launched),
-            Report::Launched(Err(error)) => self.on_launch_failed(error),
-            Report::StartOverdue => self.answer_start(Ok(())),
-            Report::Found(found) => self.on_found(found),
-            Report::Reached(session) => self.on_reached(session),
-            Report::Lost => self.on_lost(),
-            Report::Note(text) => self.note(&text),
-            Report::Steered(command, done, answer) => self.on_steered(&command, done, answer),
-            Report::Snapshot(done) => self.on_snapshot(done),
-            Report::SnapshotOverdue => self.on_snapshot_overdue(),
-            Report::Released(before) => self.on_released(before),
-            Report::Thawed(before) => self.on_thawed(before),
-            Report::StopOverdue => {
-                self.note("the guest has not shut down in time");
-                self.kill();
-            }
-            Report::Killed(Ok(())) => {}
-            Report::Killed(Err(error)) => {
-                self.vm.note_outcome(Err::<(), _>(error));
-            }
-        }
-    }
 }
 
 /// Whether the driver goes on.
@@ -478,28 +391,6 @@ impl Driver {
 enum Life {
     GoesOn,
     Over,
-}
-
-/// The way from a background task to its driver.
-struct Reporter {
-    life: u64,
-    to: mpsc::Sender<(u64, Report)>,
-}
-
-impl Reporter {
-    async fn report(&self, report: Report) {
-        // A driver that is gone wants no reports.
-        drop(self.to.send((self.life, report)).await);
-    }
-
-    /// Notes an error unless it is the one that was noted last.
-    async fn note_once(&self, told: &mut String, error: &BackendError) {
-        let text = error.to_string();
-        if *told != text {
-            self.report(Report::Note(text.clone())).await;
-            *told = text;
-        }
-    }
 }
 
 async fn next_event(running: &mut Option<Launched>) -> MachineEvent {

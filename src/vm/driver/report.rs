@@ -1,0 +1,124 @@
+//! Background tasks of a driver, and what they tell it when they are done.
+//!
+//! Not here: what is done about it, which is in the module of its phase.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::{Answer, Driver};
+use crate::vm::backend::{Adoption, BackendError, GuestSession, LaunchPlan, Launched};
+use crate::vm::state::{Command, State};
+
+/// What the driver's own tasks tell it.
+#[derive(Debug)]
+pub(super) enum Report {
+    /// The image is there and the plan is made.
+    Planned(Result<Box<LaunchPlan>, BackendError>),
+    /// The launch is over.
+    Launched(Result<Launched, BackendError>),
+    /// The write of `start` has waited long enough.
+    StartOverdue,
+    /// A machine that could not be adopted can be, or has ended.
+    Found(Adoption),
+    /// An exec in the guest has worked.
+    Reached(Arc<dyn GuestSession>),
+    /// The connection to the guest is gone.
+    Lost,
+    /// Words for the log.
+    Note(String),
+    /// A verb that QEMU carries out at once is done, or was refused.
+    Steered(Command, Result<(), BackendError>, Answer),
+    /// What was done with a snapshot is done.
+    Snapshot(Result<(), BackendError>),
+    /// The request for it has waited long enough.
+    SnapshotOverdue,
+    /// Who has held the VM lets it go, back to this state.
+    Released(State),
+    /// Who has frozen the guest lets its disk go, and the VM back to this state.
+    Thawed(State),
+    /// The patience of a stop is over.
+    StopOverdue,
+    /// `kill` is over; the machine's `Exited` event tells the rest.
+    Killed(Result<(), BackendError>),
+}
+
+/// A background task that ends with its handle.
+#[derive(Debug)]
+pub(super) struct Task(JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// The way from a background task to its driver.
+pub(super) struct Reporter {
+    life: u64,
+    to: mpsc::Sender<(u64, Report)>,
+}
+
+impl Reporter {
+    pub(super) async fn report(&self, report: Report) {
+        // A driver that is gone wants no reports.
+        drop(self.to.send((self.life, report)).await);
+    }
+
+    /// Notes an error unless it is the one that was noted last.
+    pub(super) async fn note_once(&self, told: &mut String, error: &BackendError) {
+        let text = error.to_string();
+        if *told != text {
+            self.report(Report::Note(text.clone())).await;
+            *told = text;
+        }
+    }
+}
+
+impl Driver {
+    /// Starts a background task that reports to this life of the machine.
+    pub(super) fn task<F>(&self, work: impl FnOnce(Reporter) -> F) -> Task
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let reporter = Reporter { life: self.life, to: self.reporter.clone() };
+        Task(tokio::spawn(work(reporter)))
+    }
+
+    /// Starts a background task that nothing calls off.
+    pub(super) fn detached<F>(&self, work: impl FnOnce(Reporter) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let reporter = Reporter { life: self.life, to: self.reporter.clone() };
+        drop(tokio::spawn(work(reporter)));
+    }
+
+    pub(super) fn on_report(&mut self, report: Report) {
+        match report {
+            Report::Planned(planned) => self.on_planned(planned),
+            Report::Launched(Ok(launched)) => self.on_launched(launched),
+            Report::Launched(Err(error)) => self.on_launch_failed(error),
+            Report::StartOverdue => self.answer_start(Ok(())),
+            Report::Found(found) => self.on_found(found),
+            Report::Reached(session) => self.on_reached(session),
+            Report::Lost => self.on_lost(),
+            Report::Note(text) => self.note(&text),
+            Report::Steered(command, done, answer) => self.on_steered(&command, done, answer),
+            Report::Snapshot(done) => self.on_snapshot(done),
+            Report::SnapshotOverdue => self.on_snapshot_overdue(),
+            Report::Released(before) => self.on_released(before),
+            Report::Thawed(before) => self.on_thawed(before),
+            Report::StopOverdue => {
+                self.note("the guest has not shut down in time");
+                self.kill();
+            }
+            Report::Killed(Ok(())) => {}
+            Report::Killed(Err(error)) => {
+                self.vm.note_outcome(Err::<(), _>(error));
+            }
+        }
+    }
+}
