@@ -207,6 +207,9 @@ fn defaults(layout: &Layout, config: &MountConfig) -> Result<Defaults, RunError>
 fn start_log(layout: &Layout, mode: Mode) -> Result<(), RunError> {
     let filter = EnvFilter::try_from_env("AQ_LOG").unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
+    // What cannot be written, on a full disk, is lost: to tell of it on standard error, which is the
+    // same file, would end the task that has something to say.
+    let log = log.log_internal_errors(false);
     match mode {
         Mode::Detached => log.with_writer(Arc::new(open_log(layout)?)).init(),
         Mode::Foreground | Mode::Background => log.with_writer(io::stderr).init(),

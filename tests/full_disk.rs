@@ -114,6 +114,7 @@ fn a_full_disk_costs_nothing_that_was_there() {
 
     snapshot_of_a_vm_that_is_off(&small);
     snapshot_of_a_vm_that_runs(&small);
+    the_daemons_own_log(&small);
     publication(&small);
     frozen_machines(&small);
     first_start(&small);
@@ -152,6 +153,20 @@ fn snapshot_of_a_vm_that_runs(small: &Small) {
     aq.sh("qemu-img check -q vm1/disk && rmdir vm1/snapshots/live; echo 'restore clean' > vm1/ctl")
         .ok();
     aq.boot_existing("vm1");
+    small.has_its_data();
+    small.stop();
+}
+
+/// The daemon's own log, which is of no use then and does no harm.
+fn the_daemons_own_log(small: &Small) {
+    let aq = &small.aq;
+    aq.boot_existing("vm1");
+    small.fill(0);
+    // More lines than there is room for in the file's last page.
+    let script =
+        "for n in $(seq 40); do echo pause > vm1/ctl; echo resume > vm1/ctl; done; cat vm1/wait";
+    assert_eq!(aq.sh(script).ok(), "ready");
+    small.make_room();
     small.has_its_data();
     small.stop();
 }

@@ -102,12 +102,13 @@ fn free_port() -> u16 {
     listener.local_addr().unwrap().port()
 }
 
+/// The level keeps root's bash from reading `.bashrc`, which may say anything.
 fn sshd(dir: &Path, vm: &VmDir, port: u16) -> Child {
     std::fs::create_dir_all("/run/sshd").unwrap();
     let config = dir.join("sshd_config");
     let keys = dir.join("home/.ssh/authorized_keys");
     let text = format!(
-        "HostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nPermitRootLogin yes\nPidFile none\n\
+        "HostKey {}\nAuthorizedKeysFile {}\nStrictModes no\nPermitRootLogin yes\nPidFile none\nSetEnv SHLVL=2\n\
          UsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n",
         vm.host_key().display(),
         keys.display(),
