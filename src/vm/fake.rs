@@ -48,6 +48,8 @@ pub(crate) struct Script {
     pub(crate) disk: Mutex<Option<u64>>,
     /// The next snapshot of a machine that runs fails like this.
     pub(crate) snapshot_error: Mutex<Option<BackendError>>,
+    /// Whoever looks at snapshots meets a fault.
+    pub(crate) faulty: Mutex<bool>,
     /// How long a snapshot of a VM that is off takes.
     pub(crate) slow: Mutex<Duration>,
     /// How much memory the host has; `None`: any amount.
@@ -190,6 +192,7 @@ impl Hypervisor for Fake {
     }
 
     fn snapshots(&self, _dir: &Path) -> Vec<SnapshotInfo> {
+        assert!(!*self.0.faulty.lock(), "a fault");
         Vec::new()
     }
 

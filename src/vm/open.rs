@@ -88,7 +88,7 @@ impl Vm {
     /// Opens a job's `cmd` for writing.
     ///
     /// # Errors
-    /// As [`Self::open_exec`]; [`JobError::Started`].
+    /// As [`Self::open_exec`]; [`Started`](super::job::JobError::Started).
     pub fn open_command(&self, job: &Arc<Job>, caller: Caller) -> Result<Arc<dyn Stream>, VmError> {
         self.expect_running("cmd")?;
         self.0.exec.open_command(job, caller)

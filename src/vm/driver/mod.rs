@@ -159,6 +159,17 @@ struct Driver {
     set_clock: bool,
 }
 
+impl Drop for Driver {
+    /// Whoever waits for a state must not wait for ever because of a fault of ours. The machine runs
+    /// on, and the next daemon adopts it.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let reason = "a fault in aqfs; `aq umount` and `aq mount` find the VM again";
+            self.enter(State::Failed(reason.to_owned()));
+        }
+    }
+}
+
 impl Driver {
     fn new(vm: Vm, world: World, inbox: mpsc::Receiver<Ask>, link: watch::Sender<Link>) -> Self {
         let (reporter, reports) = mpsc::channel(16);

@@ -111,6 +111,18 @@ async fn stop_presses_the_button_and_the_guest_obeys() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_fault_of_ours_leaves_nobody_waiting() {
+    let Fixture { _dir, vm, script } = ready().await;
+    *script.faulty.lock() = true;
+    assert!(vm.perform(Command::Take("now".into())).await.is_err());
+    let mut listener = vm.listen();
+    while !matches!(vm.state(), State::Failed(_)) {
+        listener.rung().await;
+    }
+    assert!(vm.state().to_string().contains("`aq umount` and `aq mount`"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_deaf_guest_is_asked_over_ssh_and_then_killed() {
     let Fixture { _dir, vm, script } = ready().await;
     *script.stubborn.lock() = true;
