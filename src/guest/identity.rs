@@ -71,7 +71,7 @@ impl Port {
             Err(_) => {
                 let seconds = BOUND.as_secs();
                 let said = if last.is_empty() { last } else { format!(" (it said: {last})") };
-                let reason = format!("it has not answered within {seconds} s{said}");
+                let reason = format!("it has not come to {answer:?} within {seconds} s{said}");
                 Err(BackendError::Twin { reason })
             }
         }

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::fs::{Mode, OFlags};
@@ -63,9 +64,9 @@ impl Terminals {
     }
 
     fn add(&mut self, runtime: &Handle, line: Arc<dyn Stream>) -> io::Result<Arc<Terminal>> {
-        let terminal = Arc::new(Terminal::new()?);
+        let terminal = Arc::new(Terminal::new(line)?);
         let _entered = runtime.enter();
-        let bridge = Bridge::new(Arc::clone(&terminal), line)?;
+        let bridge = Bridge::new(Arc::clone(&terminal))?;
         runtime.spawn(bridge.run());
         self.0.push(Arc::clone(&terminal));
         Ok(terminal)
@@ -78,10 +79,13 @@ impl Terminals {
 struct Terminal {
     master: OwnedFd,
     path: PathBuf,
+    line: Arc<dyn Stream>,
+    /// From the line, not taken by the terminal yet. Whoever holds it may move more.
+    printed: Mutex<Vec<u8>>,
 }
 
 impl Terminal {
-    fn new() -> io::Result<Self> {
+    fn new(line: Arc<dyn Stream>) -> io::Result<Self> {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let master = openpt(flags)?;
         unlockpt(&master)?;
@@ -90,15 +94,19 @@ impl Terminal {
         let path = PathBuf::from(name.to_string_lossy().into_owned());
         // As `console`: others of the group tty have no business on it.
         std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
-        let terminal = Self { master, path };
+        let terminal = Self { master, path, line, printed: Mutex::default() };
         terminal.prepare()?;
         Ok(terminal)
     }
 
     /// Makes it fresh for its next user: raw, as the far end has a terminal discipline of its own,
-    /// and without what the last user has left unread. Once opened and closed, the kernel says on
-    /// the master's side whether anybody has it open.
+    /// and without what the last user has left unread or was not there to see. Once opened and closed,
+    /// the kernel says on the master's side whether anybody has it open.
     fn prepare(&self) -> io::Result<()> {
+        // The bridge, which may be behind, would take us for the next user.
+        let mut printed = self.printed.lock();
+        printed.clear();
+        while matches!(self.line.try_read(CHUNK), Some(Ok(bytes)) if !bytes.is_empty()) {}
         let tty = open_tty(&self.path)?;
         let mut attributes = tcgetattr(&tty)?;
         attributes.make_raw();
@@ -125,14 +133,11 @@ fn open_tty(path: &Path) -> rustix::io::Result<OwnedFd> {
 /// Relays between a terminal and the line, never waiting for one while the other has something.
 struct Bridge {
     terminal: Arc<Terminal>,
-    line: Arc<dyn Stream>,
     /// Hears what changes at the terminal. An epoll within the runtime's: a terminal that nobody
     /// has open is hung up, which the runtime's own would report without end.
     events: AsyncFd<OwnedFd>,
     /// From the terminal, not taken by the line yet.
     typed: Vec<u8>,
-    /// From the line, not taken by the terminal yet.
-    printed: Vec<u8>,
 }
 
 /// What a step has come to.
@@ -144,17 +149,17 @@ enum Step {
 }
 
 impl Bridge {
-    fn new(terminal: Arc<Terminal>, line: Arc<dyn Stream>) -> io::Result<Self> {
+    fn new(terminal: Arc<Terminal>) -> io::Result<Self> {
         let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let edges = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
         epoll::add(&events, &terminal.master, epoll::EventData::new_u64(0), edges)?;
         let events = sys::readable_fd(events)?;
-        Ok(Self { terminal, line, events, typed: Vec::new(), printed: Vec::new() })
+        Ok(Self { terminal, events, typed: Vec::new() })
     }
 
     async fn run(mut self) {
         loop {
-            let mut bell = self.line.listen();
+            let mut bell = self.terminal.line.listen();
             let typed = self.take_typed();
             match self.take_printed() {
                 Step::Over => break,
@@ -191,7 +196,7 @@ impl Bridge {
         if self.typed.is_empty() {
             return Step::Idle;
         }
-        match self.line.try_write(&self.typed) {
+        match self.terminal.line.try_write(&self.typed) {
             Some(Ok(taken)) => drop(self.typed.drain(..taken)),
             Some(Err(_)) => self.typed.clear(),
             None => return Step::Idle,
@@ -201,24 +206,26 @@ impl Bridge {
 
     /// Moves a chunk from the line to the terminal. What nobody is there to see is passed over;
     /// what a slow reader leaves waits in the line, which drops the oldest beyond its bound.
-    fn take_printed(&mut self) -> Step {
-        if self.printed.is_empty() {
-            match self.line.try_read(CHUNK) {
-                Some(Ok(bytes)) if !bytes.is_empty() => self.printed = bytes,
+    fn take_printed(&self) -> Step {
+        let Terminal { master, line, .. } = &*self.terminal;
+        let mut printed = self.terminal.printed.lock();
+        if printed.is_empty() {
+            match line.try_read(CHUNK) {
+                Some(Ok(bytes)) if !bytes.is_empty() => *printed = bytes,
                 Some(_) => return Step::Over,
                 None => return Step::Idle,
             }
         }
         if !self.terminal.is_open() {
-            self.printed.clear();
+            printed.clear();
             return Step::Moved;
         }
-        match rustix::io::write(&self.terminal.master, &self.printed) {
+        match rustix::io::write(master, &printed) {
             Ok(taken) if taken > 0 => {
-                self.printed.drain(..taken);
+                printed.drain(..taken);
                 Step::Moved
             }
-            _ if self.line.readiness().hung_up => Step::Over,
+            _ if line.readiness().hung_up => Step::Over,
             _ => Step::Idle,
         }
     }

@@ -1,10 +1,17 @@
 //! One daemon per store: an flock that the kernel drops with the process.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::fs::{File, TryLockError};
+use std::io::{self, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+
+/// How long the lock of a daemon that was killed may be held: until its last thread has ended, and what it
+/// was about to start has begun.
+const LINGERS: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_millis(10);
 
 /// Who serves a store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,10 +63,17 @@ impl StoreLock {
             .truncate(false)
             .open(path)
             .map_err(failed)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(std::fs::TryLockError::WouldBlock) => return Err(taken(path, &mut file)),
-            Err(std::fs::TryLockError::Error(e)) => return Err(failed(e)),
+        let begun = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::Error(e)) => return Err(failed(e)),
+                Err(TryLockError::WouldBlock) => {}
+            }
+            if begun.elapsed() > LINGERS || !owner_of(&mut file).is_some_and(|o| is_gone(o.pid)) {
+                return Err(taken(path, &mut file));
+            }
+            sleep(RETRY);
         }
         record(&mut file, owner).map_err(failed)?;
         Ok(Self { _file: file })
@@ -77,16 +91,22 @@ fn record(file: &mut File, owner: &Owner) -> io::Result<()> {
     file.write_all(&serde_json::to_vec(owner)?)
 }
 
+fn owner_of(file: &mut File) -> Option<Owner> {
+    file.rewind().ok()?;
+    serde_json::from_reader(file).ok()
+}
+
+/// Says whether a process has ended, or is only the shell of one that is being cleared away.
+fn is_gone(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with(['Z', 'X']))
+}
+
 fn taken(path: &Path, file: &mut File) -> LockError {
-    let mut text = String::new();
-    let owner = file
-        .read_to_string(&mut text)
-        .ok()
-        .and_then(|_| serde_json::from_str::<Owner>(&text).ok())
-        .map_or_else(
-            || "which has not said who it is".to_owned(),
-            |o| format!("pid {}, mounted at {}", o.pid, o.mount.display()),
-        );
+    let owner = owner_of(file).map_or_else(
+        || "which has not said who it is".to_owned(),
+        |o| format!("pid {}, mounted at {}", o.pid, o.mount.display()),
+    );
     LockError::Taken { store: path.parent().unwrap_or(path).to_owned(), owner }
 }
 
@@ -98,11 +118,26 @@ mod tests {
     fn the_second_daemon_is_told_of_the_first() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
-        let owner = Owner { pid: 812, mount: "/home/u/aq".into() };
+        let owner = Owner { pid: std::process::id(), mount: "/home/u/aq".into() };
         let held = StoreLock::take(&path, &owner).unwrap();
         let error = StoreLock::take(&path, &owner).unwrap_err().to_string();
-        assert!(error.contains("pid 812, mounted at /home/u/aq"), "{error}");
+        assert!(error.contains(&format!("pid {}, mounted at /home/u/aq", owner.pid)), "{error}");
         drop(held);
         StoreLock::take(&path, &owner).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_outlives_its_daemon_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let mut ended = std::process::Command::new("true").spawn().unwrap();
+        ended.wait().unwrap();
+        let owner = Owner { pid: ended.id(), mount: "/home/u/aq".into() };
+        let held = StoreLock::take(&path, &owner).unwrap();
+        let next = std::thread::spawn(move || StoreLock::take(&path, &owner).map(drop));
+        sleep(10 * RETRY);
+        assert!(!next.is_finished());
+        drop(held);
+        next.join().unwrap().unwrap();
     }
 }
