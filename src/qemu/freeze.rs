@@ -1,8 +1,8 @@
 //! Freezing a machine as it runs, and going on from what was frozen.
 //!
 //! While the guest runs, its memory is copied into a second machine, the *mould*, whose memory is
-//! a file. When little is left to copy, the processors stop, the disk gets a snapshot, the rest is
-//! copied, and the guest goes on. The mould never runs: it writes its devices' state beside the
+//! a file. When little is left to copy, the processors stop (under TCG before anything is copied), the
+//! disk gets a snapshot, the rest is copied, and the guest goes on. The mould never runs: it writes its devices' state beside the
 //! memory and ends. A clone maps the memory copy-on-write and loads that state, which takes the
 //! same time whatever the memory's size.
 
@@ -25,7 +25,7 @@ use super::migrate::{COMPLETED, DEVICES_BOUND, How, MEMORY_BOUND, Migration};
 use super::qmp::{Qmp, QmpError};
 use crate::store::file;
 use crate::store::layout::VmDir;
-use crate::vm::backend::{BackendError, LaunchPlan, Lifetime};
+use crate::vm::backend::{AccelKind, BackendError, LaunchPlan, Lifetime};
 use crate::vm::warm::{Memory, names};
 
 /// The node that takes what the guest writes.
@@ -33,6 +33,8 @@ const NODE: &str = "disk";
 /// How long a guest may run while its memory is copied. One that changes it faster than it can be
 /// copied is then stopped until the end.
 const CONVERGENCE: Duration = Duration::from_secs(10);
+/// The stage at which all but the last has been copied.
+const SWITCHOVER: &str = "pre-switchover";
 /// How long QEMU may take to clean up after a migration, and how often it is asked.
 const FINALIZATION: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(1);
@@ -51,7 +53,7 @@ pub(super) async fn freeze(
     let mould_plan = mould_plan(plan, to)?;
     let dir = mould_plan.dir.clone();
     let mould = launch::bring_up(&mould_plan, qemu, None).await?;
-    let cast = cast(source, &mould.parts, to, snapshot).await;
+    let cast = cast(source, plan.accel.kind, &mould.parts, to, snapshot).await;
     mould.end().await;
     let ram = to.join(names::RAM);
     let settle = move || {
@@ -98,6 +100,7 @@ fn mould_plan(plan: &LaunchPlan, to: &Path) -> Result<LaunchPlan, BackendError> 
 
 async fn cast(
     source: &Qmp,
+    accel: AccelKind,
     mould: &Parts,
     to: &Path,
     snapshot: &str,
@@ -106,7 +109,7 @@ async fn cast(
     let mut incoming = Migration::new(&mould.qmp, How::Whole).await?;
     incoming.receive(&OwnedFd::from(far)).await?;
     let outgoing = Migration::new(source, How::Live).await?;
-    let pause = copy(source, outgoing, near.into(), snapshot).await?;
+    let pause = copy(source, accel, outgoing, near.into(), snapshot).await?;
     incoming.must_reach(COMPLETED, MEMORY_BOUND).await?;
     let path = to.join(names::STATE);
     let state = File::options().read(true).write(true).create_new(true).mode(0o600).open(path);
@@ -122,24 +125,50 @@ async fn cast(
 /// Copies a guest that runs, and its disk at the instant at which the copy is whole.
 async fn copy(
     source: &Qmp,
+    accel: AccelKind,
     mut outgoing: Migration<'_>,
     to: OwnedFd,
     snapshot: &str,
 ) -> Result<Duration, BackendError> {
+    let stopped = match accel {
+        AccelKind::Kvm => None,
+        // Rarely, and on a busy host, the translator misses that a page was written after it was
+        // copied (a processor between notdirty_write's look at the bitmap and its tlb_set_dirty), and
+        // all clones of such a copy crash. So nothing runs while it copies.
+        AccelKind::Tcg => Some(stop(source).await?),
+    };
     outgoing.send(&to).await?;
     drop(to);
-    let converged = outgoing.reaches("pre-switchover", CONVERGENCE).await?;
-    let still = Instant::now();
-    if !converged {
-        source.execute("stop", json!({})).await?;
-        outgoing.must_reach("pre-switchover", MEMORY_BOUND).await?;
-    }
+    let still = match stopped {
+        None => converge(source, &mut outgoing).await?,
+        Some(since) => {
+            outgoing.must_reach(SWITCHOVER, MEMORY_BOUND).await?;
+            since
+        }
+    };
     let snapshot = json!({"device": NODE, "name": snapshot});
     source.execute("blockdev-snapshot-internal-sync", snapshot).await?;
     outgoing.go_on().await?;
     outgoing.must_reach(COMPLETED, MEMORY_BOUND).await?;
     go_on(source).await?;
     Ok(still.elapsed())
+}
+
+/// Waits until little is left to copy; returns since when the processors stand still.
+async fn converge(source: &Qmp, outgoing: &mut Migration<'_>) -> Result<Instant, BackendError> {
+    let converged = outgoing.reaches(SWITCHOVER, CONVERGENCE).await?;
+    let still = Instant::now();
+    if !converged {
+        stop(source).await?;
+        outgoing.must_reach(SWITCHOVER, MEMORY_BOUND).await?;
+    }
+    Ok(still)
+}
+
+async fn stop(source: &Qmp) -> Result<Instant, BackendError> {
+    let since = Instant::now();
+    source.execute("stop", json!({})).await?;
+    Ok(since)
 }
 
 /// Lets the processors run again. QEMU says that all is handed over a moment before it is done with
