@@ -226,7 +226,8 @@ impl Torture {
 
     /// Removes what the operation has made.
     fn tidy(&self) {
-        let script = "rm -rf .images/p*; echo cold > .images/image/ctl; for vm in clone*; do [ ! -e $vm ] || rmdir $vm; done
+        let script = "rm -rf .images/p*; echo cold > .images/image/ctl
+            for vm in clone*; do [ ! -e $vm ] || rmdir $vm; done
             for vm in .trash/*@*; do [ ! -e $vm ] || rmdir $vm; done
             for tag in vm/snapshots/*; do
                 case $tag in */base|*/live) ;; *) rmdir $tag; cat vm/wait ;; esac

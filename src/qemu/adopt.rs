@@ -96,12 +96,13 @@ async fn take_over(
     let parts = Parts { facts, dir: dir.clone(), qmp, process, ended };
     let launched = parts.run((sink, events), status != Status::Runs);
     Ok(match past {
-        Past::Same => Adoption::Running(launched),
         Past::Back => Adoption::Running(Launched { restored: true, ..launched }),
-        Past::Lost(why) => match launched.machine.kill().await {
+        // QEMU leaves it stopped: one that runs has been given another life since.
+        Past::Lost(why) if launched.paused => match launched.machine.kill().await {
             Ok(()) => Adoption::Ended(why.to_string()),
             Err(error) => Adoption::Unclear(error.to_string()),
         },
+        Past::Same | Past::Lost(_) => Adoption::Running(launched),
     })
 }
 

@@ -1,10 +1,10 @@
 //! Freezing a machine as it runs, and going on from what was frozen.
 //!
 //! While the guest runs, its memory is copied into a second machine, the *mould*, whose memory is
-//! a file. When little is left to copy, the processors stop (under TCG before anything is copied), the
-//! disk gets a snapshot, the rest is copied, and the guest goes on. The mould never runs: it writes its devices' state beside the
-//! memory and ends. A clone maps the memory copy-on-write and loads that state, which takes the
-//! same time whatever the memory's size.
+//! a file. When little is left to copy, the processors stop (under TCG before anything is copied),
+//! the disk gets a snapshot, the rest is copied, and the guest goes on. The mould never runs: it
+//! writes its devices' state beside the memory and ends. A clone maps the memory copy-on-write and
+//! loads that state, which takes the same time whatever the memory's size.
 
 use std::fs::{self, File};
 use std::io;

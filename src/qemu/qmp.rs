@@ -158,7 +158,8 @@ impl Qmp {
     /// order of arrival; it must not wait.
     ///
     /// # Errors
-    /// [`QmpError::Timeout`] if the greeting takes longer than `bound`: QEMU hangs, or has another QMP client.
+    /// [`QmpError::Timeout`] if the greeting takes longer than `bound`: QEMU hangs, or has another
+    /// QMP client.
     pub async fn open(
         stream: UnixStream,
         bound: Duration,

@@ -51,7 +51,8 @@ impl Sealed {
         // The others wait for this one: each its own would be as much memory for nothing.
         let ram = template.ram.clone();
         let copy = Arc::new(off_thread(move || copy(&ram), "a copy of the frozen memory").await?);
-        let kept = Kept { template: template.id.clone(), copy: copy.clone(), used: Instant::now() };
+        let kept =
+            Kept { template: template.id.clone(), copy: Arc::clone(&copy), used: Instant::now() };
         if last.replace(kept).is_none() {
             tokio::spawn(expire(Arc::downgrade(&self.0)));
         }

@@ -11,12 +11,17 @@ use super::qmp::Qmp;
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, SnapshotOp};
 
+/// What the names of our jobs begin with: users may have others.
+const OURS: &str = "aq-";
 /// QEMU's name for going back, of its command and of its job.
 const LOAD: &str = "snapshot-load";
 /// The disk's node in the command line: the snapshot and the memory go there.
 const NODE: &str = "disk";
 /// How often a job is looked at. QEMU tells of its end by an event too, which may be another's.
 const LOOK: Duration = Duration::from_millis(10);
+/// How long the end of a job may take that began under an earlier daemon: until it is over QEMU answers
+/// nobody, so that it is over when it answers, or about to begin.
+const PAST_BOUND: Duration = Duration::from_secs(2);
 /// How long a job may take: a large memory on a slow disk takes minutes. `kill` ends it sooner.
 const BOUND: Duration = Duration::from_secs(1800);
 
@@ -36,9 +41,9 @@ pub(super) async fn run(qmp: &Qmp, op: &SnapshotOp) -> Result<(), BackendError> 
     };
     forget_ended(qmp).await?;
     let ran = connect::status(qmp).await? == Status::Runs;
-    let job = format!("aq-{}", uuid::Uuid::new_v4().simple());
+    let job = format!("{OURS}{}", uuid::Uuid::new_v4().simple());
     qmp.execute(command, arguments(command, &job, tag)).await?;
-    let end = concluded(qmp, command, &job).await?;
+    let end = concluded(qmp, command, &job, BOUND).await?;
     match (end, op) {
         // It stays on QEMU's list until the next one, for a daemon that finds the machine: see `past`.
         (None, SnapshotOp::Restore(_)) => Ok(()),
@@ -91,18 +96,18 @@ pub(super) async fn past(qmp: &Qmp) -> Result<Past, BackendError> {
     let Some(id) = jobs.filter(|j| j["type"] == LOAD).find_map(|j| j["id"].as_str()) else {
         return Ok(Past::Same);
     };
-    Ok(match concluded(qmp, LOAD, id).await? {
+    Ok(match concluded(qmp, LOAD, id, PAST_BOUND).await? {
         None => Past::Back,
         Some(reason) if is_half_way(&reason) => Past::Lost(BackendError::HalfRestored { reason }),
         Some(_) => Past::Same,
     })
 }
 
-/// Takes earlier ones off QEMU's list.
+/// Takes earlier ones of ours off QEMU's list.
 async fn forget_ended(qmp: &Qmp) -> Result<(), BackendError> {
     let jobs = qmp.execute("query-jobs", json!({})).await?;
     let ended = jobs.as_array().into_iter().flatten().filter(|j| j["status"] == "concluded");
-    for id in ended.filter_map(|j| j["id"].as_str()) {
+    for id in ended.filter_map(|j| j["id"].as_str()).filter(|id| id.starts_with(OURS)) {
         dismiss(qmp, id).await?;
     }
     Ok(())
@@ -133,11 +138,16 @@ fn arguments(command: &str, job: &str, tag: &str) -> Value {
 }
 
 /// Waits for a job's end; returns its error.
-async fn concluded(qmp: &Qmp, command: &str, job: &str) -> Result<Option<String>, BackendError> {
-    let deadline = Instant::now() + BOUND;
+async fn concluded(
+    qmp: &Qmp,
+    command: &str,
+    job: &str,
+    bound: Duration,
+) -> Result<Option<String>, BackendError> {
+    let deadline = Instant::now() + bound;
     while Instant::now() < deadline {
         // While memory is written QEMU answers late.
-        let jobs = qmp.execute_within("query-jobs", json!({}), BOUND).await?;
+        let jobs = qmp.execute_within("query-jobs", json!({}), bound).await?;
         let found = jobs.as_array().and_then(|jobs| jobs.iter().find(|j| j["id"] == job));
         match found {
             Some(found) if found["status"] == "concluded" => {
@@ -146,5 +156,5 @@ async fn concluded(qmp: &Qmp, command: &str, job: &str) -> Result<Option<String>
             _ => sleep(LOOK).await,
         }
     }
-    Err(BackendError::QmpTimeout { command: command.to_owned(), seconds: BOUND.as_secs() })
+    Err(BackendError::QmpTimeout { command: command.to_owned(), seconds: bound.as_secs() })
 }
