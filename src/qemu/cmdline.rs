@@ -132,7 +132,7 @@ fn machine(args: &mut Args, plan: &LaunchPlan, facts: &Facts<'_>) -> Result<(), 
 fn ram(plan: &LaunchPlan, facts: &Facts<'_>) -> Result<Value, BackendError> {
     let (file, shared) = match &plan.memory {
         Memory::Own => (None, false),
-        Memory::Cast(file) => (Some(file), true),
+        Memory::Cast { ram, .. } => (Some(ram), true),
         Memory::Clone(template) => (Some(&template.ram), false),
     };
     let kind = if file.is_some() { "memory-backend-file" } else { "memory-backend-ram" };
@@ -141,6 +141,9 @@ fn ram(plan: &LaunchPlan, facts: &Facts<'_>) -> Result<Value, BackendError> {
     if let Some(file) = file {
         ram["mem-path"] = json!(utf8(file)?);
         ram["share"] = json!(shared);
+    }
+    if let Memory::Cast { prepared: true, .. } = plan.memory {
+        ram["prealloc"] = json!(true);
     }
     if let Memory::Clone(_) = plan.memory {
         match facts.ram {

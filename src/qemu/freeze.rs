@@ -23,6 +23,7 @@ use super::launch;
 use super::machine::Parts;
 use super::migrate::{COMPLETED, DEVICES_BOUND, How, MEMORY_BOUND, Migration};
 use super::qmp::{Qmp, QmpError};
+use super::sparse;
 use crate::store::file;
 use crate::store::layout::VmDir;
 use crate::vm::backend::{AccelKind, BackendError, LaunchPlan, Lifetime};
@@ -38,6 +39,10 @@ const SWITCHOVER: &str = "pre-switchover";
 /// How long QEMU may take to clean up after a migration, and how often it is asked.
 const FINALIZATION: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(1);
+/// Up to what size a mould's memory is prepared before it greets: a GiB takes 2 to 3 s.
+const PREPARED: u64 = 4 << 30;
+/// What is said of it.
+const RAM: &str = "the frozen memory";
 /// The mould's directory in that of the frozen machine, while there is one.
 const MOULD: &str = "mould";
 
@@ -52,22 +57,26 @@ pub(super) async fn freeze(
 ) -> Result<Duration, BackendError> {
     let mould_plan = mould_plan(plan, to)?;
     let dir = mould_plan.dir.clone();
-    let mould = launch::bring_up(&mould_plan, qemu, None).await?;
-    let cast = cast(source, plan.accel.kind, &mould.parts, to, snapshot).await;
+    let mould = launch::bring_up(&mould_plan, qemu, None).await;
+    let mould = mould.map_err(|error| img::cause_of(error, to, RAM))?;
+    let source = Source { qmp: source, accel: plan.accel.kind, snapshot };
+    let cast = cast(&source, &mould.parts, to).await;
     mould.end().await;
     let ram = to.join(names::RAM);
     let settle = move || {
         fs::remove_dir_all(&dir)?;
-        File::open(ram)?.sync_all()
+        let ram = File::options().read(true).write(true).open(ram)?;
+        sparse::dig(&ram)?;
+        ram.sync_all()
     };
     let frozen = match cast {
-        Ok(pause) => off_thread("the frozen memory", settle).await.map(|()| pause),
+        Ok(pause) => off_thread(RAM, settle).await.map(|()| pause),
         Err(error) => Err(error),
     };
     if frozen.is_err() {
-        recover(source, snapshot).await;
+        source.recover().await;
     }
-    frozen.map_err(|error| img::cause_of(error, to, "the frozen memory"))
+    frozen.map_err(|error| img::cause_of(error, to, RAM))
 }
 
 /// The same hardware, with its memory in a file, and nobody's ports.
@@ -85,31 +94,32 @@ fn mould_plan(plan: &LaunchPlan, to: &Path) -> Result<LaunchPlan, BackendError> 
         copy(from.seed(), dir.seed())?;
         copy(from.cidata(), dir.cidata()).map(drop)
     };
-    prepare().map_err(|e| BackendError::io("the frozen memory", &e))?;
+    prepare().map_err(|e| BackendError::io(RAM, &e))?;
+    let room = rustix::fs::statvfs(to).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize));
+    let prepared = is_prepared(plan.accel.kind, plan.spec.memory, room);
     let mut mould = plan.clone();
     mould.spec.ports.clear();
     mould.spec.ephemeral = false;
     Ok(LaunchPlan {
         dir: dir.0,
-        memory: Memory::Cast(ram),
+        memory: Memory::Cast { ram, prepared },
         lifetime: Lifetime::Ours,
         paused: true,
         ..mould
     })
 }
 
-async fn cast(
-    source: &Qmp,
-    accel: AccelKind,
-    mould: &Parts,
-    to: &Path,
-    snapshot: &str,
-) -> Result<Duration, BackendError> {
+/// Decides whether all pages of a mould's memory are made beforehand. A guest under TCG stands still
+/// while it is cast, and to make a page of a file just then takes many times as long as to copy it.
+fn is_prepared(accel: AccelKind, memory: u64, room: u64) -> bool {
+    accel == AccelKind::Tcg && memory <= PREPARED && memory <= room
+}
+
+async fn cast(source: &Source<'_>, mould: &Parts, to: &Path) -> Result<Duration, BackendError> {
     let (near, far) = UnixStream::pair().map_err(|e| BackendError::io("a socket", &e))?;
     let mut incoming = Migration::new(&mould.qmp, How::Whole).await?;
     incoming.receive(&OwnedFd::from(far)).await?;
-    let outgoing = Migration::new(source, How::Live).await?;
-    let pause = copy(source, accel, outgoing, near.into(), snapshot).await?;
+    let pause = source.copy(near.into()).await?;
     incoming.must_reach(COMPLETED, MEMORY_BOUND).await?;
     let path = to.join(names::STATE);
     let state = File::options().read(true).write(true).create_new(true).mode(0o600).open(path);
@@ -122,77 +132,82 @@ async fn cast(
     Ok(pause)
 }
 
-/// Copies a guest that runs, and its disk at the instant at which the copy is whole.
-async fn copy(
-    source: &Qmp,
+/// The machine that is frozen.
+struct Source<'a> {
+    qmp: &'a Qmp,
     accel: AccelKind,
-    mut outgoing: Migration<'_>,
-    to: OwnedFd,
-    snapshot: &str,
-) -> Result<Duration, BackendError> {
-    let stopped = match accel {
-        AccelKind::Kvm => None,
-        // Rarely, and on a busy host, the translator misses that a page was written after it was
-        // copied (a processor between notdirty_write's look at the bitmap and its tlb_set_dirty), and
-        // all clones of such a copy crash. So nothing runs while it copies.
-        AccelKind::Tcg => Some(stop(source).await?),
-    };
-    outgoing.send(&to).await?;
-    drop(to);
-    let still = match stopped {
-        None => converge(source, &mut outgoing).await?,
-        Some(since) => {
-            outgoing.must_reach(SWITCHOVER, MEMORY_BOUND).await?;
-            since
-        }
-    };
-    let snapshot = json!({"device": NODE, "name": snapshot});
-    source.execute("blockdev-snapshot-internal-sync", snapshot).await?;
-    outgoing.go_on().await?;
-    outgoing.must_reach(COMPLETED, MEMORY_BOUND).await?;
-    go_on(source).await?;
-    Ok(still.elapsed())
+    /// The name of the snapshot that its disk gets.
+    snapshot: &'a str,
 }
 
-/// Waits until little is left to copy; returns since when the processors stand still.
-async fn converge(source: &Qmp, outgoing: &mut Migration<'_>) -> Result<Instant, BackendError> {
-    let converged = outgoing.reaches(SWITCHOVER, CONVERGENCE).await?;
-    let still = Instant::now();
-    if !converged {
-        stop(source).await?;
-        outgoing.must_reach(SWITCHOVER, MEMORY_BOUND).await?;
-    }
-    Ok(still)
-}
-
-async fn stop(source: &Qmp) -> Result<Instant, BackendError> {
-    let since = Instant::now();
-    source.execute("stop", json!({})).await?;
-    Ok(since)
-}
-
-/// Lets the processors run again. QEMU says that all is handed over a moment before it is done with
-/// that, and tells nobody when it is.
-async fn go_on(source: &Qmp) -> Result<(), QmpError> {
-    let deadline = Instant::now() + FINALIZATION;
-    loop {
-        match source.execute("cont", json!({})).await {
-            Err(QmpError::Refused { text, .. })
-                if text.contains("not finalized") && Instant::now() < deadline =>
-            {
-                sleep(RETRY).await;
+impl Source<'_> {
+    /// Copies a guest that runs, and its disk at the instant at which the copy is whole.
+    async fn copy(&self, to: OwnedFd) -> Result<Duration, BackendError> {
+        let mut outgoing = Migration::new(self.qmp, How::Live).await?;
+        let stopped = match self.accel {
+            AccelKind::Kvm => None,
+            // Rarely, and on a busy host, the translator misses that a page was written after it
+            // was copied (a processor between notdirty_write's look at the bitmap and its
+            // tlb_set_dirty), and all clones of such a copy crash. So nothing runs while it copies.
+            AccelKind::Tcg => Some(self.stop().await?),
+        };
+        outgoing.send(&to).await?;
+        drop(to);
+        let still = match stopped {
+            None => self.converge(&mut outgoing).await?,
+            Some(since) => {
+                outgoing.must_reach(SWITCHOVER, MEMORY_BOUND).await?;
+                since
             }
-            done => return done.map(drop),
+        };
+        let snapshot = json!({"device": NODE, "name": self.snapshot});
+        self.qmp.execute("blockdev-snapshot-internal-sync", snapshot).await?;
+        outgoing.go_on().await?;
+        outgoing.must_reach(COMPLETED, MEMORY_BOUND).await?;
+        self.go_on().await?;
+        Ok(still.elapsed())
+    }
+
+    /// Waits until little is left to copy; returns since when the processors stand still.
+    async fn converge(&self, outgoing: &mut Migration<'_>) -> Result<Instant, BackendError> {
+        let converged = outgoing.reaches(SWITCHOVER, CONVERGENCE).await?;
+        let still = Instant::now();
+        if !converged {
+            self.stop().await?;
+            outgoing.must_reach(SWITCHOVER, MEMORY_BOUND).await?;
+        }
+        Ok(still)
+    }
+
+    async fn stop(&self) -> Result<Instant, BackendError> {
+        let since = Instant::now();
+        self.qmp.execute("stop", json!({})).await?;
+        Ok(since)
+    }
+
+    /// Lets the processors run again. QEMU says that all is handed over a moment before it is done
+    /// with that, and tells nobody when it is.
+    async fn go_on(&self) -> Result<(), QmpError> {
+        let deadline = Instant::now() + FINALIZATION;
+        loop {
+            match self.qmp.execute("cont", json!({})).await {
+                Err(QmpError::Refused { text, .. })
+                    if text.contains("not finalized") && Instant::now() < deadline =>
+                {
+                    sleep(RETRY).await;
+                }
+                done => return done.map(drop),
+            }
         }
     }
-}
 
-/// Lets the guest go on as if nothing had been asked; what fails here shows in its status.
-async fn recover(source: &Qmp, snapshot: &str) {
-    source.execute("migrate_cancel", json!({})).await.ok();
-    go_on(source).await.ok();
-    let snapshot = json!({"device": NODE, "name": snapshot});
-    source.execute("blockdev-snapshot-delete-internal-sync", snapshot).await.ok();
+    /// Lets the guest go on as if nothing had been asked; what fails here shows in its status.
+    async fn recover(&self) {
+        self.qmp.execute("migrate_cancel", json!({})).await.ok();
+        self.go_on().await.ok();
+        let snapshot = json!({"device": NODE, "name": self.snapshot});
+        self.qmp.execute("blockdev-snapshot-delete-internal-sync", snapshot).await.ok();
+    }
 }
 
 /// Has a machine that has never run take in a frozen state.
@@ -208,4 +223,22 @@ async fn off_thread(
     work: impl FnOnce() -> io::Result<()> + Send + 'static,
 ) -> Result<(), BackendError> {
     crate::vm::driver::off_thread(work, what).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_memory_is_prepared_for_a_guest_that_waits_where_there_is_time_and_room() {
+        let table = [
+            (AccelKind::Tcg, 256 << 20, 1 << 30, true),
+            (AccelKind::Tcg, 256 << 20, 200 << 20, false),
+            (AccelKind::Tcg, 64 << 30, 1 << 40, false),
+            (AccelKind::Kvm, 256 << 20, 1 << 30, false),
+        ];
+        for (accel, memory, room, expected) in table {
+            assert_eq!(is_prepared(accel, memory, room), expected, "{accel:?} {memory} {room}");
+        }
+    }
 }

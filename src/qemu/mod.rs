@@ -33,6 +33,7 @@ mod rename;
 mod repair;
 mod sealed;
 mod snapshot;
+mod sparse;
 #[cfg(test)]
 #[cfg(feature = "qemu_tests")]
 mod tests;

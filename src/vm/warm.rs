@@ -131,8 +131,13 @@ pub enum Memory {
     /// It is its own, and empty: the machine boots.
     #[default]
     Own,
-    /// It is this file, and what another machine sends is taken in before anything runs.
-    Cast(PathBuf),
+    /// It is a file, and what another machine sends is taken in before anything runs.
+    Cast {
+        /// The file.
+        ram: PathBuf,
+        /// Whether all its pages are made before the machine greets.
+        prepared: bool,
+    },
     /// It is a template's, of which it changes its own copy only.
     Clone(Template),
 }

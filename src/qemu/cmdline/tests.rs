@@ -298,7 +298,10 @@ fn a_clone_maps_a_templates_memory_and_waits_for_its_state() {
     assert_eq!(disk["backing"]["file"]["filename"], "/store/warm/disk.qcow2");
     assert_eq!(disk["backing"]["backing"]["driver"], "raw");
     assert!(!args.iter().any(|a| a.to_string_lossy().contains("free-page-reporting")));
-    plan.memory = Memory::Cast("/store/mould/ram".into());
-    let cast = ram(&plan, None);
-    assert_eq!((&cast["share"], &cast["mem-path"]), (&json!(true), &json!("/store/mould/ram")));
+    for (prepared, prealloc) in [(true, json!(true)), (false, Value::Null)] {
+        plan.memory = Memory::Cast { ram: "/store/mould/ram".into(), prepared };
+        let cast = ram(&plan, None);
+        assert_eq!((&cast["share"], &cast["mem-path"]), (&json!(true), &json!("/store/mould/ram")));
+        assert_eq!(cast["prealloc"], prealloc);
+    }
 }
