@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use common::{BOOT, Mounted, eventually, proc};
 use rustix::process::Signal;
@@ -194,4 +195,33 @@ fn a_daemon_killed_while_it_freezes_or_clones_leaves_nothing_by_half() {
         aq.boot_existing("vm1");
     }
     assert_eq!(aq.exec("vm1", "hostname"), "vm1");
+}
+
+#[test]
+fn a_guest_that_stood_still_when_the_daemon_died_goes_on() {
+    let aq = Mounted::with_image();
+    aq.boot("vm1");
+    let pid = aq.exec("vm1", "sleep 100000 > /dev/null 2>&1 & echo $!");
+    let vm = aq.store().vm(aq.info("vm1", "uuid").parse().expect("a UUID"));
+    for milliseconds in [0, 4, 12] {
+        aq.sh("mkdir .images/live && echo vm1 > .images/live/source &").ok();
+        let deadline = Instant::now() + BOOT;
+        while !vm.freezing().exists() {
+            assert!(Instant::now() < deadline, "it is not frozen");
+            std::hint::spin_loop();
+        }
+        // The moment at which it dies; the guest stands still for some 40 ms.
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        proc::kill(aq.daemon(), Signal::KILL);
+        aq.mount();
+        assert_eq!(aq.sh("cat vm1/ready; cat vm1/status").ok().lines().last(), Some("ready"));
+        assert_eq!(
+            aq.exec("vm1", &format!("kill -0 {pid} && echo $$ > /root/x; sync; echo on")),
+            "on"
+        );
+        assert!(!vm.freezing().exists());
+        let list = format!("ls vm1/snapshots; qemu-img snapshot -U -l '{}'", vm.disk().display());
+        assert_eq!(aq.sh(&list).ok(), "");
+        aq.sh("rmdir .images/live").ok();
+    }
 }

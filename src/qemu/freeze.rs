@@ -23,7 +23,7 @@ use super::launch;
 use super::machine::Parts;
 use super::migrate::{COMPLETED, DEVICES_BOUND, How, MEMORY_BOUND, Migration};
 use super::qmp::{Qmp, QmpError};
-use super::sparse;
+use super::{record, sparse};
 use crate::store::file;
 use crate::store::layout::VmDir;
 use crate::vm::backend::{AccelKind, BackendError, LaunchPlan, Lifetime};
@@ -59,7 +59,8 @@ pub(super) async fn freeze(
     let dir = mould_plan.dir.clone();
     let mould = launch::bring_up(&mould_plan, qemu, None).await;
     let mould = mould.map_err(|error| img::cause_of(error, to, RAM))?;
-    let source = Source { qmp: source, accel: plan.accel.kind, snapshot };
+    let (accel, marked) = (plan.accel.kind, VmDir(plan.dir.clone()).freezing());
+    let source = Source { qmp: source, accel, marked, snapshot };
     let cast = cast(&source, &mould.parts, to).await;
     mould.end().await;
     let ram = to.join(names::RAM);
@@ -77,6 +78,20 @@ pub(super) async fn freeze(
         source.recover().await;
     }
     frozen.map_err(|error| img::cause_of(error, to, RAM))
+}
+
+/// Lets a guest go on that a daemon was freezing when it ended.
+///
+/// # Errors
+/// The mark cannot be read or removed.
+pub(super) async fn take_back(qmp: &Qmp, dir: &VmDir, accel: AccelKind) -> io::Result<()> {
+    let marked = dir.freezing();
+    let snapshot = match fs::read_to_string(&marked) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        read => read?,
+    };
+    Source { qmp, accel, marked, snapshot: &snapshot }.recover().await;
+    Ok(())
 }
 
 /// The same hardware, with its memory in a file, and nobody's ports.
@@ -136,6 +151,8 @@ async fn cast(source: &Source<'_>, mould: &Parts, to: &Path) -> Result<Duration,
 struct Source<'a> {
     qmp: &'a Qmp,
     accel: AccelKind,
+    /// The file that tells a later daemon that its guest may stand still for our sake.
+    marked: PathBuf,
     /// The name of the snapshot that its disk gets.
     snapshot: &'a str,
 }
@@ -144,6 +161,7 @@ impl Source<'_> {
     /// Copies a guest that runs, and its disk at the instant at which the copy is whole.
     async fn copy(&self, to: OwnedFd) -> Result<Duration, BackendError> {
         let mut outgoing = Migration::new(self.qmp, How::Live).await?;
+        self.mark().await?;
         let stopped = match self.accel {
             AccelKind::Kvm => None,
             // Rarely, and on a busy host, the translator misses that a page was written after it
@@ -165,7 +183,9 @@ impl Source<'_> {
         outgoing.go_on().await?;
         outgoing.must_reach(COMPLETED, MEMORY_BOUND).await?;
         self.go_on().await?;
-        Ok(still.elapsed())
+        let pause = still.elapsed();
+        self.unmark();
+        Ok(pause)
     }
 
     /// Waits until little is left to copy; returns since when the processors stand still.
@@ -207,6 +227,17 @@ impl Source<'_> {
         self.go_on().await.ok();
         let snapshot = json!({"device": NODE, "name": self.snapshot});
         self.qmp.execute("blockdev-snapshot-delete-internal-sync", snapshot).await.ok();
+        self.unmark();
+    }
+
+    async fn mark(&self) -> Result<(), BackendError> {
+        let (marked, snapshot) = (self.marked.clone(), self.snapshot.to_owned());
+        off_thread("the mark of a guest that stands still", move || fs::write(marked, snapshot))
+            .await
+    }
+
+    fn unmark(&self) {
+        record::remove_if_there(&self.marked);
     }
 }
 

@@ -71,14 +71,21 @@ pub fn forget(dir: &VmDir, facts: &RunFacts) {
 /// and what a launch was killed over.
 pub fn clear(dir: &VmDir) {
     remove_if_there(&dir.run());
-    for name in
-        [names::QMP, names::SERIAL, names::IDENTITY, names::TEMPORARY_DISK, names::DISK_PARTIAL]
-    {
+    let left = [
+        names::QMP,
+        names::SERIAL,
+        names::IDENTITY,
+        names::TEMPORARY_DISK,
+        names::DISK_PARTIAL,
+        names::FREEZING,
+    ];
+    for name in left {
         remove_if_there(&dir.0.join(name));
     }
 }
 
-fn remove_if_there(path: &Path) {
+/// Removes a file; where that fails, the log says so.
+pub(super) fn remove_if_there(path: &Path) {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!(path = %path.display(), %error, "cannot remove");
