@@ -1,6 +1,9 @@
 //! The hypervisor against a real QEMU. The guests are boot sectors of a few instructions, in a
 //! store whose path is too long for a socket's address.
 
+mod adoption;
+mod proof;
+
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -340,113 +343,6 @@ async fn a_launch_that_is_given_up_leaves_no_qemu() {
     timeout(PATIENCE, vanishes).await.unwrap();
 }
 
-/// Launches in a runtime of its own, which ends with all its tasks and connections, as a daemon
-/// does.
-fn launched_by_another_daemon(vm: &Vm) -> u32 {
-    let daemon = Runtime::new().unwrap();
-    let launched = daemon.block_on(vm.launch());
-    launched.machine.facts().pid
-}
-
-fn run<T>(future: impl Future<Output = T>) -> T {
-    Runtime::new().unwrap().block_on(future)
-}
-
-#[test]
-fn a_later_daemon_adopts_what_runs_and_its_events() {
-    let vm = Vm::paused();
-    let pid = launched_by_another_daemon(&vm);
-    run(async {
-        let Adoption::Running(launched) = vm.adopt().await else {
-            panic!("not adopted");
-        };
-        let Launched { machine, mut events, paused, .. } = launched;
-        assert!(paused);
-        assert_eq!(machine.facts(), &record_of(&vm).facts);
-        assert_eq!(machine.facts().pid, pid);
-        machine.resume().await.unwrap();
-        assert_eq!(next(&mut events).await, MachineEvent::Resumed);
-        machine.kill().await.unwrap();
-        assert!(end(&mut events).await.clean);
-    });
-}
-
-#[test]
-fn a_lost_or_damaged_record_is_made_again() {
-    let vm = Vm::paused();
-    launched_by_another_daemon(&vm);
-    let before = record_of(&vm).facts;
-    for damage in [None, Some("{\"pid\": 1")] {
-        match damage {
-            None => fs::remove_file(vm.dir.run()).unwrap(),
-            Some(text) => fs::write(vm.dir.run(), text).unwrap(),
-        }
-        let adoption = run(vm.adopt());
-        assert!(matches!(adoption, Adoption::Running(_)), "{adoption:?}");
-        let after = record_of(&vm).facts;
-        let of = |f: &crate::vm::backend::RunFacts| {
-            (f.pid, f.pid_start, f.ssh_port, f.machine.clone(), f.accel.kind, f.accel.cpu.clone())
-        };
-        assert_eq!(of(&after), of(&before));
-        let apart = after.since.duration_since(before.since).unwrap_or_else(|e| e.duration());
-        assert!(apart < Duration::from_secs(5), "{apart:?}");
-    }
-}
-
-#[test]
-fn what_does_not_agree_is_left_alone() {
-    let vm = Vm::paused();
-    let pid = launched_by_another_daemon(&vm);
-    let truth = record_of(&vm);
-    let other = run(vm.qemu().adopt(vm.dir.0.clone(), Uuid::new_v4()));
-    assert!(matches!(other, Adoption::Unclear(_)), "{other:?}");
-    let mut lie = truth.clone();
-    lie.facts.pid_start += 1;
-    for lie in [lie, Record { boot_id: "another".into(), ..truth.clone() }] {
-        file::replace_json(&vm.dir.run(), &lie).unwrap();
-        let adoption = run(vm.adopt());
-        assert!(matches!(adoption, Adoption::Unclear(_)), "{adoption:?}");
-    }
-    file::replace_json(&vm.dir.run(), &truth).unwrap();
-    fs::rename(vm.dir.0.join("qmp"), vm.dir.0.join("elsewhere")).unwrap();
-    let adoption = run(vm.adopt());
-    assert!(matches!(adoption, Adoption::Unclear(_)), "{adoption:?}");
-    let error = run(vm.qemu().launch(vm.plan.clone())).unwrap_err();
-    assert!(matches!(error, BackendError::Io { errno: libc::EBUSY, .. }), "{error}");
-    assert_eq!(vm.processes(), [pid]);
-    assert_eq!(record_of(&vm), truth);
-}
-
-#[tokio::test]
-async fn a_qemu_with_another_client_is_unclear_after_the_bound() {
-    let vm = Vm::paused();
-    let launched = vm.launch().await;
-    let adoption = vm.adopt().await;
-    assert!(matches!(adoption, Adoption::Unclear(_)), "{adoption:?}");
-    launched.machine.kill().await.unwrap();
-}
-
-#[test]
-fn an_end_while_nobody_watched_and_a_restart_of_the_host_are_told_apart() {
-    let vm = Vm::paused();
-    launched_by_another_daemon(&vm);
-    run(async {
-        let process = Process::of(vm.processes()[0]).unwrap();
-        process.signal(Signal::KILL).unwrap();
-        process.ended().await;
-        let Adoption::Ended(reason) = vm.adopt().await else {
-            panic!("a dead QEMU was adopted");
-        };
-        assert!(reason.contains("no daemon watched"), "{reason}");
-        let earlier = Record { boot_id: "another".into(), ..record_of(&vm) };
-        file::replace_json(&vm.dir.run(), &earlier).unwrap();
-        let Adoption::Ended(reason) = vm.adopt().await else {
-            panic!("a dead QEMU was adopted");
-        };
-        assert_eq!(reason, "the host was restarted");
-    });
-}
-
 /// A mounted tmpfs, which goes with this value.
 struct SmallDisk(tempfile::TempDir);
 
@@ -484,77 +380,4 @@ async fn a_full_disk_pauses_the_guest_which_goes_on_when_there_is_room() {
     until(&mut events, &MachineEvent::Resumed).await;
     machine.kill().await.unwrap();
     drop(vm);
-}
-
-/// A kernel in the format of a bzImage whose real-mode part is `code`: `jmp` over the header,
-/// then the code at 0x268.
-fn write_kernel(path: &Path, code: &[u8]) {
-    let mut image = vec![0; 8 << 10];
-    image[0x1f1] = 1;
-    image[0x1fe..0x202].copy_from_slice(&[0x55, 0xaa, 0xeb, 0x66]);
-    image[0x202..0x206].copy_from_slice(b"HdrS");
-    image[0x206..0x208].copy_from_slice(&[0x02, 0x02]);
-    image[0x211] = 1;
-    image[0x268..0x268 + code.len()].copy_from_slice(code);
-    fs::write(path, image).unwrap();
-}
-
-/// Prints a text on the serial line, then halts.
-fn printer(text: &[u8]) -> Vec<u8> {
-    let mut code = vec![
-        0xbe, 0x78, 0x00, 0xba, 0xf8, 0x03, 0x2e, 0xac, 0x84, 0xc0, 0x74, 0x03, 0xee, 0xeb, 0xf7,
-        0xf4,
-    ];
-    code.extend(text);
-    code.push(0);
-    code
-}
-
-#[tokio::test]
-async fn a_kernel_that_speaks_is_told_from_a_silent_one_and_from_none() {
-    use super::proof::{Try, boot};
-    let dir = tempfile::tempdir().unwrap();
-    let kernel = dir.path().join("kernel");
-    write_kernel(&kernel, &printer(b"[    0.000000] Linux version 6.1\r\n"));
-    assert_eq!(boot("tcg", "max", &kernel, PATIENCE).await, Try::Booted);
-    write_kernel(&kernel, IDLE);
-    let soon = Duration::from_millis(500);
-    assert_eq!(boot("tcg", "max", &kernel, soon).await, Try::Silent);
-    let Try::Died(line) = boot("tcg", "max", &dir.path().join("none"), PATIENCE).await else {
-        panic!("a kernel that is not there has booted");
-    };
-    assert!(line.contains("could not load kernel") || line.contains("none"), "{line}");
-    let Try::Died(line) = boot("nonsense", "max", &kernel, PATIENCE).await else {
-        panic!("an accelerator that is not there was used");
-    };
-    assert!(line.contains("nonsense"), "{line}");
-}
-
-#[tokio::test]
-async fn the_verdict_on_kvm_is_the_same_for_all_and_kept() {
-    let store = tempfile::tempdir().unwrap();
-    let layout = Layout::new(store.path());
-    let kernel = store.path().join("kernel");
-    write_kernel(&kernel, &printer(b"Linux version"));
-    let qemu = Qemu::new(layout.clone(), Arc::new(OneKernel(Some(kernel))));
-    let (first, second) = tokio::join!(qemu.accel(AccelChoice::Kvm), qemu.accel(AccelChoice::Kvm));
-    match (&first, &second) {
-        (Ok(a), Ok(b)) => assert_eq!((a.kind, a), (AccelKind::Kvm, b)),
-        (Err(a), Err(b)) => assert_eq!(a.to_string(), b.to_string()),
-        other => panic!("two verdicts: {other:?}"),
-    }
-    let usable = fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
-    assert_eq!(layout.accel_verdict().exists(), usable);
-    let later = Qemu::new(layout, Arc::new(OneKernel(None)));
-    assert_eq!(later.accel(AccelChoice::Tcg).await.unwrap().kind, AccelKind::Tcg);
-}
-
-#[tokio::test]
-async fn a_proof_that_cannot_be_tried_is_no_verdict() {
-    let store = tempfile::tempdir().unwrap();
-    let layout = Layout::new(store.path());
-    let qemu = Qemu::new(layout.clone(), Arc::new(OneKernel(None)));
-    let error = qemu.accel(AccelChoice::Kvm).await.unwrap_err();
-    assert!(matches!(error, BackendError::NoAccelerator { .. }), "{error}");
-    assert!(!layout.accel_verdict().exists());
 }

@@ -1,0 +1,114 @@
+//! Guests that answer at once, and the ways to them.
+
+use super::*;
+
+#[async_trait]
+impl Guests for Fake {
+    async fn prepare(&self, _plan: &LaunchPlan) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    async fn connect(&self, _at: &GuestAddress) -> Result<Arc<dyn GuestSession>, BackendError> {
+        if *self.0.mute.lock() {
+            return Err(BackendError::Unreachable { reason: "fake".into() });
+        }
+        Ok(Arc::new(FakeSession(Arc::clone(&self.0))))
+    }
+
+    async fn identity(&self, _dir: &Path) -> Result<Box<dyn IdentityPort>, BackendError> {
+        Ok(Box::new(FakePort(Arc::clone(&self.0))))
+    }
+
+    fn client_config(&self, host: &ClientHost) -> String {
+        format!("{host:?}\n")
+    }
+
+    fn console(&self, _dir: PathBuf) -> Arc<dyn Console> {
+        Arc::new(FakeConsole)
+    }
+}
+
+#[derive(Debug)]
+struct FakePort(Arc<Script>);
+
+#[async_trait]
+impl IdentityPort for FakePort {
+    async fn arm(&mut self, _session: &dyn GuestSession) -> Result<(), BackendError> {
+        self.0.calls.lock().push("arm");
+        Ok(())
+    }
+
+    async fn tell(&mut self, _plan: &LaunchPlan) -> Result<(), BackendError> {
+        self.0.calls.lock().push("tell");
+        self.0.twin.lock().take().map_or(Ok(()), Err)
+    }
+
+    async fn dismiss(&mut self) {
+        self.0.calls.lock().push("dismiss");
+    }
+}
+
+#[derive(Debug)]
+struct FakeSession(Arc<Script>);
+
+#[async_trait]
+impl GuestSession for FakeSession {
+    async fn exec(
+        &self,
+        command: &[u8],
+        _stdin: &[u8],
+        output: &dyn OutputSink,
+    ) -> Result<Exit, BackendError> {
+        self.0.calls.lock().push("exec");
+        output.accept(Source::Stdout, command).await;
+        Ok(Exit::Code(0))
+    }
+
+    /// Says its text and what comes in, until that ends or a signal comes.
+    async fn run(
+        &self,
+        command: &[u8],
+        _surroundings: &Surroundings,
+        attendant: &dyn Attendant,
+    ) -> Result<Exit, BackendError> {
+        self.0.calls.lock().push("run");
+        attendant.accept(Source::Stdout, command).await;
+        attendant.accept(Source::Stderr, b"err\n").await;
+        loop {
+            tokio::select! {
+                bytes = attendant.input() => match bytes {
+                    Some(bytes) => attendant.accept(Source::Stdout, &bytes).await,
+                    None => return Ok(Exit::Code(3)),
+                },
+                control = attendant.control() => if let Control::Signal(name) = control {
+                    return Ok(Exit::Signal(name));
+                },
+            }
+        }
+    }
+
+    async fn closed(&self) {
+        std::future::pending::<()>().await;
+    }
+}
+
+#[derive(Debug)]
+struct FakeConsole;
+
+impl Console for FakeConsole {
+    fn attach(&self) {}
+
+    fn detach(&self) {}
+
+    fn open(&self, _access: ConsoleAccess) -> Arc<dyn Stream> {
+        Arc::new(Silence(Bell::default()))
+    }
+
+    fn terminal(&self) -> Result<PathBuf, BackendError> {
+        Ok("/dev/pts/fake".into())
+    }
+
+    fn lost(&self) -> u64 {
+        0
+    }
+}

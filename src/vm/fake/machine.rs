@@ -1,0 +1,133 @@
+//! Machines that a test plays.
+
+use super::*;
+
+#[derive(Debug)]
+pub(super) struct FakeMachine {
+    pub(super) facts: RunFacts,
+    pub(super) script: Arc<Script>,
+    pub(super) paused: AtomicBool,
+    pub(super) events: Mutex<mpsc::Sender<MachineEvent>>,
+}
+
+impl FakeMachine {
+    async fn call(&self, name: &'static str, event: Option<MachineEvent>) {
+        self.script.calls.lock().push(name);
+        if let Some(event) = event {
+            self.report(event).await;
+        }
+    }
+
+    fn changed(&self, what: String) {
+        self.script.changes.lock().push(what);
+    }
+
+    pub(super) async fn report(&self, event: MachineEvent) {
+        if matches!(event, MachineEvent::Exited(_)) {
+            self.script.machines.lock().remove(&self.facts.uuid);
+        }
+        let events = self.events.lock().clone();
+        events.send(event).await.unwrap();
+    }
+}
+
+#[async_trait]
+impl Machine for FakeMachine {
+    fn facts(&self) -> &RunFacts {
+        &self.facts
+    }
+
+    async fn has_run(&self) -> Result<bool, BackendError> {
+        Ok(true)
+    }
+
+    async fn pause(&self) -> Result<(), BackendError> {
+        self.paused.store(true, Ordering::Relaxed);
+        self.call("pause", None).await;
+        Ok(())
+    }
+
+    async fn resume(&self) -> Result<(), BackendError> {
+        self.paused.store(false, Ordering::Relaxed);
+        self.call("resume", None).await;
+        Ok(())
+    }
+
+    async fn reset(&self) -> Result<(), BackendError> {
+        self.call("reset", None).await;
+        Ok(())
+    }
+
+    async fn power_down(&self) -> Result<(), BackendError> {
+        let deaf = *self.script.stubborn.lock();
+        self.call("power_down", (!deaf).then(clean_exit)).await;
+        Ok(())
+    }
+
+    async fn set_memory(&self, bytes: u64) -> Result<(), BackendError> {
+        self.changed(format!("memory {bytes}"));
+        Ok(())
+    }
+
+    async fn grow_disk(&self, bytes: u64) -> Result<(), BackendError> {
+        self.changed(format!("disk {bytes}"));
+        *self.script.disk.lock() = Some(bytes);
+        Ok(())
+    }
+
+    async fn change_disc(&self, disc: Option<&Path>) -> Result<(), BackendError> {
+        self.changed(format!("disc {disc:?}"));
+        Ok(())
+    }
+
+    async fn add_forward(&self, forward: &Forward) -> Result<u16, BackendError> {
+        if self.script.taken.lock().contains(&forward.host) {
+            return Err(BackendError::PortTaken { port: forward.to_string() });
+        }
+        self.changed(format!("+{forward}"));
+        Ok(if forward.host == 0 { 40000 } else { forward.host })
+    }
+
+    async fn remove_forward(&self, bound: &Forward) -> Result<(), BackendError> {
+        self.changed(format!("-{bound}"));
+        Ok(())
+    }
+
+    async fn press_keys(&self, chords: &[Vec<String>]) -> Result<(), BackendError> {
+        self.changed(format!("keys {chords:?}"));
+        Ok(())
+    }
+
+    async fn keep(&self, _in_force: &InForce) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    async fn snapshot(&self, _op: &SnapshotOp) -> Result<(), BackendError> {
+        self.call("snapshot", None).await;
+        self.script.snapshot_error.lock().take().map_or(Ok(()), Err)
+    }
+
+    async fn freeze(
+        &self,
+        _plan: &LaunchPlan,
+        _to: &Path,
+        _snapshot: &str,
+    ) -> Result<Duration, BackendError> {
+        self.call("freeze", None).await;
+        Ok(Duration::from_millis(10))
+    }
+
+    async fn thaw(&self, _template: &Template) -> Result<(), BackendError> {
+        self.call("thaw", None).await;
+        self.script.thaw_error.lock().take().map_or(Ok(()), Err)
+    }
+
+    async fn kill(&self) -> Result<(), BackendError> {
+        self.call("kill", Some(clean_exit())).await;
+        Ok(())
+    }
+
+    fn monitor(&self, _access: MonitorAccess) -> Arc<dyn Stream> {
+        Arc::new(Silence(Bell::default()))
+    }
+}
