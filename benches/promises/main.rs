@@ -8,6 +8,7 @@
 #[path = "../../tests/common/mod.rs"]
 mod common;
 
+mod disk;
 mod files;
 mod guest;
 mod hello;
@@ -29,6 +30,8 @@ const BENCHMARKS: &[Benchmark] = &[
     ("warm", warm::start),
     ("clones", warm::clones),
     ("size", warm::size),
+    ("copies", disk::off),
+    ("pause", disk::running),
 ];
 
 fn main() {

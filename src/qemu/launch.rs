@@ -19,6 +19,7 @@ use super::{connect, img, record, rename, repair};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, LaunchPlan, Launched, MachineEvent, RunFacts, SeedKind};
 use crate::vm::live::InForce;
+use crate::vm::spec::VmSpec;
 use crate::vm::spec::net::Forward;
 use crate::vm::warm::{Memory, Shape};
 
@@ -92,7 +93,7 @@ pub(super) async fn bring_up(
     let ended = watch_end(Arc::clone(&process));
     let (sink, events) = EventSink::new();
     let greeted = greeted(&dir, &sink, &process, &ended).await;
-    let qmp = greeted.map_err(|error| cause_of(error, &plan.spec.ports))?;
+    let qmp = greeted.map_err(|error| cause_of(error, &plan.spec))?;
     let facts = match facts(plan, qemu, &qmp, &process, since).await {
         Ok(facts) => facts,
         Err(QmpError::Closed) => return Err(died(&dir, end_of_bounded(&ended).await)),
@@ -143,17 +144,24 @@ pub(super) fn shape(plan: &LaunchPlan, qemu: &Installation) -> Result<Shape, Bac
     })
 }
 
-/// Tells memory that it was not given, and a port that it could not open, apart from its other ends.
-fn cause_of(error: BackendError, ports: &[Forward]) -> BackendError {
-    let BackendError::QemuDied { stderr, .. } = &error else {
+/// Tells memory that it was not given, a machine that it does not know, and a port that it could not
+/// open apart from its other ends.
+fn cause_of(error: BackendError, spec: &VmSpec) -> BackendError {
+    let BackendError::QemuDied { status, stderr } = &error else {
         return error;
     };
+    // Its last line is an advice that is of no use here.
+    if stderr.contains("-machine help") {
+        let machine = spec.machine.as_deref().unwrap_or("q35");
+        let stderr = format!("it knows no machine {machine}; `echo q35 > config/machine`");
+        return BackendError::QemuDied { status: status.clone(), stderr };
+    }
     if stderr.ends_with("Cannot allocate memory") {
         return BackendError::NoMemory { what: format!("{stderr}; lower config/memory") };
     }
     let refused =
         |f: &&Forward| stderr.contains(&format!("host forwarding rule '{}'", cmdline::rule(f)));
-    ports.iter().find(refused).map_or(error.clone(), live::port_refused)
+    spec.ports.iter().find(refused).map_or(error.clone(), live::port_refused)
 }
 
 fn spawn(

@@ -274,6 +274,17 @@ async fn nonsense_in_qemu_args_fails_with_qemus_own_words_and_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn a_machine_that_qemu_does_not_know_is_named() {
+    let mut vm = Vm::paused();
+    vm.plan.spec.machine = Some("pc-q35-99.9".into());
+    let error = vm.qemu().launch(vm.plan.clone()).await.unwrap_err().to_string();
+    assert!(
+        error.ends_with("it knows no machine pc-q35-99.9; `echo q35 > config/machine`"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
 async fn a_qemu_that_does_not_greet_is_ended_after_the_bound() {
     let mut vm = Vm::paused();
     let waits = "socket,id=x,path=never,server=on,wait=on";
