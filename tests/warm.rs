@@ -172,6 +172,23 @@ fn what_does_not_fit_boots_and_says_why() {
 }
 
 #[test]
+fn a_guest_whose_host_key_cannot_be_replaced_is_not_frozen() {
+    let aq = Mounted::with_image();
+    aq.boot("vm1");
+    aq.exec("vm1", "mv /run/aqfs/dropbear.pid /run/kept");
+    let balloon = "ls -d /sys/bus/virtio/drivers/virtio_balloon/virtio*";
+    let before = aq.exec("vm1", balloon);
+    aq.sh("mkdir .images/live && echo vm1 > .images/live/source; cat .images/live/wait vm1/wait");
+    let told = aq.read(".images/live/status");
+    assert!(told.contains("identity of its own: it has neither the SSH server"), "{told}");
+    assert_eq!(aq.read("vm1/status"), "ready");
+    assert_eq!(aq.exec("vm1", balloon), before);
+    aq.exec("vm1", "mv /run/kept /run/aqfs/dropbear.pid");
+    aq.sh("echo vm1 > .images/live/source; cat .images/live/wait vm1/wait").ok();
+    clone(&aq, "a", "live");
+}
+
+#[test]
 fn a_daemon_killed_while_it_freezes_or_clones_leaves_nothing_by_half() {
     let aq = Mounted::with_image();
     aq.sh("echo warm > .images/tiny/ctl").ok();

@@ -101,7 +101,8 @@ impl IdentityPort for Port {
         let late = BackendError::GuestTimeout { seconds: ARM_BOUND.as_secs() };
         match armed.map_err(|_| late)?? {
             Exit::Code(0) => {
-                let armed = format!("{BECOME}\necho 'aqfs: armed'\n");
+                // In a shell of its own, as a failure ends the shell and this one is dismissed.
+                let armed = format!("{BECOME}\n(check) && echo 'aqfs: armed'\n");
                 let armed = self.ask(&armed, "aqfs: armed").await;
                 if armed.is_err() {
                     self.dismiss().await;

@@ -6,11 +6,21 @@
 seed=/run/aqfs/seed
 # In images that are built here.
 pid=/run/aqfs/dropbear.pid
+# In others.
+sshd=/run/sshd.pid
+key=/etc/ssh/ssh_host_ed25519_key
 
 fail() {
     echo "aqfs: failed: $*"
     exit 1
 }
+
+# Finds before the guest is frozen what would keep its clones from a host key of their own.
+check() {
+    if [ -e $pid ]; then return; fi
+    [ -e $key ] || fail "it has neither the SSH server of images that are built here nor $key"
+    kill -0 "$(cat $sshd)" || fail "$sshd is not of a server that runs"
+} 2>/dev/null
 
 # Whether the kernel has said that it was copied since it was frozen; $fork is the time at which it
 # last said so before (arm.sh).
@@ -88,12 +98,10 @@ rekey() {
             if [ $tries -gt 50 ]; then fail 'dropbear does not start'; fi
             sleep 0.01
         done
-    elif [ -e /etc/ssh/ssh_host_ed25519_key ]; then
-        printf '%s\n' "$openssh_key" >/etc/ssh/ssh_host_ed25519_key
-        printf '%s\n' "$openssh_public" >/etc/ssh/ssh_host_ed25519_key.pub
-        kill -HUP "$(cat /run/sshd.pid)" || fail 'sshd does not run'
     else
-        fail 'it has no SSH host key that is known to us'
+        printf '%s\n' "$openssh_key" >$key
+        printf '%s\n' "$openssh_public" >$key.pub
+        kill -HUP "$(cat $sshd)" || fail 'sshd does not run'
     fi
 }
 
