@@ -15,7 +15,7 @@ use super::process::{Process, argument_of, last_words, started_at};
 use super::qmp::{Qmp, QmpError};
 use super::record::Record;
 use super::snapshot::{self, Past};
-use super::{freeze, record, rename};
+use super::{record, rename};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
     Accel, AccelKind, Adoption, BackendError, Launched, MachineEvent, RunFacts,
@@ -85,8 +85,6 @@ async fn take_over(
         Ok(None) | Err(_) => rebuild(&qmp, uuid, &process, dir).await?,
     };
     let past = snapshot::past(&qmp).await?;
-    let kept = freeze::take_back(&qmp, dir, facts.accel.kind).await;
-    kept.map_err(|e| BackendError::io("the mark of a guest that stands still", &e))?;
     let status = connect::status(&qmp).await?;
     if status == Status::DiskFull {
         sink.push(MachineEvent::DiskFull);

@@ -23,7 +23,7 @@ use super::launch;
 use super::machine::Parts;
 use super::migrate::{COMPLETED, DEVICES_BOUND, How, MEMORY_BOUND, Migration};
 use super::qmp::{Qmp, QmpError};
-use super::{record, sparse};
+use super::sparse;
 use crate::store::file;
 use crate::store::layout::VmDir;
 use crate::vm::backend::{AccelKind, BackendError, LaunchPlan, Lifetime};
@@ -59,8 +59,7 @@ pub(super) async fn freeze(
     let dir = mould_plan.dir.clone();
     let mould = launch::bring_up(&mould_plan, qemu, None).await;
     let mould = mould.map_err(|error| img::cause_of(error, to, RAM))?;
-    let (accel, marked) = (plan.accel.kind, VmDir(plan.dir.clone()).freezing());
-    let source = Source { qmp: source, accel, marked, snapshot };
+    let source = Source { qmp: source, accel: plan.accel.kind, snapshot };
     let cast = cast(&source, &mould.parts, to).await;
     mould.end().await;
     let ram = to.join(names::RAM);
@@ -80,18 +79,11 @@ pub(super) async fn freeze(
     frozen.map_err(|error| img::cause_of(error, to, RAM))
 }
 
-/// Lets a guest go on that a daemon was freezing when it ended.
-///
-/// # Errors
-/// The mark cannot be read or removed.
-pub(super) async fn take_back(qmp: &Qmp, dir: &VmDir, accel: AccelKind) -> io::Result<()> {
-    let marked = dir.freezing();
-    let snapshot = match fs::read_to_string(&marked) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        read => read?,
-    };
-    Source { qmp, accel, marked, snapshot: &snapshot }.recover().await;
-    Ok(())
+/// Lets a guest go on that a daemon was freezing, or something else, when it ended.
+pub(super) async fn recover(qmp: &Qmp) -> Result<(), BackendError> {
+    // Where there is no migration, there is nothing to refuse.
+    qmp.execute("migrate_cancel", json!({})).await?;
+    Ok(go_on(qmp).await?)
 }
 
 /// The same hardware, with its memory in a file, and nobody's ports.
@@ -151,8 +143,6 @@ async fn cast(source: &Source<'_>, mould: &Parts, to: &Path) -> Result<Duration,
 struct Source<'a> {
     qmp: &'a Qmp,
     accel: AccelKind,
-    /// The file that tells a later daemon that its guest may stand still for our sake.
-    marked: PathBuf,
     /// The name of the snapshot that its disk gets.
     snapshot: &'a str,
 }
@@ -161,7 +151,6 @@ impl Source<'_> {
     /// Copies a guest that runs, and its disk at the instant at which the copy is whole.
     async fn copy(&self, to: OwnedFd) -> Result<Duration, BackendError> {
         let mut outgoing = Migration::new(self.qmp, How::Live).await?;
-        self.mark().await?;
         let stopped = match self.accel {
             AccelKind::Kvm => None,
             // Rarely, and on a busy host, the translator misses that a page was written after it
@@ -182,10 +171,8 @@ impl Source<'_> {
         self.qmp.execute("blockdev-snapshot-internal-sync", snapshot).await?;
         outgoing.go_on().await?;
         outgoing.must_reach(COMPLETED, MEMORY_BOUND).await?;
-        self.go_on().await?;
-        let pause = still.elapsed();
-        self.unmark();
-        Ok(pause)
+        go_on(self.qmp).await?;
+        Ok(still.elapsed())
     }
 
     /// Waits until little is left to copy; returns since when the processors stand still.
@@ -205,39 +192,27 @@ impl Source<'_> {
         Ok(since)
     }
 
-    /// Lets the processors run again. QEMU says that all is handed over a moment before it is done
-    /// with that, and tells nobody when it is.
-    async fn go_on(&self) -> Result<(), QmpError> {
-        let deadline = Instant::now() + FINALIZATION;
-        loop {
-            match self.qmp.execute("cont", json!({})).await {
-                Err(QmpError::Refused { text, .. })
-                    if text.contains("not finalized") && Instant::now() < deadline =>
-                {
-                    sleep(RETRY).await;
-                }
-                done => return done.map(drop),
-            }
-        }
-    }
-
     /// Lets the guest go on as if nothing had been asked; what fails here shows in its status.
     async fn recover(&self) {
-        self.qmp.execute("migrate_cancel", json!({})).await.ok();
-        self.go_on().await.ok();
+        recover(self.qmp).await.ok();
         let snapshot = json!({"device": NODE, "name": self.snapshot});
         self.qmp.execute("blockdev-snapshot-delete-internal-sync", snapshot).await.ok();
-        self.unmark();
     }
+}
 
-    async fn mark(&self) -> Result<(), BackendError> {
-        let (marked, snapshot) = (self.marked.clone(), self.snapshot.to_owned());
-        off_thread("the mark of a guest that stands still", move || fs::write(marked, snapshot))
-            .await
-    }
-
-    fn unmark(&self) {
-        record::remove_if_there(&self.marked);
+/// Lets the processors run again. QEMU says that all is handed over a moment before it is done with
+/// that, and tells nobody when it is.
+async fn go_on(qmp: &Qmp) -> Result<(), QmpError> {
+    let deadline = Instant::now() + FINALIZATION;
+    loop {
+        match qmp.execute("cont", json!({})).await {
+            Err(QmpError::Refused { text, .. })
+                if text.contains("not finalized") && Instant::now() < deadline =>
+            {
+                sleep(RETRY).await;
+            }
+            done => return done.map(drop),
+        }
     }
 }
 

@@ -246,6 +246,10 @@ impl Machine for Running {
         self.ask("cont").await.map(drop)
     }
 
+    async fn recover(&self) -> Result<(), BackendError> {
+        freeze::recover(&self.parts.qmp).await
+    }
+
     async fn reset(&self) -> Result<(), BackendError> {
         self.ask("system_reset").await.map(drop)
     }

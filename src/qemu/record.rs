@@ -77,15 +77,14 @@ pub fn clear(dir: &VmDir) {
         names::IDENTITY,
         names::TEMPORARY_DISK,
         names::DISK_PARTIAL,
-        names::FREEZING,
+        names::STILL,
     ];
     for name in left {
         remove_if_there(&dir.0.join(name));
     }
 }
 
-/// Removes a file; where that fails, the log says so.
-pub(super) fn remove_if_there(path: &Path) {
+fn remove_if_there(path: &Path) {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!(path = %path.display(), %error, "cannot remove");

@@ -21,7 +21,7 @@
 //!     cidata.img               the same for cloud-init (guest::nocloud), where the image has it
 //!     template                 whose disk its disk is an overlay on, if it is a clone
 //!     unborn                   while a clone has not been told yet who it is
-//!     freezing                 while its guest may stand still to be frozen; names the snapshot
+//!     still                    while its guest may stand still for our sake: to be saved, frozen, resumed
 //!     run.json                 the QEMU that runs it, for adoption
 //!     qmp  serial  identity    QEMU's sockets
 //!     console.log  qemu.log    the serial line's scrollback; QEMU's stderr and our notes
@@ -239,9 +239,9 @@ impl VmDir {
         self.0.join("unborn")
     }
 
-    /// Returns the file that is there while the guest may stand still to be frozen.
-    pub fn freezing(&self) -> PathBuf {
-        self.0.join(names::FREEZING)
+    /// Returns the file that is there while the guest may stand still for our sake.
+    pub fn still(&self) -> PathBuf {
+        self.0.join(names::STILL)
     }
 
     /// Returns the record of the running QEMU.
@@ -273,8 +273,8 @@ pub mod names {
     pub const DISK: &str = "disk.qcow2";
     /// The disk while it is being made.
     pub const DISK_PARTIAL: &str = ".disk.qcow2";
-    /// The mark of a guest that may stand still to be frozen.
-    pub const FREEZING: &str = "freezing";
+    /// The mark of a guest that may stand still for our sake.
+    pub const STILL: &str = "still";
     /// What an ephemeral VM writes: it has this name only until QEMU has opened it.
     pub const TEMPORARY_DISK: &str = "temporary.qcow2";
     /// The seed.

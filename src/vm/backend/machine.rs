@@ -167,6 +167,8 @@ pub trait Machine: fmt::Debug + Send + Sync {
     async fn pause(&self) -> Result<(), BackendError>;
     /// Lets the processors run.
     async fn resume(&self) -> Result<(), BackendError>;
+    /// Lets them run that a daemon which is no more had stopped, and gives up what it was at.
+    async fn recover(&self) -> Result<(), BackendError>;
     /// Resets the machine, as the button does.
     async fn reset(&self) -> Result<(), BackendError>;
     /// Presses the power button: the guest may ignore it.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::reach::Announcement;
-use super::{Driver, Report, snapshot, warm};
+use super::{Driver, Report, snapshot, still, warm};
 use crate::store::layout::VmDir;
 use crate::vm::backend::Adoption;
 use crate::vm::state::State;
@@ -20,8 +20,11 @@ const AGAIN: Duration = Duration::from_secs(3);
 /// Finds the VM's machine, and clears away what was cut short.
 pub(super) async fn find(world: &World, dir: &VmDir, uuid: Uuid) -> Adoption {
     let found = snapshot::adopt(&*world.hypervisor, dir.0.clone(), uuid).await;
-    let cleared = warm::clear(world, dir, found).await;
-    cleared.unwrap_or_else(|error| Adoption::Unclear(error.to_string()))
+    let cleared = async {
+        let found = warm::clear(world, dir, found).await?;
+        still::release(world, dir, found).await
+    };
+    cleared.await.unwrap_or_else(|error| Adoption::Unclear(error.to_string()))
 }
 
 impl Driver {

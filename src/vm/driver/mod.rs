@@ -40,6 +40,7 @@ mod reach;
 mod report;
 mod snapshot;
 mod start;
+mod still;
 mod stop;
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::{Driver, Report, Task};
+use super::{Driver, Report, Task, still};
+use crate::store::layout::VmDir;
 use crate::vm::backend::{
     Adoption, BackendError, Hypervisor, Launched, Machine, SnapshotInfo, SnapshotOp,
 };
@@ -85,14 +86,12 @@ impl Driver {
         let op = SnapshotOp::Take(SUSPENDED.to_owned());
         let (before, stale) = (self.state(), self.is_suspended());
         self.enter(State::Saving);
-        let was_paused = before == State::Paused;
+        let (vm, was_paused) = (self.vm.clone(), before == State::Paused);
         let task = self.task(|to| async move {
-            let done = save(&*machine, stale).await;
-            if done.is_err() && !was_paused {
-                // The guest goes on as if nothing had been asked; if not even that works, its
-                // status tells.
-                drop(machine.resume().await);
-            }
+            let done = match was_paused {
+                true => save(&*machine, stale).await,
+                false => stop_and_save(&*machine, stale, vm.dir()).await,
+            };
             to.report(Report::Snapshot(done)).await;
         });
         self.detached(|to| async move {
@@ -235,8 +234,24 @@ pub(super) fn operation(command: &Command) -> Option<SnapshotOp> {
     }
 }
 
-async fn save(machine: &dyn Machine, stale: bool) -> Result<(), BackendError> {
+/// A guest that cannot be saved goes on as if nothing had been asked; if not even that works, its
+/// status tells. One that is saved stays marked as long as its machine is there.
+async fn stop_and_save(
+    machine: &dyn Machine,
+    stale: bool,
+    dir: &VmDir,
+) -> Result<(), BackendError> {
+    still::mark(dir).await?;
     machine.pause().await?;
+    let saved = save(machine, stale).await;
+    if saved.is_err() {
+        drop(machine.resume().await);
+        still::unmark(dir);
+    }
+    saved
+}
+
+async fn save(machine: &dyn Machine, stale: bool) -> Result<(), BackendError> {
     if stale {
         machine.snapshot(&SnapshotOp::Drop(SUSPENDED.to_owned())).await?;
     }
@@ -272,6 +287,18 @@ pub(super) async fn resume(machine: &dyn Machine, suspended: bool) -> Result<(),
     machine.resume().await
 }
 
+/// Drops what `suspend` has saved of a machine that is to run.
+pub(super) async fn forget_suspended(
+    hypervisor: &dyn Hypervisor,
+    machine: &dyn Machine,
+    dir: &VmDir,
+) -> Result<(), BackendError> {
+    match is_suspended(&hypervisor.snapshots(&dir.0)) {
+        true => machine.snapshot(&SnapshotOp::Drop(SUSPENDED.to_owned())).await,
+        false => Ok(()),
+    }
+}
+
 /// Finds the machine that an earlier daemon started. One that was to go on from what `suspend` has
 /// saved, and has not run, is ended: nothing is lost, and the next start does it.
 pub(super) async fn adopt(hypervisor: &dyn Hypervisor, dir: PathBuf, uuid: Uuid) -> Adoption {
@@ -288,17 +315,25 @@ pub(super) async fn adopt(hypervisor: &dyn Hypervisor, dir: PathBuf, uuid: Uuid)
 }
 
 /// Goes on from what `suspend` has saved, in a machine launched with its processors stopped.
-pub(super) async fn go_on(launched: &mut Launched, paused: bool) -> Result<(), BackendError> {
+pub(super) async fn go_on(
+    launched: &mut Launched,
+    paused: bool,
+    dir: &VmDir,
+) -> Result<(), BackendError> {
     let tag = || SUSPENDED.to_owned();
     let machine = &launched.machine;
     if let Err(error) = machine.snapshot(&SnapshotOp::Restore(tag())).await {
         drop(machine.kill().await);
         return Err(BackendError::CannotResume { reason: error.to_string() });
     }
-    machine.snapshot(&SnapshotOp::Drop(tag())).await?;
-    if !paused {
-        machine.resume().await?;
-        launched.paused = false;
+    if paused {
+        return machine.snapshot(&SnapshotOp::Drop(tag())).await;
     }
+    // Without it, nothing says any more that this one is to run.
+    still::mark(dir).await?;
+    machine.snapshot(&SnapshotOp::Drop(tag())).await?;
+    machine.resume().await?;
+    still::unmark(dir);
+    launched.paused = false;
     Ok(())
 }

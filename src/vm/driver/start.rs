@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use super::reach::Announcement;
 use super::warm::{self, WARM};
 use super::{Driver, Life, Report, snapshot};
+use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, LaunchPlan, Launched};
 use crate::vm::exec::Link;
 use crate::vm::memory::Ram;
@@ -174,8 +175,9 @@ fn ram_of(memory: &Memory) -> Ram {
 
 /// Goes on from what `suspend` has saved.
 async fn resume(world: &World, plan: LaunchPlan, paused: bool) -> Result<Launched, BackendError> {
+    let dir = VmDir(plan.dir.clone());
     let mut launched = world.hypervisor.launch(plan).await?;
-    snapshot::go_on(&mut launched, paused).await?;
+    snapshot::go_on(&mut launched, paused, &dir).await?;
     Ok(launched)
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::{Driver, Report, Reporter, off_thread};
+use super::{Driver, Report, Reporter, off_thread, still};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
     Adoption, BackendError, DiskFormat, GuestSession, Hold, LaunchPlan, Launched, Lifetime,
@@ -322,7 +322,14 @@ async fn freeze(
     let shape = world.hypervisor.shape(plan).await?;
     let mut port = world.guests.identity(&plan.dir).await?;
     port.arm(session).await?;
-    let pause = machine.freeze(plan, to, FROZEN).await;
+    let dir = VmDir(plan.dir.clone());
+    let pause = async {
+        still::mark(&dir).await?;
+        let pause = machine.freeze(plan, to, FROZEN).await;
+        still::unmark(&dir);
+        pause
+    };
+    let pause = pause.await;
     port.dismiss().await;
     let own = Layer { path: VmDir(plan.dir.clone()).disk(), format: DiskFormat::Qcow2 };
     Ok((shape, pause?, [vec![own], plan.base.clone()].concat()))

@@ -53,6 +53,12 @@ impl Machine for FakeMachine {
         Ok(())
     }
 
+    async fn recover(&self) -> Result<(), BackendError> {
+        self.paused.store(false, Ordering::Relaxed);
+        self.call("recover", None).await;
+        Ok(())
+    }
+
     async fn reset(&self) -> Result<(), BackendError> {
         self.call("reset", None).await;
         Ok(())
