@@ -116,7 +116,7 @@ impl IdentityPort for Port {
     async fn tell(&mut self, plan: &LaunchPlan) -> Result<(), BackendError> {
         let script = script(&self.client_key, plan)?;
         self.ask(&script, "aqfs: time").await?;
-        self.ask(&format!("{}\n", nearest_second()), "aqfs: done").await
+        self.ask(&now(), "aqfs: done").await
     }
 
     async fn dismiss(&mut self) {
@@ -178,10 +178,10 @@ fn random() -> String {
     text
 }
 
-/// The guest sets its clock to a whole second.
-fn nearest_second() -> u64 {
+/// Returns the time in seconds and hundredths, as a shell can count with them.
+fn now() -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    (now + Duration::from_millis(500)).as_secs()
+    format!("{} {}\n", now.as_secs(), now.subsec_millis() / 10)
 }
 
 /// What a command has said.

@@ -51,6 +51,30 @@ reseed() {
     done
 }
 
+# How long it has been up, in hundredths of a second.
+uptime() {
+    read -r up _ </proc/uptime
+    uptime=$((${up%.*} * 100 + 1${up#*.} - 100))
+}
+
+# To the nearest second. On a busy host every step takes its time: it is asked for only now, was true
+# half-way between question and answer, and is set again if setting it took long.
+set_clock() {
+    uptime
+    asked=$uptime
+    echo 'aqfs: time'
+    read -r seconds hundredths <&4
+    uptime
+    answered=$(((asked + uptime) / 2)) tries=0
+    until [ $tries = 5 ]; do
+        tries=$((tries + 1)) began=$uptime
+        passed=$((hundredths + began - answered))
+        date -u -s "@$((seconds + (passed + 50) / 100))" >/dev/null || fail 'its clock cannot be set'
+        uptime
+        if [ $((uptime - began)) -lt 20 ]; then return; fi
+    done
+}
+
 rename() {
     echo "$hostname" >/proc/sys/kernel/hostname
     if [ -e /etc/hostname ]; then echo "$hostname" >/etc/hostname; fi
@@ -116,10 +140,7 @@ authorize() {
 become() {
     silence
     reseed
-    # Asked for now: on a busy host the steps before this one take seconds.
-    echo 'aqfs: time'
-    read -r time <&4
-    date -u -s "@$time" >/dev/null || fail 'its clock cannot be set'
+    set_clock
     rename
     readdress
     rekey
