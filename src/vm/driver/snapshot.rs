@@ -320,20 +320,26 @@ pub(super) async fn go_on(
     paused: bool,
     dir: &VmDir,
 ) -> Result<(), BackendError> {
-    let tag = || SUSPENDED.to_owned();
-    let machine = &launched.machine;
-    if let Err(error) = machine.snapshot(&SnapshotOp::Restore(tag())).await {
-        drop(machine.kill().await);
+    if let Err(error) = take_in(&*launched.machine, paused, dir).await {
+        // It has not run: nothing is lost, and the next start tries again.
+        drop(launched.machine.kill().await);
+        still::unmark(dir);
         return Err(BackendError::CannotResume { reason: error.to_string() });
     }
-    if paused {
-        return machine.snapshot(&SnapshotOp::Drop(tag())).await;
+    if !paused {
+        // One that QEMU does not run is paused, which its status tells.
+        launched.paused = launched.machine.resume().await.is_err();
+        still::unmark(dir);
     }
-    // Without it, nothing says any more that this one is to run.
-    still::mark(dir).await?;
-    machine.snapshot(&SnapshotOp::Drop(tag())).await?;
-    machine.resume().await?;
-    still::unmark(dir);
-    launched.paused = false;
     Ok(())
+}
+
+/// Loads what was saved, which is of no use from then on.
+async fn take_in(machine: &dyn Machine, paused: bool, dir: &VmDir) -> Result<(), BackendError> {
+    machine.snapshot(&SnapshotOp::Restore(SUSPENDED.to_owned())).await?;
+    if !paused {
+        // Without the snapshot, nothing else says that this one is to run.
+        still::mark(dir).await?;
+    }
+    machine.snapshot(&SnapshotOp::Drop(SUSPENDED.to_owned())).await
 }

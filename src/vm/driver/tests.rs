@@ -406,3 +406,33 @@ async fn a_clone_found_half_made_is_ended() {
     vm.perform(START).await.unwrap();
     until(&vm, &State::Ready).await;
 }
+
+/// A VM that an earlier daemon has left paused, taken up by the next.
+async fn adopted_paused(mark: bool) -> (Scratch, Arc<Script>, Vm) {
+    let dir = Scratch(tempfile::tempdir().unwrap());
+    let (script, uuid) = (Arc::<Script>::default(), Uuid::new_v4());
+    let earlier = vm_in(&world(&script), dir.0.path(), uuid).await;
+    earlier.perform(START).await.unwrap();
+    until(&earlier, &State::Ready).await;
+    earlier.perform(Command::Pause).await.unwrap();
+    if mark {
+        std::fs::write(VmDir(dir.0.path().to_owned()).still(), "").unwrap();
+    }
+    let vm = vm_in(&world(&script), dir.0.path(), uuid).await;
+    (dir, script, vm)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_stands_still_for_our_sake_goes_on_under_the_next_daemon() {
+    let (dir, script, vm) = adopted_paused(true).await;
+    until(&vm, &State::Ready).await;
+    assert_eq!(script.calls.lock().last(), Some(&"recover"));
+    assert!(!VmDir(dir.0.path().to_owned()).still().exists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_its_user_has_paused_stays_so() {
+    let (_dir, script, vm) = adopted_paused(false).await;
+    assert_eq!(vm.state(), State::Paused);
+    assert_eq!(script.calls.lock().last(), Some(&"pause"));
+}
