@@ -54,7 +54,7 @@ pub(crate) struct Script {
     pub(crate) snapshot_error: Mutex<Option<BackendError>>,
     /// Whoever looks at snapshots meets a fault.
     pub(crate) faulty: Mutex<bool>,
-    /// How long a snapshot of a VM that is off takes.
+    /// How long a snapshot takes.
     pub(crate) slow: Mutex<Duration>,
     /// How much memory the host has; `None`: any amount.
     pub(crate) memory: Mutex<Option<u64>>,

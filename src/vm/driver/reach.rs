@@ -93,6 +93,17 @@ impl Driver {
         self.reach(Announcement::Missed);
     }
 
+    /// Goes back to the state that was left for a while. Whether the guest answers may have changed
+    /// meanwhile.
+    pub(super) fn enter_again(&self, before: State) {
+        let answers = self.session.is_some();
+        self.enter(match before {
+            State::Running | State::Ready if answers => State::Ready,
+            State::Running | State::Ready => State::Running,
+            other => other,
+        });
+    }
+
     pub(super) fn on_announced(&mut self) {
         if self.session.is_some() {
             return;
@@ -117,19 +128,20 @@ impl Driver {
         if self.state() != State::Paused {
             return;
         }
-        let ready = self.session.is_some();
-        self.enter(if ready { State::Ready } else { State::Running });
-        if !ready && self.reaching.is_none() {
+        self.enter_again(State::Running);
+        if self.session.is_none() && self.reaching.is_none() {
             self.begun = Instant::now();
             self.reach(Announcement::Missed);
         }
     }
 }
 
-/// Sets the guest's clock to the host's.
+/// Sets the guest's clock to the host's, as near as its `date` can: busybox knows whole seconds only.
 async fn set_guest_clock(session: &dyn GuestSession) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let command = format!("date -u -s @{}", now.as_secs());
+    let nearest = (now + Duration::from_millis(500)).as_secs();
+    let (seconds, hundredths) = (now.as_secs(), now.subsec_millis() / 10);
+    let command = format!("date -u -s @{seconds}.{hundredths:02} || date -u -s @{nearest}");
     // A guest that will not have its clock set keeps it: it is no less ready for that.
     let set = session.exec(command.as_bytes(), b"", &Nowhere);
     drop(tokio::time::timeout(CLOCK_PATIENCE, set).await);

@@ -155,7 +155,7 @@ impl Driver {
         };
         self.settle_pending(&op, &done);
         if self.state() == State::Saving {
-            self.enter(before.clone());
+            self.enter_again(before.clone());
         }
         if let (SnapshotOp::Restore(tag), Ok(())) = (&op, &done) {
             self.note(&format!("restored {tag}"));

@@ -407,6 +407,20 @@ async fn a_clone_found_half_made_is_ended() {
     until(&vm, &State::Ready).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_guest_that_answers_first_while_it_is_saved_is_ready_afterwards() {
+    let Fixture { _dir, script, vm } = fixture().await;
+    *script.mute.lock() = true;
+    vm.perform(START).await.unwrap();
+    until(&vm, &State::Running).await;
+    std::fs::write(vm.dir().disk(), "").unwrap();
+    *script.slow.lock() = Duration::from_secs(30);
+    vm.perform(Command::Take("s".into())).await.unwrap();
+    assert_eq!(vm.state(), State::Saving);
+    *script.mute.lock() = false;
+    until(&vm, &State::Ready).await;
+}
+
 /// A VM that an earlier daemon has left paused, taken up by the next.
 async fn adopted_paused(mark: bool) -> (Scratch, Arc<Script>, Vm) {
     let dir = Scratch(tempfile::tempdir().unwrap());

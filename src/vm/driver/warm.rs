@@ -275,7 +275,7 @@ impl Driver {
 
     pub(super) fn on_thawed(&self, before: State) {
         if self.state() == State::Saving {
-            self.enter(before);
+            self.enter_again(before);
         }
     }
 }

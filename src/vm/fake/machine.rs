@@ -110,6 +110,8 @@ impl Machine for FakeMachine {
 
     async fn snapshot(&self, _op: &SnapshotOp) -> Result<(), BackendError> {
         self.call("snapshot", None).await;
+        let slow = *self.script.slow.lock();
+        tokio::time::sleep(slow).await;
         self.script.snapshot_error.lock().take().map_or(Ok(()), Err)
     }
 
