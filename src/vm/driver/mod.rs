@@ -4,9 +4,9 @@
 //! report (a launch, a connection attempt, the patience of a stop), and what users ask. Nothing
 //! here takes long: whatever may is a task that reports back, so `kill` is heard at any time.
 //!
-//! What is admitted is decided in `state.rs`; how a thing is done, by the backends. The phases of
-//! a machine's life are in `adopt.rs`, `start.rs`, `reach.rs` and `stop.rs`, settings in `configure.rs`; here are the loop, what is
-//! published, and users' requests.
+//! What is admitted is decided in `state.rs`; how a thing is done, by the backends. The phases of a
+//! machine's life are in `adopt.rs`, `start.rs`, `reach.rs` and `stop.rs`, settings in `configure.rs`;
+//! here are the loop, what is published, and users' requests.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -146,6 +146,8 @@ struct Driver {
     link: watch::Sender<Link>,
     running: Option<Launched>,
     session: Option<Arc<dyn GuestSession>>,
+    /// Its processors stand still, whatever for.
+    halted: bool,
     starting: Option<Starting>,
     preparing: Option<Task>,
     reaching: Option<Task>,
@@ -185,6 +187,7 @@ impl Driver {
             link,
             running: None,
             session: None,
+            halted: false,
             starting: None,
             preparing: None,
             reaching: None,
@@ -378,6 +381,7 @@ impl Driver {
     }
 
     fn on_paused(&mut self) {
+        self.halted = true;
         if matches!(self.state(), State::Running | State::Ready) {
             self.enter(State::Paused);
         }

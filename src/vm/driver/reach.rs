@@ -93,14 +93,14 @@ impl Driver {
         self.reach(Announcement::Missed);
     }
 
-    /// Goes back to the state that was left for a while. Whether the guest answers may have changed
-    /// meanwhile.
+    /// Goes back to the state that was left for a while. What a machine does, and whether its guest
+    /// answers, may have changed meanwhile.
     pub(super) fn enter_again(&self, before: State) {
-        let answers = self.session.is_some();
-        self.enter(match before {
-            State::Running | State::Ready if answers => State::Ready,
-            State::Running | State::Ready => State::Running,
-            other => other,
+        self.enter(match (&self.running, self.halted, &self.session) {
+            (None, _, _) => before,
+            (Some(_), true, _) => State::Paused,
+            (Some(_), false, Some(_)) => State::Ready,
+            (Some(_), false, None) => State::Running,
         });
     }
 
@@ -125,6 +125,7 @@ impl Driver {
     }
 
     pub(super) fn on_resumed(&mut self) {
+        self.halted = false;
         if self.state() != State::Paused {
             return;
         }

@@ -154,12 +154,12 @@ impl Driver {
             return;
         };
         self.settle_pending(&op, &done);
-        if self.state() == State::Saving {
-            self.enter_again(before.clone());
-        }
         if let (SnapshotOp::Restore(tag), Ok(())) = (&op, &done) {
             self.note(&format!("restored {tag}"));
-            self.after_restore(&before);
+            self.after_restore();
+        }
+        if self.state() == State::Saving {
+            self.enter_again(before);
         }
         if then == Then::End && done.is_ok() {
             self.kill();
@@ -194,15 +194,12 @@ impl Driver {
     }
 
     /// A guest that was brought back has the clock of then, and knows nothing of our connection.
-    fn after_restore(&mut self, before: &State) {
+    fn after_restore(&mut self) {
         if self.running.is_none() {
             return;
         }
         self.session = None;
         self.link.send_replace(crate::vm::exec::Link::Coming);
-        if *before == State::Ready {
-            self.enter(State::Running);
-        }
         self.set_clock = true;
         self.begun = std::time::Instant::now();
         self.reach(super::reach::Announcement::Missed);

@@ -122,7 +122,8 @@ impl Driver {
     /// Takes a machine that runs, new or adopted.
     pub(super) fn take_over(&mut self, launched: Launched, announcement: Announcement) {
         let facts = launched.machine.facts().clone();
-        let state = if launched.paused { State::Paused } else { State::Running };
+        self.halted = launched.paused;
+        let state = if self.halted { State::Paused } else { State::Running };
         *self.vm.0.machine.write() = Some(Arc::clone(&launched.machine));
         self.running = Some(launched);
         self.vm.console().attach();

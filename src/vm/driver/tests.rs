@@ -421,6 +421,20 @@ async fn a_guest_that_answers_first_while_it_is_saved_is_ready_afterwards() {
     until(&vm, &State::Ready).await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_fills_up_while_a_guest_is_saved_leaves_it_paused() {
+    let Fixture { _dir, script, vm } = ready().await;
+    std::fs::write(vm.dir().disk(), "").unwrap();
+    *script.slow.lock() = Duration::from_secs(30);
+    vm.perform(Command::Take("s".into())).await.unwrap();
+    let events = script.events.lock().clone().unwrap();
+    events.send(MachineEvent::DiskFull).await.unwrap();
+    events.send(MachineEvent::Paused).await.unwrap();
+    until(&vm, &State::Paused).await;
+    events.send(MachineEvent::Resumed).await.unwrap();
+    until(&vm, &State::Ready).await;
+}
+
 /// A VM that an earlier daemon has left paused, taken up by the next.
 async fn adopted_paused(mark: bool) -> (Scratch, Arc<Script>, Vm) {
     let dir = Scratch(tempfile::tempdir().unwrap());
