@@ -81,8 +81,8 @@ pub(super) async fn freeze(
 
 /// Lets a guest go on that a daemon was freezing, or something else, when it ended.
 pub(super) async fn recover(qmp: &Qmp) -> Result<(), BackendError> {
-    // Where there is no migration, there is nothing to refuse.
-    qmp.execute("migrate_cancel", json!({})).await?;
+    // Whether there was one, and could be cancelled, shows in whether the processors may run.
+    qmp.execute("migrate_cancel", json!({})).await.ok();
     Ok(go_on(qmp).await?)
 }
 

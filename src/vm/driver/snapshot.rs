@@ -158,11 +158,10 @@ impl Driver {
             self.note(&format!("restored {tag}"));
             self.after_restore();
         }
-        if self.state() == State::Saving {
-            self.enter_again(before);
-        }
         if then == Then::End && done.is_ok() {
             self.kill();
+        } else if self.state() == State::Saving {
+            self.enter_again(before);
         }
         let done = done.map_err(VmError::from);
         match answer {
@@ -239,8 +238,11 @@ async fn stop_and_save(
     dir: &VmDir,
 ) -> Result<(), BackendError> {
     still::mark(dir).await?;
-    machine.pause().await?;
-    let saved = save(machine, stale).await;
+    let saved = async {
+        machine.pause().await?;
+        save(machine, stale).await
+    };
+    let saved = saved.await;
     if saved.is_err() {
         drop(machine.resume().await);
         still::unmark(dir);
