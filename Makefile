@@ -8,7 +8,7 @@ help: ## show this
 demo: ## build, mount ~/aq (or AQ_DIR) and run the tour of the README
 	@tools/demo
 
-test: setup ## everything: format, lints, docs, dependencies, unit, mount and guest tests
+test: setup ## everything: lints, docs, dependencies, unit, mount and guest tests (QEMU=bookworm-backports: with that QEMU)
 	@tools/test
 
 check: ## what can be told without running anything

@@ -44,10 +44,10 @@ fn set_nonblocking(file: &File, on: bool) {
     fcntl_setfl(file, flags).expect("flags");
 }
 
-/// A VM that waits for `resume`.
+/// A VM that waits for `resume`. `start` may answer while QEMU is still on its way.
 fn held() -> Mounted {
     let aq = Mounted::with_image();
-    aq.sh("mkdir off held && echo 'start paused' > held/ctl").ok();
+    aq.sh("mkdir off held && echo 'start paused' > held/ctl && cat held/wait").ok();
     aq
 }
 
