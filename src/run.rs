@@ -76,7 +76,12 @@ impl RunError {
         match self {
             Self::Daemon(error) => error.is_told(),
             Self::Command(failure) => failure.is_told(),
-            _ => false,
+            Self::Mount(_)
+            | Self::Lock(_)
+            | Self::Registry(_)
+            | Self::Backend(_)
+            | Self::BadImage(_)
+            | Self::Io { .. } => false,
         }
     }
 }
@@ -84,10 +89,8 @@ impl RunError {
 impl RunError {
     /// Returns the exit status.
     pub fn code(&self) -> u8 {
-        match self {
-            Self::Command(failure) => failure.code(),
-            _ => 1,
-        }
+        let Self::Command(failure) = self else { return 1 };
+        failure.code()
     }
 }
 
@@ -111,7 +114,23 @@ pub fn run(cli: Cli) -> Result<u8, RunError> {
         cli::Command::Man(args) => {
             man::write(&args.dir).map_err(failed(args.dir.display().to_string()))?;
         }
-        command => return Ok(commands::run(&command)?),
+        command @ (cli::Command::New(_)
+        | cli::Command::Start(_)
+        | cli::Command::Stop(_)
+        | cli::Command::Console(_)
+        | cli::Command::Exec(_)
+        | cli::Command::Scp(_)
+        | cli::Command::Rm(_)
+        | cli::Command::Ls(_)
+        | cli::Command::Snapshot(_)
+        | cli::Command::Fanout(_)
+        | cli::Command::Info(_)
+        | cli::Command::Wait(_)
+        | cli::Command::Logs(_)
+        | cli::Command::Attach(_)
+        | cli::Command::Edit(_)
+        | cli::Command::Top(_)
+        | cli::Command::Prune(_)) => return Ok(commands::run(&command)?),
     }
     Ok(0)
 }

@@ -46,7 +46,9 @@ fn check(aq: &Mounted, row: &Row) -> Result<(), String> {
     let own = tempfile::tempdir_in(aq.scratch()).expect("a directory of the row's own");
     let ended = match expect {
         Expect::Dies => dies(aq, script, own.path()),
-        _ => ends(aq, script, own.path()).and_then(|said| fits(&said, *expect)),
+        Expect::Says(_) | Expect::Fails(_) | Expect::Ends(_) => {
+            ends(aq, script, own.path()).and_then(|said| fits(&said, *expect))
+        }
     };
     // A copy of `.docs` is as read-only as the original, and could not be removed.
     shell::finish(Command::new("chmod").args(["-R", "u+w"]).arg(own.path()), BOUND).ok();

@@ -77,7 +77,7 @@ impl Torture {
         self.prepare(operation, n);
         let delay = match victim {
             Victim::QemuImg => AFTER_START.mul_f64(share),
-            _ => self.usual[which].mul_f64(share),
+            Victim::Daemon | Victim::Qemu => self.usual[which].mul_f64(share),
         };
         let took = self.strike(operation, n, victim, delay);
         println!("{n}: {}: {victim:?} after {delay:?}: {took:?}", operation.name);

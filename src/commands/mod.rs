@@ -98,7 +98,15 @@ impl Failure {
             Self::Daemon(error) => error.is_told(),
             Self::Output(error) => error.kind() == io::ErrorKind::BrokenPipe,
             Self::Told(_) => true,
-            _ => false,
+            Self::NoVm(..)
+            | Self::Exists(_)
+            | Self::Running(_)
+            | Self::Off(_)
+            | Self::NoImage(..)
+            | Self::ImageExists(_)
+            | Self::Refused { .. }
+            | Self::Usage(_)
+            | Self::Local(..) => false,
         }
     }
 
@@ -107,23 +115,29 @@ impl Failure {
         match self {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => BROKEN_PIPE,
             Self::Told(code) => *code,
-            _ => 1,
+            Self::NoVm(..)
+            | Self::Exists(_)
+            | Self::Running(_)
+            | Self::Off(_)
+            | Self::NoImage(..)
+            | Self::ImageExists(_)
+            | Self::Refused { .. }
+            | Self::Usage(_)
+            | Self::Output(_)
+            | Self::Local(..)
+            | Self::Daemon(_) => 1,
         }
     }
 
     /// Says what was asked for in the user's own words, not in those of the file that refused.
     fn about(self, asked: String) -> Self {
-        match self {
-            Self::Refused { sentence, errno, .. } => Self::Refused { what: asked, sentence, errno },
-            other => other,
-        }
+        let Self::Refused { sentence, errno, .. } = self else { return self };
+        Self::Refused { what: asked, sentence, errno }
     }
 
     fn errno(&self) -> i32 {
-        match self {
-            Self::Refused { errno, .. } => *errno,
-            _ => 0,
-        }
+        let Self::Refused { errno, .. } = self else { return 0 };
+        *errno
     }
 }
 

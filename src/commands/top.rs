@@ -167,6 +167,7 @@ fn key(next: Instant, told: &mpsc::Receiver<i32>) -> io::Result<Heard> {
     }
 }
 
+#[expect(clippy::wildcard_enum_match_arm, reason = "most keys mean nothing here")]
 fn meaning(event: &Event) -> Option<Heard> {
     let Event::Key(KeyEvent { code, modifiers, kind: KeyEventKind::Press, .. }) = event else {
         return matches!(event, Event::Resize(..)).then_some(Heard::Resized);

@@ -304,13 +304,12 @@ impl client::Handler for Verifier {
         &mut self,
         shown: &PublicKeyOrCertificate,
     ) -> Result<bool, Handshake> {
-        match shown {
-            PublicKeyOrCertificate::PublicKey { key, .. }
-                if key.key_data() == self.host_key.key_data() =>
-            {
-                Ok(true)
-            }
-            _ => Err(Handshake::WrongHostKey),
+        let PublicKeyOrCertificate::PublicKey { key, .. } = shown else {
+            return Err(Handshake::WrongHostKey);
+        };
+        match key.key_data() == self.host_key.key_data() {
+            true => Ok(true),
+            false => Err(Handshake::WrongHostKey),
         }
     }
 }

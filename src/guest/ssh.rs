@@ -58,7 +58,9 @@ async fn proven(access: &Access) -> Result<Arc<Connection>, BackendError> {
     let connection = Connection::open(access).await?;
     match connection.exec(b"true", b"", &Nowhere).await? {
         Exit::Code(0) => Ok(connection),
-        exit => Err(unreachable(format!("`true` ended with {exit:?}"))),
+        exit @ (Exit::Code(_) | Exit::Signal(_)) => {
+            Err(unreachable(format!("`true` ended with {exit:?}")))
+        }
     }
 }
 

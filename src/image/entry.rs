@@ -120,7 +120,7 @@ impl Image {
             // It is warmed as soon as it is ready.
             _ if self.warmth.is_under_way() => {}
             Phase::Ready(finished) => self.warmth = Warmth::found(&finished.dir),
-            _ => self.warmth = Warmth::Cold,
+            Phase::Absent | Phase::UnderWay(_) | Phase::Failed(_) => self.warmth = Warmth::Cold,
         }
         self.phase = phase;
         self.changed = SystemTime::now();

@@ -132,7 +132,9 @@ impl BuildError {
             Self::Tool { tool, said } if is_full(&said) => {
                 BackendError::NoSpace { what: format!("image {name} ({tool}: {said})") }
             }
-            other => BackendError::ImageFailed { name: name.to_owned(), reason: other.to_string() },
+            other @ (Self::Tool { .. } | Self::Unavailable { .. } | Self::Malformed { .. }) => {
+                BackendError::ImageFailed { name: name.to_owned(), reason: other.to_string() }
+            }
         }
     }
 }

@@ -45,9 +45,12 @@ impl Inner {
         let before = stored.clone();
         let checked = stored.check(&dir, below);
         if stored != before {
-            self.change(name, |image| match &mut image.warmth {
-                Warmth::Warm(there, noted) if *there == dir => **noted = stored,
-                _ => {}
+            self.change(name, |image| {
+                if let Warmth::Warm(there, noted) = &mut image.warmth
+                    && *there == dir
+                {
+                    **noted = stored;
+                }
             });
         }
         Some(checked)
@@ -163,7 +166,7 @@ impl Inner {
         let old = settled.flat_map(|(name, image)| {
             let newest = match &image.warmth {
                 Warmth::Warm(dir, _) => Some(dir.clone()),
-                _ => None,
+                Warmth::Cold | Warmth::Warming(_) | Warmth::Failed(_) => None,
             };
             let entries = fs::read_dir(self.layout.templates(name)).into_iter().flatten();
             let dirs = entries.filter_map(Result::ok).map(|e| e.path());

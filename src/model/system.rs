@@ -113,7 +113,15 @@ impl System {
             },
             Op::Rmdir(name) => self.tree().remove_directory(NodeId::ROOT, name),
             Op::Rename(from, to) => self.tree().rename((NodeId::ROOT, from), (NodeId::ROOT, to)),
-            other => panic!("{other:?} is no name operation"),
+            other @ (Op::RemovePart(..)
+            | Op::Ctl(..)
+            | Op::Set(..)
+            | Op::Exec(_)
+            | Op::Console(_)
+            | Op::Event(..)
+            | Op::NextLaunchFails
+            | Op::Restart
+            | Op::Interrupted(_)) => panic!("{other:?} is no name operation"),
         }
     }
 

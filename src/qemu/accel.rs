@@ -91,6 +91,10 @@ fn look() -> Hints {
     }
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "all other kinds are told in the system's words"
+)]
 fn why_closed(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "there is no /dev/kvm".to_owned(),
@@ -150,7 +154,7 @@ impl Chooser {
     ) -> Result<Accel, BackendError> {
         let step = match by_hints(choice, &look()) {
             Step::Prove => by_verdict(choice, self.verdict(qemu).await),
-            step => step,
+            step @ (Step::Use(_) | Step::Refuse(_)) => step,
         };
         match step {
             Step::Use(accel) => Ok(accel),

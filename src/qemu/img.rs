@@ -269,6 +269,10 @@ async fn run(what: &str, args: &[OsString]) -> Result<Vec<u8>, BackendError> {
     Err(refusal(what, &String::from_utf8_lossy(&output.stderr)))
 }
 
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "all other kinds are told in the system's words"
+)]
 fn not_started(what: &str, error: &io::Error) -> BackendError {
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => BackendError::Missing {

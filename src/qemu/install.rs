@@ -57,6 +57,10 @@ async fn ask(args: &[&str]) -> Result<String, BackendError> {
 }
 
 /// Says why QEMU could not be started.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "all other kinds are told in the system's words"
+)]
 pub fn not_started(error: &std::io::Error) -> BackendError {
     match error.kind() {
         // A directory of PATH that may not be entered hides what is not elsewhere.

@@ -130,7 +130,7 @@ impl Hypervisor for Qemu {
             Memory::Clone(template) if !qemu.keeps_templates() => {
                 Some(self.sealed.of(template).await?)
             }
-            _ => None,
+            Memory::Own | Memory::Cast { .. } | Memory::Clone(_) => None,
         };
         launch::launch(&plan, qemu, ram).await
     }

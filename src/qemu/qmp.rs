@@ -360,7 +360,9 @@ async fn greeting(reader: &mut BufReader<OwnedReadHalf>) -> Result<(String, Vec<
         let line = read_line(reader).await.ok_or(QmpError::Closed)?;
         match parse(&line) {
             Line::Greeting(version) => return Ok((version, line)),
-            other => tracing::warn!(?other, "QMP: something came before the greeting"),
+            other @ (Line::Event(_) | Line::Reply(..) | Line::Garbage) => {
+                tracing::warn!(?other, "QMP: something came before the greeting");
+            }
         }
     }
 }
@@ -385,7 +387,9 @@ async fn serve(
                 on_event(event);
             }
             Line::Reply(id, result) => answer(&pending, id, result, &line),
-            other => tracing::warn!(?other, "QMP: unexpected line"),
+            other @ (Line::Greeting(_) | Line::Garbage) => {
+                tracing::warn!(?other, "QMP: unexpected line");
+            }
         }
     }
     pending.lock().take();

@@ -121,12 +121,12 @@ async fn dismiss(qmp: &Qmp, job: &str) -> Result<(), BackendError> {
 /// Tells a full disk apart, of which QEMU says that it is an error of input and output when it was
 /// the machine's memory that did not fit.
 pub(super) fn cause_of(error: BackendError, dir: &VmDir) -> BackendError {
-    match &error {
-        BackendError::QmpRefused { text, .. } if text.ends_with("Input/output error") => {
-            img::cause_of(error, &dir.0, "the snapshot: its memory does not fit")
-        }
-        _ => error,
+    if let BackendError::QmpRefused { text, .. } = &error
+        && text.ends_with("Input/output error")
+    {
+        return img::cause_of(error, &dir.0, "the snapshot: its memory does not fit");
     }
+    error
 }
 
 fn arguments(command: &str, job: &str, tag: &str) -> Value {

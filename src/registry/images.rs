@@ -247,7 +247,13 @@ impl Freeze for Live {
 pub(super) fn in_words(error: VmError) -> BackendError {
     match error {
         VmError::Backend(error) => error,
-        other => BackendError::Twin { reason: other.to_string() },
+        other @ (VmError::Refused(_)
+        | VmError::Spec(_)
+        | VmError::Removed
+        | VmError::TooLong { .. }
+        | VmError::Nul
+        | VmError::Job(_)
+        | VmError::Lost(_)) => BackendError::Twin { reason: other.to_string() },
     }
 }
 

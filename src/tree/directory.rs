@@ -61,7 +61,15 @@ impl<T: Subject> Bound<T> {
     fn entry(&self, row: usize, node: &Node<T>) -> Entry {
         let id = match node.body {
             Body::Directory(table) => self.below(table),
-            _ => self.id.row(row),
+            Body::Value(_)
+            | Body::Tail(_)
+            | Body::Setting(_)
+            | Body::Control(_)
+            | Body::Orders(_)
+            | Body::Lines(_)
+            | Body::Text(..)
+            | Body::Stream(_)
+            | Body::Link(_) => self.id.row(row),
         };
         Entry { name: node.name.to_owned(), id, kind: node.body.kind() }
     }

@@ -361,7 +361,11 @@ impl Job {
     pub fn stage(&self) -> Stage {
         match *self.state.lock() {
             State::Collecting { flushed: false, .. } => Stage::Growing,
-            _ => Stage::Settled,
+            State::Collecting { .. }
+            | State::Queued
+            | State::Running
+            | State::Done(_)
+            | State::Lost(_) => Stage::Settled,
         }
     }
 
@@ -421,7 +425,7 @@ impl Job {
         match &*self.state.lock() {
             State::Done(_) => Some(Ok(())),
             State::Lost(error) => Some(Err(error.clone())),
-            _ => None,
+            State::Collecting { .. } | State::Queued | State::Running => None,
         }
     }
 }

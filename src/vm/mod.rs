@@ -329,7 +329,13 @@ impl Vm {
         match self.state() {
             State::Ready => Ok(()),
             State::Paused => Err(Refusal::Paused { verb }),
-            state => Err(Refusal::NotReady { verb, state: state.word() }),
+            state @ (State::Stopped
+            | State::Starting
+            | State::Running
+            | State::Saving
+            | State::Stopping
+            | State::Failed(_)
+            | State::Broken(_)) => Err(Refusal::NotReady { verb, state: state.word() }),
         }
     }
 

@@ -111,10 +111,10 @@ fn ready_line(vm: &Vm) -> Option<Result<String, VmError>> {
             let took = view.ready_after.unwrap_or_default().as_millis();
             Some(Ok(format!("ready {took}ms")))
         }
-        state if state.is_off() => {
+        state @ (State::Stopped | State::Failed(_) | State::Broken(_)) => {
             Some(Err(Refusal::Off { verb: "ready", state: state.word() }.into()))
         }
-        _ => None,
+        State::Starting | State::Running | State::Paused | State::Saving | State::Stopping => None,
     }
 }
 
@@ -131,6 +131,8 @@ fn settled_image(images: &dyn Images, name: &str) -> Option<Result<String, VmErr
         ImageStatus::Ready if matches!(info.warm, WarmStatus::Failed(_)) => {
             Some(Ok(format!("ready, warm {}", info.warm)))
         }
-        status => Some(Ok(status.to_string())),
+        status @ (ImageStatus::Absent | ImageStatus::Ready | ImageStatus::Failed(_)) => {
+            Some(Ok(status.to_string()))
+        }
     }
 }

@@ -100,9 +100,9 @@ impl Vm {
     }
 
     fn expect_running(&self, verb: &'static str) -> Result<(), VmError> {
-        match self.state() {
-            State::Paused => Err(Refusal::Paused { verb }.into()),
-            _ => Ok(()),
+        match self.state() == State::Paused {
+            true => Err(Refusal::Paused { verb }.into()),
+            false => Ok(()),
         }
     }
 

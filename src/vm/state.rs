@@ -1,4 +1,5 @@
-//! The states of a VM and what each admits: pure, without clock, locks or I/O.
+//! The states of a VM and what can be asked of it: pure, without clock, locks or I/O. What each state
+//! admits is in `policy.rs`.
 //!
 //! ```text
 //!            start             greeted            exec worked
@@ -14,7 +15,10 @@
 
 use std::fmt;
 
+pub use self::policy::admit;
 use super::spec::net::Forward;
+
+mod policy;
 
 /// The state of a VM, as `status` prints it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +80,13 @@ impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Failed(reason) | Self::Broken(reason) => write!(f, "{}: {reason}", self.word()),
-            _ => f.write_str(self.word()),
+            Self::Stopped
+            | Self::Starting
+            | Self::Running
+            | Self::Ready
+            | Self::Paused
+            | Self::Saving
+            | Self::Stopping => f.write_str(self.word()),
         }
     }
 }
@@ -275,136 +285,9 @@ pub enum Refusal {
     },
 }
 
-/// Decides whether a command fits the state. `protected` is the setting of that name.
-///
-/// # Errors
-/// A [`Refusal`], which changes nothing.
-pub fn admit(state: &State, command: &Command, protected: bool) -> Result<(), Refusal> {
-    let (verb, word) = (command.verb(), state.word());
-    let already = || Err(Refusal::Already { verb, state: word });
-    let off = || Err(Refusal::Off { verb, state: word });
-    let busy = || Err(Refusal::Busy { verb, state: word });
-    if matches!(command, Command::Remove) {
-        return admit_removal(state, protected);
-    }
-    if let State::Broken(reason) = state {
-        return Err(Refusal::Broken { verb, reason: reason.clone() });
-    }
-    match (command, state) {
-        // Settings can be written at any time.
-        (Command::Resize { .. } | Command::AddPort(_) | Command::RemovePort(_), _) => Ok(()),
-        (Command::Start { .. }, State::Stopped | State::Failed(_)) => Ok(()),
-        (Command::Start { .. }, State::Stopping | State::Saving) => busy(),
-        (Command::Start { .. }, _) => already(),
-        (Command::Stop { .. } | Command::Kill, State::Stopped | State::Failed(_)) => already(),
-        (Command::Stop { .. }, State::Saving) => busy(),
-        (Command::Stop { .. }, State::Stopping) => already(),
-        (Command::Stop { .. } | Command::Kill, _) => Ok(()),
-        // With QEMU or without it: only not in the middle of something else.
-        (
-            Command::Take(_) | Command::Restore(_) | Command::Drop(_),
-            State::Stopped | State::Failed(_) | State::Running | State::Ready | State::Paused,
-        ) => Ok(()),
-        // QEMU keeps the names in memory, and would write the old one back.
-        (Command::RenameSnapshot { .. }, State::Running | State::Ready | State::Paused) => {
-            Err(Refusal::MustStop { verb, state: word })
-        }
-        (Command::RenameSnapshot { .. }, State::Stopped | State::Failed(_)) => Ok(()),
-        (_, State::Stopped | State::Failed(_)) => off(),
-        (_, State::Starting | State::Stopping | State::Saving) => busy(),
-        (Command::Pause, State::Paused) | (Command::Resume, State::Running | State::Ready) => {
-            already()
-        }
-        _ => Ok(()),
-    }
-}
-
-fn admit_removal(state: &State, protected: bool) -> Result<(), Refusal> {
-    match state {
-        _ if protected => Err(Refusal::Protected),
-        State::Stopped | State::Failed(_) | State::Broken(_) => Ok(()),
-        _ => Err(Refusal::InUse { state: state.word() }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn states() -> Vec<State> {
-        let reason = || "x".to_owned();
-        vec![
-            State::Stopped,
-            State::Starting,
-            State::Running,
-            State::Ready,
-            State::Paused,
-            State::Saving,
-            State::Stopping,
-            State::Failed(reason()),
-            State::Broken(reason()),
-        ]
-    }
-
-    /// One letter a state: `+` admitted, `a`lready, `o`ff, `b`usy, `i`n use, `m`ust stop, `x` broken.
-    fn row(command: &Command, protected: bool) -> String {
-        let letter = |s: &State| match admit(s, command, protected) {
-            Ok(()) => '+',
-            Err(Refusal::Already { .. }) => 'a',
-            Err(Refusal::Off { .. }) => 'o',
-            Err(Refusal::Busy { .. }) => 'b',
-            Err(
-                Refusal::Paused { .. }
-                | Refusal::HasDisk { .. }
-                | Refusal::NoSnapshot { .. }
-                | Refusal::SnapshotExists { .. }
-                | Refusal::NotReady { .. }
-                | Refusal::NoMemory { .. }
-                | Refusal::NumberOfAnother { .. }
-                | Refusal::NoDisk,
-            )
-            | Err(Refusal::Ephemeral) => '?',
-            Err(Refusal::InUse { .. } | Refusal::Held { .. }) => 'i',
-            Err(Refusal::MustStop { .. }) => 'm',
-            Err(Refusal::Protected) => 'p',
-            Err(Refusal::Broken { .. }) => 'x',
-        };
-        states().iter().map(letter).collect()
-    }
-
-    #[test]
-    fn the_whole_policy() {
-        let forward = "8080:80".parse().unwrap();
-        // columns: stopped starting running ready paused saving stopping failed broken
-        let table = [
-            (Command::Start { paused: false }, "+aaaabb+x"),
-            (Command::Stop { seconds: 30 }, "a++++baax"),
-            (Command::Kill, "a++++++ax"),
-            (Command::Pause, "ob++abbox"),
-            (Command::Resume, "obaa+bbox"),
-            (Command::Reset, "ob+++bbox"),
-            (Command::Resize { bytes: 1 << 30 }, "++++++++x"),
-            (Command::AddPort(forward), "++++++++x"),
-            (Command::RemovePort(forward), "++++++++x"),
-            (Command::PressKeys { chords: vec![vec!["a".into()]] }, "ob+++bbox"),
-            (Command::Suspend, "ob+++bbox"),
-            (Command::Take("a".into()), "+b+++bb+x"),
-            (Command::Restore("a".into()), "+b+++bb+x"),
-            (Command::Drop("a".into()), "+b+++bb+x"),
-            (Command::RenameSnapshot { from: "a".into(), to: "b".into() }, "+bmmmbb+x"),
-            (Command::Remove, "+iiiiii++"),
-        ];
-        for (command, expected) in table {
-            assert_eq!(row(&command, false), expected, "{command:?}");
-        }
-        assert_eq!(row(&Command::Remove, true), "p".repeat(9));
-    }
-
-    #[test]
-    fn every_state_has_its_word() {
-        let words: Vec<_> = states().iter().map(State::word).collect();
-        assert_eq!(words, State::WORDS);
-    }
 
     #[test]
     fn a_state_prints_its_word_and_its_reason() {

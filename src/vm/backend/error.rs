@@ -227,6 +227,10 @@ impl BackendError {
     }
 
     /// Wraps a system error, telling a full disk and a lack of memory apart from the rest.
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "all other kinds are told in the system's words"
+    )]
     pub fn io(what: impl Into<String>, error: &std::io::Error) -> Self {
         let what = what.into();
         // By the kind: a library may have wrapped the system's own error.

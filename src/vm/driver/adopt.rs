@@ -53,7 +53,9 @@ impl Driver {
                 tokio::time::sleep(AGAIN).await;
                 match find(&world, vm.dir(), vm.uuid()).await {
                     Adoption::Unclear(_) => {}
-                    found => break found,
+                    found @ (Adoption::NeverRan | Adoption::Running(_) | Adoption::Ended(_)) => {
+                        break found;
+                    }
                 }
             };
             to.report(Report::Found(found)).await;
@@ -64,7 +66,10 @@ impl Driver {
         match (self.searching.take(), found) {
             (None, _) => {}
             (Some(_), Adoption::NeverRan) => self.enter(State::Stopped),
-            (Some(_), found) => self.settle(found),
+            (
+                Some(_),
+                found @ (Adoption::Running(_) | Adoption::Ended(_) | Adoption::Unclear(_)),
+            ) => self.settle(found),
         }
     }
 }

@@ -28,7 +28,12 @@ impl Driver {
             State::Stopped | State::Failed(_) if self.vm.dir().disk().exists() => Ok(()),
             State::Stopped | State::Failed(_) => Err(Refusal::NoDisk),
             State::Broken(reason) => Err(Refusal::Broken { verb: "source", reason }),
-            other => Err(Refusal::MustStop { verb: "source", state: other.word() }),
+            other @ (State::Starting
+            | State::Running
+            | State::Ready
+            | State::Paused
+            | State::Saving
+            | State::Stopping) => Err(Refusal::MustStop { verb: "source", state: other.word() }),
         }
     }
 
@@ -40,7 +45,20 @@ impl Driver {
                 Refusal::Held { verb, image }
             }
             Refusal::InUse { .. } => Refusal::Held { verb: "rmdir", image },
-            other => other,
+            other @ (Refusal::Already { .. }
+            | Refusal::Off { .. }
+            | Refusal::Paused { .. }
+            | Refusal::Held { .. }
+            | Refusal::NotReady { .. }
+            | Refusal::Protected
+            | Refusal::NoSnapshot { .. }
+            | Refusal::SnapshotExists { .. }
+            | Refusal::NoMemory { .. }
+            | Refusal::NumberOfAnother { .. }
+            | Refusal::NoDisk
+            | Refusal::HasDisk { .. }
+            | Refusal::Ephemeral
+            | Refusal::Broken { .. }) => other,
         }
     }
 

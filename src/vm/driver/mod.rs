@@ -5,8 +5,8 @@
 //! here takes long: whatever may is a task that reports back, so `kill` is heard at any time.
 //!
 //! What is admitted is decided in `state.rs`; how a thing is done, by the backends. The phases of a
-//! machine's life are in `adopt.rs`, `start.rs`, `reach.rs` and `stop.rs`, settings in `configure.rs`;
-//! here are the loop, what is published, and users' requests.
+//! machine's life are in `adopt.rs`, `start.rs`, `reach.rs` and `stop.rs`, settings in `configure.rs`,
+//! verbs that QEMU carries out at once in `verb.rs`; here are the loop, what is published, and users' requests.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -19,14 +19,15 @@ use uuid::Uuid;
 use self::report::{Report, Reporter, Task};
 use self::snapshot::Snapshotting;
 use self::start::Starting;
+use self::verb::MachineVerb;
 use super::backend::{
-    Adoption, BackendError, ExitReport, GuestSession, Launched, Lifetime, MachineEvent,
+    Adoption, BackendError, ExitReport, GuestSession, Launched, Lifetime, MachineEvent, SnapshotOp,
 };
 use super::events::Event;
 use super::exec::{Exec, Link};
 use super::memory::Reservation;
 use super::spec::{Edit, VmSpec};
-use super::state::{Command, Refusal, State, admit};
+use super::state::{Command, State, admit};
 use super::stream::Bell;
 use super::{Ask, Shared, View, Vm, VmError, VmId, World, one_line};
 use crate::store::file;
@@ -44,6 +45,7 @@ mod still;
 mod stop;
 #[cfg(test)]
 mod tests;
+mod verb;
 pub(crate) mod warm;
 
 /// A VM's definition as it is stored.
@@ -206,13 +208,9 @@ impl Driver {
                 biased;
                 event = next_event(&mut self.running) => self.on_event(event),
                 Some((life, report)) = self.reports.recv() => {
-                    match report {
-                        report if life == self.life => self.on_report(report),
-                        // The machine is gone; who asked still waits.
-                        Report::Steered(_, done, answer) => {
-                            drop(answer.send(done.map_err(VmError::from)));
-                        }
-                        _ => {}
+                    match life == self.life {
+                        true => self.on_report(report),
+                        false => late(report),
                     }
                 }
                 ask = self.inbox.recv() => match ask {
@@ -264,10 +262,7 @@ impl Driver {
     async fn on_ask(&mut self, ask: Ask) -> Life {
         match ask {
             Ask::Do(command, answer) => return self.on_command(command, answer).await,
-            Ask::Configure(edit, answer) => {
-                let result = self.configure(&edit).await;
-                drop(answer.send(result));
-            }
+            Ask::Configure(edit, answer) => self.edit(&edit, answer).await,
             Ask::Hold(image, answer) => drop(answer.send(self.hold(image))),
             Ask::Freeze(to, answer) => self.freeze(to, answer),
             Ask::Rename(name, answer) => {
@@ -278,82 +273,49 @@ impl Driver {
         Life::GoesOn
     }
 
-    async fn on_command(
-        &mut self,
-        command: Command,
-        answer: oneshot::Sender<Result<(), VmError>>,
-    ) -> Life {
+    async fn on_command(&mut self, command: Command, answer: Answer) -> Life {
         if let Err(refusal) = admit(&self.state(), &command, self.vm.spec().protect) {
             drop(answer.send(Err(self.explained(refusal).into())));
             return Life::GoesOn;
         }
-        if let Some(op) = snapshot::operation(&command) {
-            self.snapshot(op, answer);
-            return Life::GoesOn;
-        }
-        let result = match command {
+        match command {
             Command::Start { paused } => return self.start(paused, answer),
             Command::Stop { seconds } => {
                 self.stop(Duration::from_secs(seconds));
-                Ok(())
+                drop(answer.send(Ok(())));
             }
             Command::Kill => {
                 self.kill();
-                Ok(())
+                drop(answer.send(Ok(())));
             }
-            Command::Pause | Command::Resume | Command::Reset | Command::PressKeys { .. } => {
-                self.steer(command, answer);
-                return Life::GoesOn;
+            Command::Pause => self.machine_command(MachineVerb::Pause, answer),
+            Command::Resume => self.machine_command(MachineVerb::Resume, answer),
+            Command::Reset => self.machine_command(MachineVerb::Reset, answer),
+            Command::PressKeys { chords } => {
+                self.machine_command(MachineVerb::PressKeys(chords), answer);
             }
-            Command::Resize { bytes } => self.configure(&Edit::Disk(bytes)).await,
-            Command::AddPort(forward) => self.configure(&Edit::AddPort(forward)).await,
-            Command::RemovePort(forward) => self.configure(&Edit::RemovePort(forward)).await,
-            Command::Suspend => {
-                self.suspend(answer);
-                return Life::GoesOn;
+            Command::Resize { bytes } => self.edit(&Edit::Disk(bytes), answer).await,
+            Command::AddPort(forward) => self.edit(&Edit::AddPort(forward), answer).await,
+            Command::RemovePort(forward) => self.edit(&Edit::RemovePort(forward), answer).await,
+            Command::Suspend => self.suspend(answer),
+            Command::Take(tag) => self.snapshot(SnapshotOp::Take(tag), answer),
+            Command::Restore(tag) => self.snapshot(SnapshotOp::Restore(tag), answer),
+            Command::Drop(tag) => self.snapshot(SnapshotOp::Drop(tag), answer),
+            Command::RenameSnapshot { from, to } => {
+                self.snapshot(SnapshotOp::Rename { from, to }, answer);
             }
-            // Snapshots have been seen to above.
-            Command::Take(_)
-            | Command::Restore(_)
-            | Command::Drop(_)
-            | Command::RenameSnapshot { .. } => Ok(()),
             Command::Remove => {
                 self.link.send_replace(Link::Off);
                 drop(answer.send(Ok(())));
                 return Life::Over;
             }
-        };
-        drop(answer.send(result));
+        }
         Life::GoesOn
     }
 
-    /// Verbs that QEMU carries out at once; one that hangs does not keep `kill` from being heard.
-    fn steer(&self, command: Command, answer: Answer) {
-        let Some(running) = &self.running else {
-            let refusal = Refusal::Off { verb: command.verb(), state: self.state().word() };
-            drop(answer.send(Err(refusal.into())));
-            return;
-        };
-        let (machine, suspended) = (Arc::clone(&running.machine), self.is_suspended());
-        self.detached(|to| async move {
-            let done = match &command {
-                Command::Pause => machine.pause().await,
-                Command::Resume => snapshot::resume(&*machine, suspended).await,
-                Command::PressKeys { chords } => machine.press_keys(chords).await,
-                _ => machine.reset().await,
-            };
-            to.report(Report::Steered(command, done, answer)).await;
-        });
-    }
-
-    fn on_steered(&mut self, command: &Command, done: Result<(), BackendError>, answer: Answer) {
-        match (command, &done) {
-            (Command::Pause, Ok(())) => self.on_paused(),
-            (Command::Resume, Ok(())) => self.on_resumed(),
-            (Command::Reset, Ok(())) => self.on_reset(),
-            _ => {}
-        }
-        drop(answer.send(done.map_err(VmError::from)));
+    async fn edit(&mut self, edit: &Edit, answer: Answer) {
+        let result = self.configure(edit).await;
+        drop(answer.send(result));
     }
 
     async fn rename(&mut self, name: String) -> Result<(), VmError> {
@@ -399,6 +361,13 @@ impl Driver {
         self.note(&error.to_string());
         self.vm.note_outcome(Err::<(), _>(error));
         self.on_paused();
+    }
+}
+
+/// Hears of an earlier life of the machine: it is gone, but who asked still waits.
+fn late(report: Report) {
+    if let Report::MachineVerb(_, done, answer) = report {
+        drop(answer.send(done.map_err(VmError::from)));
     }
 }
 

@@ -87,7 +87,13 @@ impl Driver {
             // A stopped guest cannot answer; `on_resumed` tries again.
             State::Paused => return,
             State::Ready => self.enter(State::Running),
-            _ => {}
+            State::Stopped
+            | State::Starting
+            | State::Running
+            | State::Saving
+            | State::Stopping
+            | State::Failed(_)
+            | State::Broken(_) => {}
         }
         self.begun = Instant::now();
         self.reach(Announcement::Missed);

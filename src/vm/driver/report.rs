@@ -8,9 +8,10 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use super::verb::MachineVerb;
 use super::{Answer, Driver};
 use crate::vm::backend::{Adoption, BackendError, GuestSession, LaunchPlan, Launched};
-use crate::vm::state::{Command, State};
+use crate::vm::state::State;
 
 /// What the driver's own tasks tell it.
 #[derive(Debug)]
@@ -30,7 +31,7 @@ pub(super) enum Report {
     /// Words for the log.
     Note(String),
     /// A verb that QEMU carries out at once is done, or was refused.
-    Steered(Command, Result<(), BackendError>, Answer),
+    MachineVerb(MachineVerb, Result<(), BackendError>, Answer),
     /// What was done with a snapshot is done.
     Snapshot(Result<(), BackendError>),
     /// The request for it has waited long enough.
@@ -106,7 +107,7 @@ impl Driver {
             Report::Reached(session) => self.on_reached(session),
             Report::Lost => self.on_lost(),
             Report::Note(text) => self.note(&text),
-            Report::Steered(command, done, answer) => self.on_steered(&command, done, answer),
+            Report::MachineVerb(verb, done, answer) => self.on_machine_verb(&verb, done, answer),
             Report::Snapshot(done) => self.on_snapshot(done),
             Report::SnapshotOverdue => self.on_snapshot_overdue(),
             Report::Released(before) => self.on_released(before),

@@ -15,7 +15,7 @@ use crate::store::layout::VmDir;
 use crate::vm::backend::{
     Adoption, BackendError, Hypervisor, Launched, Machine, SnapshotInfo, SnapshotOp,
 };
-use crate::vm::state::{Command, Refusal, State};
+use crate::vm::state::{Refusal, State};
 use crate::vm::{VmError, one_line};
 
 /// How long a request waits for the end: dropping a snapshot, or taking one of a VM that is off,
@@ -217,19 +217,6 @@ fn check_live(wanted: &SnapshotInfo, known: &[SnapshotInfo]) -> Result<(), Refus
     }
 }
 
-/// Returns what a command does with a snapshot, if it does.
-pub(super) fn operation(command: &Command) -> Option<SnapshotOp> {
-    match command {
-        Command::Take(tag) => Some(SnapshotOp::Take(tag.clone())),
-        Command::Restore(tag) => Some(SnapshotOp::Restore(tag.clone())),
-        Command::Drop(tag) => Some(SnapshotOp::Drop(tag.clone())),
-        Command::RenameSnapshot { from, to } => {
-            Some(SnapshotOp::Rename { from: from.clone(), to: to.clone() })
-        }
-        _ => None,
-    }
-}
-
 /// A guest that cannot be saved goes on as if nothing had been asked; if not even that works, its
 /// status tells. One that is saved stays marked as long as its machine is there.
 async fn stop_and_save(
@@ -265,12 +252,13 @@ async fn while_off(
     suspended: bool,
 ) -> Result<(), BackendError> {
     hypervisor.snapshot(dir.clone(), op).await?;
-    match op {
-        SnapshotOp::Restore(tag) if suspended && tag != SUSPENDED => {
-            hypervisor.snapshot(dir, &SnapshotOp::Drop(SUSPENDED.to_owned())).await
-        }
-        _ => Ok(()),
+    if let SnapshotOp::Restore(tag) = op
+        && suspended
+        && tag != SUSPENDED
+    {
+        hypervisor.snapshot(dir, &SnapshotOp::Drop(SUSPENDED.to_owned())).await?;
     }
+    Ok(())
 }
 
 fn is_suspended(known: &[SnapshotInfo]) -> bool {

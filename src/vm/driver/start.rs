@@ -170,7 +170,7 @@ impl Driver {
 fn ram_of(memory: &Memory) -> Ram {
     match memory {
         Memory::Clone(_) => Ram::CopyOnWrite,
-        _ => Ram::Own,
+        Memory::Own | Memory::Cast { .. } => Ram::Own,
     }
 }
 

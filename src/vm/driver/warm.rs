@@ -201,7 +201,7 @@ async fn drop_frozen(world: &World, dir: &VmDir, adoption: &Adoption) {
     }
     let machine = match adoption {
         Adoption::Running(launched) => Some(Arc::clone(&launched.machine)),
-        _ => None,
+        Adoption::NeverRan | Adoption::Ended(_) | Adoption::Unclear(_) => None,
     };
     release(world, machine, &dir.0).await;
 }
