@@ -15,7 +15,7 @@ use super::process::{Process, argument_of, last_words, started_at};
 use super::qmp::{Qmp, QmpError};
 use super::record::Record;
 use super::snapshot::{self, Past};
-use super::{record, rename};
+use super::{migrate, record, rename};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
     Accel, AccelKind, Adoption, BackendError, Launched, MachineEvent, RunFacts,
@@ -84,6 +84,12 @@ async fn take_over(
         Ok(Some(record)) => record.facts,
         Ok(None) | Err(_) => rebuild(&qmp, uuid, &process, dir).await?,
     };
+    // Earlier versions left a clone with the capabilities of its start. While a migration is under
+    // way they cannot be changed, and are by whoever ends it.
+    match migrate::reset(&qmp).await {
+        Err(QmpError::Refused { .. }) | Ok(()) => {}
+        Err(error) => return Err(error.into()),
+    }
     let past = snapshot::past(&qmp).await?;
     let status = connect::status(&qmp).await?;
     if status == Status::DiskFull {

@@ -23,7 +23,7 @@ use super::launch;
 use super::machine::Parts;
 use super::migrate::{COMPLETED, DEVICES_BOUND, How, MEMORY_BOUND, Migration};
 use super::qmp::{Qmp, QmpError};
-use super::sparse;
+use super::{migrate, sparse};
 use crate::store::file;
 use crate::store::layout::VmDir;
 use crate::vm::backend::{AccelKind, BackendError, LaunchPlan, Lifetime};
@@ -83,7 +83,10 @@ pub(super) async fn freeze(
 pub(super) async fn recover(qmp: &Qmp) -> Result<(), BackendError> {
     // Whether there was one, and could be cancelled, shows in whether the processors may run.
     qmp.execute("migrate_cancel", json!({})).await.ok();
-    Ok(go_on(qmp).await?)
+    go_on(qmp).await?;
+    // One that is being cancelled keeps them until its next use, of which each sets its own.
+    migrate::reset(qmp).await.ok();
+    Ok(())
 }
 
 /// The same hardware, with its memory in a file, and nobody's ports.
@@ -135,6 +138,7 @@ async fn cast(source: &Source<'_>, mould: &Parts, to: &Path) -> Result<Duration,
     let mut saving = Migration::new(&mould.qmp, How::Shared).await?;
     saving.send(&state.into()).await?;
     saving.must_reach(COMPLETED, DEVICES_BOUND).await?;
+    saving.end().await?;
     off_thread("the frozen state", move || synced.sync_all()).await?;
     Ok(pause)
 }
@@ -172,7 +176,9 @@ impl Source<'_> {
         outgoing.go_on().await?;
         outgoing.must_reach(COMPLETED, MEMORY_BOUND).await?;
         go_on(self.qmp).await?;
-        Ok(still.elapsed())
+        let pause = still.elapsed();
+        outgoing.end().await?;
+        Ok(pause)
     }
 
     /// Waits until little is left to copy; returns since when the processors stand still.
@@ -221,7 +227,8 @@ pub(super) async fn thaw(qmp: &Qmp, state: &Path) -> Result<(), BackendError> {
     let opened = File::open(state).map_err(|e| BackendError::io("the frozen state", &e))?;
     let mut incoming = Migration::new(qmp, How::Shared).await?;
     incoming.receive(&opened.into()).await?;
-    incoming.must_reach(COMPLETED, DEVICES_BOUND).await
+    incoming.must_reach(COMPLETED, DEVICES_BOUND).await?;
+    Ok(incoming.end().await?)
 }
 
 async fn off_thread(

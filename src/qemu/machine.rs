@@ -17,7 +17,7 @@ use super::install::Installation;
 use super::monitor::Conversation;
 use super::process::{Process, last_words};
 use super::qmp::{Event, Qmp, QmpError};
-use super::{freeze, memories, record, repair, snapshot};
+use super::{freeze, memories, record, repair, snapshot, vmstate};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
     BackendError, ExitReport, LaunchPlan, Launched, Machine, MachineEvent, MonitorAccess, RunFacts,
@@ -288,10 +288,12 @@ impl Machine for Running {
 
     async fn snapshot(&self, op: &SnapshotOp) -> Result<(), BackendError> {
         let Parts { qmp, dir, facts, .. } = &self.parts;
+        let mut ignores_shared = false;
         if let SnapshotOp::Restore(tag) = op {
             memories::check(dir, tag, facts)?;
+            ignores_shared = vmstate::ignores_shared(&dir.disk(), tag);
         }
-        match (snapshot::run(qmp, op).await, op) {
+        match (snapshot::run(qmp, op, ignores_shared).await, op) {
             (Ok(()), SnapshotOp::Take(tag)) => memories::note(dir, tag, facts).await,
             (Ok(()), _) => {}
             (Err(error @ BackendError::HalfRestored { .. }), _) => {

@@ -38,6 +38,32 @@ pub(super) enum How {
     Shared,
 }
 
+/// The capability under which memory that both sides map from a file is left out. QEMU writes into
+/// whatever it saves whether it was set, snapshots included, and loads that only while it is the same.
+const IGNORE_SHARED: &str = "x-ignore-shared";
+
+/// Sets that capability for what is saved or loaded next.
+///
+/// # Errors
+/// QMP's own; `Refused` while a migration is under way.
+pub(super) async fn ignore_shared(qmp: &Qmp, on: bool) -> Result<(), QmpError> {
+    set(qmp, &[(IGNORE_SHARED, on)]).await
+}
+
+/// Sets every capability that a migration of ours may have set as QEMU has it when it starts.
+///
+/// # Errors
+/// As [`ignore_shared`].
+pub(super) async fn reset(qmp: &Qmp) -> Result<(), QmpError> {
+    set(qmp, &[("events", false), ("pause-before-switchover", false), (IGNORE_SHARED, false)]).await
+}
+
+async fn set(qmp: &Qmp, capabilities: &[(&str, bool)]) -> Result<(), QmpError> {
+    let state = |(name, on): &(&str, bool)| json!({"capability": name, "state": on});
+    let states: Vec<Value> = capabilities.iter().map(state).collect();
+    qmp.execute("migrate-set-capabilities", json!({"capabilities": states})).await.map(drop)
+}
+
 /// A migration of one machine, out of it or into it.
 #[derive(Debug)]
 pub(super) struct Migration<'a> {
@@ -52,10 +78,9 @@ impl<'a> Migration<'a> {
         let capabilities = [
             ("events", true),
             ("pause-before-switchover", how == How::Live),
-            ("x-ignore-shared", how == How::Shared),
+            (IGNORE_SHARED, how == How::Shared),
         ];
-        let states = capabilities.map(|(name, on)| json!({"capability": name, "state": on}));
-        qmp.execute("migrate-set-capabilities", json!({"capabilities": states})).await?;
+        set(qmp, &capabilities).await?;
         let limits = json!({"max-bandwidth": BANDWIDTH, "downtime-limit": DOWNTIME});
         qmp.execute("migrate-set-parameters", limits).await?;
         Ok(Self { qmp, events })
@@ -102,6 +127,11 @@ impl<'a> Migration<'a> {
         }
         let (command, seconds) = ("migrate".to_owned(), bound.as_secs());
         Err(BackendError::QmpTimeout { command, seconds })
+    }
+
+    /// Ends one that is completed: QEMU has the capabilities that it had before.
+    pub(super) async fn end(self) -> Result<(), QmpError> {
+        reset(self.qmp).await
     }
 
     async fn next(&mut self, stage: &str) -> Result<(), BackendError> {

@@ -5,7 +5,7 @@
 //! - `freeze`, `migrate`: a machine's memory as a file, and going on from it.
 //! - [`adopt`]: finding it again after a restart of the daemon.
 //! - [`snapshot`], [`rename`], [`qcow2`]: points in a VM's past; [`memories`]: of which machines.
-//!   [`repair`]: what was cut short.
+//!   `vmstate`: what QEMU notes in a saved memory. [`repair`]: what was cut short.
 //! - [`accel`], [`proof`]: KVM or TCG. [`install`], [`img`]: the programs themselves. [`memory`]: what
 //!   they take, and what there is.
 //!
@@ -37,6 +37,7 @@ mod sparse;
 #[cfg(test)]
 #[cfg(feature = "qemu_tests")]
 mod tests;
+mod vmstate;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -32,6 +32,9 @@ const MOST_L1: u32 = 4 << 20;
 /// The bytes of an image that QEMU locks for what it does with it, and for what it lets others do
 /// (`RAW_LOCK_PERM_BASE`, `RAW_LOCK_SHARED_BASE` in its `block/file-posix.c`).
 const QEMU_LOCKS: Range<i64> = 100..300;
+/// In a reference to a cluster: where that is in the file, and that it is compressed.
+const CLUSTER_OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+const COMPRESSED: u64 = 1 << 62;
 /// QEMU's bounds on the size of a cluster, as powers of two.
 const CLUSTER_BITS: RangeInclusive<u32> = 9..=21;
 
@@ -43,6 +46,38 @@ pub fn snapshots(path: &Path) -> io::Result<Vec<SnapshotInfo>> {
     let file = File::open(path)?;
     let table = Table::read(&file, &Header::read(&file)?)?;
     Ok(table.entries.iter().map(Entry::info).collect())
+}
+
+/// Reads the first bytes of the memory and device state in a snapshot, so many at the most; beyond
+/// what was saved they are 0. QEMU may run: it writes nothing of a snapshot that it has listed.
+///
+/// # Errors
+/// `NotFound` if there is no such snapshot, `InvalidData` if the image is damaged.
+pub(super) fn start_of_vmstate(path: &Path, tag: &str, length: usize) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let header = Header::read(&file)?;
+    let table = Table::read(&file, &header)?;
+    let found = table.entries.iter().find(|e| e.name == tag.as_bytes());
+    let entry = found.ok_or(io::ErrorKind::NotFound)?;
+    // It lies behind the end of the disk, as that was when it was saved.
+    let disk = Some(entry.info().disk_size).filter(|size| *size > 0).unwrap_or(header.disk);
+    let l1_entry = disk.div_ceil(header.per_l1_entry);
+    if l1_entry >= u64::from(entry.l1_entries()) {
+        return Err(invalid("a snapshot without a memory"));
+    }
+    let l2 = referred(&file, entry.l1() + 8 * l1_entry)?;
+    let first = referred(&file, l2)?;
+    bytes_at(&file, first, length.min(usize::try_from(header.cluster).unwrap_or(length)))
+}
+
+/// Follows the reference at `offset` to its cluster.
+fn referred(file: &File, offset: u64) -> io::Result<u64> {
+    let reference = u64_at(&bytes_at(file, offset, 8)?, 0);
+    match reference & CLUSTER_OFFSET {
+        _ if reference & COMPRESSED != 0 => Err(invalid("a compressed cluster")),
+        0 => Err(invalid("a cluster that is not there")),
+        cluster => Ok(cluster),
+    }
 }
 
 /// Opens an image to change it, while nobody else does.
@@ -81,6 +116,10 @@ pub(super) struct Header {
     pub(super) offset: u64,
     /// The bytes of a cluster: the table has whole ones to itself.
     pub(super) cluster: u64,
+    /// The bytes of the disk for which one entry of the first table of clusters stands.
+    pub(super) per_l1_entry: u64,
+    /// The disk's size in bytes.
+    pub(super) disk: u64,
     /// The image is marked corrupt, or of a kind yet to come.
     pub(super) read_only: bool,
     /// The references to a machine's memory, beyond those to the disk: bytes of the file. Those
@@ -109,11 +148,11 @@ impl Header {
         }
         // An entry of the first table stands for a cluster full of references.
         let reference_bits = if features & EXTENDED_L2 == 0 { 3 } else { 4 };
-        let disk = u64_at(&header, 24).div_ceil(1 << (2 * bits - reference_bits));
+        let (disk, per_l1_entry) = (u64_at(&header, 24), 1 << (2 * bits - reference_bits));
         let end = u64::from(l1_entries);
-        let machine_state = l1 + 8 * disk.min(end)..l1 + 8 * end;
+        let machine_state = l1 + 8 * disk.div_ceil(per_l1_entry).min(end)..l1 + 8 * end;
         let read_only = features & !HARMLESS != 0;
-        Ok(Self { count, offset, cluster: 1 << bits, read_only, machine_state })
+        Ok(Self { count, offset, cluster: 1 << bits, per_l1_entry, disk, read_only, machine_state })
     }
 }
 
@@ -207,6 +246,15 @@ impl Entry {
             memory: large(0).unwrap_or_else(|| u64::from(u32_at(&self.fixed, 32))),
             disk_size: large(8).unwrap_or(0),
         }
+    }
+
+    /// Where its own first table of clusters is in the file.
+    fn l1(&self) -> u64 {
+        u64_at(&self.fixed, 0)
+    }
+
+    fn l1_entries(&self) -> u32 {
+        u32_at(&self.fixed, 8)
     }
 
     fn rename(&mut self, name: &str) -> io::Result<()> {

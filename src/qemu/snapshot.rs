@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
 use super::connect::{self, Status};
-use super::img;
 use super::qmp::Qmp;
+use super::{img, migrate};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, SnapshotOp};
 
@@ -25,11 +25,31 @@ const PAST_BOUND: Duration = Duration::from_secs(2);
 /// How long a job may take: a large memory on a slow disk takes minutes. `kill` ends it sooner.
 const BOUND: Duration = Duration::from_secs(1800);
 
-/// Carries out an operation to its end.
+/// Carries out an operation to its end. `ignores_shared` says under which capability the memory
+/// was saved that is to be loaded; what is saved here has it off.
 ///
 /// # Errors
 /// `NoSpace`, or QEMU's own words.
-pub(super) async fn run(qmp: &Qmp, op: &SnapshotOp) -> Result<(), BackendError> {
+pub(super) async fn run(
+    qmp: &Qmp,
+    op: &SnapshotOp,
+    ignores_shared: bool,
+) -> Result<(), BackendError> {
+    match op {
+        SnapshotOp::Take(_) | SnapshotOp::Restore(_) => {
+            migrate::ignore_shared(qmp, ignores_shared).await?;
+        }
+        SnapshotOp::Drop(_) | SnapshotOp::Rename { .. } => {}
+    }
+    let done = carry_out(qmp, op).await;
+    if ignores_shared {
+        // Every later use of it sets it anew.
+        migrate::ignore_shared(qmp, false).await.ok();
+    }
+    done
+}
+
+async fn carry_out(qmp: &Qmp, op: &SnapshotOp) -> Result<(), BackendError> {
     let (command, tag) = match op {
         SnapshotOp::Take(tag) => ("snapshot-save", tag),
         SnapshotOp::Restore(tag) => (LOAD, tag),
