@@ -4,6 +4,7 @@
 
 pub mod aliases;
 pub mod images;
+mod names;
 pub mod trash;
 mod warm;
 
@@ -16,14 +17,17 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use self::aliases::Aliases;
+use self::names::NameLocks;
 use self::trash::Trash;
 use crate::store::file;
 use crate::store::layout::{Layout, VmDir};
 use crate::vm::backend::{BackendError, Lifetime};
 use crate::vm::driver::{self, Birth, Definition};
+use crate::vm::dropped::Remover;
 use crate::vm::events::Event;
 use crate::vm::origin::OriginError;
 use crate::vm::spec::is_vm_name;
@@ -43,6 +47,23 @@ pub enum RegistryError {
     /// There is no such VM.
     #[error("no VM named {0}")]
     Absent(String),
+    /// An earlier operation on this name is not done yet.
+    #[error("{name}: an earlier mkdir, mv or rmdir of this name is not done yet; try again")]
+    NameBusy {
+        /// The name.
+        name: String,
+    },
+    /// The VM does not answer.
+    #[error(
+        "rmdir: {name} does not answer within {seconds} s and stays as it is; `cat {name}/status`, \
+         then try again"
+    )]
+    NoAnswer {
+        /// The VM.
+        name: String,
+        /// The bound.
+        seconds: u64,
+    },
     /// The name is not a VM's name.
     #[error(
         "{0:?} is not a VM's name: at most 32 lower-case letters, digits and dashes, no dash first"
@@ -74,8 +95,8 @@ pub struct Registry {
     /// Names being made or renamed to: taken, and not yet anybody's.
     reserved: Mutex<HashSet<String>>,
     /// Held by what gives names or takes them away: a VM cannot be renamed twice at once, nor while
-    /// it is removed.
-    naming: tokio::sync::Mutex<()>,
+    /// it is removed. Each name has its own: one VM that does not answer holds up no other.
+    naming: NameLocks,
 }
 
 #[derive(Debug)]
@@ -123,7 +144,7 @@ impl Registry {
                 changed: SystemTime::now(),
             }),
             reserved: Mutex::default(),
-            naming: tokio::sync::Mutex::default(),
+            naming: NameLocks::default(),
         };
         registry.world.defaults.settle(|image| registry.image_meant(image));
         registry.adopt(found).await;
@@ -239,7 +260,7 @@ impl Registry {
     }
 
     async fn do_create(&self, name: String) -> Result<Vm, RegistryError> {
-        let _order = self.naming.lock().await;
+        let _order = self.naming.take(&[&name]).await?;
         let reservation = self.reserve(&name)?;
         let (uuid, now) = (Uuid::new_v4(), SystemTime::now());
         let spec = self.world.defaults.spec();
@@ -273,22 +294,27 @@ impl Registry {
         Ok(Reservation { registry: self, name: name.to_owned() })
     }
 
-    /// Removes a VM: into the trash if it ever ran, for good if not.
+    /// Removes a VM for a process: into the trash if it ever ran, for good if not.
     ///
     /// # Errors
-    /// [`RegistryError::Absent`], the VM's own refusal, or what the disk answered.
-    pub async fn remove(self: Arc<Self>, name: String) -> Result<(), RegistryError> {
-        to_its_end(async move { self.do_remove(name).await }).await
+    /// [`RegistryError::Absent`], the VM's own refusal, or what the disk answered; the VM is there
+    /// then as it was.
+    pub async fn remove(self: Arc<Self>, name: String, by: Remover) -> Result<(), RegistryError> {
+        to_its_end(async move { self.do_remove(name, by).await }).await
     }
 
-    async fn do_remove(self: &Arc<Self>, name: String) -> Result<(), RegistryError> {
-        let _order = self.naming.lock().await;
+    async fn do_remove(self: &Arc<Self>, name: String, by: Remover) -> Result<(), RegistryError> {
+        let _order = self.naming.take(&[&name]).await?;
         let vm = self.get(&name).ok_or_else(|| RegistryError::Absent(name.clone()))?;
-        vm.perform(Command::Remove).await?;
+        let seconds = names::TIMEOUT.as_secs();
+        let late = |_| RegistryError::NoAnswer { name: name.clone(), seconds };
+        let removal = timeout(names::TIMEOUT, vm.retire(by)).await.map_err(late)??;
+        let (dir, kept, registry) = (vm.dir().clone(), name.clone(), Arc::clone(self));
+        let put = move || registry.trash.put(&dir, &kept, SystemTime::now());
+        on_disk("cannot move the VM to the trash", put).await?;
+        removal.done();
         self.forget(&name, &vm);
         vm.tell(&Event::Removed);
-        let (dir, registry) = (vm.dir().clone(), Arc::clone(self));
-        on_disk("the trash", move || registry.trash.put(&dir, &name, SystemTime::now())).await?;
         Ok(())
     }
 
@@ -307,8 +333,10 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::Absent`], or what the disk answered.
     pub async fn erase(self: Arc<Self>, removed: String) -> Result<(), RegistryError> {
+        let _order = self.naming.take(&[&removed]).await?;
         let absent = RegistryError::Absent(removed.clone());
-        let erased = on_disk("the trash", move || self.trash.erase(&removed)).await?;
+        let registry = Arc::clone(&self);
+        let erased = on_disk("the trash", move || registry.trash.erase(&removed)).await?;
         erased.then_some(()).ok_or(absent)
     }
 
@@ -330,7 +358,7 @@ impl Registry {
         removed: String,
         to: String,
     ) -> Result<(), RegistryError> {
-        let _order = self.naming.lock().await;
+        let _order = self.naming.take(&[&to, &removed]).await?;
         let reservation = self.reserve(&to)?;
         let item = self.trash.get(&removed).ok_or(RegistryError::Absent(removed))?;
         let (registry, text) = (Arc::clone(self), to.clone());
@@ -365,13 +393,15 @@ impl Registry {
     }
 
     async fn do_rename(&self, from: String, to: String) -> Result<(), RegistryError> {
-        let _order = self.naming.lock().await;
+        let _order = self.naming.take(&[&from, &to]).await?;
         let vm = self.get(&from).ok_or_else(|| RegistryError::Absent(from.clone()))?;
         if from == to {
             return Ok(());
         }
         let reservation = self.reserve(&to)?;
-        vm.rename(to.clone()).await?;
+        let (path, text) = (vm.dir().name(), format!("{to}\n"));
+        on_disk("the VM's name", move || file::replace(&path, text.as_bytes())).await?;
+        vm.renamed(to.clone());
         self.world.events.add(vm.id(), &from, &Event::Renamed(to.clone()));
         let mut vms = self.vms.write();
         vms.by_name.remove(&from);

@@ -5,17 +5,20 @@ mod common;
 
 use common::Mounted;
 
-/// `qemu-img snapshot -l` and `ls snapshots/` agree, and the image is sound.
+/// `qemu-img snapshot -l` and `ls snapshots/` agree, but for what was dropped and is still in the
+/// disk; and the image is sound.
 fn agrees(aq: &Mounted, vm: &str, tags: &str) {
-    let disk = aq.store().vm(aq.info(vm, "uuid").parse().expect("a UUID")).disk();
+    let dir = aq.store().vm(aq.info(vm, "uuid").parse().expect("a UUID"));
     let script = format!(
         "cd '{vm}/snapshots' && echo $(ls) &&
-        echo $(qemu-img snapshot -U -l '{0}' | awk 'NR > 2 {{ print $2 }}' | sort)",
-        disk.display()
+        echo $(qemu-img snapshot -U -l '{}' | awk 'NR > 2 {{ print $2 }}' | sort |
+            while read -r tag; do grep -qs '\"tag\": \"'\"$tag\"'\"' '{}' || echo \"$tag\"; done)",
+        dir.disk().display(),
+        dir.dropped_snapshots().display(),
     );
     assert_eq!(aq.sh(&script).ok(), format!("{tags}\n{tags}").trim());
     if aq.read(&format!("{vm}/status")) == "stopped" {
-        aq.sh(&format!("qemu-img check -q '{}'", disk.display())).ok();
+        aq.sh(&format!("qemu-img check -q '{}'", dir.disk().display())).ok();
     }
 }
 

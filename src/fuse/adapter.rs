@@ -231,7 +231,8 @@ impl Filesystem for Adapter {
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         match text(name) {
             Ok(name) => {
-                let removed = self.tree.remove_directory(NodeId(parent.0), name);
+                let removed =
+                    self.tree.remove_directory(NodeId(parent.0), name, &|| caller::of(req));
                 self.park.answer(req, parent, removed, |done| done_or_error(done, reply));
             }
             Err(errno) => reply.error(errno),

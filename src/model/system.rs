@@ -111,7 +111,7 @@ impl System {
                 Answer::Now(made) => Answer::Now(made.map(drop)),
                 Answer::Later(made) => Answer::Later(Box::pin(made.map(|m| m.map(drop)))),
             },
-            Op::Rmdir(name) => self.tree().remove_directory(NodeId::ROOT, name),
+            Op::Rmdir(name) => self.tree().remove_directory(NodeId::ROOT, name, &Caller::default),
             Op::Rename(from, to) => self.tree().rename((NodeId::ROOT, from), (NodeId::ROOT, to)),
             other @ (Op::RemovePart(..)
             | Op::Ctl(..)

@@ -13,6 +13,7 @@
 //!     name                     its name, apart so that damage to the definition does not lose it
 //!     disk.qcow2               its disk, made at the first start
 //!     snapshots.journal        while a snapshot gets another name: what the disk's table of them was
+//!     dropped.json             snapshots that were dropped, and are still in the disk
 //!     disk.changing            while something changes the disk; found at a start, it was killed
 //!     temporary.qcow2          what an ephemeral VM writes, until QEMU has opened it
 //!     host_key{,.pub}          its SSH host key
@@ -177,6 +178,7 @@ impl VmDir {
         names::IDENTITY,
         "template",
         "memories.json",
+        "dropped.json",
     ];
 
     /// Returns the definition.
@@ -207,6 +209,11 @@ impl VmDir {
     /// Returns the list of which machine the memory in each snapshot is.
     pub fn memories(&self) -> PathBuf {
         self.0.join("memories.json")
+    }
+
+    /// Returns the marks of snapshots that were dropped and are still in the disk.
+    pub fn dropped_snapshots(&self) -> PathBuf {
+        self.0.join("dropped.json")
     }
 
     /// Returns the guest's private SSH host key; the public one lies beside it with `.pub`.

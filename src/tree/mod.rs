@@ -317,13 +317,18 @@ impl Tree {
 
     /// Removes a directory that users make; or (without effect, so that `rm -r` works) a part of a
     /// VM that could be removed.
-    pub fn remove_directory(&self, parent: NodeId, name: &str) -> Answer<()> {
+    pub fn remove_directory(
+        &self,
+        parent: NodeId,
+        name: &str,
+        caller: &dyn Fn() -> Caller,
+    ) -> Answer<()> {
         let directory = match self.directories.get(parent) {
             Ok(directory) => directory,
             Err(error) => return Answer::Now(Err(error)),
         };
         match directory.names().find(name) {
-            Some(_) => directory.names().remove(name),
+            Some(_) => directory.names().remove(name, caller),
             None => Answer::Now(self.remove_part(parent, name)),
         }
     }

@@ -13,6 +13,7 @@ use super::node::{Kind, NodeId, Table, pack_job};
 use super::{Answer, TreeError, handle};
 use crate::registry::Registry;
 use crate::registry::aliases::Alias;
+use crate::vm::caller::Caller;
 use crate::vm::job::{Job, JobError, is_job_name};
 use crate::vm::spec::{is_object_name, is_vm_name};
 use crate::vm::state::Command;
@@ -67,8 +68,9 @@ pub(super) trait Names {
         Answer::Now(Err(TreeError::NotOffered(why)))
     }
 
-    /// `rmdir`
-    fn remove(&self, name: &str) -> Answer<()> {
+    /// `rmdir`, by a caller.
+    fn remove(&self, name: &str, caller: &dyn Fn() -> Caller) -> Answer<()> {
+        let _any = caller;
         Answer::Now(Err(match self.find(name) {
             Some(_) => TreeError::NotOffered("this cannot be removed"),
             None => TreeError::NotFound,
@@ -140,9 +142,10 @@ impl Names for VmNames {
         Answer::later(made.map(move |vm| vm.map(id).map_err(TreeError::from)))
     }
 
-    fn remove(&self, name: &str) -> Answer<()> {
+    fn remove(&self, name: &str, caller: &dyn Fn() -> Caller) -> Answer<()> {
         let Some(vm) = self.0.get(name) else { return Answer::Now(Err(TreeError::NotFound)) };
-        let removed = Registry::remove(Arc::clone(&self.0), name.to_owned());
+        let by = caller().process();
+        let removed = Registry::remove(Arc::clone(&self.0), name.to_owned(), by);
         let told =
             move |done: Result<(), _>| handle::noted(Some(&vm), done.map_err(TreeError::from));
         Answer::later(removed.map(told))
@@ -195,7 +198,7 @@ impl Names for JobNames {
         Answer::Now(made.map(|job| self.id(&job)))
     }
 
-    fn remove(&self, name: &str) -> Answer<()> {
+    fn remove(&self, name: &str, _caller: &dyn Fn() -> Caller) -> Answer<()> {
         Answer::Now(self.told(self.0.jobs().remove(name)))
     }
 
@@ -280,7 +283,7 @@ impl Names for ImageNames {
         Some(Answer::later(removed.map(|done| done.map_err(TreeError::from))))
     }
 
-    fn remove(&self, name: &str) -> Answer<()> {
+    fn remove(&self, name: &str, _caller: &dyn Fn() -> Caller) -> Answer<()> {
         if self.alias(name).is_some() {
             return Answer::Now(Err(TreeError::NotADirectory));
         }
@@ -375,11 +378,16 @@ impl Names for SnapshotNames {
         Answer::later(self.command(Command::Take(name.to_owned())).map(move |d| d.map(|()| id)))
     }
 
-    fn remove(&self, name: &str) -> Answer<()> {
+    fn remove(&self, name: &str, caller: &dyn Fn() -> Caller) -> Answer<()> {
         if self.vm.forget_failed_snapshot(name) {
             return Answer::Now(Ok(()));
         }
-        Answer::later(self.command(Command::Drop(name.to_owned())))
+        let vm = self.vm.clone();
+        let dropped = vm.clone().drop_snapshot(name.to_owned(), caller().process());
+        let told = move |done: Result<(), VmError>| {
+            handle::noted(Some(&vm), done.map_err(TreeError::from))
+        };
+        Answer::later(dropped.map(told))
     }
 
     fn move_out(&self, _name: &str, to: (NodeId, &str)) -> Answer<()> {
@@ -429,7 +437,7 @@ impl Names for TrashNames {
         Answer::Now(Err(TreeError::NotOffered("`rmdir` of a VM puts it here")))
     }
 
-    fn remove(&self, name: &str) -> Answer<()> {
+    fn remove(&self, name: &str, _caller: &dyn Fn() -> Caller) -> Answer<()> {
         let erased = Registry::erase(Arc::clone(&self.0), name.to_owned());
         Answer::later(erased.map(|done| done.map_err(TreeError::from)))
     }

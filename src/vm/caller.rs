@@ -2,8 +2,10 @@
 //!
 //! `exec` uses it to give every reader the output of its own command.
 
+use serde::{Deserialize, Serialize};
+
 /// A process, told apart from a later one with the same number by its start time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ProcessId {
     /// Process number in the daemon's pid namespace.
     pub pid: u32,
@@ -24,6 +26,11 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// Returns the calling process itself; `None` when it is not known.
+    pub fn process(&self) -> Option<ProcessId> {
+        self.lineage.first().copied()
+    }
+
     /// Says how closely `self`, a reader, is related to `writer`: smaller is closer, `None` is a
     /// stranger. The reader's own process comes first, then its parent, then a sibling, then what
     /// lies further up the reader's side; a process of the same session comes last.

@@ -3,6 +3,7 @@
 
 mod guest;
 mod machine;
+mod snapshots;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -52,6 +53,8 @@ pub(crate) struct Script {
     pub(crate) disk: Mutex<Option<u64>>,
     /// The next snapshot of a machine that runs fails like this.
     pub(crate) snapshot_error: Mutex<Option<BackendError>>,
+    /// The next snapshot of a VM that is off fails like this.
+    pub(crate) disk_error: Mutex<Option<BackendError>>,
     /// Whoever looks at snapshots meets a fault.
     pub(crate) faulty: Mutex<bool>,
     /// How long a snapshot takes.
@@ -129,7 +132,7 @@ impl Hypervisor for Fake {
         if let Some(error) = self.0.launch_error.lock().take() {
             return Err(error);
         }
-        std::fs::write(plan.dir.join("disk.qcow2"), b"").unwrap();
+        snapshots::make_disk(&plan.dir);
         self.0.disk.lock().get_or_insert(plan.spec.disk);
         let (to, events) = mpsc::channel(16);
         *self.0.events.lock() = Some(to.clone());
@@ -150,7 +153,8 @@ impl Hypervisor for Fake {
             shape: None,
         };
         let (script, paused) = (Arc::clone(&self.0), AtomicBool::new(plan.paused));
-        let machine = Arc::new(FakeMachine { facts, script, paused, events: Mutex::new(to) });
+        let (dir, events_to) = (plan.dir.clone(), Mutex::new(to));
+        let machine = Arc::new(FakeMachine { facts, dir, script, paused, events: events_to });
         self.0.machines.lock().insert(plan.uuid, Arc::clone(&machine));
         Ok(Launched { machine, events, paused: plan.paused, restored: false })
     }
@@ -188,16 +192,20 @@ impl Hypervisor for Fake {
         Ok(())
     }
 
-    async fn snapshot(&self, _dir: PathBuf, _op: &SnapshotOp) -> Result<(), BackendError> {
+    async fn snapshot(&self, dir: PathBuf, op: &SnapshotOp) -> Result<(), BackendError> {
         self.0.calls.lock().push("snapshot, off");
         let slow = *self.0.slow.lock();
         tokio::time::sleep(slow).await;
+        if let Some(error) = self.0.disk_error.lock().take() {
+            return Err(error);
+        }
+        snapshots::perform(&dir, op, 0);
         Ok(())
     }
 
-    fn snapshots(&self, _dir: &Path) -> Vec<SnapshotInfo> {
+    fn snapshots(&self, dir: &Path) -> Vec<SnapshotInfo> {
         assert!(!*self.0.faulty.lock(), "a fault");
-        Vec::new()
+        snapshots::list(dir)
     }
 
     async fn adopt(&self, _dir: PathBuf, uuid: Uuid) -> Adoption {

@@ -10,6 +10,7 @@ pub mod backend;
 pub mod caller;
 pub mod defaults;
 pub mod driver;
+pub mod dropped;
 pub mod events;
 pub mod exec;
 #[cfg(test)]
@@ -39,6 +40,8 @@ use self::backend::{
     SnapshotInfo,
 };
 use self::defaults::Defaults;
+use self::driver::remove::Removal;
+use self::dropped::{DroppedSnapshots, Remover};
 use self::events::{Event, Feed};
 use self::exec::Exec;
 use self::job::JobError;
@@ -156,8 +159,10 @@ pub(crate) enum Ask {
     Freeze(PathBuf, oneshot::Sender<Result<Frozen, VmError>>),
     /// To stay off while this image is made of it.
     Hold(String, oneshot::Sender<Result<Hold, VmError>>),
-    /// A new name, already reserved.
-    Rename(String, oneshot::Sender<Result<(), VmError>>),
+    /// To drop a snapshot, for this process.
+    DropSnapshot(String, Remover, oneshot::Sender<Result<(), VmError>>),
+    /// To agree to its removal by this process.
+    Retire(Remover, oneshot::Sender<Result<Removal, VmError>>),
 }
 
 /// A VM. Cloning copies the handle, not the VM.
@@ -177,6 +182,8 @@ pub(crate) struct Shared {
     hypervisor: Arc<dyn Hypervisor>,
     /// Snapshots that are not in the disk: being taken (`None`), or failed for this reason.
     pending: Mutex<BTreeMap<String, Option<String>>>,
+    /// Snapshots that are in the disk and were dropped.
+    dropped: DroppedSnapshots,
     failure: Mutex<(Option<String>, SystemTime)>,
     asks: mpsc::Sender<Ask>,
     console: Arc<dyn Console>,
@@ -280,10 +287,12 @@ impl Vm {
         state::admit(&self.state(), command, self.spec().protect)
     }
 
-    /// Lists the snapshots in its disk.
+    /// Lists the snapshots in its disk, without those that were dropped.
     pub fn snapshots(&self) -> Vec<SnapshotInfo> {
         let all = self.0.hypervisor.snapshots(&self.0.dir.0);
-        all.into_iter().filter(|s| s.tag != driver::warm::FROZEN).collect()
+        let is_listed =
+            |s: &SnapshotInfo| s.tag != driver::warm::FROZEN && !self.0.dropped.hides(s);
+        all.into_iter().filter(is_listed).collect()
     }
 
     /// Lists the snapshots in its disk, those being taken and those that failed, by name.
@@ -390,12 +399,28 @@ impl Vm {
         self.ask(|answer| Ask::Configure(edit, answer)).await
     }
 
-    /// Gives it another name, which the registry has reserved.
+    /// Drops a snapshot for a process. Of a VM that is off it is only marked: if that process then
+    /// removes the VM, it comes back with it.
     ///
     /// # Errors
-    /// What the disk answered.
-    pub async fn rename(&self, name: String) -> Result<(), VmError> {
-        self.ask(|answer| Ask::Rename(name, answer)).await
+    /// The refusal, or what the disk answered.
+    pub async fn drop_snapshot(self, tag: String, by: Remover) -> Result<(), VmError> {
+        self.ask(|answer| Ask::DropSnapshot(tag, by, answer)).await
+    }
+
+    /// Has it agree to its removal by a process: it does nothing until the agreement is dropped. What
+    /// that process has dropped shortly before is there again.
+    ///
+    /// # Errors
+    /// The refusal, or what the disk answered.
+    pub async fn retire(&self, by: Remover) -> Result<Removal, VmError> {
+        self.ask(|answer| Ask::Retire(by, answer)).await
+    }
+
+    /// Takes note of its new name, which is stored already.
+    pub fn renamed(&self, name: String) {
+        *self.0.name.write() = name;
+        self.0.bell.ring();
     }
 
     async fn ask<T>(

@@ -7,7 +7,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::reach::Announcement;
-use super::{Driver, Report, snapshot, still, warm};
+use super::{Driver, Report, dropped, snapshot, still, warm};
 use crate::store::layout::VmDir;
 use crate::vm::backend::Adoption;
 use crate::vm::state::State;
@@ -31,12 +31,16 @@ impl Driver {
     /// Takes up what was found.
     pub(super) fn settle(&mut self, adoption: Adoption) {
         match adoption {
-            Adoption::NeverRan => {}
+            Adoption::NeverRan => dropped::drop_later(&self.vm),
             Adoption::Running(launched) => {
+                dropped::lift_all(&self.vm);
                 self.set_clock = launched.restored;
                 self.take_over(launched, Announcement::Awaited);
             }
-            Adoption::Ended(reason) => self.enter(State::Failed(one_line(&reason))),
+            Adoption::Ended(reason) => {
+                dropped::drop_later(&self.vm);
+                self.enter(State::Failed(one_line(&reason)));
+            }
             Adoption::Unclear(reason) => {
                 self.enter(State::Failed(one_line(&reason)));
                 self.search();
@@ -65,7 +69,10 @@ impl Driver {
     pub(super) fn on_found(&mut self, found: Adoption) {
         match (self.searching.take(), found) {
             (None, _) => {}
-            (Some(_), Adoption::NeverRan) => self.enter(State::Stopped),
+            (Some(_), Adoption::NeverRan) => {
+                dropped::drop_later(&self.vm);
+                self.enter(State::Stopped);
+            }
             (
                 Some(_),
                 found @ (Adoption::Running(_) | Adoption::Ended(_) | Adoption::Unclear(_)),

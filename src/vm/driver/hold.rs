@@ -2,25 +2,34 @@
 
 use tokio::sync::oneshot;
 
-use super::{Driver, Report};
+use super::{Driver, Report, dropped};
 use crate::vm::VmError;
 use crate::vm::backend::Hold;
 use crate::vm::state::{Refusal, State};
 
+/// Where the answer goes.
+type HoldAnswer = oneshot::Sender<Result<Hold, VmError>>;
+
 impl Driver {
     /// Holds the VM, which is `saving` for so long.
-    pub(super) fn hold(&mut self, image: String) -> Result<Hold, VmError> {
-        self.check_hold().map_err(|refusal| self.explained(refusal))?;
-        let before = self.state();
+    pub(super) fn hold(&mut self, image: String, answer: HoldAnswer) {
+        if let Err(refusal) = self.check_hold() {
+            return drop(answer.send(Err(self.explained(refusal).into())));
+        }
+        let (before, vm) = (self.state(), self.vm.clone());
         self.held_for = Some(image);
         self.enter(State::Saving);
-        let (hold, released) = oneshot::channel();
         self.detached(|to| async move {
+            if let Err(error) = dropped::drop_now(&vm).await {
+                // It is listed again, and is read with the rest.
+                vm.note_outcome(Err::<(), _>(error));
+            }
+            let (hold, released) = oneshot::channel();
+            drop(answer.send(Ok(Hold(hold))));
             // It is never sent to: its end is the message.
             drop(released.await);
             to.report(Report::Released(before)).await;
         });
-        Ok(Hold(hold))
     }
 
     fn check_hold(&self) -> Result<(), Refusal> {

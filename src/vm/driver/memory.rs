@@ -80,7 +80,7 @@ mod tests {
             let dir = self.dir.0.path().join(name);
             std::fs::create_dir(&dir).unwrap();
             let vm = vm_in(&self.world, &dir, Uuid::new_v4()).await;
-            vm.rename(name.to_owned()).await.unwrap();
+            vm.renamed(name.to_owned());
             vm
         }
 

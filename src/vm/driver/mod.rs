@@ -23,6 +23,7 @@ use self::verb::MachineVerb;
 use super::backend::{
     Adoption, BackendError, ExitReport, GuestSession, Launched, Lifetime, MachineEvent, SnapshotOp,
 };
+use super::dropped::DroppedSnapshots;
 use super::events::Event;
 use super::exec::{Exec, Link};
 use super::memory::Reservation;
@@ -35,9 +36,11 @@ use crate::store::layout::VmDir;
 
 mod adopt;
 mod configure;
+mod dropped;
 mod hold;
 mod memory;
 mod reach;
+pub(crate) mod remove;
 mod report;
 mod snapshot;
 mod start;
@@ -120,6 +123,7 @@ fn shared(
         bell: Bell::default(),
         hypervisor: Arc::clone(&world.hypervisor),
         pending: Mutex::default(),
+        dropped: DroppedSnapshots::open(&birth.dir),
         failure: Mutex::new((None, definition.created)),
         exec: Exec::new(birth.dir.0.clone(), links, tokio::runtime::Handle::current()),
         asks,
@@ -158,6 +162,8 @@ struct Driver {
     snapshotting: Option<Snapshotting>,
     /// The image that is being made of it.
     held_for: Option<String>,
+    /// It is being removed: requests wait until it is gone (`true`) or stays.
+    retiring: Option<oneshot::Receiver<bool>>,
     /// What the host has promised it, from its start to its end.
     memory: Option<Reservation>,
     /// The guest's clock shows the past, and is set before the guest is ready.
@@ -197,6 +203,7 @@ impl Driver {
             stopping: None,
             snapshotting: None,
             held_for: None,
+            retiring: None,
             memory: None,
             set_clock: false,
         }
@@ -213,7 +220,12 @@ impl Driver {
                         false => late(report),
                     }
                 }
-                ask = self.inbox.recv() => match ask {
+                is_gone = remove::outcome(&mut self.retiring) => {
+                    if self.on_retired(is_gone) == Life::Over {
+                        return;
+                    }
+                }
+                ask = self.inbox.recv(), if self.retiring.is_none() => match ask {
                     Some(ask) => {
                         if self.on_ask(ask).await == Life::Over {
                             return;
@@ -263,12 +275,10 @@ impl Driver {
         match ask {
             Ask::Do(command, answer) => return self.on_command(command, answer).await,
             Ask::Configure(edit, answer) => self.edit(&edit, answer).await,
-            Ask::Hold(image, answer) => drop(answer.send(self.hold(image))),
+            Ask::Hold(image, answer) => self.hold(image, answer),
             Ask::Freeze(to, answer) => self.freeze(to, answer),
-            Ask::Rename(name, answer) => {
-                let result = self.rename(name).await;
-                drop(answer.send(result));
-            }
+            Ask::DropSnapshot(tag, by, answer) => self.drop_snapshot(tag, by, answer),
+            Ask::Retire(by, answer) => self.retire(by, answer),
         }
         Life::GoesOn
     }
@@ -316,15 +326,6 @@ impl Driver {
     async fn edit(&mut self, edit: &Edit, answer: Answer) {
         let result = self.configure(edit).await;
         drop(answer.send(result));
-    }
-
-    async fn rename(&mut self, name: String) -> Result<(), VmError> {
-        let path = self.vm.dir().name();
-        let text = format!("{name}\n");
-        off_thread(move || file::replace(&path, text.as_bytes()), "the VM's name").await?;
-        *self.vm.0.name.write() = name;
-        self.vm.0.bell.ring();
-        Ok(())
     }
 
     fn on_event(&mut self, event: MachineEvent) {

@@ -10,13 +10,14 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::{Driver, Report, Task, still};
+use super::{Answer, Driver, Report, Task, dropped, still};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
     Adoption, BackendError, Hypervisor, Launched, Machine, SnapshotInfo, SnapshotOp,
 };
-use crate::vm::state::{Refusal, State};
-use crate::vm::{VmError, one_line};
+use crate::vm::dropped::Remover;
+use crate::vm::state::{Command, Refusal, State, admit};
+use crate::vm::{Vm, VmError, one_line};
 
 /// How long a request waits for the end: dropping a snapshot, or taking one of a VM that is off,
 /// takes some 20 ms. What takes longer goes on behind it; `status` and `wait` tell.
@@ -44,12 +45,21 @@ pub(super) struct Snapshotting {
 }
 
 impl Driver {
+    /// Drops a snapshot for a process.
+    pub(super) fn drop_snapshot(&mut self, tag: String, by: Remover, answer: Answer) {
+        let command = Command::Drop(tag.clone());
+        match admit(&self.state(), &command, self.vm.spec().protect) {
+            Ok(()) => self.snapshot_for(by, SnapshotOp::Drop(tag), answer),
+            Err(refusal) => drop(answer.send(Err(self.explained(refusal).into()))),
+        }
+    }
+
     /// Begins an operation that the policy has admitted.
-    pub(super) fn snapshot(
-        &mut self,
-        op: SnapshotOp,
-        answer: oneshot::Sender<Result<(), VmError>>,
-    ) {
+    pub(super) fn snapshot(&mut self, op: SnapshotOp, answer: Answer) {
+        self.snapshot_for(None, op, answer);
+    }
+
+    fn snapshot_for(&mut self, by: Remover, op: SnapshotOp, answer: Answer) {
         if let Err(refusal) = self.check_snapshot(&op) {
             drop(answer.send(Err(refusal.into())));
             return;
@@ -60,12 +70,11 @@ impl Driver {
         let before = self.state();
         self.enter(State::Saving);
         let machine = self.running.as_ref().map(|running| Arc::clone(&running.machine));
-        let hypervisor = Arc::clone(&self.world.hypervisor);
-        let (dir, work, suspended) = (self.vm.dir().0.clone(), op.clone(), self.is_suspended());
+        let (vm, work, suspended) = (self.vm.clone(), op.clone(), self.is_suspended());
         let task = self.task(|to| async move {
             let done = match machine {
                 Some(machine) => machine.snapshot(&work).await,
-                None => while_off(&*hypervisor, dir, &work, suspended).await,
+                None => while_off(&vm, &work, by, suspended).await,
             };
             to.report(Report::Snapshot(done)).await;
         });
@@ -244,13 +253,19 @@ async fn save(machine: &dyn Machine, stale: bool) -> Result<(), BackendError> {
     machine.snapshot(&SnapshotOp::Take(SUSPENDED.to_owned())).await
 }
 
-/// Who goes back in time does not want what was suspended after it any more.
+/// What is dropped is only marked, and what is marked is dropped before anything else is done. Who
+/// goes back in time does not want what was suspended after it any more.
 async fn while_off(
-    hypervisor: &dyn Hypervisor,
-    dir: PathBuf,
+    vm: &Vm,
     op: &SnapshotOp,
+    by: Remover,
     suspended: bool,
 ) -> Result<(), BackendError> {
+    if let SnapshotOp::Drop(tag) = op {
+        return dropped::mark(vm, tag, by).await;
+    }
+    dropped::drop_now(vm).await?;
+    let (hypervisor, dir) = (&vm.0.hypervisor, vm.dir().0.clone());
     hypervisor.snapshot(dir.clone(), op).await?;
     if let SnapshotOp::Restore(tag) = op
         && suspended

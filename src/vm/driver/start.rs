@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::reach::Announcement;
 use super::warm::{self, WARM};
-use super::{Driver, Life, Report, snapshot};
+use super::{Driver, Life, Report, dropped, snapshot};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, LaunchPlan, Launched};
 use crate::vm::exec::Link;
@@ -184,6 +184,10 @@ async fn resume(world: &World, plan: LaunchPlan, paused: bool) -> Result<Launche
 
 /// Does everything that comes before QEMU: image, seed, accelerator.
 async fn plan(vm: &Vm, world: &World, paused: bool) -> Result<LaunchPlan, BackendError> {
+    if let Err(error) = dropped::drop_now(vm).await {
+        // It is listed again, and in nobody's way.
+        vm.note_outcome(Err::<(), _>(error));
+    }
     let spec = vm.spec();
     let image = world.images.ensure(&spec.image).await?;
     // Building an image may take minutes, in which settings may have changed.

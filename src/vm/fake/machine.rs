@@ -5,6 +5,7 @@ use super::*;
 #[derive(Debug)]
 pub(super) struct FakeMachine {
     pub(super) facts: RunFacts,
+    pub(super) dir: PathBuf,
     pub(super) script: Arc<Script>,
     pub(super) paused: AtomicBool,
     pub(super) events: Mutex<mpsc::Sender<MachineEvent>>,
@@ -108,11 +109,15 @@ impl Machine for FakeMachine {
         Ok(())
     }
 
-    async fn snapshot(&self, _op: &SnapshotOp) -> Result<(), BackendError> {
+    async fn snapshot(&self, op: &SnapshotOp) -> Result<(), BackendError> {
         self.call("snapshot", None).await;
         let slow = *self.script.slow.lock();
         tokio::time::sleep(slow).await;
-        self.script.snapshot_error.lock().take().map_or(Ok(()), Err)
+        if let Some(error) = self.script.snapshot_error.lock().take() {
+            return Err(error);
+        }
+        snapshots::perform(&self.dir, op, 1);
+        Ok(())
     }
 
     async fn freeze(

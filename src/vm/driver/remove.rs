@@ -1,0 +1,97 @@
+//! Removal of a VM, in two steps: the driver agrees, and takes no request until it hears whether the
+//! directory is gone. If it is not, the VM is as it was.
+//!
+//! Not here: where the directory goes (`registry::trash`).
+
+use tokio::sync::oneshot;
+
+use super::{Driver, Life, off_thread};
+use crate::vm::backend::BackendError;
+use crate::vm::dropped::{Mark, Remover};
+use crate::vm::exec::Link;
+use crate::vm::state::{Command, admit};
+use crate::vm::{Vm, VmError};
+
+/// The agreement of a VM to its removal. Dropping it without [`Self::done`] keeps the VM.
+#[derive(Debug)]
+pub struct Removal(oneshot::Sender<()>);
+
+impl Removal {
+    /// Says that the VM's directory is not its own any more.
+    pub fn done(self) {
+        // A driver that has ended has nothing to hear.
+        let _heard = self.0.send(());
+    }
+}
+
+/// Where the agreement goes.
+type RemovalAnswer = oneshot::Sender<Result<Removal, VmError>>;
+
+impl Driver {
+    /// Agrees to the removal by a process, or refuses.
+    pub(super) fn retire(&mut self, by: Remover, answer: RemovalAnswer) {
+        if let Err(refusal) = admit(&self.state(), &Command::Remove, self.vm.spec().protect) {
+            drop(answer.send(Err(self.explained(refusal).into())));
+            return;
+        }
+        let (end, ended) = oneshot::channel();
+        self.retiring = Some(ended);
+        let vm = self.vm.clone();
+        drop(tokio::spawn(async move {
+            let is_gone = retired(&vm, by, answer).await;
+            // A driver that has ended has nothing to hear.
+            let _heard = end.send(is_gone);
+        }));
+    }
+
+    pub(super) fn on_retired(&mut self, is_gone: bool) -> Life {
+        self.retiring = None;
+        if is_gone {
+            self.link.send_replace(Link::Off);
+            return Life::Over;
+        }
+        Life::GoesOn
+    }
+}
+
+/// Waits for the outcome of a removal, if one is under way.
+pub(super) async fn outcome(retiring: &mut Option<oneshot::Receiver<bool>>) -> bool {
+    match retiring {
+        // Without an outcome it is not gone.
+        Some(ended) => ended.await.unwrap_or(false),
+        None => std::future::pending().await,
+    }
+}
+
+/// Lifts the marks of whoever removes the VM, and waits for the outcome.
+async fn retired(vm: &Vm, by: Remover, answer: RemovalAnswer) -> bool {
+    let _disk = vm.0.dropped.disk().lock_owned().await;
+    let before = match freeze(vm, by).await {
+        Ok(before) => before,
+        Err(error) => {
+            drop(answer.send(Err(error.into())));
+            return false;
+        }
+    };
+    let (done, outcome) = oneshot::channel();
+    // An answer that nobody hears is dropped, and with it the agreement.
+    drop(answer.send(Ok(Removal(done))));
+    if outcome.await.is_ok() {
+        return true;
+    }
+    let vm = vm.clone();
+    let thawed = move || {
+        vm.0.dropped.thaw(before);
+        Ok(())
+    };
+    // It has no error of its own.
+    drop(off_thread(thawed, MARKS).await);
+    false
+}
+
+const MARKS: &str = "the marks of dropped snapshots";
+
+async fn freeze(vm: &Vm, by: Remover) -> Result<Vec<Mark>, BackendError> {
+    let vm = vm.clone();
+    off_thread(move || vm.0.dropped.freeze(by), MARKS).await
+}
