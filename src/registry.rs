@@ -26,11 +26,12 @@ use self::trash::Trash;
 use crate::store::file;
 use crate::store::layout::{Layout, VmDir};
 use crate::vm::backend::{BackendError, Lifetime};
-use crate::vm::driver::{self, Birth, Definition};
+use crate::vm::definition::Definition;
+use crate::vm::driver::{self, Birth};
 use crate::vm::dropped::Remover;
 use crate::vm::events::Event;
 use crate::vm::origin::OriginError;
-use crate::vm::spec::is_vm_name;
+use crate::vm::spec::{VmSettings, is_vm_name};
 use crate::vm::state::Command;
 use crate::vm::{Vm, VmError, VmId, World};
 
@@ -263,8 +264,8 @@ impl Registry {
         let _order = self.naming.take(&[&name]).await?;
         let reservation = self.reserve(&name)?;
         let (uuid, now) = (Uuid::new_v4(), SystemTime::now());
-        let spec = self.world.defaults.spec();
-        let definition = Definition { version: 1, uuid, created: now, spec };
+        let settings = VmSettings::new(self.world.defaults.spec());
+        let definition = Definition::new(uuid, now, settings);
         let dir = self.layout.vm(uuid);
         let (at, stored, text) = (dir.clone(), definition.clone(), format!("{name}\n"));
         on_disk("the VM's definition", move || write_new(&at, &stored, &text)).await?;

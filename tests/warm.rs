@@ -148,13 +148,14 @@ fn what_does_not_fit_boots_and_says_why() {
         ("512M", "memory", "memory is 512M, the image's is 256M"),
         ("2", "cpus", "cpus is 2, the image's is 1"),
         ("4G", "disk", "disk is 4G, the image's is 2G"),
-        ("quiet", "cmdline", "config/cmdline is set"),
+        ("quiet", "cmdline", "cmdline is not the image's"),
     ];
     for (at, (value, key, reason)) in table.iter().enumerate() {
         let name = format!("vm{at}");
         aq.sh(&format!("mkdir {name} && echo {value} > {name}/config/{key}")).ok();
         aq.boot_existing(&name);
-        assert_eq!(aq.info(&name, "warm"), format!("no: {reason}"));
+        let remedy = format!("`echo default > config/{key}` takes the image's");
+        assert_eq!(aq.info(&name, "warm"), format!("no: {reason}; {remedy}"));
         assert_eq!(aq.exec(&name, "hostname"), name);
         aq.sh(&format!("echo kill > {name}/ctl; cat {name}/wait")).ok();
     }
@@ -168,6 +169,48 @@ fn what_does_not_fit_boots_and_says_why() {
     aq.sh("mkdir off .images/x && echo 'start paused' > off/ctl").ok();
     let refused = aq.sh("echo off > .images/x/source").failed();
     assert!(refused.contains("Host is unreachable") || refused.contains("No route"), "{refused}");
+}
+
+#[test]
+fn an_image_carries_its_machines_settings_to_new_vms_and_changes_none_that_has_a_disk() {
+    let aq = Mounted::with_image();
+    aq.sh("mkdir vm1 && echo 1G > vm1/config/memory && echo 2 > vm1/config/cpus").ok();
+    aq.boot_existing("vm1");
+    // Neither what new VMs start from, nor what belongs to vm1 alone, is the image's.
+    aq.sh("echo 512M > .defaults/memory; echo 1 > vm1/config/protect").ok();
+    aq.sh("mkdir .images/x && echo vm1 > .images/x/source; cat .images/x/wait vm1/wait").ok();
+    let carried = aq.read(".images/x/config");
+    assert!(carried.contains("cpus 2\n") && carried.contains("memory 1G\n"), "{carried}");
+    aq.sh("mkdir c && echo x > c/config/image").ok();
+    assert_eq!(aq.sh("cat c/config/memory c/config/cpus c/config/protect").ok(), "1G\n2\n0");
+    aq.boot_existing("c");
+    assert_eq!(aq.info("c", "warm"), "yes");
+    // One that has not run follows another image; what was set stays.
+    aq.sh("mkdir d && echo x > d/config/image && echo 1 > d/config/cpus").ok();
+    assert_eq!(aq.sh("cat d/config/memory d/config/cpus").ok(), "1G\n1");
+    aq.sh("echo tiny > d/config/image").ok();
+    assert_eq!(aq.sh("cat d/config/memory d/config/cpus").ok(), "512M\n1");
+    // Warming an image again gives it other settings, for VMs without a disk.
+    aq.boot("e");
+    aq.sh("echo suspend > e/ctl; cat e/wait; echo 256M > .defaults/memory; mkdir f").ok();
+    assert_eq!(aq.sh("cat e/config/memory f/config/memory").ok(), "512M\n256M");
+    warm(&aq, "tiny");
+    aq.sh("echo 128M > .defaults/memory; mkdir g").ok();
+    assert_eq!(
+        aq.sh("cat e/config/memory f/config/memory g/config/memory").ok(),
+        "512M\n256M\n256M"
+    );
+    aq.kill_daemon();
+    aq.mount();
+    assert_eq!(aq.sh("cat c/config/memory e/config/memory g/config/memory").ok(), "1G\n512M\n256M");
+    aq.boot_existing("e");
+    aq.boot_existing("g");
+    assert_eq!(aq.info("g", "warm"), "yes");
+    // A setting that prevents a warm start is an event.
+    aq.sh("mkdir h && echo 512M > h/config/memory").ok();
+    let said = aq.sh("exec 3< h/events; echo start > h/ctl; cat h/ready; timeout 1 cat <&3").stdout;
+    let expected = "warm no: memory is 512M, the image's is 256M; `echo default > config/memory`";
+    assert!(said.contains(expected), "{said}");
 }
 
 #[test]

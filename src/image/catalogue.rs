@@ -23,6 +23,7 @@ use crate::store::file;
 use crate::store::layout::{Layout, VmDir};
 use crate::sys;
 use crate::vm::backend::{BackendError, BootImage, ImageInfo, ImageStatus, Images, Recipe};
+use crate::vm::spec::ImageSettings;
 use crate::vm::stream::{Bell, Listener};
 use crate::vm::warm::{Freeze, Layer, Template};
 
@@ -82,6 +83,14 @@ impl Images for ImageStore {
 
     fn info(&self, name: &str) -> Option<ImageInfo> {
         self.0.images.lock().get(name).map(|i| i.info(name))
+    }
+
+    fn settings(&self, name: &str) -> ImageSettings {
+        self.0.images.lock().get(name).map(Image::settings).unwrap_or_default()
+    }
+
+    fn settings_of_disk(&self, name: &str) -> ImageSettings {
+        self.0.images.lock().get(name).map(Image::settings_of_disk).unwrap_or_default()
     }
 
     fn begin(&self, name: &str) -> Result<(), BackendError> {

@@ -7,6 +7,7 @@ use super::*;
 use crate::image::manifest::Manifest;
 use crate::image::manifest::VERSION;
 use crate::vm::backend::{DiskFormat, SeedKind};
+use crate::vm::spec::ImageSettings;
 
 /// Builds when the test says so, and as it says.
 #[derive(Debug)]
@@ -43,6 +44,7 @@ impl Source for Told {
             announces: false,
             seed: SeedKind::FwCfg,
             inputs: vec![],
+            settings: ImageSettings::default(),
         })
     }
 }

@@ -9,6 +9,7 @@ use super::convert::{self, Input};
 use super::manifest::{self, Manifest};
 use super::source::{BuildError, Progress, Source};
 use crate::vm::backend::{BackendError, DiskFormat, SeedKind};
+use crate::vm::spec::ImageSettings;
 
 /// What fits into a qcow2 header as far as we look.
 const HEADER: usize = 80;
@@ -87,6 +88,7 @@ impl Source for DiskFile {
             announces: false,
             seed: SeedKind::Nocloud,
             inputs: Vec::new(),
+            settings: ImageSettings::default(),
         })
     }
 }

@@ -16,6 +16,7 @@ use crate::store::file;
 use crate::store::layout::Layout;
 use crate::vm::backend::{BackendError, ImageInfo, ImageStatus};
 use crate::vm::origin::Origin;
+use crate::vm::spec::ImageSettings;
 
 /// One image.
 #[derive(Debug)]
@@ -126,6 +127,25 @@ impl Image {
         self.changed = SystemTime::now();
     }
 
+    /// What it carries to its VMs.
+    pub(super) fn settings(&self) -> ImageSettings {
+        match (&self.phase, &self.warmth) {
+            (Phase::Ready(_), Warmth::Warm(_, stored)) => stored.settings(),
+            (Phase::Ready(_), Warmth::Cold | Warmth::Warming(_) | Warmth::Failed(_)) => {
+                self.settings_of_disk()
+            }
+            (Phase::Absent | Phase::UnderWay(_) | Phase::Failed(_), _) => ImageSettings::default(),
+        }
+    }
+
+    /// What it would carry without a machine frozen in it.
+    pub(super) fn settings_of_disk(&self) -> ImageSettings {
+        match &self.phase {
+            Phase::Ready(finished) => finished.manifest.settings.clone(),
+            Phase::Absent | Phase::UnderWay(_) | Phase::Failed(_) => ImageSettings::default(),
+        }
+    }
+
     pub(super) fn info(&self, name: &str) -> ImageInfo {
         let (finished, status) = match &self.phase {
             Phase::Absent => (None, ImageStatus::Absent),
@@ -146,6 +166,7 @@ impl Image {
             progress: self.progress.clone(),
             changed: self.changed,
             warm: self.warmth.status(),
+            settings: self.settings(),
         }
     }
 }

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::source::BuildError;
 use crate::store::file;
 use crate::vm::backend::{BootImage, DiskFormat, SeedKind};
+use crate::vm::spec::ImageSettings;
 
 /// An image as described on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +44,9 @@ pub(super) struct Manifest {
     pub(super) seed: SeedKind,
     /// What it was made of, for people.
     pub(super) inputs: Vec<String>,
+    /// The settings that it carries to its VMs.
+    #[serde(default)]
+    pub(super) settings: ImageSettings,
 }
 
 /// The version of the format that is written and understood.
@@ -168,6 +172,7 @@ mod tests {
             announces: true,
             seed: SeedKind::FwCfg,
             inputs: vec![],
+            settings: ImageSettings::default(),
         }
     }
 

@@ -14,6 +14,7 @@ use super::source::{BuildError, Progress, Source};
 use super::template::{self, Stored};
 use crate::store::layout::TEMPLATES;
 use crate::vm::backend::{BootImage, DiskFormat, Hold, LivePublication, Publication};
+use crate::vm::spec::ImageSettings;
 use crate::vm::warm::Layer;
 
 const FORMAT: DiskFormat = DiskFormat::Qcow2;
@@ -50,11 +51,11 @@ impl Source for VmDisk {
                 remedy: "`echo pull > ctl` in the image's directory makes it of what there is now",
             });
         };
-        let Publication { disk, snapshot, base, layers, .. } = &*self.publication;
+        let Publication { disk, snapshot, base, layers, settings, .. } = &*self.publication;
         let own = Layer { path: disk.clone(), format: FORMAT };
         let layers = [vec![own], layers.clone()].concat();
         let disk = flatten(&layers, snapshot.as_deref(), dir, progress)?;
-        manifest(self, base, disk, dir)
+        manifest(self, (base, settings.clone()), disk, dir)
     }
 }
 
@@ -86,7 +87,7 @@ impl Source for LiveVm {
         let disk = flatten(&frozen.disk, Some(&frozen.snapshot), dir, progress)?;
         progress.building("computing the digest");
         Stored::seal(&warm, &frozen, false)?;
-        manifest(self, &self.0.base, disk, dir)
+        manifest(self, (&self.0.base, frozen.settings.without_machine()), disk, dir)
     }
 }
 
@@ -106,7 +107,7 @@ fn flatten(
 
 fn manifest(
     source: &dyn Source,
-    base: &BootImage,
+    (base, settings): (&BootImage, ImageSettings),
     disk: PathBuf,
     dir: &Path,
 ) -> Result<Manifest, BuildError> {
@@ -124,6 +125,7 @@ fn manifest(
         announces: base.announces,
         seed: base.seed,
         inputs: vec![format!("{} {}", base.name, base.digest)],
+        settings,
     })
 }
 

@@ -19,6 +19,7 @@ use super::convert::{self, Input, Overlay};
 use super::source::{BuildError, Progress};
 use crate::store::file;
 use crate::vm::backend::DiskFormat;
+use crate::vm::spec::ImageSettings;
 use crate::vm::warm::{Freeze, Frozen, Layer, Shape, Template, names};
 
 const NAME: &str = "template.json";
@@ -35,6 +36,8 @@ pub(super) struct Stored {
     created: SystemTime,
     /// What the machine was like.
     shape: Shape,
+    /// The settings that it ran with; an earlier version did not note them down.
+    settings: Option<ImageSettings>,
     /// How long its processors stood still.
     pause: Duration,
     /// It has a disk of its own, an overlay on the image's.
@@ -103,6 +106,7 @@ impl Stored {
             version: VERSION,
             created: SystemTime::now(),
             shape: frozen.shape.clone(),
+            settings: Some(frozen.settings.clone()),
             pause: frozen.pause,
             has_disk,
             ram: seal(names::RAM)?,
@@ -130,6 +134,13 @@ impl Stored {
     pub(super) fn summary(&self) -> String {
         let pause = self.pause.as_secs_f64() * 1000.0;
         format!("{} pause {pause:.0}ms", self.shape.summary())
+    }
+
+    /// Returns the settings that its clones must have, as far as they are known.
+    pub(super) fn settings(&self) -> ImageSettings {
+        let Shape { cpus, memory, disk, .. } = self.shape;
+        let of_shape = || ImageSettings::of_shape(cpus, memory, disk);
+        self.settings.clone().unwrap_or_else(of_shape)
     }
 
     /// Checks what is in `dir` for clones on the image `below`, and takes note of copies that are
@@ -255,6 +266,7 @@ mod tests {
             version: VERSION,
             created: SystemTime::now(),
             shape: Shape::sample(),
+            settings: None,
             pause: Duration::from_millis(12),
             has_disk: true,
             ram: seal(names::RAM),

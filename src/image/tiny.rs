@@ -19,6 +19,7 @@ use super::tree::FileTree;
 use super::unpack;
 use crate::store::file;
 use crate::vm::backend::{DiskFormat, SeedKind};
+use crate::vm::spec::ImageSettings;
 
 /// The base disk's size in bytes: room for the files and a journal. A VM's disk is larger, and
 /// the guest grows its file system to it.
@@ -193,6 +194,7 @@ impl Tiny {
             announces: true,
             seed: SeedKind::FwCfg,
             inputs: inputs.names(),
+            settings: ImageSettings::default(),
         }
     }
 }

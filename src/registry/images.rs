@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use super::{Registry, RegistryError, on_disk, to_its_end};
 use crate::vm::backend::{BackendError, Images, LivePublication, Publication, Recipe};
 use crate::vm::origin::Origin;
+use crate::vm::spec::ImageSettings;
 use crate::vm::state::Refusal;
 use crate::vm::warm::{Freeze, Frozen};
 use crate::vm::{Vm, VmError};
@@ -209,8 +210,9 @@ impl Registry {
         check_snapshot(&vm, snapshot.as_deref())?;
         let base = base()?;
         let layers = self.world().images.layers(&base, &vm.dir().0)?;
-        let disk = vm.dir().disk();
-        Ok(Recipe::Vm(Box::new(Publication { origin, disk, snapshot, base, layers, hold })))
+        let (disk, settings) = (vm.dir().disk(), ImageSettings::of_disk(&vm.spec()));
+        let publication = Publication { origin, disk, snapshot, base, layers, settings, hold };
+        Ok(Recipe::Vm(Box::new(publication)))
     }
 
     /// Does what looks at the disk off the runtime's own threads, to its end.

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use crate::store::file;
 use crate::store::layout::VmDir;
-use crate::vm::driver::Definition;
+use crate::vm::definition::Definition;
 
 /// How long a removed VM is kept.
 pub const KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -34,7 +34,7 @@ impl Removed {
     /// Returns the image that its disk was made from; `None` if its definition is damaged.
     pub fn image(&self) -> Option<String> {
         let stored = file::read_json::<Definition>(&self.dir.definition());
-        stored.ok().map(|stored| stored.spec.image)
+        stored.ok().map(|stored| stored.settings.image().to_owned())
     }
 
     /// Returns when it will be erased.

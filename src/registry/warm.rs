@@ -16,8 +16,9 @@ use super::{Registry, RegistryError};
 use crate::store::file;
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, Lifetime};
-use crate::vm::driver::{self, Birth, Definition};
-use crate::vm::spec::{VmSpec, is_vm_name};
+use crate::vm::definition::Definition;
+use crate::vm::driver::{self, Birth};
+use crate::vm::spec::{VmSettings, VmSpec, is_vm_name};
 use crate::vm::state::{Command, State};
 use crate::vm::warm::{Freeze, Frozen};
 use crate::vm::{Vm, VmId, World};
@@ -36,10 +37,12 @@ impl Registry {
     /// `NoImage`, `ImageBusy` while the image is being made or warmed.
     pub(super) async fn warm_image(self: Arc<Self>, image: String) -> Result<(), RegistryError> {
         // A clone must look as new VMs do, so this is one.
-        let spec = as_new_vms(self.world().defaults.spec(), &image);
         let world = World { events: Arc::default(), ..self.world().clone() };
-        let definition =
-            Definition { version: 1, uuid: Uuid::new_v4(), created: SystemTime::now(), spec };
+        // It replaces the present template, whose settings are not those of the new one.
+        let carried = world.images.settings_of_disk(&image);
+        let spec = VmSettings::new(as_new_vms(world.defaults.spec(), &image)).resolve(&carried);
+        let settings = VmSettings::fixed(spec);
+        let definition = Definition::new(Uuid::new_v4(), SystemTime::now(), settings);
         let (id, runtime) = (self.fresh_id(), Handle::current());
         let machine = Arc::new(Unseen { id, definition, world, runtime });
         self.with_images(move |images| images.warm(&image, machine)).await
@@ -94,8 +97,8 @@ impl Freeze for Unseen {
 
 impl Unseen {
     fn birth(&self, dir: VmDir) -> Birth {
-        let image = &self.definition.spec.image;
-        let name = if is_vm_name(image) { image.clone() } else { "warm".to_owned() };
+        let image = self.definition.settings.image();
+        let name = if is_vm_name(image) { image } else { "warm" }.to_owned();
         Birth {
             id: self.id,
             uuid: self.definition.uuid,

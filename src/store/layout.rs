@@ -21,6 +21,7 @@
 //!     seed.tar                 what it is told at boot (guest::seed)
 //!     cidata.img               the same for cloud-init (guest::nocloud), where the image has it
 //!     template                 whose disk its disk is an overlay on, if it is a clone
+//!     image_settings.json      what the image carried to the VM when its disk was made
 //!     unborn                   while a clone has not been told yet who it is
 //!     still                    while its guest may stand still for our sake: to be saved, frozen, resumed
 //!     run.json                 the QEMU that runs it, for adoption
@@ -177,6 +178,7 @@ impl VmDir {
         names::SERIAL,
         names::IDENTITY,
         "template",
+        "image_settings.json",
         "memories.json",
         "dropped.json",
     ];
@@ -239,6 +241,11 @@ impl VmDir {
     /// Returns the file that names the template whose disk this VM's disk is an overlay on.
     pub fn template(&self) -> PathBuf {
         self.0.join("template")
+    }
+
+    /// Returns the file that says what the image carried when the disk was made.
+    pub fn image_settings(&self) -> PathBuf {
+        self.0.join("image_settings.json")
     }
 
     /// Returns the file that is there while a clone does not know yet who it is.

@@ -339,6 +339,12 @@ pub static ALIAS: &[Node<AliasSubject>] = &[Node {
 /// An image's directory.
 pub static IMAGE: &[Node<ImageSubject>] = &[
     Node {
+        name: "config",
+        mode: 0o444,
+        doc: "the settings that it carries to its VMs, `key value` a line",
+        body: Body::Value(|i| i.info.settings.table()),
+    },
+    Node {
         name: "ctl",
         mode: 0o600,
         doc: "verbs, one a line: pull warm cold",

@@ -35,6 +35,8 @@ pub enum Event {
     Failed(String),
     /// The guest, or somebody, reset the machine.
     Reset,
+    /// It boots although its image is warm, for this reason.
+    Boots(String),
 }
 
 impl fmt::Display for Event {
@@ -48,6 +50,7 @@ impl fmt::Display for Event {
             Self::Config(key) => write!(f, "config {key}"),
             Self::Failed(sentence) => write!(f, "error {sentence}"),
             Self::Reset => f.write_str("reset"),
+            Self::Boots(reason) => write!(f, "warm no: {reason}"),
         }
     }
 }

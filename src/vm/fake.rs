@@ -23,7 +23,7 @@ use super::defaults::Defaults;
 use super::live::{Bound, InForce};
 use super::memory::{Ledger, Ram};
 use super::spec::net::Forward;
-use super::spec::{AccelChoice, VmSpec};
+use super::spec::{AccelChoice, ImageSettings, VmSpec};
 use super::stream::{Bell, Listener, Readiness, Stream};
 use super::warm::{Freeze, Layer, Shape, Template, WarmStatus};
 use crate::vm::VmError;
@@ -39,6 +39,8 @@ pub(crate) struct Script {
     pub(crate) stubborn: Mutex<bool>,
     /// The machine that is frozen in the image.
     pub(crate) template: Mutex<Option<Result<Template, String>>>,
+    /// What the image carries.
+    pub(crate) carried: Mutex<ImageSettings>,
     /// The next clone does not take it.
     pub(crate) thaw_error: Mutex<Option<BackendError>>,
     /// The next clone cannot become another than that.
@@ -149,7 +151,7 @@ impl Hypervisor for Fake {
             image_digest: plan.image.digest,
             announces: false,
             in_force: Some(InForce::at_start(&plan.spec, bound)),
-            warm: "no".into(),
+            warm: plan.cold.map_or("no".into(), |reason| format!("no: {reason}")),
             shape: None,
         };
         let (script, paused) = (Arc::clone(&self.0), AtomicBool::new(plan.paused));
@@ -259,7 +261,16 @@ impl Images for Fake {
             progress: String::new(),
             changed: SystemTime::UNIX_EPOCH,
             warm: WarmStatus::Cold,
+            settings: self.settings(name),
         })
+    }
+
+    fn settings(&self, _name: &str) -> ImageSettings {
+        self.0.carried.lock().clone()
+    }
+
+    fn settings_of_disk(&self, _name: &str) -> ImageSettings {
+        self.0.carried.lock().without_machine()
     }
 
     async fn template(&self, _name: &str) -> Option<Result<Template, String>> {

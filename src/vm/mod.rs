@@ -9,6 +9,7 @@
 pub mod backend;
 pub mod caller;
 pub mod defaults;
+pub mod definition;
 pub mod driver;
 pub mod dropped;
 pub mod events;
@@ -21,6 +22,7 @@ pub mod memory;
 pub mod notice;
 mod open;
 pub mod origin;
+mod settings;
 pub mod spec;
 pub mod state;
 pub mod stream;
@@ -46,7 +48,8 @@ use self::events::{Event, Feed};
 use self::exec::Exec;
 use self::job::JobError;
 use self::memory::Ledger;
-use self::spec::{Edit, Key, SpecError, VmSpec};
+use self::settings::Held;
+use self::spec::{Edit, Key, SpecError};
 use self::state::{Command, Refusal, State};
 use self::stream::{Bell, Listener};
 use self::warm::Frozen;
@@ -176,7 +179,7 @@ pub(crate) struct Shared {
     dir: VmDir,
     created: SystemTime,
     name: RwLock<String>,
-    spec: RwLock<(Arc<VmSpec>, SystemTime)>,
+    settings: Held,
     view: watch::Sender<View>,
     bell: Bell,
     hypervisor: Arc<dyn Hypervisor>,
@@ -189,6 +192,7 @@ pub(crate) struct Shared {
     console: Arc<dyn Console>,
     exec: Exec,
     guests: Arc<dyn Guests>,
+    images: Arc<dyn Images>,
     /// The machine that runs, for conversations that the driver has no part in.
     machine: RwLock<Option<Arc<dyn Machine>>>,
     lifetime: Lifetime,
@@ -219,16 +223,6 @@ impl Vm {
     /// Returns its name at this moment.
     pub fn name(&self) -> String {
         self.0.name.read().clone()
-    }
-
-    /// Returns its settings.
-    pub fn spec(&self) -> Arc<VmSpec> {
-        Arc::clone(&self.0.spec.read().0)
-    }
-
-    /// Returns when a setting was last changed.
-    pub fn configured(&self) -> SystemTime {
-        self.0.spec.read().1
     }
 
     /// Returns its state.

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::backend::{AccelKind, BackendError, DiskFormat, Hold};
-use super::spec::{VmSpec, render_size};
+use super::spec::{ImageSettings, VmSpec, render_size};
 
 /// What a machine's memory and device state depend on: another one cannot go on from them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,16 +64,17 @@ impl Shape {
     }
 }
 
-/// Names the setting that asks for a boot, if one does: it would have no effect on a guest that
-/// has booted already.
-pub fn asks_for_a_boot(spec: &VmSpec) -> Option<&'static str> {
+/// Names the setting that asks for a boot, if one does: another value than that with which the
+/// frozen guest has booted would have no effect on it.
+pub fn asks_for_a_boot(spec: &VmSpec, frozen: &VmSpec) -> Option<&'static str> {
     let settings = [
-        ("kernel", spec.kernel.is_some()),
-        ("initrd", spec.initrd.is_some()),
-        ("cmdline", spec.cmdline.is_some()),
-        ("firmware", spec.firmware.is_some()),
+        ("kernel", spec.kernel != frozen.kernel),
+        ("initrd", spec.initrd != frozen.initrd),
+        ("cmdline", spec.cmdline != frozen.cmdline),
+        ("firmware", spec.firmware != frozen.firmware),
+        ("ssh_user", spec.ssh_user != frozen.ssh_user),
     ];
-    settings.into_iter().find(|(_, set)| *set).map(|(key, _)| key)
+    settings.into_iter().find(|(_, differs)| *differs).map(|(key, _)| key)
 }
 
 /// Whether a machine is frozen in an image, as `.images/NAME/warm` tells it.
@@ -147,6 +148,8 @@ pub enum Memory {
 pub struct Frozen {
     /// What it was like.
     pub shape: Shape,
+    /// The settings that it ran with, as far as its image carries them.
+    pub settings: ImageSettings,
     /// How long its processors stood still.
     pub pause: Duration,
     /// Its disk, top first; the frozen content is the snapshot `snapshot` of the first.
@@ -222,8 +225,11 @@ mod tests {
 
     #[test]
     fn settings_of_a_boot_are_named() {
-        assert_eq!(asks_for_a_boot(&VmSpec::default()), None);
-        let spec = VmSpec { cmdline: Some("quiet".into()), ..VmSpec::default() };
-        assert_eq!(asks_for_a_boot(&spec), Some("cmdline"));
+        let (plain, spec) =
+            (VmSpec::default(), VmSpec { cmdline: Some("quiet".into()), ..VmSpec::default() });
+        assert_eq!(asks_for_a_boot(&plain, &plain), None);
+        assert_eq!(asks_for_a_boot(&spec, &plain), Some("cmdline"));
+        assert_eq!(asks_for_a_boot(&plain, &spec), Some("cmdline"));
+        assert_eq!(asks_for_a_boot(&spec, &spec), None);
     }
 }

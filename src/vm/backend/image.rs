@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::BackendError;
+use crate::vm::spec::ImageSettings;
 use crate::vm::stream::Listener;
 use crate::vm::warm::{Freeze, Layer, Template, WarmStatus};
 
@@ -111,6 +112,8 @@ pub struct ImageInfo {
     pub changed: SystemTime,
     /// Whether a machine is frozen in it.
     pub warm: WarmStatus,
+    /// What it carries to its VMs.
+    pub settings: ImageSettings,
 }
 
 /// Keeps a VM that is off from being started or removed; dropping it lets the VM go.
@@ -132,6 +135,8 @@ pub struct Publication {
     pub base: BootImage,
     /// What the disk is an overlay on, top first.
     pub layers: Vec<Layer>,
+    /// What the image carries to its VMs.
+    pub settings: ImageSettings,
     /// Keeps the disk as it is meanwhile.
     pub hold: Option<Hold>,
 }
@@ -167,6 +172,10 @@ pub trait Images: fmt::Debug + Send + Sync {
     fn list(&self) -> Vec<ImageInfo>;
     /// Describes one.
     fn info(&self, name: &str) -> Option<ImageInfo>;
+    /// Returns the settings that an image carries to its VMs; none of one that is not ready.
+    fn settings(&self, name: &str) -> ImageSettings;
+    /// Returns those that it would carry without a machine frozen in it.
+    fn settings_of_disk(&self, name: &str) -> ImageSettings;
     /// Starts building or fetching in the background; does nothing if it is ready or under way.
     fn begin(&self, name: &str) -> Result<(), BackendError>;
     /// Returns an image that is ready.

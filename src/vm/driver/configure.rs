@@ -1,14 +1,14 @@
 //! Settings: stored, and given to the running machine where it can be changed.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use super::{Definition, Driver, off_thread};
+use super::{Driver, off_thread};
 use crate::store::file;
 use crate::vm::VmError;
+use crate::vm::definition::Definition;
 use crate::vm::events::Event;
 use crate::vm::live::InForce;
-use crate::vm::spec::{Edit, SpecError, VmSpec, render_size};
+use crate::vm::spec::{Edit, SpecError, VmSettings, VmSpec, render_size};
 use crate::vm::state::{Refusal, State};
 
 impl Driver {
@@ -16,8 +16,10 @@ impl Driver {
         if let State::Broken(reason) = self.state() {
             return Err(Refusal::Broken { verb: "config", reason }.into());
         }
-        let old = self.vm.spec();
-        let new = edit.done_to(&old, &self.world.defaults.spec())?;
+        let (settings, old) = (self.vm.settings(), self.vm.spec());
+        let image = self.vm.image_settings(&settings);
+        let settings = settings.edited(edit, &image, &self.world.defaults.spec())?;
+        let new = settings.resolve(&self.vm.image_settings(&settings));
         if new.image != old.image && self.vm.dir().disk().exists() {
             return Err(Refusal::HasDisk { image: old.image.clone() }.into());
         }
@@ -25,7 +27,7 @@ impl Driver {
             self.refuse_shrinking(&new)?;
         }
         self.change_machine(&old, &new).await?;
-        if let Err(error) = self.store(new.clone()).await {
+        if let Err(error) = self.store(settings).await {
             // What is not stored must not be in force either; the first failure is the one told.
             drop(self.change_machine(&new, &old).await);
             return Err(error);
@@ -74,13 +76,11 @@ impl Driver {
         Ok(())
     }
 
-    async fn store(&mut self, spec: VmSpec) -> Result<(), VmError> {
-        let (uuid, created) = (self.vm.uuid(), self.vm.created());
-        let definition = Definition { version: 1, uuid, created, spec: spec.clone() };
+    async fn store(&mut self, settings: VmSettings) -> Result<(), VmError> {
+        let definition = Definition::new(self.vm.uuid(), self.vm.created(), settings.clone());
         let path = self.vm.dir().definition();
         off_thread(move || file::replace_json(&path, &definition), "the VM's definition").await?;
-        *self.vm.0.spec.write() = (Arc::new(spec), SystemTime::now());
-        self.vm.0.bell.ring();
+        self.vm.set_settings(settings);
         Ok(())
     }
 }

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Mutex, RwLock};
-use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
@@ -23,11 +22,13 @@ use self::verb::MachineVerb;
 use super::backend::{
     Adoption, BackendError, ExitReport, GuestSession, Launched, Lifetime, MachineEvent, SnapshotOp,
 };
+use super::definition::Definition;
 use super::dropped::DroppedSnapshots;
 use super::events::Event;
 use super::exec::{Exec, Link};
 use super::memory::Reservation;
-use super::spec::{Edit, VmSpec};
+use super::settings::Held;
+use super::spec::{Edit, VmSettings, VmSpec};
 use super::state::{Command, State, admit};
 use super::stream::Bell;
 use super::{Ask, Shared, View, Vm, VmError, VmId, World, one_line};
@@ -50,20 +51,6 @@ mod stop;
 mod tests;
 mod verb;
 pub(crate) mod warm;
-
-/// A VM's definition as it is stored.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Definition {
-    /// The format's version: 1.
-    pub version: u32,
-    /// The VM's identity; its directory has it as its name, except in the trash.
-    #[serde(default)]
-    pub uuid: Uuid,
-    /// When the VM was made.
-    pub created: SystemTime,
-    /// Its settings.
-    pub spec: VmSpec,
-}
 
 /// What is needed to bring a VM to life in the daemon.
 #[derive(Debug)]
@@ -108,8 +95,8 @@ fn shared(
     let (definition, state) = match birth.definition {
         Ok(definition) => (definition, State::Stopped),
         Err(reason) => {
-            let spec = VmSpec::default();
-            (Definition { version: 1, uuid: birth.uuid, created: now, spec }, State::Broken(reason))
+            let settings = VmSettings::new(VmSpec::default());
+            (Definition::new(birth.uuid, now, settings), State::Broken(reason))
         }
     };
     let console = world.guests.console(birth.dir.0.clone());
@@ -118,7 +105,7 @@ fn shared(
         uuid: birth.uuid,
         created: definition.created,
         name: RwLock::new(birth.name),
-        spec: RwLock::new((Arc::new(definition.spec), definition.created)),
+        settings: Held::new(definition.settings, definition.created, &birth.dir),
         view: watch::Sender::new(View::new(state, definition.created)),
         bell: Bell::default(),
         hypervisor: Arc::clone(&world.hypervisor),
@@ -130,6 +117,7 @@ fn shared(
         console,
         events: Arc::clone(&world.events),
         guests: Arc::clone(&world.guests),
+        images: Arc::clone(&world.images),
         machine: RwLock::default(),
         lifetime: birth.lifetime,
         dir: birth.dir,

@@ -10,6 +10,7 @@ use super::warm::{self, WARM};
 use super::{Driver, Life, Report, dropped, snapshot};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, LaunchPlan, Launched};
+use crate::vm::events::Event;
 use crate::vm::exec::Link;
 use crate::vm::memory::Ram;
 use crate::vm::spec::VmSpec;
@@ -112,11 +113,20 @@ impl Driver {
             self.running = Some(launched);
             return self.kill();
         }
+        self.tell_why_it_boots(&launched);
         // A guest that goes on has opened its port long ago, and its clock shows the past.
         self.set_clock = goes_on;
         let is_clone = launched.machine.facts().warm == WARM;
         let known = if goes_on || is_clone { Announcement::Missed } else { Announcement::Awaited };
         self.take_over(launched, known);
+    }
+
+    /// Not only those who read `info` hear of a warm start that a setting prevents.
+    fn tell_why_it_boots(&self, launched: &Launched) {
+        if let Some(reason) = launched.machine.facts().warm.strip_prefix("no: ") {
+            self.note(&format!("boots although the image is warm: {reason}"));
+            self.vm.tell(&Event::Boots(reason.to_owned()));
+        }
     }
 
     /// Takes a machine that runs, new or adopted.
@@ -141,6 +151,7 @@ impl Driver {
             return;
         };
         self.memory = None;
+        self.vm.follow_image_without_disk();
         self.link.send_replace(Link::Off);
         // Who has opened the console meanwhile waits for a machine that does not come.
         self.vm.console().detach();
@@ -190,6 +201,7 @@ async fn plan(vm: &Vm, world: &World, paused: bool) -> Result<LaunchPlan, Backen
     }
     let spec = vm.spec();
     let image = world.images.ensure(&spec.image).await?;
+    vm.keep_image_settings().await?;
     // Building an image may take minutes, in which settings may have changed.
     let spec = vm.spec();
     let accel = world.hypervisor.accel(spec.accel).await?;
@@ -208,6 +220,6 @@ async fn plan(vm: &Vm, world: &World, paused: bool) -> Result<LaunchPlan, Backen
         lifetime: vm.0.lifetime,
     };
     world.guests.prepare(&plan).await?;
-    warm::choose(world, &mut plan).await?;
+    warm::choose(world, &mut plan, &vm.settings()).await?;
     Ok(plan)
 }

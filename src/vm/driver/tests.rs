@@ -10,7 +10,7 @@ use super::{Birth, Definition, spawn};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, DiskFormat, ExitReport, Lifetime, MachineEvent};
 use crate::vm::fake::{Script, clean_exit, world};
-use crate::vm::spec::VmSpec;
+use crate::vm::spec::{ImageSettings, VmSettings, VmSpec};
 use crate::vm::state::{Command, Refusal, State};
 use crate::vm::stream::{self, Stream};
 use crate::vm::warm::{Layer, Shape, Template};
@@ -23,12 +23,8 @@ async fn vm(dir: &Path, script: &Arc<Script>) -> Vm {
 }
 
 pub(super) async fn vm_in(world: &World, dir: &Path, uuid: Uuid) -> Vm {
-    let definition = Definition {
-        version: 1,
-        uuid: Uuid::nil(),
-        created: SystemTime::now(),
-        spec: VmSpec::default(),
-    };
+    let settings = VmSettings::new(VmSpec::default());
+    let definition = Definition::new(Uuid::nil(), SystemTime::now(), settings);
     let birth = Birth {
         lifetime: Lifetime::Own,
         id: VmId(1),
@@ -251,9 +247,73 @@ async fn settings_are_stored_and_the_image_is_fixed_by_the_disk() {
     let mode = crate::vm::WriteMode::Replace;
     vm.clone().configure(key("memory"), "512M\n".into(), mode).await.unwrap();
     let stored: Definition = crate::store::file::read_json(&vm.dir().definition()).unwrap();
-    assert_eq!(stored.spec.memory, 512 << 20);
+    assert_eq!(stored.settings.resolve(&ImageSettings::default()).memory, 512 << 20);
     let error = vm.clone().configure(key("image"), "other".into(), mode).await.unwrap_err();
     assert!(matches!(error, VmError::Refused(Refusal::HasDisk { .. })), "{error}");
+}
+
+/// A VM of an image that carries this memory.
+async fn of_image(memory: u64) -> Fixture {
+    let fixture = fixture().await;
+    *fixture.script.carried.lock() = ImageSettings::of_shape(2, memory, 2 << 30);
+    fixture
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_vm_follows_its_image_until_it_has_a_disk_and_keeps_then_what_it_was_made_with() {
+    let Fixture { _dir, vm, script } = of_image(1 << 30).await;
+    assert_eq!((vm.spec().memory, vm.spec().cpus), (1 << 30, 2));
+    *script.carried.lock() = ImageSettings::of_shape(2, 512 << 20, 2 << 30);
+    assert_eq!(vm.spec().memory, 512 << 20);
+    set(&vm, "cpus", "3").await.unwrap();
+    vm.perform(START).await.unwrap();
+    until(&vm, &State::Ready).await;
+    let in_force = vm.view().facts.unwrap().in_force.unwrap().spec;
+    assert_eq!((in_force.memory, in_force.cpus), (512 << 20, 3));
+    // The image is warmed with other settings.
+    *script.carried.lock() = ImageSettings::of_shape(2, 4 << 30, 2 << 30);
+    assert_eq!(vm.spec().memory, 512 << 20);
+    set(&vm, "cpus", "default").await.unwrap();
+    assert_eq!((vm.spec().cpus, vm.spec().memory), (2, 512 << 20));
+    vm.perform(Command::Kill).await.unwrap();
+    until(&vm, &State::Stopped).await;
+    // A later daemon finds the same.
+    let found = crate::store::file::read_json::<Definition>(&vm.dir().definition()).unwrap();
+    let birth = Birth {
+        lifetime: Lifetime::Own,
+        id: VmId(2),
+        uuid: vm.uuid(),
+        dir: vm.dir().clone(),
+        name: "vm1".into(),
+        definition: Ok(found),
+    };
+    let later = spawn(birth, world(&script)).await;
+    assert_eq!(later.spec(), vm.spec());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_launch_that_makes_no_disk_binds_the_vm_to_nothing() {
+    let Fixture { _dir, vm, script } = of_image(1 << 30).await;
+    let died = BackendError::QemuDied { status: "exit 1".into(), stderr: "no".into() };
+    *script.launch_error.lock() = Some(died);
+    vm.perform(START).await.unwrap_err();
+    *script.carried.lock() = ImageSettings::of_shape(2, 512 << 20, 2 << 30);
+    assert_eq!(vm.spec().memory, 512 << 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_prevents_a_warm_start_is_an_event_with_the_next_step() {
+    let Fixture { _dir, vm, script } = fixture().await;
+    *script.template.lock() = Some(Ok(template()));
+    set(&vm, "memory", "512M").await.unwrap();
+    let events = vm.open_events();
+    vm.perform(START).await.unwrap();
+    until(&vm, &State::Ready).await;
+    let told = String::from_utf8(events.try_read(1 << 16).unwrap().unwrap()).unwrap();
+    let expected = " warm no: memory is 512M, the image's is 256M; `echo default > config/memory` \
+        takes the image's\n";
+    assert!(told.contains(expected), "{told}");
+    assert_eq!(vm.failure(), None);
 }
 
 pub(super) async fn set(vm: &Vm, name: &str, text: &str) -> Result<(), VmError> {
@@ -303,7 +363,7 @@ async fn ports_change_all_or_not_at_all() {
     assert!(matches!(error, VmError::Backend(BackendError::PortTaken { .. })), "{error}");
     assert_eq!(vm.spec(), before);
     let stored: Definition = crate::store::file::read_json(&vm.dir().definition()).unwrap();
-    assert_eq!(stored.spec, *before);
+    assert_eq!(stored.settings.resolve(&ImageSettings::default()), *before);
     let forward = |text: &str| text.parse().unwrap();
     let error = vm.perform(Command::RemovePort(forward("3:3"))).await.unwrap_err();
     assert!(error.to_string().starts_with("ports: tcp:127.0.0.1:3:3 is not in"), "{error}");

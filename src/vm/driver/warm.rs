@@ -14,7 +14,7 @@ use crate::vm::backend::{
     Machine, MachineEvent, SnapshotOp,
 };
 use crate::vm::live::InForce;
-use crate::vm::spec::VmSpec;
+use crate::vm::spec::{ImageSettings, VmSettings, VmSpec};
 use crate::vm::state::{Refusal, State};
 use crate::vm::warm::{Frozen, Layer, Memory, Shape, Template, asks_for_a_boot};
 use crate::vm::{Vm, VmError, World, one_line};
@@ -25,7 +25,11 @@ pub(super) const WARM: &str = "yes";
 pub(crate) const FROZEN: &str = ".frozen";
 
 /// Decides whether a machine goes on from its image's template, and says why not.
-pub(super) async fn choose(world: &World, plan: &mut LaunchPlan) -> Result<(), BackendError> {
+pub(super) async fn choose(
+    world: &World,
+    plan: &mut LaunchPlan,
+    settings: &VmSettings,
+) -> Result<(), BackendError> {
     let dir = VmDir(plan.dir.clone());
     if dir.unborn().exists() {
         call_off(world, &dir).await?;
@@ -36,7 +40,7 @@ pub(super) async fn choose(world: &World, plan: &mut LaunchPlan) -> Result<(), B
         return Ok(());
     }
     let Some(template) = world.images.template(&plan.image.name).await else { return Ok(()) };
-    match fit(world, plan, template).await? {
+    match fit(world, plan, settings, template).await? {
         Ok(template) => {
             plan.base.clone_from(&template.base);
             plan.memory = Memory::Clone(template);
@@ -49,16 +53,17 @@ pub(super) async fn choose(world: &World, plan: &mut LaunchPlan) -> Result<(), B
 async fn fit(
     world: &World,
     plan: &LaunchPlan,
+    settings: &VmSettings,
     template: Result<Template, String>,
 ) -> Result<Result<Template, String>, BackendError> {
-    if let Some(key) = asks_for_a_boot(&plan.spec) {
-        return Ok(Err(format!("config/{key} is set")));
+    let carried = world.images.settings(&plan.image.name);
+    let frozen = VmSettings::new(VmSpec::default()).resolve(&carried);
+    if let Some(key) = asks_for_a_boot(&plan.spec, &frozen) {
+        let remedy = remedy(key, settings, &plan.image.name);
+        return Ok(Err(format!("{key} is not the image's; {remedy}")));
     }
     if plan.paused {
         return Ok(Err("`start paused` was asked for".to_owned()));
-    }
-    if plan.spec.ssh_user != "root" {
-        return Ok(Err("config/ssh_user is not root".to_owned()));
     }
     let template = match template {
         Ok(template) => template,
@@ -67,8 +72,28 @@ async fn fit(
     let wanted = world.hypervisor.shape(plan).await?;
     Ok(match template.shape.difference(&wanted, "the image's") {
         None => Ok(template),
-        Some(difference) => Err(difference),
+        Some(difference) => {
+            // It begins with the word for what differs.
+            let what = difference.split(' ').next().unwrap_or_default();
+            let remedy = remedy(what, settings, &plan.image.name);
+            Err(format!("{difference}; {remedy}"))
+        }
     })
+}
+
+/// What makes a VM of this image fit its template again: without a value of its own it has the
+/// image's, unless the host has changed, or the image is older than that.
+fn remedy(what: &str, settings: &VmSettings, image: &str) -> String {
+    let keys = match what {
+        "devices" => &["cdrom", "qemu_args"][..],
+        "cpu" => &["accel"],
+        key => &[key],
+    };
+    let own = keys.iter().find(|key| settings.is_own(key));
+    own.map_or_else(
+        || format!("`echo warm > .images/{image}/ctl` captures another machine"),
+        |key| format!("`echo default > config/{key}` takes the image's"),
+    )
 }
 
 /// Starts a clone. A template that QEMU does not take is no reason not to boot. Until the guest
@@ -243,8 +268,9 @@ impl Driver {
                 Err(error) => Err(error),
             };
             let (hold, released) = oneshot::channel();
-            let frozen = frozen.map(|(shape, pause, disk)| Frozen {
+            let frozen = frozen.map(|(shape, settings, pause, disk)| Frozen {
                 shape,
+                settings,
                 pause,
                 disk,
                 snapshot: FROZEN.to_owned(),
@@ -289,7 +315,8 @@ fn running_plan(
 ) -> Result<LaunchPlan, BackendError> {
     let mut spec = VmSpec::clone(&vm.spec());
     if let Some(InForce { spec: started, memory, .. }) = in_force {
-        spec = VmSpec { memory, ..started };
+        // The login name is no part of the machine.
+        spec = VmSpec { memory, ssh_user: spec.ssh_user, ..started };
     }
     if let Some(size) = world.hypervisor.disk_size(&vm.dir().0)? {
         spec.disk = size;
@@ -318,7 +345,8 @@ async fn freeze(
     session: &dyn GuestSession,
     plan: &LaunchPlan,
     to: &Path,
-) -> Result<(Shape, Duration, Vec<Layer>), BackendError> {
+) -> Result<(Shape, ImageSettings, Duration, Vec<Layer>), BackendError> {
+    let settings = ImageSettings::of_machine(&plan.spec);
     let shape = world.hypervisor.shape(plan).await?;
     let mut port = world.guests.identity(&plan.dir).await?;
     port.arm(session).await?;
@@ -332,5 +360,5 @@ async fn freeze(
     let pause = pause.await;
     port.dismiss().await;
     let own = Layer { path: VmDir(plan.dir.clone()).disk(), format: DiskFormat::Qcow2 };
-    Ok((shape, pause?, [vec![own], plan.base.clone()].concat()))
+    Ok((shape, settings, pause?, [vec![own], plan.base.clone()].concat()))
 }

@@ -19,6 +19,17 @@ pub enum Takes {
     AtStart,
 }
 
+/// Whether an image that is made from a VM carries this setting of it to the image's VMs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carried {
+    /// It belongs to the VM alone.
+    Never,
+    /// The guest was set up with it.
+    Always,
+    /// Only with the memory of the guest, which fits no machine with another value.
+    Warm,
+}
+
 /// One setting: a file of `config/`.
 #[derive(Debug)]
 pub struct Key {
@@ -36,9 +47,37 @@ pub struct Key {
     pub reset: fn(&mut VmSpec, &VmSpec),
     /// `>` replaces the list and `>>` adds to it.
     pub list: bool,
+    /// Whether images carry it.
+    pub carried: Carried,
+}
+
+/// What text that is written to a setting asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Nothing: it is empty.
+    Nothing,
+    /// No value of its own.
+    Default,
+    /// This value.
+    Value,
 }
 
 impl Key {
+    /// Finds a setting by its name.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        KEYS.iter().find(|key| key.name == name)
+    }
+
+    /// Says what written text asks for.
+    pub fn wanted(text: &str) -> Wanted {
+        let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        match (lines.next(), lines.next()) {
+            (None, _) => Wanted::Nothing,
+            (Some("default"), None) => Wanted::Default,
+            (Some(_), _) => Wanted::Value,
+        }
+    }
+
     /// Puts written text into `spec`: `default` takes the value of `defaults`, an empty text
     /// changes nothing, a list takes one element a line and is emptied by `none`.
     ///
@@ -98,6 +137,14 @@ impl Edit {
         }
     }
 
+    /// Says what it asks for.
+    pub fn wanted(&self) -> Wanted {
+        match self {
+            Self::Write(_, text, _) => Key::wanted(text),
+            Self::Disk(_) | Self::AddPort(_) | Self::RemovePort(_) => Wanted::Value,
+        }
+    }
+
     /// Returns `spec` with this done to it; `default` means the value of `defaults`.
     ///
     /// # Errors
@@ -140,6 +187,7 @@ pub static KEYS: &[Key] = &[
         parse: |s, v| parse::image_name(v).map(|v| s.image = v),
         reset: |s, d| s.image.clone_from(&d.image),
         list: false,
+        carried: Carried::Never,
     },
     Key {
         name: "cpus",
@@ -149,6 +197,7 @@ pub static KEYS: &[Key] = &[
         parse: |s, v| parse::cpus(v).map(|v| s.cpus = v),
         reset: |s, d| s.cpus = d.cpus,
         list: false,
+        carried: Carried::Always,
     },
     Key {
         name: "memory",
@@ -158,6 +207,7 @@ pub static KEYS: &[Key] = &[
         parse: |s, v| memory(v).map(|v| s.memory = v),
         reset: |s, d| s.memory = d.memory,
         list: false,
+        carried: Carried::Always,
     },
     Key {
         name: "disk",
@@ -167,6 +217,7 @@ pub static KEYS: &[Key] = &[
         parse: |s, v| disk_size(v).map(|v| s.disk = v),
         reset: |s, d| s.disk = d.disk,
         list: false,
+        carried: Carried::Always,
     },
     Key {
         name: "hostname",
@@ -176,6 +227,7 @@ pub static KEYS: &[Key] = &[
         parse: |s, v| parse::hostname(v).map(|v| s.hostname = Some(v)),
         reset: |s, d| s.hostname.clone_from(&d.hostname),
         list: false,
+        carried: Carried::Never,
     },
     Key {
         name: "mac",
@@ -185,6 +237,7 @@ pub static KEYS: &[Key] = &[
         parse: |s, v| parse::mac(v).map(|v| s.mac = Some(v)),
         reset: |s, d| s.mac = d.mac,
         list: false,
+        carried: Carried::Never,
     },
     Key {
         name: "ports",
@@ -194,6 +247,7 @@ pub static KEYS: &[Key] = &[
         parse: |s, v| parse::forward(v).and_then(|v| s.add_port(v)),
         reset: |s, d| s.ports.clone_from(&d.ports),
         list: true,
+        carried: Carried::Never,
     },
     Key {
         name: "accel",
@@ -203,6 +257,7 @@ pub static KEYS: &[Key] = &[
         parse: |s, v| parse::accel(v).map(|v| s.accel = v),
         reset: |s, d| s.accel = d.accel,
         list: false,
+        carried: Carried::Warm,
     },
     Key {
         name: "machine",
@@ -212,6 +267,7 @@ pub static KEYS: &[Key] = &[
         parse: |s, v| parse::machine(v).map(|v| s.machine = v),
         reset: |s, d| s.machine.clone_from(&d.machine),
         list: false,
+        carried: Carried::Always,
     },
     Key {
         name: "kernel",
@@ -221,6 +277,7 @@ pub static KEYS: &[Key] = &[
         parse: |s, v| parse::path("kernel", v).map(|v| s.kernel = v),
         reset: |s, d| s.kernel.clone_from(&d.kernel),
         list: false,
+        carried: Carried::Always,
     },
     Key {
         name: "initrd",
@@ -230,6 +287,7 @@ pub static KEYS: &[Key] = &[
         parse: |s, v| parse::path("initrd", v).map(|v| s.initrd = v),
         reset: |s, d| s.initrd.clone_from(&d.initrd),
         list: false,
+        carried: Carried::Always,
     },
     Key {
         name: "cmdline",
@@ -239,6 +297,7 @@ pub static KEYS: &[Key] = &[
         parse: |s, v| parse::cmdline(v).map(|v| s.cmdline = v),
         reset: |s, d| s.cmdline.clone_from(&d.cmdline),
         list: false,
+        carried: Carried::Always,
     },
     Key {
         name: "firmware",
@@ -248,6 +307,7 @@ pub static KEYS: &[Key] = &[
         parse: |s, v| parse::path("firmware", v).map(|v| s.firmware = v),
         reset: |s, d| s.firmware.clone_from(&d.firmware),
         list: false,
+        carried: Carried::Always,
     },
     Key {
         name: "cdrom",
@@ -257,6 +317,7 @@ pub static KEYS: &[Key] = &[
         parse: |s, v| parse::path("cdrom", v).map(|v| s.cdrom = v),
         reset: |s, d| s.cdrom.clone_from(&d.cdrom),
         list: false,
+        carried: Carried::Warm,
     },
     Key {
         name: "ephemeral",
@@ -266,6 +327,7 @@ pub static KEYS: &[Key] = &[
         parse: |s, v| parse::switch("ephemeral", v).map(|v| s.ephemeral = v),
         reset: |s, d| s.ephemeral = d.ephemeral,
         list: false,
+        carried: Carried::Never,
     },
     Key {
         name: "ssh_user",
@@ -275,6 +337,7 @@ pub static KEYS: &[Key] = &[
         parse: |s, v| parse::user(v).map(|v| s.ssh_user = v),
         reset: |s, d| s.ssh_user.clone_from(&d.ssh_user),
         list: false,
+        carried: Carried::Always,
     },
     Key {
         name: "ssh_key",
@@ -284,6 +347,7 @@ pub static KEYS: &[Key] = &[
         parse: |s, v| parse::ssh_key(v).and_then(|v| add_key(s, v)),
         reset: |s, d| s.ssh_key.clone_from(&d.ssh_key),
         list: true,
+        carried: Carried::Never,
     },
     Key {
         name: "overcommit",
@@ -293,6 +357,7 @@ pub static KEYS: &[Key] = &[
         parse: |s, v| parse::switch("overcommit", v).map(|v| s.overcommit = v),
         reset: |s, d| s.overcommit = d.overcommit,
         list: false,
+        carried: Carried::Never,
     },
     Key {
         name: "autostart",
@@ -302,6 +367,7 @@ pub static KEYS: &[Key] = &[
         parse: |s, v| parse::switch("autostart", v).map(|v| s.autostart = v),
         reset: |s, d| s.autostart = d.autostart,
         list: false,
+        carried: Carried::Never,
     },
     Key {
         name: "protect",
@@ -311,6 +377,7 @@ pub static KEYS: &[Key] = &[
         parse: |s, v| parse::switch("protect", v).map(|v| s.protect = v),
         reset: |s, d| s.protect = d.protect,
         list: false,
+        carried: Carried::Never,
     },
     Key {
         name: "qemu_args",
@@ -320,6 +387,7 @@ pub static KEYS: &[Key] = &[
         parse: |s, v| parse::qemu_arg(v).map(|v| s.qemu_args.push(v)),
         reset: |s, d| s.qemu_args.clone_from(&d.qemu_args),
         list: true,
+        carried: Carried::Warm,
     },
 ];
 

@@ -1,11 +1,13 @@
 //! What a VM should be: its settings ([`VmSpec`]), how each is written and read ([`keys`]), checked
-//! ([`parse`]), and what an address and a forward are ([`net`]).
+//! ([`parse`]), which of several values holds ([`resolve`]), and what an address and a forward are
+//! ([`net`]).
 //!
 //! No I/O here: whether a file that a setting names is there is asked when the VM starts.
 
 pub mod keys;
 pub mod net;
 mod parse;
+pub mod resolve;
 
 use std::path::PathBuf;
 
@@ -13,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::keys::{Edit, KEYS, Key, Takes};
 use self::net::{Forward, Mac};
+pub use self::resolve::{ImageSettings, VmSettings};
 
 /// Smallest memory that a guest is given, in bytes.
 pub const MIN_MEMORY: u64 = 32 << 20;

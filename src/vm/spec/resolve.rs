@@ -1,0 +1,182 @@
+//! Which value of a setting holds: the VM's own, else its image's, else what `.defaults` had when the
+//! VM was made, else the built-in one. [`VmSettings::resolve`] is the only place that decides it.
+//!
+//! Pure: what an image carries, and whether a VM has a disk, is for others to know.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::keys::{Carried, Wanted};
+use super::{Edit, KEYS, Key, SpecError, VmSpec};
+use crate::vm::WriteMode;
+
+/// A VM's settings by where they come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmSettings {
+    /// The user's values for the keys in `own`, for the others those of `.defaults`.
+    values: VmSpec,
+    /// The keys that the user has set.
+    own: BTreeSet<String>,
+}
+
+impl VmSettings {
+    /// A new VM's: the user has set nothing.
+    pub fn new(defaults: VmSpec) -> Self {
+        Self { values: defaults, own: BTreeSet::new() }
+    }
+
+    /// Settings that no image changes: those of a VM whose definition does not say what its user
+    /// has set.
+    pub fn fixed(values: VmSpec) -> Self {
+        let built_in = VmSpec::default();
+        let fixed = |key: &&Key| {
+            key.carried != Carried::Never || (key.render)(&values) != (key.render)(&built_in)
+        };
+        let own = KEYS.iter().filter(fixed).map(|key| key.name.to_owned()).collect();
+        Self { values, own }
+    }
+
+    /// Puts stored parts together.
+    pub fn stored(values: VmSpec, own: BTreeSet<String>) -> Self {
+        Self { values, own }
+    }
+
+    /// Returns the parts to be stored.
+    pub fn into_stored(self) -> (VmSpec, BTreeSet<String>) {
+        (self.values, self.own)
+    }
+
+    /// Returns the image, which no image carries.
+    pub fn image(&self) -> &str {
+        &self.values.image
+    }
+
+    /// Says whether the user has set this key.
+    pub fn is_own(&self, key: &str) -> bool {
+        self.own.contains(key)
+    }
+
+    /// Returns the values that hold for a VM of an image that carries these settings.
+    pub fn resolve(&self, image: &ImageSettings) -> VmSpec {
+        let mut spec = self.values.clone();
+        for (key, text) in image.of_keys().filter(|(key, _)| !self.is_own(key.name)) {
+            put(key, text, &mut spec);
+        }
+        spec
+    }
+
+    /// Returns the settings after a change. A list is added to as it holds now; `default` removes
+    /// the VM's own value.
+    ///
+    /// # Errors
+    /// [`SpecError`] for a value that is not accepted.
+    pub fn edited(
+        &self,
+        edit: &Edit,
+        image: &ImageSettings,
+        defaults: &VmSpec,
+    ) -> Result<Self, SpecError> {
+        let Some(key) = Key::named(edit.key()) else { return Ok(self.clone()) };
+        let mut next = self.clone();
+        match edit.wanted() {
+            Wanted::Nothing => {}
+            Wanted::Default => {
+                next.own.remove(key.name);
+                (key.reset)(&mut next.values, defaults);
+            }
+            Wanted::Value => {
+                let changed = edit.done_to(&self.resolve(image), defaults)?;
+                next.own.insert(key.name.to_owned());
+                (key.reset)(&mut next.values, &changed);
+            }
+        }
+        Ok(next)
+    }
+}
+
+/// The settings that an image carries to its VMs: names of keys and their values, as `config/`
+/// prints them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "BTreeMap<String, String>", into = "BTreeMap<String, String>")]
+pub struct ImageSettings(Arc<BTreeMap<String, String>>);
+
+impl From<BTreeMap<String, String>> for ImageSettings {
+    fn from(map: BTreeMap<String, String>) -> Self {
+        Self(Arc::new(map))
+    }
+}
+
+impl From<ImageSettings> for BTreeMap<String, String> {
+    fn from(settings: ImageSettings) -> Self {
+        Arc::unwrap_or_clone(settings.0)
+    }
+}
+
+impl ImageSettings {
+    /// What an image made from the disk of a VM with these settings carries.
+    pub fn of_disk(spec: &VmSpec) -> Self {
+        Self::of(spec, |key| key.carried == Carried::Always)
+    }
+
+    /// What a warm image carries, captured from a machine with these settings.
+    pub fn of_machine(spec: &VmSpec) -> Self {
+        Self::of(spec, |key| key.carried != Carried::Never)
+    }
+
+    /// What is known of a warm image that an earlier version has made.
+    pub fn of_shape(cpus: u32, memory: u64, disk: u64) -> Self {
+        let spec = VmSpec { cpus, memory, disk, ..VmSpec::default() };
+        Self::of(&spec, |key| ["cpus", "memory", "disk"].contains(&key.name))
+    }
+
+    fn of(spec: &VmSpec, carried: impl Fn(&Key) -> bool) -> Self {
+        // An image's disk may end within a mebibyte; a setting does not, and may be smaller.
+        let spec = VmSpec { disk: spec.disk >> 20 << 20, ..spec.clone() };
+        let keys = KEYS.iter().filter(|key| carried(key));
+        let map: BTreeMap<_, _> =
+            keys.map(|key| (key.name.to_owned(), (key.render)(&spec))).collect();
+        map.into()
+    }
+
+    /// Returns what of it an image carries without a machine frozen in it.
+    #[must_use]
+    pub fn without_machine(&self) -> Self {
+        let keys = self.of_keys().filter(|(key, _)| key.carried == Carried::Always);
+        let map: BTreeMap<_, _> =
+            keys.map(|(key, text)| (key.name.to_owned(), text.to_owned())).collect();
+        map.into()
+    }
+
+    /// Prints them as a table, `key value` a line, a line for each element of a list.
+    pub fn table(&self) -> String {
+        let lines = |(key, text): (&String, &String)| {
+            text.lines().map(|line| format!("{key} {line}\n")).collect::<String>()
+        };
+        self.0.iter().map(lines).collect()
+    }
+
+    /// Lists what is carried; what a VM has for itself alone is not taken from an image, whatever
+    /// its file says.
+    fn of_keys(&self) -> impl Iterator<Item = (&'static Key, &str)> {
+        self.0.iter().filter_map(|(name, text)| {
+            let key = Key::named(name).filter(|key| key.carried != Carried::Never)?;
+            Some((key, text.as_str()))
+        })
+    }
+}
+
+/// A value that is not understood counts as not carried.
+fn put(key: &Key, text: &str, spec: &mut VmSpec) {
+    let built_in = VmSpec::default();
+    let mut changed = spec.clone();
+    (key.reset)(&mut changed, &built_in);
+    if key.assign(&mut changed, text, WriteMode::Replace, &built_in).is_ok() {
+        *spec = changed;
+    }
+}
+
+#[cfg(test)]
+#[path = "resolve_tests.rs"]
+mod tests;
