@@ -38,6 +38,9 @@ fuzz: ## each fuzz target for 30 s (FUZZ_SECONDS)
 qemu-tests: setup ## tests that boot guests
 	@tools/test root qemu
 
+compose: setup ## every feature after every other, at random, for SECONDS (600) from SEED
+	@AQFS_COMPOSE_SECONDS=$(or $(SECONDS),600) AQFS_COMPOSE_SEED=$(or $(SEED),$$(date +%s)) tools/test compose
+
 bench: setup ## the promises in numbers, measured (BENCH=exec: some of them)
 	@tools/test bench
 
@@ -56,5 +59,5 @@ uninstall: ## remove what install has put there
 clean: ## remove what was built, and the tests' caches
 	cargo clean && rm -rf /var/tmp/aqfs-test-cache-*
 
-.PHONY: help demo test check fmt clippy doc deny unit mount-tests fuzz qemu-tests bench setup build install uninstall clean
+.PHONY: help demo test check fmt clippy doc deny unit mount-tests fuzz qemu-tests compose bench setup build install uninstall clean
 .DEFAULT_GOAL := help

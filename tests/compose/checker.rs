@@ -1,0 +1,227 @@
+//! Looking: whether a mount, its store and its guests are as the model says.
+//!
+//! Nothing here changes anything, except that looking into a guest drops its page cache, so that
+//! its disk is read and not what it remembers of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use sha2::{Digest, Sha256};
+
+use super::model::{Model, Power, Vm};
+use crate::common::Mounted;
+
+/// How wrong a guest's clock may be.
+const SECONDS: u64 = 2;
+
+/// What is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Finding {
+    /// The same for failures of one kind.
+    pub(crate) kind: String,
+    pub(crate) text: String,
+}
+
+impl Finding {
+    pub(crate) fn new(kind: &str, text: impl Into<String>) -> Self {
+        Self { kind: kind.to_owned(), text: text.into() }
+    }
+}
+
+pub(crate) type Checked = Result<(), Finding>;
+
+fn compare<T>(kind: &str, what: &str, is: &T, expected: &T) -> Checked
+where
+    T: PartialEq + std::fmt::Debug + ?Sized,
+{
+    match is == expected {
+        true => Ok(()),
+        false => Err(Finding::new(kind, format!("{what}: {expected:?} expected, {is:?} found"))),
+    }
+}
+
+/// Compares all that is listed and all that costs no guest's answer.
+pub(crate) fn tree(aq: &Mounted, model: &Model) -> Checked {
+    let listed = |dir: &str| {
+        let text = aq.sh(&format!("ls {dir}")).stdout;
+        text.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    compare("names", "ls", &listed(""), &model.vms.keys().cloned().collect())?;
+    compare("images", "ls .images", &listed(".images"), &model.images.keys().cloned().collect())?;
+    let mut removed: Vec<_> = model.trash.iter().map(|removed| removed.name.clone()).collect();
+    removed.sort();
+    let name = |listed: String| listed.split('@').next().unwrap_or_default().to_owned();
+    let trash: Vec<_> = listed(".trash").into_iter().map(name).collect();
+    compare("trash", "ls .trash", &trash, &removed)?;
+    for (name, vm) in &model.vms {
+        let status = aq.read(&format!("{name}/status"));
+        let word = status.split(':').next().unwrap_or_default();
+        compare("status", &format!("{name}/status ({status})"), word, vm.power.word())?;
+        snapshots(aq, name, vm, &listed(&format!("{name}/snapshots")))?;
+    }
+    Ok(())
+}
+
+/// What `suspend` saves is a snapshot of its own, which the model keeps apart.
+fn snapshots(aq: &Mounted, name: &str, vm: &Vm, listed: &[String]) -> Checked {
+    let is_users = |tag: &&String| !tag.starts_with('.') && *tag != "suspended";
+    let users: Vec<_> = listed.iter().filter(is_users).collect();
+    let expected: Vec<_> = vm.snapshots.keys().collect();
+    compare("snapshots", &format!("ls {name}/snapshots"), &users, &expected)?;
+    for (tag, saved) in &vm.snapshots {
+        let bytes = aq.read(&format!("{name}/snapshots/{tag}/memory"));
+        let what = format!("{name}/snapshots/{tag}/memory is {bytes}; some");
+        compare("snapshot's memory", &what, &(bytes != "0"), &saved.memory.is_some())?;
+    }
+    Ok(())
+}
+
+/// The disk of a VM that is off is sound, and qemu-img lists the snapshots that `ls` does.
+pub(crate) fn disk(aq: &Mounted, name: &str, vm: &Vm) -> Checked {
+    if vm.disk.is_none() || !vm.power.is_off() {
+        return Ok(());
+    }
+    let check = aq.sh(&format!("qemu-img check -q $(readlink {name}/disk)"));
+    // A QEMU that was killed leaves clusters that the next start gives back.
+    let tolerated = vm.power == Power::Failed && check.code == 3;
+    if check.code != 0 && !tolerated {
+        return Err(Finding::new("qemu-img check", format!("{name}: {check:?}")));
+    }
+    let both = aq.sh(&format!(
+        "echo $(ls {name}/snapshots)
+         echo $(qemu-img snapshot -l $(readlink {name}/disk) | awk 'NR > 2 {{ print $2 }}' |
+             grep -v '^[.]' | sort)"
+    ));
+    let lists: Vec<_> = both.stdout.lines().collect();
+    let [ours, qemus] = lists[..] else {
+        return Err(Finding::new("snapshots", format!("{name}: {both:?}")));
+    };
+    compare("snapshots", &format!("{name}: ls and qemu-img"), ours, qemus)
+}
+
+/// What a guest says of itself: lines of a word and a value.
+const PROBE: &str = "echo 3 > /proc/sys/vm/drop_caches
+    sum() { echo $(cat $1/mark || echo 0) $(sha256sum < $1/data | cut -c 1-16); }
+    echo urandom $(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' ')
+    echo date $(date +%s)
+    { echo disk $(sum /root); echo memory $(sum /tmp); } 2> /dev/null
+    echo process $([ ! -e /tmp/pid ] || tr '\\0' ' ' < /proc/$(cat /tmp/pid)/cmdline)
+    echo hostname $(hostname)
+    echo machine-id $(cat /etc/machine-id)
+    echo mac $(cat /sys/class/net/eth0/address)
+    echo host-key $(sha256sum < /run/aqfs/seed/dropbear_ed25519_host_key | cut -c 1-16)
+    echo cpus $(nproc)
+    echo sectors $(cat /sys/class/block/vda/size)";
+
+/// Says whether a clock that is wrong runs too fast or too slow, and what it is.
+const CLOCK: &str = "for n in 1 2 3; do
+    echo 'date +%s' > VM/exec; echo guest $(timeout 20 cat VM/exec) host $(date +%s.%N); sleep 2; done";
+const CLOCK_SOURCE: &str = "dmesg | grep -E 'tsc|clocksource|rtc'
+    cat /sys/devices/system/clocksource/clocksource0/current_clocksource /proc/uptime";
+
+/// What no two VMs have in common, and what a VM has all its life.
+const IDENTITY: &[&str] = &["machine-id", "mac", "host-key"];
+
+/// What is known of VMs that have been looked into, by their numbers in the model.
+#[derive(Debug, Default)]
+pub(crate) struct Guests {
+    identities: BTreeMap<u32, Vec<String>>,
+    random: BTreeSet<String>,
+}
+
+impl Guests {
+    /// Looks into a guest that is ready.
+    pub(crate) fn look(&mut self, aq: &Mounted, name: &str, vm: &Vm) -> Checked {
+        let (Power::Ready, Some(disk), Some(running)) = (vm.power, vm.disk, &vm.running) else {
+            return Ok(());
+        };
+        let said = aq.sh(&format!(
+            "cat > {name}/exec <<'END'\n{PROBE}\nEND\ntimeout 60 cat {name}/exec; cat {name}/error >&2"
+        ));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let value = |key: &str| {
+            let line = said.stdout.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' '));
+            line.map(|l| l.trim().to_owned())
+                .ok_or_else(|| Finding::new("no answer", format!("{name}: no {key} in {said:?}")))
+        };
+        let same = |kind: &str, expected: String| {
+            compare(kind, &format!("{name}: {kind}"), &value(kind)?, &expected)
+        };
+        same("disk", content(disk.mark))?;
+        same("memory", content(running.memory.mark))?;
+        same("hostname", running.memory.hostname.clone())?;
+        same("cpus", running.shape.cpus.to_string())?;
+        same("sectors", (u64::from(disk.size) << 21).to_string())?;
+        let process = value("process").unwrap_or_default();
+        let expected = match running.memory.mark {
+            0 => String::new(),
+            mark => format!("sleep {}", 1_000_000 + mark),
+        };
+        compare("process", &format!("{name}: process"), &process, &expected)?;
+        let date: u64 = value("date")?.parse().unwrap_or_default();
+        if now.abs_diff(date) > SECONDS {
+            let later = aq.sh(&format!(
+                "{CLOCK}; cat > {name}/exec <<'END'\n{CLOCK_SOURCE}\nEND\n\
+                 timeout 20 cat {name}/exec"
+            )
+            .replace("VM", name));
+            let text =
+                format!("{name}: its clock shows {date}, the host's {now}\n{}", later.stdout);
+            return Err(Finding::new("clock", text));
+        }
+        let identity = IDENTITY.iter().map(|key| value(key)).collect::<Result<Vec<_>, _>>()?;
+        self.identify(name, vm.id, &identity)?;
+        match self.random.insert(value("urandom")?) {
+            true => Ok(()),
+            false => Err(Finding::new("urandom", format!("{name}: random bytes come again"))),
+        }
+    }
+
+    fn identify(&mut self, name: &str, id: u32, found: &[String]) -> Checked {
+        let known = self.identities.entry(id).or_insert_with(|| found.to_owned());
+        compare("identity", &format!("{name}: {IDENTITY:?}"), found, known.as_slice())?;
+        let others = self.identities.iter().filter(|(other, _)| **other != id);
+        for (word, what) in found.iter().zip(IDENTITY) {
+            if others.clone().any(|(_, theirs)| theirs.contains(word)) {
+                return Err(Finding::new(
+                    "identity",
+                    format!("{name}: another VM's {what} {word}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a directory's `mark` and `data` say, as the probe tells it.
+fn content(mark: u32) -> String {
+    if mark == 0 {
+        return "0".to_owned();
+    }
+    let line = format!("{mark}\n");
+    let data: Vec<u8> = line.bytes().cycle().take(300_000).collect();
+    let sum: String = Sha256::digest(data).iter().take(8).map(|b| format!("{b:02x}")).collect();
+    format!("{mark} {sum}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_is_told_as_the_shell_does() {
+        // yes 7 | head -c 300000 | sha256sum
+        assert_eq!(content(7), "7 c3bbfe8513828ecd");
+        assert_eq!(content(0), "0");
+    }
+
+    #[test]
+    fn an_identity_stays_and_is_nobody_elses() {
+        let mut guests = Guests::default();
+        let words = |word: &str| [word.to_owned(), format!("{word}2"), format!("{word}3")];
+        assert!(guests.identify("a", 1, &words("x")).is_ok());
+        assert!(guests.identify("a", 1, &words("x")).is_ok());
+        assert!(guests.identify("a", 1, &words("y")).is_err());
+        assert!(guests.identify("b", 2, &words("x")).is_err());
+    }
+}

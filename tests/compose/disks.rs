@@ -1,0 +1,392 @@
+//! Operations on disks: snapshots, images, templates, sizes; and settings.
+
+use std::iter;
+
+use libc::{EBUSY, EEXIST, EINVAL, ENOENT};
+
+use super::model::{IMAGES, Memory, Model, Power, TAGS, Vm};
+use super::operations::{
+    Fits, No, Operation, Step, none, nothing, require, running, until_done, until_ready, vm,
+};
+
+fn tags(_: &Model, _: &str) -> Vec<String> {
+    TAGS.iter().map(|&tag| tag.to_owned()).collect()
+}
+
+/// Prefers those that are there.
+fn taken_tags(model: &Model, name: &str) -> Vec<String> {
+    let there = model.vms.get(name).into_iter().flat_map(|vm| vm.snapshots.keys().cloned());
+    let there: Vec<String> = there.collect();
+    if there.is_empty() { tags(model, name) } else { there }
+}
+
+/// A new name and one that is there, or an image and a snapshot: `OLD NEW`.
+fn pairs(model: &Model, name: &str, with: &[&str]) -> Vec<String> {
+    let there = taken_tags(model, name);
+    there.iter().flat_map(|tag| with.iter().map(move |other| format!("{tag} {other}"))).collect()
+}
+
+fn pair(step: &Step) -> (&str, &str) {
+    step.word.split_once(' ').unwrap_or((&step.word, ""))
+}
+
+fn images(_: &Model, _: &str) -> Vec<String> {
+    IMAGES.iter().map(|&image| image.to_owned()).collect()
+}
+
+fn every_image(_: &Model, _: &str) -> Vec<String> {
+    IMAGES.iter().copied().chain(iter::once("tiny")).map(str::to_owned).collect()
+}
+
+/// A VM with a disk that snapshots can be taken of, and dropped from.
+fn has_disk(vm: &Vm) -> Fits {
+    require(vm.disk.is_some(), No::Errno(ENOENT))?;
+    let thrown = vm.running.as_ref().is_some_and(|running| running.thrown.is_some());
+    require(!thrown, No::Errno(EINVAL))
+}
+
+fn can_restore(model: &Model, step: &Step) -> Fits {
+    let vm = vm(model, step)?;
+    has_disk(vm)?;
+    let saved = vm.snapshots.get(&step.word).ok_or(No::Errno(ENOENT))?;
+    match (&vm.running, &saved.memory) {
+        (None, _) => Ok(()),
+        (Some(_), None) => Err(No::Errno(EBUSY)),
+        (Some(running), Some((_, shape))) => require(running.shape == *shape, No::Errno(EBUSY)),
+    }
+}
+
+fn restore(model: &mut Model, step: &Step) {
+    let Some(vm) = model.vms.get_mut(&step.vm) else { return };
+    if let Some(saved) = vm.snapshots.get(&step.word).cloned() {
+        vm.restore(&saved);
+    }
+}
+
+fn until_back(model: &Model, step: &Step) -> String {
+    let ready = model.vms.get(&step.vm).is_some_and(|vm| vm.power == Power::Ready);
+    let done = until_done(model, step);
+    if ready { format!("{done}\n{}", until_ready(model, step)) } else { done }
+}
+
+fn take(model: &mut Model, step: &Step) {
+    let Some(vm) = model.vms.get_mut(&step.vm) else { return };
+    if let Some(saved) = vm.save() {
+        vm.snapshots.insert(step.word.clone(), saved);
+    }
+}
+
+fn suspend(model: &mut Model, step: &Step) {
+    let Some(vm) = model.vms.get_mut(&step.vm) else { return };
+    vm.suspended = vm.save();
+    model.end(&step.vm, Power::Off);
+}
+
+fn is_new(model: &Model, image: &str) -> Fits {
+    require(!model.images.contains_key(image), No::Unfit)
+}
+
+fn can_publish(model: &Model, step: &Step) -> Fits {
+    is_new(model, &step.word)?;
+    let vm = vm(model, step)?;
+    require(vm.disk.is_some(), No::Errno(ENOENT))?;
+    has_disk(vm)?;
+    require(vm.power != Power::Paused, No::Errno(EBUSY))
+}
+
+fn publish(model: &mut Model, step: &Step) {
+    let (tag, image) = match step.word.split_once(' ') {
+        Some((tag, image)) => (Some(tag), image),
+        None => (None, step.word.as_str()),
+    };
+    if let Some(vm) = model.vms.get(&step.vm).cloned() {
+        model.publish(image, &vm, tag.and_then(|tag| vm.snapshots.get(tag)));
+    }
+}
+
+fn make_image(image: &str, source: &str) -> String {
+    format!(
+        "mkdir .images/{image}; echo {source} > .images/{image}/source || ! rmdir .images/{image}"
+    )
+}
+
+fn until_made(image: &str, vm: &str) -> String {
+    format!(
+        "timeout 120 cat .images/{image}/wait > /dev/null; grep -q ready .images/{image}/status\n\
+         timeout 60 cat {vm}/wait > /dev/null"
+    )
+}
+
+fn warm(model: &mut Model, step: &Step) {
+    if let Some(image) = model.images.get_mut(&step.word) {
+        let memory = Memory { mark: 0, hostname: String::new() };
+        image.template = Some((memory, image.shape, image.disk.size));
+    }
+}
+
+/// `KEY VALUE`.
+fn settings(_: &Model, _: &str) -> Vec<String> {
+    let all = ["memory 128M", "memory 192M", "memory 256M", "cpus 1", "cpus 2", "cpus default"];
+    let more = ["memory default", "hostname h", "hostname default", "protect 1", "protect 0"];
+    let wrong = ["memory 1K", "hostname -x", "cpus many"];
+    all.iter().chain(&more).chain(&wrong).map(|&word| word.to_owned()).collect()
+}
+
+fn can_set(model: &Model, step: &Step) -> Fits {
+    vm(model, step)?;
+    match step.word.as_str() {
+        "memory 1K" => Err(No::Errno(libc::ERANGE)),
+        "hostname -x" | "cpus many" => Err(No::Errno(EINVAL)),
+        _ => Ok(()),
+    }
+}
+
+fn set(model: &mut Model, step: &Step) {
+    let Some(vm) = model.vms.get_mut(&step.vm) else { return };
+    let (key, value) = pair(step);
+    let number = value.trim_end_matches('M').parse().ok();
+    match key {
+        "memory" => vm.set.memory = number,
+        "cpus" => vm.set.cpus = number,
+        "hostname" => vm.set.hostname = (value != "default").then(|| value.to_owned()),
+        "protect" => vm.set.protect = value == "1",
+        other => unreachable!("{other} is no setting of the table"),
+    }
+}
+
+fn can_resize(model: &Model, step: &Step) -> Fits {
+    let vm = vm(model, step)?;
+    let size =
+        vm.disk.map_or(0, |disk| disk.size).max(vm.running.as_ref().and(vm.set.disk).unwrap_or(0));
+    let wanted: u32 = step.word.parse().map_err(|_| No::Unfit)?;
+    require(wanted >= size, No::Errno(EINVAL))
+}
+
+fn resize(model: &mut Model, step: &Step) {
+    let Some(vm) = model.vms.get_mut(&step.vm) else { return };
+    vm.set.disk = step.word.parse().ok();
+    if let (Some(disk), Some(_)) = (&mut vm.disk, &vm.running) {
+        disk.size = vm.set.disk.unwrap_or(disk.size);
+    }
+}
+
+pub(crate) static DISKS: &[Operation] = &[
+    Operation {
+        name: "suspend",
+        weight: 12,
+        words: none,
+        fits: |model, step| {
+            let vm = vm(model, step)?;
+            running(vm)?;
+            has_disk(vm)
+        },
+        ask: |step| format!("echo suspend > {}/ctl", step.vm),
+        wait: until_done,
+        then: suspend,
+    },
+    Operation {
+        name: "snapshot",
+        weight: 10,
+        words: tags,
+        fits: |model, step| {
+            let vm = vm(model, step)?;
+            has_disk(vm)?;
+            require(!vm.snapshots.contains_key(&step.word), No::Errno(EEXIST))
+        },
+        ask: |step| format!("mkdir {}/snapshots/{}", step.vm, step.word),
+        wait: until_done,
+        then: take,
+    },
+    Operation {
+        name: "restore",
+        weight: 20,
+        words: taken_tags,
+        fits: can_restore,
+        ask: |step| format!("echo restore {} > {}/ctl", step.word, step.vm),
+        wait: until_back,
+        then: restore,
+    },
+    Operation {
+        name: "drop of a snapshot",
+        weight: 4,
+        words: taken_tags,
+        fits: |model, step| {
+            let vm = vm(model, step)?;
+            has_disk(vm)?;
+            require(vm.snapshots.contains_key(&step.word), No::Errno(ENOENT))
+        },
+        ask: |step| format!("rmdir {}/snapshots/{}", step.vm, step.word),
+        wait: until_done,
+        then: |model, step| {
+            let vm = model.vms.get_mut(&step.vm);
+            drop(vm.and_then(|vm| vm.snapshots.remove(&step.word)));
+        },
+    },
+    Operation {
+        name: "rename of a snapshot",
+        weight: 12,
+        words: |model, name| pairs(model, name, TAGS),
+        fits: |model, step| {
+            let (vm, (from, to)) = (vm(model, step)?, pair(step));
+            require(from != to && vm.disk.is_some(), No::Unfit)?;
+            require(vm.snapshots.contains_key(from), No::Errno(ENOENT))?;
+            require(vm.running.is_none(), No::Errno(EBUSY))?;
+            require(!vm.snapshots.contains_key(to), No::Errno(EEXIST))
+        },
+        ask: |step| {
+            let (from, to) = pair(step);
+            format!("mv -T {0}/snapshots/{from} {0}/snapshots/{to}", step.vm)
+        },
+        wait: until_done,
+        then: |model, step| {
+            let Some(vm) = model.vms.get_mut(&step.vm) else { return };
+            let (from, to) = pair(step);
+            if let Some(saved) = vm.snapshots.remove(from) {
+                vm.snapshots.insert(to.to_owned(), saved);
+            }
+        },
+    },
+    Operation {
+        name: "image of a VM",
+        weight: 8,
+        words: images,
+        fits: can_publish,
+        ask: |step| make_image(&step.word, &step.vm),
+        wait: |_, step| until_made(&step.word, &step.vm),
+        then: publish,
+    },
+    Operation {
+        name: "image of a snapshot",
+        weight: 12,
+        words: |model, name| pairs(model, name, IMAGES),
+        fits: |model, step| {
+            let (vm, (tag, image)) = (vm(model, step)?, pair(step));
+            is_new(model, image)?;
+            require(vm.disk.is_some() && vm.snapshots.contains_key(tag), No::Unfit)?;
+            require(vm.running.is_none(), No::Errno(EBUSY))
+        },
+        ask: |step| {
+            let (tag, image) = pair(step);
+            make_image(image, &format!("{}@{tag}", step.vm))
+        },
+        wait: |_, step| until_made(pair(step).1, &step.vm),
+        then: publish,
+    },
+    Operation {
+        name: "warm",
+        weight: 2,
+        words: every_image,
+        fits: |model, step| require(model.images.contains_key(&step.word), No::Unfit),
+        ask: |step| format!("echo warm > .images/{}/ctl", step.word),
+        wait: |_, step| {
+            format!(
+                "timeout 240 cat .images/{0}/wait > /dev/null; grep -q ^yes .images/{0}/warm",
+                step.word
+            )
+        },
+        then: warm,
+    },
+    Operation {
+        name: "cold",
+        weight: 1,
+        words: every_image,
+        fits: |model, step| {
+            let image = model.images.get(&step.word).ok_or(No::Unfit)?;
+            require(image.template.is_some(), No::Unfit)
+        },
+        ask: |step| format!("echo cold > .images/{}/ctl", step.word),
+        wait: nothing,
+        then: |model, step| {
+            if let Some(image) = model.images.get_mut(&step.word) {
+                image.template = None;
+            }
+        },
+    },
+    Operation {
+        name: "removal of an image",
+        weight: 3,
+        words: images,
+        fits: |model, step| {
+            require(model.images.contains_key(&step.word), No::Unfit)?;
+            require(!model.is_used(&step.word), No::Errno(EBUSY))
+        },
+        ask: |step| format!("rmdir .images/{}", step.word),
+        wait: nothing,
+        then: |model, step| drop(model.images.remove(&step.word)),
+    },
+    Operation {
+        name: "setting",
+        weight: 6,
+        words: settings,
+        fits: can_set,
+        ask: |step| {
+            let (key, value) = pair(step);
+            format!("echo {value} > {}/config/{key}", step.vm)
+        },
+        wait: nothing,
+        then: set,
+    },
+    Operation {
+        name: "resize",
+        weight: 2,
+        words: |_, _| ["2", "3", "4"].map(str::to_owned).to_vec(),
+        fits: can_resize,
+        ask: |step| format!("echo resize {}G > {}/ctl", step.word, step.vm),
+        wait: nothing,
+        then: resize,
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::super::operations::POWER;
+    use super::*;
+
+    fn step(name: &str, vm: &str, word: &str) -> Step {
+        let mut rows = POWER.iter().chain(DISKS);
+        let operation = rows.find(|o| o.name == name).unwrap();
+        Step { operation, vm: vm.to_owned(), word: word.to_owned() }
+    }
+
+    fn done(model: &mut Model, steps: &[(&str, &str, &str)]) {
+        for (name, vm, word) in steps {
+            let step = step(name, vm, word);
+            assert_eq!(step.fits(model), Ok(()), "{name} {vm} {word}");
+            (step.operation.then)(model, &step);
+        }
+    }
+
+    #[test]
+    fn a_restore_brings_both_back_and_refuses_what_cannot_be() {
+        let mut model = Model::default();
+        done(&mut model, &[("new", "a", "tiny"), ("start", "a", ""), ("write", "a", "7")]);
+        done(&mut model, &[("snapshot", "a", "s"), ("write", "a", "8"), ("restore", "a", "s")]);
+        let vm = &model.vms["a"];
+        assert_eq!((vm.disk.unwrap().mark, vm.running.clone().unwrap().memory.mark), (7, 7));
+        done(&mut model, &[("stop", "a", ""), ("snapshot", "a", "t"), ("setting", "a", "cpus 2")]);
+        done(&mut model, &[("start", "a", "")]);
+        for tag in ["s", "t"] {
+            assert_eq!(step("restore", "a", tag).fits(&model), Err(No::Errno(EBUSY)), "{tag}");
+        }
+        assert_eq!(step("restore", "a", "u").fits(&model), Err(No::Errno(ENOENT)));
+    }
+
+    #[test]
+    fn what_a_suspend_saved_is_gone_after_the_start_or_a_restore() {
+        let mut model = Model::default();
+        done(&mut model, &[("new", "a", "tiny"), ("start", "a", ""), ("snapshot", "a", "s")]);
+        done(&mut model, &[("write", "a", "7"), ("suspend", "a", ""), ("start", "a", "")]);
+        assert_eq!(model.vms["a"].running.clone().unwrap().memory.mark, 7);
+        done(&mut model, &[("suspend", "a", ""), ("restore", "a", "s"), ("start", "a", "")]);
+        assert_eq!(model.vms["a"].running.clone().unwrap().memory.mark, 0);
+    }
+
+    #[test]
+    fn every_line_names_what_it_is_about() {
+        let model = Model::default();
+        for operation in POWER.iter().chain(DISKS) {
+            let step = Step { operation, vm: "a".to_owned(), word: "s 4".to_owned() };
+            assert!(!step.lines(&model).is_empty() && operation.weight > 0, "{operation:?}");
+        }
+    }
+}

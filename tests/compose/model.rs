@@ -1,0 +1,332 @@
+//! The model: what each VM's disk and memory hold, as plain values. It shares no code with what it
+//! judges.
+//!
+//! A mark is a number that a step writes into the guest: to its disk, to a tmpfs, and into the
+//! arguments of a process. Not here: which steps there are (`operations`), and looking (`checker`).
+
+use std::collections::BTreeMap;
+
+/// The names that VMs, images and snapshots are given: few, so that steps meet.
+pub(crate) const VMS: &[&str] = &["a", "b", "c", "d", "e"];
+pub(crate) const IMAGES: &[&str] = &["i", "j", "k"];
+pub(crate) const TAGS: &[&str] = &["s", "t", "u"];
+/// How many QEMUs run at most.
+pub(crate) const ROOM: usize = 3;
+
+/// What the settings are where nobody says anything else. Of `tiny`, GiB and MiB.
+const DISK: u32 = 2;
+const MEMORY: u32 = 256;
+const CPUS: u32 = 1;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Power {
+    Off,
+    /// Off, and its QEMU was killed.
+    Failed,
+    Ready,
+    Paused,
+}
+
+impl Power {
+    /// The first word of `status`.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Off => "stopped",
+            Self::Failed => "failed",
+            Self::Ready => "ready",
+            Self::Paused => "paused",
+        }
+    }
+
+    pub(crate) fn is_off(self) -> bool {
+        matches!(self, Self::Off | Self::Failed)
+    }
+}
+
+/// A disk: its mark, 0 for none, and its size in GiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Disk {
+    pub(crate) mark: u32,
+    pub(crate) size: u32,
+}
+
+/// A guest's memory: its mark, 0 for none, and the host name that the guest knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Memory {
+    pub(crate) mark: u32,
+    pub(crate) hostname: String,
+}
+
+/// What a saved memory fits only if it is the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) cpus: u32,
+    /// In MiB.
+    pub(crate) memory: u32,
+}
+
+/// A point in a VM's past.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Saved {
+    pub(crate) disk: Disk,
+    pub(crate) memory: Option<(Memory, Shape)>,
+}
+
+/// What a QEMU runs with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Running {
+    pub(crate) memory: Memory,
+    pub(crate) shape: Shape,
+    /// It went on from a warm image.
+    pub(crate) warm: bool,
+    /// What its disk is again when it ends, if it runs ephemeral.
+    pub(crate) thrown: Option<Disk>,
+}
+
+/// The settings that were written; `None` for those that were not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Settings {
+    pub(crate) cpus: Option<u32>,
+    pub(crate) memory: Option<u32>,
+    pub(crate) disk: Option<u32>,
+    pub(crate) hostname: Option<String>,
+    pub(crate) protect: bool,
+    pub(crate) ephemeral: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Vm {
+    /// Stays when the VM is renamed, removed and brought back.
+    pub(crate) id: u32,
+    pub(crate) power: Power,
+    pub(crate) image: String,
+    pub(crate) set: Settings,
+    /// There is none before the first start.
+    pub(crate) disk: Option<Disk>,
+    /// While QEMU runs.
+    pub(crate) running: Option<Running>,
+    pub(crate) suspended: Option<Saved>,
+    pub(crate) snapshots: BTreeMap<String, Saved>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Image {
+    pub(crate) disk: Disk,
+    /// What VMs made from it are like unless they say otherwise.
+    pub(crate) shape: Shape,
+    /// The machine that VMs made from it go on from, its disk's size included.
+    pub(crate) template: Option<(Memory, Shape, u32)>,
+}
+
+/// A removed VM.
+#[derive(Clone, Debug)]
+pub(crate) struct Removed {
+    pub(crate) name: String,
+    pub(crate) vm: Vm,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Model {
+    pub(crate) vms: BTreeMap<String, Vm>,
+    /// Oldest first.
+    pub(crate) trash: Vec<Removed>,
+    pub(crate) images: BTreeMap<String, Image>,
+    next_id: u32,
+    /// The newest mark.
+    pub(crate) mark: u32,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        let shape = Shape { cpus: CPUS, memory: MEMORY };
+        let tiny = Image { disk: Disk { mark: 0, size: DISK }, shape, template: None };
+        let images = BTreeMap::from([("tiny".to_owned(), tiny)]);
+        Self { vms: BTreeMap::new(), trash: Vec::new(), images, next_id: 1, mark: 0 }
+    }
+}
+
+impl Model {
+    pub(crate) fn create(&mut self, name: &str, image: &str) {
+        let vm = Vm {
+            id: self.next_id,
+            power: Power::Off,
+            image: image.to_owned(),
+            set: Settings::default(),
+            disk: None,
+            running: None,
+            suspended: None,
+            snapshots: BTreeMap::new(),
+        };
+        self.next_id += 1;
+        self.vms.insert(name.to_owned(), vm);
+    }
+
+    pub(crate) fn live(&self) -> usize {
+        self.vms.values().filter(|vm| !vm.power.is_off()).count()
+    }
+
+    /// Says whether a VM, removed ones included, is made from an image.
+    pub(crate) fn is_used(&self, image: &str) -> bool {
+        let removed = self.trash.iter().map(|removed| &removed.vm);
+        self.vms.values().chain(removed).any(|vm| vm.image == image)
+    }
+
+    /// Returns what a VM is started with: its own settings, else its image's.
+    pub(crate) fn shape(&self, vm: &Vm) -> Shape {
+        let image = self.images.get(&vm.image).map(|image| image.shape);
+        let image = image.unwrap_or(Shape { cpus: CPUS, memory: MEMORY });
+        Shape {
+            cpus: vm.set.cpus.unwrap_or(image.cpus),
+            memory: vm.set.memory.unwrap_or(image.memory),
+        }
+    }
+
+    /// Starts a VM: it goes on from what was suspended or from its image's template, or boots.
+    pub(crate) fn start(&mut self, name: &str, power: Power) {
+        let vm = &self.vms[name];
+        let shape = self.shape(vm);
+        let hostname = vm.set.hostname.clone().unwrap_or_else(|| name.to_owned());
+        let fits = |disk: u32| vm.disk.is_none() && power == Power::Ready && self.fits(vm, disk);
+        let image = &self.images[&vm.image];
+        let fresh = Disk { size: image.disk.size.max(vm.set.disk.unwrap_or(0)), ..image.disk };
+        let (disk, mark, warm) = match (&vm.suspended, &image.template) {
+            (Some(saved), _) => (saved.disk, None, false),
+            (None, Some((memory, ..))) if fits(fresh.size) => (fresh, Some(memory.mark), true),
+            _ => (vm.disk.unwrap_or(fresh), Some(0), false),
+        };
+        let Some(vm) = self.vms.get_mut(name) else { return };
+        let thrown = vm.set.ephemeral.then_some(disk);
+        let disk = Disk { size: disk.size.max(vm.set.disk.unwrap_or(0)), ..disk };
+        let suspended = vm.suspended.take().and_then(|saved| Some(saved.memory?.0));
+        let booted = Memory { mark: mark.unwrap_or(0), hostname };
+        let memory = suspended.unwrap_or(booted);
+        vm.disk = Some(disk);
+        vm.running = Some(Running { memory, shape, warm, thrown });
+        vm.power = power;
+    }
+
+    /// Says whether a VM whose disk is of a size would go on from its image's template.
+    fn fits(&self, vm: &Vm, size: u32) -> bool {
+        let template = self.images.get(&vm.image).and_then(|image| image.template.as_ref());
+        template.is_some_and(|(_, shape, disk)| (*shape, *disk) == (self.shape(vm), size))
+    }
+
+    /// The guest of a VM boots anew: what its memory held is gone.
+    pub(crate) fn reboot(&mut self, name: &str) {
+        let Some(vm) = self.vms.get_mut(name) else { return };
+        if let Some(running) = &mut vm.running {
+            running.memory.mark = 0;
+            // The seed was made at the start, and says the name of then.
+        }
+    }
+
+    /// QEMU has ended.
+    pub(crate) fn end(&mut self, name: &str, power: Power) {
+        let Some(vm) = self.vms.get_mut(name) else { return };
+        if let Some(before) = vm.running.take().and_then(|running| running.thrown) {
+            vm.disk = Some(before);
+        }
+        vm.power = power;
+    }
+
+    /// The daemon is another one: what failed under the last one is only off.
+    pub(crate) fn remount(&mut self) {
+        let failed = self.vms.values_mut().filter(|vm| vm.power == Power::Failed);
+        failed.for_each(|vm| vm.power = Power::Off);
+    }
+
+    pub(crate) fn remove(&mut self, name: &str) {
+        let Some(mut vm) = self.vms.remove(name) else { return };
+        vm.power = Power::Off;
+        if vm.disk.is_some() {
+            self.trash.push(Removed { name: name.to_owned(), vm });
+        }
+    }
+
+    /// Takes the VM that was removed last under a name out of the trash.
+    pub(crate) fn take_removed(&mut self, name: &str) -> Option<Vm> {
+        let at = self.trash.iter().rposition(|removed| removed.name == name)?;
+        Some(self.trash.remove(at).vm)
+    }
+
+    /// Makes an image of what a VM holds, or held at a snapshot.
+    pub(crate) fn publish(&mut self, image: &str, vm: &Vm, saved: Option<&Saved>) {
+        let Some(disk) = saved.map(|saved| saved.disk).or(vm.disk) else { return };
+        let shape = vm.running.as_ref().map_or_else(|| self.shape(vm), |running| running.shape);
+        let running = vm.running.as_ref().filter(|_| saved.is_none());
+        let template = running.map(|running| (running.memory.clone(), shape, disk.size));
+        self.images.insert(image.to_owned(), Image { disk, shape, template });
+    }
+}
+
+impl Vm {
+    pub(crate) fn save(&self) -> Option<Saved> {
+        let running = self.running.as_ref();
+        let memory = running.map(|running| (running.memory.clone(), running.shape));
+        Some(Saved { disk: self.disk?, memory })
+    }
+
+    pub(crate) fn restore(&mut self, saved: &Saved) {
+        self.disk = Some(saved.disk);
+        self.suspended = None;
+        if let (Some(running), Some((memory, _))) = (&mut self.running, &saved.memory) {
+            running.memory = memory.clone();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn marked(model: &mut Model, name: &str, mark: u32) {
+        let vm = model.vms.get_mut(name).unwrap();
+        vm.disk.as_mut().unwrap().mark = mark;
+        vm.running.as_mut().unwrap().memory.mark = mark;
+    }
+
+    #[test]
+    fn a_disk_outlives_the_machine_and_a_memory_does_not() {
+        let mut model = Model::default();
+        model.create("a", "tiny");
+        model.start("a", Power::Ready);
+        marked(&mut model, "a", 7);
+        model.end("a", Power::Off);
+        model.start("a", Power::Ready);
+        let vm = &model.vms["a"];
+        assert_eq!((vm.disk.unwrap().mark, vm.running.as_ref().unwrap().memory.mark), (7, 0));
+    }
+
+    #[test]
+    fn a_clone_has_the_memory_of_what_it_was_made_from_if_it_fits() {
+        let mut model = Model::default();
+        model.create("a", "tiny");
+        model.vms.get_mut("a").unwrap().set.memory = Some(128);
+        model.start("a", Power::Ready);
+        marked(&mut model, "a", 7);
+        let vm = model.vms["a"].clone();
+        model.publish("i", &vm, None);
+        for (name, memory, mark) in [("b", None, 7), ("c", Some(192), 0)] {
+            model.create(name, "i");
+            model.vms.get_mut(name).unwrap().set.memory = memory;
+            model.start(name, Power::Ready);
+            let running = model.vms[name].running.clone().unwrap();
+            assert_eq!((running.memory.mark, running.warm), (mark, mark == 7));
+        }
+    }
+
+    #[test]
+    fn what_is_removed_comes_back_whole_and_the_newest_first() {
+        let mut model = Model::default();
+        for mark in [1, 2] {
+            model.create("a", "tiny");
+            model.start("a", Power::Ready);
+            marked(&mut model, "a", mark);
+            model.end("a", Power::Off);
+            model.remove("a");
+        }
+        let back = model.take_removed("a").unwrap();
+        assert_eq!(back.disk.unwrap().mark, 2);
+        assert!(model.is_used("tiny") && model.take_removed("b").is_none());
+    }
+}
