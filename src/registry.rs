@@ -476,6 +476,7 @@ fn write_new(dir: &VmDir, definition: &Definition, name: &str) -> std::io::Resul
     let parent = dir.0.parent().unwrap_or(&dir.0);
     let hidden = tempfile::Builder::new().prefix(".new").tempdir_in(parent)?;
     let half = VmDir(hidden.path().to_owned());
+    fs::write(half.format(), driver::suspended::FORMAT)?;
     file::replace(&half.name(), name.as_bytes())?;
     file::replace_json(&half.definition(), definition)?;
     fs::rename(&half.0, &dir.0)?;

@@ -5,13 +5,13 @@ mod common;
 
 use common::Mounted;
 
-/// `qemu-img snapshot -l` and `ls snapshots/` agree, but for what was dropped and is still in the
-/// disk; and the image is sound.
+/// `qemu-img snapshot -l` and `ls snapshots/` agree, but for what is ours, and what was dropped and
+/// is still in the disk; and the image is sound.
 fn agrees(aq: &Mounted, vm: &str, tags: &str) {
     let dir = aq.store().vm(aq.info(vm, "uuid").parse().expect("a UUID"));
     let script = format!(
         "cd '{vm}/snapshots' && echo $(ls) &&
-        echo $(qemu-img snapshot -U -l '{}' | awk 'NR > 2 {{ print $2 }}' | sort |
+        echo $(qemu-img snapshot -U -l '{}' | awk 'NR > 2 && !/ \\./ {{ print $2 }}' | sort |
             while read -r tag; do grep -qs '\"tag\": \"'\"$tag\"'\"' '{}' || echo \"$tag\"; done)",
         dir.disk().display(),
         dir.dropped_snapshots().display(),
@@ -20,6 +20,21 @@ fn agrees(aq: &Mounted, vm: &str, tags: &str) {
     if aq.read(&format!("{vm}/status")) == "stopped" {
         aq.sh(&format!("qemu-img check -q '{}'", dir.disk().display())).ok();
     }
+}
+
+/// Has QEMU take a snapshot by itself.
+fn savevm(aq: &Mounted, vm: &str, tag: &str) {
+    let save = format!(
+        r#"{{"execute": "human-monitor-command", "arguments": {{"command-line": "savevm {tag}"}}}}"#
+    );
+    aq.sh(&format!("exec 3<> {vm}/qmp; echo '{save}' >&3; head -n 2 <&3")).ok();
+}
+
+/// What `qemu-img` finds in the disk.
+fn in_disk(aq: &Mounted, vm: &str) -> String {
+    let disk = aq.store().vm(aq.info(vm, "uuid").parse().expect("a UUID")).disk();
+    let list = format!("qemu-img snapshot -U -l '{}'", disk.display());
+    aq.sh(&format!("echo $({list} | awk 'NR > 2 {{ print $2 }}' | sort)")).ok()
 }
 
 fn stop(aq: &Mounted, vm: &str) {
@@ -80,8 +95,8 @@ fn what_was_suspended_goes_on_at_the_next_start() {
     aq.boot("vm1");
     let pid = aq.exec("vm1", "sleep 100000 > /dev/null 2>&1 & echo $!; echo one > /tmp/x");
     aq.sh("echo suspend > vm1/ctl; cat vm1/wait").ok();
-    assert_eq!(aq.read("vm1/status"), "stopped");
-    agrees(&aq, "vm1", "suspended");
+    assert_eq!((aq.read("vm1/status").as_str(), &*aq.info("vm1", "suspended")), ("stopped", "yes"));
+    agrees(&aq, "vm1", "");
     assert!(aq.qemus().is_empty());
     aq.sh("sleep 3").ok();
     aq.boot_existing("vm1");
@@ -92,6 +107,79 @@ fn what_was_suspended_goes_on_at_the_next_start() {
     let guest: u64 = time.trim().parse().expect("a time");
     assert!(now.as_secs().abs_diff(guest) <= 2, "the guest's clock shows {guest}");
     agrees(&aq, "vm1", "");
+    assert_eq!(aq.info("vm1", "suspended"), "no");
+}
+
+#[test]
+fn suspended_is_a_name_like_any_other() {
+    let aq = Mounted::with_image();
+    aq.boot("vm1");
+    aq.exec("vm1", "echo one > /tmp/x");
+    aq.sh("mkdir vm1/snapshots/suspended; cat vm1/wait; echo pause > vm1/ctl").ok();
+    aq.sh("echo resume > vm1/ctl; cat vm1/ready").ok();
+    agrees(&aq, "vm1", "suspended");
+    aq.exec("vm1", "echo two > /tmp/x");
+    aq.sh("echo suspend > vm1/ctl; cat vm1/wait").ok();
+    agrees(&aq, "vm1", "suspended");
+    aq.boot_existing("vm1");
+    assert_eq!(aq.exec("vm1", "cat /tmp/x"), "two");
+    aq.sh("echo 'restore suspended' > vm1/ctl; cat vm1/wait").ok();
+    aq.wait_for_ready("vm1");
+    assert_eq!(aq.exec("vm1", "cat /tmp/x"), "one");
+    stop(&aq, "vm1");
+    agrees(&aq, "vm1", "suspended");
+    let refused = aq.sh("mkdir vm1/snapshots/.suspended").failed();
+    assert!(refused.contains("Invalid argument"), "{refused}");
+}
+
+#[test]
+fn what_was_suspended_is_given_up_by_a_kill() {
+    let aq = Mounted::with_image();
+    aq.boot("vm1");
+    aq.exec("vm1", "echo one > /tmp/x; echo one > /root/x; sync");
+    aq.sh("echo suspend > vm1/ctl; cat vm1/wait; echo kill > vm1/ctl").ok();
+    assert_eq!(aq.info("vm1", "suspended"), "no");
+    aq.boot_existing("vm1");
+    assert_eq!(aq.exec("vm1", "cat /root/x; ls /tmp/x 2> /dev/null"), "one");
+}
+
+/// Has the VM look as one that an earlier version has suspended.
+fn suspended_by_an_earlier_version(aq: &Mounted, vm: &str) {
+    let dir = aq.store().vm(aq.info(vm, "uuid").parse().expect("a UUID"));
+    aq.sh(&format!("echo pause > {vm}/ctl")).ok();
+    savevm(aq, vm, "suspended");
+    aq.sh(&format!("echo kill > {vm}/ctl; cat {vm}/wait")).ok();
+    aq.sh(&format!("rm '{}'", dir.format().display())).ok();
+}
+
+#[test]
+fn what_an_earlier_version_has_suspended_goes_on() {
+    let aq = Mounted::with_image();
+    for vm in ["vm1", "vm2"] {
+        aq.boot(vm);
+        aq.exec(vm, &format!("echo {vm} > /tmp/x"));
+        suspended_by_an_earlier_version(&aq, vm);
+    }
+    // One is found by a daemon, the other in the trash.
+    aq.sh("rmdir vm2").ok();
+    aq.kill_daemon();
+    aq.mount();
+    aq.sh("mv .trash/vm2@* vm2").ok();
+    for vm in ["vm1", "vm2"] {
+        assert_eq!(aq.info(vm, "suspended"), "yes");
+        agrees(&aq, vm, "");
+        aq.boot_existing(vm);
+        assert_eq!(aq.exec(vm, "cat /tmp/x"), vm);
+        aq.sh(&format!("mkdir {vm}/snapshots/suspended; cat {vm}/wait")).ok();
+        stop(&aq, vm);
+    }
+    // From now on the name is the user's.
+    aq.kill_daemon();
+    aq.mount();
+    for vm in ["vm1", "vm2"] {
+        assert_eq!(aq.info(vm, "suspended"), "no");
+        agrees(&aq, vm, "suspended");
+    }
 }
 
 #[test]
@@ -99,9 +187,11 @@ fn what_a_suspend_cut_short_has_saved_takes_no_guest_back() {
     let aq = Mounted::with_image();
     aq.boot("vm1");
     // A daemon that dies between the saving and the end leaves a paused machine and this.
-    aq.sh("mkdir vm1/snapshots/suspended; cat vm1/wait; echo pause > vm1/ctl").ok();
+    aq.sh("echo pause > vm1/ctl").ok();
+    savevm(&aq, "vm1", ".suspended");
+    assert_eq!(in_disk(&aq, "vm1"), ".suspended");
     aq.sh("echo resume > vm1/ctl; cat vm1/ready").ok();
-    agrees(&aq, "vm1", "");
+    assert_eq!(in_disk(&aq, "vm1"), "");
     aq.exec("vm1", "echo later > /root/x; sync");
     stop(&aq, "vm1");
     aq.boot_existing("vm1");
@@ -113,17 +203,14 @@ fn a_machine_that_was_to_go_on_and_has_not_run_is_started_anew() {
     let aq = Mounted::with_image();
     aq.sh("mkdir vm1; echo 'start paused' > vm1/ctl").ok();
     // A daemon that dies before it has the saved state loaded leaves the like of this.
-    let save = r#"{"execute": "human-monitor-command",
-        "arguments": {"command-line": "savevm suspended"}}"#;
-    let save = save.replace('\n', " ");
-    aq.sh(&format!("exec 3<> vm1/qmp; echo '{save}' >&3; head -n 2 <&3")).ok();
-    agrees(&aq, "vm1", "suspended");
+    savevm(&aq, "vm1", ".suspended");
+    assert_eq!(in_disk(&aq, "vm1"), ".suspended");
     aq.kill_daemon();
     aq.mount();
     assert_eq!(aq.read("vm1/status"), "stopped");
     assert!(aq.qemus().is_empty());
     aq.boot_existing("vm1");
-    agrees(&aq, "vm1", "");
+    assert_eq!(in_disk(&aq, "vm1"), "");
 }
 
 #[test]

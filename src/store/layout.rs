@@ -10,6 +10,7 @@
 //!   ssh/id_ed25519{,.pub}      the key that opens every guest
 //!   vms/UUID/                  one VM: named by UUID, so that renaming a VM moves nothing
 //!     vm.json                  its definition: settings
+//!     format                   the version of what else lies here, since 2
 //!     name                     its name, apart so that damage to the definition does not lose it
 //!     disk.qcow2               its disk, made at the first start
 //!     snapshots.journal        while a snapshot gets another name: what the disk's table of them was
@@ -164,6 +165,7 @@ impl VmDir {
     /// All names there can be in it while no QEMU runs.
     pub const NAMES: &[&str] = &[
         "vm.json",
+        "format",
         "name",
         names::DISK,
         "host_key",
@@ -186,6 +188,11 @@ impl VmDir {
     /// Returns the definition.
     pub fn definition(&self) -> PathBuf {
         self.0.join("vm.json")
+    }
+
+    /// Returns the file that says which version made the directory what it is; version 1 made none.
+    pub fn format(&self) -> PathBuf {
+        self.0.join("format")
     }
 
     /// Returns the file that holds the VM's name.

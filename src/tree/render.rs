@@ -55,6 +55,7 @@ pub(super) fn info(vm: &Vm) -> String {
     table.add("memory", &render_size(spec.memory));
     table.add("mac", &spec.mac.unwrap_or_else(|| Mac::of(vm.uuid())).to_string());
     table.add("disk_bytes", &disk_bytes(vm.dir()).to_string());
+    table.add("suspended", if vm.is_suspended() { "yes" } else { "no" });
     if let Some(facts) = &view.facts {
         running(&mut table, facts);
         if let Some(in_force) = &facts.in_force {

@@ -89,6 +89,9 @@ pub enum VmError {
     Lost(String),
 }
 
+/// The snapshots that are ours: no user can give these names, or sees them.
+const OURS: [&str; 2] = [driver::warm::FROZEN, driver::suspended::SUSPENDED];
+
 /// What VMs are run with.
 #[derive(Clone, Debug)]
 pub struct World {
@@ -285,8 +288,14 @@ impl Vm {
     pub fn snapshots(&self) -> Vec<SnapshotInfo> {
         let all = self.0.hypervisor.snapshots(&self.0.dir.0);
         let is_listed =
-            |s: &SnapshotInfo| s.tag != driver::warm::FROZEN && !self.0.dropped.hides(s);
+            |s: &SnapshotInfo| !OURS.contains(&s.tag.as_str()) && !self.0.dropped.hides(s);
         all.into_iter().filter(is_listed).collect()
+    }
+
+    /// Says whether it is off and its next start goes on from what `suspend` has saved.
+    pub fn is_suspended(&self) -> bool {
+        let saved = || driver::suspended::saved(&*self.0.hypervisor, &self.0.dir);
+        self.state().is_off() && saved().is_some()
     }
 
     /// Lists the snapshots in its disk, those being taken and those that failed, by name.

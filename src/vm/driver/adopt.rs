@@ -7,7 +7,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::reach::Announcement;
-use super::{Driver, Report, dropped, snapshot, still, warm};
+use super::{Driver, Report, dropped, still, suspended, warm};
 use crate::store::layout::VmDir;
 use crate::vm::backend::Adoption;
 use crate::vm::state::State;
@@ -19,7 +19,7 @@ const AGAIN: Duration = Duration::from_secs(3);
 
 /// Finds the VM's machine, and clears away what was cut short.
 pub(super) async fn find(world: &World, dir: &VmDir, uuid: Uuid) -> Adoption {
-    let found = snapshot::adopt(&*world.hypervisor, dir.0.clone(), uuid).await;
+    let found = suspended::adopt(&*world.hypervisor, dir.0.clone(), uuid).await;
     let cleared = async {
         let found = warm::clear(world, dir, found).await?;
         still::release(world, dir, found).await

@@ -47,6 +47,7 @@ mod snapshot;
 mod start;
 mod still;
 mod stop;
+pub(crate) mod suspended;
 #[cfg(test)]
 mod tests;
 mod verb;
@@ -272,6 +273,10 @@ impl Driver {
     }
 
     async fn on_command(&mut self, command: Command, answer: Answer) -> Life {
+        if command == Command::Kill && self.gives_up_suspended() {
+            self.give_up_suspended(answer);
+            return Life::GoesOn;
+        }
         if let Err(refusal) = admit(&self.state(), &command, self.vm.spec().protect) {
             drop(answer.send(Err(self.explained(refusal).into())));
             return Life::GoesOn;

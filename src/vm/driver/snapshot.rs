@@ -3,28 +3,21 @@
 //! Of a VM that is off, `qemu-img` takes, restores and drops them, and they can be renamed; of one
 //! that runs, QEMU does, with its memory. Either way the VM is `saving` meanwhile, and goes on as it was.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-use uuid::Uuid;
-
+use super::suspended::{self, SUSPENDED};
 use super::{Answer, Driver, Report, Task, dropped, still};
 use crate::store::layout::VmDir;
-use crate::vm::backend::{
-    Adoption, BackendError, Hypervisor, Launched, Machine, SnapshotInfo, SnapshotOp,
-};
+use crate::vm::backend::{BackendError, Machine, SnapshotInfo, SnapshotOp};
 use crate::vm::dropped::Remover;
 use crate::vm::state::{Command, Refusal, State, admit};
 use crate::vm::{Vm, VmError, one_line};
+use tokio::sync::oneshot;
 
 /// How long a request waits for the end: dropping a snapshot, or taking one of a VM that is off,
 /// takes some 20 ms. What takes longer goes on behind it; `status` and `wait` tell.
 const ANSWER: Duration = Duration::from_millis(500);
-
-/// The snapshot that `suspend` takes, and the next start goes on from.
-pub(super) const SUSPENDED: &str = "suspended";
 
 /// What follows an operation that went well.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -60,17 +53,31 @@ impl Driver {
     }
 
     fn snapshot_for(&mut self, by: Remover, op: SnapshotOp, answer: Answer) {
-        if let Err(refusal) = self.check_snapshot(&op) {
-            drop(answer.send(Err(refusal.into())));
-            return;
+        match self.check_snapshot(&op) {
+            Ok(()) => self.begin_snapshot(by, op, answer),
+            Err(refusal) => drop(answer.send(Err(refusal.into()))),
         }
+    }
+
+    /// Gives up what `suspend` has saved of a VM that is off; says whether there was anything.
+    pub(super) fn gives_up_suspended(&self) -> bool {
+        matches!(self.state(), State::Stopped | State::Failed(_)) && self.suspended().is_some()
+    }
+
+    /// Gives it up: the next start boots.
+    pub(super) fn give_up_suspended(&mut self, answer: Answer) {
+        let tag = self.suspended().unwrap_or(SUSPENDED);
+        self.begin_snapshot(None, SnapshotOp::Drop(tag.to_owned()), answer);
+    }
+
+    fn begin_snapshot(&mut self, by: Remover, op: SnapshotOp, answer: Answer) {
         if let SnapshotOp::Take(tag) = &op {
             self.vm.0.pending.lock().insert(tag.clone(), None);
         }
         let before = self.state();
         self.enter(State::Saving);
         let machine = self.running.as_ref().map(|running| Arc::clone(&running.machine));
-        let (vm, work, suspended) = (self.vm.clone(), op.clone(), self.is_suspended());
+        let (vm, work, suspended) = (self.vm.clone(), op.clone(), self.suspended());
         let task = self.task(|to| async move {
             let done = match machine {
                 Some(machine) => machine.snapshot(&work).await,
@@ -93,12 +100,12 @@ impl Driver {
             return;
         };
         let op = SnapshotOp::Take(SUSPENDED.to_owned());
-        let (before, stale) = (self.state(), self.is_suspended());
+        let (before, stale) = (self.state(), self.suspended());
         self.enter(State::Saving);
         let (vm, was_paused) = (self.vm.clone(), before == State::Paused);
         let task = self.task(|to| async move {
             let done = match was_paused {
-                true => save(&*machine, stale).await,
+                true => suspended::save(&*machine, stale).await,
                 false => stop_and_save(&*machine, stale, vm.dir()).await,
             };
             to.report(Report::Snapshot(done)).await;
@@ -111,9 +118,9 @@ impl Driver {
         self.snapshotting = Some(Snapshotting { op, then, before, answer, _task: task });
     }
 
-    /// Says whether the next start goes on from what `suspend` has saved.
-    pub(super) fn is_suspended(&self) -> bool {
-        is_suspended(&self.vm.snapshots())
+    /// Returns the snapshot that the next start goes on from, if there is one.
+    pub(super) fn suspended(&self) -> Option<&'static str> {
+        suspended::saved(&*self.world.hypervisor, self.vm.dir())
     }
 
     fn check_snapshot(&self, op: &SnapshotOp) -> Result<(), Refusal> {
@@ -194,6 +201,10 @@ impl Driver {
     /// until it is dropped or taken again.
     fn settle_pending(&self, op: &SnapshotOp, done: &Result<(), BackendError>) {
         let SnapshotOp::Take(tag) = op else { return };
+        // Users see nothing of it but its error.
+        if tag == SUSPENDED {
+            return;
+        }
         let mut pending = self.vm.0.pending.lock();
         match done {
             Ok(()) => drop(pending.remove(tag)),
@@ -230,13 +241,13 @@ fn check_live(wanted: &SnapshotInfo, known: &[SnapshotInfo]) -> Result<(), Refus
 /// status tells. One that is saved stays marked as long as its machine is there.
 async fn stop_and_save(
     machine: &dyn Machine,
-    stale: bool,
+    stale: Option<&'static str>,
     dir: &VmDir,
 ) -> Result<(), BackendError> {
     still::mark(dir).await?;
     let saved = async {
         machine.pause().await?;
-        save(machine, stale).await
+        suspended::save(machine, stale).await
     };
     let saved = saved.await;
     if saved.is_err() {
@@ -246,102 +257,24 @@ async fn stop_and_save(
     saved
 }
 
-async fn save(machine: &dyn Machine, stale: bool) -> Result<(), BackendError> {
-    if stale {
-        machine.snapshot(&SnapshotOp::Drop(SUSPENDED.to_owned())).await?;
-    }
-    machine.snapshot(&SnapshotOp::Take(SUSPENDED.to_owned())).await
-}
-
 /// What is dropped is only marked, and what is marked is dropped before anything else is done. Who
 /// goes back in time does not want what was suspended after it any more.
 async fn while_off(
     vm: &Vm,
     op: &SnapshotOp,
     by: Remover,
-    suspended: bool,
+    suspended: Option<&'static str>,
 ) -> Result<(), BackendError> {
-    if let SnapshotOp::Drop(tag) = op {
+    if let SnapshotOp::Drop(tag) = op
+        && suspended != Some(tag)
+    {
         return dropped::mark(vm, tag, by).await;
     }
     dropped::drop_now(vm).await?;
     let (hypervisor, dir) = (&vm.0.hypervisor, vm.dir().0.clone());
     hypervisor.snapshot(dir.clone(), op).await?;
-    if let SnapshotOp::Restore(tag) = op
-        && suspended
-        && tag != SUSPENDED
-    {
-        hypervisor.snapshot(dir, &SnapshotOp::Drop(SUSPENDED.to_owned())).await?;
+    if let (SnapshotOp::Restore(_), Some(saved)) = (op, suspended) {
+        hypervisor.snapshot(dir, &SnapshotOp::Drop(saved.to_owned())).await?;
     }
     Ok(())
-}
-
-fn is_suspended(known: &[SnapshotInfo]) -> bool {
-    known.iter().any(|s| s.tag == SUSPENDED && s.memory > 0)
-}
-
-/// Lets the processors run. A `suspend` that did not come to its end has left what no start must go
-/// on from any more.
-pub(super) async fn resume(machine: &dyn Machine, suspended: bool) -> Result<(), BackendError> {
-    if suspended {
-        machine.snapshot(&SnapshotOp::Drop(SUSPENDED.to_owned())).await?;
-    }
-    machine.resume().await
-}
-
-/// Drops what `suspend` has saved of a machine that is to run.
-pub(super) async fn forget_suspended(
-    hypervisor: &dyn Hypervisor,
-    machine: &dyn Machine,
-    dir: &VmDir,
-) -> Result<(), BackendError> {
-    match is_suspended(&hypervisor.snapshots(&dir.0)) {
-        true => machine.snapshot(&SnapshotOp::Drop(SUSPENDED.to_owned())).await,
-        false => Ok(()),
-    }
-}
-
-/// Finds the machine that an earlier daemon started. One that was to go on from what `suspend` has
-/// saved, and has not run, is ended: nothing is lost, and the next start does it.
-pub(super) async fn adopt(hypervisor: &dyn Hypervisor, dir: PathBuf, uuid: Uuid) -> Adoption {
-    let adoption = hypervisor.adopt(dir.clone(), uuid).await;
-    let Adoption::Running(launched) = &adoption else { return adoption };
-    let was_going_on = launched.paused && is_suspended(&hypervisor.snapshots(&dir));
-    if was_going_on && matches!(launched.machine.has_run().await, Ok(false)) {
-        match launched.machine.kill().await {
-            Ok(()) => return Adoption::NeverRan,
-            Err(error) => return Adoption::Unclear(error.to_string()),
-        }
-    }
-    adoption
-}
-
-/// Goes on from what `suspend` has saved, in a machine launched with its processors stopped.
-pub(super) async fn go_on(
-    launched: &mut Launched,
-    paused: bool,
-    dir: &VmDir,
-) -> Result<(), BackendError> {
-    if let Err(error) = take_in(&*launched.machine, paused, dir).await {
-        // It has not run: nothing is lost, and the next start tries again.
-        drop(launched.machine.kill().await);
-        still::unmark(dir);
-        return Err(BackendError::CannotResume { reason: error.to_string() });
-    }
-    if !paused {
-        // One that QEMU does not run is paused, which its status tells.
-        launched.paused = launched.machine.resume().await.is_err();
-        still::unmark(dir);
-    }
-    Ok(())
-}
-
-/// Loads what was saved, which is of no use from then on.
-async fn take_in(machine: &dyn Machine, paused: bool, dir: &VmDir) -> Result<(), BackendError> {
-    machine.snapshot(&SnapshotOp::Restore(SUSPENDED.to_owned())).await?;
-    if !paused {
-        // Without the snapshot, nothing else says that this one is to run.
-        still::mark(dir).await?;
-    }
-    machine.snapshot(&SnapshotOp::Drop(SUSPENDED.to_owned())).await
 }

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::reach::Announcement;
 use super::warm::{self, WARM};
-use super::{Driver, Life, Report, dropped, snapshot};
+use super::{Driver, Life, Report, dropped, suspended};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, LaunchPlan, Launched};
 use crate::vm::events::Event;
@@ -87,7 +87,8 @@ impl Driver {
             Ok(plan) => plan,
             Err(error) => return self.on_launch_failed(error),
         };
-        let goes_on = self.is_suspended();
+        let saved = self.suspended();
+        let goes_on = saved.is_some();
         if let Some(starting) = &mut self.starting {
             starting.launching = true;
             starting.goes_on = goes_on;
@@ -97,10 +98,12 @@ impl Driver {
         let paused = plan.paused;
         plan.paused |= goes_on;
         self.detached(|to| async move {
-            let launched = match (&plan.memory, goes_on) {
+            let launched = match (&plan.memory, saved) {
                 (Memory::Clone(_), _) => warm::start(&world, *plan, &to).await,
-                (_, false) => world.hypervisor.launch(*plan).await,
-                (_, true) => resume(&world, *plan, paused).await,
+                (Memory::Own | Memory::Cast { .. }, None) => world.hypervisor.launch(*plan).await,
+                (Memory::Own | Memory::Cast { .. }, Some(saved)) => {
+                    resume(&world, *plan, saved, paused).await
+                }
             };
             to.report(Report::Launched(launched)).await;
         });
@@ -186,10 +189,15 @@ fn ram_of(memory: &Memory) -> Ram {
 }
 
 /// Goes on from what `suspend` has saved.
-async fn resume(world: &World, plan: LaunchPlan, paused: bool) -> Result<Launched, BackendError> {
+async fn resume(
+    world: &World,
+    plan: LaunchPlan,
+    saved: &'static str,
+    paused: bool,
+) -> Result<Launched, BackendError> {
     let dir = VmDir(plan.dir.clone());
     let mut launched = world.hypervisor.launch(plan).await?;
-    snapshot::go_on(&mut launched, paused, &dir).await?;
+    suspended::go_on(&mut launched, saved, paused, &dir).await?;
     Ok(launched)
 }
 

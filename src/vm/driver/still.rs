@@ -1,12 +1,12 @@
 //! A guest that stands still for our sake, and not because its user has paused it. It is marked, so
 //! that it does not stay so for good if the daemon is killed: the next one lets it go on.
 //!
-//! Not here: what it stands still for (`snapshot`, `warm`).
+//! Not here: what it stands still for (`snapshot`, `suspended`, `warm`).
 
 use std::fs;
 use std::io::ErrorKind;
 
-use super::{off_thread, snapshot};
+use super::{off_thread, suspended};
 use crate::store::layout::VmDir;
 use crate::vm::World;
 use crate::vm::backend::{Adoption, BackendError};
@@ -36,7 +36,8 @@ pub(super) async fn release(
         return Ok(adoption);
     }
     if let Adoption::Running(launched) = &mut adoption {
-        snapshot::forget_suspended(&*world.hypervisor, &*launched.machine, dir).await?;
+        let saved = suspended::saved(&*world.hypervisor, dir);
+        suspended::forget(&*launched.machine, saved).await?;
         launched.machine.recover().await?;
         launched.paused = false;
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Driver, Report, Reporter, snapshot, still};
+use super::{Driver, Report, Reporter, still, suspended};
 use crate::vm::backend::{ExitReport, GuestSession, OutputSink, Source};
 use crate::vm::exec::Link;
 use crate::vm::one_line;
@@ -20,11 +20,11 @@ impl Driver {
         let (session, paused) = (self.session.clone(), self.state() == State::Paused);
         self.enter(State::Stopping);
         let Some(running) = &self.running else { return };
-        let (machine, suspended) = (Arc::clone(&running.machine), self.is_suspended());
+        let (machine, saved) = (Arc::clone(&running.machine), self.suspended());
         self.stopping = Some(self.task(|to| async move {
             let ask = async {
                 if paused {
-                    drop(snapshot::resume(&*machine, suspended).await);
+                    drop(suspended::resume(&*machine, saved).await);
                 }
                 if let Err(error) = machine.power_down().await {
                     to.report(Report::Note(error.to_string())).await;

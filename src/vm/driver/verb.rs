@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::{Answer, Driver, Report, snapshot};
+use super::{Answer, Driver, Report, suspended};
 use crate::vm::VmError;
 use crate::vm::backend::{BackendError, Machine};
 use crate::vm::state::Refusal;
@@ -28,10 +28,14 @@ impl MachineVerb {
         }
     }
 
-    async fn send(&self, machine: &dyn Machine, suspended: bool) -> Result<(), BackendError> {
+    async fn send(
+        &self,
+        machine: &dyn Machine,
+        saved: Option<&'static str>,
+    ) -> Result<(), BackendError> {
         match self {
             Self::Pause => machine.pause().await,
-            Self::Resume => snapshot::resume(machine, suspended).await,
+            Self::Resume => suspended::resume(machine, saved).await,
             Self::Reset => machine.reset().await,
             Self::PressKeys(chords) => machine.press_keys(chords).await,
         }
@@ -46,9 +50,9 @@ impl Driver {
             drop(answer.send(Err(refusal.into())));
             return;
         };
-        let (machine, suspended) = (Arc::clone(&running.machine), self.is_suspended());
+        let (machine, saved) = (Arc::clone(&running.machine), self.suspended());
         self.detached(|to| async move {
-            let done = verb.send(&*machine, suspended).await;
+            let done = verb.send(&*machine, saved).await;
             to.report(Report::MachineVerb(verb, done, answer)).await;
         });
     }

@@ -1,0 +1,221 @@
+//! What `suspend` saves: a snapshot with a name that no user can give, from which the next start goes
+//! on. Where it is in the disk, how it is loaded, and when it is of no use any more.
+//!
+//! Earlier versions called it `suspended`, which now is a name like any other. The file `format` in a
+//! VM's directory says that `suspended` is the user's there; a directory without it is an earlier
+//! version's, and is converted when a daemon finds the VM.
+
+use std::fs;
+use std::path::PathBuf;
+
+use uuid::Uuid;
+
+use super::{off_thread, still};
+use crate::store::layout::VmDir;
+use crate::vm::backend::{Adoption, BackendError, Hypervisor, Launched, Machine, SnapshotOp};
+
+/// The snapshot's name.
+pub(crate) const SUSPENDED: &str = ".suspended";
+/// What earlier versions called it.
+const EARLIER: &str = "suspended";
+/// What the file `format` says.
+pub(crate) const FORMAT: &str = "2\n";
+
+/// Returns the name of the snapshot that a VM's next start goes on from, if there is one.
+pub(crate) fn saved(hypervisor: &dyn Hypervisor, dir: &VmDir) -> Option<&'static str> {
+    let known = hypervisor.snapshots(&dir.0);
+    let has = |tag| known.iter().any(|s| s.tag == tag && s.memory > 0);
+    if has(SUSPENDED) {
+        return Some(SUSPENDED);
+    }
+    (has(EARLIER) && !dir.format().exists()).then_some(EARLIER)
+}
+
+/// Saves the machine's memory; what was saved before (`stale`) makes way.
+pub(super) async fn save(
+    machine: &dyn Machine,
+    stale: Option<&'static str>,
+) -> Result<(), BackendError> {
+    forget(machine, stale).await?;
+    machine.snapshot(&SnapshotOp::Take(SUSPENDED.to_owned())).await
+}
+
+/// Lets the processors run. A `suspend` that did not come to its end has left what no start must go
+/// on from any more.
+pub(super) async fn resume(
+    machine: &dyn Machine,
+    saved: Option<&'static str>,
+) -> Result<(), BackendError> {
+    forget(machine, saved).await?;
+    machine.resume().await
+}
+
+/// Drops what was saved of a machine that is to run.
+pub(super) async fn forget(
+    machine: &dyn Machine,
+    saved: Option<&'static str>,
+) -> Result<(), BackendError> {
+    match saved {
+        Some(tag) => machine.snapshot(&SnapshotOp::Drop(tag.to_owned())).await,
+        None => Ok(()),
+    }
+}
+
+/// Finds the machine that an earlier daemon started. One that was to go on from what `suspend` has
+/// saved, and has not run, is ended: nothing is lost, and the next start does it.
+pub(super) async fn adopt(hypervisor: &dyn Hypervisor, dir: PathBuf, uuid: Uuid) -> Adoption {
+    let found = hypervisor.adopt(dir.clone(), uuid).await;
+    let dir = VmDir(dir);
+    let adoption = match ended_if_it_has_not_run(hypervisor, found, &dir).await {
+        Ok(adoption) => adoption,
+        Err(error) => return Adoption::Unclear(error.to_string()),
+    };
+    if !matches!(adoption, Adoption::Unclear(_))
+        && let Err(error) = convert(hypervisor, &adoption, &dir).await
+    {
+        // It is found under its old name, and the next daemon tries again.
+        tracing::warn!(dir = %dir.0.display(), %error, "what was suspended keeps its old name");
+    }
+    adoption
+}
+
+async fn ended_if_it_has_not_run(
+    hypervisor: &dyn Hypervisor,
+    adoption: Adoption,
+    dir: &VmDir,
+) -> Result<Adoption, BackendError> {
+    let Adoption::Running(launched) = &adoption else { return Ok(adoption) };
+    let was_going_on = launched.paused && saved(hypervisor, dir).is_some();
+    if was_going_on && matches!(launched.machine.has_run().await, Ok(false)) {
+        launched.machine.kill().await?;
+        return Ok(Adoption::NeverRan);
+    }
+    Ok(adoption)
+}
+
+/// Makes `suspended` an ordinary name in the directory of a VM that an earlier version has made.
+async fn convert(
+    hypervisor: &dyn Hypervisor,
+    adoption: &Adoption,
+    dir: &VmDir,
+) -> Result<(), BackendError> {
+    if dir.format().exists() {
+        return Ok(());
+    }
+    match (saved(hypervisor, dir), adoption) {
+        // A machine that has run since is ahead of what was saved.
+        (Some(EARLIER), Adoption::Running(launched)) => {
+            forget(&*launched.machine, Some(EARLIER)).await?;
+        }
+        (Some(EARLIER), Adoption::NeverRan | Adoption::Ended(_)) => {
+            let (from, to) = (EARLIER.to_owned(), SUSPENDED.to_owned());
+            hypervisor.snapshot(dir.0.clone(), &SnapshotOp::Rename { from, to }).await?;
+        }
+        (Some(_) | None, _) => {}
+    }
+    let format = dir.format();
+    off_thread(move || fs::write(format, FORMAT), "the format of the VM's directory").await
+}
+
+/// Goes on from what was saved, in a machine launched with its processors stopped.
+pub(super) async fn go_on(
+    launched: &mut Launched,
+    saved: &'static str,
+    paused: bool,
+    dir: &VmDir,
+) -> Result<(), BackendError> {
+    if let Err(error) = take_in(&*launched.machine, saved, paused, dir).await {
+        // It has not run: nothing is lost, and the next start tries again.
+        drop(launched.machine.kill().await);
+        still::unmark(dir);
+        return Err(BackendError::CannotResume { reason: error.to_string() });
+    }
+    if !paused {
+        // One that QEMU does not run is paused, which its status tells.
+        launched.paused = launched.machine.resume().await.is_err();
+        still::unmark(dir);
+    }
+    Ok(())
+}
+
+/// Loads what was saved, which is of no use from then on.
+async fn take_in(
+    machine: &dyn Machine,
+    saved: &'static str,
+    paused: bool,
+    dir: &VmDir,
+) -> Result<(), BackendError> {
+    machine.snapshot(&SnapshotOp::Restore(saved.to_owned())).await?;
+    if !paused {
+        // Without the snapshot, nothing else says that this one is to run.
+        still::mark(dir).await?;
+    }
+    forget(machine, Some(saved)).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::tests::{START, Scratch, until, vm_in};
+    use super::*;
+    use crate::vm::Vm;
+    use crate::vm::fake::{Script, clean_exit, world};
+    use crate::vm::state::{Command, State};
+
+    fn in_disk(vm: &Vm) -> Vec<String> {
+        vm.0.hypervisor.snapshots(&vm.dir().0).into_iter().map(|s| s.tag).collect()
+    }
+
+    /// A VM that an earlier version has left, with its `suspended` of a machine that runs.
+    async fn earlier(script: &Arc<Script>, dir: &Scratch) -> Vm {
+        let vm = vm_in(&world(script), dir.0.path(), Uuid::new_v4()).await;
+        vm.perform(START).await.unwrap();
+        until(&vm, &State::Ready).await;
+        vm.perform(Command::Take(EARLIER.into())).await.unwrap();
+        fs::remove_file(vm.dir().format()).unwrap();
+        vm
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_a_vm_that_is_off_the_name_is_changed_once() {
+        let (dir, script) = (Scratch(tempfile::tempdir().unwrap()), Arc::<Script>::default());
+        let vm = earlier(&script, &dir).await;
+        script.report_of(vm.uuid(), clean_exit()).await;
+        until(&vm, &State::Stopped).await;
+        assert!(vm.is_suspended());
+        let vm = vm_in(&world(&script), dir.0.path(), vm.uuid()).await;
+        assert!(vm.is_suspended() && vm.snapshots().is_empty());
+        assert_eq!(in_disk(&vm), [SUSPENDED]);
+        vm.perform(START).await.unwrap();
+        until(&vm, &State::Ready).await;
+        vm.perform(Command::Take(EARLIER.into())).await.unwrap();
+        let vm = vm_in(&world(&script), dir.0.path(), vm.uuid()).await;
+        assert_eq!(in_disk(&vm), [EARLIER]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_a_machine_that_has_run_since_it_is_of_no_use() {
+        let (dir, script) = (Scratch(tempfile::tempdir().unwrap()), Arc::<Script>::default());
+        let vm = earlier(&script, &dir).await;
+        let vm = vm_in(&world(&script), dir.0.path(), vm.uuid()).await;
+        assert!(in_disk(&vm).is_empty() && vm.dir().format().exists());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kill_gives_it_up_and_a_restore_does() {
+        for give_up in [Command::Kill, Command::Restore("a".into())] {
+            let (dir, script) = (Scratch(tempfile::tempdir().unwrap()), Arc::<Script>::default());
+            let vm = vm_in(&world(&script), dir.0.path(), Uuid::new_v4()).await;
+            vm.perform(START).await.unwrap();
+            until(&vm, &State::Ready).await;
+            vm.perform(Command::Take("a".into())).await.unwrap();
+            vm.perform(Command::Suspend).await.unwrap();
+            until(&vm, &State::Stopped).await;
+            assert!(vm.is_suspended());
+            vm.perform(give_up).await.unwrap();
+            assert_eq!((vm.is_suspended(), in_disk(&vm)), (false, vec!["a".to_owned()]));
+            assert!(vm.perform(Command::Kill).await.is_err());
+        }
+    }
+}
