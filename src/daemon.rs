@@ -54,6 +54,14 @@ pub enum DaemonError {
         /// Its process.
         pid: u32,
     },
+    /// It has ended, and the directory could not be unmounted.
+    #[error("the daemon has ended, but {} is still in the table of mounts: {error}", dir.display())]
+    StillMounted {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        error: MountError,
+    },
     /// The system refused.
     #[error("{what}: {error}")]
     Io {
@@ -187,14 +195,34 @@ fn first_line(child: &mut Child) -> Option<String> {
 pub fn end(dir: &Path) -> Result<(), DaemonError> {
     let daemon = daemon_of(dir);
     let dir = std::path::absolute(dir).map_err(failed(dir.display().to_string()))?;
+    // Afterwards its path can no longer be resolved.
+    let dir = fs::canonicalize(&dir).unwrap_or(dir);
     // Called from within the mount, this very process would keep it busy.
     env::set_current_dir("/").map_err(failed("/"))?;
-    mountpoint::unmount(&dir)?;
-    let Some(pid) = daemon else { return Ok(()) };
-    if sys::wait_for_end(pid, UMOUNT_DELAY) {
-        return Ok(());
+    let refusal = match mountpoint::unmount(&dir) {
+        Ok(()) => None,
+        // fusermount3 gives up. The daemon can end all the same.
+        Err(error @ (MountError::Io { .. } | MountError::NoMtab { .. })) => Some(error),
+        Err(error) => return Err(error.into()),
+    };
+    match (daemon, refusal) {
+        (None, None) => Ok(()),
+        (None, Some(error)) => Err(error.into()),
+        (Some(pid), None) if sys::wait_for_end(pid, UMOUNT_DELAY) => Ok(()),
+        // Another mount namespace, as a container has one, keeps the tree that is gone from ours.
+        (Some(pid), None) => end_process(pid),
+        (Some(pid), Some(error)) => {
+            end_process(pid)?;
+            if mountpoint::is_ours(&dir) {
+                Err(DaemonError::StillMounted { dir, error })
+            } else {
+                Ok(())
+            }
+        }
     }
-    // Another mount namespace, as a container has one, keeps the tree that is gone from ours.
+}
+
+fn end_process(pid: u32) -> Result<(), DaemonError> {
     sys::ask_to_end(pid);
     if sys::wait_for_end(pid, UMOUNT_PATIENCE) { Ok(()) } else { Err(DaemonError::Stays { pid }) }
 }

@@ -11,8 +11,9 @@ use console::style;
 use tokio::runtime::Builder;
 
 use crate::daemon;
-use crate::fuse::mountpoint::{self, find_program};
+use crate::fuse::mountpoint;
 use crate::image;
+use crate::programs::{self, BUILDERS, QEMU_IMG};
 use crate::qemu::accel::{self, Worth};
 use crate::qemu::install::Installation;
 use crate::store::layout::Layout;
@@ -89,6 +90,10 @@ fn mounting(findings: &mut Findings) {
             findings.lacks(format!("FUSE: {what}"), remedy);
         }
     }
+    if let Some(obstacle) = mountpoint::unmount_obstacle() {
+        let (what, remedy) = obstacle.split_once("; ").unwrap_or((obstacle, ""));
+        findings.fails(format!("FUSE: {what}"), remedy);
+    }
     match daemon::find() {
         Some(dir) => findings.works(format!("the tree is mounted on {}", dir.display())),
         None => findings.works("the tree is not mounted; the first command mounts it"),
@@ -117,8 +122,7 @@ fn storing(findings: &mut Findings, layout: &Layout) {
 }
 
 fn emulator(findings: &mut Findings) -> Option<Installation> {
-    let image_tool = find_program("qemu-img");
-    if image_tool.is_none() {
+    if !QEMU_IMG.is_installed() {
         findings.lacks("qemu-img is not installed", "`apt install qemu-utils`");
     }
     let runtime = Builder::new_current_thread().enable_all().build().ok()?;
@@ -136,29 +140,24 @@ fn emulator(findings: &mut Findings) -> Option<Installation> {
 
 fn images(findings: &mut Findings, layout: &Layout) {
     let made = image::kernel_of(&layout.image("tiny")).is_some();
-    let missing: Vec<_> = image::BUILDERS.iter().filter(|(name, _)| !is_there(name)).collect();
+    let missing = programs::missing(&BUILDERS);
     if made {
         findings.works("the image tiny is made");
     } else if missing.is_empty() {
         findings.works("the image tiny can be made; the first start does it");
     } else {
-        let names = missing.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-        let packages = missing.iter().map(|(_, package)| *package).collect::<Vec<_>>().join(" ");
         findings.fails(
-            format!("the image tiny cannot be made: no {names}"),
-            format!("`apt install {packages}`, or use another image (`cat ~/aq/.docs/images.md`)"),
+            format!("the image tiny cannot be made: no {}", programs::names(&missing)),
+            format!(
+                "{}, or use another image (`cat ~/aq/.docs/images.md`)",
+                programs::remedy(&missing)
+            ),
         );
     }
 }
 
-/// Looks where administrators' programs are, too.
-fn is_there(program: &str) -> bool {
-    let sbin = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
-    find_program(program).is_some() || sbin.iter().any(|dir| Path::new(dir).join(program).is_file())
-}
-
 fn clients(findings: &mut Findings) {
-    if find_program("ssh").is_some() && find_program("scp").is_some() {
+    if programs::find("ssh").is_some() && programs::find("scp").is_some() {
         findings.works("OpenSSH's client, for `aq console` and `aq scp`");
     } else {
         let what = "no OpenSSH client: `aq console` and `aq scp` cannot be used";

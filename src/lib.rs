@@ -25,6 +25,7 @@ pub mod image;
 pub mod man;
 #[cfg(test)]
 mod model;
+pub mod programs;
 pub mod qemu;
 pub mod registry;
 pub mod run;

@@ -172,7 +172,14 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     sys::allow_many_files();
     let runtime = runtime()?;
     let registry = runtime.block_on(registry(&layout, config))?;
-    let events = Arc::clone(&registry.world().events);
+    let world = registry.world();
+    if let Some(missing) = world.missing(&world.defaults.spec().image) {
+        warn_user(config.mode, &format!("no VM can start: {missing}"));
+    }
+    if let Some(obstacle) = mountpoint::unmount_obstacle() {
+        warn_user(config.mode, obstacle);
+    }
+    let events = Arc::clone(&world.events);
     let tree = Tree::new(Arc::clone(&registry));
     // Before anybody can see the mount: from then on whoever sees it may want it to end.
     let ends = ends(&runtime)?;
@@ -192,6 +199,16 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     served
 }
 
+/// Tells whoever mounts, and the log. In the foreground they are one.
+#[allow(clippy::print_stderr)]
+fn warn_user(mode: Mode, sentence: &str) {
+    tracing::warn!("{sentence}");
+    match mode {
+        Mode::Detached => eprintln!("aq: {sentence}"),
+        Mode::Foreground | Mode::Background => {}
+    }
+}
+
 fn runtime() -> Result<Runtime, RunError> {
     let mut builder = Builder::new_multi_thread();
     builder.worker_threads(WORKERS).thread_name("aq").enable_all();
@@ -201,8 +218,10 @@ fn runtime() -> Result<Runtime, RunError> {
 async fn registry(layout: &Layout, config: &MountConfig) -> Result<Arc<Registry>, RunError> {
     let images = Arc::new(ImageStore::open(layout.clone())?);
     let qemu = Qemu::new(layout.clone(), images.clone());
-    // A mount without QEMU could start nothing: better said now.
-    qemu.installation().await?;
+    // Its version is for `.host`. Without QEMU nothing starts, and the VMs that run are still there.
+    if let Err(error) = qemu.installation().await {
+        tracing::warn!(%error, "QEMU cannot be asked");
+    }
     let guests = SshGuests::new(layout, tokio::runtime::Handle::current());
     let hypervisor = Arc::new(qemu);
     let world = World {

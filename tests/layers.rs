@@ -25,17 +25,18 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // They have the mount's files, as any other program.
     ("commands", &["cli", "config", "daemon", "sys"]),
     ("daemon", &["config", "fuse", "store", "sys"]),
-    ("doctor", &["daemon", "fuse", "image", "qemu", "store", "sys", "vm"]),
+    ("doctor", &["daemon", "fuse", "image", "qemu", "programs", "store", "sys", "vm"]),
     ("man", &["cli", "commands", "tree"]),
     ("config", &["store"]),
-    ("fuse", &["registry", "sys", "tree", "vm"]),
+    ("fuse", &["programs", "registry", "sys", "tree", "vm"]),
     ("tree", &["registry", "store", "sys", "vm"]),
     ("registry", &["store", "vm"]),
-    ("vm", &["store"]),
-    ("qemu", &["store", "sys", "vm"]),
+    ("vm", &["programs", "store"]),
+    ("qemu", &["programs", "store", "sys", "vm"]),
     ("guest", &["store", "sys", "vm"]),
-    ("image", &["store", "sys", "vm"]),
+    ("image", &["programs", "store", "sys", "vm"]),
     ("store", &[]),
+    ("programs", &[]),
     ("sys", &[]),
 ];
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::FS_NAME;
+use crate::programs;
 
 /// Why a directory cannot be mounted on, or unmounted.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +48,19 @@ pub enum MountError {
     /// The program that mounts for users is missing.
     #[error("fusermount3 is not installed: `sudo apt-get install fuse3`")]
     NoFusermount,
+    /// fusermount3 mounts without that file, and does not unmount.
+    #[error(
+        "{what} {dir}: fusermount3 reads /etc/mtab, and {mtab}; `sudo ln -sf /proc/self/mounts \
+         /etc/mtab` makes it, then `aq umount {dir}` unmounts"
+    )]
+    NoMtab {
+        /// What was being done.
+        what: &'static str,
+        /// The directory.
+        dir: PathBuf,
+        /// `it is missing`.
+        mtab: &'static str,
+    },
     /// Anything else.
     #[error("{what} {dir}: {error}")]
     Io {
@@ -109,16 +123,10 @@ pub fn check_host() -> Result<(), MountError> {
         }
         Err(_) => return Err(MountError::NoDevice),
     }
-    if !rustix::process::geteuid().is_root() && find_program("fusermount3").is_none() {
+    if !rustix::process::geteuid().is_root() && programs::find("fusermount3").is_none() {
         return Err(MountError::NoFusermount);
     }
     Ok(())
-}
-
-/// Finds a program by `PATH`.
-pub fn find_program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|p| p.is_file())
 }
 
 /// Unmounts our tree.
@@ -136,8 +144,26 @@ pub fn unmount(dir: &Path) -> Result<(), MountError> {
             let users = users_of(&dir);
             Err(MountError::Busy { dir, users })
         }
-        Err(error) => Err(MountError::Io { what: "cannot unmount", dir, error }),
+        Err(error) => Err(refused("cannot unmount", dir, error)),
     }
+}
+
+/// Says why fusermount3 or umount(2) refused, with what can be done about it.
+fn refused(what: &'static str, dir: PathBuf, error: String) -> MountError {
+    if !error.contains("/etc/mtab") {
+        return MountError::Io { what, dir, error };
+    }
+    let mtab = if error.contains("not found in") { "it is out of date" } else { "it is missing" };
+    MountError::NoMtab { what, dir, mtab }
+}
+
+/// Says why an ordinary user can mount here and not unmount.
+pub fn unmount_obstacle() -> Option<&'static str> {
+    let is_root = rustix::process::geteuid().is_root();
+    (!is_root && fs::File::open("/etc/mtab").is_err()).then_some(
+        "fusermount3 cannot unmount here, as /etc/mtab is missing; `sudo ln -s /proc/self/mounts \
+         /etc/mtab` makes it",
+    )
 }
 
 /// Takes a mount out of sight at once, whoever uses it.
@@ -145,7 +171,7 @@ pub fn unmount(dir: &Path) -> Result<(), MountError> {
 /// # Errors
 /// What umount answered.
 pub fn detach(dir: &Path) -> Result<(), MountError> {
-    let failed = |error| MountError::Io { what: "cannot detach", dir: dir.to_owned(), error };
+    let failed = |error| refused("cannot take away the dead mount", dir.to_owned(), error);
     umount(dir, Leave::Now).map_err(failed)
 }
 
@@ -230,6 +256,17 @@ mod tests {
     #[test]
     fn paths_are_escaped_as_the_kernel_does() {
         assert_eq!(escaped(Path::new("/a b\\c")), b"/a\\040b\\134c");
+    }
+
+    #[test]
+    fn what_fusermount3_cannot_read_is_named_with_the_remedy() {
+        let said =
+            |error: &str| refused("cannot unmount", "/m".into(), error.to_owned()).to_string();
+        let missing = said("fusermount3: failed to open /etc/mtab: no such file or directory");
+        assert!(missing.contains("it is missing") && missing.contains("ln -sf"), "{missing}");
+        let stale = said("fusermount3: entry for /m not found in /etc/mtab");
+        assert!(stale.contains("it is out of date"), "{stale}");
+        assert_eq!(said("umount: invalid argument"), "cannot unmount /m: umount: invalid argument");
     }
 
     #[test]

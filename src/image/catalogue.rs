@@ -19,6 +19,7 @@ use super::publish::{LiveVm, VmDisk};
 use super::source::{BuildError, Progress, Source};
 use super::template;
 use super::tiny::Tiny;
+use crate::programs::{self, Program};
 use crate::store::file;
 use crate::store::layout::{Layout, VmDir};
 use crate::sys;
@@ -99,6 +100,14 @@ impl Images for ImageStore {
 
     async fn ensure(&self, name: &str) -> Result<BootImage, BackendError> {
         self.0.ensure(name).await
+    }
+
+    fn missing(&self, name: &str) -> Vec<&'static Program> {
+        let is_tiny = self.info(name).is_some_and(|image| image.kind == "builtin");
+        if !is_tiny || self.boot(name).is_some() {
+            return Vec::new();
+        }
+        programs::missing(&programs::BUILDERS)
     }
 
     fn boot(&self, name: &str) -> Option<BootImage> {

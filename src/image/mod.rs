@@ -31,10 +31,6 @@ use std::path::{Path, PathBuf};
 
 pub use catalogue::ImageStore;
 
-/// Programs that the tiny image is made with, and the packages they come in.
-pub const BUILDERS: &[(&str, &str)] =
-    &[("apt-get", "apt"), ("dpkg-deb", "dpkg"), ("mke2fs", "e2fsprogs")];
-
 /// Returns the kernel of a finished image that lies in `dir`, without opening the store.
 pub fn kernel_of(dir: &Path) -> Option<PathBuf> {
     let manifest = manifest::Manifest::read(dir).ok()?;

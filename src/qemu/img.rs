@@ -18,13 +18,14 @@ use tokio::time::timeout;
 
 use super::process::strip_program;
 use super::qcow2;
+use crate::programs;
 use crate::store::file::sync_dir;
 use crate::store::layout::{VmDir, names};
 use crate::vm::backend::{BackendError, DiskFormat, LaunchPlan};
 use crate::vm::warm::Layer;
 
 /// The program.
-const PROGRAM: &str = "qemu-img";
+const PROGRAM: &str = programs::QEMU_IMG.name;
 /// How long one run may take: making or describing an image takes about 10 ms; a slow disk that
 /// is busy with something else must not fail it.
 pub(super) const BOUND: Duration = Duration::from_secs(30);
@@ -277,7 +278,7 @@ fn not_started(what: &str, error: &io::Error) -> BackendError {
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => BackendError::Missing {
             program: PROGRAM.to_owned(),
-            remedy: "`apt install qemu-utils` or your system's package of it".to_owned(),
+            remedy: programs::remedy(&[&programs::QEMU_IMG]),
         },
         _ => BackendError::io(format!("{PROGRAM}: {what}"), error),
     }

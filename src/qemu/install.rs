@@ -6,10 +6,11 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::timeout;
 
+use crate::programs;
 use crate::vm::backend::BackendError;
 
 /// The emulator.
-pub const PROGRAM: &str = "qemu-system-x86_64";
+pub const PROGRAM: &str = programs::EMULATOR.name;
 /// How long QEMU may take to describe itself: it needs some 50 ms, more when it must come from a
 /// busy disk first.
 const BOUND: Duration = Duration::from_secs(10);
@@ -67,7 +68,7 @@ pub fn not_started(error: &std::io::Error) -> BackendError {
         std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => {
             BackendError::Missing {
                 program: PROGRAM.to_owned(),
-                remedy: "`apt install qemu-system-x86` or your system's package of it".to_owned(),
+                remedy: programs::remedy(&[&programs::EMULATOR]),
             }
         }
         _ => BackendError::io(format!("start {PROGRAM}"), error),

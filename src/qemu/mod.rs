@@ -46,6 +46,7 @@ use async_trait::async_trait;
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
+use crate::programs::{self, Program};
 use crate::store::layout::{Layout, VmDir};
 use crate::sys;
 use crate::vm::backend::{
@@ -94,6 +95,10 @@ impl Hypervisor for Qemu {
             facts.push(("machine", installation.machine.clone()));
         }
         facts
+    }
+
+    fn missing(&self) -> Vec<&'static Program> {
+        programs::missing(&[&programs::EMULATOR, &programs::QEMU_IMG])
     }
 
     async fn accel(&self, choice: AccelChoice) -> Result<Accel, BackendError> {

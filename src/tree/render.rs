@@ -27,6 +27,10 @@ pub(super) fn host(host: &Host) -> String {
     for (key, value) in registry.world().hypervisor.facts() {
         table.add(key, &value);
     }
+    let world = registry.world();
+    if let Some(missing) = world.missing(&world.defaults.spec().image) {
+        table.add("missing", &missing.to_string());
+    }
     table.add("cpus", &sys::cpus().to_string());
     table.add("memory_total", &sys::memory("MemTotal").to_string());
     let memory = registry.world().memory.supply();

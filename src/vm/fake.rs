@@ -26,6 +26,7 @@ use super::spec::net::Forward;
 use super::spec::{AccelChoice, ImageSettings, VmSpec};
 use super::stream::{Bell, Listener, Readiness, Stream};
 use super::warm::{Freeze, Layer, Shape, Template, WarmStatus};
+use crate::programs::Program;
 use crate::vm::VmError;
 
 /// What a test says of the world, and sees of it.
@@ -33,6 +34,8 @@ use crate::vm::VmError;
 pub(crate) struct Script {
     /// The next launch fails like this.
     pub(crate) launch_error: Mutex<Option<BackendError>>,
+    /// What is not installed.
+    pub(crate) missing: Mutex<Vec<&'static Program>>,
     /// Guests do not answer.
     pub(crate) mute: Mutex<bool>,
     /// The power button does nothing.
@@ -118,6 +121,10 @@ struct Fake(Arc<Script>);
 impl Hypervisor for Fake {
     fn facts(&self) -> Vec<(&'static str, String)> {
         vec![("accel", "tcg: fake".to_owned())]
+    }
+
+    fn missing(&self) -> Vec<&'static Program> {
+        self.0.missing.lock().clone()
     }
 
     async fn accel(&self, choice: AccelChoice) -> Result<Accel, BackendError> {

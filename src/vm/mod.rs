@@ -53,6 +53,7 @@ use self::spec::{Edit, Key, SpecError};
 use self::state::{Command, Refusal, State};
 use self::stream::{Bell, Listener};
 use self::warm::Frozen;
+use crate::programs;
 use crate::store::layout::VmDir;
 
 /// Why something asked of a VM was not done.
@@ -107,6 +108,17 @@ pub struct World {
     pub events: Arc<Feed>,
     /// Promises them the host's memory.
     pub memory: Arc<Ledger>,
+}
+
+impl World {
+    /// Says which programs a VM of an image cannot start without and are not installed; `None` if
+    /// all are there.
+    pub fn missing(&self, image: &str) -> Option<BackendError> {
+        let mut missing = self.hypervisor.missing();
+        missing.extend(self.images.missing(image));
+        let (program, remedy) = (programs::names(&missing), programs::remedy(&missing));
+        (!missing.is_empty()).then_some(BackendError::Missing { program, remedy })
+    }
 }
 
 /// A VM's number for the life of the daemon; never given twice.

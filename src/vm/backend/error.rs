@@ -7,10 +7,10 @@ use std::io::ErrorKind;
 /// What went wrong outside the policy: a variant per fact, so that each has its own errno.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BackendError {
-    /// A program that we start is not installed.
-    #[error("{program} is not installed; {remedy}")]
+    /// Programs that we start are not installed.
+    #[error("{program} {} not installed; {remedy}", if program.contains(", ") { "are" } else { "is" })]
     Missing {
-        /// The program's name.
+        /// The program's name, or several with commas.
         program: String,
         /// What to do about it.
         remedy: String,

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::{
     Accel, BackendError, BootImage, Machine, MachineEvent, RunFacts, SnapshotInfo, SnapshotOp,
 };
+use crate::programs::Program;
 use crate::vm::memory::Ram;
 use crate::vm::spec::{AccelChoice, VmSpec};
 use crate::vm::warm::{Layer, Memory, Shape};
@@ -83,6 +84,10 @@ pub enum Adoption {
 pub trait Hypervisor: fmt::Debug + Send + Sync {
     /// Says what is known of the hypervisor and the accelerators, as rows of `.host`, at once.
     fn facts(&self) -> Vec<(&'static str, String)>;
+    /// Returns the programs that it cannot do without and that are not installed, at once.
+    fn missing(&self) -> Vec<&'static Program> {
+        Vec::new()
+    }
     /// Picks an accelerator: the verdict of `auto` is proven once and cached.
     async fn accel(&self, choice: AccelChoice) -> Result<Accel, BackendError>;
     /// Returns the bytes of memory that machines could take now, within the limits that hold here.

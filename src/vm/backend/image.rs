@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::BackendError;
+use crate::programs::Program;
 use crate::vm::spec::ImageSettings;
 use crate::vm::stream::Listener;
 use crate::vm::warm::{Freeze, Layer, Template, WarmStatus};
@@ -178,6 +179,11 @@ pub trait Images: fmt::Debug + Send + Sync {
     fn settings_of_disk(&self, name: &str) -> ImageSettings;
     /// Starts building or fetching in the background; does nothing if it is ready or under way.
     fn begin(&self, name: &str) -> Result<(), BackendError>;
+    /// Returns the programs that making this image takes and that are not installed, at once; none
+    /// if it is made.
+    fn missing(&self, _name: &str) -> Vec<&'static Program> {
+        Vec::new()
+    }
     /// Returns an image that is ready.
     fn boot(&self, name: &str) -> Option<BootImage>;
     /// Makes an image without a source. Looks at the disk, as the next two do.

@@ -45,6 +45,10 @@ impl Driver {
             drop(answer.send(Err(error.into())));
             return Life::GoesOn;
         };
+        if let Some(error) = self.world.missing(&spec.image) {
+            drop(answer.send(Err(error.into())));
+            return Life::GoesOn;
+        }
         if let Err(error) = self.reserve(&spec, self.likely_ram(&image)) {
             drop(answer.send(Err(error.into())));
             return Life::GoesOn;

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use uuid::Uuid;
 
 use super::{Birth, Definition, spawn};
+use crate::programs;
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, DiskFormat, ExitReport, Lifetime, MachineEvent};
 use crate::vm::fake::{Script, clean_exit, world};
@@ -190,6 +191,20 @@ async fn what_is_missing_before_qemu_leaves_the_state_alone() {
     let error = vm.perform(START).await.unwrap_err();
     assert!(matches!(error, VmError::Backend(BackendError::NoAccelerator { .. })), "{error}");
     assert_eq!(vm.state(), State::Stopped);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_without_its_programs_is_refused_before_any_work() {
+    let Fixture { _dir, vm, script } = fixture().await;
+    script.missing.lock().extend([&programs::EMULATOR, &programs::QEMU_IMG]);
+    let since = vm.view().since;
+    let error = vm.perform(START).await.unwrap_err();
+    let words =
+        "qemu-system-x86_64, qemu-img are not installed; `apt install qemu-system-x86 qemu-utils`";
+    assert!(error.to_string().starts_with(words), "{error}");
+    assert_eq!((vm.state(), vm.view().since), (State::Stopped, since), "it has not been starting");
+    script.missing.lock().clear();
+    vm.perform(START).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,0 +1,76 @@
+//! The programs of the system that VMs need: in which package each comes, and whether it is
+//! installed.
+//!
+//! Not here: running them (`qemu`, `image`), and what the command line alone needs (`doctor`).
+
+use std::path::{Path, PathBuf};
+
+/// Where administrators' programs are: on Debian not in an ordinary user's `PATH`.
+const ADMINISTRATORS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+
+/// A program and the Debian package that it comes in.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Program {
+    /// Its file name.
+    pub name: &'static str,
+    /// The package.
+    pub package: &'static str,
+}
+
+/// Runs guests.
+pub const EMULATOR: Program = Program { name: "qemu-system-x86_64", package: "qemu-system-x86" };
+/// Makes and changes disks.
+pub const QEMU_IMG: Program = Program { name: "qemu-img", package: "qemu-utils" };
+/// What the tiny image is made with.
+pub const BUILDERS: [&Program; 3] = [
+    &Program { name: "apt-get", package: "apt" },
+    &Program { name: "dpkg-deb", package: "dpkg" },
+    &Program { name: "mke2fs", package: "e2fsprogs" },
+];
+
+impl Program {
+    /// Says whether it is there, in `PATH` or where administrators' programs are.
+    pub fn is_installed(&self) -> bool {
+        let is_there = |dir: &str| Path::new(dir).join(self.name).is_file();
+        find(self.name).is_some() || ADMINISTRATORS.into_iter().any(is_there)
+    }
+}
+
+/// Finds a program by `PATH`.
+pub fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|p| p.is_file())
+}
+
+/// Returns those that are not installed.
+pub fn missing(programs: &[&'static Program]) -> Vec<&'static Program> {
+    programs.iter().copied().filter(|program| !program.is_installed()).collect()
+}
+
+/// Lists names: `qemu-img, mke2fs`.
+pub fn names(programs: &[&Program]) -> String {
+    programs.iter().map(|p| p.name).collect::<Vec<_>>().join(", ")
+}
+
+/// Returns the command that installs them.
+pub fn remedy(programs: &[&Program]) -> String {
+    let packages = programs.iter().map(|p| p.package).collect::<Vec<_>>().join(" ");
+    format!("`apt install {packages}` or your system's packages of them")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NONE: Program = Program { name: "no-such-program-here", package: "none" };
+    const OTHER: Program = Program { name: "nor-such-a-one", package: "other" };
+    const SHELL: Program = Program { name: "sh", package: "dash" };
+
+    #[test]
+    fn what_is_missing_is_named_with_the_command_that_installs_it() {
+        let found = missing(&[&NONE, &SHELL, &OTHER]);
+        assert_eq!(names(&found), "no-such-program-here, nor-such-a-one");
+        assert!(remedy(&found).starts_with("`apt install none other`"), "{}", remedy(&found));
+        assert!(missing(&[&SHELL]).is_empty());
+    }
+}
