@@ -26,7 +26,7 @@ use crate::vm::backend::{
     Accel, AccelKind, Adoption, BackendError, BootImage, DiskFormat, Hypervisor, ImageInfo, Images,
     LaunchPlan, Launched, Lifetime, MachineEvent, Recipe, SeedKind,
 };
-use crate::vm::spec::{AccelChoice, VmSpec};
+use crate::vm::spec::{AccelChoice, ImageSettings, VmSpec};
 use crate::vm::stream::{Bell, Listener};
 use crate::vm::warm::{Freeze, Layer, Memory, Template};
 
@@ -163,6 +163,12 @@ impl Images for OneKernel {
     }
     fn info(&self, _: &str) -> Option<ImageInfo> {
         None
+    }
+    fn settings(&self, _: &str) -> ImageSettings {
+        ImageSettings::default()
+    }
+    fn settings_of_disk(&self, _: &str) -> ImageSettings {
+        ImageSettings::default()
     }
     fn begin(&self, _: &str) -> Result<(), BackendError> {
         Ok(())
