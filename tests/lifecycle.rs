@@ -6,6 +6,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Mounted, assert_errno, eventually};
+use rustix::process::Signal;
 
 #[test]
 fn a_guest_keeps_its_files_while_it_is_off() {
@@ -88,6 +89,22 @@ fn a_running_vm_survives_every_way_of_removing_it() {
     assert_eq!(aq.exec("vm1", "echo alive"), "alive");
     aq.sh("echo kill > vm1/ctl && cat vm1/wait").ok();
     aq.sh("rm -r vm1 && test ! -e vm1").ok();
+}
+
+#[test]
+fn a_qemu_that_hangs_holds_up_neither_kill_nor_names() {
+    let aq = Mounted::with_image();
+    aq.boot("vm1");
+    aq.qemus().iter().for_each(|&pid| common::proc::kill(pid, Signal::STOP));
+    let script = "(for n in 1 2 3; do echo 128M > vm1/config/memory; done) 2> /dev/null & sleep 0.5
+        rmdir vm1 2>&1; mkdir vm2 && mv vm1 vm3 && mv vm2 vm4 && rmdir vm4 && echo kill > vm3/ctl";
+    let began = Instant::now();
+    let said = aq.sh(script).ok();
+    assert!(said.contains("Device or resource busy"), "{said}");
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert_eq!(aq.sh("cat vm3/wait").ok(), "stopped");
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    aq.boot_existing("vm3");
 }
 
 #[test]

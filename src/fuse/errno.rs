@@ -96,6 +96,7 @@ fn refused(refusal: &Refusal) -> i32 {
         Refusal::Paused { .. } => libc::EHOSTUNREACH,
         Refusal::Busy { .. }
         | Refusal::Held { .. }
+        | Refusal::TooMany { .. }
         | Refusal::InUse { .. }
         | Refusal::MustStop { .. }
         | Refusal::NotReady { .. } => libc::EBUSY,

@@ -64,6 +64,10 @@ pub(crate) struct Script {
     pub(crate) faulty: Mutex<bool>,
     /// How long a snapshot takes.
     pub(crate) slow: Mutex<Duration>,
+    /// How long a change of the machine takes.
+    pub(crate) slow_change: Mutex<Duration>,
+    /// The next change of a machine fails like this.
+    pub(crate) change_error: Mutex<Option<BackendError>>,
     /// How much memory the host has; `None`: any amount.
     pub(crate) memory: Mutex<Option<u64>>,
     /// How much of it each machine has taken.

@@ -223,6 +223,14 @@ pub enum Refusal {
         /// The image.
         image: String,
     },
+    /// More wait for a change of settings than may.
+    #[error(
+        "{waiting} requests wait for a change of settings already; try again when they are done"
+    )]
+    TooMany {
+        /// How many.
+        waiting: usize,
+    },
     /// Its guest does not answer yet, or not any more.
     #[error("{verb}: the VM is {state}; `cat ready` waits for its guest")]
     NotReady {

@@ -1,19 +1,69 @@
-//! Settings: stored, and given to the running machine where it can be changed.
+//! Settings: stored, and given to the running machine where it can be changed. A change is a task of
+//! its own: QEMU may take 5 s for each of its steps. What must not run beside it waits in `turn`.
 
 use std::sync::Arc;
 
-use super::{Driver, off_thread};
+use super::report::Reporter;
+use super::{Answer, Driver, Report, off_thread};
 use crate::store::file;
-use crate::vm::VmError;
+use crate::vm::backend::Machine;
 use crate::vm::definition::Definition;
 use crate::vm::events::Event;
 use crate::vm::live::InForce;
 use crate::vm::spec::{Edit, SpecError, VmSettings, VmSpec, render_size};
 use crate::vm::state::{Refusal, State};
+use crate::vm::{Vm, VmError, World};
 
 impl Driver {
-    pub(super) async fn configure(&mut self, edit: &Edit) -> Result<(), VmError> {
-        if let State::Broken(reason) = self.state() {
+    /// Begins a change; `turn` lets one begin at a time.
+    pub(super) fn configure(&mut self, edit: Edit, answer: Answer) {
+        self.is_changing = true;
+        let (vm, world) = (self.vm.clone(), self.world.clone());
+        let (machine, in_force) = (self.steady_machine(), self.in_force());
+        self.detached(|to| async move {
+            let mut change = Change { vm, world, machine, in_force, to };
+            let done = change.configure(&edit).await;
+            let Change { in_force, to, .. } = change;
+            to.report(Report::Configured(Box::new(in_force), done, answer)).await;
+        });
+    }
+
+    /// In a transition nothing is changed: the settings then wait for the next start.
+    fn steady_machine(&self) -> Option<Arc<dyn Machine>> {
+        let is_steady = matches!(self.state(), State::Running | State::Ready | State::Paused);
+        self.running.as_ref().filter(|_| is_steady).map(|running| Arc::clone(&running.machine))
+    }
+
+    pub(super) fn in_force(&self) -> Option<InForce> {
+        self.vm.view().facts?.in_force
+    }
+
+    /// What the machine has now, as long as it is the same one.
+    pub(super) fn on_configured(&mut self, in_force: Option<InForce>) {
+        if in_force.is_some() && in_force != self.in_force() {
+            self.publish(|view| {
+                if let Some(facts) = &mut view.facts {
+                    facts.in_force = in_force;
+                }
+            });
+        }
+    }
+}
+
+/// A change of settings under way.
+struct Change {
+    vm: Vm,
+    world: World,
+    /// The machine, if it is to be changed too.
+    machine: Option<Arc<dyn Machine>>,
+    /// What the machine has.
+    in_force: Option<InForce>,
+    to: Reporter,
+}
+
+impl Change {
+    async fn configure(&mut self, edit: &Edit) -> Result<(), VmError> {
+        if let State::Broken(reason) = self.vm.state() {
             return Err(Refusal::Broken { verb: "config", reason }.into());
         }
         let (settings, old) = (self.vm.settings(), self.vm.spec());
@@ -39,7 +89,7 @@ impl Driver {
     /// A disk that was enlarged and is not started yet may still be made smaller again.
     fn refuse_shrinking(&self, new: &VmSpec) -> Result<(), VmError> {
         let there = self.world.hypervisor.disk_size(&self.vm.dir().0)?;
-        let running = self.in_force().map(|i| i.spec.disk);
+        let running = self.in_force.as_ref().map(|i| i.spec.disk);
         match there.max(running).filter(|size| new.disk < *size) {
             None => Ok(()),
             Some(size) => {
@@ -49,30 +99,19 @@ impl Driver {
         }
     }
 
-    pub(super) fn in_force(&self) -> Option<InForce> {
-        self.vm.view().facts?.in_force
-    }
-
-    /// In a transition nothing is changed: the settings then wait for the next start.
     async fn change_machine(&mut self, old: &VmSpec, new: &VmSpec) -> Result<(), VmError> {
-        let steady = matches!(self.state(), State::Running | State::Ready | State::Paused);
-        let (Some(running), Some(before), true) = (&self.running, self.in_force(), steady) else {
+        let (Some(machine), Some(before)) = (&self.machine, &self.in_force) else {
             return Ok(());
         };
-        let machine = Arc::clone(&running.machine);
-        let now = before.follow(&*machine, old, new).await?;
-        if now == before {
+        let now = before.follow(&**machine, old, new).await?;
+        if now == *before {
             return Ok(());
         }
         if let Err(error) = machine.keep(&now).await {
             // It is in force all the same; only a later daemon would not know.
-            self.note(&error.to_string());
+            self.to.report(Report::Note(error.to_string())).await;
         }
-        self.publish(|view| {
-            if let Some(facts) = &mut view.facts {
-                facts.in_force = Some(now);
-            }
-        });
+        self.in_force = Some(now);
         Ok(())
     }
 
@@ -82,5 +121,102 @@ impl Driver {
         off_thread(move || file::replace_json(&path, &definition), "the VM's definition").await?;
         self.vm.set_settings(settings);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use tokio::time::Instant;
+
+    use super::super::tests::{START, Scratch, set, until, vm_in};
+    use crate::vm::backend::BackendError;
+    use crate::vm::fake::{Script, world};
+    use crate::vm::state::{Command, Refusal, State};
+    use crate::vm::{Vm, VmError};
+
+    /// A VM that is ready, whose machine takes a minute for each change.
+    async fn slow() -> (Scratch, Arc<Script>, Vm) {
+        let dir = Scratch(tempfile::tempdir().unwrap());
+        let script = Arc::<Script>::default();
+        let vm = vm_in(&world(&script), dir.0.path(), uuid::Uuid::new_v4()).await;
+        vm.perform(START).await.unwrap();
+        until(&vm, &State::Ready).await;
+        *script.slow_change.lock() = Duration::from_secs(60);
+        (dir, script, vm)
+    }
+
+    fn set_later(
+        vm: &Vm,
+        key: &'static str,
+        text: &'static str,
+    ) -> tokio::task::JoinHandle<Result<(), VmError>> {
+        let vm = vm.clone();
+        tokio::spawn(async move { set(&vm, key, text).await })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn kill_and_rmdir_are_heard_while_a_setting_waits_for_qemu() {
+        let (_dir, _script, vm) = slow().await;
+        let (begun, change) = (Instant::now(), set_later(&vm, "memory", "128M"));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let refused = vm.perform(Command::Remove).await;
+        assert!(matches!(refused, Err(VmError::Refused(Refusal::InUse { .. }))), "{refused:?}");
+        vm.perform(Command::Kill).await.unwrap();
+        until(&vm, &State::Stopped).await;
+        assert_eq!(begun.elapsed().as_secs(), 1);
+        change.await.unwrap().unwrap();
+        assert!(vm.view().facts.is_none(), "the next machine is none of its business");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn settings_change_one_after_the_other_and_what_needs_them_waits() {
+        let (_dir, script, vm) = slow().await;
+        let one = set_later(&vm, "memory", "128M");
+        tokio::task::yield_now().await;
+        let two = set_later(&vm, "memory", "200M");
+        tokio::task::yield_now().await;
+        let began = Instant::now();
+        vm.perform(Command::Take("a".into())).await.unwrap();
+        assert_eq!(began.elapsed().as_secs(), 120);
+        one.await.unwrap().unwrap();
+        two.await.unwrap().unwrap();
+        let changes = ["memory 134217728", "memory 209715200"];
+        assert_eq!(*script.changes.lock(), changes);
+        assert_eq!(vm.spec().memory, 200 << 20);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn not_more_wait_than_may() {
+        let (_dir, _script, vm) = slow().await;
+        let first = set_later(&vm, "memory", "128M");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let more: Vec<_> = (0..65).map(|_| set_later(&vm, "protect", "0")).collect();
+        let (mut taken, mut refused) = (0, 0);
+        for change in more {
+            match change.await.unwrap() {
+                Ok(()) => taken += 1,
+                Err(VmError::Refused(Refusal::TooMany { .. })) => refused += 1,
+                Err(other) => panic!("{other}"),
+            }
+        }
+        first.await.unwrap().unwrap();
+        assert_eq!((taken, refused), (64, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_a_qemu_that_hangs_is_told_with_the_first() {
+        let (_dir, script, vm) = slow().await;
+        let hangs = BackendError::QmpTimeout { command: "balloon".into(), seconds: 5 };
+        *script.change_error.lock() = Some(hangs);
+        let first = set_later(&vm, "memory", "128M");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let second = set_later(&vm, "memory", "200M");
+        assert!(first.await.unwrap().is_err());
+        let told = second.await.unwrap().unwrap_err().to_string();
+        assert!(told.ends_with("`echo kill > ctl` ends it"), "{told}");
+        assert_eq!(vm.spec().memory, 256 << 20);
     }
 }

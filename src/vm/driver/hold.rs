@@ -58,6 +58,7 @@ impl Driver {
             | Refusal::Off { .. }
             | Refusal::Paused { .. }
             | Refusal::Held { .. }
+            | Refusal::TooMany { .. }
             | Refusal::NotReady { .. }
             | Refusal::Protected
             | Refusal::NoSnapshot { .. }

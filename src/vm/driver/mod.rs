@@ -8,6 +8,7 @@
 //! machine's life are in `adopt.rs`, `start.rs`, `reach.rs` and `stop.rs`, settings in `configure.rs`,
 //! verbs that QEMU carries out at once in `verb.rs`; here are the loop, what is published, and users' requests.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -50,6 +51,7 @@ mod stop;
 pub(crate) mod suspended;
 #[cfg(test)]
 mod tests;
+mod turn;
 mod verb;
 pub(crate) mod warm;
 
@@ -155,6 +157,10 @@ struct Driver {
     retiring: Option<oneshot::Receiver<bool>>,
     /// What the host has promised it, from its start to its end.
     memory: Option<Reservation>,
+    /// A change of settings is under way.
+    is_changing: bool,
+    /// Requests that wait for its end.
+    waiting: VecDeque<Ask>,
     /// The guest's clock shows the past, and is set before the guest is ready.
     set_clock: bool,
 }
@@ -194,19 +200,27 @@ impl Driver {
             held_for: None,
             retiring: None,
             memory: None,
+            is_changing: false,
+            waiting: VecDeque::new(),
             set_clock: false,
         }
     }
 
     async fn run(mut self) {
         loop {
+            if let Some(ask) = self.next_in_turn() {
+                if self.carry_out(ask) == Life::Over {
+                    return;
+                }
+                continue;
+            }
             tokio::select! {
                 biased;
                 event = next_event(&mut self.running) => self.on_event(event),
                 Some((life, report)) = self.reports.recv() => {
                     match life == self.life {
                         true => self.on_report(report),
-                        false => late(report),
+                        false => self.on_late_report(report),
                     }
                 }
                 is_gone = remove::outcome(&mut self.retiring) => {
@@ -216,7 +230,7 @@ impl Driver {
                 }
                 ask = self.inbox.recv(), if self.retiring.is_none() => match ask {
                     Some(ask) => {
-                        if self.on_ask(ask).await == Life::Over {
+                        if self.on_ask(ask) == Life::Over {
                             return;
                         }
                     }
@@ -260,10 +274,10 @@ impl Driver {
 
     // ----- users -------------------------------------------------------------------------------
 
-    async fn on_ask(&mut self, ask: Ask) -> Life {
+    fn carry_out(&mut self, ask: Ask) -> Life {
         match ask {
-            Ask::Do(command, answer) => return self.on_command(command, answer).await,
-            Ask::Configure(edit, answer) => self.edit(&edit, answer).await,
+            Ask::Do(command, answer) => return self.on_command(command, answer),
+            Ask::Configure(edit, answer) => self.configure(edit, answer),
             Ask::Hold(image, answer) => self.hold(image, answer),
             Ask::Freeze(to, answer) => self.freeze(to, answer),
             Ask::DropSnapshot(tag, by, answer) => self.drop_snapshot(tag, by, answer),
@@ -272,7 +286,7 @@ impl Driver {
         Life::GoesOn
     }
 
-    async fn on_command(&mut self, command: Command, answer: Answer) -> Life {
+    fn on_command(&mut self, command: Command, answer: Answer) -> Life {
         if command == Command::Kill && self.gives_up_suspended() {
             self.give_up_suspended(answer);
             return Life::GoesOn;
@@ -297,9 +311,9 @@ impl Driver {
             Command::PressKeys { chords } => {
                 self.machine_command(MachineVerb::PressKeys(chords), answer);
             }
-            Command::Resize { bytes } => self.edit(&Edit::Disk(bytes), answer).await,
-            Command::AddPort(forward) => self.edit(&Edit::AddPort(forward), answer).await,
-            Command::RemovePort(forward) => self.edit(&Edit::RemovePort(forward), answer).await,
+            Command::Resize { bytes } => self.configure(Edit::Disk(bytes), answer),
+            Command::AddPort(forward) => self.configure(Edit::AddPort(forward), answer),
+            Command::RemovePort(forward) => self.configure(Edit::RemovePort(forward), answer),
             Command::Suspend => self.suspend(answer),
             Command::Take(tag) => self.snapshot(SnapshotOp::Take(tag), answer),
             Command::Restore(tag) => self.snapshot(SnapshotOp::Restore(tag), answer),
@@ -314,11 +328,6 @@ impl Driver {
             }
         }
         Life::GoesOn
-    }
-
-    async fn edit(&mut self, edit: &Edit, answer: Answer) {
-        let result = self.configure(edit).await;
-        drop(answer.send(result));
     }
 
     fn on_event(&mut self, event: MachineEvent) {
@@ -355,13 +364,6 @@ impl Driver {
         self.note(&error.to_string());
         self.vm.note_outcome(Err::<(), _>(error));
         self.on_paused();
-    }
-}
-
-/// Hears of an earlier life of the machine: it is gone, but who asked still waits.
-fn late(report: Report) {
-    if let Report::MachineVerb(_, done, answer) = report {
-        drop(answer.send(done.map_err(VmError::from)));
     }
 }
 

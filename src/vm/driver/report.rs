@@ -10,7 +10,9 @@ use tokio::task::JoinHandle;
 
 use super::verb::MachineVerb;
 use super::{Answer, Driver};
+use crate::vm::VmError;
 use crate::vm::backend::{Adoption, BackendError, GuestSession, LaunchPlan, Launched};
+use crate::vm::live::InForce;
 use crate::vm::state::State;
 
 /// What the driver's own tasks tell it.
@@ -32,6 +34,8 @@ pub(super) enum Report {
     Note(String),
     /// A verb that QEMU carries out at once is done, or was refused.
     MachineVerb(MachineVerb, Result<(), BackendError>, Answer),
+    /// A change of settings is over, and this is what the machine has.
+    Configured(Box<Option<InForce>>, Result<(), VmError>, Answer),
     /// What was done with a snapshot is done.
     Snapshot(Result<(), BackendError>),
     /// The request for it has waited long enough.
@@ -97,6 +101,29 @@ impl Driver {
         drop(tokio::spawn(work(reporter)));
     }
 
+    /// Hears of an earlier life of the machine, which is gone; who asked still waits.
+    pub(super) fn on_late_report(&mut self, report: Report) {
+        match report {
+            Report::MachineVerb(_, done, answer) => {
+                drop(answer.send(done.map_err(VmError::from)));
+            }
+            Report::Configured(_, done, answer) => self.end_change(done, answer),
+            Report::Planned(_)
+            | Report::Launched(_)
+            | Report::StartOverdue
+            | Report::Found(_)
+            | Report::Reached(_)
+            | Report::Lost
+            | Report::Note(_)
+            | Report::Snapshot(_)
+            | Report::SnapshotOverdue
+            | Report::Released(_)
+            | Report::Thawed(_)
+            | Report::StopOverdue
+            | Report::Killed(_) => {}
+        }
+    }
+
     pub(super) fn on_report(&mut self, report: Report) {
         match report {
             Report::Planned(planned) => self.on_planned(planned),
@@ -108,6 +135,10 @@ impl Driver {
             Report::Lost => self.on_lost(),
             Report::Note(text) => self.note(&text),
             Report::MachineVerb(verb, done, answer) => self.on_machine_verb(&verb, done, answer),
+            Report::Configured(in_force, done, answer) => {
+                self.on_configured(*in_force);
+                self.end_change(done, answer);
+            }
             Report::Snapshot(done) => self.on_snapshot(done),
             Report::SnapshotOverdue => self.on_snapshot_overdue(),
             Report::Released(before) => self.on_released(before),

@@ -72,8 +72,10 @@ impl Machine for FakeMachine {
     }
 
     async fn set_memory(&self, bytes: u64) -> Result<(), BackendError> {
+        let slow = *self.script.slow_change.lock();
+        tokio::time::sleep(slow).await;
         self.changed(format!("memory {bytes}"));
-        Ok(())
+        self.script.change_error.lock().take().map_or(Ok(()), Err)
     }
 
     async fn grow_disk(&self, bytes: u64) -> Result<(), BackendError> {

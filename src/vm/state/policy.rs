@@ -197,6 +197,7 @@ mod tests {
             Err(
                 Refusal::Paused { .. }
                 | Refusal::HasDisk { .. }
+                | Refusal::TooMany { .. }
                 | Refusal::NoSnapshot { .. }
                 | Refusal::SnapshotExists { .. }
                 | Refusal::NotReady { .. }
