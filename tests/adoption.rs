@@ -119,26 +119,52 @@ fn a_qemu_that_dies_under_the_daemon_is_a_failure() {
     assert_errno(aq.write("vm1/exec", "true"), libc::EHOSTDOWN);
 }
 
+/// A VM whose QEMU does not answer the daemon that finds it, as while it writes a snapshot of a large
+/// memory; returns its process and what tells its boot from others.
 #[cfg(feature = "qemu_tests")]
-#[test]
-fn a_qemu_that_does_not_answer_is_left_alone_and_found_when_it_does() {
-    let aq = Mounted::with_image();
+fn unreachable(aq: &Mounted) -> (u32, String) {
     aq.boot("vm1");
-    let pid = aq.info("vm1", "pid");
-    let mark = aq.exec("vm1", "cat /proc/sys/kernel/random/boot_id");
-    // As when it writes a snapshot of a large memory.
-    let qemu: u32 = pid.parse().expect("a pid");
+    let qemu: u32 = aq.info("vm1", "pid").parse().expect("a pid");
+    let boot = aq.exec("vm1", "cat /proc/sys/kernel/random/boot_id");
     proc::kill(qemu, Signal::STOP);
     aq.kill_daemon();
     aq.mount();
     let status = aq.read("vm1/status");
-    assert!(status.starts_with("failed: ") && status.contains("greeting"), "{status}");
-    let refused = aq.sh("echo start > vm1/ctl; cat vm1/wait").ok();
-    assert!(refused.contains("a QEMU runs there"), "{refused}");
+    assert!(status.starts_with("unreachable: ") && status.contains("greeting"), "{status}");
+    (qemu, boot)
+}
+
+#[cfg(feature = "qemu_tests")]
+#[test]
+fn a_qemu_that_does_not_answer_is_left_alone_and_found_when_it_does() {
+    let aq = Mounted::with_image();
+    let (qemu, boot) = unreachable(&aq);
+    for attempt in ["rmdir vm1", "rm -r vm1", "echo start > vm1/ctl", "echo stop > vm1/ctl"] {
+        let said = aq.sh(attempt).failed();
+        assert!(said.contains("Device or resource busy"), "{attempt}: {said}");
+        let error = aq.read("vm1/error");
+        assert!(error.contains("`echo kill > ctl` ends it"), "{error}");
+    }
+    assert_errno(fs::read(aq.path("vm1/ready")), libc::EHOSTUNREACH);
+    let listed = aq.cli("aq ls -l").ok();
+    assert!(listed.contains(" unreachable tiny"), "{listed}");
+    assert!(aq.read(".metrics").contains("aqfs_vms{state=\"unreachable\"} 1\n"));
     aq.kill_daemon();
     aq.mount();
     proc::kill(qemu, Signal::CONT);
     aq.wait_for_status("vm1", "ready");
-    assert_eq!(aq.info("vm1", "pid"), pid);
-    assert_eq!(aq.exec("vm1", "cat /proc/sys/kernel/random/boot_id"), mark);
+    assert_eq!(aq.info("vm1", "pid"), qemu.to_string());
+    assert_eq!(aq.exec("vm1", "cat /proc/sys/kernel/random/boot_id"), boot);
+}
+
+#[cfg(feature = "qemu_tests")]
+#[test]
+fn a_qemu_that_does_not_answer_is_ended_by_kill() {
+    let aq = Mounted::with_image();
+    let (qemu, boot) = unreachable(&aq);
+    assert_eq!(aq.sh("echo kill > vm1/ctl && cat vm1/wait").ok(), "stopped");
+    assert!(!proc::alive(qemu));
+    aq.boot_existing("vm1");
+    assert_ne!(aq.exec("vm1", "cat /proc/sys/kernel/random/boot_id"), boot);
+    aq.sh("echo kill > vm1/ctl && cat vm1/wait && rm -r vm1").ok();
 }

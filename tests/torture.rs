@@ -167,7 +167,15 @@ impl Torture {
     /// Ends a VM, in whatever state it was found. One that runs goes on, and remembers what it is
     /// told from now on.
     fn bring_down(&mut self, vm: &str, past: Past, found: &mut Vec<String>) {
-        let status = self.aq.sh(&format!("cat {vm}/wait > /dev/null; cat {vm}/status")).ok();
+        let look = format!("cat {vm}/wait > /dev/null; cat {vm}/status");
+        let mut status = self.aq.sh(&look).ok();
+        // It may write a snapshot for an earlier daemon.
+        for _ in 0..60 {
+            if !status.starts_with("unreachable") {
+                break;
+            }
+            status = self.aq.sh(&format!("sleep 1; {look}")).ok();
+        }
         if status == "paused" {
             found.push(format!("{vm} is paused, and nobody has asked for it"));
         }

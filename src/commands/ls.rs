@@ -39,7 +39,7 @@ fn short(facts: &Facts) -> String {
 }
 
 const HEAD: &str =
-    "NAME                             STATUS   IMAGE            CPUS MEMORY DISK   PORTS";
+    "NAME                             STATUS      IMAGE            CPUS MEMORY DISK   PORTS";
 
 fn long(vm: &Vm, facts: &Facts) -> String {
     let disk = size(fact(facts, "disk_bytes").parse().unwrap_or_default());
@@ -57,12 +57,12 @@ fn long(vm: &Vm, facts: &Facts) -> String {
     row.trim_end().to_owned()
 }
 
-/// A status word in its colour, eight columns wide.
+/// A status word in its colour, eleven columns wide.
 pub(super) fn coloured(word: &str) -> String {
-    let text = style(format!("{word:<8}"));
+    let text = style(format!("{word:<11}"));
     let text = match word {
         "ready" => text.green(),
-        "failed" | "broken" => text.red(),
+        "failed" | "unreachable" | "broken" => text.red(),
         "stopped" => text.dim(),
         _ => text.yellow(),
     };

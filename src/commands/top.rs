@@ -16,7 +16,7 @@ use super::{Failure, local, signals};
 use crate::cli::machines::Top;
 
 const HEAD: &str =
-    "NAME                             STATUS    CPU%    RSS MEMORY   DISK PORT   UPTIME   IMAGE";
+    "NAME                             STATUS       CPU%    RSS MEMORY   DISK PORT   UPTIME   IMAGE";
 
 /// What one look has found.
 struct Look {

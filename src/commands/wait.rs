@@ -44,7 +44,7 @@ fn until(vm: &Vm, wanted: &str, in_time: impl Fn() -> bool) -> Result<Option<Str
         if has(&status, wanted) {
             return Ok(Some(status.0));
         }
-        if matches!(status.word(), "failed" | "broken") {
+        if matches!(status.word(), "failed" | "unreachable" | "broken") {
             // Who waits for a guest that has failed waits for nothing.
             let sentence = status.0;
             return Err(Failure::Refused { what: vm.name.clone(), sentence, errno: 0 });

@@ -93,10 +93,11 @@ fn refused(refusal: &Refusal) -> i32 {
     match refusal {
         Refusal::Already { .. } => libc::EALREADY,
         Refusal::Off { .. } => libc::EHOSTDOWN,
-        Refusal::Paused { .. } => libc::EHOSTUNREACH,
+        Refusal::Paused { .. } | Refusal::Unreachable { .. } => libc::EHOSTUNREACH,
         Refusal::Busy { .. }
         | Refusal::Held { .. }
         | Refusal::TooMany { .. }
+        | Refusal::Occupied { .. }
         | Refusal::InUse { .. }
         | Refusal::MustStop { .. }
         | Refusal::NotReady { .. } => libc::EBUSY,
@@ -124,6 +125,7 @@ fn backend(error: &BackendError) -> i32 {
         BackendError::ImageExists { .. } => libc::EEXIST,
         BackendError::ImageBusy { .. } | BackendError::OtherMachine { .. } => libc::EBUSY,
         BackendError::ImageFailed { .. } => libc::EREMOTEIO,
+        BackendError::NotSurelyOurs { .. } => libc::EPERM,
         BackendError::Unreachable { .. } => libc::EHOSTUNREACH,
         BackendError::KeyRefused { .. } | BackendError::WrongHostKey => libc::EKEYREJECTED,
         BackendError::TooLong { .. } => libc::E2BIG,

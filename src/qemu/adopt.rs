@@ -33,6 +33,10 @@ pub async fn adopt(dir: VmDir, uuid: Uuid) -> Adoption {
     match connect::qmp_socket(&dir).await {
         Ok(stream) => match take_over(&dir, uuid, record, stream).await {
             Ok(adoption) => adoption,
+            // What to do about it is told to who asks for something.
+            Err(BackendError::QmpTimeout { command, seconds }) => {
+                Adoption::Unclear(format!("QEMU did not answer {command} within {seconds} s"))
+            }
             Err(error) => Adoption::Unclear(error.to_string()),
         },
         Err(error) if connect::means_absent(&error) => absent(&dir, record),

@@ -59,6 +59,22 @@ pub async fn end_of(ended: &Ended) -> String {
     status.map_or_else(|_| None, |s| s.clone()).unwrap_or_else(|| "unknown".to_owned())
 }
 
+/// Ends a QEMU that was not asked to, or does not listen.
+pub async fn end_by_signals(process: &Process, ended: &Ended) -> Result<(), BackendError> {
+    let what = || format!("end QEMU, pid {}", process.pid);
+    for (signal, bound) in [(Signal::TERM, TERM_BOUND), (Signal::KILL, KILL_BOUND)] {
+        process.signal(signal).map_err(|e| BackendError::io(what(), &e))?;
+        if timeout(bound, end_of(ended)).await.is_ok() {
+            return Ok(());
+        }
+    }
+    Err(BackendError::Io {
+        what: what(),
+        error: "it survives SIGKILL: the kernel waits for a disk or network that hangs".into(),
+        errno: libc::EBUSY,
+    })
+}
+
 /// Says that QEMU died, with its last words.
 pub fn died(dir: &VmDir, status: String) -> BackendError {
     let words = last_words(dir);
@@ -165,9 +181,14 @@ struct Running {
 }
 
 impl Running {
-    /// Waits for the end, reports it as the last event and forgets an end that was wanted.
+    /// Waits for the end, reports it as the last event and forgets an end that was wanted. Nobody
+    /// follows a machine that was given up while it runs: its connection closes, for the next.
     async fn follow(self: Arc<Self>, sink: EventSink) {
-        let status = end_of(&self.parts.ended).await;
+        let status = tokio::select! {
+            biased;
+            status = end_of(&self.parts.ended) => status,
+            () = sink.sender.closed() => return,
+        };
         // QEMU's last events may still be on their way to us; nothing comes after its end.
         timeout(END_BOUND, self.parts.qmp.closed()).await.ok();
         let clean = is_clean(&status, sink.shut_down.load(Ordering::Relaxed));
@@ -207,11 +228,6 @@ impl Running {
         died(&self.parts.dir, status.unwrap_or_else(unknown))
     }
 
-    /// Waits for the process's end; false if it outlives the bound.
-    async fn gone_within(&self, bound: Duration) -> bool {
-        timeout(bound, end_of(&self.parts.ended)).await.is_ok()
-    }
-
     /// Ends a machine of no use, whose end then tells why.
     async fn spoil(&self, why: BackendError) -> BackendError {
         let why = self.spoiled.get_or_init(|| why).clone();
@@ -219,12 +235,6 @@ impl Running {
             Ok(()) => why,
             Err(error) => error,
         }
-    }
-
-    fn signal(&self, signal: Signal) -> Result<(), BackendError> {
-        let pid = self.parts.process.pid;
-        let sent = self.parts.process.signal(signal);
-        sent.map_err(|e| BackendError::io(format!("end QEMU, pid {pid}"), &e))
     }
 }
 
@@ -338,19 +348,7 @@ impl Machine for Running {
         if timeout(QUIT_BOUND, quit).await.is_ok() {
             return Ok(());
         }
-        self.signal(Signal::TERM)?;
-        if self.gone_within(TERM_BOUND).await {
-            return Ok(());
-        }
-        self.signal(Signal::KILL)?;
-        if self.gone_within(KILL_BOUND).await {
-            return Ok(());
-        }
-        Err(BackendError::Io {
-            what: format!("end QEMU, pid {}", self.parts.process.pid),
-            error: "it survives SIGKILL: the kernel waits for a disk or network that hangs".into(),
-            errno: libc::EBUSY,
-        })
+        end_by_signals(&self.parts.process, &self.parts.ended).await
     }
 
     fn monitor(&self, access: MonitorAccess) -> Arc<dyn Stream> {

@@ -32,6 +32,7 @@ pub mod record;
 mod rename;
 mod repair;
 mod sealed;
+mod silent;
 mod snapshot;
 mod sparse;
 #[cfg(test)]
@@ -51,7 +52,7 @@ use crate::store::layout::{Layout, VmDir};
 use crate::sys;
 use crate::vm::backend::{
     Accel, Adoption, BackendError, Hypervisor, Images, LaunchPlan, Launched, RunFacts,
-    SnapshotInfo, SnapshotOp,
+    SilentMachine, SnapshotInfo, SnapshotOp,
 };
 use crate::vm::memory::Ram;
 use crate::vm::spec::{AccelChoice, VmSpec};
@@ -166,5 +167,13 @@ impl Hypervisor for Qemu {
 
     async fn adopt(&self, dir: PathBuf, uuid: Uuid) -> Adoption {
         adopt::adopt(VmDir(dir), uuid).await
+    }
+
+    async fn silent(
+        &self,
+        dir: PathBuf,
+        uuid: Uuid,
+    ) -> Result<Arc<dyn SilentMachine>, BackendError> {
+        Ok(Arc::new(silent::find(VmDir(dir), uuid)?))
     }
 }

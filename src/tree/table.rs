@@ -178,7 +178,7 @@ pub static VM: &[Node<Vm>] = &[
     Node {
         name: "status",
         mode: 0o444,
-        doc: "one word: stopped starting running ready paused saving stopping failed broken",
+        doc: "one word: stopped starting running ready paused saving stopping failed unreachable broken",
         body: Body::Value(|vm| line(&vm.state().to_string())),
     },
     Node {

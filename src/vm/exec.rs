@@ -150,7 +150,7 @@ impl Shared {
 }
 
 fn off() -> VmError {
-    VmError::Refused(Refusal::Off { verb: "exec", state: "off" })
+    VmError::Refused(Refusal::Off { verb: "exec", state: "off".to_owned() })
 }
 
 /// Nobody waits for a text that it would have to finish itself.

@@ -68,6 +68,10 @@ pub(crate) struct Script {
     pub(crate) slow_change: Mutex<Duration>,
     /// The next change of a machine fails like this.
     pub(crate) change_error: Mutex<Option<BackendError>>,
+    /// Machines do not answer a later daemon.
+    pub(crate) silent: Mutex<bool>,
+    /// The process that should be such a machine's is not surely it.
+    pub(crate) silent_error: Mutex<Option<BackendError>>,
     /// How much memory the host has; `None`: any amount.
     pub(crate) memory: Mutex<Option<u64>>,
     /// How much of it each machine has taken.
@@ -89,6 +93,11 @@ impl Script {
     pub(crate) async fn report_of(&self, vm: Uuid, event: MachineEvent) {
         let machine = self.machines.lock().get(&vm).cloned().unwrap();
         machine.report(event).await;
+    }
+
+    /// Forgets a machine that has ended.
+    fn forget(&self, vm: Uuid) {
+        self.machines.lock().remove(&vm);
     }
 
     /// Says whether a VM's machine runs.
@@ -225,10 +234,24 @@ impl Hypervisor for Fake {
         let Some(machine) = self.0.machines.lock().get(&uuid).cloned() else {
             return Adoption::NeverRan;
         };
+        if *self.0.silent.lock() {
+            return Adoption::Unclear("fake".to_owned());
+        }
         let (to, events) = mpsc::channel(16);
         *machine.events.lock() = to;
         let paused = machine.paused.load(Ordering::Relaxed);
         Adoption::Running(Launched { machine, events, paused, restored: false })
+    }
+
+    async fn silent(
+        &self,
+        _dir: PathBuf,
+        uuid: Uuid,
+    ) -> Result<Arc<dyn SilentMachine>, BackendError> {
+        match self.0.silent_error.lock().clone() {
+            Some(error) => Err(error),
+            None => Ok(Arc::new(machine::Silent(Arc::clone(&self.0), uuid))),
+        }
     }
 }
 

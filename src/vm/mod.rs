@@ -353,6 +353,7 @@ impl Vm {
         match self.state() {
             State::Ready => Ok(()),
             State::Paused => Err(Refusal::Paused { verb }),
+            State::Unreachable(reason) => Err(Refusal::Unreachable { verb, reason }),
             state @ (State::Stopped
             | State::Starting
             | State::Running

@@ -112,7 +112,11 @@ fn ready_line(vm: &Vm) -> Option<Result<String, VmError>> {
             Some(Ok(format!("ready {took}ms")))
         }
         state @ (State::Stopped | State::Failed(_) | State::Broken(_)) => {
-            Some(Err(Refusal::Off { verb: "ready", state: state.word() }.into()))
+            Some(Err(Refusal::Off { verb: "ready", state: state.to_string() }.into()))
+        }
+        State::Unreachable(reason) => {
+            let refusal = Refusal::Unreachable { verb: "ready", reason: reason.clone() };
+            Some(Err(refusal.into()))
         }
         State::Starting | State::Running | State::Paused | State::Saving | State::Stopping => None,
     }

@@ -48,7 +48,7 @@ impl Vm {
     /// [`Refusal::Off`] while no machine runs.
     pub fn open_monitor(&self, access: MonitorAccess) -> Result<Arc<dyn Stream>, VmError> {
         let machine = self.0.machine.read();
-        let off = || Refusal::Off { verb: "qmp", state: self.state().word() };
+        let off = || Refusal::Off { verb: "qmp", state: self.state().to_string() };
         Ok(machine.as_ref().ok_or_else(off)?.monitor(access))
     }
 
@@ -109,12 +109,19 @@ impl Vm {
     /// Refuses in the name of `verb` while no QEMU runs and none is coming.
     ///
     /// # Errors
-    /// [`Refusal::Off`].
+    /// [`Refusal::Off`], [`Refusal::Unreachable`].
     pub fn expect_on(&self, verb: &'static str) -> Result<(), VmError> {
-        let state = self.state();
-        if state.is_off() {
-            return Err(Refusal::Off { verb, state: state.word() }.into());
+        match self.state() {
+            state @ (State::Stopped | State::Failed(_) | State::Broken(_)) => {
+                Err(Refusal::Off { verb, state: state.to_string() }.into())
+            }
+            State::Unreachable(reason) => Err(Refusal::Unreachable { verb, reason }.into()),
+            State::Starting
+            | State::Running
+            | State::Ready
+            | State::Paused
+            | State::Saving
+            | State::Stopping => Ok(()),
         }
-        Ok(())
     }
 }

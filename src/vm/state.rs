@@ -11,7 +11,9 @@
 //!    └──────────────────────────── stopping ◀─────────────────────┘
 //! ```
 //!
-//! `failed` is like `stopped` with a reason; `broken` (damaged files) admits nothing but removal.
+//! `failed` is like `stopped` with a reason; `unreachable` (a QEMU runs that an earlier daemon started,
+//! and does not answer) admits nothing but `kill`, and may become any other state; `broken` (damaged
+//! files) admits nothing but removal.
 
 use std::fmt;
 
@@ -39,6 +41,8 @@ pub enum State {
     Stopping,
     /// QEMU or the launch died.
     Failed(String),
+    /// A QEMU runs that may be the VM's, and cannot be told what to do.
+    Unreachable(String),
     /// The files on disk are damaged.
     Broken(String),
 }
@@ -46,7 +50,15 @@ pub enum State {
 impl State {
     /// All words, in the order of a VM's life.
     pub const WORDS: &[&str] = &[
-        "stopped", "starting", "running", "ready", "paused", "saving", "stopping", "failed",
+        "stopped",
+        "starting",
+        "running",
+        "ready",
+        "paused",
+        "saving",
+        "stopping",
+        "failed",
+        "unreachable",
         "broken",
     ];
 
@@ -61,6 +73,7 @@ impl State {
             Self::Saving => "saving",
             Self::Stopping => "stopping",
             Self::Failed(_) => "failed",
+            Self::Unreachable(_) => "unreachable",
             Self::Broken(_) => "broken",
         }
     }
@@ -79,7 +92,9 @@ impl State {
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Failed(reason) | Self::Broken(reason) => write!(f, "{}: {reason}", self.word()),
+            Self::Failed(reason) | Self::Unreachable(reason) | Self::Broken(reason) => {
+                write!(f, "{}: {reason}", self.word())
+            }
             Self::Stopped
             | Self::Starting
             | Self::Running
@@ -176,16 +191,32 @@ pub enum Refusal {
     Already {
         /// The command's verb.
         verb: &'static str,
-        /// The state's word.
-        state: &'static str,
+        /// The state, with its reason.
+        state: String,
     },
     /// The VM is off.
     #[error("{verb}: {state}; `echo start > ctl` first")]
     Off {
         /// The command's verb.
         verb: &'static str,
-        /// The state's word.
-        state: &'static str,
+        /// The state, with its reason: a failure must not hide behind its consequence.
+        state: String,
+    },
+    /// Its QEMU cannot be told what to do, and nothing reaches the guest.
+    #[error("{verb}: unreachable: {reason}; `echo kill > ctl` ends its QEMU")]
+    Unreachable {
+        /// What was asked for.
+        verb: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// Its QEMU runs and cannot be told what to do, so that nothing may be done to its files.
+    #[error("{verb}: its QEMU still runs and is unreachable: {reason}; `echo kill > ctl` ends it")]
+    Occupied {
+        /// What was asked for.
+        verb: &'static str,
+        /// Why.
+        reason: String,
     },
     /// The processors are stopped, so the guest cannot answer.
     #[error("{verb}: paused; `echo resume > ctl` first")]

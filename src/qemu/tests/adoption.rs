@@ -108,3 +108,44 @@ fn an_end_while_nobody_watched_and_a_restart_of_the_host_are_told_apart() {
         assert_eq!(reason, "the host was restarted");
     });
 }
+
+#[test]
+fn only_what_is_surely_the_vms_is_ended_without_an_answer() {
+    let vm = Vm::paused();
+    let pid = launched_by_another_daemon(&vm);
+    let truth = record_of(&vm);
+    let silent = |uuid| run(vm.qemu().silent(vm.dir.0.clone(), uuid)).map(drop).unwrap_err();
+    let mut later = truth.clone();
+    later.facts.pid_start += 1;
+    let mut other = truth.clone();
+    (other.facts.pid, other.facts.pid_start) = (std::process::id(), 0);
+    other.facts.pid_start = crate::qemu::process::start_time(std::process::id()).unwrap();
+    for lie in [later, other, Record { boot_id: "another".into(), ..truth.clone() }] {
+        file::replace_json(&vm.dir.run(), &lie).unwrap();
+        let told = silent(vm.plan.uuid).to_string();
+        assert!(told.contains(&format!("pid {} is not surely", lie.facts.pid)), "{told}");
+    }
+    fs::write(vm.dir.run(), "{").unwrap();
+    let told = silent(vm.plan.uuid).to_string();
+    assert!(told.contains("run.json is damaged") && told.contains("pgrep -af"), "{told}");
+    assert_eq!(vm.processes(), [pid]);
+    file::replace_json(&vm.dir.run(), &truth).unwrap();
+    run(async {
+        let process = Process::of(pid).unwrap();
+        process.signal(Signal::STOP).unwrap();
+        let silent = vm.qemu().silent(vm.dir.0.clone(), vm.plan.uuid).await.unwrap();
+        silent.kill().await.unwrap();
+        process.ended().await;
+    });
+    assert!(vm.processes().is_empty() && !vm.dir.run().exists());
+}
+
+#[tokio::test]
+async fn a_machine_that_is_given_up_can_be_adopted_again() {
+    let vm = Vm::paused();
+    drop(vm.launch().await);
+    for _ in 0..2 {
+        let adoption = vm.adopt().await;
+        assert!(matches!(adoption, Adoption::Running(_)), "{adoption:?}");
+    }
+}

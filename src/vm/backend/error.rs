@@ -65,6 +65,14 @@ pub enum BackendError {
         /// What is missing, or the guest's own words.
         reason: String,
     },
+    /// The process that may be the VM's QEMU is not surely it, and so not ended.
+    #[error("{doubt}; `{look}` shows what runs, and `kill -KILL PID` ends it")]
+    NotSurelyOurs {
+        /// Which process, and what speaks against it.
+        doubt: String,
+        /// A command to look with.
+        look: String,
+    },
     /// QEMU did not do what QMP asked of it.
     #[error("QEMU refused {command}: {text}")]
     QmpRefused {

@@ -75,8 +75,16 @@ pub enum Adoption {
     Running(Launched),
     /// It has ended: why, as far as can be told.
     Ended(String),
-    /// A process is there that may be it, but it cannot be adopted; it is left alone.
+    /// A process is there that may be it, but it cannot be adopted; it is left alone until a user asks
+    /// for its end.
     Unclear(String),
+}
+
+/// A QEMU that does not answer, and is surely the VM's.
+#[async_trait]
+pub trait SilentMachine: fmt::Debug + Send + Sync {
+    /// Ends it by signals; returns when it is gone.
+    async fn kill(&self) -> Result<(), BackendError>;
 }
 
 /// Starts machines.
@@ -111,4 +119,10 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
     fn snapshots(&self, dir: &Path) -> Vec<SnapshotInfo>;
     /// Finds the QEMU that an earlier daemon started for this VM.
     async fn adopt(&self, dir: PathBuf, uuid: Uuid) -> Adoption;
+    /// Takes hold of the QEMU on record that cannot be adopted, if it is surely the VM's.
+    async fn silent(
+        &self,
+        dir: PathBuf,
+        uuid: Uuid,
+    ) -> Result<Arc<dyn SilentMachine>, BackendError>;
 }

@@ -2,14 +2,15 @@
 //!
 //! Not here: being sure that a QEMU is the VM's own (`qemu::adopt`).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use uuid::Uuid;
 
 use super::reach::Announcement;
-use super::{Driver, Report, dropped, still, suspended, warm};
+use super::{Answer, Driver, Report, dropped, still, suspended, warm};
 use crate::store::layout::VmDir;
-use crate::vm::backend::Adoption;
+use crate::vm::backend::{Adoption, BackendError, SilentMachine};
 use crate::vm::state::State;
 use crate::vm::{World, one_line};
 
@@ -42,7 +43,7 @@ impl Driver {
                 self.enter(State::Failed(one_line(&reason)));
             }
             Adoption::Unclear(reason) => {
-                self.enter(State::Failed(one_line(&reason)));
+                self.enter(State::Unreachable(one_line(&reason)));
                 self.search();
             }
         }
@@ -66,6 +67,52 @@ impl Driver {
         }));
     }
 
+    /// Ends a machine that does not answer, if it is surely the VM's.
+    pub(super) fn kill_silent(&self, answer: Answer) {
+        let (vm, world) = (self.vm.clone(), self.world.clone());
+        self.detached(|to| async move {
+            let found = world.hypervisor.silent(vm.dir().0.clone(), vm.uuid()).await;
+            to.report(Report::Silent(found, answer)).await;
+        });
+    }
+
+    pub(super) fn on_silent(
+        &mut self,
+        found: Result<Arc<dyn SilentMachine>, BackendError>,
+        answer: Answer,
+    ) {
+        // It may have been found to answer, or to have ended, meanwhile.
+        let State::Unreachable(reason) = self.state() else {
+            self.kill();
+            return drop(answer.send(Ok(())));
+        };
+        let machine = match found {
+            Ok(machine) => machine,
+            Err(error) => return drop(answer.send(Err(error.into()))),
+        };
+        self.searching = None;
+        self.enter(State::Stopping);
+        drop(answer.send(Ok(())));
+        self.stopping = Some(self.task(|to| async move {
+            to.report(Report::SilentEnded(machine.kill().await, reason)).await;
+        }));
+    }
+
+    pub(super) fn on_silent_ended(&mut self, ended: Result<(), BackendError>, reason: String) {
+        self.stopping = None;
+        match ended {
+            Ok(()) => {
+                still::unmark(self.vm.dir());
+                self.settle(Adoption::NeverRan);
+                self.enter(State::Stopped);
+            }
+            Err(error) => {
+                self.vm.note_outcome(Err::<(), _>(error));
+                self.settle(Adoption::Unclear(reason));
+            }
+        }
+    }
+
     pub(super) fn on_found(&mut self, found: Adoption) {
         match (self.searching.take(), found) {
             (None, _) => {}
@@ -78,5 +125,89 @@ impl Driver {
                 found @ (Adoption::Running(_) | Adoption::Ended(_) | Adoption::Unclear(_)),
             ) => self.settle(found),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use uuid::Uuid;
+
+    use super::super::tests::{START, Scratch, until, vm_in};
+    use crate::vm::backend::BackendError;
+    use crate::vm::fake::{Script, world};
+    use crate::vm::notice::Notice;
+    use crate::vm::state::{Command, Refusal, State};
+    use crate::vm::{Vm, VmError};
+
+    /// A VM whose machine does not answer the daemon that finds it.
+    async fn silent() -> (Scratch, Arc<Script>, Vm) {
+        let dir = Scratch(tempfile::tempdir().unwrap());
+        let (script, uuid) = (Arc::<Script>::default(), Uuid::new_v4());
+        let earlier = vm_in(&world(&script), dir.0.path(), uuid).await;
+        earlier.perform(START).await.unwrap();
+        until(&earlier, &State::Ready).await;
+        *script.silent.lock() = true;
+        let vm = vm_in(&world(&script), dir.0.path(), uuid).await;
+        assert_eq!(vm.state(), State::Unreachable("fake".into()));
+        (dir, script, vm)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_machine_that_does_not_answer_is_not_removed_and_can_be_ended() {
+        let (_dir, script, vm) = silent().await;
+        for command in [START, Command::Stop { seconds: 1 }, Command::Take("a".into())] {
+            let refused = vm.perform(command).await;
+            let is_occupied = matches!(refused, Err(VmError::Refused(Refusal::Occupied { .. })));
+            assert!(is_occupied, "{refused:?}");
+        }
+        let refused = vm.retire(None).await.unwrap_err().to_string();
+        assert!(refused.starts_with("rmdir: ") && refused.contains("kill"), "{refused}");
+        assert!(Notice::ready(&vm).is_err() && script.runs(vm.uuid()));
+        vm.perform(Command::Kill).await.unwrap();
+        until(&vm, &State::Stopped).await;
+        assert!(!script.runs(vm.uuid()));
+        *script.silent.lock() = false;
+        vm.perform(START).await.unwrap();
+        until(&vm, &State::Ready).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_machine_that_answers_again_is_taken_up() {
+        let (_dir, script, vm) = silent().await;
+        *script.silent.lock() = false;
+        until(&vm, &State::Ready).await;
+        assert!(script.runs(vm.uuid()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_process_that_may_be_anybodys_is_left_alone() {
+        let (_dir, script, vm) = silent().await;
+        let error = BackendError::NotSurelyOurs { doubt: "pid 7".into(), look: "ps".into() };
+        *script.silent_error.lock() = Some(error);
+        let refused = vm.perform(Command::Kill).await.unwrap_err().to_string();
+        assert!(refused.starts_with("pid 7"), "{refused}");
+        assert_eq!(vm.state(), State::Unreachable("fake".into()));
+        *script.silent.lock() = false;
+        until(&vm, &State::Ready).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_reads_ready_of_a_failed_vm_is_told_why_it_failed() {
+        let dir = Scratch(tempfile::tempdir().unwrap());
+        let script = Arc::<Script>::default();
+        let vm = vm_in(&world(&script), dir.0.path(), Uuid::new_v4()).await;
+        let died = BackendError::QemuDied { status: "exit 1".into(), stderr: "-x: bad".into() };
+        *script.launch_error.lock() = Some(died);
+        vm.perform(START).await.unwrap_err();
+        let said = "failed: QEMU ended (exit 1): -x: bad; `echo start > ctl` first";
+        assert_eq!(Notice::ready(&vm).unwrap_err().to_string(), format!("ready: {said}"));
+        for verb in ["exec", "console"] {
+            let refused = vm.expect_on(verb).unwrap_err().to_string();
+            assert_eq!(refused, format!("{verb}: {said}"));
+        }
+        let refused = vm.perform(Command::Pause).await.unwrap_err().to_string();
+        assert_eq!(refused, format!("pause: {said}"));
     }
 }

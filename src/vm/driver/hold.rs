@@ -36,6 +36,7 @@ impl Driver {
         match self.state() {
             State::Stopped | State::Failed(_) if self.vm.dir().disk().exists() => Ok(()),
             State::Stopped | State::Failed(_) => Err(Refusal::NoDisk),
+            State::Unreachable(reason) => Err(Refusal::Occupied { verb: "source", reason }),
             State::Broken(reason) => Err(Refusal::Broken { verb: "source", reason }),
             other @ (State::Starting
             | State::Running
@@ -56,6 +57,8 @@ impl Driver {
             Refusal::InUse { .. } => Refusal::Held { verb: "rmdir", image },
             other @ (Refusal::Already { .. }
             | Refusal::Off { .. }
+            | Refusal::Unreachable { .. }
+            | Refusal::Occupied { .. }
             | Refusal::Paused { .. }
             | Refusal::Held { .. }
             | Refusal::TooMany { .. }

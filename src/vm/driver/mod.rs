@@ -301,6 +301,9 @@ impl Driver {
                 self.stop(Duration::from_secs(seconds));
                 drop(answer.send(Ok(())));
             }
+            Command::Kill if matches!(self.state(), State::Unreachable(_)) => {
+                self.kill_silent(answer);
+            }
             Command::Kill => {
                 self.kill();
                 drop(answer.send(Ok(())));

@@ -93,6 +93,7 @@ impl Driver {
             | State::Saving
             | State::Stopping
             | State::Failed(_)
+            | State::Unreachable(_)
             | State::Broken(_) => {}
         }
         self.begun = Instant::now();

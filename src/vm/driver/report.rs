@@ -11,7 +11,9 @@ use tokio::task::JoinHandle;
 use super::verb::MachineVerb;
 use super::{Answer, Driver};
 use crate::vm::VmError;
-use crate::vm::backend::{Adoption, BackendError, GuestSession, LaunchPlan, Launched};
+use crate::vm::backend::{
+    Adoption, BackendError, GuestSession, LaunchPlan, Launched, SilentMachine,
+};
 use crate::vm::live::InForce;
 use crate::vm::state::State;
 
@@ -26,6 +28,10 @@ pub(super) enum Report {
     StartOverdue,
     /// A machine that could not be adopted can be, or has ended.
     Found(Adoption),
+    /// A machine that does not answer is surely the VM's, or is not; who asked for its end waits.
+    Silent(Result<Arc<dyn SilentMachine>, BackendError>, Answer),
+    /// It has ended, or has not; and why it could not be adopted.
+    SilentEnded(Result<(), BackendError>, String),
     /// An exec in the guest has worked.
     Reached(Arc<dyn GuestSession>),
     /// The connection to the guest is gone.
@@ -112,6 +118,8 @@ impl Driver {
             | Report::Launched(_)
             | Report::StartOverdue
             | Report::Found(_)
+            | Report::Silent(..)
+            | Report::SilentEnded(..)
             | Report::Reached(_)
             | Report::Lost
             | Report::Note(_)
@@ -131,6 +139,8 @@ impl Driver {
             Report::Launched(Err(error)) => self.on_launch_failed(error),
             Report::StartOverdue => self.answer_start(Ok(())),
             Report::Found(found) => self.on_found(found),
+            Report::Silent(found, answer) => self.on_silent(found, answer),
+            Report::SilentEnded(ended, reason) => self.on_silent_ended(ended, reason),
             Report::Reached(session) => self.on_reached(session),
             Report::Lost => self.on_lost(),
             Report::Note(text) => self.note(&text),

@@ -46,7 +46,8 @@ impl Driver {
         if starting.launching {
             self.enter(State::Stopping);
         } else {
-            let refusal = Refusal::Already { verb: "start", state: "stopped by another request" };
+            let refusal =
+                Refusal::Already { verb: "start", state: "stopped by another request".to_owned() };
             self.preparing = None;
             self.answer_start(Err(refusal.into()));
             self.starting = None;

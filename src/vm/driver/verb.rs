@@ -46,7 +46,7 @@ impl Driver {
     /// Sends a verb to the machine; a QEMU that hangs does not keep `kill` from being heard.
     pub(super) fn machine_command(&self, verb: MachineVerb, answer: Answer) {
         let Some(running) = &self.running else {
-            let refusal = Refusal::Off { verb: verb.word(), state: self.state().word() };
+            let refusal = Refusal::Off { verb: verb.word(), state: self.state().to_string() };
             drop(answer.send(Err(refusal.into())));
             return;
         };

@@ -146,3 +146,16 @@ impl Machine for FakeMachine {
         Arc::new(Silence(Bell::default()))
     }
 }
+
+/// A machine that does not answer.
+#[derive(Debug)]
+pub(super) struct Silent(pub(super) Arc<Script>, pub(super) Uuid);
+
+#[async_trait]
+impl SilentMachine for Silent {
+    async fn kill(&self) -> Result<(), BackendError> {
+        self.0.calls.lock().push("kill, silent");
+        self.0.forget(self.1);
+        Ok(())
+    }
+}

@@ -35,6 +35,7 @@ impl Asked<'_> {
             State::Stopped | State::Failed(_) => Ok(()),
             State::Saving | State::Stopping => self.busy(),
             State::Starting | State::Running | State::Ready | State::Paused => self.already(),
+            State::Unreachable(reason) => self.occupied(reason),
             State::Broken(reason) => self.broken(reason),
         }
     }
@@ -44,6 +45,7 @@ impl Asked<'_> {
             State::Starting | State::Running | State::Ready | State::Paused => Ok(()),
             State::Saving => self.busy(),
             State::Stopped | State::Failed(_) | State::Stopping => self.already(),
+            State::Unreachable(reason) => self.occupied(reason),
             State::Broken(reason) => self.broken(reason),
         }
     }
@@ -55,7 +57,8 @@ impl Asked<'_> {
             | State::Ready
             | State::Paused
             | State::Saving
-            | State::Stopping => Ok(()),
+            | State::Stopping
+            | State::Unreachable(_) => Ok(()),
             State::Stopped | State::Failed(_) => self.already(),
             State::Broken(reason) => self.broken(reason),
         }
@@ -71,6 +74,7 @@ impl Asked<'_> {
             | State::Saving
             | State::Stopping
             | State::Failed(_)
+            | State::Unreachable(_)
             | State::Broken(_) => self.running(),
         }
     }
@@ -84,6 +88,7 @@ impl Asked<'_> {
             | State::Saving
             | State::Stopping
             | State::Failed(_)
+            | State::Unreachable(_)
             | State::Broken(_) => self.running(),
         }
     }
@@ -94,6 +99,7 @@ impl Asked<'_> {
             State::Running | State::Ready | State::Paused => Ok(()),
             State::Starting | State::Saving | State::Stopping => self.busy(),
             State::Stopped | State::Failed(_) => self.off(),
+            State::Unreachable(reason) => self.occupied(reason),
             State::Broken(reason) => self.broken(reason),
         }
     }
@@ -108,7 +114,8 @@ impl Asked<'_> {
             | State::Paused
             | State::Saving
             | State::Stopping
-            | State::Failed(_) => Ok(()),
+            | State::Failed(_)
+            | State::Unreachable(_) => Ok(()),
             State::Broken(reason) => self.broken(reason),
         }
     }
@@ -120,6 +127,7 @@ impl Asked<'_> {
                 Ok(())
             }
             State::Starting | State::Saving | State::Stopping => self.busy(),
+            State::Unreachable(reason) => self.occupied(reason),
             State::Broken(reason) => self.broken(reason),
         }
     }
@@ -132,6 +140,7 @@ impl Asked<'_> {
                 Err(Refusal::MustStop { verb: self.verb, state: self.state.word() })
             }
             State::Starting | State::Saving | State::Stopping => self.busy(),
+            State::Unreachable(reason) => self.occupied(reason),
             State::Broken(reason) => self.broken(reason),
         }
     }
@@ -148,19 +157,24 @@ impl Asked<'_> {
             | State::Paused
             | State::Saving
             | State::Stopping => Err(Refusal::InUse { state: self.state.word() }),
+            State::Unreachable(reason) => self.occupied(reason),
         }
     }
 
     fn already(&self) -> Result<(), Refusal> {
-        Err(Refusal::Already { verb: self.verb, state: self.state.word() })
+        Err(Refusal::Already { verb: self.verb, state: self.state.to_string() })
     }
 
     fn off(&self) -> Result<(), Refusal> {
-        Err(Refusal::Off { verb: self.verb, state: self.state.word() })
+        Err(Refusal::Off { verb: self.verb, state: self.state.to_string() })
     }
 
     fn busy(&self) -> Result<(), Refusal> {
         Err(Refusal::Busy { verb: self.verb, state: self.state.word() })
+    }
+
+    fn occupied(&self, reason: &str) -> Result<(), Refusal> {
+        Err(Refusal::Occupied { verb: self.verb, reason: reason.to_owned() })
     }
 
     fn broken(&self, reason: &str) -> Result<(), Refusal> {
@@ -183,11 +197,12 @@ mod tests {
             State::Saving,
             State::Stopping,
             State::Failed(reason()),
+            State::Unreachable(reason()),
             State::Broken(reason()),
         ]
     }
 
-    /// One letter a state: `+` admitted, `a`lready, `o`ff, `b`usy, `i`n use, `m`ust stop, `x` broken.
+    /// One letter a state: `+` admitted, `a`lready, `o`ff, `b`usy, `i`n use, `m`ust stop, `u`nreachable, `x` broken.
     fn row(command: &Command, protected: bool) -> String {
         let letter = |s: &State| match admit(s, command, protected) {
             Ok(()) => '+',
@@ -198,6 +213,7 @@ mod tests {
                 Refusal::Paused { .. }
                 | Refusal::HasDisk { .. }
                 | Refusal::TooMany { .. }
+                | Refusal::Unreachable { .. }
                 | Refusal::NoSnapshot { .. }
                 | Refusal::SnapshotExists { .. }
                 | Refusal::NotReady { .. }
@@ -209,6 +225,7 @@ mod tests {
             Err(Refusal::InUse { .. } | Refusal::Held { .. }) => 'i',
             Err(Refusal::MustStop { .. }) => 'm',
             Err(Refusal::Protected) => 'p',
+            Err(Refusal::Occupied { .. }) => 'u',
             Err(Refusal::Broken { .. }) => 'x',
         };
         states().iter().map(letter).collect()
@@ -217,29 +234,29 @@ mod tests {
     #[test]
     fn the_whole_policy() {
         let forward = "8080:80".parse().unwrap();
-        // columns: stopped starting running ready paused saving stopping failed broken
+        // columns: stopped starting running ready paused saving stopping failed unreachable broken
         let table = [
-            (Command::Start { paused: false }, "+aaaabb+x"),
-            (Command::Stop { seconds: 30 }, "a++++baax"),
-            (Command::Kill, "a++++++ax"),
-            (Command::Pause, "ob++abbox"),
-            (Command::Resume, "obaa+bbox"),
-            (Command::Reset, "ob+++bbox"),
-            (Command::Resize { bytes: 1 << 30 }, "++++++++x"),
-            (Command::AddPort(forward), "++++++++x"),
-            (Command::RemovePort(forward), "++++++++x"),
-            (Command::PressKeys { chords: vec![vec!["a".into()]] }, "ob+++bbox"),
-            (Command::Suspend, "ob+++bbox"),
-            (Command::Take("a".into()), "+b+++bb+x"),
-            (Command::Restore("a".into()), "+b+++bb+x"),
-            (Command::Drop("a".into()), "+b+++bb+x"),
-            (Command::RenameSnapshot { from: "a".into(), to: "b".into() }, "+bmmmbb+x"),
-            (Command::Remove, "+iiiiii++"),
+            (Command::Start { paused: false }, "+aaaabb+ux"),
+            (Command::Stop { seconds: 30 }, "a++++baaux"),
+            (Command::Kill, "a++++++a+x"),
+            (Command::Pause, "ob++abboux"),
+            (Command::Resume, "obaa+bboux"),
+            (Command::Reset, "ob+++bboux"),
+            (Command::Resize { bytes: 1 << 30 }, "+++++++++x"),
+            (Command::AddPort(forward), "+++++++++x"),
+            (Command::RemovePort(forward), "+++++++++x"),
+            (Command::PressKeys { chords: vec![vec!["a".into()]] }, "ob+++bboux"),
+            (Command::Suspend, "ob+++bboux"),
+            (Command::Take("a".into()), "+b+++bb+ux"),
+            (Command::Restore("a".into()), "+b+++bb+ux"),
+            (Command::Drop("a".into()), "+b+++bb+ux"),
+            (Command::RenameSnapshot { from: "a".into(), to: "b".into() }, "+bmmmbb+ux"),
+            (Command::Remove, "+iiiiii+u+"),
         ];
         for (command, expected) in table {
             assert_eq!(row(&command, false), expected, "{command:?}");
         }
-        assert_eq!(row(&Command::Remove, true), "p".repeat(9));
+        assert_eq!(row(&Command::Remove, true), "p".repeat(states().len()));
     }
 
     #[test]
