@@ -20,7 +20,7 @@ use tokio::runtime::Handle;
 
 use super::attr::{self, Owner};
 use super::flags::{LONG, directory_flags, open_flags, patience, ttl};
-use super::park::Park;
+use super::park::{Park, Wait};
 use super::poll::{self, Polls};
 use super::{caller, errno};
 use crate::tree::handle::{Access, OpenRequest};
@@ -40,9 +40,9 @@ pub(super) struct Adapter {
 }
 
 impl Adapter {
-    pub(super) fn new(tree: Arc<Tree>, runtime: Handle) -> Self {
-        let park = Park::new(runtime.clone(), Arc::clone(&tree));
-        Self { tree, owner: Owner::current(), park, polls: Polls::new(runtime) }
+    pub(super) fn new(tree: Arc<Tree>, runtime: Handle) -> io::Result<Self> {
+        let park = Park::new(runtime.clone(), Arc::clone(&tree))?;
+        Ok(Self { tree, owner: Owner::current(), park, polls: Polls::new(runtime) })
     }
 
     fn found(&self, found: Result<Found, TreeError>, reply: ReplyEntry) {
@@ -174,7 +174,7 @@ impl Filesystem for Adapter {
         reply: ReplyCreate,
     ) {
         let refused: Answer<()> = Answer::Now(Err(TreeError::NoCreation));
-        self.park.answer(req, parent, refused, |refused| {
+        self.park.answer(req, (parent, Wait::Directory), refused, |refused| {
             reply.error(refused.err().unwrap_or(Errno::EACCES));
         });
     }
@@ -194,7 +194,7 @@ impl Filesystem for Adapter {
         };
         let owner = self.owner;
         let made = self.tree.make_directory(NodeId(parent.0), name);
-        self.park.answer(req, parent, made, move |made| match made {
+        self.park.answer(req, (parent, Wait::Directory), made, move |made| match made {
             Ok(attr) => made_entry(&owner, &attr, reply),
             Err(errno) => reply.error(errno),
         });
@@ -205,7 +205,7 @@ impl Filesystem for Adapter {
             Some(name) => self.tree.unlink(NodeId(parent.0), name),
             None => Answer::Now(Err(TreeError::NeverFound)),
         };
-        self.park.answer(req, parent, done, |done| done_or_error(done, reply));
+        self.park.answer(req, (parent, Wait::Directory), done, |done| done_or_error(done, reply));
     }
 
     fn symlink(
@@ -222,7 +222,7 @@ impl Filesystem for Adapter {
         };
         let owner = self.owner;
         let made = self.tree.make_link(NodeId(parent.0), name, target);
-        self.park.answer(req, parent, made, move |made| match made {
+        self.park.answer(req, (parent, Wait::Directory), made, move |made| match made {
             Ok(attr) => made_entry(&owner, &attr, reply),
             Err(errno) => reply.error(errno),
         });
@@ -233,7 +233,8 @@ impl Filesystem for Adapter {
             Ok(name) => {
                 let removed =
                     self.tree.remove_directory(NodeId(parent.0), name, &|| caller::of(req));
-                self.park.answer(req, parent, removed, |done| done_or_error(done, reply));
+                let about = (parent, Wait::Directory);
+                self.park.answer(req, about, removed, |done| done_or_error(done, reply));
             }
             Err(errno) => reply.error(errno),
         }
@@ -256,7 +257,7 @@ impl Filesystem for Adapter {
             return reply.error(Errno::EINVAL);
         }
         let done = self.tree.rename((NodeId(parent.0), from), (NodeId(newparent.0), to));
-        self.park.answer(req, parent, done, |done| done_or_error(done, reply));
+        self.park.answer(req, (parent, Wait::Directory), done, |done| done_or_error(done, reply));
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -271,7 +272,7 @@ impl Filesystem for Adapter {
             caller: &|| caller::of(req),
         };
         let opened = self.tree.open(NodeId(ino.0), &request);
-        self.park.answer(req, ino, opened, |opened| match opened {
+        self.park.answer(req, (ino, Wait::Caller), opened, |opened| match opened {
             Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened.kind)),
             Err(errno) => reply.error(errno),
         });
@@ -292,7 +293,7 @@ impl Filesystem for Adapter {
             Ok(open) => open.read(offset, size as usize, patience(flags)),
             Err(error) => Answer::Now(Err(error)),
         };
-        self.park.answer(req, ino, bytes, |bytes| match bytes {
+        self.park.answer(req, (ino, Wait::Caller), bytes, |bytes| match bytes {
             Ok(bytes) => reply.data(&bytes),
             Err(errno) => reply.error(errno),
         });
@@ -314,7 +315,7 @@ impl Filesystem for Adapter {
             Ok(open) => open.write(data, patience(flags)),
             Err(error) => Answer::Now(Err(error)),
         };
-        self.park.answer(req, ino, written, |written| match written {
+        self.park.answer(req, (ino, Wait::Caller), written, |written| match written {
             Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
             Err(errno) => reply.error(errno),
         });

@@ -1,7 +1,8 @@
 //! Kernel requests in, replies out: a translation, nothing else.
 //!
 //! Decisions and names are the tree's (`tree`). Nothing here blocks: an answer that is not there
-//! yet goes to [`park`], the one place that waits for the kernel. [`adapter`] has every request.
+//! yet goes to [`park`], the one place that waits for the kernel; [`watch`] frees callers whom a
+//! signal wants back. [`adapter`] has every request.
 
 mod adapter;
 mod attr;
@@ -11,7 +12,11 @@ mod flags;
 pub mod mountpoint;
 mod park;
 mod poll;
+#[cfg(all(test, feature = "fuse_tests"))]
+mod tests;
 pub mod touch;
+mod waiter;
+mod watch;
 
 use std::io;
 use std::path::Path;
@@ -54,7 +59,7 @@ impl Mounted {
         config.acl = SessionACL::Owner;
         config.n_threads = Some(THREADS);
         config.clone_fd = true;
-        let adapter = Adapter::new(tree, runtime);
+        let adapter = Adapter::new(tree, runtime)?;
         Ok(Self { session: Session::new(adapter, at, &config)? })
     }
 

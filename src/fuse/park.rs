@@ -1,60 +1,97 @@
 //! Requests that wait: the only place that waits for the kernel.
 //!
-//! A parked process must die of a signal at once, and fuser does not hand on the kernel's
-//! interrupts. So, while anything is parked, each caller is looked at every 50 ms: one with a
-//! signal that it does not block is answered EINTR, and the kernel lets the signal act. Nothing
-//! parked, no timer.
+//! A caller that waits must die of a signal at once, and fuser does not hand on the kernel's
+//! interrupts. So a thread of its own (`watch`) looks at each caller while any request waits, and
+//! answers EINTR for it. Whoever takes the reply out of a request answers it: the task when its
+//! future is done, or the watch, which needs nobody else for it.
+//!
+//! For as long as a name operation lasts, the kernel holds the lock of its directory, and whoever
+//! looks for a name in there waits beyond SIGKILL. So these are bounded too.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::task::{Context, Poll, Waker};
+use std::time::{Instant, SystemTime};
 
 use fuser::{Errno, INodeNo, Request};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
 
 use super::errno;
+use super::waiter::Waiter;
+use super::watch::Watch;
 use crate::tree::node::NodeId;
 use crate::tree::{Answer, Tree, TreeError};
 
-/// How often parked callers are looked at: a signal acts within this and one look.
-const LOOK: Duration = Duration::from_millis(50);
-
-/// The parked requests.
+/// The requests that wait.
 #[derive(Debug)]
 pub(super) struct Park {
     runtime: Handle,
     tree: Arc<Tree>,
-    table: Arc<Mutex<Table>>,
+    parked: Arc<Parked>,
+}
+
+/// What waits, shared with the watch. Nobody holds the lock while anything else is done.
+#[derive(Debug, Default)]
+pub(super) struct Parked {
+    pub(super) table: Mutex<Table>,
+    /// Wakes the watch.
+    pub(super) begun: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct Table {
-    parked: HashMap<u64, Parked>,
-    watched: bool,
+pub(super) struct Table {
+    pub(super) waiting: HashMap<u64, Arc<Waiting>>,
+    /// The watch is awake.
+    pub(super) watched: bool,
+    /// The mount is gone.
+    pub(super) over: bool,
 }
 
+/// A request that waits, and who made it.
 #[derive(Debug)]
-struct Parked {
-    waiter: Arc<Waiter>,
-    interrupt: oneshot::Sender<()>,
+pub(super) struct Waiting {
+    pub(super) waiter: Waiter,
+    pub(super) wait: Wait,
+    pub(super) since: Instant,
+    pub(super) request: Box<dyn GiveUp>,
+}
+
+/// What waits with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// The caller alone, for as long as it likes.
+    Caller,
+    /// Whoever looks for a name in the same directory too: it is bounded.
+    Directory,
+}
+
+/// What the watch does with a request.
+pub(super) trait GiveUp: std::fmt::Debug + Send + Sync {
+    /// Answers with an error; says whether the request is answered. One whose task is at work in
+    /// this very moment is not: the task may be taking bytes, which would be lost. It is asked again
+    /// at the next look, and a task that is still in the same step then does not get that far.
+    fn give_up(&self, errno: Errno) -> bool;
 }
 
 impl Park {
-    pub(super) fn new(runtime: Handle, tree: Arc<Tree>) -> Self {
-        Self { runtime, tree, table: Arc::default() }
+    /// # Errors
+    /// There is no room for another thread.
+    pub(super) fn new(runtime: Handle, tree: Arc<Tree>) -> io::Result<Self> {
+        let parked = Arc::<Parked>::default();
+        Watch::new(Arc::clone(&parked), runtime.clone(), Arc::clone(&tree)).begin()?;
+        Ok(Self { runtime, tree, parked })
     }
 
-    /// Replies with an answer about a node: at once if it is there, else when it comes or the caller is
-    /// interrupted. Giving a future up by dropping it must lose nothing.
+    /// Replies with an answer about a node: at once if it is there, else when it comes, the caller is
+    /// interrupted, or the bound of a directory's wait is over. Giving a future up by dropping it must lose nothing; one that is given up before
+    /// it began never begins.
     pub(super) fn answer<T: Send + 'static>(
         &self,
         req: &Request,
-        about: INodeNo,
+        (about, wait): (INodeNo, Wait),
         answer: Answer<T>,
         reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
@@ -69,141 +106,185 @@ impl Park {
             Answer::Now(result) => return reply(result.map_err(translate)),
             Answer::Later(future) => future,
         };
-        let interrupted = self.enter(unique, thread);
-        let table = Arc::clone(&self.table);
+        let progress = Arc::new(Progress::new(reply));
+        let request = Box::new(Arc::clone(&progress));
+        let waiting = Waiting { waiter: Waiter::new(thread), wait, since: Instant::now(), request };
+        let leaving = self.parked.enter(unique, waiting);
         self.runtime.spawn(async move {
-            let result = tokio::select! {
-                biased;
-                result = future => result.map_err(translate),
-                Ok(()) = interrupted => Err(Errno::EINTR),
-            };
-            table.lock().parked.remove(&unique);
-            reply(result);
+            let _leaving = leaving;
+            let done = Stepping { future, progress: &progress }.await;
+            if let Some((reply, result)) = done {
+                reply(result.map_err(translate));
+            }
         });
     }
+}
 
-    fn enter(&self, unique: u64, thread: u32) -> oneshot::Receiver<()> {
-        let (interrupt, interrupted) = oneshot::channel();
+impl Drop for Park {
+    fn drop(&mut self) {
+        self.parked.table.lock().over = true;
+        self.parked.begun.notify_one();
+    }
+}
+
+impl Parked {
+    fn enter(self: &Arc<Self>, unique: u64, waiting: Waiting) -> Leaving {
         let mut table = self.table.lock();
-        table.parked.insert(unique, Parked { waiter: Arc::new(Waiter::new(thread)), interrupt });
+        table.waiting.insert(unique, Arc::new(waiting));
         if !std::mem::replace(&mut table.watched, true) {
-            self.runtime.spawn(watch(Arc::clone(&self.table)));
+            self.begun.notify_one();
         }
-        interrupted
+        Leaving { parked: Arc::clone(self), unique }
     }
 }
 
-/// Looks at the callers for as long as there are any.
-async fn watch(table: Arc<Mutex<Table>>) {
-    loop {
-        tokio::time::sleep(LOOK).await;
-        let waiters = {
-            let mut table = table.lock();
-            if table.parked.is_empty() {
-                table.watched = false;
-                return;
-            }
-            let waiters = table.parked.iter().map(|(unique, p)| (*unique, Arc::clone(&p.waiter)));
-            waiters.collect::<Vec<_>>()
-        };
-        for (unique, _) in waiters.into_iter().filter(|(_, waiter)| waiter.is_signalled()) {
-            if let Some(parked) = table.lock().parked.remove(&unique) {
-                // A future that is done at this very moment has won.
-                let _done = parked.interrupt.send(());
-            }
+/// Takes a request off the table when its task ends, however that is: a reply that nobody has sent
+/// by then goes with it, and fuser answers EIO.
+struct Leaving {
+    parked: Arc<Parked>,
+    unique: u64,
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        let gone = self.parked.table.lock().waiting.remove(&self.unique);
+        drop(gone);
+    }
+}
+
+type Reply<T> = Box<dyn FnOnce(Result<T, Errno>) + Send>;
+
+/// How far the answer to a request is.
+struct Progress<T>(Mutex<State<T>>);
+
+struct State<T> {
+    /// `None`: it is answered.
+    reply: Option<Reply<T>>,
+    /// Steps that its task has begun.
+    steps: u64,
+    /// One of them is under way.
+    stepping: bool,
+    /// The step that was under way when the watch last looked.
+    seen: Option<u64>,
+    /// Wakes the task, for it to end.
+    waker: Option<Waker>,
+}
+
+impl<T> Progress<T> {
+    fn new(reply: impl FnOnce(Result<T, Errno>) + Send + 'static) -> Self {
+        let (steps, stepping, seen, waker) = (0, false, None, None);
+        Self(Mutex::new(State { reply: Some(Box::new(reply)), steps, stepping, seen, waker }))
+    }
+
+    /// Begins a step of the task; `false`: the request is answered.
+    fn begin(&self, waker: &Waker) -> bool {
+        let mut state = self.0.lock();
+        state.stepping = state.reply.is_some();
+        state.steps += 1;
+        if !state.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            state.waker = Some(waker.clone());
         }
+        state.stepping
+    }
+
+    /// Ends a step; returns the reply to be sent if it was the last.
+    fn end(&self, is_last: bool) -> Option<Reply<T>> {
+        let mut state = self.0.lock();
+        state.stepping = false;
+        is_last.then(|| state.reply.take()).flatten()
     }
 }
 
-/// A thread that waits, and its `/proc/TID/status`, kept open from the first look on: to open it
-/// each time would cost as much again.
-#[derive(Debug)]
-struct Waiter {
-    thread: u32,
-    status: Mutex<Option<File>>,
-}
-
-impl Waiter {
-    fn new(thread: u32) -> Self {
-        Self { thread, status: Mutex::default() }
-    }
-
-    /// Says whether it has a signal pending that it does not block, or is gone. Thread 0 is one in
-    /// another pid namespace, which cannot be looked at.
-    fn is_signalled(&self) -> bool {
-        if self.thread == 0 {
+impl<T: 'static> GiveUp for Arc<Progress<T>> {
+    fn give_up(&self, errno: Errno) -> bool {
+        let mut state = self.0.lock();
+        if state.stepping && state.seen != Some(state.steps) {
+            state.seen = Some(state.steps);
             return false;
         }
-        let mut buffer = [0; 4096];
-        match self.read_status(&mut buffer) {
-            Ok(length) => has_unblocked_signal(&String::from_utf8_lossy(&buffer[..length])),
-            Err(error) => {
-                matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
-            }
+        let (reply, waker) = (state.reply.take(), state.waker.take());
+        drop(state);
+        if let Some(reply) = reply {
+            reply(Err(errno));
         }
-    }
-
-    fn read_status(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut status = self.status.lock();
-        if status.is_none() {
-            *status = Some(File::open(format!("/proc/{}/status", self.thread))?);
+        if let Some(waker) = waker {
+            waker.wake();
         }
-        status.as_ref().map_or(Ok(0), |file| file.read_at(buffer, 0))
+        true
     }
 }
 
-fn has_unblocked_signal(status: &str) -> bool {
-    let mask = |key: &str| {
-        let line = status.lines().find_map(|l| l.strip_prefix(key));
-        line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
-    };
-    (mask("SigPnd:") | mask("ShdPnd:")) & !mask("SigBlk:") != 0
+impl<T> std::fmt::Debug for Progress<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Progress")
+    }
+}
+
+/// Drives a future step by step, until it is done or the watch has answered.
+struct Stepping<'a, F, T> {
+    future: F,
+    progress: &'a Progress<T>,
+}
+
+impl<F, T> Future for Stepping<'_, F, T>
+where
+    F: Future<Output = Result<T, TreeError>> + Unpin,
+{
+    type Output = Option<(Reply<T>, Result<T, TreeError>)>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if !self.progress.begin(cx.waker()) {
+            return Poll::Ready(None);
+        }
+        let polled = Pin::new(&mut self.future).poll(cx);
+        let reply = self.progress.end(polled.is_ready());
+        polled.map(|result| reply.map(|reply| (reply, result)))
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
+    use futures::FutureExt;
+    use futures::future::{pending, ready};
+
     use super::*;
 
-    #[test]
-    fn blocked_signals_do_not_interrupt() {
-        let status = |pending: &str, shared: &str, blocked: &str| {
-            format!("Name:\tcat\nSigPnd:\t{pending}\nShdPnd:\t{shared}\nSigBlk:\t{blocked}\n")
-        };
-        let table = [
-            (status("0000000000000000", "0000000000000000", "0000000000000000"), false),
-            (status("0000000000000002", "0000000000000000", "0000000000000000"), true),
-            (status("0000000000000000", "0000000000000100", "0000000000000000"), true),
-            (status("0000000000004000", "0000000000000000", "0000000000004000"), false),
-            (String::new(), false),
-        ];
-        for (status, expected) in table {
-            assert_eq!(has_unblocked_signal(&status), expected, "{status}");
-        }
+    fn progress() -> (Arc<Progress<u8>>, mpsc::Receiver<Result<u8, Errno>>) {
+        let (answer, answered) = mpsc::channel();
+        (Arc::new(Progress::new(move |result| answer.send(result).unwrap())), answered)
     }
 
     #[test]
-    fn a_thread_that_is_gone_is_interrupted_and_an_unknown_one_is_not() {
-        let is_signalled = |thread| Waiter::new(thread).is_signalled();
-        assert!(is_signalled(u32::MAX));
-        assert!(!is_signalled(0));
-        assert!(!is_signalled(std::process::id()));
+    fn what_is_interrupted_before_it_begins_never_begins() {
+        let (progress, answered) = progress();
+        assert!(progress.give_up(Errno::EINTR));
+        assert_eq!(answered.recv().unwrap(), Err(Errno::EINTR));
+        let future = Box::pin(async { panic!("it began") });
+        let done = Stepping { future, progress: &progress }.now_or_never();
+        assert!(done.expect("it ends").is_none());
     }
 
     #[test]
-    fn a_thread_that_ends_between_two_looks_is_interrupted() {
-        let (tell, told) = std::sync::mpsc::channel();
-        let (end, ended) = std::sync::mpsc::channel::<()>();
-        let thread = std::thread::spawn(move || {
-            tell.send(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
-            ended.recv().ok();
-        });
-        let waiter = Waiter::new(told.recv().unwrap().cast_unsigned());
-        assert!(!waiter.is_signalled());
-        drop(end);
-        thread.join().unwrap();
-        // A thread is joined a moment before the kernel has forgotten it.
-        while !waiter.is_signalled() {
-            std::thread::yield_now();
-        }
+    fn a_step_that_takes_bytes_is_let_finish_and_one_that_hangs_is_not_waited_for() {
+        let (progress, answered) = progress();
+        assert!(progress.begin(Waker::noop()));
+        assert!(!progress.give_up(Errno::EINTR), "a step is under way");
+        assert!(progress.end(false).is_none() && progress.begin(Waker::noop()));
+        assert!(!progress.give_up(Errno::EINTR), "another step is under way");
+        assert!(progress.give_up(Errno::EINTR), "the same step is still under way");
+        assert_eq!(answered.recv().unwrap(), Err(Errno::EINTR));
+        assert!(progress.end(true).is_none(), "only one answer");
+    }
+
+    #[test]
+    fn what_is_done_is_answered_with_its_result() {
+        let (progress, _answered) = progress();
+        let waits = Stepping { future: pending(), progress: &progress };
+        assert!(waits.now_or_never().is_none());
+        let done = Stepping { future: ready(Ok(7)), progress: &progress }.now_or_never();
+        let (_reply, result) = done.flatten().expect("a result");
+        assert_eq!(result.unwrap(), 7);
     }
 }

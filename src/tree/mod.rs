@@ -394,6 +394,13 @@ impl Tree {
             self.directories.host().failures.add(Failure { time, pid, path, errno, text });
         }
     }
+
+    /// Remembers a fault of the daemon itself, for `.error`.
+    pub fn note_fault(&self, time: SystemTime, errno: i32, text: &str) {
+        let (pid, path) = (std::process::id(), "/".to_owned());
+        let failure = Failure { time, pid, path, errno, text: text.to_owned() };
+        self.directories.host().failures.add(failure);
+    }
 }
 
 fn keep(directory: &dyn Directory) -> Keep {

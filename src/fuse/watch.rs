@@ -1,0 +1,188 @@
+//! The thread that frees callers whom a signal wants back: it needs neither the runtime nor the
+//! threads that serve requests, so that whatever holds those holds no caller beyond SIGKILL.
+//!
+//! It sleeps while no request waits. While one does, it looks at every caller each [`LOOK`], and
+//! sees whether the runtime's workers still run; while they do not, name operations are answered
+//! ETIMEDOUT. What may block the watch, a log on a disk that hangs, is
+//! another thread's.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, Builder};
+use std::time::{Duration, SystemTime};
+
+use fuser::Errno;
+use tokio::runtime::Handle;
+
+use super::park::{Parked, Wait, Waiting};
+use crate::tree::Tree;
+
+/// How often waiting callers are looked at: a signal acts within this and one look.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long a name operation may take: longer than any program that one may wait for. It goes on
+/// behind its answer.
+const BOUND: Duration = Duration::from_secs(60);
+/// Looks between two heartbeats of the runtime.
+const BEAT: u32 = 20;
+/// Looks without an answer to a heartbeat, 5 s of them, after which the runtime is said to hang.
+/// Looks are counted instead of time: a daemon that was stopped has not looked.
+const STALLED: u32 = 100;
+
+/// The watch.
+#[derive(Debug)]
+pub(super) struct Watch {
+    parked: Arc<Parked>,
+    heart: Heart,
+    tree: Arc<Tree>,
+}
+
+impl Watch {
+    pub(super) fn new(parked: Arc<Parked>, runtime: Handle, tree: Arc<Tree>) -> Self {
+        Self { parked, heart: Heart::new(runtime), tree }
+    }
+
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// There is no room for another thread.
+    pub(super) fn begin(mut self) -> io::Result<()> {
+        Builder::new().name("aq-watch".to_owned()).spawn(move || self.run()).map(drop)
+    }
+
+    fn run(&mut self) {
+        while self.wait_for_work() {
+            thread::sleep(LOOK);
+            for waiting in self.waiting() {
+                if let Some(errno) = verdict(&waiting, self.heart.stalled) {
+                    waiting.request.give_up(errno);
+                }
+            }
+            match self.heart.look() {
+                Some(Change::Stalled) => self.report(
+                    "the daemon's worker threads have not run for 5 s: name operations fail with \
+                     ETIMEDOUT, and reads wait; `aq umount` and `aq mount` start another daemon, \
+                     VMs run on",
+                ),
+                Some(Change::Recovered) => self.report("the daemon's worker threads run again"),
+                None => {}
+            }
+        }
+    }
+
+    /// Sleeps until a request waits; `false`: the mount is gone.
+    fn wait_for_work(&mut self) -> bool {
+        let mut table = self.parked.table.lock();
+        if table.waiting.is_empty() {
+            table.watched = false;
+            self.heart.rest();
+            while !table.watched && !table.over {
+                self.parked.begun.wait(&mut table);
+            }
+        }
+        !table.over
+    }
+
+    fn waiting(&self) -> Vec<Arc<Waiting>> {
+        self.parked.table.lock().waiting.values().cloned().collect()
+    }
+
+    /// Tells of the runtime, by a thread that nobody waits for.
+    fn report(&self, text: &'static str) {
+        let tree = Arc::clone(&self.tree);
+        let report = move || {
+            tree.note_fault(SystemTime::now(), libc::ETIMEDOUT, text);
+            tracing::error!("{text}");
+        };
+        // Without room for a thread there is no room for a report.
+        drop(Builder::new().name("aq-report".to_owned()).spawn(report));
+    }
+}
+
+/// Says with what error a request is given up now.
+fn verdict(waiting: &Waiting, stalled: bool) -> Option<Errno> {
+    let bounded = waiting.wait == Wait::Directory;
+    match () {
+        () if waiting.waiter.is_signalled() => Some(Errno::EINTR),
+        () if bounded && (stalled || waiting.since.elapsed() > BOUND) => Some(Errno::ETIMEDOUT),
+        () => None,
+    }
+}
+
+/// What has become of the runtime.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    Stalled,
+    Recovered,
+}
+
+/// Sees whether the runtime's workers run: they carry out a task that does nothing.
+#[derive(Debug)]
+struct Heart {
+    runtime: Handle,
+    /// The last beat that was carried out.
+    beaten: Arc<AtomicU64>,
+    /// The last beat that was asked for.
+    asked: u64,
+    /// Looks since then.
+    looks: u32,
+    stalled: bool,
+}
+
+impl Heart {
+    fn new(runtime: Handle) -> Self {
+        Self { runtime, beaten: Arc::default(), asked: 0, looks: 0, stalled: false }
+    }
+
+    /// Nothing waits: the count begins anew with the next request.
+    fn rest(&mut self) {
+        self.looks = 0;
+    }
+
+    fn look(&mut self) -> Option<Change> {
+        self.looks += 1;
+        let beats = self.beaten.load(Ordering::Relaxed) == self.asked;
+        if beats && self.looks >= BEAT {
+            self.ask();
+        }
+        match (beats, self.stalled) {
+            (false, false) if self.looks >= STALLED => {
+                self.stalled = true;
+                Some(Change::Stalled)
+            }
+            (true, true) => {
+                self.stalled = false;
+                Some(Change::Recovered)
+            }
+            (true, false) | (false, _) => None,
+        }
+    }
+
+    fn ask(&mut self) {
+        (self.asked, self.looks) = (self.asked + 1, 0);
+        let (beaten, beat) = (Arc::clone(&self.beaten), self.asked);
+        self.runtime.spawn(async move { beaten.store(beat, Ordering::Relaxed) });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::runtime::Builder;
+
+    use super::*;
+
+    #[test]
+    fn a_runtime_that_does_not_run_is_told_once_and_so_is_its_recovery() {
+        let runtime = Builder::new_current_thread().build().unwrap();
+        let mut heart = Heart::new(runtime.handle().clone());
+        let changes = |heart: &mut Heart, looks: u32| {
+            (0..looks).filter_map(|_| heart.look()).collect::<Vec<_>>()
+        };
+        // Nobody drives it yet.
+        assert_eq!(changes(&mut heart, BEAT + STALLED - 1), []);
+        assert_eq!(changes(&mut heart, 3 * STALLED), [Change::Stalled]);
+        runtime.block_on(async { tokio::task::yield_now().await });
+        assert_eq!(changes(&mut heart, 1), [Change::Recovered]);
+        assert_eq!(changes(&mut heart, BEAT), []);
+    }
+}
