@@ -35,6 +35,25 @@ fn serve_in(aq: &Mounted, vm: &str, port: u16) {
 }
 
 #[test]
+fn a_fifo_as_a_setting_is_refused_at_once_and_holds_nobody() {
+    let aq = Mounted::with_image();
+    aq.sh("mkfifo $SCRATCH/fifo; mkdir vm1 vm2 vm3").ok();
+    for key in ["kernel", "initrd", "firmware", "cdrom"] {
+        for vm in ["vm1", "vm2", "vm3"] {
+            aq.sh(&format!("echo $SCRATCH/fifo > {vm}/config/{key}")).ok();
+            assert_errno(aq.write(&format!("{vm}/ctl"), "start"), libc::ENOENT);
+            let said = aq.read(&format!("{vm}/error"));
+            assert!(said.contains(&format!("config/{key}")), "{said}");
+            assert!(said.contains("not a regular file"), "{said}");
+            aq.sh(&format!("echo none > {vm}/config/{key}")).ok();
+        }
+    }
+    let said = aq.sh("mkdir .images/x; echo $SCRATCH/fifo > .images/x/source").failed();
+    assert!(said.contains("Invalid argument"), "{said}");
+    aq.sh("rm $SCRATCH/fifo").ok();
+}
+
+#[test]
 fn ports_lead_into_the_guest_and_come_and_go_while_it_runs() {
     let aq = Mounted::with_image();
     let (first, second) = (free_port(), free_port());

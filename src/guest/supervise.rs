@@ -6,6 +6,7 @@
 //! connection: its own may stand still under output that nobody reads. `env` requests are refused
 //! by both, so variables and directory are lines of shell as well.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -26,6 +27,8 @@ use crate::vm::backend::{
 const LONGEST: usize = 8 << 10;
 /// Starts the line with the number of the process group: no text begins with it.
 const MARK: u8 = 0x1e;
+/// The longest number of a process, with the carriage return of a terminal.
+const LONGEST_NUMBER: usize = 11;
 /// Says the number, and undoes what [`wrap`] has used.
 const ANNOUNCE: &[u8] = b"unset b g; printf '\\036%d\\n' $$\n";
 /// What a terminal's user types at the end of input.
@@ -243,14 +246,15 @@ impl Drop for Group {
 /// Where the number of a command's process group is heard.
 #[derive(Debug)]
 struct Announcement {
-    /// The line so far; `None` before its mark.
-    line: Mutex<Option<Vec<u8>>>,
+    /// The number's digits so far; `None` before their mark. What comes behind a mark and is no
+    /// number is output, so that a guest cannot have us keep more than [`LONGEST_NUMBER`].
+    digits: Mutex<Option<Vec<u8>>>,
     group: watch::Sender<Option<u32>>,
 }
 
 impl Default for Announcement {
     fn default() -> Self {
-        Self { line: Mutex::new(None), group: watch::Sender::new(None) }
+        Self { digits: Mutex::new(None), group: watch::Sender::new(None) }
     }
 }
 
@@ -265,28 +269,54 @@ impl Announcement {
         }
     }
 
-    /// Takes our line out of the output: returns what came before and after it. A shell's own
-    /// start-up files may have said something first.
-    fn strip<'a>(&self, bytes: &'a [u8]) -> (&'a [u8], &'a [u8]) {
-        if self.group.borrow().is_some() {
-            return (bytes, &[]);
+    /// Takes our line out of the output and returns the rest. A shell's own start-up files may have
+    /// said something first.
+    fn strip<'a>(&self, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+        let is_known = self.group.borrow().is_some();
+        let mut digits = self.digits.lock();
+        if is_known || (digits.is_none() && !bytes.contains(&MARK)) {
+            return Cow::Borrowed(bytes);
         }
-        let mut line = self.line.lock();
-        let (before, ours) = match line.is_some() {
-            true => (&bytes[..0], bytes),
-            false => match bytes.iter().position(|&b| b == MARK) {
-                None => return (bytes, &[]),
-                Some(at) => (&bytes[..at], &bytes[at + 1..]),
-            },
-        };
-        let line = line.get_or_insert_default();
-        let end = ours.iter().position(|&b| b == b'\n');
-        line.extend(&ours[..end.unwrap_or(ours.len())]);
-        let Some(end) = end else { return (before, &[]) };
-        let number = String::from_utf8_lossy(line).trim().parse().ok();
-        self.group.send_replace(number);
-        (before, &ours[end + 1..])
+        let mut output = Vec::with_capacity(bytes.len());
+        for (at, &byte) in bytes.iter().enumerate() {
+            if let Some(group) = take(&mut digits, byte, &mut output) {
+                self.group.send_replace(Some(group));
+                output.extend_from_slice(&bytes[at + 1..]);
+                break;
+            }
+        }
+        Cow::Owned(output)
     }
+}
+
+/// Takes one byte: to the number, or to the output; returns the number once it is whole.
+fn take(digits: &mut Option<Vec<u8>>, byte: u8, output: &mut Vec<u8>) -> Option<u32> {
+    match digits {
+        Some(number)
+            if number.len() < LONGEST_NUMBER && (byte.is_ascii_digit() || byte == b'\r') =>
+        {
+            number.push(byte);
+            return None;
+        }
+        Some(number) if byte == b'\n' => {
+            let group = str::from_utf8(number).ok().and_then(|n| n.trim_end().parse().ok());
+            if group.is_some() {
+                *digits = None;
+                return group;
+            }
+        }
+        Some(_) | None => {}
+    }
+    // What was kept, if anything, was not ours.
+    if let Some(number) = digits.take() {
+        output.push(MARK);
+        output.extend(number);
+    }
+    match byte {
+        MARK => *digits = Some(Vec::new()),
+        other => output.push(other),
+    }
+    None
 }
 
 /// Output without our line.
@@ -298,14 +328,12 @@ struct Filter<'a, O: ?Sized> {
 #[async_trait]
 impl<O: OutputSink + ?Sized> OutputSink for Filter<'_, O> {
     async fn accept(&self, source: Source, bytes: &[u8]) {
-        let (before, after) = match source {
+        let rest = match source {
             Source::Stdout => self.announcement.strip(bytes),
-            Source::Stderr => (bytes, &[][..]),
+            Source::Stderr => Cow::Borrowed(bytes),
         };
-        for part in [before, after] {
-            if !part.is_empty() {
-                self.output.accept(source, part).await;
-            }
+        if !rest.is_empty() {
+            self.output.accept(source, &rest).await;
         }
     }
 }
@@ -323,12 +351,25 @@ mod tests {
             let announcement = Announcement::default();
             let mut got = Vec::new();
             for piece in [&said[..cut], &said[cut..]] {
-                let (before, after) = announcement.strip(piece);
-                got.extend([before, after].concat());
+                got.extend_from_slice(&announcement.strip(piece));
             }
             assert_eq!(got, b"motd\nout\x1e1\n", "cut at {cut}");
             assert_eq!(*announcement.group.borrow(), Some(4711));
         }
+    }
+
+    #[test]
+    fn what_follows_a_mark_and_is_no_number_is_output_and_nothing_of_it_is_kept() {
+        let announcement = Announcement::default();
+        let (mut got, flood) = (Vec::new(), [b'7'; 4096]);
+        for piece in [&b"\x1e"[..], &flood, &flood, b"\x1e\x1e12x\n\x1e\n\x1e4711\nout"] {
+            got.extend_from_slice(&announcement.strip(piece));
+            let kept = announcement.digits.lock().as_ref().map_or(0, Vec::len);
+            assert!(kept <= LONGEST_NUMBER, "{kept} bytes are kept");
+        }
+        let wanted = [b"\x1e", &flood[..], &flood, b"\x1e\x1e12x\n\x1e\nout"].concat();
+        assert!(got == wanted);
+        assert_eq!(*announcement.group.borrow(), Some(4711));
     }
 
     #[test]

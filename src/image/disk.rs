@@ -2,12 +2,12 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::convert::{self, Input};
 use super::manifest::{self, Manifest};
 use super::source::{BuildError, Progress, Source};
+use crate::store::file::open_regular;
 use crate::vm::backend::{BackendError, DiskFormat, SeedKind};
 use crate::vm::spec::ImageSettings;
 
@@ -96,7 +96,7 @@ impl Source for DiskFile {
 /// Shares the blocks of a file where the file system can; says whether it could.
 fn clone_file(from: &Path, to: &Path) -> bool {
     let clone = || -> io::Result<()> {
-        let (from, to) = (File::open(from)?, File::create(to)?);
+        let (from, to) = (open_regular(from)?, File::create(to)?);
         rustix::fs::ioctl_ficlone(&to, &from).map_err(io::Error::from)
     };
     clone().is_ok()
@@ -104,13 +104,13 @@ fn clone_file(from: &Path, to: &Path) -> bool {
 
 /// Reads a disk's beginning; the rest of a shorter file is zeros.
 fn read_header(path: &Path) -> io::Result<[u8; HEADER]> {
-    // A FIFO must not make us wait for its writer.
-    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-    let file = File::options().read(true).custom_flags(nonblocking).open(path)?;
-    if !file.metadata()?.is_file() {
-        let what = "not a regular file; copy what is on a device into one first";
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
-    }
+    let file = open_regular(path).map_err(|error| {
+        if error.kind() == io::ErrorKind::InvalidInput {
+            let what = "not a regular file; copy what is on a device into one first";
+            return io::Error::new(error.kind(), what);
+        }
+        error
+    })?;
     let mut bytes = Vec::with_capacity(HEADER);
     file.take(HEADER as u64).read_to_end(&mut bytes)?;
     let mut header = [0; HEADER];

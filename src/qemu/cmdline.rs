@@ -6,11 +6,11 @@
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::Path;
-use std::{fs, io};
 
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use crate::store::file::open_regular;
 use crate::store::layout::names;
 use crate::vm::backend::{Accel, AccelKind, BackendError, DiskFormat, LaunchPlan};
 use crate::vm::spec::VmSpec;
@@ -207,7 +207,8 @@ fn refuse_without_kernel(spec: &VmSpec) -> Result<(), BackendError> {
     }
 }
 
-/// Looks for the files that settings name.
+/// Looks for the files that settings name. They are on any file system, so no worker of the runtime
+/// does this.
 ///
 /// # Errors
 /// `NoFile`, naming the setting.
@@ -227,14 +228,14 @@ pub fn check_files(spec: &VmSpec) -> Result<(), BackendError> {
 /// `NoFile`
 pub fn check_file(key: &'static str, path: Option<&Path>) -> Result<(), BackendError> {
     let Some(path) = path else { return Ok(()) };
-    let is_file = |meta: fs::Metadata| match meta.is_file() {
-        true => Ok(()),
-        false => Err(io::Error::other("not a file")),
-    };
     // Opened, because what may not be read is as good as absent.
-    fs::File::open(path).and_then(|f| f.metadata()).and_then(is_file).map_err(|e| {
-        BackendError::NoFile { key, path: path.display().to_string(), reason: e.to_string() }
-    })
+    match open_regular(path) {
+        Ok(_) => Ok(()),
+        Err(e) => {
+            let (path, reason) = (path.display().to_string(), e.to_string());
+            Err(BackendError::NoFile { key, path, reason })
+        }
+    }
 }
 
 /// Every node is spelled out down to the base: QEMU then takes no backing file from an image's own

@@ -18,6 +18,7 @@ use super::qmp::{Qmp, QmpError};
 use super::{connect, img, record, rename, repair};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, LaunchPlan, Launched, MachineEvent, RunFacts, SeedKind};
+use crate::vm::driver::off_thread;
 use crate::vm::live::InForce;
 use crate::vm::spec::VmSpec;
 use crate::vm::spec::net::Forward;
@@ -76,11 +77,17 @@ pub(super) async fn bring_up(
 ) -> Result<Brought, BackendError> {
     let dir = VmDir(plan.dir.clone());
     refuse_second(&dir).await?;
-    record::clear(&dir);
-    rename::recover(&dir)?;
+    let at = dir.clone();
+    let recover = move || {
+        record::clear(&at);
+        Ok(rename::recover(&at))
+    };
+    off_thread(recover, "the VM's directory").await??;
     repair::begin_whole(&dir).await;
-    img::check_base(&plan.image.name, &plan.base)?;
-    cmdline::check_files(&plan.spec)?;
+    let (image, base, spec) = (plan.image.name.clone(), plan.base.clone(), plan.spec.clone());
+    let check =
+        move || Ok(img::check_base(&image, &base).and_then(|()| cmdline::check_files(&spec)));
+    off_thread(check, "the files of a start").await??;
     img::ensure_overlay(&dir, plan).await?;
     img::grow(&dir, plan.spec.disk).await?;
     let _overlay = match plan.spec.ephemeral {

@@ -95,6 +95,21 @@ pub fn read_at(path: &Path, offset: u64, max: usize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Opens a file that a user has named, to read it: a regular file or an error, and nobody waits, as
+/// one would for the other end of a FIFO.
+///
+/// # Errors
+/// What opening answers; `InvalidInput` for what is not a regular file.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = File::options().read(true).custom_flags(nonblocking).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
+    }
+}
+
 /// Reads a JSON file.
 ///
 /// # Errors
@@ -145,6 +160,19 @@ mod tests {
         let left: Vec<_> =
             fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left, ["x"]);
+    }
+
+    #[test]
+    fn only_regular_files_are_opened_and_nobody_waits_for_a_fifo() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("file"), b"x").unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, at("fifo"), rustix::fs::Mode::RUSR).unwrap();
+        assert!(open_regular(&at("file")).is_ok());
+        for name in ["fifo", "", "nowhere"] {
+            assert!(open_regular(&at(name)).is_err(), "{name}");
+        }
+        assert!(open_regular(Path::new("/dev/null")).is_err());
     }
 
     #[test]

@@ -42,12 +42,13 @@ impl Log {
         Self { path, shown }
     }
 
-    /// Takes what is new in the log; of very much only the end.
+    /// Takes what is new in the log; of very much only the end, which alone is read.
     pub(super) fn catch_up(&mut self) -> Vec<u8> {
-        let bytes = self.read(self.shown, u64::MAX).unwrap_or_default();
+        let end = std::fs::metadata(&self.path).map_or(0, |meta| meta.len());
+        self.shown = self.shown.max(end.saturating_sub(BACKLOG as u64));
+        let bytes = self.read(self.shown, BACKLOG as u64).unwrap_or_default();
         self.shown += bytes.len() as u64;
-        let surplus = bytes.len().saturating_sub(BACKLOG);
-        bytes[surplus..].to_vec()
+        bytes
     }
 
     /// Notes that bytes have been shown that came by the socket.
@@ -117,6 +118,18 @@ mod tests {
         assert_eq!(log.join(b"Password: "), Some((0, b"root\n".to_vec())));
         assert_eq!(log.join(b"root\n"), Some((0, vec![])));
         assert_eq!(log.join(b"not yet logged"), None);
+    }
+
+    #[test]
+    fn of_what_was_printed_meanwhile_the_end_alone_is_read() {
+        let (_dir, mut log) = log(b"");
+        let file = File::options().write(true).open(&log.path).unwrap();
+        // A file of this length could not be read into memory.
+        file.set_len(1 << 42).unwrap();
+        file.write_all_at(b"login: ", (1 << 42) - 7).unwrap();
+        let bytes = log.catch_up();
+        assert!(bytes.len() == BACKLOG && bytes.ends_with(b"login: "));
+        assert_eq!(log.catch_up(), b"");
     }
 
     #[test]

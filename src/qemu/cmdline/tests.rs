@@ -215,6 +215,17 @@ fn a_file_that_is_absent_is_named_with_its_setting() {
 }
 
 #[test]
+fn a_fifo_is_no_file_of_a_setting_and_nobody_waits_for_its_writer() {
+    let dir = tempfile::tempdir().unwrap();
+    let fifo = dir.path().join("fifo");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
+    for key in ["kernel", "initrd", "firmware", "cdrom"] {
+        let error = check_file(key, Some(&fifo)).unwrap_err().to_string();
+        assert!(error.contains(&format!("config/{key}")) && error.contains("not a regular file"));
+    }
+}
+
+#[test]
 fn the_translators_cache_follows_the_guests_memory_within_bounds() {
     let tcg = plan(AccelKind::Tcg, "max").accel;
     let table = [

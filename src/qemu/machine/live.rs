@@ -13,6 +13,7 @@ use super::Running;
 use crate::qemu::cmdline::{self, DISC_NODES, DISK_NODE, DRIVE_ID, NET_ID};
 use crate::qemu::{connect, record};
 use crate::vm::backend::{BackendError, RunFacts};
+use crate::vm::driver::off_thread;
 use crate::vm::live::InForce;
 use crate::vm::spec::net::{Forward, Protocol};
 
@@ -32,7 +33,9 @@ impl Running {
         let old = self.disc().await?;
         let new = DISC_NODES.into_iter().find(|n| old.as_deref() != Some(n)).unwrap_or_default();
         if let Some(path) = disc {
-            cmdline::check_file("cdrom", Some(path))?;
+            let file = path.to_owned();
+            let check = move || Ok(cmdline::check_file("cdrom", Some(&file)));
+            off_thread(check, "the disc").await??;
             self.ask_with("blockdev-add", cmdline::disc(path, new)?).await?;
         }
         let drive = json!({"id": DRIVE_ID});
