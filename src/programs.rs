@@ -55,7 +55,8 @@ pub fn names(programs: &[&Program]) -> String {
 /// Returns the command that installs them.
 pub fn remedy(programs: &[&Program]) -> String {
     let packages = programs.iter().map(|p| p.package).collect::<Vec<_>>().join(" ");
-    format!("`apt install {packages}` or your system's packages of them")
+    let own = if programs.len() == 1 { "package of it" } else { "packages of them" };
+    format!("`apt install {packages}` or your system's {own}")
 }
 
 #[cfg(test)]
@@ -71,6 +72,7 @@ mod tests {
         let found = missing(&[&NONE, &SHELL, &OTHER]);
         assert_eq!(names(&found), "no-such-program-here, nor-such-a-one");
         assert!(remedy(&found).starts_with("`apt install none other`"), "{}", remedy(&found));
+        assert!(remedy(&[&NONE]).ends_with("`apt install none` or your system's package of it"));
         assert!(missing(&[&SHELL]).is_empty());
     }
 }
