@@ -17,6 +17,7 @@ use crate::programs::{self, BUILDERS, QEMU_IMG};
 use crate::qemu::accel::{self, Worth};
 use crate::qemu::install::Installation;
 use crate::store::layout::Layout;
+use crate::vm::backend::Recipes;
 
 /// A store with less than this free is about to pause its guests.
 const LITTLE: u64 = 1 << 30;
@@ -139,9 +140,15 @@ fn emulator(findings: &mut Findings) -> Option<Installation> {
 }
 
 fn images(findings: &mut Findings, layout: &Layout) {
-    let made = image::kernel_of(&layout.image("tiny")).is_some();
+    let made = image::kernel_of(layout, "tiny").is_some();
     let missing = programs::missing(&BUILDERS);
-    if made {
+    let outdated = image::recipe_of_tiny(layout).filter(|r| made && r.made_by != r.present);
+    if let Some(Recipes { made_by, present }) = outdated {
+        findings.fails(
+            format!("the image tiny was made by recipe {made_by}, this aqfs has {present}"),
+            "`echo refresh > ~/aq/.images/tiny/ctl` makes it again; VMs that have a disk keep the old one",
+        );
+    } else if made {
         findings.works("the image tiny is made");
     } else if missing.is_empty() {
         findings.works("the image tiny can be made; the first start does it");
@@ -166,7 +173,7 @@ fn clients(findings: &mut Findings) {
 }
 
 fn acceleration(findings: &mut Findings, layout: &Layout, qemu: &Installation) {
-    let kernel = image::kernel_of(&layout.image("tiny")).or_else(host_kernel);
+    let kernel = image::kernel_of(layout, "tiny").or_else(host_kernel);
     let Ok(runtime) = Builder::new_current_thread().enable_all().build() else { return };
     let worth = runtime.block_on(accel::examine(layout, qemu, kernel.as_deref()));
     let (reason, advice) = match worth {

@@ -208,3 +208,81 @@ fn a_daemon_killed_while_it_copies_leaves_no_half_image() {
     made(&aq, "x");
     aq.sh("rm -r .images/x && ! test -e .images/x").ok();
 }
+
+/// Makes the image of a mounted store one that an earlier aqfs has made, which had other contents.
+fn make_older(aq: &Mounted) {
+    let manifest = aq.store().image("tiny").join("image.json");
+    let text = fs::read_to_string(&manifest).expect("the manifest");
+    let (mut without, mut digest) = (String::new(), String::new());
+    for line in text.lines().filter(|line| !line.contains("\"recipe\"")) {
+        match line.split_once("sha256:") {
+            Some((before, rest)) => {
+                digest = format!("{:0>64}", 1);
+                without.push_str(&format!("{before}sha256:{digest}{}\n", &rest[64..]));
+            }
+            None => without.push_str(&format!("{line}\n")),
+        }
+    }
+    assert!(!digest.is_empty(), "{text}");
+    aqfs::store::file::replace(&manifest, without.as_bytes()).expect("written");
+}
+
+#[test]
+fn tiny_made_again_is_for_new_vms_and_disks_keep_what_they_were_made_from() {
+    let aq = Mounted::with_image();
+    aq.cli("aq umount \"$AQ_MOUNT\"").ok();
+    make_older(&aq);
+    aq.mount();
+    let told = "0, this aqfs has 1; `echo refresh > ctl` makes the image again";
+    assert_eq!(aq.read(".images/tiny/recipe"), told);
+    let doctor = aq.cli("AQ_STORE=${SCRATCH}/store aq doctor").stdout;
+    assert!(doctor.contains("the image tiny was made by recipe 0, this aqfs has 1"), "{doctor}");
+    aq.boot("vm1");
+    aq.exec("vm1", "echo kept > /root/x; sync");
+    aq.sh("echo warm > .images/tiny/ctl; cat .images/tiny/wait; mkdir clone").ok();
+    aq.boot_existing("clone");
+    assert_eq!(aq.info("clone", "warm"), "yes");
+    let old = aq.read(".images/tiny/digest");
+    aq.sh("echo refresh > .images/tiny/ctl").ok();
+    // What runs, runs on, and what has a disk need not wait.
+    aq.sh("echo stop > vm1/ctl; cat vm1/wait").ok();
+    aq.boot_existing("vm1");
+    assert_eq!(aq.sh_within("cat .images/tiny/wait", BOOT * 4).ok(), "ready");
+    assert_eq!(aq.read(".images/tiny/progress"), "");
+    assert_eq!(
+        aq.sh("cat .images/tiny/recipe .images/tiny/warm .images/tiny/refs").ok(),
+        "1\nno\n2"
+    );
+    assert_ne!(aq.read(".images/tiny/digest"), old);
+    aq.boot("new");
+    let digests = ["vm1", "clone", "new"].map(|vm| aq.info(vm, "image_digest"));
+    assert_eq!(digests, [old.clone(), old.clone(), aq.read(".images/tiny/digest")]);
+    assert_eq!(aq.info("new", "warm"), "no");
+    assert!(aq.sh("readlink -f new/disk | xargs qemu-img info -U").ok().contains("/versions/"));
+    // A later daemon knows them apart, and a clone of the old template starts on its own disk.
+    aq.kill_daemon();
+    aq.mount();
+    aq.sh("for vm in vm1 clone new; do echo stop > $vm/ctl; cat $vm/wait; done").ok();
+    for vm in ["vm1", "clone", "new"] {
+        aq.boot_existing(vm);
+    }
+    assert_eq!(aq.exec("vm1", "cat /root/x"), "kept");
+    let digests = ["vm1", "clone", "new"].map(|vm| aq.info(vm, "image_digest"));
+    assert_eq!(digests, [old.clone(), old, aq.read(".images/tiny/digest")]);
+    // An image made from one on the old version has that one's kernel.
+    aq.sh("echo stop > vm1/ctl; cat vm1/wait; mkdir .images/x; echo vm1 > .images/x/source").ok();
+    made(&aq, "x");
+    aq.sh("mkdir of-x && echo x > of-x/config/image").ok();
+    aq.boot_existing("of-x");
+    assert_eq!(aq.exec("of-x", "cat /root/x"), "kept");
+    refused(&aq, "rmdir .images/tiny", "Device or resource busy", "is used by");
+    // When the last is gone, the next daemon makes room.
+    let first = aq.store().image("tiny").join("disk.raw");
+    aq.sh("echo kill > clone/ctl; cat clone/wait; rmdir clone vm1; rmdir .trash/*").ok();
+    assert!(first.exists());
+    aq.kill_daemon();
+    aq.mount();
+    assert!(!first.exists());
+    aq.boot("last");
+    assert_eq!(aq.info("last", "image_digest"), aq.info("new", "image_digest"));
+}

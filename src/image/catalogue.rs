@@ -21,9 +21,10 @@ use super::template;
 use super::tiny::Tiny;
 use crate::programs::{self, Program};
 use crate::store::file;
-use crate::store::layout::{Layout, VmDir};
+use crate::store::layout::{Layout, TEMPLATES, VmDir};
 use crate::sys;
 use crate::vm::backend::{BackendError, BootImage, ImageInfo, ImageStatus, Images, Recipe};
+use crate::vm::one_line;
 use crate::vm::spec::ImageSettings;
 use crate::vm::stream::{Bell, Listener};
 use crate::vm::warm::{Freeze, Layer, Template};
@@ -51,7 +52,7 @@ impl ImageStore {
         Self::with_sources(layout, Arc::clone(&tiny), vec![("tiny", tiny)])
     }
 
-    fn with_sources(
+    pub(super) fn with_sources(
         layout: Layout,
         tiny: Arc<Tiny>,
         sources: Vec<(&str, Arc<dyn Source>)>,
@@ -71,6 +72,7 @@ impl ImageStore {
         let (images, bell) = (Mutex::new(images), Bell::default());
         let inner = Inner { layout, tiny, images, bell };
         inner.sweep();
+        inner.sweep_versions();
         Ok(Self(Arc::new(inner)))
     }
 }
@@ -110,6 +112,27 @@ impl Images for ImageStore {
         programs::missing(&programs::BUILDERS)
     }
 
+    async fn ensure_for(&self, name: &str, dir: &Path) -> Result<BootImage, BackendError> {
+        let vm = VmDir(dir.to_owned());
+        if let Some(version) = self.0.version_of(name, &vm) {
+            return Ok(version);
+        }
+        let image = self.0.ensure(name).await?;
+        self.0.check_version(&vm, image)
+    }
+
+    fn refresh(&self, name: &str) -> Result<(), BackendError> {
+        self.0.refresh(name)
+    }
+
+    fn boot_of(&self, name: &str, dir: &Path) -> Option<BootImage> {
+        let vm = VmDir(dir.to_owned());
+        if let Some(version) = self.0.version_of(name, &vm) {
+            return Some(version);
+        }
+        self.0.check_version(&vm, self.boot(name)?).ok()
+    }
+
     fn boot(&self, name: &str) -> Option<BootImage> {
         self.0.result(name)?.ok()
     }
@@ -141,21 +164,14 @@ impl Images for ImageStore {
             Ok(id) if dir.disk().exists() => id,
             _ => return Ok(vec![own]),
         };
-        let template = self.0.layout.templates(&image.name).join(id.trim_end());
+        let template = own.path.with_file_name(TEMPLATES).join(id.trim_end());
         Ok(vec![template::disk_in(&template), own])
     }
 
-    fn bind(&self, dir: &Path, base: &[Layer]) -> Result<(), BackendError> {
-        let path = VmDir(dir.to_owned()).template();
-        let [template, _] = base else {
-            return match fs::remove_file(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-                done => done.map_err(|e| BackendError::io(path.display().to_string(), &e)),
-            };
-        };
-        let id = template.path.parent().and_then(Path::file_name).unwrap_or_default();
-        let done = file::replace(&path, format!("{}\n", id.to_string_lossy()).as_bytes());
-        done.map_err(|e| BackendError::io(path.display().to_string(), &e))
+    fn bind(&self, dir: &Path, image: &BootImage, base: &[Layer]) -> Result<(), BackendError> {
+        let vm = VmDir(dir.to_owned());
+        let bound = self.0.bind_version(&vm, image).and_then(|()| bind_template(&vm, base));
+        bound.map_err(|e| BackendError::io(dir.display().to_string(), &e))
     }
 
     fn warm(&self, name: &str, machine: Arc<dyn Freeze>) -> Result<(), BackendError> {
@@ -169,6 +185,12 @@ impl Images for ImageStore {
     fn listen(&self) -> Listener {
         self.0.bell.listen()
     }
+}
+
+fn bind_template(vm: &VmDir, base: &[Layer]) -> io::Result<()> {
+    let [template, _] = base else { return file::remove(&vm.template()) };
+    let id = template.path.parent().and_then(Path::file_name).unwrap_or_default();
+    file::replace(&vm.template(), format!("{}\n", id.to_string_lossy()).as_bytes())
 }
 
 /// Names: making, defining and removing them. Each looks at the disk under the lock, for a moment:
@@ -237,6 +259,7 @@ impl Inner {
         let dir = self.layout.image(name);
         let doomed = doom(&dir).map_err(|e| BackendError::io(dir.display().to_string(), &e))?;
         if image.builtin {
+            image.older.clear();
             image.become_(Phase::Absent);
         } else {
             images.remove(name);
@@ -269,7 +292,7 @@ fn doom(dir: &Path) -> io::Result<Option<tempfile::TempDir>> {
 }
 
 impl Inner {
-    fn begin(self: &Arc<Self>, name: &str) -> Result<(), BackendError> {
+    pub(super) fn begin(self: &Arc<Self>, name: &str) -> Result<(), BackendError> {
         let unknown = || BackendError::NoImage { name: name.to_owned() };
         let mut images = self.images.lock();
         let image = images.get_mut(name).ok_or_else(unknown)?;
@@ -297,7 +320,11 @@ impl Inner {
         }
     }
 
-    fn spawn(self: &Arc<Self>, name: &str, source: Arc<dyn Source>) -> Result<(), BackendError> {
+    pub(super) fn spawn(
+        self: &Arc<Self>,
+        name: &str,
+        source: Arc<dyn Source>,
+    ) -> Result<(), BackendError> {
         let (inner, owned) = (Arc::clone(self), name.to_owned());
         let build = move || {
             let result = inner.build(&owned, &*source);
@@ -356,6 +383,9 @@ impl Inner {
             .build(temporary.path(), progress)
             .and_then(|m| m.seal(temporary.path()))
             .map_err(|e: BuildError| e.into_backend(name))?;
+        if self.is_versioned(name) {
+            return self.publish_version(name, temporary, manifest).map_err(|e| io(&e));
+        }
         let dir = images.join(name);
         publish(temporary, &dir).map_err(|e| io(&e))?;
         Ok(Finished::new(manifest, dir))
@@ -371,11 +401,23 @@ impl Inner {
     fn settle(&self, name: &str, result: Result<Finished, BackendError>) {
         self.change(name, |image| {
             image.progress.clear();
-            image.become_(match result {
-                Ok(finished) => Phase::Ready(Box::new(finished)),
-                Err(error) => Phase::Failed(error),
-            });
+            let present = image.present.take();
+            let phase = match (result, present) {
+                (Ok(finished), present) => {
+                    image.older.extend(present);
+                    image.older.retain(|version| version.dir != finished.dir);
+                    Phase::Ready(Box::new(finished))
+                }
+                // It is as it was.
+                (Err(error), Some(present)) => {
+                    image.progress = one_line(&format!("refresh failed: {error}"));
+                    Phase::Ready(Box::new(present))
+                }
+                (Err(error), None) => Phase::Failed(error),
+            };
+            image.become_(phase);
         });
+        self.sweep();
     }
 
     pub(super) fn change(&self, name: &str, change: impl FnOnce(&mut Image)) {
@@ -388,7 +430,7 @@ impl Inner {
 
 /// Gives a finished image its name, durably. What was there under that name, its definition or
 /// something damaged, makes way.
-fn publish(from: tempfile::TempDir, to: &Path) -> io::Result<()> {
+pub(super) fn publish(from: tempfile::TempDir, to: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     file::sync_dir(from.path())?;
     // What makes way is then where the new one was, and goes with it.

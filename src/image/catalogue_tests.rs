@@ -44,6 +44,7 @@ impl Source for Told {
             announces: false,
             seed: SeedKind::FwCfg,
             inputs: vec![],
+            recipe: 0,
             settings: ImageSettings::default(),
         })
     }

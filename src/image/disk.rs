@@ -88,6 +88,7 @@ impl Source for DiskFile {
             announces: false,
             seed: SeedKind::Nocloud,
             inputs: Vec::new(),
+            recipe: 0,
             settings: ImageSettings::default(),
         })
     }

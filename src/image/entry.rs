@@ -12,9 +12,10 @@ use super::disk::DiskFile;
 use super::manifest::Manifest;
 use super::source::Source;
 use super::template::Stored;
+use super::versions;
 use crate::store::file;
 use crate::store::layout::Layout;
-use crate::vm::backend::{BackendError, ImageInfo, ImageStatus};
+use crate::vm::backend::{BackendError, ImageInfo, ImageStatus, Recipes};
 use crate::vm::origin::Origin;
 use crate::vm::spec::ImageSettings;
 
@@ -28,6 +29,10 @@ pub(super) struct Image {
     /// It comes with the program, and cannot be redefined or lost.
     pub(super) builtin: bool,
     pub(super) phase: Phase,
+    /// The version that new VMs were made from, while another is being made.
+    pub(super) present: Option<Finished>,
+    /// Earlier versions, which disks may be overlays on.
+    pub(super) older: Vec<Finished>,
     pub(super) warmth: Warmth,
     pub(super) progress: String,
     pub(super) changed: SystemTime,
@@ -69,6 +74,8 @@ impl Default for Image {
             spec: String::new(),
             builtin: false,
             phase: Phase::Absent,
+            present: None,
+            older: Vec::new(),
             warmth: Warmth::Cold,
             progress: String::new(),
             changed: SystemTime::now(),
@@ -77,15 +84,25 @@ impl Default for Image {
 }
 
 impl Image {
-    fn found(finished: Finished) -> Self {
+    fn found(finished: Finished, older: Vec<Finished>) -> Self {
         let changed = fs::metadata(&finished.dir).and_then(|m| m.modified());
         Self {
             warmth: Warmth::found(&finished.dir),
             changed: changed.unwrap_or_else(|_| SystemTime::now()),
             spec: finished.manifest.source.clone(),
             phase: Phase::Ready(Box::new(finished)),
+            older,
             ..Self::default()
         }
+    }
+
+    /// Lists its versions, in no order.
+    pub(super) fn versions(&self) -> impl Iterator<Item = &Finished> {
+        let current = match &self.phase {
+            Phase::Ready(finished) => Some(&**finished),
+            Phase::Absent | Phase::UnderWay(_) | Phase::Failed(_) => None,
+        };
+        current.into_iter().chain(&self.present).chain(&self.older)
     }
 
     /// One that was defined, and not finished when the last daemon ended.
@@ -167,7 +184,15 @@ impl Image {
             changed: self.changed,
             warm: self.warmth.status(),
             settings: self.settings(),
+            recipe: self.recipes(manifest),
         }
+    }
+}
+
+impl Image {
+    fn recipes(&self, manifest: Option<&Manifest>) -> Option<Recipes> {
+        let present = self.source.as_ref()?.recipe()?;
+        manifest.map(|manifest| Recipes { made_by: manifest.recipe, present })
     }
 }
 
@@ -195,8 +220,12 @@ pub(super) fn scan(layout: &Layout) -> io::Result<Vec<(String, Image)>> {
             fs::remove_dir_all(&path)?;
             continue;
         }
-        match Manifest::read(&path) {
-            Ok(manifest) => found.push((name, Image::found(Finished::new(manifest, path)))),
+        let dir = versions::current_dir(layout, &name);
+        match Manifest::read(&dir) {
+            Ok(manifest) => {
+                let older = versions::older(layout, &name, &dir);
+                found.push((name, Image::found(Finished::new(manifest, dir), older)));
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_dir() => {
                 file::sweep(&path)?;
                 let spec = fs::read_to_string(layout.image_source(&name)).unwrap_or_default();

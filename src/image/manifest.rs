@@ -44,6 +44,9 @@ pub(super) struct Manifest {
     pub(super) seed: SeedKind,
     /// What it was made of, for people.
     pub(super) inputs: Vec<String>,
+    /// The number of the recipe that it was made by; 0: it had none.
+    #[serde(default)]
+    pub(super) recipe: u32,
     /// The settings that it carries to its VMs.
     #[serde(default)]
     pub(super) settings: ImageSettings,
@@ -74,11 +77,20 @@ impl Manifest {
             file.sync_all().map_err(failed)?;
             file.set_permissions(Permissions::from_mode(0o444)).map_err(failed)?;
         }
-        let path = dir.join(NAME);
-        file::replace_json(&path, &self)
-            .and_then(|()| fs::set_permissions(&path, Permissions::from_mode(0o444)))
-            .map_err(|e| BuildError::io(&path, &e))?;
+        self.write(dir).map_err(|e| BuildError::io(&dir.join(NAME), &e))?;
         Ok(self)
+    }
+
+    /// Writes the manifest alone.
+    pub(super) fn write(&self, dir: &Path) -> io::Result<()> {
+        let path = dir.join(NAME);
+        file::replace_json(&path, self)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o444))
+    }
+
+    /// Lists the names of the image's files and of the manifest.
+    pub(super) fn names(&self) -> impl Iterator<Item = &Path> {
+        std::iter::once(Path::new(NAME)).chain(self.files())
     }
 
     /// Describes the image in `dir` for a launch.
@@ -172,6 +184,7 @@ mod tests {
             announces: true,
             seed: SeedKind::FwCfg,
             inputs: vec![],
+            recipe: 0,
             settings: ImageSettings::default(),
         }
     }

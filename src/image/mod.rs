@@ -2,7 +2,8 @@
 //!
 //! [`catalogue`] knows which images there are and what each ([`entry`]) is doing; a [`source::Source`] makes
 //! one. A disk on this host ([`disk`]) and a VM ([`publish`]) are copied ([`convert`]). A machine may
-//! be frozen in an image ([`warming`], [`template`]).
+//! be frozen in an image ([`warming`], [`template`]). One that is made again lies beside the one before
+//! ([`versions`]).
 //! `builtin:tiny` ([`tiny`]) is made of the host distribution's packages ([`apt`]), read by [`kernel`] and [`elf`], collected in a
 //! [`tree::FileTree`], and written by [`initramfs`] and [`ext4`].
 //!
@@ -25,14 +26,26 @@ mod template;
 mod tiny;
 mod tree;
 mod unpack;
+mod versions;
 mod warming;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 pub use catalogue::ImageStore;
 
-/// Returns the kernel of a finished image that lies in `dir`, without opening the store.
-pub fn kernel_of(dir: &Path) -> Option<PathBuf> {
-    let manifest = manifest::Manifest::read(dir).ok()?;
+use crate::store::layout::Layout;
+use crate::vm::backend::Recipes;
+
+/// Returns the kernel of a finished image, without opening the store.
+pub fn kernel_of(layout: &Layout, name: &str) -> Option<PathBuf> {
+    let dir = versions::current_dir(layout, name);
+    let manifest = manifest::Manifest::read(&dir).ok()?;
     manifest.kernel.map(|kernel| dir.join(kernel)).filter(|kernel| kernel.exists())
+}
+
+/// Returns the number of the recipe that `tiny` was made by and the present one, without opening the
+/// store; `None` if it is not made.
+pub fn recipe_of_tiny(layout: &Layout) -> Option<Recipes> {
+    let manifest = manifest::Manifest::read(&versions::current_dir(layout, "tiny")).ok()?;
+    Some(Recipes { made_by: manifest.recipe, present: tiny::RECIPE })
 }

@@ -125,6 +125,7 @@ fn manifest(
         announces: base.announces,
         seed: base.seed,
         inputs: vec![format!("{} {}", base.name, base.digest)],
+        recipe: 0,
         settings,
     })
 }

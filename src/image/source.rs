@@ -14,6 +14,10 @@ pub(super) trait Source: fmt::Debug + Send + Sync + 'static {
     fn spec(&self) -> &str;
     /// `builtin`, `disk`, `cloud`, …
     fn kind(&self) -> &str;
+    /// The number of the recipe, of a source that has one: it grows when the image changes.
+    fn recipe(&self) -> Option<u32> {
+        None
+    }
     /// Makes the image's files in `dir`, which is empty and on the store's file system. Blocks
     /// for as long as it takes; only the returned files become part of the image.
     fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest, BuildError>;

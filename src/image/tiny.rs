@@ -21,6 +21,9 @@ use crate::store::file;
 use crate::vm::backend::{DiskFormat, SeedKind};
 use crate::vm::spec::ImageSettings;
 
+/// The number of this recipe: it grows with every change of what the image consists of, so that who
+/// has an older one is told (`the_recipe_has_a_new_number_when_it_changes` holds that).
+pub(super) const RECIPE: u32 = 1;
 /// The base disk's size in bytes: room for the files and a journal. A VM's disk is larger, and
 /// the guest grows its file system to it.
 const DISK_SIZE: u64 = 64 << 20;
@@ -152,6 +155,10 @@ impl Source for Tiny {
         "builtin"
     }
 
+    fn recipe(&self) -> Option<u32> {
+        Some(RECIPE)
+    }
+
     fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest, BuildError> {
         if std::env::consts::ARCH != "x86_64" {
             return Err(BuildError::Unavailable {
@@ -194,6 +201,7 @@ impl Tiny {
             announces: true,
             seed: SeedKind::FwCfg,
             inputs: inputs.names(),
+            recipe: RECIPE,
             settings: ImageSettings::default(),
         }
     }
@@ -311,6 +319,24 @@ fn applets(busybox: &[u8], dir: &Path) -> Result<Vec<String>, BuildError> {
 mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt;
+
+    /// What the recipe is known by: its number, and the digest of what it adds to the packages.
+    const KNOWN: (u32, &str) = (1, "15eca2fa7b37e951");
+
+    #[test]
+    fn the_recipe_has_a_new_number_when_it_changes() {
+        use sha2::{Digest, Sha256};
+        let mut digest = Sha256::new();
+        digest
+            .update(format!("{FILES:?}{DIRECTORIES:?}{CMDLINE}{DISK_SIZE}{KERNEL:?}{USERLAND:?}"));
+        digest.update(include_bytes!("tiny/initramfs-init"));
+        let digest = format!("{:x}", digest.finalize());
+        assert_eq!(
+            (RECIPE, &digest[..16]),
+            KNOWN,
+            "give RECIPE a new number, and note it in KNOWN"
+        );
+    }
 
     #[test]
     fn pages_of_zeros_take_no_room_and_read_back() {

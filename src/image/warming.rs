@@ -14,8 +14,9 @@ use super::catalogue::{Inner, under_way};
 use super::entry::{Phase, Warmth};
 use super::source::{BuildError, Progress};
 use super::template::{self, Stored};
+use super::versions;
 use crate::store::file;
-use crate::store::layout::VmDir;
+use crate::store::layout::{TEMPLATES, VmDir};
 use crate::vm::backend::BackendError;
 use crate::vm::one_line;
 use crate::vm::warm::{Freeze, Layer, Template, WarmStatus};
@@ -23,7 +24,7 @@ use crate::vm::warm::{Freeze, Layer, Template, WarmStatus};
 impl Warmth {
     /// Looks at what is frozen in the image in `dir`.
     pub(super) fn found(dir: &Path) -> Self {
-        let newest = template::list(&dir.join(crate::store::layout::TEMPLATES)).into_iter().next();
+        let newest = template::list(&dir.join(TEMPLATES)).into_iter().next();
         newest.map_or(Self::Cold, |(path, stored)| Self::Warm(path, Box::new(stored)))
     }
 
@@ -98,7 +99,7 @@ impl Inner {
     /// Freezes a machine into a hidden directory and gives it its name when it is whole.
     fn freeze(self: &Arc<Self>, name: &str, machine: &dyn Freeze) -> Result<(), BackendError> {
         futures::executor::block_on(self.ensure(name))?;
-        let all = self.layout.templates(name);
+        let all = versions::current_dir(&self.layout, name).join(TEMPLATES);
         let io = |e: io::Error| BackendError::io(all.display().to_string(), &e);
         file::private_dir(&all).map_err(io)?;
         let hidden = tempfile::Builder::new().prefix(".").tempdir_in(&all).map_err(io)?;
@@ -124,7 +125,7 @@ impl Inner {
 
     fn settle_warmth(&self, name: &str, frozen: Result<(), BackendError>) {
         let found = match frozen {
-            Ok(()) => Warmth::found(&self.layout.image(name)),
+            Ok(()) => Warmth::found(&versions::current_dir(&self.layout, name)),
             Err(error) => Warmth::Failed(one_line(&error.to_string())),
         };
         self.change(name, |image| image.warmth = found);
@@ -141,7 +142,8 @@ impl Inner {
         image.warmth = Warmth::Cold;
         drop(images);
         self.bell.ring();
-        for (dir, _) in template::list(&self.layout.templates(name)) {
+        let all = versions::current_dir(&self.layout, name).join(TEMPLATES);
+        for (dir, _) in template::list(&all) {
             template::forget(&dir).map_err(|e| BackendError::io(dir.display().to_string(), &e))?;
         }
         self.sweep();
@@ -168,7 +170,8 @@ impl Inner {
                 Warmth::Warm(dir, _) => Some(dir.clone()),
                 Warmth::Cold | Warmth::Warming(_) | Warmth::Failed(_) => None,
             };
-            let entries = fs::read_dir(self.layout.templates(name)).into_iter().flatten();
+            let all = versions::dirs(&self.layout, name).into_iter().map(|dir| dir.join(TEMPLATES));
+            let entries = all.filter_map(|dir| fs::read_dir(dir).ok()).flatten();
             let dirs = entries.filter_map(Result::ok).map(|e| e.path());
             dirs.filter(move |dir| Some(dir) != newest.as_ref())
         });

@@ -173,8 +173,17 @@ impl Images for OneKernel {
     fn layers(&self, _: &BootImage, _: &Path) -> Result<Vec<Layer>, BackendError> {
         Ok(Vec::new())
     }
-    fn bind(&self, _: &Path, _: &[Layer]) -> Result<(), BackendError> {
+    fn bind(&self, _: &Path, _: &BootImage, _: &[Layer]) -> Result<(), BackendError> {
         Ok(())
+    }
+    fn refresh(&self, _: &str) -> Result<(), BackendError> {
+        Ok(())
+    }
+    fn boot_of(&self, _: &str, _: &Path) -> Option<BootImage> {
+        None
+    }
+    async fn ensure_for(&self, name: &str, _: &Path) -> Result<BootImage, BackendError> {
+        self.ensure(name).await
     }
     fn warm(&self, _: &str, _: Arc<dyn Freeze>) -> Result<(), BackendError> {
         Ok(())

@@ -24,6 +24,8 @@ pub enum ImageCommand {
     Warm,
     /// Forget that machine.
     Cold,
+    /// Make it again, beside the present one.
+    Refresh,
 }
 
 impl Registry {
@@ -161,6 +163,9 @@ impl Registry {
         match command {
             ImageCommand::Warm => return self.warm_image(image).await,
             ImageCommand::Cold => return self.with_images(move |i| i.cool(&image)).await,
+            ImageCommand::Refresh => {
+                return self.with_images(move |i| i.refresh(&image)).await;
+            }
             ImageCommand::Pull => {}
         }
         let info = images.info(&image);
@@ -197,7 +202,7 @@ impl Registry {
         let vm = self.get(name).ok_or_else(|| RegistryError::Absent(name.to_owned()))?;
         let base = || {
             let image = vm.spec().image.clone();
-            let base = self.world().images.boot(&image);
+            let base = self.world().images.boot_of(&image, &vm.dir().0);
             base.ok_or(BackendError::NoImage { name: image })
         };
         if snapshot.is_none() && !vm.state().is_off() {

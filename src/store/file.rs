@@ -71,6 +71,17 @@ pub fn replace_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     replace(path, &bytes)
 }
 
+/// Removes a file, if it is there.
+///
+/// # Errors
+/// Whatever unlink(2) answers.
+pub fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
 /// Adds `bytes` to the end of `path`, in one write.
 ///
 /// # Errors

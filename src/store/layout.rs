@@ -23,6 +23,7 @@
 //!     cidata.img               the same for cloud-init (guest::nocloud), where the image has it
 //!     template                 whose disk its disk is an overlay on, if it is a clone
 //!     image_settings.json      what the image carried to the VM when its disk was made
+//!     image_version            which version of the image its disk is an overlay on; none: the first
 //!     unborn                   while a clone has not been told yet who it is
 //!     still                    while its guest may stand still for our sake: to be saved, frozen, resumed
 //!     run.json                 the QEMU that runs it, for adoption
@@ -30,6 +31,8 @@
 //!     console.log  qemu.log    the serial line's scrollback; QEMU's stderr and our notes
 //!   images/NAME/               a finished image: `image.json` and what it names
 //!   images/NAME/warm/ID/       a machine frozen in it: `template.json` and what it names
+//!   images/NAME/versions/ID/   the same, made again by `refresh`, of the same form
+//!   images/NAME/current        of an image made again: the version that new VMs are made from
 //!   images/NAME/source         of one that is not finished: what it is to be made from
 //!   images/.NAME.XXXX/         one being made: never listed, removed at the next start
 //!   trash/NAME@TIME/           a removed VM
@@ -133,7 +136,18 @@ impl Layout {
         self.root.join("aliases.json")
     }
 
-    /// Returns the directory of the machines frozen in an image.
+    /// Returns the directory of the versions of an image but for the first, which is its own.
+    pub fn image_versions(&self, image: &str) -> PathBuf {
+        self.image(image).join("versions")
+    }
+
+    /// Returns the file that names the version of an image that new VMs are made from; without it,
+    /// or where it is empty, that is the first.
+    pub fn current_version(&self, image: &str) -> PathBuf {
+        self.image(image).join("current")
+    }
+
+    /// Returns the directory of the machines frozen in the first version of an image.
     pub fn templates(&self, image: &str) -> PathBuf {
         self.image(image).join(TEMPLATES)
     }
@@ -181,6 +195,7 @@ impl VmDir {
         names::IDENTITY,
         "template",
         "image_settings.json",
+        "image_version",
         "memories.json",
         "dropped.json",
     ];
@@ -253,6 +268,11 @@ impl VmDir {
     /// Returns the file that says what the image carried when the disk was made.
     pub fn image_settings(&self) -> PathBuf {
         self.0.join("image_settings.json")
+    }
+
+    /// Returns the file that names the version of its image that its disk is an overlay on.
+    pub fn image_version(&self) -> PathBuf {
+        self.0.join("image_version")
     }
 
     /// Returns the file that is there while a clone does not know yet who it is.

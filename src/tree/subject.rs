@@ -84,6 +84,16 @@ impl ImageSubject {
         if self.info.source.is_empty() { String::new() } else { line(&self.info.source) }
     }
 
+    pub(super) fn recipe(&self) -> String {
+        match self.info.recipe {
+            Some(recipe) if recipe.made_by != recipe.present => {
+                format!("{recipe}; `echo refresh > ctl` makes the image again")
+            }
+            Some(recipe) => recipe.to_string(),
+            None => String::new(),
+        }
+    }
+
     pub(super) fn set_source(&self, text: &str) -> Carried<Result<(), TreeError>> {
         let registry = Arc::clone(&self.registry);
         let done = registry.set_image_source(self.info.name.clone(), text.to_owned());

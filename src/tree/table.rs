@@ -347,7 +347,7 @@ pub static IMAGE: &[Node<ImageSubject>] = &[
     Node {
         name: "ctl",
         mode: 0o600,
-        doc: "verbs, one a line: pull warm cold",
+        doc: "verbs, one a line: pull warm cold refresh",
         body: Body::Orders(ImageSubject::carry_out),
     },
     Node {
@@ -373,6 +373,12 @@ pub static IMAGE: &[Node<ImageSubject>] = &[
         mode: 0o444,
         doc: "what is being done, in one line",
         body: Body::Value(|i| line(&i.info.progress)),
+    },
+    Node {
+        name: "recipe",
+        mode: 0o444,
+        doc: "of tiny: the number of the recipe that it was made by, and of the present one if that is another",
+        body: Body::Value(|i| line(&i.recipe())),
     },
     Node {
         name: "refs",

@@ -190,6 +190,12 @@ pub static IMAGE_VERBS: &[Verb<ImageCommand>] = &[
         doc: "forget that machine",
         parse: |args| alone(args, ImageCommand::Cold),
     },
+    Verb {
+        name: "refresh",
+        usage: "",
+        doc: "make the image again; VMs that have a disk keep the one that it was made from",
+        parse: |args| alone(args, ImageCommand::Refresh),
+    },
 ];
 
 /// Most keys that can be pressed together: as many as fingers.

@@ -42,6 +42,8 @@ pub(crate) struct Script {
     pub(crate) stubborn: Mutex<bool>,
     /// The machine that is frozen in the image.
     pub(crate) template: Mutex<Option<Result<Template, String>>>,
+    /// How many layers the disk made last was noted to lie on.
+    pub(crate) bound: Mutex<usize>,
     /// What the image carries.
     pub(crate) carried: Mutex<ImageSettings>,
     /// The next clone does not take it.
@@ -296,6 +298,7 @@ impl Images for Fake {
             changed: SystemTime::UNIX_EPOCH,
             warm: WarmStatus::Cold,
             settings: self.settings(name),
+            recipe: None,
         })
     }
 
@@ -315,8 +318,21 @@ impl Images for Fake {
         Ok(vec![Layer { path: image.disk.clone(), format: image.format }])
     }
 
-    fn bind(&self, _dir: &Path, _base: &[Layer]) -> Result<(), BackendError> {
+    fn bind(&self, _dir: &Path, _image: &BootImage, base: &[Layer]) -> Result<(), BackendError> {
+        *self.0.bound.lock() = base.len();
         Ok(())
+    }
+
+    fn refresh(&self, _name: &str) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn boot_of(&self, _name: &str, _dir: &Path) -> Option<BootImage> {
+        None
+    }
+
+    async fn ensure_for(&self, name: &str, _dir: &Path) -> Result<BootImage, BackendError> {
+        self.ensure(name).await
     }
 
     fn warm(&self, name: &str, _machine: Arc<dyn Freeze>) -> Result<(), BackendError> {

@@ -1,7 +1,7 @@
 //! Looks at a store from outside: disks by `qemu-img`, files by their names, processes.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use aqfs::store::layout::{Layout, VmDir};
@@ -48,7 +48,7 @@ fn is_harmless(said: &[u8]) -> bool {
 pub(crate) fn images(aq: &Mounted, found: &mut Vec<String>) {
     for image in aq.sh("ls .images").ok().lines() {
         let status = aq.read(&format!(".images/{image}/status"));
-        let whole = aq.store().image(image).join("image.json").exists();
+        let whole = current(aq.store(), image).join("image.json").exists();
         let agrees = match status.split(':').next() {
             Some("ready") => whole,
             Some("absent" | "failed") => !whole,
@@ -70,6 +70,14 @@ pub(crate) fn images(aq: &Mounted, found: &mut Vec<String>) {
         let there = if templates.exists() { names(&templates) } else { Vec::new() };
         let half = there.into_iter().filter(|name| !is_whole(&templates.join(name)));
         found.extend(half.map(|name| format!("images/{image}/warm/{name} is left")));
+    }
+}
+
+/// The directory of the version of an image that new VMs are made from.
+fn current(store: &Layout, image: &str) -> PathBuf {
+    match fs::read_to_string(store.current_version(image)).unwrap_or_default().trim_end() {
+        "" => store.image(image),
+        id => store.image_versions(image).join(id),
     }
 }
 
@@ -124,7 +132,17 @@ pub(crate) fn files(aq: &Mounted, found: &mut Vec<String>) {
     for image in names(&store.images()) {
         strangers(
             &store.image(&image),
-            &["image.json", "disk.raw", "disk.qcow2", "vmlinux", "initrd", "source", "warm"],
+            &[
+                "image.json",
+                "disk.raw",
+                "disk.qcow2",
+                "vmlinux",
+                "initrd",
+                "source",
+                "warm",
+                "versions",
+                "current",
+            ],
             found,
         );
     }

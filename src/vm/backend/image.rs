@@ -115,6 +115,27 @@ pub struct ImageInfo {
     pub warm: WarmStatus,
     /// What it carries to its VMs.
     pub settings: ImageSettings,
+    /// By which recipe it was made; `None` for one without.
+    pub recipe: Option<Recipes>,
+}
+
+/// The number of the recipe that an image was made by, and that of the present one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recipes {
+    /// 0: by one that had no number yet.
+    pub made_by: u32,
+    /// The present one.
+    pub present: u32,
+}
+
+impl fmt::Display for Recipes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { made_by, present } = self;
+        match made_by == present {
+            true => write!(f, "{made_by}"),
+            false => write!(f, "{made_by}, this aqfs has {present}"),
+        }
+    }
 }
 
 /// Keeps a VM that is off from being started or removed; dropping it lets the VM go.
@@ -184,8 +205,13 @@ pub trait Images: fmt::Debug + Send + Sync {
     fn missing(&self, _name: &str) -> Vec<&'static Program> {
         Vec::new()
     }
+    /// Begins to make an image again beside the present one, which stays for the disks made from it.
+    fn refresh(&self, name: &str) -> Result<(), BackendError>;
     /// Returns an image that is ready.
     fn boot(&self, name: &str) -> Option<BootImage>;
+    /// Returns the version of an image that the disk in a VM's directory was made from; without a
+    /// disk the one that it would be made from.
+    fn boot_of(&self, name: &str, dir: &Path) -> Option<BootImage>;
     /// Makes an image without a source. Looks at the disk, as the next two do.
     fn create(&self, name: &str) -> Result<(), BackendError>;
     /// Says what an image is made from and begins to make it.
@@ -194,6 +220,9 @@ pub trait Images: fmt::Debug + Send + Sync {
     fn remove(&self, name: &str) -> Result<(), BackendError>;
     /// Returns the image, building it first if need be. Builders of one image share one build.
     async fn ensure(&self, name: &str) -> Result<BootImage, BackendError>;
+    /// Returns the version of an image for the VM in this directory, as [`Self::boot_of`] and
+    /// [`Self::ensure`] do.
+    async fn ensure_for(&self, name: &str, dir: &Path) -> Result<BootImage, BackendError>;
     /// Returns the machine frozen in an image, once it has been checked; `None` if there is none,
     /// and what is wrong with it if it is not what was frozen.
     async fn template(&self, name: &str) -> Option<Result<Template, String>>;
@@ -201,7 +230,7 @@ pub trait Images: fmt::Debug + Send + Sync {
     /// be if there is none.
     fn layers(&self, image: &BootImage, dir: &Path) -> Result<Vec<Layer>, BackendError>;
     /// Notes what the disk that is going to be made in a VM's directory is an overlay on.
-    fn bind(&self, dir: &Path, base: &[Layer]) -> Result<(), BackendError>;
+    fn bind(&self, dir: &Path, image: &BootImage, base: &[Layer]) -> Result<(), BackendError>;
     /// Begins to keep a machine frozen in an image: one that boots from it.
     fn warm(&self, name: &str, machine: Arc<dyn Freeze>) -> Result<(), BackendError>;
     /// Forgets the machine frozen in an image.

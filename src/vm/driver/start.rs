@@ -212,7 +212,7 @@ async fn plan(vm: &Vm, world: &World, paused: bool) -> Result<LaunchPlan, Backen
         vm.note_outcome(Err::<(), _>(error));
     }
     let spec = vm.spec();
-    let image = world.images.ensure(&spec.image).await?;
+    let image = world.images.ensure_for(&spec.image, &vm.dir().0).await?;
     vm.keep_image_settings().await?;
     // Building an image may take minutes, in which settings may have changed.
     let spec = vm.spec();
@@ -233,5 +233,8 @@ async fn plan(vm: &Vm, world: &World, paused: bool) -> Result<LaunchPlan, Backen
     };
     world.guests.prepare(&plan).await?;
     warm::choose(world, &mut plan, &vm.settings()).await?;
+    if !vm.dir().disk().exists() {
+        world.images.bind(&plan.dir, &plan.image, &plan.base)?;
+    }
     Ok(plan)
 }

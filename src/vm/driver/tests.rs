@@ -452,6 +452,7 @@ async fn a_state_that_is_not_taken_is_no_reason_not_to_boot() {
     started.unwrap();
     until(&vm, &State::Ready).await;
     assert_eq!(*script.calls.lock(), ["thaw", "kill", "discard"]);
+    assert_eq!(*script.bound.lock(), 1, "the new disk lies on the image alone");
 }
 
 #[tokio::test(start_paused = true)]

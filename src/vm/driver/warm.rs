@@ -103,7 +103,6 @@ pub(super) async fn start(
     plan: LaunchPlan,
     to: &Reporter,
 ) -> Result<Launched, BackendError> {
-    world.images.bind(&plan.dir, &plan.base)?;
     let dir = VmDir(plan.dir.clone());
     let unborn = dir.unborn();
     // Of use as long as this QEMU may run: a host that loses power forgets both.
@@ -182,6 +181,8 @@ async fn boot(
 ) -> Result<Launched, BackendError> {
     plan.memory = Memory::Own;
     plan.base = world.images.layers(&plan.image, &plan.dir)?;
+    // The disk that is made now lies on the image alone.
+    world.images.bind(&plan.dir, &plan.image, &plan.base)?;
     plan.cold = Some(one_line(&error.to_string()));
     world.hypervisor.launch(plan).await
 }
@@ -322,7 +323,7 @@ fn running_plan(
         spec.disk = size;
     }
     let name = &vm.spec().image;
-    let image = world.images.boot(name);
+    let image = world.images.boot_of(name, &vm.dir().0);
     let image = image.ok_or_else(|| BackendError::NoImage { name: name.clone() })?;
     Ok(LaunchPlan {
         uuid: vm.uuid(),

@@ -1,0 +1,217 @@
+//! Versions of an image. One that is made again (`refresh`) lies beside the one before, which disks of
+//! VMs are overlays on: the first in the image's own directory, each later one in `versions/ID`, where
+//! ID comes from its digest. The file `current` names the one that new VMs are made from; a VM's file
+//! `image_version` names the one that its disk is an overlay on, and is absent for the first.
+//!
+//! No version moves, so that the name in a disk's header stays right. One that is not current and that
+//! no disk needs is erased when the store is opened: no start can be under way then.
+//!
+//! Not here: how an image is made (`source`), templates (`warming`).
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::catalogue::{Inner, publish, under_way};
+use super::entry::{Finished, Image, Phase};
+use super::manifest::Manifest;
+use crate::store::file;
+use crate::store::layout::{Layout, TEMPLATES, VmDir};
+use crate::vm::backend::{BackendError, BootImage, ImageStatus};
+use crate::vm::definition::Definition;
+
+/// The hexadecimal digits of a digest that make a version's name.
+const DIGITS: usize = 16;
+
+/// Returns the directory of the version that new VMs are made from.
+pub(super) fn current_dir(layout: &Layout, name: &str) -> PathBuf {
+    let id = fs::read_to_string(layout.current_version(name)).unwrap_or_default();
+    version_dir(layout, name, id.trim_end())
+}
+
+fn version_dir(layout: &Layout, name: &str, id: &str) -> PathBuf {
+    let plain = !id.is_empty() && id.bytes().all(|c| c.is_ascii_hexdigit());
+    if plain { layout.image_versions(name).join(id) } else { layout.image(name) }
+}
+
+/// Lists the directories of all versions of an image, the first one's too.
+pub(super) fn dirs(layout: &Layout, name: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(layout.image_versions(name)).into_iter().flatten();
+    let later = entries.filter_map(Result::ok).map(|entry| entry.path());
+    std::iter::once(layout.image(name)).chain(later).collect()
+}
+
+/// Finds the versions beside the current one, which lies in `current`.
+pub(super) fn older(layout: &Layout, name: &str, current: &Path) -> Vec<Finished> {
+    let others = dirs(layout, name).into_iter().filter(|dir| dir != current);
+    let read = |dir: PathBuf| Some(Finished::new(Manifest::read(&dir).ok()?, dir));
+    others.filter_map(read).collect()
+}
+
+impl Inner {
+    /// Begins to make an image again, beside the present version. One that is not there is made.
+    pub(super) fn refresh(self: &Arc<Self>, name: &str) -> Result<(), BackendError> {
+        let unknown = || BackendError::NoImage { name: name.to_owned() };
+        let mut images = self.images.lock();
+        let image = images.get_mut(name).ok_or_else(unknown)?;
+        if matches!(image.phase, Phase::UnderWay(_)) || image.warmth.is_under_way() {
+            return Err(under_way(name));
+        }
+        let Phase::Ready(present) = image.phase.clone() else {
+            drop(images);
+            return self.begin(name);
+        };
+        let source = image.source.clone().filter(|source| source.recipe().is_some());
+        let Some(source) = source else {
+            let reason = "it is not made again; `mkdir` another image beside it".to_owned();
+            return Err(BackendError::BadSource { origin: image.spec().to_owned(), reason });
+        };
+        image.present = Some(*present);
+        image.become_(Phase::UnderWay(ImageStatus::Fetching));
+        "starting".clone_into(&mut image.progress);
+        drop(images);
+        self.bell.ring();
+        self.spawn(name, source)
+    }
+
+    /// Gives a new version its place, and makes it the current one.
+    pub(super) fn publish_version(
+        &self,
+        name: &str,
+        from: tempfile::TempDir,
+        manifest: Manifest,
+    ) -> io::Result<Finished> {
+        if let Some(same) = self.same_content(name, &manifest) {
+            // Nothing has changed but what is known of it.
+            let Finished { manifest: mut known, dir, .. } = same;
+            (known.recipe, known.inputs) = (manifest.recipe, manifest.inputs);
+            known.write(&dir)?;
+            self.make_current(name, &dir)?;
+            return Ok(Finished::new(known, dir));
+        }
+        let id = manifest.digest.trim_start_matches("sha256:").chars().take(DIGITS);
+        let dir = version_dir(&self.layout, name, &id.collect::<String>());
+        file::private_dir(&self.layout.image_versions(name))?;
+        publish(from, &dir)?;
+        self.make_current(name, &dir)?;
+        Ok(Finished::new(manifest, dir))
+    }
+
+    fn same_content(&self, name: &str, manifest: &Manifest) -> Option<Finished> {
+        let images = self.images.lock();
+        let versions = images.get(name)?.versions();
+        let mut there = versions.filter(|version| version.is_there());
+        there.find(|version| version.manifest.digest == manifest.digest).cloned()
+    }
+
+    fn make_current(&self, name: &str, dir: &Path) -> io::Result<()> {
+        let id = self.id_of(name, dir).unwrap_or_default();
+        file::replace(&self.layout.current_version(name), format!("{id}\n").as_bytes())
+    }
+
+    /// Returns the name of the version in `dir`; the first has none.
+    fn id_of(&self, name: &str, dir: &Path) -> Option<String> {
+        let later = dir.parent() == Some(&self.layout.image_versions(name));
+        later.then(|| dir.file_name().unwrap_or_default().to_string_lossy().into_owned())
+    }
+
+    /// Says whether an image has, or is about to have, more than the version in its own directory.
+    pub(super) fn is_versioned(&self, name: &str) -> bool {
+        self.images.lock().get(name).is_some_and(|image| image.present.is_some())
+            || self.layout.current_version(name).exists()
+    }
+
+    /// Returns the version that the disk in a VM's directory is an overlay on; `None` if there is no
+    /// disk, or no such version.
+    pub(super) fn version_of(&self, name: &str, vm: &VmDir) -> Option<BootImage> {
+        let dir = version_dir(&self.layout, name, &version_file(vm)?);
+        let images = self.images.lock();
+        let mut versions = images.get(name)?.versions();
+        let version = versions.find(|v| v.dir == dir && v.is_there())?;
+        Some(version.manifest.boot(name, &version.dir))
+    }
+
+    /// Says whether a VM's disk lies on this version, or will: anything else would be damage.
+    pub(super) fn check_version(
+        &self,
+        vm: &VmDir,
+        image: BootImage,
+    ) -> Result<BootImage, BackendError> {
+        let Some(id) = version_file(vm) else { return Ok(image) };
+        if image.disk.parent() == Some(&version_dir(&self.layout, &image.name, &id)) {
+            return Ok(image);
+        }
+        let reason =
+            "the version that the disk was made from is gone; the disk cannot be read without it";
+        Err(BackendError::ImageFailed { name: image.name, reason: reason.to_owned() })
+    }
+
+    /// Notes which version the disk that is going to be made in a VM's directory is an overlay on.
+    pub(super) fn bind_version(&self, vm: &VmDir, image: &BootImage) -> io::Result<()> {
+        let dir = image.disk.parent().unwrap_or(&image.disk);
+        match self.id_of(&image.name, dir) {
+            Some(id) => file::replace(&vm.image_version(), format!("{id}\n").as_bytes()),
+            None => file::remove(&vm.image_version()),
+        }
+    }
+
+    /// Erases the versions that are not current and that no disk needs, removed VMs' included.
+    pub(super) fn sweep_versions(&self) {
+        let older: Vec<(String, Finished)> = {
+            let images = self.images.lock();
+            let of = |(name, image): (&String, &Image)| {
+                let name = name.clone();
+                image.older.clone().into_iter().map(move |version| (name.clone(), version))
+            };
+            images.iter().flat_map(of).collect()
+        };
+        if older.is_empty() {
+            return;
+        }
+        // A VM whose definition is damaged may need any of them.
+        let Some(needed) = self.needed_versions() else { return };
+        for (name, version) in older.into_iter().filter(|(_, v)| !needed.contains(&v.dir)) {
+            match self.erase_version(&name, &version) {
+                Ok(()) => self.change(&name, |image| image.older.retain(|v| v.dir != version.dir)),
+                Err(error) => tracing::warn!(name, %error, "an old version is not erased"),
+            }
+        }
+    }
+
+    fn needed_versions(&self) -> Option<BTreeSet<PathBuf>> {
+        let parents = [self.layout.vms(), self.layout.trash()];
+        let entries = parents.iter().filter_map(|p| fs::read_dir(p).ok()).flatten();
+        let vms = entries.filter_map(Result::ok).map(|e| VmDir(e.path()));
+        let needed = vms.filter(|vm| vm.disk().exists()).map(|vm| {
+            let definition: Definition = file::read_json(&vm.definition()).ok()?;
+            let id = version_file(&vm).unwrap_or_default();
+            Some(version_dir(&self.layout, definition.settings.image(), &id))
+        });
+        needed.collect()
+    }
+
+    fn erase_version(&self, name: &str, version: &Finished) -> io::Result<()> {
+        if self.id_of(name, &version.dir).is_some() {
+            return fs::remove_dir_all(&version.dir);
+        }
+        let own = version.manifest.names().map(|name| version.dir.join(name));
+        own.collect::<Vec<_>>().iter().try_for_each(|path| file::remove(path))?;
+        match fs::remove_dir_all(version.dir.join(TEMPLATES)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done,
+        }
+    }
+}
+
+/// Returns the name of the version that a VM's disk is an overlay on, which is empty for the first;
+/// `None` without a disk.
+fn version_file(vm: &VmDir) -> Option<String> {
+    let id = || fs::read_to_string(vm.image_version()).unwrap_or_default();
+    vm.disk().exists().then(|| id().trim_end().to_owned())
+}
+
+#[cfg(test)]
+#[path = "versions_tests.rs"]
+mod tests;
