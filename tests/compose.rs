@@ -140,7 +140,8 @@ fn told(seed: u64, steps: &[Step], failure: &Failure) -> String {
         _ => false,
     };
     let steps = &steps[..until];
-    let steps = shrink::guess(&[related(steps), steps.to_vec()], &mut fails);
+    let guesses = [accepted(&related(steps)), related(steps), steps.to_vec()];
+    let steps = shrink::guess(&guesses, &mut fails);
     let few = shrink::shrink(&steps, || begun.elapsed() < limit, fails);
     format!(
         "FOUND by sequence {seed}: {}\n{}\n{}\n# {}\n",
@@ -178,6 +179,22 @@ fn related(steps: &[Step]) -> Vec<Step> {
     }
     related.reverse();
     related
+}
+
+/// Of steps, those that are not refused, and the last.
+fn accepted(steps: &[Step]) -> Vec<Step> {
+    let mut model = Model::default();
+    let mut accepted = Vec::new();
+    for (at, step) in steps.iter().enumerate() {
+        let fits = step.fits(&model) == Ok(());
+        if fits {
+            (step.operation.then)(&mut model, step);
+        }
+        if fits || at + 1 == steps.len() {
+            accepted.push(step.clone());
+        }
+    }
+    accepted
 }
 
 const BEFORE: &str = "export AQ_MOUNT=$(mktemp -d) STORE=$(mktemp -d)

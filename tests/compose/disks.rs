@@ -120,7 +120,7 @@ fn until_made(image: &str, vm: &str) -> String {
 fn warm(model: &mut Model, step: &Step) {
     if let Some(image) = model.images.get_mut(&step.word) {
         let memory = Memory { mark: 0, hostname: String::new() };
-        image.template = Some((memory, image.shape, image.disk.size));
+        image.template = Some((memory, image.gives(), image.disk.size));
     }
 }
 
@@ -218,8 +218,11 @@ pub(crate) static DISKS: &[Operation] = &[
         ask: |step| format!("rmdir {}/snapshots/{}", step.vm, step.word),
         wait: until_done,
         then: |model, step| {
-            let vm = model.vms.get_mut(&step.vm);
-            drop(vm.and_then(|vm| vm.snapshots.remove(&step.word)));
+            let Some(vm) = model.vms.get_mut(&step.vm) else { return };
+            vm.snapshots.remove(&step.word);
+            if vm.running.is_none() {
+                vm.marked.insert(step.word.clone());
+            }
         },
     },
     Operation {

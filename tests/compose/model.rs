@@ -4,12 +4,12 @@
 //! A mark is a number that a step writes into the guest: to its disk, to a tmpfs, and into the
 //! arguments of a process. Not here: which steps there are (`operations`), and looking (`checker`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The names that VMs, images and snapshots are given: few, so that steps meet.
 pub(crate) const VMS: &[&str] = &["a", "b", "c", "d", "e"];
 pub(crate) const IMAGES: &[&str] = &["i", "j", "k"];
-pub(crate) const TAGS: &[&str] = &["s", "t", "u"];
+pub(crate) const TAGS: &[&str] = &["s", "t", "suspended"];
 /// How many QEMUs run at most.
 pub(crate) const ROOM: usize = 3;
 
@@ -101,18 +101,22 @@ pub(crate) struct Vm {
     pub(crate) power: Power,
     pub(crate) image: String,
     pub(crate) set: Settings,
+    /// What its image gave it at the first start, where it has no setting of its own.
+    pub(crate) given: Option<Shape>,
     /// There is none before the first start.
     pub(crate) disk: Option<Disk>,
     /// While QEMU runs.
     pub(crate) running: Option<Running>,
     pub(crate) suspended: Option<Saved>,
     pub(crate) snapshots: BTreeMap<String, Saved>,
+    /// Those that were dropped while it was off: hidden, and perhaps still in the disk.
+    pub(crate) marked: BTreeSet<String>,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct Image {
     pub(crate) disk: Disk,
-    /// What VMs made from it are like unless they say otherwise.
+    /// Where there is no template, what VMs made from it are like unless they say otherwise.
     pub(crate) shape: Shape,
     /// The machine that VMs made from it go on from, its disk's size included.
     pub(crate) template: Option<(Memory, Shape, u32)>,
@@ -152,10 +156,12 @@ impl Model {
             power: Power::Off,
             image: image.to_owned(),
             set: Settings::default(),
+            given: None,
             disk: None,
             running: None,
             suspended: None,
             snapshots: BTreeMap::new(),
+            marked: BTreeSet::new(),
         };
         self.next_id += 1;
         self.vms.insert(name.to_owned(), vm);
@@ -171,13 +177,14 @@ impl Model {
         self.vms.values().chain(removed).any(|vm| vm.image == image)
     }
 
-    /// Returns what a VM is started with: its own settings, else its image's.
+    /// Returns what a VM is started with: its own settings, else its image's, which it keeps from its
+    /// first start on.
     pub(crate) fn shape(&self, vm: &Vm) -> Shape {
-        let image = self.images.get(&vm.image).map(|image| image.shape);
-        let image = image.unwrap_or(Shape { cpus: CPUS, memory: MEMORY });
+        let given = vm.given.or_else(|| self.images.get(&vm.image).map(Image::gives));
+        let given = given.unwrap_or(Shape { cpus: CPUS, memory: MEMORY });
         Shape {
-            cpus: vm.set.cpus.unwrap_or(image.cpus),
-            memory: vm.set.memory.unwrap_or(image.memory),
+            cpus: vm.set.cpus.unwrap_or(given.cpus),
+            memory: vm.set.memory.unwrap_or(given.memory),
         }
     }
 
@@ -188,6 +195,7 @@ impl Model {
         let hostname = vm.set.hostname.clone().unwrap_or_else(|| name.to_owned());
         let fits = |disk: u32| vm.disk.is_none() && power == Power::Ready && self.fits(vm, disk);
         let image = &self.images[&vm.image];
+        let gives = image.gives();
         let fresh = Disk { size: image.disk.size.max(vm.set.disk.unwrap_or(0)), ..image.disk };
         let (disk, mark, warm) = match (&vm.suspended, &image.template) {
             (Some(saved), _) => (saved.disk, None, false),
@@ -201,6 +209,8 @@ impl Model {
         let booted = Memory { mark: mark.unwrap_or(0), hostname };
         let memory = suspended.unwrap_or(booted);
         vm.disk = Some(disk);
+        vm.given = vm.given.or(Some(gives));
+        vm.marked.clear();
         vm.running = Some(Running { memory, shape, warm, thrown });
         vm.power = power;
     }
@@ -252,10 +262,17 @@ impl Model {
     /// Makes an image of what a VM holds, or held at a snapshot.
     pub(crate) fn publish(&mut self, image: &str, vm: &Vm, saved: Option<&Saved>) {
         let Some(disk) = saved.map(|saved| saved.disk).or(vm.disk) else { return };
-        let shape = vm.running.as_ref().map_or_else(|| self.shape(vm), |running| running.shape);
+        let shape = self.shape(vm);
         let running = vm.running.as_ref().filter(|_| saved.is_none());
-        let template = running.map(|running| (running.memory.clone(), shape, disk.size));
+        let template = running.map(|r| (r.memory.clone(), r.shape, disk.size));
         self.images.insert(image.to_owned(), Image { disk, shape, template });
+    }
+}
+
+impl Image {
+    /// Returns what a VM made from it is started with if it says nothing else.
+    pub(crate) fn gives(&self) -> Shape {
+        self.template.as_ref().map_or(self.shape, |(_, shape, _)| *shape)
     }
 }
 
@@ -306,7 +323,7 @@ mod tests {
         marked(&mut model, "a", 7);
         let vm = model.vms["a"].clone();
         model.publish("i", &vm, None);
-        for (name, memory, mark) in [("b", None, 7), ("c", Some(192), 0)] {
+        for (name, memory, mark) in [("b", None, 7), ("c", Some(192), 0), ("d", Some(128), 7)] {
             model.create(name, "i");
             model.vms.get_mut(name).unwrap().set.memory = memory;
             model.start(name, Power::Ready);
