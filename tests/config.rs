@@ -158,6 +158,31 @@ fn a_disk_grows_while_it_runs_and_the_file_system_at_the_next_boot() {
 }
 
 #[test]
+fn an_ephemeral_guest_is_not_suspended_and_a_suspended_one_does_not_start_so() {
+    let aq = Mounted::with_image();
+    aq.sh("mkdir vm1 && echo 1 > vm1/config/ephemeral").ok();
+    aq.boot_existing("vm1");
+    aq.exec("vm1", "echo kept > /tmp/x");
+    assert_errno(aq.write("vm1/ctl", "suspend\n"), libc::EINVAL);
+    assert_eq!(
+        (aq.read("vm1/status"), aq.exec("vm1", "cat /tmp/x")),
+        ("ready".into(), "kept".into())
+    );
+    aq.sh("echo kill > vm1/ctl; cat vm1/wait; echo 0 > vm1/config/ephemeral").ok();
+    aq.boot_existing("vm1");
+    aq.exec("vm1", "echo saved > /tmp/x");
+    aq.sh("echo suspend > vm1/ctl; cat vm1/wait; echo 1 > vm1/config/ephemeral").ok();
+    assert_errno(aq.write("vm1/ctl", "start\n"), libc::EINVAL);
+    assert_eq!(
+        (aq.read("vm1/status"), aq.info("vm1", "suspended")),
+        ("stopped".into(), "yes".into())
+    );
+    aq.sh("echo 0 > vm1/config/ephemeral").ok();
+    aq.boot_existing("vm1");
+    assert_eq!(aq.exec("vm1", "cat /tmp/x"), "saved");
+}
+
+#[test]
 fn an_ephemeral_guest_forgets() {
     let aq = Mounted::with_image();
     aq.boot("vm1");

@@ -6,15 +6,13 @@
 #![cfg(feature = "qemu_tests")]
 #![allow(clippy::print_stdout, reason = "what was done when is told as it goes on")]
 
-#[path = "torture/audit.rs"]
-mod audit;
 mod common;
 #[path = "torture/operations.rs"]
 mod operations;
 
 use std::time::{Duration, Instant};
 
-use common::{BOOT, Mounted, eventually, proc};
+use common::{BOOT, Mounted, audit, eventually, proc};
 use fastrand::Rng;
 use operations::{OPERATIONS, Operation, Past, Power, Victim};
 use rustix::process::Signal;

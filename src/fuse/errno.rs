@@ -102,7 +102,7 @@ fn refused(refusal: &Refusal) -> i32 {
         | Refusal::MustStop { .. }
         | Refusal::NotReady { .. } => libc::EBUSY,
         Refusal::Protected => libc::EPERM,
-        Refusal::HasDisk { .. } | Refusal::Ephemeral => libc::EINVAL,
+        Refusal::HasDisk { .. } | Refusal::Ephemeral | Refusal::SuspendedEphemeral => libc::EINVAL,
         Refusal::NoSnapshot { .. } | Refusal::NoDisk => libc::ENOENT,
         Refusal::SnapshotExists { .. } => libc::EEXIST,
         Refusal::NoMemory { .. } | Refusal::NumberOfAnother { .. } => libc::EBUSY,

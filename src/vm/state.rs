@@ -314,6 +314,12 @@ pub enum Refusal {
     /// What the machine writes is thrown away at its end.
     #[error("snapshots: the VM runs ephemeral, and they would vanish with it; stop it first")]
     Ephemeral,
+    /// What was suspended is in the VM's own disk, and QEMU loads it only from the disk it runs on.
+    #[error(
+        "start: the VM is suspended, and config/ephemeral is 1, with which it cannot go on; \
+         `echo 0 > config/ephemeral`, or `echo kill > ctl` to give up what is suspended"
+    )]
+    SuspendedEphemeral,
     /// The VM's files are damaged.
     #[error("{verb}: broken: {reason}")]
     Broken {

@@ -1,11 +1,12 @@
 //! What the tests share: a mounted aqfs of their own ([`mounted`]), shell scripts with a bound
-//! ([`shell`]), looks at processes and mounts ([`proc`]), a guest image built once ([`image`]),
+//! ([`shell`]), looks at a store from outside ([`audit`]), looks at processes and mounts ([`proc`]), a guest image built once ([`image`]),
 //! terminals ([`terminal`]).
 //!
 //! No assertion about aqfs itself lives here, except that it cleans up behind itself.
 
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part of this")]
 
+pub(crate) mod audit;
 pub(crate) mod image;
 pub(crate) mod mounted;
 pub(crate) mod proc;

@@ -128,8 +128,9 @@ fn warm(model: &mut Model, step: &Step) {
 fn settings(_: &Model, _: &str) -> Vec<String> {
     let all = ["memory 128M", "memory 192M", "memory 256M", "cpus 1", "cpus 2", "cpus default"];
     let more = ["memory default", "hostname h", "hostname default", "protect 1", "protect 0"];
+    let more = more.iter().chain(&["ephemeral 1", "ephemeral 0", "ephemeral 0"]);
     let wrong = ["memory 1K", "hostname -x", "cpus many"];
-    all.iter().chain(&more).chain(&wrong).map(|&word| word.to_owned()).collect()
+    all.iter().chain(more).chain(&wrong).map(|&word| word.to_owned()).collect()
 }
 
 fn can_set(model: &Model, step: &Step) -> Fits {
@@ -150,6 +151,7 @@ fn set(model: &mut Model, step: &Step) {
         "cpus" => vm.set.cpus = number,
         "hostname" => vm.set.hostname = (value != "default").then(|| value.to_owned()),
         "protect" => vm.set.protect = value == "1",
+        "ephemeral" => vm.set.ephemeral = value == "1",
         other => unreachable!("{other} is no setting of the table"),
     }
 }
@@ -158,6 +160,8 @@ fn can_resize(model: &Model, step: &Step) -> Fits {
     let vm = vm(model, step)?;
     let size =
         vm.disk.map_or(0, |disk| disk.size).max(vm.running.as_ref().and(vm.set.disk).unwrap_or(0));
+    let thrown = vm.running.as_ref().is_some_and(|running| running.thrown.is_some());
+    require(!thrown, No::Unfit)?;
     let wanted: u32 = step.word.parse().map_err(|_| No::Unfit)?;
     require(wanted >= size, No::Errno(EINVAL))
 }

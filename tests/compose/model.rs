@@ -233,6 +233,9 @@ impl Model {
     /// QEMU has ended.
     pub(crate) fn end(&mut self, name: &str, power: Power) {
         let Some(vm) = self.vms.get_mut(name) else { return };
+        if vm.running.is_none() {
+            vm.suspended = None;
+        }
         if let Some(before) = vm.running.take().and_then(|running| running.thrown) {
             vm.disk = Some(before);
         }

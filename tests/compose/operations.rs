@@ -3,7 +3,7 @@
 //!
 //! The lines are what a user types in the mount; `$STORE` is its store.
 
-use libc::{EALREADY, EBUSY, EEXIST, EHOSTDOWN, EPERM};
+use libc::{EALREADY, EBUSY, EEXIST, EHOSTDOWN, EINVAL, EPERM};
 
 use super::model::{IMAGES, Model, Power, ROOM, Running, VMS, Vm};
 
@@ -85,6 +85,7 @@ fn runs_for(model: &Model, step: &Step, errno: i32) -> Fits {
 fn can_start(model: &Model, step: &Step) -> Fits {
     let vm = vm(model, step)?;
     require(vm.power.is_off(), No::Errno(EALREADY))?;
+    require(vm.suspended.is_none() || !vm.set.ephemeral, No::Errno(EINVAL))?;
     let saved = vm.suspended.as_ref().and_then(|saved| saved.memory.as_ref());
     require(saved.is_none_or(|(_, shape)| *shape == model.shape(vm)), No::Unfit)?;
     require(model.live() < ROOM && model.images.contains_key(&vm.image), No::Unfit)
@@ -237,7 +238,11 @@ pub(crate) static POWER: &[Operation] = &[
         name: "kill",
         weight: 3,
         words: none,
-        fits: |model, step| runs_for(model, step, EALREADY),
+        fits: |model, step| match vm(model, step)? {
+            // It gives up what is suspended.
+            vm if vm.power == Power::Off && vm.suspended.is_some() => Ok(()),
+            _ => runs_for(model, step, EALREADY),
+        },
         ask: |step| ctl(step, "kill"),
         wait: until_done,
         then: |model, step| model.end(&step.vm, Power::Off),

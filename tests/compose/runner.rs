@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::checker::{self, Checked, Finding, Guests};
 use super::model::Model;
 use super::operations::{No, Step};
-use crate::common::{Mounted, Output};
+use crate::common::{Mounted, Output, audit};
 
 /// What any step may take; within it each wait has a bound of its own.
 const STEP: Duration = Duration::from_secs(300);
@@ -50,6 +50,7 @@ pub(crate) fn run(steps: &[Step], counts: &mut Counts) -> Option<Failure> {
         }
         if failure.is_none() {
             at = steps.len();
+            failure = runner.audited().err();
         }
         failure
         // Here the mount and its guests are ended, which finds what is left behind.
@@ -134,6 +135,21 @@ impl Runner {
             }
         }
         Ok(())
+    }
+
+    /// Looks at the store from outside, as soon as nothing runs on it: every image and file.
+    fn audited(&self) -> Checked {
+        let mut found = Vec::new();
+        if self.model.live() == 0 {
+            audit::processes(&self.aq, &mut found);
+            audit::images(&self.aq, &mut found);
+            audit::disks(&self.aq, audit::Leaks::Tolerated, &mut found);
+            audit::files(&self.aq, &mut found);
+        }
+        match found.is_empty() {
+            true => Ok(()),
+            false => Err(Finding::new("audit", found.join("\n"))),
+        }
     }
 
     /// Runs lines as a user in the mount does, until one fails.

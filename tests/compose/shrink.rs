@@ -4,12 +4,6 @@
 //! thousands of them are right; here each takes seconds on a store of its own, so what matters is to
 //! cut large pieces first, to stop at a time, and to say what was found by then.
 
-/// Of sequences that may still fail, the first that does, or else the last: guesses that save time.
-pub(crate) fn guess<T: Clone>(guesses: &[Vec<T>], mut fails: impl FnMut(&[T]) -> bool) -> Vec<T> {
-    let Some((last, others)) = guesses.split_last() else { return Vec::new() };
-    others.iter().find(|guess| fails(guess)).unwrap_or(last).clone()
-}
-
 /// Returns a shortest sequence found that still fails, as long as `may_try` says that there is time.
 /// The last step is where it fails: it stays.
 pub(crate) fn shrink<T: Clone>(

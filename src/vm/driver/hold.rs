@@ -71,6 +71,7 @@ impl Driver {
             | Refusal::NoDisk
             | Refusal::HasDisk { .. }
             | Refusal::Ephemeral
+            | Refusal::SuspendedEphemeral
             | Refusal::Broken { .. }) => other,
         }
     }

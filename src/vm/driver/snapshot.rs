@@ -99,6 +99,10 @@ impl Driver {
         else {
             return;
         };
+        if self.in_force().is_some_and(|i| i.spec.ephemeral) {
+            drop(answer.send(Err(Refusal::Ephemeral.into())));
+            return;
+        }
         let op = SnapshotOp::Take(SUSPENDED.to_owned());
         let (before, stale) = (self.state(), self.suspended());
         self.enter(State::Saving);

@@ -14,7 +14,7 @@ use crate::vm::events::Event;
 use crate::vm::exec::Link;
 use crate::vm::memory::Ram;
 use crate::vm::spec::VmSpec;
-use crate::vm::state::State;
+use crate::vm::state::{Refusal, State};
 use crate::vm::warm::Memory;
 use crate::vm::{Vm, VmError, World, one_line};
 
@@ -45,6 +45,10 @@ impl Driver {
             drop(answer.send(Err(error.into())));
             return Life::GoesOn;
         };
+        if spec.ephemeral && self.suspended().is_some() {
+            drop(answer.send(Err(Refusal::SuspendedEphemeral.into())));
+            return Life::GoesOn;
+        }
         if let Some(error) = self.world.missing(&spec.image) {
             drop(answer.send(Err(error.into())));
             return Life::GoesOn;

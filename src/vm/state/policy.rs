@@ -221,7 +221,7 @@ mod tests {
                 | Refusal::NumberOfAnother { .. }
                 | Refusal::NoDisk,
             )
-            | Err(Refusal::Ephemeral) => '?',
+            | Err(Refusal::Ephemeral | Refusal::SuspendedEphemeral) => '?',
             Err(Refusal::InUse { .. } | Refusal::Held { .. }) => 'i',
             Err(Refusal::MustStop { .. }) => 'm',
             Err(Refusal::Protected) => 'p',

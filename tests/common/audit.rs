@@ -6,7 +6,7 @@ use std::process::Command;
 
 use aqfs::store::layout::{Layout, VmDir};
 
-use crate::common::{BOOT, Mounted, eventually};
+use super::{BOOT, Mounted, eventually};
 
 /// What is thought of clusters that are lost, which `qemu-img check` ends with 3 for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
