@@ -62,7 +62,8 @@ async fn carry_out(qmp: &Qmp, op: &SnapshotOp) -> Result<(), BackendError> {
     forget_ended(qmp).await?;
     let ran = connect::status(qmp).await? == Status::Runs;
     let job = format!("{OURS}{}", uuid::Uuid::new_v4().simple());
-    qmp.execute(command, arguments(command, &job, tag)).await?;
+    // QEMU may answer only when the job is over, as it does both on one thread.
+    qmp.execute_within(command, arguments(command, &job, tag), BOUND).await?;
     let end = concluded(qmp, command, &job, BOUND).await?;
     match (end, op) {
         // It stays on QEMU's list until the next one, for a daemon that finds the machine: see `past`.
@@ -177,4 +178,44 @@ async fn concluded(
         }
     }
     Err(BackendError::QmpTimeout { command: command.to_owned(), seconds: bound.as_secs() })
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    /// A QEMU that answers a command to save memory when that is done, after a minute.
+    async fn slow_qemu(far: UnixStream) {
+        let (reader, mut writer) = far.into_split();
+        let mut lines = BufReader::new(reader).lines();
+        let greeting = r#"{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}}}}"#;
+        writer.write_all(format!("{greeting}\n").as_bytes()).await.unwrap();
+        let mut jobs = json!([]);
+        while let Some(line) = lines.next_line().await.unwrap() {
+            let request: Value = serde_json::from_str(&line).unwrap();
+            let answer = match request["execute"].as_str().unwrap() {
+                "query-status" => json!({"status": "running", "running": true}),
+                "query-jobs" => jobs.clone(),
+                "snapshot-save" => {
+                    sleep(Duration::from_secs(60)).await;
+                    jobs = json!([{"id": request["arguments"]["job-id"], "status": "concluded"}]);
+                    json!({})
+                }
+                _ => json!({}),
+            };
+            let answer = json!({"return": answer, "id": request["id"]});
+            writer.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_memory_that_takes_a_minute_to_save_is_saved() {
+        let (near, far) = UnixStream::pair().unwrap();
+        tokio::spawn(slow_qemu(far));
+        let qmp = Qmp::open(near, Duration::from_secs(1), |_| ()).await.unwrap();
+        run(&qmp, &SnapshotOp::Take("x".to_owned()), false).await.unwrap();
+    }
 }
