@@ -5,6 +5,8 @@
 pub mod aliases;
 pub mod images;
 mod names;
+#[cfg(test)]
+mod tests;
 pub mod trash;
 mod warm;
 
@@ -17,12 +19,13 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use self::aliases::Aliases;
 use self::names::NameLocks;
 use self::trash::Trash;
+use crate::store::failures::Failures;
 use crate::store::file;
 use crate::store::layout::{Layout, VmDir};
 use crate::vm::backend::{BackendError, Lifetime};
@@ -38,6 +41,10 @@ use crate::vm::{Vm, VmError, VmId, World};
 /// How long a mount waits for guests that were found running: a guest that listens answers within
 /// a few hundred milliseconds, also under TCG.
 const GUEST_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long the trash is left alone between two looks, at the least and at the most.
+const SWEEP_PAUSE: Duration = Duration::from_secs(60);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// Why a name operation was not done.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -122,15 +129,15 @@ impl Drop for Reservation<'_> {
 
 impl Registry {
     /// Opens a store: adopts the machines that run, lists damaged VMs as such, clears away what
-    /// was half made and what has been in the trash for long.
+    /// was half made.
     ///
     /// # Errors
     /// Only if the store's own directories cannot be used; one VM's damage is its own.
     pub async fn open(layout: Layout, world: World) -> Result<Self, RegistryError> {
-        let at = layout.clone();
+        let (at, failures) = (layout.clone(), Arc::clone(&world.failures));
         let open = move || {
-            let trash = Trash::open(at.trash(), SystemTime::now())?;
-            Ok((scan(&at)?, trash, Aliases::open(at.aliases())?))
+            let trash = Trash::open(at.trash(), &failures);
+            Ok((scan(&at, &failures)?, trash, Aliases::open(at.aliases(), &failures)))
         };
         let (found, trash, aliases) = on_disk("the store", open).await?;
         let registry = Self {
@@ -174,6 +181,33 @@ impl Registry {
         let reached: JoinSet<()> = vms.map(|vm| async move { vm.reached().await }).collect();
         // One that still boots is `running`, which is what it is.
         let _late = tokio::time::timeout(GUEST_PATIENCE, reached.join_all()).await;
+    }
+
+    /// Erases what has been in the trash for long, as it becomes due. It never ends.
+    pub async fn keep_trash(self: Arc<Self>) {
+        loop {
+            let registry = Arc::clone(&self);
+            let sweep = move || {
+                registry.trash.sweep(SystemTime::now(), &registry.world.failures);
+                Ok(())
+            };
+            if let Err(error) = on_disk("the trash", sweep).await {
+                tracing::error!(%error, "nothing more is erased");
+                return;
+            }
+            let idle = self.trash.idle(SystemTime::now());
+            let due = async {
+                match idle {
+                    // What cannot be erased now is not tried again at once; a clock may be set.
+                    Some(idle) => sleep(idle.clamp(SWEEP_PAUSE, SWEEP_INTERVAL)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = due => {}
+                () = self.trash.arrived.notified() => sleep(SWEEP_PAUSE).await,
+            }
+        }
     }
 
     /// Starts the VMs that want it, in the order of their names; a failure is in the VM's `error`.
@@ -365,10 +399,12 @@ impl Registry {
         let (registry, text) = (Arc::clone(self), to.clone());
         let found = on_disk("the removed VM", move || {
             file::replace(&item.dir.name(), format!("{text}\n").as_bytes())?;
-            let stored = file::read_json::<Definition>(&item.dir.definition())?;
-            let dir = registry.layout.vm(stored.uuid);
+            // One that was broken is broken again.
+            let stored = file::read_json::<Definition>(&item.dir.definition());
+            let uuid = stored.map_or_else(|_| Uuid::new_v4(), |stored| stored.uuid);
+            let dir = registry.layout.vm(uuid);
             registry.trash.take(&item, &dir)?;
-            Ok(read_vm(stored.uuid, dir))
+            Ok(read_vm(uuid, dir))
         });
         let vm = driver::spawn(found.await?.birth(self.fresh_id()), self.world.clone()).await;
         self.insert(to, &vm);
@@ -434,21 +470,35 @@ fn fallback_name(uuid: Uuid) -> String {
     format!("broken-{}", &uuid.simple().to_string()[..8])
 }
 
-fn scan(layout: &Layout) -> std::io::Result<Vec<Found>> {
-    for dir in [layout.vms(), layout.images(), layout.cache()] {
-        file::private_dir(&dir)?;
+fn scan(layout: &Layout, failures: &Failures) -> std::io::Result<Vec<Found>> {
+    file::private_dir(&layout.vms())?;
+    // What can be made again: without it the mount is slower, or tells who needs it.
+    for dir in [layout.images(), layout.cache()] {
+        note_failed(file::private_dir(&dir), &dir, failures);
     }
-    layout.plain_dirs().iter().try_for_each(|dir| file::sweep(dir))?;
+    for dir in layout.plain_dirs() {
+        note_failed(file::sweep(&dir), &dir, failures);
+    }
     let mut found = Vec::new();
     for entry in fs::read_dir(layout.vms())? {
         let path = entry?.path();
         match uuid_of(&path) {
             Some(uuid) => found.push(read_vm(uuid, VmDir(path))),
-            None if is_half_made(&path) => fs::remove_dir_all(&path)?,
+            None if is_half_made(&path) => note_failed(remove(&path), &path, failures),
             None => tracing::warn!(path = %path.display(), "not a VM: left alone"),
         }
     }
     Ok(found)
+}
+
+fn note_failed(done: std::io::Result<()>, path: &Path, failures: &Failures) {
+    if let Err(error) = done {
+        failures.note(path, &error, format!("cannot clear away in {}: {error}", path.display()));
+    }
+}
+
+fn remove(path: &Path) -> std::io::Result<()> {
+    if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
 }
 
 fn uuid_of(path: &Path) -> Option<Uuid> {

@@ -20,9 +20,10 @@ use crate::guest::SshGuests;
 use crate::image::ImageStore;
 use crate::qemu::Qemu;
 use crate::registry::{Registry, RegistryError};
-use crate::store::file;
+use crate::store::failures::Failures;
 use crate::store::layout::Layout;
 use crate::store::lock::{LockError, Owner, StoreLock};
+use crate::store::{aside, file};
 use crate::tree::Tree;
 use crate::vm::World;
 use crate::vm::backend::BackendError;
@@ -166,12 +167,13 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     file::private_dir(layout.root()).map_err(failed(layout.root().display().to_string()))?;
     let owner = Owner { pid: std::process::id(), mount: dir.clone() };
     let _lock = StoreLock::take(&layout.lock(), &owner)?;
-    start_log(&layout, config.mode)?;
+    let failures = Arc::<Failures>::default();
+    start_log(&layout, config.mode, &failures)?;
     // A daemon whose working directory lies in its own mount would wait for itself.
     std::env::set_current_dir("/").map_err(failed("/"))?;
     sys::allow_many_files();
     let runtime = runtime()?;
-    let registry = runtime.block_on(registry(&layout, config))?;
+    let registry = runtime.block_on(registry(&layout, config, Arc::clone(&failures)))?;
     let world = registry.world();
     if let Some(missing) = world.missing(&world.defaults.spec().image) {
         warn_user(config.mode, &format!("no VM can start: {missing}"));
@@ -188,8 +190,10 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     tracing::info!(dir = %dir.display(), store = %layout.root().display(), "mounted");
     runtime.spawn(touch::follow(events, dir.clone()));
     runtime.spawn(unmount_at_the_end(ends, dir));
-    runtime.spawn(registry.autostart());
+    runtime.spawn(Arc::clone(&registry).autostart());
+    runtime.spawn(Arc::clone(&registry).keep_trash());
     if config.mode == Mode::Detached {
+        tell_failures(&failures);
         say_mounted(&layout)?;
     }
     tell_systemd();
@@ -215,8 +219,12 @@ fn runtime() -> Result<Runtime, RunError> {
     builder.build().map_err(failed("cannot start threads"))
 }
 
-async fn registry(layout: &Layout, config: &MountConfig) -> Result<Arc<Registry>, RunError> {
-    let images = Arc::new(ImageStore::open(layout.clone())?);
+async fn registry(
+    layout: &Layout,
+    config: &MountConfig,
+    failures: Arc<Failures>,
+) -> Result<Arc<Registry>, RunError> {
+    let images = Arc::new(ImageStore::open(layout.clone(), &failures)?);
     let qemu = Qemu::new(layout.clone(), images.clone());
     // Its version is for `.host`. Without QEMU nothing starts, and the VMs that run are still there.
     if let Err(error) = qemu.installation().await {
@@ -230,29 +238,40 @@ async fn registry(layout: &Layout, config: &MountConfig) -> Result<Arc<Registry>
         guests: Arc::new(guests),
         images,
         events: Arc::default(),
-        defaults: Arc::new(defaults(layout, config)?),
+        defaults: Arc::new(Defaults::open(layout.defaults(), config.image.clone(), &failures)),
+        failures,
     };
     Ok(Arc::new(Registry::open(layout.clone(), world).await?))
 }
 
-fn defaults(layout: &Layout, config: &MountConfig) -> Result<Defaults, RunError> {
-    let path = layout.defaults();
-    let what = format!("{} (without it the built-in defaults hold)", path.display());
-    Defaults::open(path, config.image.clone()).map_err(failed(what))
+/// The terminal is the parent's, and the log is in the store.
+fn tell_failures(failures: &Failures) {
+    for failure in failures.list() {
+        // A parent that is gone does not want to know.
+        drop(writeln!(io::stderr(), "aq: {}", failure.text));
+    }
 }
 
 /// A daemon in the background keeps its log in the store; the terminal is its parent's.
-fn start_log(layout: &Layout, mode: Mode) -> Result<(), RunError> {
+fn start_log(layout: &Layout, mode: Mode, failures: &Failures) -> Result<(), RunError> {
     let filter = EnvFilter::try_from_env("AQ_LOG").unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
     // What cannot be written, on a full disk, is lost: to tell of it on standard error, which is the
     // same file, would end the task that has something to say.
     let log = log.log_internal_errors(false);
     match mode {
-        Mode::Detached => log.with_writer(Arc::new(open_log(layout)?)).init(),
+        Mode::Detached => log.with_writer(Arc::new(usable_log(layout, failures)?)).init(),
         Mode::Foreground | Mode::Background => log.with_writer(io::stderr).init(),
     }
     Ok(())
+}
+
+/// A log that cannot be written is put aside.
+fn usable_log(layout: &Layout, failures: &Failures) -> Result<File, RunError> {
+    if let Err(RunError::Io { error, .. }) = open_log(layout) {
+        aside::put(&layout.daemon_log(), &error, failures);
+    }
+    open_log(layout)
 }
 
 fn open_log(layout: &Layout) -> Result<File, RunError> {

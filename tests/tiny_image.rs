@@ -14,6 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use aqfs::image::ImageStore;
+use aqfs::store::failures::Failures;
 use aqfs::store::layout::Layout;
 use aqfs::vm::backend::{BootImage, Images};
 
@@ -37,7 +38,7 @@ impl Store {
 
     async fn tiny(&self) -> BootImage {
         let _alone = BUILDING.lock().await;
-        let store = ImageStore::open(Layout::new(self.0.path())).unwrap();
+        let store = ImageStore::open(Layout::new(self.0.path()), &Failures::default()).unwrap();
         let since = Instant::now();
         let image = store.ensure("tiny").await.unwrap();
         let info = store.info("tiny").unwrap();

@@ -15,11 +15,13 @@ use parking_lot::Mutex;
 
 use super::disk::DiskFile;
 use super::entry::{Finished, Image, Phase, scan};
+use super::manifest;
 use super::publish::{LiveVm, VmDisk};
 use super::source::{BuildError, Progress, Source};
 use super::template;
 use super::tiny::Tiny;
 use crate::programs::{self, Program};
+use crate::store::failures::Failures;
 use crate::store::file;
 use crate::store::layout::{Layout, TEMPLATES, VmDir};
 use crate::sys;
@@ -47,19 +49,20 @@ impl ImageStore {
     ///
     /// # Errors
     /// The store's directories cannot be made or read.
-    pub fn open(layout: Layout) -> Result<Self, BackendError> {
+    pub fn open(layout: Layout, failures: &Failures) -> Result<Self, BackendError> {
         let tiny = Arc::new(Tiny::new(layout.cache()));
-        Self::with_sources(layout, Arc::clone(&tiny), vec![("tiny", tiny)])
+        Self::with_sources(layout, failures, Arc::clone(&tiny), vec![("tiny", tiny)])
     }
 
     pub(super) fn with_sources(
         layout: Layout,
+        failures: &Failures,
         tiny: Arc<Tiny>,
         sources: Vec<(&str, Arc<dyn Source>)>,
     ) -> Result<Self, BackendError> {
         let dir = layout.images();
         let found = file::private_dir(&dir)
-            .and_then(|()| scan(&layout))
+            .and_then(|()| scan(&layout, failures))
             .map_err(|e| BackendError::io(dir.display().to_string(), &e))?;
         let mut images = BTreeMap::from_iter(found);
         for image in images.values_mut().filter(|i| i.spec == tiny.spec()) {
@@ -220,6 +223,13 @@ impl Inner {
         match &image.phase {
             Phase::UnderWay(_) => return Err(under_way(name)),
             Phase::Ready(_) => return Err(BackendError::ImageExists { name: name.to_owned() }),
+            // One that is damaged may have VMs.
+            Phase::Failed(_)
+                if !image.builtin
+                    && manifest::is_in(&super::versions::current_dir(&self.layout, name)) =>
+            {
+                return Err(BackendError::ImageExists { name: name.to_owned() });
+            }
             Phase::Absent | Phase::Failed(_) => {}
         }
         if image.builtin && image.spec() != source.spec() {

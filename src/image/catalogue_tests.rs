@@ -57,6 +57,10 @@ struct Fixture {
     store: ImageStore,
 }
 
+fn with_sources(layout: Layout, sources: Vec<(&str, Arc<dyn Source>)>) -> ImageStore {
+    ImageStore::with_sources(layout, &Failures::default(), tiny(), sources).unwrap()
+}
+
 fn tiny() -> Arc<Tiny> {
     Arc::new(Tiny::new("/nowhere".into()))
 }
@@ -66,8 +70,7 @@ fn fixture() -> Fixture {
     let (orders, receiver) = mpsc::channel();
     let source = Arc::new(Told { builds: AtomicUsize::new(0), orders: Mutex::new(receiver) });
     let layout = Layout::new(dir.path());
-    let store =
-        ImageStore::with_sources(layout, tiny(), vec![("told", Arc::clone(&source) as _)]).unwrap();
+    let store = with_sources(layout, vec![("told", Arc::clone(&source) as _)]);
     Fixture { dir, source, orders, store }
 }
 
@@ -121,7 +124,7 @@ async fn an_image_is_there_whole_or_not_at_all() {
         fs::read_dir(dir.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names, ["told"]);
     // Another daemon finds the same image and builds nothing.
-    let again = ImageStore::with_sources(Layout::new(f.dir.path()), tiny(), vec![]).unwrap();
+    let again = with_sources(Layout::new(f.dir.path()), vec![]);
     assert_eq!(again.ensure("told").await.unwrap().digest, info.digest);
     assert_eq!(again.info("told").unwrap().source, "builtin:told");
 }
@@ -146,7 +149,7 @@ async fn what_a_killed_daemon_left_half_built_is_removed() {
     let half = dir.path().join("images/.told.Xy12Zz");
     fs::create_dir_all(&half).unwrap();
     fs::write(half.join("disk.raw"), "half").unwrap();
-    let store = ImageStore::with_sources(Layout::new(dir.path()), tiny(), vec![]).unwrap();
+    let store = with_sources(Layout::new(dir.path()), vec![]);
     assert!(!half.exists());
     assert_eq!(store.list(), []);
     let error = store.ensure("told").await.unwrap_err();
@@ -162,4 +165,31 @@ async fn a_damaged_image_is_made_again() {
     f.orders.send(Ok(())).unwrap();
     f.store.ensure("told").await.unwrap();
     assert!(image.disk.exists());
+}
+
+#[tokio::test]
+async fn a_damaged_image_is_listed_and_says_so_and_others_are_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let layout = Layout::new(dir.path());
+    for name in ["json", "folder", "half"] {
+        fs::create_dir_all(layout.image(name)).unwrap();
+    }
+    fs::write(layout.image("json").join("image.json"), "{").unwrap();
+    fs::create_dir(layout.image("folder").join("image.json")).unwrap();
+    fs::create_dir(layout.image("half").join(".tmpx")).unwrap();
+    fs::write(layout.images().join(".half"), "not a directory").unwrap();
+    let failures = Failures::default();
+    let store = ImageStore::with_sources(layout.clone(), &failures, tiny(), vec![]).unwrap();
+    for name in ["json", "folder"] {
+        let info = store.info(name).unwrap();
+        assert!(info.status.to_string().contains("cannot be read"), "{name}: {}", info.status);
+        let error = store.ensure(name).await.unwrap_err();
+        assert!(error.to_string().contains("put it back"), "{error}");
+        let recipe = Recipe::Tiny;
+        assert!(matches!(store.assign(name, recipe), Err(BackendError::ImageExists { .. })));
+        assert!(layout.image(name).join("image.json").exists());
+        store.remove(name).unwrap();
+    }
+    assert_eq!(store.info("half").unwrap().status, ImageStatus::Absent);
+    assert_eq!(failures.list().len(), 3, "{}", failures.print());
 }

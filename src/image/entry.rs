@@ -13,6 +13,7 @@ use super::manifest::Manifest;
 use super::source::Source;
 use super::template::Stored;
 use super::versions;
+use crate::store::failures::Failures;
 use crate::store::file;
 use crate::store::layout::Layout;
 use crate::vm::backend::{BackendError, ImageInfo, ImageStatus, Recipes};
@@ -118,6 +119,15 @@ impl Image {
         Self { source, phase, spec: spec.to_owned(), ..Self::default() }
     }
 
+    /// One whose definition cannot be read.
+    fn damaged(name: &str, error: &io::Error) -> Self {
+        let reason = format!(
+            "its definition cannot be read: {error}; put it back in the store, or `rmdir .images/{name}`"
+        );
+        let error = BackendError::ImageFailed { name: name.to_owned(), reason };
+        Self { phase: Phase::Failed(error), ..Self::default() }
+    }
+
     pub(super) fn spec(&self) -> &str {
         self.source.as_ref().map_or(&self.spec, |s| s.spec())
     }
@@ -125,6 +135,11 @@ impl Image {
     pub(super) fn source_to_use(&self, name: &str) -> Result<Arc<dyn Source>, BackendError> {
         if let Some(source) = &self.source {
             return Ok(Arc::clone(source));
+        }
+        if let Phase::Failed(error) = &self.phase
+            && self.spec.is_empty()
+        {
+            return Err(error.clone());
         }
         if self.spec.is_empty() {
             return Err(BackendError::NoSource { name: name.to_owned() });
@@ -206,9 +221,9 @@ impl Finished {
     }
 }
 
-/// Removes half-built images and reads the finished ones. A damaged image is left alone, and is
-/// replaced if its source can make it again.
-pub(super) fn scan(layout: &Layout) -> io::Result<Vec<(String, Image)>> {
+/// Removes half-built images and reads the finished ones. A damaged image is left alone and listed as
+/// failed; one that is built in is made again when it is needed.
+pub(super) fn scan(layout: &Layout, failures: &Failures) -> io::Result<Vec<(String, Image)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(layout.images())? {
         let entry = entry?;
@@ -217,7 +232,10 @@ pub(super) fn scan(layout: &Layout) -> io::Result<Vec<(String, Image)>> {
             continue;
         };
         if name.starts_with('.') {
-            fs::remove_dir_all(&path)?;
+            if let Err(error) = fs::remove_dir_all(&path) {
+                let text = format!("cannot clear away {}: {error}", path.display());
+                failures.note(&path, &error, text);
+            }
             continue;
         }
         let dir = versions::current_dir(layout, &name);
@@ -227,11 +245,19 @@ pub(super) fn scan(layout: &Layout) -> io::Result<Vec<(String, Image)>> {
                 found.push((name, Image::found(Finished::new(manifest, dir), older)));
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_dir() => {
-                file::sweep(&path)?;
+                if let Err(error) = file::sweep(&path) {
+                    tracing::warn!(name, %error, "half written files stay");
+                }
                 let spec = fs::read_to_string(layout.image_source(&name)).unwrap_or_default();
                 found.push((name, Image::unfinished(spec.trim_end())));
             }
-            Err(error) => tracing::warn!(name, %error, "image cannot be used"),
+            Err(error) => {
+                let text = format!("image {name} cannot be used: {error}");
+                failures.note(&path, &error, text);
+                if path.is_dir() {
+                    found.push((name.clone(), Image::damaged(&name, &error)));
+                }
+            }
         }
     }
     Ok(found)

@@ -56,6 +56,11 @@ pub(super) struct Manifest {
 pub(super) const VERSION: u32 = 1;
 const NAME: &str = "image.json";
 
+/// Says whether a directory has one, damaged or not.
+pub(super) fn is_in(dir: &Path) -> bool {
+    dir.join(NAME).exists()
+}
+
 impl Manifest {
     /// Reads the manifest of the image in `dir`.
     pub(super) fn read(dir: &Path) -> io::Result<Self> {

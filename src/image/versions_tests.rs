@@ -10,6 +10,7 @@ use super::super::manifest;
 use super::super::source::{BuildError, Progress, Source};
 use super::super::tiny::Tiny;
 use super::*;
+use crate::store::failures::Failures;
 use crate::vm::backend::{DiskFormat, Images, SeedKind};
 use crate::vm::spec::{ImageSettings, VmSettings, VmSpec};
 
@@ -110,7 +111,7 @@ impl Fixture {
 fn open(layout: &Layout, source: &Arc<Made>) -> ImageStore {
     let tiny = Arc::new(Tiny::new("/nowhere".into()));
     let sources: Vec<(_, Arc<dyn Source>)> = vec![("made", Arc::clone(source) as _)];
-    ImageStore::with_sources(layout.clone(), tiny, sources).unwrap()
+    ImageStore::with_sources(layout.clone(), &Failures::default(), tiny, sources).unwrap()
 }
 
 #[tokio::test]

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 
 use parking_lot::Mutex;
 
-use crate::store::file;
+use crate::store::failures::Failures;
+use crate::store::{aside, file};
 
 /// The aliases of a store.
 #[derive(Debug)]
@@ -42,18 +43,13 @@ impl Links {
 }
 
 impl Aliases {
-    /// Reads them from a file; there are none where it is not.
-    ///
-    /// # Errors
-    /// What the disk answered, or that the file is damaged.
-    pub fn open(path: PathBuf) -> io::Result<Self> {
-        let stored: BTreeMap<String, String> = match file::read_json(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
-            read => read?,
-        };
+    /// Reads them from a file; there are none where it is not. One that cannot be used is put aside.
+    pub fn open(path: PathBuf, failures: &Failures) -> Self {
+        let stored: BTreeMap<String, String> =
+            aside::read_json(&path, failures).unwrap_or_default();
         let mut links = Links::default();
         stored.into_iter().for_each(|(alias, image)| links.add(alias, image));
-        Ok(Self { path, links: Mutex::new(links) })
+        Self { path, links: Mutex::new(links) }
     }
 
     /// Finds an alias.
@@ -124,7 +120,7 @@ mod tests {
     fn they_are_kept_and_go_with_their_image() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("aliases.json");
-        let aliases = Aliases::open(path.clone()).unwrap();
+        let aliases = Aliases::open(path.clone(), &Failures::default());
         let image = |aliases: &Aliases, name: &str| aliases.get(name).map(|alias| alias.image);
         aliases.add("stable", "web-1").unwrap();
         aliases.add("next", "web-2").unwrap();
@@ -132,7 +128,7 @@ mod tests {
         aliases.rename("next", "stable").unwrap();
         assert_eq!(aliases.by_id(id), aliases.get("stable"));
         assert_eq!(image(&aliases, "next"), None);
-        let again = Aliases::open(path).unwrap();
+        let again = Aliases::open(path, &Failures::default());
         assert_eq!(image(&again, "stable").as_deref(), Some("web-2"));
         again.add("old", "web-1").unwrap();
         again.remove("old").unwrap();

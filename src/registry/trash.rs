@@ -5,13 +5,16 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
-use crate::store::file;
+use crate::store::failures::Failures;
 use crate::store::layout::VmDir;
+use crate::store::{aside, file};
 use crate::vm::definition::Definition;
 
 /// How long a removed VM is kept.
@@ -48,12 +51,16 @@ impl Removed {
 pub struct Trash {
     dir: PathBuf,
     items: Mutex<Items>,
+    /// Rung when a VM comes in.
+    pub(super) arrived: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Items {
     by_name: BTreeMap<String, Removed>,
     next_id: u64,
+    /// What an erasure has not finished.
+    rest: Vec<PathBuf>,
 }
 
 impl Items {
@@ -65,27 +72,19 @@ impl Items {
 }
 
 impl Trash {
-    /// Opens the trash in a directory, made if need be, and erases what is due.
-    ///
-    /// # Errors
-    /// What the disk answered.
-    pub fn open(dir: PathBuf, now: SystemTime) -> io::Result<Self> {
-        file::private_dir(&dir)?;
-        let mut items = Items::default();
-        for entry in fs::read_dir(&dir)? {
-            let entry = entry?;
-            match parse(&entry.file_name()) {
-                Some((name, since)) => items.add(name, entry.path(), since),
-                // An erasure that was not finished.
-                None if entry.file_name().as_encoded_bytes().starts_with(b".") => {
-                    fs::remove_dir_all(entry.path())?;
-                }
-                None => {}
-            }
-        }
-        let trash = Self { dir, items: Mutex::new(items) };
-        trash.expire(now)?;
-        Ok(trash)
+    /// Opens the trash in a directory, made if need be. Nothing is erased yet. A directory that cannot
+    /// be used is put aside.
+    pub fn open(dir: PathBuf, failures: &Failures) -> Self {
+        let items = read(&dir).or_else(|error| {
+            aside::put(&dir, &error, failures);
+            read(&dir)
+        });
+        let items = items.unwrap_or_else(|error| {
+            let text = format!("nothing can be removed: the trash {}: {error}", dir.display());
+            failures.note(&dir, &error, text);
+            Items::default()
+        });
+        Self { dir, items: Mutex::new(items), arrived: Notify::new() }
     }
 
     /// Lists what is in it, by name.
@@ -103,11 +102,12 @@ impl Trash {
         self.items.lock().by_name.values().find(|item| item.id == id).cloned()
     }
 
-    /// Takes in the VM that lies at `from`, and erases what is due. One that has never run, and so
-    /// has no disk, is erased at once.
+    /// Takes in the VM that lies at `from`. One that has never run, and so has no disk, is erased at
+    /// once. If this fails, the VM lies where it was.
     pub(super) fn put(&self, from: &VmDir, name: &str, now: SystemTime) -> io::Result<()> {
-        if !from.disk().exists() {
-            return erase(&from.0);
+        // One that cannot be looked into is kept.
+        if let Ok(false) = from.disk().try_exists() {
+            return self.discard(&from.0);
         }
         let (mut time, mut kept) = (seconds(now), String::new());
         while kept.is_empty() || self.dir.join(&kept).exists() {
@@ -115,40 +115,116 @@ impl Trash {
             time += 1;
         }
         let at = self.dir.join(&kept);
-        fs::rename(&from.0, &at)?;
-        file::sync_dir(&self.dir)?;
+        rename(&from.0, &at)?;
         self.items.lock().add(kept, at, now);
-        self.expire(now)
+        self.arrived.notify_one();
+        sync(&self.dir);
+        Ok(())
     }
 
     /// Gives a removed VM back: it then lies at `to`.
     pub(super) fn take(&self, item: &Removed, to: &VmDir) -> io::Result<()> {
         fs::rename(&item.dir.0, &to.0)?;
         self.items.lock().by_name.remove(&item.name);
-        file::sync_dir(to.0.parent().unwrap_or(&self.dir))
+        sync(to.0.parent().unwrap_or(&self.dir));
+        Ok(())
     }
 
     /// Erases a removed VM for good; says whether there was one of that name.
+    ///
+    /// # Errors
+    /// What the disk answered. If it is not in the list any more, a part of it is left.
     pub(super) fn erase(&self, name: &str) -> io::Result<bool> {
         let Some(item) = self.get(name) else { return Ok(false) };
-        erase(&item.dir.0)?;
+        let doomed = doom(&item.dir.0)?;
         self.items.lock().by_name.remove(name);
-        Ok(true)
+        fs::remove_dir_all(&doomed).map(|()| true).map_err(|e| left(&e, &doomed))
     }
 
-    fn expire(&self, now: SystemTime) -> io::Result<()> {
-        let due = self.list().into_iter().filter(|item| item.until() <= now);
-        due.map(|item| self.erase(&item.name)).try_for_each(|done| done.map(drop))
+    /// Hides a directory and erases it. What cannot be erased now is left to [`Self::sweep`].
+    fn discard(&self, dir: &Path) -> io::Result<()> {
+        let doomed = doom(dir)?;
+        if fs::remove_dir_all(&doomed).is_err() {
+            self.items.lock().rest.push(doomed);
+            self.arrived.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Erases what is due, and what an earlier erasure has left. Each failure is told once.
+    pub(super) fn sweep(&self, now: SystemTime, failures: &Failures) {
+        let rest = std::mem::take(&mut self.items.lock().rest);
+        for doomed in rest {
+            if let Err(error) = fs::remove_dir_all(&doomed) {
+                failures.note(&doomed, &error, left(&error, &doomed).to_string());
+            }
+        }
+        for item in self.list().into_iter().filter(|item| item.until() <= now) {
+            if let Err(error) = self.erase(&item.name) {
+                failures.note(&item.dir.0, &error, format!(".trash/{}: {error}", item.name));
+            }
+        }
+    }
+
+    /// Returns how long nothing is due; `None`: until something comes in.
+    pub(super) fn idle(&self, now: SystemTime) -> Option<Duration> {
+        let items = self.items.lock();
+        if !items.rest.is_empty() {
+            return Some(Duration::ZERO);
+        }
+        let due = items.by_name.values().map(Removed::until).min()?;
+        Some(due.duration_since(now).unwrap_or_default())
     }
 }
 
-/// Renames before it removes: a crash in the middle leaves nothing that looks like a VM.
-fn erase(dir: &Path) -> io::Result<()> {
+fn read(dir: &Path) -> io::Result<Items> {
+    file::private_dir(dir)?;
+    let mut items = Items::default();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        match parse(&entry.file_name()) {
+            Some((name, since)) => items.add(name, entry.path(), since),
+            // An erasure that was not finished.
+            None if entry.file_name().as_encoded_bytes().starts_with(b".") => {
+                items.rest.push(entry.path());
+            }
+            None => {}
+        }
+    }
+    Ok(items)
+}
+
+/// A directory that is closed to its own user cannot move to another one.
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            fs::set_permissions(from, fs::Permissions::from_mode(0o700))?;
+            fs::rename(from, to)
+        }
+        done => done,
+    }
+}
+
+/// Renames before it is removed: a crash in the middle leaves nothing that looks like a VM.
+fn doom(dir: &Path) -> io::Result<PathBuf> {
     let mut doomed = std::ffi::OsString::from(".");
     doomed.push(dir.file_name().unwrap_or_default());
     let doomed = dir.with_file_name(doomed);
     fs::rename(dir, &doomed)?;
-    fs::remove_dir_all(doomed)
+    Ok(doomed)
+}
+
+fn left(error: &io::Error, doomed: &Path) -> io::Error {
+    let text =
+        format!("not all of it can be erased ({error}); remove what is left: {}", doomed.display());
+    io::Error::new(error.kind(), text)
+}
+
+/// A host that dies now may undo the rename, and shows the VM where it was.
+fn sync(dir: &Path) {
+    if let Err(error) = file::sync_dir(dir) {
+        tracing::warn!(dir = %dir.display(), %error, "not synced");
+    }
 }
 
 fn parse(name: &std::ffi::OsStr) -> Option<(String, SystemTime)> {
@@ -173,11 +249,16 @@ mod tests {
         dir
     }
 
+    fn open(root: &Path) -> Trash {
+        Trash::open(root.join("trash"), &Failures::default())
+    }
+
     #[test]
     fn what_is_removed_is_kept_for_a_day_and_can_be_taken_back() {
         let root = tempfile::tempdir().unwrap();
         let now = UNIX_EPOCH + Duration::from_secs(1_000_000);
-        let trash = Trash::open(root.path().join("trash"), now).unwrap();
+        let (trash, failures) = (open(root.path()), Failures::default());
+        assert_eq!(trash.idle(now), None);
         let (a, b) = (vm(root.path(), "a"), vm(root.path(), "b"));
         trash.put(&a, "vm1", now).unwrap();
         trash.put(&b, "vm1", now).unwrap();
@@ -186,20 +267,52 @@ mod tests {
         trash.take(&trash.get("vm1@1000000").unwrap(), &a).unwrap();
         assert!(a.disk().exists() && trash.list().len() == 1);
 
-        let again = Trash::open(root.path().join("trash"), now + KEPT / 2).unwrap();
+        let again = open(root.path());
+        again.sweep(now + KEPT / 2, &failures);
         assert_eq!(again.list().len(), 1);
-        let later = Trash::open(root.path().join("trash"), now + KEPT * 2).unwrap();
-        assert!(later.list().is_empty());
+        assert!(again.idle(now + KEPT / 2).unwrap() > Duration::from_secs(3600));
+        again.sweep(now + KEPT * 2, &failures);
+        assert!(again.list().is_empty() && failures.list().is_empty());
         assert_eq!(fs::read_dir(root.path().join("trash")).unwrap().count(), 0);
     }
 
     #[test]
     fn what_never_ran_is_not_kept() {
         let root = tempfile::tempdir().unwrap();
-        let trash = Trash::open(root.path().join("trash"), SystemTime::now()).unwrap();
+        let trash = open(root.path());
         let dir = VmDir(root.path().join("a"));
         fs::create_dir(&dir.0).unwrap();
         trash.put(&dir, "vm1", SystemTime::now()).unwrap();
         assert!(trash.list().is_empty() && !dir.0.exists());
+    }
+
+    #[test]
+    fn a_trash_that_is_a_file_is_put_aside() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("trash"), "x").unwrap();
+        let failures = Failures::default();
+        let trash = Trash::open(root.path().join("trash"), &failures);
+        assert!(failures.print().contains("trash.unusable@"));
+        trash.put(&vm(root.path(), "a"), "vm1", SystemTime::now()).unwrap();
+        assert_eq!(trash.list().len(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_erased_is_told_once_and_keeps_nothing_else() {
+        let root = tempfile::tempdir().unwrap();
+        let now = UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let (trash, failures) = (open(root.path()), Failures::default());
+        for name in ["a", "b"] {
+            trash.put(&vm(root.path(), name), name, now).unwrap();
+        }
+        // A file where a directory should be cannot be removed as one.
+        let a = trash.get("a@1000000").unwrap().dir.0;
+        fs::remove_dir_all(&a).unwrap();
+        fs::write(&a, "x").unwrap();
+        trash.sweep(now + KEPT * 2, &failures);
+        trash.sweep(now + KEPT * 2, &failures);
+        assert!(trash.list().is_empty());
+        let told = failures.print();
+        assert!(told.lines().count() == 1 && told.contains("remove what is left"), "{told}");
     }
 }

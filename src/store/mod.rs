@@ -1,8 +1,11 @@
 //! What is on disk: names ([`layout`]), atomic files ([`mod@file`]), the daemon's lock ([`lock`]),
-//! output kept for its readers ([`spool`]).
+//! output kept for its readers ([`spool`]), the newest failures ([`failures`]), and files that cannot
+//! be used ([`aside`]).
 //!
 //! Not here: what the files mean; that is said by the types that are stored.
 
+pub mod aside;
+pub mod failures;
 pub mod file;
 pub mod layout;
 pub mod lock;

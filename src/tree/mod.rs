@@ -195,7 +195,10 @@ impl Tree {
     /// Returns the tree over a registry.
     pub fn new(registry: Arc<Registry>) -> Arc<Self> {
         Arc::new(Self {
-            directories: Directories::new(Host { registry, failures: Arc::default() }),
+            directories: Directories::new(Host {
+                failures: Arc::clone(&registry.world().failures),
+                registry,
+            }),
             open: Mutex::default(),
             listings: Mutex::default(),
             next_handle: AtomicU64::new(1),

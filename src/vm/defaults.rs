@@ -2,7 +2,6 @@
 //!
 //! Not here: what a setting means (`spec`), and how it looks as a file (`tree`).
 
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -11,7 +10,8 @@ use parking_lot::RwLock;
 
 use super::spec::{Key, VmSpec};
 use super::{VmError, WriteMode, driver};
-use crate::store::file;
+use crate::store::failures::Failures;
+use crate::store::{aside, file};
 
 /// The settings that a new VM starts from, and that `default` in a VM's `config/` means.
 #[derive(Debug)]
@@ -32,19 +32,13 @@ struct Current {
 
 impl Defaults {
     /// Reads the stored defaults; without such a file they are the built-in ones. `image` stands
-    /// in for the stored default image and is not stored.
-    ///
-    /// # Errors
-    /// What reading answers; `InvalidData` for a damaged file.
-    pub fn open(path: PathBuf, image: Option<String>) -> io::Result<Self> {
-        let stored = match file::read_json(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => VmSpec::default(),
-            other => other?,
-        };
+    /// in for the stored default image and is not stored. A file that cannot be used is put aside.
+    pub fn open(path: PathBuf, image: Option<String>, failures: &Failures) -> Self {
+        let stored = aside::read_json(&path, failures).unwrap_or_default();
         let modified = std::fs::metadata(&path).and_then(|m| m.modified());
         let changed = modified.unwrap_or_else(|_| SystemTime::now());
         let state = RwLock::new(Current { stored: Arc::new(stored), image, changed });
-        Ok(Self { path, state, turn: tokio::sync::Mutex::new(()) })
+        Self { path, state, turn: tokio::sync::Mutex::new(()) }
     }
 
     /// Takes the image that this mount was told to use for the one that is meant by it.
@@ -113,7 +107,7 @@ mod tests {
     async fn they_are_stored_and_an_image_for_one_run_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("defaults.json");
-        let open = |image| Arc::new(Defaults::open(path.clone(), image).unwrap());
+        let open = |image| Arc::new(Defaults::open(path.clone(), image, &Failures::default()));
         let defaults = open(Some("debian".to_owned()));
         set(&defaults, "memory", "1G").await.unwrap();
         assert_eq!((defaults.spec().memory, defaults.spec().image.as_str()), (1 << 30, "debian"));
@@ -131,9 +125,11 @@ mod tests {
     #[test]
     fn damage_is_told_and_not_overwritten() {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("defaults.json");
+        let (path, failures) = (dir.path().join("defaults.json"), Failures::default());
         std::fs::write(&path, "{\"cpus\": ").unwrap();
-        let error = Defaults::open(path, None).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        assert_eq!(Defaults::open(path, None, &failures).spec(), VmSpec::default());
+        assert!(failures.print().contains("defaults.json.unusable@"));
+        let kept = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+        assert_eq!(std::fs::read_to_string(kept).unwrap(), "{\"cpus\": ");
     }
 }

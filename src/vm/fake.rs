@@ -27,6 +27,7 @@ use super::spec::{AccelChoice, ImageSettings, VmSpec};
 use super::stream::{Bell, Listener, Readiness, Stream};
 use super::warm::{Freeze, Layer, Shape, Template, WarmStatus};
 use crate::programs::Program;
+use crate::store::failures::Failures;
 use crate::vm::VmError;
 
 /// What a test says of the world, and sees of it.
@@ -111,13 +112,14 @@ impl Script {
 /// Makes a world that follows a script.
 pub(crate) fn world(script: &Arc<Script>) -> World {
     let fake = Arc::new(Fake(Arc::clone(script)));
-    let defaults = Defaults::open("/nowhere/defaults.json".into(), None).unwrap();
+    let defaults = Defaults::open("/nowhere/defaults.json".into(), None, &Failures::default());
     World {
         hypervisor: fake.clone(),
         memory: Ledger::new(fake.clone()),
         guests: fake.clone(),
         images: fake,
         events: Arc::default(),
+        failures: Arc::default(),
         defaults: Arc::new(defaults),
     }
 }

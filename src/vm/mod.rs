@@ -54,6 +54,7 @@ use self::state::{Command, Refusal, State};
 use self::stream::{Bell, Listener};
 use self::warm::Frozen;
 use crate::programs;
+use crate::store::failures::Failures;
 use crate::store::layout::VmDir;
 
 /// Why something asked of a VM was not done.
@@ -106,6 +107,8 @@ pub struct World {
     pub defaults: Arc<Defaults>,
     /// Takes what happens to them.
     pub events: Arc<Feed>,
+    /// Takes what fails, of requests and of the store.
+    pub failures: Arc<Failures>,
     /// Promises them the host's memory.
     pub memory: Arc<Ledger>,
 }

@@ -1,0 +1,82 @@
+//! Files of the store that cannot be used: damaged, unreadable, or a directory. They are put aside
+//! under a telling name, so that nothing is lost and the daemon goes on without them.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::de::DeserializeOwned;
+
+use super::failures::Failures;
+use super::file;
+
+/// Reads a JSON file; `None` if there is none that can be used.
+pub fn read_json<T: DeserializeOwned>(path: &Path, failures: &Failures) -> Option<T> {
+    match file::read_json(path) {
+        Ok(value) => Some(value),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => {
+            put(path, &error, failures);
+            None
+        }
+    }
+}
+
+/// Puts aside what cannot be used for a reason, and tells where it is.
+pub fn put(path: &Path, error: &io::Error, failures: &Failures) {
+    let (shown, aside) = (path.display(), free_name(path));
+    let text = match fs::rename(path, &aside) {
+        Ok(()) => format!(
+            "{shown} cannot be used ({error}): it is kept as {}, and the daemon goes on without it; \
+             mend it and put it back while nothing is mounted",
+            aside.display()
+        ),
+        Err(stays) => format!(
+            "{shown} cannot be used ({error}), nor put aside ({stays}): the daemon goes on without \
+             it; mend it while nothing is mounted"
+        ),
+    };
+    failures.note(path, error, text);
+}
+
+/// `aliases.json.unusable@1795182212`
+fn free_name(path: &Path) -> PathBuf {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mut seconds = since.as_secs();
+    loop {
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".unusable@{seconds}"));
+        let aside = path.with_file_name(name);
+        if fs::symlink_metadata(&aside).is_err() {
+            return aside;
+        }
+        seconds += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_used_is_kept_under_another_name_and_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, failures) = (dir.path().join("x.json"), Failures::default());
+        assert_eq!(read_json::<u32>(&path, &failures), None);
+        assert!(failures.list().is_empty());
+        fs::write(&path, "{").unwrap();
+        assert_eq!(read_json::<u32>(&path, &failures), None);
+        fs::create_dir(&path).unwrap();
+        assert_eq!(read_json::<u32>(&path, &failures), None);
+        assert!(!path.exists());
+        let kept: Vec<_> = fs::read_dir(dir.path()).unwrap().flatten().map(|e| e.path()).collect();
+        let told = failures.print();
+        assert!(
+            kept.len() == 2 && kept.iter().all(|k| told.contains(&*k.to_string_lossy())),
+            "{told}"
+        );
+        fs::write(&path, "7").unwrap();
+        assert_eq!(read_json(&path, &failures), Some(7));
+    }
+}
