@@ -161,7 +161,7 @@ fn what_earlier_versions_saved_of_a_clone_is_loaded() {
     }
     // What was suspended.
     clone.set_ignore_shared("a");
-    clone.save_over_qmp("a", "suspended");
+    clone.save_over_qmp("a", ".suspended");
     clone.sh("echo kill > a/ctl; cat a/wait");
     clone.aq.boot_existing("a");
     clone.holds("a", "three");

@@ -157,6 +157,7 @@ mod tests {
                 seed: SeedKind::FwCfg,
             },
             accel: Accel { kind: AccelKind::Tcg, cpu: "max".into(), reason: "test".into() },
+            hardware: crate::vm::hardware::Hardware::NEWEST,
             paused: false,
             base: Vec::new(),
             memory: Memory::Own,

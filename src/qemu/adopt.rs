@@ -15,7 +15,7 @@ use super::process::{Process, argument_of, last_words, started_at};
 use super::qmp::{Qmp, QmpError};
 use super::record::Record;
 use super::snapshot::{self, Past};
-use super::{migrate, record, rename};
+use super::{cmdline, migrate, record, rename};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
     Accel, AccelKind, Adoption, BackendError, Launched, MachineEvent, RunFacts,
@@ -166,6 +166,7 @@ async fn rebuild(
         },
         qemu_version: qmp.version().to_owned(),
         machine: machine.split(',').next().unwrap_or_default().to_owned(),
+        hardware: cmdline::hardware_of(&argument("-smp")),
         ssh_port: connect::ports(qmp, &[]).await?.ssh,
         image_digest: String::new(),
         announces: connect::has_announced(qmp).await?,

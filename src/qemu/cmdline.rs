@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::store::file::open_regular;
 use crate::store::layout::names;
 use crate::vm::backend::{Accel, AccelKind, BackendError, DiskFormat, LaunchPlan};
+use crate::vm::hardware::Hardware;
 use crate::vm::spec::VmSpec;
 use crate::vm::spec::net::{Forward, Mac};
 use crate::vm::warm::{Layer, Memory};
@@ -76,6 +77,9 @@ pub fn arguments(plan: &LaunchPlan, facts: &Facts<'_>) -> Result<Vec<OsString>, 
     drive(&mut args, plan)?;
     devices(&mut args, plan, facts);
     channels(&mut args, facts);
+    if plan.hardware >= Hardware::WITH_ROOM {
+        spare_ports(&mut args);
+    }
     confinement(&mut args);
     if plan.memory != Memory::Own {
         args.pair("-incoming", "defer");
@@ -117,7 +121,7 @@ fn machine(args: &mut Args, plan: &LaunchPlan, facts: &Facts<'_>) -> Result<(), 
     args.pair("-machine", format!("{version},{off},memory-backend=ram"));
     args.pair("-accel", accelerator(&plan.accel, plan.spec.cpus, plan.spec.memory));
     args.pair("-cpu", plan.accel.cpu.clone());
-    args.pair("-smp", plan.spec.cpus.to_string());
+    args.pair("-smp", processors(plan));
     let mebibytes = plan.spec.memory >> 20;
     args.pair("-m", format!("{mebibytes}M"));
     args.pair("-object", ram(plan, facts)?.to_string());
@@ -126,6 +130,27 @@ fn machine(args: &mut Args, plan: &LaunchPlan, facts: &Facts<'_>) -> Result<(), 
         args.pair("-bios", firmware);
     }
     Ok(())
+}
+
+/// From the version with room on, processors can be added up to this number, whatever the host has.
+/// `doc/adr/0015-hardware-versions.md` has what each costs the guest.
+const MOST_CPUS: u32 = 8;
+const MAXCPUS: &str = "maxcpus=";
+
+fn processors(plan: &LaunchPlan) -> String {
+    let cpus = plan.spec.cpus;
+    match plan.hardware >= Hardware::WITH_ROOM {
+        true => format!("{cpus},{MAXCPUS}{}", cpus.max(MOST_CPUS)),
+        false => cpus.to_string(),
+    }
+}
+
+/// Returns the version of the hardware of a machine that was started with this argument of `-smp`.
+pub fn hardware_of(processors: &str) -> Hardware {
+    match processors.contains(MAXCPUS) {
+        true => Hardware::WITH_ROOM,
+        false => Hardware::FIRST,
+    }
 }
 
 /// The memory. Of a template's, a machine changes its own copy only.
@@ -326,11 +351,11 @@ fn base(layers: &[Layer]) -> Result<Value, BackendError> {
     Ok(node)
 }
 
-/// Says what a guest sees beside processors, memory and disk, for comparison: a machine goes on
-/// only from the state of one that had the same. The number grows with every change of
-/// [`arguments`] that a guest can see.
+/// Says what a guest sees beside processors, memory, disk and the hardware that every machine of its
+/// version has. A machine resumes only from the state of one that had the same: a change of
+/// [`arguments`] that a guest can see needs a new version of [`Hardware`].
 pub fn devices_in_words(plan: &LaunchPlan) -> String {
-    let mut words = vec!["1".to_owned(), format!("{:?}", plan.image.seed).to_lowercase()];
+    let mut words = vec![format!("{:?}", plan.image.seed).to_lowercase()];
     if plan.spec.cdrom.is_some() {
         words.push("cdrom".to_owned());
     }
@@ -396,6 +421,27 @@ fn channels(args: &mut Args, facts: &Facts<'_>) {
         args.pair("-fw_cfg", format!("name={SEED_KEY},file={seed}"));
     }
 }
+
+/// Ports of PCI Express into which devices are plugged while the guest runs: the root bus itself
+/// takes none. They are the functions of one slot, which no device gets by itself, so all other devices
+/// are where they would be without.
+fn spare_ports(args: &mut Args) {
+    for number in 0..SPARE_PORTS {
+        let first = if number == 0 { ",multifunction=on" } else { "" };
+        let (place, slot) = (format!("addr={SPARE_SLOT}.{number}"), number + 1);
+        args.pair(
+            "-device",
+            format!(
+                "pcie-root-port,id=spare{number},{place},chassis={SPARE_CHASSIS},slot={slot}{first}"
+            ),
+        );
+    }
+}
+
+/// How many, where they are, and a chassis that no user's own port is likely to have.
+const SPARE_PORTS: u32 = 4;
+const SPARE_SLOT: &str = "0x1c";
+const SPARE_CHASSIS: u32 = 100;
 
 /// No new processes, no other user, no scheduling of others: whoever breaks out of the guest has
 /// our files and nothing more to start.

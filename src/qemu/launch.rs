@@ -19,6 +19,7 @@ use super::{connect, img, record, rename, repair};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, LaunchPlan, Launched, MachineEvent, RunFacts, SeedKind};
 use crate::vm::driver::off_thread;
+use crate::vm::hardware::Devices;
 use crate::vm::live::InForce;
 use crate::vm::spec::VmSpec;
 use crate::vm::spec::net::Forward;
@@ -147,7 +148,7 @@ pub(super) fn shape(plan: &LaunchPlan, qemu: &Installation) -> Result<Shape, Bac
         cpus: plan.spec.cpus,
         memory: plan.spec.memory,
         disk: disk.unwrap_or(plan.image.disk_size.max(plan.spec.disk)),
-        devices: cmdline::devices_in_words(plan),
+        devices: Devices { hardware: plan.hardware, words: cmdline::devices_in_words(plan) },
     })
 }
 
@@ -273,6 +274,7 @@ async fn facts(
         accel: plan.accel.clone(),
         qemu_version: qmp.version().to_owned(),
         machine: machine(plan, qemu).to_owned(),
+        hardware: plan.hardware,
         ssh_port: ports.ssh,
         image_digest: plan.image.digest.clone(),
         announces: plan.image.announces,

@@ -12,6 +12,7 @@ use super::qcow2;
 use crate::store::file;
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, RunFacts, SnapshotInfo};
+use crate::vm::hardware::Hardware;
 use crate::vm::warm::Shape;
 
 const VERSION: u32 = 1;
@@ -46,6 +47,12 @@ pub(super) fn check(dir: &VmDir, tag: &str, facts: &RunFacts) -> Result<(), Back
         Some(difference) => Err(BackendError::OtherMachine { tag: tag.to_owned(), difference }),
         None => Ok(()),
     }
+}
+
+/// Returns the hardware of the machine whose memory is in the snapshot `tag`; `None` if it is not
+/// listed.
+pub(super) fn hardware_of(dir: &VmDir, tag: &str) -> Option<Hardware> {
+    shape_of(dir, tag).map(|taken| taken.devices.hardware)
 }
 
 /// A machine type keeps its shape over versions of QEMU, and a disk's size comes back with it.

@@ -54,6 +54,7 @@ use crate::vm::backend::{
     Accel, Adoption, BackendError, Hypervisor, Images, LaunchPlan, Launched, RunFacts,
     SilentMachine, SnapshotInfo, SnapshotOp,
 };
+use crate::vm::hardware::Hardware;
 use crate::vm::memory::Ram;
 use crate::vm::spec::{AccelChoice, VmSpec};
 use crate::vm::warm::{Memory, Shape};
@@ -129,6 +130,10 @@ impl Hypervisor for Qemu {
     async fn shape(&self, plan: &LaunchPlan) -> Result<Shape, BackendError> {
         let qemu = self.installation().await?;
         launch::shape(plan, qemu)
+    }
+
+    fn saved_hardware(&self, dir: &Path, tag: &str) -> Option<Hardware> {
+        memories::hardware_of(&VmDir(dir.to_owned()), tag)
     }
 
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched, BackendError> {

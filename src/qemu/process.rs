@@ -25,6 +25,8 @@ use crate::vm::backend::Lifetime;
 
 /// What opens our notes in `qemu.log`, those of other modules too; QEMU's own lines never begin so.
 const NOTE: &str = "aq: ";
+/// How QEMU marks what does not end it: under KVM it warns of more processors than the host has.
+const WARNING: &str = ": warning: ";
 /// What opens the note of a launch, behind which its lines begin.
 const LAUNCH: &str = "aq: launch ";
 /// How much of the log's end is looked at for a last line.
@@ -192,7 +194,7 @@ fn last_line(log: &str) -> String {
         .lines()
         .rev()
         .take_while(|l| !l.starts_with(LAUNCH))
-        .find(|l| !l.trim().is_empty() && !l.starts_with(NOTE))
+        .find(|l| !l.trim().is_empty() && !l.starts_with(NOTE) && !l.contains(WARNING))
         .unwrap_or_default();
     strip_program(line).to_owned()
 }
@@ -325,6 +327,13 @@ mod tests {
         let (_keep, dir) = vm_dir();
         shell(&dir, "echo qemu-system-x86_64: first >&2").ended().await;
         assert_eq!(last_words(&dir), "first");
+        shell(
+            &dir,
+            "echo qemu-system-x86_64: cause >&2; echo qemu-system-x86_64: warning: odd >&2",
+        )
+        .ended()
+        .await;
+        assert_eq!(last_words(&dir), "cause");
         shell(&dir, "true").ended().await;
         assert_eq!(last_words(&dir), "");
     }

@@ -129,6 +129,7 @@ fn plan(uuid: Uuid, dir: &VmDir, disk: &Path) -> LaunchPlan {
         spec: VmSpec { memory: 32 << 20, disk: 64 << 20, ..VmSpec::default() },
         image: image(disk, None),
         accel: Accel { kind: AccelKind::Tcg, cpu: "max".into(), reason: "a test".into() },
+        hardware: crate::vm::hardware::Hardware::NEWEST,
         paused: false,
         base: vec![Layer { path: disk.into(), format: DiskFormat::Raw }],
         memory: Memory::Own,

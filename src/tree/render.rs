@@ -79,6 +79,7 @@ fn running(table: &mut Lines, facts: &RunFacts) {
     table.add("cpu", &facts.accel.cpu);
     table.add("qemu", &facts.qemu_version);
     table.add("machine", &facts.machine);
+    table.add("hardware", &facts.hardware.to_string());
     table.add("ssh_port", &facts.ssh_port.to_string());
     table.add("image_digest", &facts.image_digest);
     table.add("warm", &facts.warm);

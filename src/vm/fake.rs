@@ -20,6 +20,7 @@ use uuid::Uuid;
 use super::World;
 use super::backend::*;
 use super::defaults::Defaults;
+use super::hardware::{Devices, Hardware};
 use super::live::{Bound, InForce};
 use super::memory::{Ledger, Ram};
 use super::spec::net::Forward;
@@ -41,6 +42,8 @@ pub(crate) struct Script {
     pub(crate) mute: Mutex<bool>,
     /// The power button does nothing.
     pub(crate) stubborn: Mutex<bool>,
+    /// Of which hardware saved memories are.
+    pub(crate) saved_hardware: Mutex<Option<Hardware>>,
     /// The machine that is frozen in the image.
     pub(crate) template: Mutex<Option<Result<Template, String>>>,
     /// How many layers the disk made last was noted to lie on.
@@ -171,6 +174,7 @@ impl Hypervisor for Fake {
             accel: plan.accel,
             qemu_version: "0".into(),
             machine: "fake".into(),
+            hardware: plan.hardware,
             ssh_port: 22,
             image_digest: plan.image.digest,
             announces: false,
@@ -208,8 +212,13 @@ impl Hypervisor for Fake {
             cpus: plan.spec.cpus,
             memory: plan.spec.memory,
             disk: plan.spec.disk,
+            devices: Devices { hardware: plan.hardware, ..Devices::default() },
             ..Shape::sample()
         })
+    }
+
+    fn saved_hardware(&self, _dir: &Path, _tag: &str) -> Option<Hardware> {
+        *self.0.saved_hardware.lock()
     }
 
     async fn discard_disk(&self, _dir: &Path) -> Result<(), BackendError> {

@@ -16,6 +16,7 @@ pub mod events;
 pub mod exec;
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod hardware;
 pub mod job;
 pub mod live;
 pub mod memory;

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::backend::{AccelKind, BackendError, DiskFormat, Hold};
+use super::hardware::Devices;
 use super::spec::{ImageSettings, VmSpec, render_size};
 
 /// What a machine's memory and device state depend on: another one cannot go on from them.
@@ -30,8 +31,8 @@ pub struct Shape {
     pub memory: u64,
     /// The disk's virtual size in bytes.
     pub disk: u64,
-    /// Everything else that the guest sees as hardware, in words.
-    pub devices: String,
+    /// Everything else that the guest sees as hardware.
+    pub devices: Devices,
 }
 
 /// A name and the words for it.
@@ -41,7 +42,7 @@ impl Shape {
     /// Says in what `wanted` differs from this frozen one, first thing first; `None` if in nothing.
     /// `whose` names the frozen one: "the image's".
     pub fn difference(&self, wanted: &Self, whose: &str) -> Option<String> {
-        let facts: [Fact; 8] = [
+        let facts: [Fact; 9] = [
             ("QEMU", |s| s.qemu.clone()),
             ("machine", |s| s.machine.clone()),
             ("accel", |s| s.accel.word().to_owned()),
@@ -49,7 +50,8 @@ impl Shape {
             ("cpus", |s| s.cpus.to_string()),
             ("memory", |s| render_size(s.memory)),
             ("disk", |s| render_size(s.disk)),
-            ("devices", |s| s.devices.clone()),
+            ("hardware", |s| s.devices.hardware.to_string()),
+            ("devices", |s| s.devices.words.clone()),
         ];
         let (what, of) = facts.into_iter().find(|(_, of)| of(self) != of(wanted))?;
         Some(format!("{what} is {}, {whose} is {}", of(wanted), of(self)))
@@ -191,7 +193,7 @@ impl Shape {
             cpus: 1,
             memory: 256 << 20,
             disk: 2 << 30,
-            devices: String::new(),
+            devices: Devices::default(),
         }
     }
 }

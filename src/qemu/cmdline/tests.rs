@@ -26,6 +26,7 @@ fn plan(kind: AccelKind, cpu: &str) -> LaunchPlan {
             seed: SeedKind::FwCfg,
         },
         accel: Accel { kind, cpu: cpu.into(), reason: String::new() },
+        hardware: Hardware::NEWEST,
         paused: false,
         base: vec![Layer {
             path: "/store/images/tiny/disk, \"1\".raw".into(),
@@ -69,7 +70,7 @@ fn a_directly_booted_guest_under_tcg() {
     -machine pc-q35-7.2,usb=off,vmport=off,smbus=off,sata=off,memory-backend=ram
     -accel tcg,thread=single,tb-size=64
     -cpu max
-    -smp 1
+    -smp 1,maxcpus=8
     -m 256M
     -object {"id":"ram","qom-type":"memory-backend-ram","size":268435456}
     -rtc base=utc
@@ -93,6 +94,10 @@ fn a_directly_booted_guest_under_tcg() {
     -chardev socket,id=identity,path=identity,server=on,wait=off
     -device virtserialport,chardev=identity,name=org.aqfs.identity,id=identity
     -fw_cfg name=opt/org.aqfs/seed,file=seed.tar
+    -device pcie-root-port,id=spare0,addr=0x1c.0,chassis=100,slot=1,multifunction=on
+    -device pcie-root-port,id=spare1,addr=0x1c.1,chassis=100,slot=2
+    -device pcie-root-port,id=spare2,addr=0x1c.2,chassis=100,slot=3
+    -device pcie-root-port,id=spare3,addr=0x1c.3,chassis=100,slot=4
     -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
     "#);
 }
@@ -115,7 +120,7 @@ fn a_disk_booted_guest_under_kvm() {
     -machine pc-q35-7.2,usb=off,vmport=off,smbus=off,sata=off,memory-backend=ram
     -accel kvm
     -cpu host,-arch-capabilities
-    -smp 4
+    -smp 4,maxcpus=8
     -m 2048M
     -object {"id":"ram","qom-type":"memory-backend-ram","size":2147483648}
     -rtc base=utc
@@ -135,10 +140,31 @@ fn a_disk_booted_guest_under_kvm() {
     -device virtserialport,chardev=ready,name=org.aqfs.ready,id=ready
     -chardev socket,id=identity,path=identity,server=on,wait=off
     -device virtserialport,chardev=identity,name=org.aqfs.identity,id=identity
+    -device pcie-root-port,id=spare0,addr=0x1c.0,chassis=100,slot=1,multifunction=on
+    -device pcie-root-port,id=spare1,addr=0x1c.1,chassis=100,slot=2
+    -device pcie-root-port,id=spare2,addr=0x1c.2,chassis=100,slot=3
+    -device pcie-root-port,id=spare3,addr=0x1c.3,chassis=100,slot=4
     -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
     -S
     -device pcie-root-port,id=x
     "#);
+}
+
+#[test]
+fn the_newest_hardware_is_the_first_with_room_behind_everything_else() {
+    let newest = LaunchPlan {
+        spec: VmSpec { cpus: 12, ..VmSpec::default() },
+        ..plan(AccelKind::Tcg, "max")
+    };
+    let first = LaunchPlan { hardware: Hardware::FIRST, ..newest.clone() };
+    let [newest, first] = [newest, first].map(|plan| lines(&plan, Seed::FwCfg));
+    let room: Vec<_> = newest.lines().filter(|l| l.contains("pcie-root-port")).collect();
+    assert_eq!(room.len(), SPARE_PORTS as usize);
+    let without = newest.lines().filter(|line| !room.contains(line)).collect::<Vec<_>>().join("\n");
+    assert_eq!(without.replace("-smp 12,maxcpus=12", "-smp 12"), first);
+    assert!(newest.find("pcie-root-port") > newest.rfind("virtserialport"));
+    assert_eq!(hardware_of("12,maxcpus=12"), Hardware::WITH_ROOM);
+    assert_eq!(hardware_of("12"), Hardware::FIRST);
 }
 
 /// The values of an option, in order.

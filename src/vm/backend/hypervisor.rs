@@ -12,6 +12,7 @@ use super::{
     Accel, BackendError, BootImage, Machine, MachineEvent, RunFacts, SnapshotInfo, SnapshotOp,
 };
 use crate::programs::Program;
+use crate::vm::hardware::Hardware;
 use crate::vm::memory::Ram;
 use crate::vm::spec::{AccelChoice, VmSpec};
 use crate::vm::warm::{Layer, Memory, Shape};
@@ -31,6 +32,8 @@ pub struct LaunchPlan {
     pub image: BootImage,
     /// How it runs.
     pub accel: Accel,
+    /// The version of its hardware.
+    pub hardware: Hardware,
     /// Start with the processors stopped.
     pub paused: bool,
     /// What the disk is made an overlay on, top first.
@@ -108,6 +111,8 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
     fn disk_size(&self, dir: &Path) -> Result<Option<u64>, BackendError>;
     /// Says what a machine of this plan would be like.
     async fn shape(&self, plan: &LaunchPlan) -> Result<Shape, BackendError>;
+    /// Returns the hardware of the machine whose memory is in a snapshot; `None` if it is not known.
+    fn saved_hardware(&self, dir: &Path, tag: &str) -> Option<Hardware>;
     /// Makes the disk if there is none, starts QEMU and waits for its greeting (2 s at most).
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched, BackendError>;
     /// Removes the disk of a VM that is off.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{BackendError, LaunchPlan};
+use crate::vm::hardware::Hardware;
 use crate::vm::live::InForce;
 use crate::vm::spec::net::Forward;
 use crate::vm::stream::Stream;
@@ -63,6 +64,9 @@ pub struct RunFacts {
     pub qemu_version: String,
     /// The machine type with its version.
     pub machine: String,
+    /// The version of its hardware.
+    #[serde(default)]
+    pub hardware: Hardware,
     /// The host port on 127.0.0.1 that leads to the guest's SSH server.
     pub ssh_port: u16,
     /// The digest of the image it was started from.

@@ -8,7 +8,6 @@ use tokio::sync::oneshot;
 use super::reach::Announcement;
 use super::warm::{self, WARM};
 use super::{Driver, Life, Report, dropped, suspended};
-use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, LaunchPlan, Launched};
 use crate::vm::events::Event;
 use crate::vm::exec::Link;
@@ -110,7 +109,7 @@ impl Driver {
                 (Memory::Clone(_), _) => warm::start(&world, *plan, &to).await,
                 (Memory::Own | Memory::Cast { .. }, None) => world.hypervisor.launch(*plan).await,
                 (Memory::Own | Memory::Cast { .. }, Some(saved)) => {
-                    resume(&world, *plan, saved, paused).await
+                    suspended::start(&world, *plan, saved, paused).await
                 }
             };
             to.report(Report::Launched(launched)).await;
@@ -196,19 +195,6 @@ fn ram_of(memory: &Memory) -> Ram {
     }
 }
 
-/// Goes on from what `suspend` has saved.
-async fn resume(
-    world: &World,
-    plan: LaunchPlan,
-    saved: &'static str,
-    paused: bool,
-) -> Result<Launched, BackendError> {
-    let dir = VmDir(plan.dir.clone());
-    let mut launched = world.hypervisor.launch(plan).await?;
-    suspended::go_on(&mut launched, saved, paused, &dir).await?;
-    Ok(launched)
-}
-
 /// Does everything that comes before QEMU: image, seed, accelerator.
 async fn plan(vm: &Vm, world: &World, paused: bool) -> Result<LaunchPlan, BackendError> {
     if let Err(error) = dropped::drop_now(vm).await {
@@ -229,6 +215,7 @@ async fn plan(vm: &Vm, world: &World, paused: bool) -> Result<LaunchPlan, Backen
         spec: VmSpec::clone(&spec),
         image,
         accel,
+        hardware: spec.hardware_at_boot(),
         paused,
         base,
         memory: Memory::Own,

@@ -12,7 +12,11 @@ use uuid::Uuid;
 
 use super::{off_thread, still};
 use crate::store::layout::VmDir;
-use crate::vm::backend::{Adoption, BackendError, Hypervisor, Launched, Machine, SnapshotOp};
+use crate::vm::World;
+use crate::vm::backend::{
+    Adoption, BackendError, Hypervisor, LaunchPlan, Launched, Machine, SnapshotOp,
+};
+use crate::vm::hardware::Hardware;
 
 /// The snapshot's name.
 pub(crate) const SUSPENDED: &str = ".suspended";
@@ -117,6 +121,46 @@ async fn convert(
     off_thread(move || fs::write(format, FORMAT), "the format of the VM's directory").await
 }
 
+/// Resumes from what `suspend` has saved, in the hardware that it was saved of. Where that is not
+/// known, a memory that does not fit is refused before anything has run, and the disk is as it was.
+pub(super) async fn start(
+    world: &World,
+    plan: LaunchPlan,
+    saved: &'static str,
+    paused: bool,
+) -> Result<Launched, BackendError> {
+    let (first, second) = match world.hypervisor.saved_hardware(&plan.dir, saved) {
+        Some(hardware) if !hardware.is_known() => return Err(saved_by_a_later_one(hardware)),
+        Some(hardware) => (hardware, None),
+        None => (plan.hardware, Some(Hardware::FIRST).filter(|h| *h != plan.hardware)),
+    };
+    let other = second.map(|hardware| LaunchPlan { hardware, ..plan.clone() });
+    let resumed = start_in(world, LaunchPlan { hardware: first, ..plan }, saved, paused).await;
+    match (resumed, other) {
+        (Err(error), Some(plan)) => start_in(world, plan, saved, paused).await.map_err(|_| error),
+        (resumed, _) => resumed,
+    }
+}
+
+fn saved_by_a_later_one(hardware: Hardware) -> BackendError {
+    let newest = Hardware::NEWEST;
+    let reason =
+        format!("it was saved of hardware {hardware}, this aqfs has {newest}; use a later one");
+    BackendError::CannotResume { reason }
+}
+
+async fn start_in(
+    world: &World,
+    plan: LaunchPlan,
+    saved: &'static str,
+    paused: bool,
+) -> Result<Launched, BackendError> {
+    let dir = VmDir(plan.dir.clone());
+    let mut launched = world.hypervisor.launch(plan).await?;
+    go_on(&mut launched, saved, paused, &dir).await?;
+    Ok(launched)
+}
+
 /// Goes on from what was saved, in a machine launched with its processors stopped.
 pub(super) async fn go_on(
     launched: &mut Launched,
@@ -217,5 +261,47 @@ mod tests {
             assert_eq!((vm.is_suspended(), in_disk(&vm)), (false, vec!["a".to_owned()]));
             assert!(vm.perform(Command::Kill).await.is_err());
         }
+    }
+
+    /// Suspends a VM and has it start where its memory is said to be of this hardware.
+    async fn resumed(saved: Option<Hardware>, errors: usize) -> (Vm, Arc<Script>, Scratch) {
+        let (dir, script) = (Scratch(tempfile::tempdir().unwrap()), Arc::<Script>::default());
+        let vm = vm_in(&world(&script), dir.0.path(), Uuid::new_v4()).await;
+        vm.perform(START).await.unwrap();
+        until(&vm, &State::Ready).await;
+        vm.perform(Command::Suspend).await.unwrap();
+        until(&vm, &State::Stopped).await;
+        *script.saved_hardware.lock() = saved;
+        if errors > 0 {
+            let refused = BackendError::HalfRestored { reason: "no".to_owned() };
+            *script.snapshot_error.lock() = Some(refused);
+        }
+        drop(vm.perform(START).await);
+        (vm, script, dir)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_vm_resumes_in_the_hardware_of_its_memory() {
+        let table = [
+            (Some(Hardware::FIRST), 0, Hardware::FIRST),
+            (Some(Hardware::NEWEST), 0, Hardware::NEWEST),
+            (None, 0, Hardware::NEWEST),
+            // Refused once, it is tried in the other one.
+            (None, 1, Hardware::FIRST),
+        ];
+        for (saved, errors, expected) in table {
+            let (vm, _script, _dir) = resumed(saved, errors).await;
+            until(&vm, &State::Ready).await;
+            assert_eq!(vm.view().facts.unwrap().hardware, expected, "{saved:?} {errors}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_memory_of_a_later_aqfs_stays_and_is_refused_with_the_next_step() {
+        let later = serde_json::from_str("7").unwrap();
+        let (vm, _script, _dir) = resumed(Some(later), 0).await;
+        let told = vm.failure().unwrap_or_default() + &vm.state().to_string();
+        assert!(told.contains("of hardware 7, this aqfs has 2; use a later one"), "{told}");
+        assert!(vm.is_suspended());
     }
 }

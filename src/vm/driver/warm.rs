@@ -43,6 +43,7 @@ pub(super) async fn choose(
     match fit(world, plan, settings, template).await? {
         Ok(template) => {
             plan.base.clone_from(&template.base);
+            plan.hardware = template.shape.devices.hardware;
             plan.memory = Memory::Clone(template);
         }
         Err(reason) => plan.cold = Some(reason),
@@ -69,7 +70,11 @@ async fn fit(
         Ok(template) => template,
         Err(damage) => return Ok(Err(damage)),
     };
-    let wanted = world.hypervisor.shape(plan).await?;
+    let mut wanted = world.hypervisor.shape(plan).await?;
+    let captured = template.shape.devices.hardware;
+    if plan.spec.hardware.is_none() && captured.is_known() {
+        wanted.devices.hardware = captured;
+    }
     Ok(match template.shape.difference(&wanted, "the image's") {
         None => Ok(template),
         Some(difference) => {
@@ -180,6 +185,7 @@ async fn boot(
     error: &BackendError,
 ) -> Result<Launched, BackendError> {
     plan.memory = Memory::Own;
+    plan.hardware = plan.spec.hardware_at_boot();
     plan.base = world.images.layers(&plan.image, &plan.dir)?;
     // The disk that is made now lies on the image alone.
     world.images.bind(&plan.dir, &plan.image, &plan.base)?;
@@ -333,6 +339,7 @@ fn running_plan(
         base: world.images.layers(&image, &vm.dir().0)?,
         image,
         accel: machine.facts().accel.clone(),
+        hardware: machine.facts().hardware,
         paused: true,
         memory: Memory::Own,
         cold: None,

@@ -270,6 +270,16 @@ pub static KEYS: &[Key] = &[
         carried: Carried::Always,
     },
     Key {
+        name: "hardware",
+        doc: "version of the virtual hardware, 1 or 2; `newest` is also that of a memory to resume from",
+        takes: Takes::AtStart,
+        render: |s| s.hardware.map_or_else(|| parse::NEWEST.to_owned(), |h| h.to_string()),
+        parse: |s, v| parse::hardware(v).map(|v| s.hardware = v),
+        reset: |s, d| s.hardware = d.hardware,
+        list: false,
+        carried: Carried::Never,
+    },
+    Key {
         name: "kernel",
         doc: "path of a kernel on the host, instead of the image's; `none` is the image's",
         takes: Takes::AtStart,

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use self::keys::{Edit, KEYS, Key, Takes};
 use self::net::{Forward, Mac};
 pub use self::resolve::{ImageSettings, VmSettings};
+use super::hardware::Hardware;
 
 /// Smallest memory that a guest is given, in bytes.
 pub const MIN_MEMORY: u64 = 32 << 20;
@@ -75,6 +76,8 @@ pub struct VmSpec {
     pub firmware: Option<PathBuf>,
     /// The machine type with its version; `None` is what QEMU takes `q35` for.
     pub machine: Option<String>,
+    /// The version of the hardware; `None` is the newest, or that of the memory that is loaded.
+    pub hardware: Option<Hardware>,
     /// The disc in the CD-ROM drive.
     pub cdrom: Option<PathBuf>,
     /// What the guest writes to its disk is gone when the VM ends.
@@ -107,6 +110,7 @@ impl Default for VmSpec {
             cmdline: None,
             firmware: None,
             machine: None,
+            hardware: None,
             cdrom: None,
             ephemeral: false,
             overcommit: false,
@@ -114,6 +118,13 @@ impl Default for VmSpec {
             protect: false,
             qemu_args: Vec::new(),
         }
+    }
+}
+
+impl VmSpec {
+    /// Returns the version of the hardware with which a VM boots.
+    pub fn hardware_at_boot(&self) -> Hardware {
+        self.hardware.unwrap_or(Hardware::NEWEST)
     }
 }
 

@@ -6,11 +6,14 @@ use std::path::PathBuf;
 
 use super::net::{Forward, Mac};
 use super::{AccelChoice, MAX_CPUS, SpecError, is_object_name, parse_size, render_accel};
+use crate::vm::hardware::Hardware;
 
 /// The longest addition to a kernel's command line: the kernel takes 2047 bytes in all.
 const LONGEST_CMDLINE: usize = 1024;
 /// The longest path that the kernel takes.
 const LONGEST_PATH: usize = 4095;
+/// The word for the newest version of the hardware.
+pub(super) const NEWEST: &str = "newest";
 /// What a public key may be, as sshd names it.
 const KEY_TYPES: &[&str] = &[
     "ssh-ed25519",
@@ -156,6 +159,15 @@ pub(super) fn machine(value: &str) -> Result<Option<String>, SpecError> {
         .filter(good)
         .map(|v| Some(format!("pc-q35-{v}")))
         .ok_or_else(|| malformed("machine", value, "q35, or a version of it such as pc-q35-7.2"))
+}
+
+pub(super) fn hardware(value: &str) -> Result<Option<Hardware>, SpecError> {
+    if value == NEWEST {
+        return Ok(None);
+    }
+    let number = value.parse().map_err(|_| malformed("hardware", value, "newest, or a number"))?;
+    let found = Hardware::numbered(number);
+    found.map(Some).ok_or_else(|| out_of_range("hardware", value, "1 to 2"))
 }
 
 pub(super) fn switch(key: &'static str, value: &str) -> Result<bool, SpecError> {
