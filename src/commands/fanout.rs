@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use super::files::{Tree, Vm};
 use super::job::{End, Job, copy_out};
+use super::new::{self, Given};
 use super::progress::Progress;
 use super::text::{command_text, complain, note};
-use super::{Failure, new, power, remove, signals};
+use super::{Failure, environment, power, remove, signals};
 use crate::cli::guest::Fanout;
 
 /// How long a shard may take from QEMU's start to its first answer.
@@ -76,7 +77,7 @@ impl<'a> Fleet<'a> {
     /// Makes the VMs: all of them, or none.
     fn create(tree: &Tree, args: &'a Fanout) -> Result<Self, Failure> {
         let image = tree.image(&args.image)?;
-        let settings = [new::wished(tree)?, vec![("image", image)]].concat();
+        let given = Given { settings: vec![("image", image)], wishes: environment::wishes()? };
         let prefix = args.prefix.clone().unwrap_or_else(|| format!("shard-{}", std::process::id()));
         let (count, last) = (args.count, args.count - 1);
         note(format!(
@@ -85,7 +86,7 @@ impl<'a> Fleet<'a> {
         ));
         let mut vms: Vec<Vm> = Vec::new();
         for index in 0..count {
-            match new::create(tree, &format!("{prefix}-{index}"), &settings) {
+            match new::create(tree, &format!("{prefix}-{index}"), &given) {
                 Ok(vm) => vms.push(vm),
                 Err(failure) => {
                     vms.iter().for_each(|vm| drop(tree.rmdir(&vm.name)));

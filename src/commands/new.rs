@@ -3,9 +3,10 @@
 use std::convert;
 use std::sync::mpsc;
 
+use super::environment::{self, Wish};
 use super::files::{Tree, Vm};
 use super::text::{line, note};
-use super::{Failure, environment, names, signals};
+use super::{Failure, names, signals};
 use crate::cli::machines::New;
 
 /// How often a made-up name is made up again when it is taken.
@@ -15,18 +16,24 @@ pub(super) fn run(tree: &Tree, args: &New) -> Result<(), Failure> {
     if args.skip_fast_boot {
         note("aq: --skip-fast-boot means nothing here: each image boots as it needs to");
     }
-    let settings = settings(tree, args)?;
-    let made = make(tree, args, &settings)?;
+    let given = given(tree, args)?;
+    let made = make(tree, args, &given)?;
     note(if made.len() == 1 { "Created:".to_owned() } else { format!("Created {}:", made.len()) });
     made.iter().try_for_each(|vm| line(&vm.name))
 }
 
-/// Returns settings and their values, as files of `config/`: what the environment asks for, and what
-/// the arguments do.
-fn settings(tree: &Tree, args: &New) -> Result<Vec<(&'static str, String)>, Failure> {
+/// What new VMs are given.
+pub(super) struct Given {
+    /// Files of `config/` and their values.
+    pub(super) settings: Vec<(&'static str, String)>,
+    /// What the environment asks for, beside what they then have: of their image, or of `.defaults`.
+    pub(super) wishes: Vec<Wish>,
+}
+
+/// Returns what the arguments and the environment ask for.
+fn given(tree: &Tree, args: &New) -> Result<Given, Failure> {
     let image = args.image.as_deref().map(|name| tree.image(name)).transpose()?;
     let ports = args.ports.iter().map(|p| forward(p)).collect::<Vec<_>>().join("\n");
-    let mut settings = wished(tree)?;
     let given = [
         ("image", image),
         ("disk", args.size.clone()),
@@ -34,13 +41,8 @@ fn settings(tree: &Tree, args: &New) -> Result<Vec<(&'static str, String)>, Fail
         ("cpus", args.cpus.map(|n| n.to_string())),
         ("ports", Some(ports).filter(|p| !p.is_empty())),
     ];
-    settings.extend(given.into_iter().filter_map(|(key, value)| Some((key, value?))));
-    Ok(settings)
-}
-
-/// Returns the settings that the environment asks for, for VMs that start from the defaults.
-pub(super) fn wished(tree: &Tree) -> Result<Vec<(&'static str, String)>, Failure> {
-    environment::settings(&environment::wishes()?, |key| tree.read(&format!(".defaults/{key}")))
+    let settings = given.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
+    Ok(Given { settings, wishes: environment::wishes()? })
 }
 
 /// A number alone is the port on both sides.
@@ -49,14 +51,14 @@ fn forward(text: &str) -> String {
 }
 
 /// Makes them all; after a failure or a signal none of them is there.
-fn make(tree: &Tree, args: &New, settings: &[(&'static str, String)]) -> Result<Vec<Vm>, Failure> {
+fn make(tree: &Tree, args: &New, given: &Given) -> Result<Vec<Vm>, Failure> {
     let (tell, told) = mpsc::channel();
     signals::forward(tell, convert::identity)?;
     let mut made = Vec::new();
     for name in wanted(args) {
         let vm = match name {
-            Some(name) => create(tree, &name, settings),
-            None => create_any(tree, settings),
+            Some(name) => create(tree, &name, given),
+            None => create_any(tree, given),
         };
         let signalled = told.try_recv().map(|signal| Failure::Told(signals::exit_code(signal)));
         match (vm.map(|vm| made.push(vm)), signalled) {
@@ -79,34 +81,36 @@ fn wanted(args: &New) -> Vec<Option<String>> {
     (0..args.count).map(|n| Some(format!("{prefix}-{n}"))).collect()
 }
 
-fn create_any(tree: &Tree, settings: &[(&'static str, String)]) -> Result<Vm, Failure> {
+fn create_any(tree: &Tree, given: &Given) -> Result<Vm, Failure> {
     for _ in 1..TRIES {
-        match create(tree, &names::random(), settings) {
+        match create(tree, &names::random(), given) {
             Err(Failure::Exists(_)) => {}
             done => return done,
         }
     }
-    create(tree, &names::random(), settings)
+    create(tree, &names::random(), given)
 }
 
 /// Makes a VM with settings. One whose settings are refused is not left behind.
-pub(super) fn create(
-    tree: &Tree,
-    name: &str,
-    settings: &[(&'static str, String)],
-) -> Result<Vm, Failure> {
+pub(super) fn create(tree: &Tree, name: &str, given: &Given) -> Result<Vm, Failure> {
     names::expect_one(name)?;
     tree.mkdir(name).map_err(|failure| match failure.errno() {
         libc::EEXIST => Failure::Exists(name.to_owned()),
         _ => failure,
     })?;
     let vm = tree.vm(name)?;
-    let set = |(key, value): &(&str, String)| vm.write(&format!("config/{key}"), value);
-    if let Err(failure) = settings.iter().try_for_each(set) {
+    if let Err(failure) = set(&vm, given) {
         drop(tree.rmdir(name));
         return Err(failure.about(name.to_owned()));
     }
     Ok(vm)
+}
+
+fn set(vm: &Vm, given: &Given) -> Result<(), Failure> {
+    let write = |(key, value): &(&str, String)| vm.write(&format!("config/{key}"), value);
+    given.settings.iter().try_for_each(write)?;
+    let now = |key: &str| vm.read(&format!("config/{key}"));
+    environment::settings(&given.wishes, now)?.iter().try_for_each(write)
 }
 
 #[cfg(test)]

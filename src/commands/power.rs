@@ -25,10 +25,19 @@ pub(super) fn start(tree: &Tree, args: &Start) -> Result<(), Failure> {
     let answered = each(begun, |(vm, timing)| {
         until_ready(&vm, patience, Progress::new())?;
         note(format!("Started {}", vm.name));
+        tell_why_it_booted(&vm);
         timing.into_iter().for_each(Timing::end);
         Ok(())
     });
     launched.and(answered)
+}
+
+/// A setting that prevents a warm start is told to who waits for it.
+fn tell_why_it_booted(vm: &Vm) {
+    let facts = vm.facts().unwrap_or_default();
+    if let Some(reason) = fact(&facts, "warm").strip_prefix("no: ") {
+        note(format!("{} booted although its image is warm: {reason}", vm.name));
+    }
 }
 
 /// Gives a VM that is about to be started the settings that the environment asks for.

@@ -101,12 +101,16 @@ impl Vm {
         }
         let carried = self.0.images.settings(self.settings().image());
         let (path, stored) = (self.dir().image_settings(), carried.clone());
-        off_thread(move || file::replace_json(&path, &stored), "the image's settings").await?;
+        let keep = move || match stored.is_empty() {
+            true => file::remove(&path),
+            false => file::replace_json(&path, &stored),
+        };
+        off_thread(keep, "the image's settings").await?;
         self.0.settings.0.write().made_with = Some(carried);
         Ok(())
     }
 
-    /// Follows the image again, if no disk came of a start.
+    /// Follows the image again, if no disk came of a start, or it was discarded.
     pub(super) fn follow_image_without_disk(&self) {
         if !self.dir().disk().exists() {
             self.0.settings.0.write().made_with = None;

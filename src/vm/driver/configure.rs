@@ -73,6 +73,10 @@ impl Change {
         if new.image != old.image && self.vm.dir().disk().exists() {
             return Err(Refusal::HasDisk { image: old.image.clone() }.into());
         }
+        // Its disk is about to be made of the present one.
+        if new.image != old.image && self.vm.state() == State::Starting {
+            return Err(Refusal::Busy { verb: "config", state: State::Starting.word() }.into());
+        }
         if new.disk != old.disk {
             self.refuse_shrinking(&new)?;
         }

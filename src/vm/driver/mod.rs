@@ -259,6 +259,9 @@ impl Driver {
             view.since = SystemTime::now();
             view.state = state;
         });
+        if self.state().is_off() {
+            self.vm.follow_image_without_disk();
+        }
         self.vm.tell(&event);
     }
 

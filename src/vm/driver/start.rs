@@ -161,7 +161,6 @@ impl Driver {
             return;
         };
         self.memory = None;
-        self.vm.follow_image_without_disk();
         self.link.send_replace(Link::Off);
         // Who has opened the console meanwhile waits for a machine that does not come.
         self.vm.console().detach();

@@ -317,6 +317,23 @@ async fn a_launch_that_makes_no_disk_binds_the_vm_to_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_image_is_fixed_while_a_disk_is_being_made_of_it_and_free_after_a_start_is_called_off()
+{
+    let Fixture { _dir, vm, script } = of_image(1 << 30).await;
+    let starter = vm.clone();
+    let begun = tokio::spawn(async move { starter.perform(START).await });
+    until(&vm, &State::Starting).await;
+    let error = set(&vm, "image", "other").await.unwrap_err();
+    assert!(matches!(error, VmError::Refused(Refusal::Busy { .. })), "{error}");
+    vm.perform(Command::Kill).await.unwrap();
+    drop(begun.await);
+    if !vm.dir().disk().exists() {
+        *script.carried.lock() = ImageSettings::of_shape(2, 512 << 20, 2 << 30);
+        assert_eq!(vm.spec().memory, 512 << 20);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_prevents_a_warm_start_is_an_event_with_the_next_step() {
     let Fixture { _dir, vm, script } = fixture().await;
     *script.template.lock() = Some(Ok(template()));

@@ -149,6 +149,11 @@ impl ImageSettings {
         map.into()
     }
 
+    /// Says whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Prints them as a table, `key value` a line, a line for each element of a list.
     pub fn table(&self) -> String {
         let lines = |(key, text): (&String, &String)| {
