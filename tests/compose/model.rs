@@ -242,12 +242,6 @@ impl Model {
         vm.power = power;
     }
 
-    /// The daemon is another one: what failed under the last one is only off.
-    pub(crate) fn remount(&mut self) {
-        let failed = self.vms.values_mut().filter(|vm| vm.power == Power::Failed);
-        failed.for_each(|vm| vm.power = Power::Off);
-    }
-
     pub(crate) fn remove(&mut self, name: &str) {
         let Some(mut vm) = self.vms.remove(name) else { return };
         vm.power = Power::Off;

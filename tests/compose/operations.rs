@@ -376,7 +376,7 @@ pub(crate) static POWER: &[Operation] = &[
                 .to_owned()
         },
         wait: until_all_ready,
-        then: |model, _| model.remount(),
+        then: |_, _| {},
     },
     Operation {
         name: "umount and mount",
@@ -388,6 +388,6 @@ pub(crate) static POWER: &[Operation] = &[
                 .to_owned()
         },
         wait: until_all_ready,
-        then: |model, _| model.remount(),
+        then: |_, _| {},
     },
 ];
