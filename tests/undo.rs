@@ -57,6 +57,25 @@ fn snapshots_and_a_suspended_memory_come_back() {
 }
 
 #[test]
+fn a_removal_that_is_refused_takes_nothing() {
+    let aq = Mounted::with_image();
+    off(&aq, "a", "s t");
+    aq.sh("echo 'start paused' > a/ctl; mkdir a/jobs/j").ok();
+    let programs = ["rm -r a", "find a -delete", "busybox rm -r a"];
+    for program in programs {
+        assert!(aq.sh(program).failed().contains("busy"), "{program}");
+        assert_eq!(aq.sh("echo $(ls a/snapshots a/jobs)").ok(), "a/jobs: j last a/snapshots: s t");
+    }
+    aq.sh("echo kill > a/ctl; cat a/wait; echo 1 > a/config/protect").ok();
+    for program in programs {
+        assert!(aq.sh(program).failed().contains("permitted"), "{program}");
+        assert_eq!(aq.sh("echo $(ls a/snapshots)").ok(), "s t", "{program}");
+    }
+    // By itself each can be removed.
+    aq.sh("rm -r a/snapshots/s a/jobs/j; echo 0 > a/config/protect; rm -r a").ok();
+}
+
+#[test]
 fn what_another_process_has_dropped_stays_dropped() {
     let aq = Mounted::with_image();
     off(&aq, "vm1", "a b");

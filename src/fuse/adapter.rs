@@ -25,7 +25,7 @@ use super::poll::{self, Polls};
 use super::{caller, errno};
 use crate::tree::handle::{Access, OpenRequest};
 use crate::tree::node::{Attr, Keep, Kind, NodeId};
-use crate::tree::{Answer, Found, Tree, TreeError};
+use crate::tree::{Answer, By, Found, Tree, TreeError};
 
 /// The largest read or write of one request. Streams gain nothing from more.
 const MAX_TRANSFER: u32 = 128 * 1024;
@@ -202,7 +202,10 @@ impl Filesystem for Adapter {
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let done = match name.to_str() {
-            Some(name) => self.tree.unlink(NodeId(parent.0), name),
+            Some(name) => {
+                let by = By { caller: &|| caller::of(req), now: SystemTime::now() };
+                self.tree.unlink(NodeId(parent.0), name, &by)
+            }
             None => Answer::Now(Err(TreeError::NeverFound)),
         };
         self.park.answer(req, (parent, Wait::Directory), done, |done| done_or_error(done, reply));
@@ -231,8 +234,8 @@ impl Filesystem for Adapter {
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         match text(name) {
             Ok(name) => {
-                let removed =
-                    self.tree.remove_directory(NodeId(parent.0), name, &|| caller::of(req));
+                let by = By { caller: &|| caller::of(req), now: SystemTime::now() };
+                let removed = self.tree.remove_directory(NodeId(parent.0), name, &by);
                 let about = (parent, Wait::Directory);
                 self.park.answer(req, about, removed, |done| done_or_error(done, reply));
             }

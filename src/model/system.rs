@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::FutureExt;
 use proptest_state_machine::StateMachineTest;
@@ -17,7 +17,7 @@ use crate::registry::Registry;
 use crate::store::layout::Layout;
 use crate::tree::handle::{Access, OpenRequest, Patience};
 use crate::tree::node::{Kind, NodeId};
-use crate::tree::{Answer, Tree, TreeError};
+use crate::tree::{Answer, By, Tree, TreeError};
 use crate::vm::backend::{BackendError, ExitReport, MachineEvent};
 use crate::vm::caller::Caller;
 use crate::vm::fake::{Script, clean_exit, world};
@@ -111,7 +111,10 @@ impl System {
                 Answer::Now(made) => Answer::Now(made.map(drop)),
                 Answer::Later(made) => Answer::Later(Box::pin(made.map(|m| m.map(drop)))),
             },
-            Op::Rmdir(name) => self.tree().remove_directory(NodeId::ROOT, name, &Caller::default),
+            Op::Rmdir(name) => {
+                let by = By { caller: &Caller::default, now: SystemTime::now() };
+                self.tree().remove_directory(NodeId::ROOT, name, &by)
+            }
             Op::Rename(from, to) => self.tree().rename((NodeId::ROOT, from), (NodeId::ROOT, to)),
             other @ (Op::RemovePart(..)
             | Op::Ctl(..)

@@ -10,6 +10,7 @@ pub mod manual;
 mod metrics;
 pub mod names;
 pub mod node;
+mod refused;
 mod render;
 pub mod settings;
 pub mod subject;
@@ -31,10 +32,11 @@ use self::handle::{Open, OpenRequest};
 use self::host::{Failure, Host};
 use self::names::Entry;
 use self::node::{Attr, Keep, Kind, NodeId};
+use self::refused::Refused;
 use self::verbs::VerbError;
 use crate::registry::{Registry, RegistryError};
 use crate::vm::caller::Caller;
-use crate::vm::state::Refusal;
+use crate::vm::state::{Command, Refusal};
 use crate::vm::{VmError, one_line};
 
 /// Why an operation on the tree was not done.
@@ -123,6 +125,20 @@ impl From<Refusal> for TreeError {
     }
 }
 
+/// Who asks, and when.
+pub struct By<'a> {
+    /// Finds the process and its relations, which takes a look at `/proc`.
+    pub caller: &'a dyn Fn() -> Caller,
+    /// The time of the request.
+    pub now: SystemTime,
+}
+
+impl std::fmt::Debug for By<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("By").field("now", &self.now).finish_non_exhaustive()
+    }
+}
+
 /// A result that is here, or one to come.
 pub enum Answer<T> {
     /// Here it is.
@@ -189,6 +205,7 @@ pub struct Tree {
     open: Mutex<HashMap<u64, Arc<Open>>>,
     listings: Mutex<HashMap<u64, Listing>>,
     next_handle: AtomicU64,
+    refused: Refused,
 }
 
 impl Tree {
@@ -202,6 +219,7 @@ impl Tree {
             open: Mutex::default(),
             listings: Mutex::default(),
             next_handle: AtomicU64::new(1),
+            refused: Refused::default(),
         })
     }
 
@@ -320,18 +338,16 @@ impl Tree {
 
     /// Removes a directory that users make; or (without effect, so that `rm -r` works) a part of a
     /// VM that could be removed.
-    pub fn remove_directory(
-        &self,
-        parent: NodeId,
-        name: &str,
-        caller: &dyn Fn() -> Caller,
-    ) -> Answer<()> {
+    pub fn remove_directory(&self, parent: NodeId, name: &str, by: &By<'_>) -> Answer<()> {
         let directory = match self.directories.get(parent) {
             Ok(directory) => directory,
             Err(error) => return Answer::Now(Err(error)),
         };
         match directory.names().find(name) {
-            Some(_) => directory.names().remove(name, caller),
+            Some(_) => match self.is_refused_with_its_vm(&*directory, by) {
+                Ok(()) => directory.names().remove(name, by.caller),
+                Err(error) => Answer::Now(Err(error)),
+            },
             None => Answer::Now(self.remove_part(parent, name)),
         }
     }
@@ -352,12 +368,37 @@ impl Tree {
     }
 
     /// Unlinks a link that users have made, or (without effect) a file of ours.
-    pub fn unlink(&self, parent: NodeId, name: &str) -> Answer<()> {
-        match self.directories.get(parent).map(|directory| directory.names().unlink(name)) {
-            Ok(Some(unlinked)) => unlinked,
-            Ok(None) => Answer::Now(self.remove_part(parent, name)),
-            Err(error) => Answer::Now(Err(error)),
+    pub fn unlink(&self, parent: NodeId, name: &str, by: &By<'_>) -> Answer<()> {
+        let directory = match self.directories.get(parent) {
+            Ok(directory) => directory,
+            Err(error) => return Answer::Now(Err(error)),
+        };
+        if let Some(unlinked) = directory.names().unlink(name) {
+            return unlinked;
         }
+        let done = self.remove_part(parent, name);
+        if let (Some(vm), Err(_)) = (directory.vm(), &done) {
+            self.refused.add(vm.id(), (by.caller)().process(), by.now);
+        }
+        Answer::Now(done)
+    }
+
+    /// Refuses to remove what lies in a VM to a process that has just been refused the VM's own files:
+    /// `rm -r` of a VM that stays must leave its snapshots and jobs.
+    fn is_refused_with_its_vm(
+        &self,
+        directory: &dyn Directory,
+        by: &By<'_>,
+    ) -> Result<(), TreeError> {
+        let Some(vm) = directory.vm() else { return Ok(()) };
+        let refusal = vm.would_admit(&Command::Remove).err();
+        let Some(refusal) = refusal else { return Ok(()) };
+        let process = (by.caller)().process();
+        if !self.refused.holds(vm.id(), process, by.now) {
+            return Ok(());
+        }
+        self.refused.add(vm.id(), process, by.now);
+        handle::noted(Some(vm), Err(refusal.into()))
     }
 
     /// Unlinks a file of ours: nothing happens, and it says what `rmdir` of its object would say, so
