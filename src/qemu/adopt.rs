@@ -10,7 +10,8 @@ use tokio::net::UnixStream;
 use uuid::Uuid;
 
 use super::connect::{self, Status};
-use super::machine::{EventSink, Parts, watch_end};
+use super::events::EventSink;
+use super::machine::{Parts, watch_end};
 use super::process::{Process, argument_of, last_words, started_at};
 use super::qmp::{Qmp, QmpError};
 use super::record::Record;

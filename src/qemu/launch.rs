@@ -11,8 +11,9 @@ use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::cmdline::{self, Facts, Seed};
+use super::events::EventSink;
 use super::install::{Installation, PROGRAM, not_started};
-use super::machine::{Ended, EventSink, Parts, died, end_of, live, watch_end};
+use super::machine::{Ended, Parts, died, end_of, live, watch_end};
 use super::process::{self, Process};
 use super::qmp::{Qmp, QmpError};
 use super::{connect, img, record, rename, repair};

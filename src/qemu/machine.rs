@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
-use super::cmdline::READY_ID;
+use super::events::EventSink;
 use super::install::Installation;
 use super::monitor::Conversation;
 use super::process::{Process, last_words};
-use super::qmp::{Event, Qmp, QmpError};
+use super::qmp::{Qmp, QmpError};
 use super::{freeze, memories, record, repair, snapshot, vmstate};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
@@ -30,9 +30,6 @@ use crate::vm::warm::Template;
 pub mod live;
 use crate::vm::stream::Stream;
 
-/// Events that may wait for the VM's task. It takes them at once; a guest that resets in a loop
-/// while that task is busy must not fill the daemon's memory.
-const EVENTS: usize = 256;
 /// The steps of `kill`, with what each may take: QEMU flushes its disks on `quit` and on SIGTERM,
 /// and the kernel needs a while to free a large memory after SIGKILL.
 const QUIT_BOUND: Duration = Duration::from_secs(2);
@@ -86,56 +83,6 @@ pub fn died(dir: &VmDir, status: String) -> BackendError {
     BackendError::QemuDied { status, stderr }
 }
 
-/// Takes events of QMP and hands on what they mean.
-#[derive(Clone, Debug)]
-pub struct EventSink {
-    sender: mpsc::Sender<MachineEvent>,
-    shut_down: Arc<AtomicBool>,
-}
-
-impl EventSink {
-    /// Returns a sink and what comes out of it.
-    pub fn new() -> (Self, mpsc::Receiver<MachineEvent>) {
-        let (sender, receiver) = mpsc::channel(EVENTS);
-        let shut_down = Arc::default();
-        (Self { sender, shut_down }, receiver)
-    }
-
-    /// Takes one of QEMU's events.
-    pub fn take(&self, event: &Event) {
-        if let Some(event) = translate(event) {
-            self.push(event);
-        }
-    }
-
-    /// Queues an event.
-    pub fn push(&self, event: MachineEvent) {
-        if matches!(event, MachineEvent::ShutDown { .. }) {
-            self.shut_down.store(true, Ordering::Relaxed);
-        }
-        if let Err(error) = self.sender.try_send(event) {
-            tracing::warn!(%error, "a machine's event is lost");
-        }
-    }
-}
-
-fn translate(event: &Event) -> Option<MachineEvent> {
-    let (name, data) = (event.name.as_str(), &event.data);
-    match name {
-        "STOP" => Some(MachineEvent::Paused),
-        "RESUME" => Some(MachineEvent::Resumed),
-        "RESET" => Some(MachineEvent::Reset),
-        "SHUTDOWN" => Some(MachineEvent::ShutDown { by_guest: data["guest"] == true }),
-        "VSERPORT_CHANGE" if data["id"] == READY_ID && data["open"] == true => {
-            Some(MachineEvent::Announced)
-        }
-        "BLOCK_IO_ERROR" if data["nospace"] == true && data["action"] == "stop" => {
-            Some(MachineEvent::DiskFull)
-        }
-        _ => None,
-    }
-}
-
 /// Judges an end. Only of our own children is the status known; of others a `SHUTDOWN` event, which
 /// no crash sends, has to do.
 fn is_clean(status: &str, shut_down: bool) -> bool {
@@ -184,21 +131,24 @@ impl Running {
     /// Waits for the end, reports it as the last event and forgets an end that was wanted. Nobody
     /// follows a machine that was given up while it runs: its connection closes, for the next.
     async fn follow(self: Arc<Self>, sink: EventSink) {
-        let status = tokio::select! {
-            biased;
-            status = end_of(&self.parts.ended) => status,
-            () = sink.sender.closed() => return,
+        let status = loop {
+            tokio::select! {
+                biased;
+                status = end_of(&self.parts.ended) => break status,
+                () = sink.abandoned() => return,
+                () = sink.loses() => sink.make_up(&self.parts.qmp).await,
+            }
         };
         // QEMU's last events may still be on their way to us; nothing comes after its end.
         timeout(END_BOUND, self.parts.qmp.closed()).await.ok();
-        let clean = is_clean(&status, sink.shut_down.load(Ordering::Relaxed));
+        let clean = is_clean(&status, sink.has_shut_down());
         if clean {
             repair::end(&self.parts.dir);
         }
         let report = self.report(status, clean);
         let wanted = report.clean || self.killed.load(Ordering::Relaxed);
         // Nobody may listen any more; the record is then put right all the same.
-        sink.sender.send(MachineEvent::Exited(report)).await.ok();
+        sink.end(MachineEvent::Exited(report)).await;
         if wanted {
             record::forget(&self.parts.dir, &self.parts.facts);
         }
@@ -361,33 +311,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_mean_what_they_say_and_others_nothing() {
-        let port = |open| json!({"id": READY_ID, "open": open});
-        let error = |nospace, action| json!({"nospace": nospace, "action": action});
-        let table = [
-            ("STOP", Value::Null, Some(MachineEvent::Paused)),
-            ("RESUME", Value::Null, Some(MachineEvent::Resumed)),
-            ("RESET", json!({"guest": true}), Some(MachineEvent::Reset)),
-            (
-                "SHUTDOWN",
-                json!({"guest": true, "reason": "guest-shutdown"}),
-                Some(MachineEvent::ShutDown { by_guest: true }),
-            ),
-            ("SHUTDOWN", Value::Null, Some(MachineEvent::ShutDown { by_guest: false })),
-            ("VSERPORT_CHANGE", port(true), Some(MachineEvent::Announced)),
-            ("VSERPORT_CHANGE", port(false), None),
-            ("VSERPORT_CHANGE", json!({"id": "other", "open": true}), None),
-            ("BLOCK_IO_ERROR", error(true, "stop"), Some(MachineEvent::DiskFull)),
-            ("BLOCK_IO_ERROR", error(false, "report"), None),
-            ("POWERDOWN", Value::Null, None),
-        ];
-        for (name, data, expected) in table {
-            let event = Event { name: name.into(), data };
-            assert_eq!(translate(&event), expected, "{event:?}");
-        }
-    }
-
-    #[test]
     fn an_end_is_clean_by_its_status_or_else_by_the_event() {
         let table = [
             ("exit 0", false, true),
@@ -399,18 +322,5 @@ mod tests {
         for (status, shut_down, expected) in table {
             assert_eq!(is_clean(status, shut_down), expected, "{status} {shut_down}");
         }
-    }
-
-    #[test]
-    fn a_flood_of_events_is_cut_off_and_does_not_wait() {
-        let (sink, mut events) = EventSink::new();
-        for _ in 0..2 * EVENTS {
-            sink.push(MachineEvent::Reset);
-        }
-        let mut count = 0;
-        while events.try_recv().is_ok() {
-            count += 1;
-        }
-        assert_eq!(count, EVENTS);
     }
 }

@@ -15,6 +15,7 @@ pub mod accel;
 pub mod adopt;
 pub mod cmdline;
 pub mod connect;
+mod events;
 mod freeze;
 pub mod img;
 pub mod install;

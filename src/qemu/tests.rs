@@ -245,6 +245,28 @@ fn record_of(vm: &Vm) -> Record {
 }
 
 #[tokio::test]
+async fn what_is_lost_in_a_flood_of_events_is_asked_for_afterwards() {
+    let vm = Vm::paused();
+    let Launched { machine, mut events, .. } = vm.launch().await;
+    for _ in 0..200 {
+        machine.resume().await.unwrap();
+        machine.reset().await.unwrap();
+        machine.pause().await.unwrap();
+    }
+    let (mut last, mut count) = (None, 0);
+    while let Ok(Some(event)) = tokio::time::timeout(Duration::from_secs(3), events.recv()).await {
+        if matches!(event, MachineEvent::Paused | MachineEvent::Resumed) {
+            last = Some(event);
+        }
+        count += 1;
+    }
+    assert!(count > 200, "{count} events are no flood");
+    assert_eq!(last, Some(MachineEvent::Paused));
+    machine.kill().await.unwrap();
+    end(&mut events).await;
+}
+
+#[tokio::test]
 async fn a_machine_pauses_resumes_resets_and_ends_when_told() {
     let vm = Vm::paused();
     let Launched { machine, mut events, paused, .. } = vm.launch().await;

@@ -1,0 +1,217 @@
+//! From QMP's events to what the VM's task hears: what they mean, and what happens when there are more
+//! than it takes.
+//!
+//! The task takes them at once; the queue is bounded all the same, because a guest may reset itself or
+//! open its ready port in a loop. Such chatter never takes the room of what decides a state. Of what
+//! is lost, QEMU is asked afterwards.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, mpsc};
+use tokio::time::sleep;
+
+use super::cmdline::READY_ID;
+use super::connect::{self, Status};
+use super::qmp::{Event, Qmp, QmpError};
+use crate::vm::backend::MachineEvent;
+
+/// Events that may wait for the VM's task.
+const EVENTS: usize = 256;
+/// How many of these are for what decides a state.
+const RESERVED: usize = EVENTS / 2;
+/// How often QEMU is asked again while more events come in, or when it does not answer.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// Takes events of QMP and hands on what they mean.
+#[derive(Clone, Debug)]
+pub struct EventSink {
+    sender: mpsc::Sender<MachineEvent>,
+    taken: Arc<Mutex<Taken>>,
+    lost: Arc<Notify>,
+}
+
+/// What has come in.
+#[derive(Debug, Default)]
+struct Taken {
+    count: u64,
+    shut_down: bool,
+    /// A reset or an announcement was lost since QEMU was last asked.
+    lost_chatter: bool,
+}
+
+impl EventSink {
+    /// Returns a sink and what comes out of it.
+    pub fn new() -> (Self, mpsc::Receiver<MachineEvent>) {
+        let (sender, receiver) = mpsc::channel(EVENTS);
+        (Self { sender, taken: Arc::default(), lost: Arc::default() }, receiver)
+    }
+
+    /// Takes one of QEMU's events.
+    pub fn take(&self, event: &Event) {
+        if let Some(event) = translate(event) {
+            self.push(event);
+        }
+    }
+
+    /// Queues an event.
+    pub fn push(&self, event: MachineEvent) {
+        let mut taken = self.taken.lock();
+        taken.count += 1;
+        taken.shut_down |= matches!(event, MachineEvent::ShutDown { .. });
+        let is_chatter = is_chatter(&event);
+        if (is_chatter && self.sender.capacity() <= RESERVED)
+            || self.sender.try_send(event).is_err()
+        {
+            taken.lost_chatter |= is_chatter;
+            self.lost.notify_one();
+        }
+    }
+
+    /// Hands on the last event, whenever there is room.
+    pub(super) async fn end(&self, event: MachineEvent) {
+        // Nobody may listen any more.
+        self.sender.send(event).await.ok();
+    }
+
+    /// Says whether the machine has been shut down.
+    pub(super) fn has_shut_down(&self) -> bool {
+        self.taken.lock().shut_down
+    }
+
+    /// Resolves when nobody takes events any more.
+    pub(super) async fn abandoned(&self) {
+        self.sender.closed().await;
+    }
+
+    /// Resolves when an event has been lost.
+    pub(super) async fn loses(&self) {
+        self.lost.notified().await;
+    }
+
+    /// Waits until the task has taken what is queued, and tells it what QEMU says by then.
+    pub(super) async fn make_up(&self, qmp: &Qmp) {
+        let Ok(room) = self.sender.reserve_many(EVENTS).await else { return };
+        drop(room);
+        let before = self.taken.lock().count;
+        match now(qmp).await {
+            Ok(now) if self.tell(before, now) => {}
+            // The connection's end is followed by the process's.
+            Err(QmpError::Closed) => {}
+            Ok(_) | Err(QmpError::Timeout { .. } | QmpError::Refused { .. }) => {
+                sleep(AGAIN).await;
+                self.lost.notify_one();
+            }
+        }
+    }
+
+    /// Tells what is so now, unless it may have changed since the count was `before`.
+    fn tell(&self, before: u64, (status, announced): (Status, bool)) -> bool {
+        let mut taken = self.taken.lock();
+        if taken.count != before {
+            return false;
+        }
+        let mut events = Vec::new();
+        if std::mem::take(&mut taken.lost_chatter) {
+            events.push(MachineEvent::Reset);
+            events.extend(announced.then_some(MachineEvent::Announced));
+        }
+        events.push(match status {
+            Status::Runs => MachineEvent::Resumed,
+            Status::Paused => MachineEvent::Paused,
+            Status::DiskFull => MachineEvent::DiskFull,
+        });
+        if taken.shut_down {
+            events.push(MachineEvent::ShutDown { by_guest: false });
+        }
+        // There is room: nothing has come in since the queue was empty.
+        events.into_iter().all(|event| self.sender.try_send(event).is_ok())
+    }
+}
+
+async fn now(qmp: &Qmp) -> Result<(Status, bool), QmpError> {
+    Ok((connect::status(qmp).await?, connect::has_announced(qmp).await?))
+}
+
+/// Says whether a guest can cause as many of these as it likes, none of which decides a state.
+fn is_chatter(event: &MachineEvent) -> bool {
+    match event {
+        MachineEvent::Reset | MachineEvent::Announced => true,
+        MachineEvent::Paused
+        | MachineEvent::Resumed
+        | MachineEvent::ShutDown { .. }
+        | MachineEvent::DiskFull
+        | MachineEvent::Exited(_) => false,
+    }
+}
+
+fn translate(event: &Event) -> Option<MachineEvent> {
+    let (name, data) = (event.name.as_str(), &event.data);
+    match name {
+        "STOP" => Some(MachineEvent::Paused),
+        "RESUME" => Some(MachineEvent::Resumed),
+        "RESET" => Some(MachineEvent::Reset),
+        "SHUTDOWN" => Some(MachineEvent::ShutDown { by_guest: data["guest"] == true }),
+        "VSERPORT_CHANGE" if data["id"] == READY_ID && data["open"] == true => {
+            Some(MachineEvent::Announced)
+        }
+        "BLOCK_IO_ERROR" if data["nospace"] == true && data["action"] == "stop" => {
+            Some(MachineEvent::DiskFull)
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn events_mean_what_they_say_and_others_nothing() {
+        let port = |open| json!({"id": READY_ID, "open": open});
+        let error = |nospace, action| json!({"nospace": nospace, "action": action});
+        let table = [
+            ("STOP", Value::Null, Some(MachineEvent::Paused)),
+            ("RESUME", Value::Null, Some(MachineEvent::Resumed)),
+            ("RESET", json!({"guest": true}), Some(MachineEvent::Reset)),
+            (
+                "SHUTDOWN",
+                json!({"guest": true, "reason": "guest-shutdown"}),
+                Some(MachineEvent::ShutDown { by_guest: true }),
+            ),
+            ("SHUTDOWN", Value::Null, Some(MachineEvent::ShutDown { by_guest: false })),
+            ("VSERPORT_CHANGE", port(true), Some(MachineEvent::Announced)),
+            ("VSERPORT_CHANGE", port(false), None),
+            ("VSERPORT_CHANGE", json!({"id": "other", "open": true}), None),
+            ("BLOCK_IO_ERROR", error(true, "stop"), Some(MachineEvent::DiskFull)),
+            ("BLOCK_IO_ERROR", error(false, "report"), None),
+            ("POWERDOWN", Value::Null, None),
+        ];
+        for (name, data, expected) in table {
+            let event = Event { name: name.into(), data };
+            assert_eq!(translate(&event), expected, "{event:?}");
+        }
+    }
+
+    #[test]
+    fn a_flood_of_resets_is_cut_off_and_leaves_room_for_what_decides_a_state() {
+        let (sink, mut events) = EventSink::new();
+        for _ in 0..2 * EVENTS {
+            sink.push(MachineEvent::Reset);
+            sink.push(MachineEvent::Announced);
+        }
+        sink.push(MachineEvent::Paused);
+        sink.push(MachineEvent::ShutDown { by_guest: true });
+        let mut all = Vec::new();
+        while let Ok(event) = events.try_recv() {
+            all.push(event);
+        }
+        assert_eq!(all.len(), RESERVED + 2);
+        let last = [MachineEvent::Paused, MachineEvent::ShutDown { by_guest: true }];
+        assert_eq!(all[RESERVED..], last);
+        assert!(sink.has_shut_down());
+    }
+}
