@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use common::{Mounted, assert_errno, eventually};
 use rustix::process::Signal;
@@ -57,6 +57,34 @@ fn pause_resume_reset_kill() {
     assert_ne!(aq.exec("vm1", "cat /proc/sys/kernel/random/boot_id"), boot);
     assert_eq!(aq.sh("echo kill > vm1/ctl && cat vm1/wait").ok(), "stopped");
     assert!(aq.qemus().is_empty());
+}
+
+/// How many seconds a guest's clock is behind the host's.
+fn behind(aq: &Mounted, vm: &str) -> i64 {
+    aq.wait_for_ready(vm);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock after 1970");
+    let guest: i64 = aq.exec(vm, "date +%s").parse().expect("seconds");
+    i64::try_from(now.as_secs()).expect("a clock of our time") - guest
+}
+
+#[test]
+fn a_guest_that_is_ready_has_the_right_clock_whatever_it_stood_still_for() {
+    let aq = Mounted::with_image();
+    aq.boot("vm1");
+    aq.sh("echo pause > vm1/ctl && sleep 6 && echo resume > vm1/ctl").ok();
+    assert!(behind(&aq, "vm1") <= 1, "after a pause");
+    aq.sh("echo pause > vm1/ctl").ok();
+    aq.kill_daemon();
+    std::thread::sleep(Duration::from_secs(6));
+    aq.mount();
+    aq.sh("echo resume > vm1/ctl").ok();
+    assert!(behind(&aq, "vm1") <= 1, "after a daemon's end");
+    aq.sh("mkdir vm1/snapshots/a && cat vm1/wait && sleep 5 && echo 'restore a' > vm1/ctl").ok();
+    aq.sh("cat vm1/wait").ok();
+    assert!(behind(&aq, "vm1") <= 1, "after a snapshot");
+    aq.sh("echo kill > vm1/ctl && cat vm1/wait && echo 'start paused' > vm1/ctl").ok();
+    aq.sh("sleep 6 && echo resume > vm1/ctl").ok();
+    assert!(behind(&aq, "vm1") <= 1, "after a start that was paused");
 }
 
 #[test]

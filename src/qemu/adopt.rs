@@ -107,7 +107,7 @@ async fn take_over(
     let parts = Parts { facts, dir: dir.clone(), qmp, process, ended };
     let launched = parts.run((sink, events), status != Status::Runs);
     Ok(match past {
-        Past::Back => Adoption::Running(Launched { restored: true, ..launched }),
+        Past::Back => Adoption::Running(Launched { clock_is_behind: true, ..launched }),
         // QEMU leaves it stopped: one that runs has been given another life since.
         Past::Lost(why) if launched.paused => match launched.machine.kill().await {
             Ok(()) => Adoption::Ended(why.to_string()),

@@ -21,7 +21,7 @@ use crate::vm::backend::MachineEvent;
 const EVENTS: usize = 256;
 /// How many of these are for what decides a state.
 const RESERVED: usize = EVENTS / 2;
-/// How often QEMU is asked again while more events come in, or when it does not answer.
+/// How often the queue is looked at while a flood lasts, and QEMU asked again when it does not answer.
 const AGAIN: Duration = Duration::from_millis(100);
 
 /// Takes events of QMP and hands on what they mean.
@@ -92,8 +92,13 @@ impl EventSink {
 
     /// Waits until the task has taken what is queued, and tells it what QEMU says by then.
     pub(super) async fn make_up(&self, qmp: &Qmp) {
-        let Ok(room) = self.sender.reserve_many(EVENTS).await else { return };
-        drop(room);
+        // To await the room would be to take it from events that come meanwhile.
+        while self.sender.capacity() < EVENTS {
+            if self.sender.is_closed() {
+                return;
+            }
+            sleep(AGAIN).await;
+        }
         let before = self.taken.lock().count;
         match now(qmp).await {
             Ok(now) if self.tell(before, now) => {}

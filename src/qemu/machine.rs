@@ -114,7 +114,7 @@ impl Parts {
         let (killed, spoiled) = (AtomicBool::new(false), OnceLock::new());
         let machine = Arc::new(Running { parts: self, killed, spoiled });
         tokio::spawn(Arc::clone(&machine).follow(sink));
-        Launched { machine, events, paused, restored: false }
+        Launched { machine, events, paused, clock_is_behind: false }
     }
 }
 

@@ -159,6 +159,12 @@ struct OneKernel(Option<std::path::PathBuf>);
 
 #[async_trait]
 impl Images for OneKernel {
+    fn settings(&self, _: &str) -> ImageSettings {
+        ImageSettings::default()
+    }
+    fn settings_of_disk(&self, _: &str) -> ImageSettings {
+        ImageSettings::default()
+    }
     fn list(&self) -> Vec<ImageInfo> {
         Vec::new()
     }

@@ -186,7 +186,7 @@ impl Hypervisor for Fake {
         let (dir, events_to) = (plan.dir.clone(), Mutex::new(to));
         let machine = Arc::new(FakeMachine { facts, dir, script, paused, events: events_to });
         self.0.machines.lock().insert(plan.uuid, Arc::clone(&machine));
-        Ok(Launched { machine, events, paused: plan.paused, restored: false })
+        Ok(Launched { machine, events, paused: plan.paused, clock_is_behind: false })
     }
 
     fn memory_available(&self) -> u64 {
@@ -253,7 +253,7 @@ impl Hypervisor for Fake {
         let (to, events) = mpsc::channel(16);
         *machine.events.lock() = to;
         let paused = machine.paused.load(Ordering::Relaxed);
-        Adoption::Running(Launched { machine, events, paused, restored: false })
+        Adoption::Running(Launched { machine, events, paused, clock_is_behind: false })
     }
 
     async fn silent(

@@ -65,8 +65,8 @@ pub struct Launched {
     pub events: mpsc::Receiver<MachineEvent>,
     /// Its processors are stopped.
     pub paused: bool,
-    /// It was brought back to a snapshot, and its clock may still be of then.
-    pub restored: bool,
+    /// Its clock may show the past: it was brought back to a snapshot, or stood still.
+    pub clock_is_behind: bool,
 }
 
 /// What became of a QEMU that an earlier daemon had started.

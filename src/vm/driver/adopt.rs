@@ -35,7 +35,10 @@ impl Driver {
             Adoption::NeverRan => dropped::drop_later(&self.vm),
             Adoption::Running(launched) => {
                 dropped::lift_all(&self.vm);
-                self.set_clock = launched.restored;
+                // Nobody knows since when one stands that is found paused.
+                if launched.clock_is_behind || launched.paused {
+                    self.clock.is_of_the_past();
+                }
                 self.take_over(launched, Announcement::Awaited);
             }
             Adoption::Ended(reason) => {

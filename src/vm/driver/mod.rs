@@ -16,6 +16,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
+use self::clock::GuestClock;
 use self::report::{Report, Reporter, Task};
 use self::snapshot::Snapshotting;
 use self::start::Starting;
@@ -37,6 +38,7 @@ use crate::store::file;
 use crate::store::layout::VmDir;
 
 mod adopt;
+mod clock;
 mod configure;
 mod dropped;
 mod hold;
@@ -161,8 +163,8 @@ struct Driver {
     is_changing: bool,
     /// Requests that wait for its end.
     waiting: VecDeque<Ask>,
-    /// The guest's clock shows the past, and is set before the guest is ready.
-    set_clock: bool,
+    clock: GuestClock,
+    setting_clock: Option<Task>,
 }
 
 impl Drop for Driver {
@@ -202,7 +204,8 @@ impl Driver {
             memory: None,
             is_changing: false,
             waiting: VecDeque::new(),
-            set_clock: false,
+            clock: GuestClock::default(),
+            setting_clock: None,
         }
     }
 
@@ -353,6 +356,7 @@ impl Driver {
 
     fn on_paused(&mut self) {
         self.halted = true;
+        self.clock.stop();
         if matches!(self.state(), State::Running | State::Ready) {
             self.enter(State::Paused);
         }

@@ -1,9 +1,8 @@
 //! The way into the guest: trying until an exec works, and again when the connection is lost.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use super::stop::Nowhere;
 use super::{Driver, Report};
 use crate::vm::backend::{GuestAddress, GuestSession};
 use crate::vm::exec::Link;
@@ -13,8 +12,6 @@ use crate::vm::state::State;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// A guest that has not answered for long is asked every two seconds, which costs next to nothing.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// How long setting the guest's clock may take.
-const CLOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// How long to wait for an announcement before trying without one.
 const ANNOUNCE_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -40,7 +37,6 @@ impl Driver {
             user: self.vm.spec().ssh_user.clone(),
             dir: self.vm.dir().0.clone(),
         };
-        let set_clock = self.set_clock;
         let wait = facts.announces && announcement == Announcement::Awaited;
         let (vm, guests) = (self.vm.clone(), Arc::clone(&self.world.guests));
         self.reaching = Some(self.task(|to| async move {
@@ -56,9 +52,6 @@ impl Driver {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             };
-            if set_clock {
-                set_guest_clock(&*session).await;
-            }
             let took = begun.elapsed();
             vm.0.view.send_modify(|view| view.ready_after = Some(took));
             to.report(Report::Reached(Arc::clone(&session))).await;
@@ -68,17 +61,14 @@ impl Driver {
     }
 
     pub(super) fn on_reached(&mut self, session: Arc<dyn GuestSession>) {
-        self.session = Some(Arc::clone(&session));
-        self.set_clock = false;
-        self.link.send_replace(Link::Up(session));
-        if self.state() == State::Running {
-            self.enter(State::Ready);
-        }
+        self.session = Some(session);
+        self.guest_answers();
     }
 
     pub(super) fn on_lost(&mut self) {
         self.session = None;
         self.reaching = None;
+        self.setting_clock = None;
         if self.running.is_none() {
             return;
         }
@@ -102,13 +92,18 @@ impl Driver {
 
     /// Goes back to the state that was left for a while. What a machine does, and whether its guest
     /// answers, may have changed meanwhile.
-    pub(super) fn enter_again(&self, before: State) {
-        self.enter(match (&self.running, self.halted, &self.session) {
-            (None, _, _) => before,
-            (Some(_), true, _) => State::Paused,
-            (Some(_), false, Some(_)) => State::Ready,
-            (Some(_), false, None) => State::Running,
+    pub(super) fn enter_again(&mut self, before: State) {
+        let is_late = self.clock.is_behind();
+        let answers = self.session.is_some();
+        self.enter(match (&self.running, self.halted) {
+            (None, _) => before,
+            (Some(_), true) => State::Paused,
+            (Some(_), false) if answers && !is_late => State::Ready,
+            (Some(_), false) => State::Running,
         });
+        if answers && is_late && !self.halted {
+            self.guest_answers();
+        }
     }
 
     pub(super) fn on_announced(&mut self) {
@@ -123,6 +118,9 @@ impl Driver {
 
     pub(super) fn on_reset(&mut self) {
         self.session = None;
+        // The guest reads its clock anew.
+        self.setting_clock = None;
+        self.clock.is_settled();
         self.link.send_replace(Link::Coming);
         if self.state() == State::Ready {
             self.enter(State::Running);
@@ -133,6 +131,7 @@ impl Driver {
 
     pub(super) fn on_resumed(&mut self) {
         self.halted = false;
+        self.clock.run();
         if self.state() != State::Paused {
             return;
         }
@@ -142,15 +141,4 @@ impl Driver {
             self.reach(Announcement::Missed);
         }
     }
-}
-
-/// Sets the guest's clock to the host's, as near as its `date` can: busybox knows whole seconds only.
-async fn set_guest_clock(session: &dyn GuestSession) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let nearest = (now + Duration::from_millis(500)).as_secs();
-    let (seconds, hundredths) = (now.as_secs(), now.subsec_millis() / 10);
-    let command = format!("date -u -s @{seconds}.{hundredths:02} || date -u -s @{nearest}");
-    // A guest that will not have its clock set keeps it: it is no less ready for that.
-    let set = session.exec(command.as_bytes(), b"", &Nowhere);
-    drop(tokio::time::timeout(CLOCK_PATIENCE, set).await);
 }

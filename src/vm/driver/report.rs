@@ -34,6 +34,8 @@ pub(super) enum Report {
     SilentEnded(Result<(), BackendError>, String),
     /// An exec in the guest has worked.
     Reached(Arc<dyn GuestSession>),
+    /// The guest's clock is set, as far as it can be.
+    ClockSet,
     /// The connection to the guest is gone.
     Lost,
     /// Words for the log.
@@ -121,6 +123,7 @@ impl Driver {
             | Report::Silent(..)
             | Report::SilentEnded(..)
             | Report::Reached(_)
+            | Report::ClockSet
             | Report::Lost
             | Report::Note(_)
             | Report::Snapshot(_)
@@ -142,6 +145,7 @@ impl Driver {
             Report::Silent(found, answer) => self.on_silent(found, answer),
             Report::SilentEnded(ended, reason) => self.on_silent_ended(ended, reason),
             Report::Reached(session) => self.on_reached(session),
+            Report::ClockSet => self.on_clock_set(),
             Report::Lost => self.on_lost(),
             Report::Note(text) => self.note(&text),
             Report::MachineVerb(verb, done, answer) => self.on_machine_verb(&verb, done, answer),

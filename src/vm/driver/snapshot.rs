@@ -223,7 +223,8 @@ impl Driver {
         }
         self.session = None;
         self.link.send_replace(crate::vm::exec::Link::Coming);
-        self.set_clock = true;
+        self.setting_clock = None;
+        self.clock.is_of_the_past();
         self.begun = std::time::Instant::now();
         self.reach(super::reach::Announcement::Missed);
     }

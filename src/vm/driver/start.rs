@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::clock::GuestClock;
 use super::reach::Announcement;
 use super::warm::{self, WARM};
 use super::{Driver, Life, Report, dropped, suspended};
@@ -125,7 +126,10 @@ impl Driver {
         }
         self.tell_why_it_boots(&launched);
         // A guest that goes on has opened its port long ago, and its clock shows the past.
-        self.set_clock = goes_on;
+        self.clock = GuestClock::default();
+        if goes_on {
+            self.clock.is_of_the_past();
+        }
         let is_clone = launched.machine.facts().warm == WARM;
         let known = if goes_on || is_clone { Announcement::Missed } else { Announcement::Awaited };
         self.take_over(launched, known);
@@ -143,6 +147,9 @@ impl Driver {
     pub(super) fn take_over(&mut self, launched: Launched, announcement: Announcement) {
         let facts = launched.machine.facts().clone();
         self.halted = launched.paused;
+        if self.halted {
+            self.clock.stop();
+        }
         let state = if self.halted { State::Paused } else { State::Running };
         *self.vm.0.machine.write() = Some(Arc::clone(&launched.machine));
         self.running = Some(launched);

@@ -40,6 +40,7 @@ pub(super) async fn release(
         suspended::forget(&*launched.machine, saved).await?;
         launched.machine.recover().await?;
         launched.paused = false;
+        launched.clock_is_behind = true;
     }
     unmark(dir);
     Ok(adoption)

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Driver, Report, Reporter, still, suspended};
+use super::{Driver, Report, Reporter, clock, still, suspended};
 use crate::vm::backend::{ExitReport, GuestSession, OutputSink, Source};
 use crate::vm::exec::Link;
 use crate::vm::one_line;
@@ -18,6 +18,8 @@ impl Driver {
             return;
         }
         let (session, paused) = (self.session.clone(), self.state() == State::Paused);
+        // What a guest writes last must not be of the past.
+        let late = session.clone().filter(|_| self.clock.is_behind());
         self.enter(State::Stopping);
         let Some(running) = &self.running else { return };
         let (machine, saved) = (Arc::clone(&running.machine), self.suspended());
@@ -25,6 +27,9 @@ impl Driver {
             let ask = async {
                 if paused {
                     drop(suspended::resume(&*machine, saved).await);
+                    if let Some(session) = late {
+                        clock::set(&*session).await;
+                    }
                 }
                 if let Err(error) = machine.power_down().await {
                     to.report(Report::Note(error.to_string())).await;
@@ -93,6 +98,7 @@ impl Driver {
         self.memory = None;
         self.session = None;
         self.reaching = None;
+        self.setting_clock = None;
         self.stopping = None;
         self.link.send_replace(Link::Off);
         *self.vm.0.machine.write() = None;

@@ -224,7 +224,7 @@ async fn a_full_disk_pauses_and_says_so() {
     until(&vm, &State::Paused).await;
     assert!(vm.failure().unwrap().starts_with("no space left"), "{:?}", vm.failure());
     vm.perform(Command::Resume).await.unwrap();
-    assert_eq!(vm.state(), State::Ready);
+    until(&vm, &State::Ready).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -547,7 +547,8 @@ async fn adopted_paused(mark: bool) -> (Scratch, Arc<Script>, Vm) {
 async fn a_guest_that_stands_still_for_our_sake_goes_on_under_the_next_daemon() {
     let (dir, script, vm) = adopted_paused(true).await;
     until(&vm, &State::Ready).await;
-    assert_eq!(script.calls.lock().last(), Some(&"recover"));
+    // Its clock stood still too.
+    assert!(script.calls.lock().ends_with(&["recover", "exec"]));
     assert!(!VmDir(dir.0.path().to_owned()).still().exists());
 }
 

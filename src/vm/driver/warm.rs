@@ -306,7 +306,7 @@ impl Driver {
         Ok((Arc::clone(&running.machine), Arc::clone(session)))
     }
 
-    pub(super) fn on_thawed(&self, before: State) {
+    pub(super) fn on_thawed(&mut self, before: State) {
         if self.state() == State::Saving {
             self.enter_again(before);
         }

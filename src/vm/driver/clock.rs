@@ -1,0 +1,196 @@
+//! The guest's clock. It stands while the processors are stopped, whatever for: `pause`, a full disk, a
+//! snapshot, a capture, a daemon that ended meanwhile. It is set over SSH before the guest is `ready`
+//! again, or `stop` presses the power button.
+//!
+//! Not here: a clone's clock, which its identity sets (`guest::identity`).
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::time::{Instant, timeout};
+
+use super::stop::Nowhere;
+use super::{Driver, Report};
+use crate::vm::backend::GuestSession;
+use crate::vm::exec::Link;
+use crate::vm::state::State;
+
+/// How long setting the guest's clock may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// How far behind a clock is set: busybox's `date` knows whole seconds only.
+const NOTICEABLE: Duration = Duration::from_millis(500);
+
+/// How far the guest's clock is behind.
+#[derive(Debug, Default)]
+pub(super) struct GuestClock {
+    behind: Duration,
+    stopped: Option<Instant>,
+}
+
+impl GuestClock {
+    /// Says that the processors stop.
+    pub(super) fn stop(&mut self) {
+        self.stopped.get_or_insert_with(Instant::now);
+    }
+
+    /// Says that they run.
+    pub(super) fn run(&mut self) {
+        self.behind = self.lag();
+        self.stopped = None;
+    }
+
+    /// Says that it shows the past, and nobody knows how long ago.
+    pub(super) fn is_of_the_past(&mut self) {
+        self.behind = Duration::MAX;
+    }
+
+    /// Says that it is right, or cannot be set.
+    pub(super) fn is_settled(&mut self) {
+        self.behind = Duration::ZERO;
+    }
+
+    pub(super) fn is_behind(&self) -> bool {
+        self.lag() >= NOTICEABLE
+    }
+
+    fn lag(&self) -> Duration {
+        let still = self.stopped.map_or(Duration::ZERO, |since| since.elapsed());
+        self.behind.saturating_add(still)
+    }
+}
+
+impl Driver {
+    /// Lets users at a guest that answers, once its clock is right.
+    pub(super) fn guest_answers(&mut self) {
+        let Some(session) = self.session.clone() else { return };
+        match (self.clock.is_behind(), self.halted) {
+            (true, false) => return self.set_clock(session),
+            // When it runs again.
+            (true, true) => return,
+            (false, true | false) => {}
+        }
+        self.link.send_replace(Link::Up(session));
+        if self.state() == State::Running {
+            self.enter(State::Ready);
+        }
+    }
+
+    fn set_clock(&mut self, session: Arc<dyn GuestSession>) {
+        self.link.send_replace(Link::Coming);
+        self.setting_clock = Some(self.task(|to| async move {
+            set(&*session).await;
+            to.report(Report::ClockSet).await;
+        }));
+    }
+
+    pub(super) fn on_clock_set(&mut self) {
+        self.setting_clock = None;
+        // One that was stopped meanwhile is set when it runs again.
+        if !self.halted {
+            self.clock.is_settled();
+            self.guest_answers();
+        }
+    }
+}
+
+/// Sets the guest's clock to the host's, as near as its `date` can.
+pub(super) async fn set(session: &dyn GuestSession) {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let nearest = (now + Duration::from_millis(500)).as_secs();
+    let (seconds, hundredths) = (now.as_secs(), now.subsec_millis() / 10);
+    // Users other than root may have sudo.
+    let command = format!(
+        "s() {{ \"$@\" date -u -s @{seconds}.{hundredths:02} || \"$@\" date -u -s @{nearest}; }}; \
+         s || s sudo -n"
+    );
+    // A guest that will not have its clock set keeps it: it is no less ready for that.
+    let set = session.exec(command.as_bytes(), b"", &Nowhere);
+    drop(timeout(TIMEOUT, set).await);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::sleep;
+
+    use super::super::tests::{START, Scratch, until, vm_in};
+    use crate::vm::backend::MachineEvent;
+    use crate::vm::fake::{Script, world};
+    use crate::vm::state::{Command, State};
+    use std::sync::Arc;
+
+    /// What was asked of a machine and its guest, from the first pause on, until it is `ready`.
+    async fn calls_of(work: impl AsyncFnOnce(&crate::vm::Vm, &Arc<Script>)) -> Vec<&'static str> {
+        let dir = Scratch(tempfile::tempdir().unwrap());
+        let script = Arc::<Script>::default();
+        let vm = vm_in(&world(&script), dir.0.path(), uuid::Uuid::new_v4()).await;
+        vm.perform(START).await.unwrap();
+        until(&vm, &State::Ready).await;
+        script.calls.lock().clear();
+        work(&vm, &script).await;
+        until(&vm, &State::Ready).await;
+        script.calls.lock().clone()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_is_set_after_a_pause_that_shows_and_before_the_guest_is_ready() {
+        for (pause, expected) in
+            [(14_000, &["pause", "resume", "exec"][..]), (100, &["pause", "resume"])]
+        {
+            let calls = calls_of(async |vm, _| {
+                vm.perform(Command::Pause).await.unwrap();
+                sleep(Duration::from_millis(pause)).await;
+                vm.perform(Command::Resume).await.unwrap();
+            });
+            assert_eq!(calls.await, expected);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn short_pauses_add_up() {
+        let calls = calls_of(async |vm, _| {
+            for _ in 0..2 {
+                vm.perform(Command::Pause).await.unwrap();
+                sleep(Duration::from_millis(300)).await;
+                vm.perform(Command::Resume).await.unwrap();
+            }
+        });
+        assert_eq!(calls.await, ["pause", "resume", "pause", "resume", "exec"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_is_set_after_a_full_disk_and_after_a_snapshot() {
+        let calls = calls_of(async |vm, script| {
+            let events = script.events.lock().clone().unwrap();
+            events.send(MachineEvent::DiskFull).await.unwrap();
+            until(vm, &State::Paused).await;
+            sleep(Duration::from_secs(60)).await;
+            events.send(MachineEvent::Resumed).await.unwrap();
+            until(vm, &State::Ready).await;
+            *script.slow.lock() = Duration::from_secs(2);
+            vm.perform(Command::Take("s".into())).await.unwrap();
+            events.send(MachineEvent::Paused).await.unwrap();
+            sleep(Duration::from_secs(1)).await;
+            events.send(MachineEvent::Resumed).await.unwrap();
+        });
+        assert_eq!(calls.await, ["exec", "snapshot", "exec"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_found_paused_has_its_clock_set_and_one_that_is_stopped_before_it_ends() {
+        let calls = calls_of(async |vm, script| {
+            vm.perform(Command::Pause).await.unwrap();
+            let later = vm_in(&world(script), &vm.dir().0, vm.uuid()).await;
+            later.perform(Command::Resume).await.unwrap();
+            until(&later, &State::Ready).await;
+            later.perform(Command::Pause).await.unwrap();
+            sleep(Duration::from_secs(9)).await;
+            later.perform(Command::Stop { seconds: 30 }).await.unwrap();
+            until(&later, &State::Stopped).await;
+            vm.perform(Command::Resume).await.unwrap();
+        });
+        let expected = ["pause", "resume", "exec", "pause", "resume", "exec", "power_down"];
+        assert_eq!(calls.await[..expected.len()], expected);
+    }
+}
