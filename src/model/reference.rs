@@ -12,7 +12,18 @@ use proptest_state_machine::ReferenceStateMachine;
 #[derive(Clone, Debug)]
 pub(super) enum Op {
     Mkdir(&'static str),
-    Rmdir(&'static str),
+    /// By one of several processes.
+    Rmdir(&'static str, u32),
+    /// `mv` of the one removed VM of this name out of the trash; of several, none is moved.
+    Undo(&'static str),
+    /// `mkdir` in `snapshots`.
+    Take(&'static str, &'static str),
+    /// `rmdir` in `snapshots`, by one of several processes.
+    Drop(&'static str, &'static str, u32),
+    /// `mv` in `snapshots`.
+    RenameSnapshot(&'static str, &'static str, &'static str),
+    /// More than a minute in which nothing happens.
+    Minute,
     Rename(&'static str, &'static str),
     /// `unlink` or `rmdir` of something in a VM's directory.
     RemovePart(&'static str, &'static str),
@@ -95,7 +106,14 @@ static WRITES: &[&[&str]] = &[
     &["start", "pause", "reset", "stop"],
     &["pause", "resume", "pause", "pause", "kill"],
     &["reset", "bogus", "kill"],
+    &["suspend"],
+    &["suspend"],
+    &["pause", "suspend"],
+    &["restore s"],
+    &["restore suspended"],
+    &["start", "restore s", "pause"],
 ];
+const TAGS: &[&str] = &["s", "t", "suspended"];
 
 const NAMES: &[&str] = &["a", "b", "c"];
 const BAD_NAMES: &[&str] =
@@ -122,6 +140,12 @@ pub(super) struct Vm {
     pub(super) settings: BTreeMap<&'static str, String>,
     /// It has run, and so has a disk.
     pub(super) disk: bool,
+    /// Its snapshots, and whether they have memory.
+    pub(super) snapshots: BTreeMap<&'static str, bool>,
+    /// Those that were dropped and are in the disk, and by which process.
+    pub(super) dropped: Vec<(&'static str, bool, u32)>,
+    /// The next start goes on from what was saved.
+    pub(super) suspended: bool,
     /// `error` does not say `ok`.
     pub(super) failed: bool,
 }
@@ -140,7 +164,61 @@ impl Vm {
             ("qemu_args", ""),
         ];
         let settings = settings.into_iter().map(|(k, v)| (k, v.to_owned())).collect();
-        Self { life: Life::Stopped, settings, disk: false, failed: false }
+        Self {
+            life: Life::Stopped,
+            settings,
+            disk: false,
+            snapshots: BTreeMap::new(),
+            dropped: Vec::new(),
+            suspended: false,
+            failed: false,
+        }
+    }
+
+    fn take(&mut self, tag: &'static str) -> Result<(), i32> {
+        if !self.disk {
+            return Err(ENOENT);
+        }
+        if self.snapshots.contains_key(tag) {
+            return Err(EEXIST);
+        }
+        self.dropped.clear();
+        self.snapshots.insert(tag, !self.life.is_off());
+        Ok(())
+    }
+
+    fn drop_snapshot(&mut self, tag: &'static str, by: u32) {
+        if let Some(memory) = self.snapshots.remove(tag)
+            && self.life.is_off()
+        {
+            self.dropped.push((tag, memory, by));
+        }
+    }
+
+    fn rename_snapshot(&mut self, from: &'static str, to: &'static str) -> Result<(), i32> {
+        if !self.life.is_off() {
+            return Err(EBUSY);
+        }
+        if self.snapshots.contains_key(to) {
+            return Err(EEXIST);
+        }
+        self.dropped.clear();
+        let memory = self.snapshots.remove(from).ok_or(EINVAL)?;
+        self.snapshots.insert(to, memory);
+        Ok(())
+    }
+
+    fn restore(&mut self, tag: &str) -> Result<(), i32> {
+        if !self.disk {
+            return Err(ENOENT);
+        }
+        let memory = *self.snapshots.get(tag).ok_or(ENOENT)?;
+        if !self.life.is_off() {
+            return if memory { Ok(()) } else { Err(EBUSY) };
+        }
+        self.dropped.clear();
+        self.suspended = false;
+        Ok(())
     }
 
     fn removable(&self) -> Result<(), i32> {
@@ -177,6 +255,7 @@ impl Vm {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Model {
     pub(super) vms: BTreeMap<&'static str, Vm>,
+    pub(super) trash: Vec<(&'static str, Vm)>,
     next_launch_fails: bool,
     /// What the last operation must have answered.
     pub(super) outcome: Option<Result<(), i32>>,
@@ -186,7 +265,32 @@ impl Model {
     fn perform(&mut self, op: &Op) -> Result<(), i32> {
         match op {
             Op::Mkdir(name) => self.mkdir(name),
-            Op::Rmdir(name) => self.rmdir(name),
+            Op::Rmdir(name, by) => self.rmdir(name, *by),
+            Op::Undo(name) => self.undo(name),
+            Op::Take(vm, tag) => {
+                let vm = self.vms.get_mut(vm).ok_or(ENOENT)?;
+                let outcome = vm.take(tag);
+                vm.noting(outcome)
+            }
+            Op::Drop(vm, tag, by) => {
+                let vm = self.vms.get_mut(vm).ok_or(ENOENT)?;
+                let there = vm.snapshots.contains_key(tag);
+                vm.drop_snapshot(tag, *by);
+                if there { Ok(()) } else { Err(ENOENT) }
+            }
+            Op::RenameSnapshot(vm, from, to) => {
+                let vm = self.vms.get_mut(vm).ok_or(ENOENT)?;
+                if !vm.snapshots.contains_key(from) {
+                    return Err(EINVAL);
+                }
+                let outcome = vm.rename_snapshot(from, to);
+                vm.noting(outcome)
+            }
+            Op::Minute => {
+                let off = self.vms.values_mut().filter(|vm| vm.life.is_off());
+                off.for_each(|vm| vm.dropped.clear());
+                Ok(())
+            }
             Op::Rename(from, to) => self.rename(from, to),
             Op::RemovePart(vm, part) => {
                 let vm = self.vms.get_mut(vm).ok_or(ENOENT)?;
@@ -241,14 +345,36 @@ impl Model {
         Ok(())
     }
 
-    fn rmdir(&mut self, name: &'static str) -> Result<(), i32> {
+    fn rmdir(&mut self, name: &'static str, by: u32) -> Result<(), i32> {
         if name == ".docs" {
             return Err(EPERM);
         }
         let vm = self.vms.get_mut(name).ok_or(ENOENT)?;
         let outcome = vm.removable();
         vm.noting(outcome)?;
-        self.vms.remove(name);
+        if let Some(mut vm) = self.vms.remove(name).filter(|vm| vm.disk) {
+            // What the same process has dropped comes back.
+            let (back, left) = vm.dropped.into_iter().partition(|(_, _, who)| *who == by);
+            let back: Vec<_> = back;
+            vm.snapshots.extend(back.into_iter().map(|(tag, memory, _)| (tag, memory)));
+            vm.dropped = left;
+            restarted(&mut vm);
+            self.trash.push((name, vm));
+        }
+        Ok(())
+    }
+
+    fn undo(&mut self, name: &'static str) -> Result<(), i32> {
+        if self.trash.iter().filter(|(removed, _)| *removed == name).count() != 1 {
+            return Err(ENOENT);
+        }
+        if self.vms.contains_key(name) {
+            return Err(EEXIST);
+        }
+        let (back, left) = self.trash.drain(..).partition(|(removed, _)| *removed == name);
+        self.trash = left;
+        let back: Vec<_> = back;
+        self.vms.extend(back);
         Ok(())
     }
 
@@ -307,9 +433,22 @@ fn verb(vm: &mut Vm, line: &str, launch_fails: &mut bool) -> Result<(), i32> {
             launch(vm, launch_fails)?;
             if line == "start" { Life::Ready } else { Life::Paused }
         }
+        "kill" if off && vm.suspended => {
+            vm.dropped.clear();
+            vm.suspended = false;
+            vm.life
+        }
         "stop" | "stop 5" | "kill" if off => return Err(EALREADY),
         "stop" | "stop 5" | "kill" => Life::Stopped,
-        "pause" | "resume" | "reset" if off => return Err(EHOSTDOWN),
+        "pause" | "resume" | "reset" | "suspend" if off => return Err(EHOSTDOWN),
+        "suspend" => {
+            vm.suspended = true;
+            Life::Stopped
+        }
+        "restore s" | "restore suspended" => {
+            vm.restore(line.trim_start_matches("restore "))?;
+            vm.life
+        }
         "pause" if vm.life == Life::Paused => return Err(EALREADY),
         "resume" if vm.life == Life::Ready => return Err(EALREADY),
         "pause" => Life::Paused,
@@ -325,6 +464,7 @@ fn launch(vm: &mut Vm, launch_fails: &mut bool) -> Result<(), i32> {
     if vm.settings["image"] != "tiny" {
         return Err(ENOENT);
     }
+    vm.dropped.clear();
     if vm.settings["accel"] == "kvm" {
         return Err(ENODEV);
     }
@@ -333,6 +473,7 @@ fn launch(vm: &mut Vm, launch_fails: &mut bool) -> Result<(), i32> {
         return Err(libc::EREMOTEIO);
     }
     vm.disk = true;
+    vm.suspended = false;
     Ok(())
 }
 
@@ -353,11 +494,12 @@ impl ReferenceStateMachine for Model {
     }
 
     fn transitions(_: &Self) -> BoxedStrategy<Op> {
-        let vm = || select(NAMES);
+        let (vm, tag) = (|| select(NAMES), || select(TAGS));
         let any = || prop_oneof![9 => select(NAMES), 1 => select(BAD_NAMES)];
         let naming = prop_oneof![
             3 => any().prop_map(Op::Mkdir),
-            2 => any().prop_map(Op::Rmdir),
+            2 => (any(), 1..3u32).prop_map(|(vm, by)| Op::Rmdir(vm, by)),
+            1 => vm().prop_map(Op::Undo),
             2 => (any(), any()).prop_map(|(from, to)| Op::Rename(from, to)),
         ];
         let naming = naming.boxed();
@@ -371,6 +513,10 @@ impl ReferenceStateMachine for Model {
             1 => vm().prop_map(Op::Console),
             3 => (vm(), select(&[Event::PowersOff, Event::Crashes, Event::Resets][..]))
                 .prop_map(|(vm, event)| Op::Event(vm, event)),
+            3 => (vm(), tag()).prop_map(|(vm, tag)| Op::Take(vm, tag)),
+            3 => (vm(), tag(), 1..3u32).prop_map(|(vm, tag, by)| Op::Drop(vm, tag, by)),
+            1 => (vm(), tag(), tag()).prop_map(|(vm, from, to)| Op::RenameSnapshot(vm, from, to)),
+            1 => Just(Op::Minute),
             1 => Just(Op::NextLaunchFails),
             1 => Just(Op::Restart),
         ]

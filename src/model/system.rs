@@ -19,7 +19,7 @@ use crate::tree::handle::{Access, OpenRequest, Patience};
 use crate::tree::node::{Kind, NodeId};
 use crate::tree::{Answer, By, Tree, TreeError};
 use crate::vm::backend::{BackendError, ExitReport, MachineEvent};
-use crate::vm::caller::Caller;
+use crate::vm::caller::{Caller, ProcessId};
 use crate::vm::fake::{Script, clean_exit, world};
 
 pub(super) struct TreeTest;
@@ -67,7 +67,22 @@ impl System {
                 }
                 Ok(())
             }
-            Op::Mkdir(_) | Op::Rmdir(_) | Op::Rename(..) => {
+            Op::Minute => {
+                self.run(async { tokio::time::sleep(Duration::from_secs(61)).await });
+                Ok(())
+            }
+            Op::Take(vm, _) | Op::Drop(vm, ..) | Op::RenameSnapshot(vm, ..)
+                if self.find(&[vm]).is_err() =>
+            {
+                Err(libc::ENOENT)
+            }
+            Op::Mkdir(_)
+            | Op::Rmdir(..)
+            | Op::Undo(_)
+            | Op::Take(..)
+            | Op::Drop(..)
+            | Op::RenameSnapshot(..)
+            | Op::Rename(..) => {
                 let answer = self.naming(op);
                 self.run(answered(answer))
             }
@@ -111,10 +126,18 @@ impl System {
                 Answer::Now(made) => Answer::Now(made.map(drop)),
                 Answer::Later(made) => Answer::Later(Box::pin(made.map(|m| m.map(drop)))),
             },
-            Op::Rmdir(name) => {
-                let by = By { caller: &Caller::default, now: SystemTime::now() };
-                self.tree().remove_directory(NodeId::ROOT, name, &by)
+            Op::Rmdir(name, by) => remove(self.tree(), NodeId::ROOT, name, *by),
+            Op::Take(vm, tag) => self.in_snapshots(vm, |tree, dir| {
+                let Answer::Later(made) = tree.make_directory(dir, tag) else {
+                    panic!("a snapshot at once");
+                };
+                Answer::Later(Box::pin(made.map(|m| m.map(drop))))
+            }),
+            Op::Drop(vm, tag, by) => self.in_snapshots(vm, |tree, dir| remove(tree, dir, tag, *by)),
+            Op::RenameSnapshot(vm, from, to) => {
+                self.in_snapshots(vm, |tree, dir| tree.rename((dir, from), (dir, to)))
             }
+            Op::Undo(name) => self.undo(name),
             Op::Rename(from, to) => self.tree().rename((NodeId::ROOT, from), (NodeId::ROOT, to)),
             other @ (Op::RemovePart(..)
             | Op::Ctl(..)
@@ -124,7 +147,26 @@ impl System {
             | Op::Event(..)
             | Op::NextLaunchFails
             | Op::Restart
-            | Op::Interrupted(_)) => panic!("{other:?} is no name operation"),
+            | Op::Interrupted(_)
+            | Op::Minute) => panic!("{other:?} is no name operation"),
+        }
+    }
+
+    fn in_snapshots(&self, vm: &str, work: impl FnOnce(&Tree, NodeId) -> Answer<()>) -> Answer<()> {
+        match self.find(&[vm, "snapshots"]) {
+            Ok(dir) => work(self.tree(), dir),
+            Err(error) => Answer::Now(Err(error)),
+        }
+    }
+
+    fn undo(&self, name: &str) -> Answer<()> {
+        let trash = self.find(&[".trash"]).expect("the trash");
+        let removed = self.names(trash);
+        let of_name = |n: &&String| n.split('@').next() == Some(name);
+        let found: Vec<&String> = removed.iter().filter(of_name).collect();
+        match found[..] {
+            [only] => self.tree().rename((trash, only), (NodeId::ROOT, name)),
+            _ => Answer::Now(Err(TreeError::NotFound)),
         }
     }
 
@@ -262,6 +304,24 @@ impl System {
         }
         self.compare_sizes(&[name]);
         self.compare_sizes(&[name, "config"]);
+        self.compare_snapshots(name, vm);
+    }
+
+    /// Those that are listed, and those that are in the disk.
+    fn compare_snapshots(&self, name: &str, model: &super::reference::Vm) {
+        let listed = self.names(self.find(&[name, "snapshots"]).expect("a directory"));
+        assert!(listed.iter().eq(model.snapshots.keys()), "{name}: {listed:?}");
+        let vm = self.daemon.registry.get(name).expect("it is listed");
+        let there = self.daemon.registry.world().hypervisor.snapshots(&vm.dir().0);
+        let there: BTreeSet<(&str, bool)> =
+            there.iter().map(|s| (s.tag.as_str(), s.memory > 0)).collect();
+        let listed = model.snapshots.iter().map(|(tag, memory)| (*tag, *memory));
+        let dropped = model.dropped.iter().map(|(tag, memory, _)| (*tag, *memory));
+        let saved = model.suspended.then_some((".suspended", true));
+        assert_eq!(there, listed.chain(dropped).chain(saved).collect(), "{name}");
+        let info = self.read(&[name, "info"]).expect("facts");
+        let row = if model.suspended { "suspended yes" } else { "suspended no" };
+        assert!(info.lines().any(|line| line == row), "{name}: {info}");
     }
 
     /// A value's size is the length of what it reads as.
@@ -287,6 +347,16 @@ impl System {
         assert_eq!(unique.len(), stored.len(), "{stored:?}");
         assert!(unique.into_iter().eq(model.vms.keys().copied()), "{stored:?}");
     }
+}
+
+/// A caller, which is not the kernel's: of several processes, the one with this number.
+fn process(pid: u32) -> Caller {
+    Caller { lineage: vec![ProcessId { pid, start: 1 }], ..Caller::default() }
+}
+
+fn remove(tree: &Tree, dir: NodeId, name: &str, pid: u32) -> Answer<()> {
+    let by = By { caller: &|| process(pid), now: SystemTime::now() };
+    tree.remove_directory(dir, name, &by)
 }
 
 async fn answered<T>(answer: Answer<T>) -> Result<T, i32> {
