@@ -23,6 +23,7 @@ use crate::registry::{Registry, RegistryError};
 use crate::store::failures::Failures;
 use crate::store::layout::Layout;
 use crate::store::lock::{LockError, Owner, StoreLock};
+use crate::store::rolling::Rolling;
 use crate::store::{aside, file};
 use crate::tree::Tree;
 use crate::vm::World;
@@ -168,7 +169,7 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     let owner = Owner { pid: std::process::id(), mount: dir.clone() };
     let _lock = StoreLock::take(&layout.lock(), &owner)?;
     let failures = Arc::<Failures>::default();
-    start_log(&layout, config.mode, &failures)?;
+    let log = start_log(&layout, config.mode, &failures)?;
     // A daemon whose working directory lies in its own mount would wait for itself.
     std::env::set_current_dir("/").map_err(failed("/"))?;
     sys::allow_many_files();
@@ -192,9 +193,9 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     runtime.spawn(unmount_at_the_end(ends, dir));
     runtime.spawn(Arc::clone(&registry).autostart());
     runtime.spawn(Arc::clone(&registry).keep_trash());
-    if config.mode == Mode::Detached {
+    if let Some(log) = log {
         tell_failures(&failures);
-        say_mounted(&layout)?;
+        say_mounted(&log)?;
     }
     tell_systemd();
     let served = mounted.serve().map_err(failed("serving the mount"));
@@ -252,32 +253,43 @@ fn tell_failures(failures: &Failures) {
     }
 }
 
-/// A daemon in the background keeps its log in the store; the terminal is its parent's.
-fn start_log(layout: &Layout, mode: Mode, failures: &Failures) -> Result<(), RunError> {
+/// A daemon in the background keeps its log in the store, and returns it; the terminal is its
+/// parent's.
+fn start_log(
+    layout: &Layout,
+    mode: Mode,
+    failures: &Failures,
+) -> Result<Option<Arc<Rolling>>, RunError> {
     let filter = EnvFilter::try_from_env("AQ_LOG").unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
     // What cannot be written, on a full disk, is lost: to tell of it on standard error, which is the
     // same file, would end the task that has something to say.
     let log = log.log_internal_errors(false);
     match mode {
-        Mode::Detached => log.with_writer(Arc::new(usable_log(layout, failures)?)).init(),
-        Mode::Foreground | Mode::Background => log.with_writer(io::stderr).init(),
+        Mode::Detached => {
+            let file = Arc::new(usable_log(layout, failures)?);
+            log.with_writer(Arc::clone(&file)).init();
+            Ok(Some(file))
+        }
+        Mode::Foreground | Mode::Background => {
+            log.with_writer(io::stderr).init();
+            Ok(None)
+        }
     }
-    Ok(())
 }
 
 /// A log that cannot be written is put aside.
-fn usable_log(layout: &Layout, failures: &Failures) -> Result<File, RunError> {
+fn usable_log(layout: &Layout, failures: &Failures) -> Result<Rolling, RunError> {
     if let Err(RunError::Io { error, .. }) = open_log(layout) {
         aside::put(&layout.daemon_log(), &error, failures);
     }
     open_log(layout)
 }
 
-fn open_log(layout: &Layout) -> Result<File, RunError> {
+fn open_log(layout: &Layout) -> Result<Rolling, RunError> {
     let path = layout.daemon_log();
-    let log = File::options().append(true).create(true).open(&path);
-    log.map_err(failed(path.display().to_string()))
+    let what = path.display().to_string();
+    Rolling::open(path).map_err(failed(what))
 }
 
 /// As a service of type `notify`, that it is mounted; elsewhere nobody asks.
@@ -314,13 +326,13 @@ fn leave() {
 }
 
 /// Tells the parent, and turns the standard streams to the log.
-fn say_mounted(layout: &Layout) -> Result<(), RunError> {
-    let log = open_log(layout)?;
+fn say_mounted(log: &Rolling) -> Result<(), RunError> {
     let null = File::options().read(true).write(true).open("/dev/null");
     let null = null.map_err(failed("/dev/null"))?;
     let mut out = io::stdout();
     // A parent that is gone does not want to know.
     let _told = writeln!(out, "{MOUNTED}").and_then(|()| out.flush());
     rustix::stdio::dup2_stdout(&null).map_err(|e| failed("/dev/null")(e.into()))?;
-    rustix::stdio::dup2_stderr(&log).map_err(|e| failed("the log")(e.into()))
+    let take_stderr = |log: &File| Ok(rustix::stdio::dup2_stderr(log)?);
+    log.share(take_stderr).map_err(failed("the log"))
 }

@@ -6,6 +6,7 @@
 //! - [`adopt`]: finding it again after a restart of the daemon.
 //! - [`snapshot`], [`rename`], [`qcow2`]: points in a VM's past; [`memories`]: of which machines.
 //!   `vmstate`: what QEMU notes in a saved memory. [`repair`]: what was cut short.
+//! - `logs`: what QEMU writes to without end.
 //! - [`accel`], [`proof`]: KVM or TCG. [`install`], [`img`]: the programs themselves. [`memory`]: what
 //!   they take, and what there is.
 //!
@@ -21,6 +22,7 @@ pub mod img;
 pub mod install;
 pub mod launch;
 pub mod machine;
+mod logs;
 mod memories;
 pub mod memory;
 mod migrate;
@@ -61,6 +63,7 @@ use crate::vm::spec::{AccelChoice, VmSpec};
 use crate::vm::warm::{Memory, Shape};
 use accel::Chooser;
 use install::Installation;
+use logs::Logs;
 use sealed::Sealed;
 
 /// The QEMU of this host.
@@ -69,6 +72,7 @@ pub struct Qemu {
     chooser: Chooser,
     installation: OnceCell<Installation>,
     sealed: Sealed,
+    logs: Logs,
 }
 
 impl Qemu {
@@ -76,7 +80,7 @@ impl Qemu {
     /// whether KVM works. Nothing is run yet.
     pub fn new(layout: Layout, images: Arc<dyn Images>) -> Self {
         let (chooser, installation) = (Chooser::new(layout, images), OnceCell::new());
-        Self { chooser, installation, sealed: Sealed::default() }
+        Self { chooser, installation, sealed: Sealed::default(), logs: Logs::default() }
     }
 
     /// Returns what is installed, asked once. A failure is not remembered: the program may be
@@ -145,7 +149,9 @@ impl Hypervisor for Qemu {
             }
             Memory::Own | Memory::Cast { .. } | Memory::Clone(_) => None,
         };
-        launch::launch(&plan, qemu, ram).await
+        let launched = launch::launch(&plan, qemu, ram).await?;
+        self.logs.keep(&VmDir(plan.dir), &launched.machine).await;
+        Ok(launched)
     }
 
     async fn discard_disk(&self, dir: &Path) -> Result<(), BackendError> {
@@ -172,7 +178,12 @@ impl Hypervisor for Qemu {
     }
 
     async fn adopt(&self, dir: PathBuf, uuid: Uuid) -> Adoption {
-        adopt::adopt(VmDir(dir), uuid).await
+        let dir = VmDir(dir);
+        let adoption = adopt::adopt(dir.clone(), uuid).await;
+        if let Adoption::Running(launched) = &adoption {
+            self.logs.keep(&dir, &launched.machine).await;
+        }
+        adoption
     }
 
     async fn silent(

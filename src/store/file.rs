@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use serde::Serialize;
@@ -89,21 +88,6 @@ pub fn remove(path: &Path) -> io::Result<()> {
 pub fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     File::options().append(true).create(true).mode(0o600).open(path)?.write_all(bytes)
-}
-
-/// Reads at most `max` bytes from an offset on; nothing if there is no such file.
-///
-/// # Errors
-/// Whatever opening or reading answers.
-pub fn read_at(path: &Path, offset: u64, max: usize) -> io::Result<Vec<u8>> {
-    let file = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other?,
-    };
-    let mut bytes = vec![0; max];
-    let read = file.read_at(&mut bytes, offset)?;
-    bytes.truncate(read);
-    Ok(bytes)
 }
 
 /// Opens a file that a user has named, to read it: a regular file or an error, and nobody waits, as

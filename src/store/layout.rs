@@ -5,6 +5,7 @@
 //!   lock                       flock of the daemon; holds its pid and mount
 //!   turn                       flock of whoever is about to start the daemon
 //!   daemon.log                 what a daemon in the background says
+//!   daemon.log.old             what it said before the log was full
 //!   defaults.json              what a new VM's settings start from
 //!   aliases.json               second names of images
 //!   ssh/id_ed25519{,.pub}      the key that opens every guest
@@ -57,6 +58,7 @@ impl Layout {
         "lock",
         "turn",
         "daemon.log",
+        "daemon.log.old",
         "defaults.json",
         "aliases.json",
         "ssh",

@@ -5,8 +5,10 @@
 //! Not here: what the files mean; that is said by the types that are stored.
 
 pub mod aside;
+pub mod bounded;
 pub mod failures;
 pub mod file;
 pub mod layout;
 pub mod lock;
+pub mod rolling;
 pub mod spool;

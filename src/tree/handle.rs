@@ -13,8 +13,8 @@ use parking_lot::Mutex;
 use super::node::{Carried, Done, TakeLine};
 use super::settings::Setting;
 use super::verbs::{LONGEST_WRITE, Verb, parse_lines};
-use super::{Answer, TAIL, TreeError};
-use crate::store::file;
+use super::{Answer, TreeError};
+use crate::store::bounded::Tail;
 use crate::vm::caller::Caller;
 use crate::vm::stream::{self, Listener, Readiness, Stream};
 use crate::vm::{Vm, driver};
@@ -75,12 +75,7 @@ pub enum Open {
     /// A value.
     Value(Value),
     /// The end of a file on disk, which may grow while it is read: `tail -f` follows it.
-    Tail {
-        /// The file.
-        path: PathBuf,
-        /// Where its end began when it was opened.
-        from: u64,
-    },
+    Tail(Arc<Tail>),
     /// A setting: frozen content, and where writes go.
     Setting(Setting),
     /// A control file.
@@ -170,8 +165,7 @@ struct Results {
 impl Open {
     /// Opens the end of a file; one that is not there yet is empty.
     pub(super) fn tail(path: PathBuf) -> Self {
-        let length = std::fs::metadata(&path).map_or(0, |meta| meta.len());
-        Self::Tail { path, from: length.saturating_sub(TAIL) }
+        Self::Tail(Arc::new(Tail::open(path)))
     }
 
     /// Opens a control file.
@@ -209,7 +203,7 @@ impl Open {
             Self::Value(value)
             | Self::Setting(Setting { value, .. })
             | Self::Text(Text { value, .. }) => Answer::Now(Ok(value.read(offset, max))),
-            Self::Tail { path, from } => read_tail(path.clone(), from.saturating_add(offset), max),
+            Self::Tail(tail) => read_tail(Arc::clone(tail), offset, max),
             Self::Control(control) => Answer::Now(Ok(control.read(max))),
             Self::Stream { stream, crawler, vm } => {
                 read_stream(stream, max, *crawler, patience, vm.as_ref())
@@ -220,7 +214,7 @@ impl Open {
     /// Writes.
     pub fn write(&self, data: &[u8], patience: Patience) -> Answer<usize> {
         match self {
-            Self::Value(_) | Self::Tail { .. } => Answer::Now(Err(TreeError::ReadOnly)),
+            Self::Value(_) | Self::Tail(_) => Answer::Now(Err(TreeError::ReadOnly)),
             Self::Setting(setting) => setting.write(data),
             Self::Text(text) => text.write(data),
             Self::Control(control) => Control::write(control, data),
@@ -235,7 +229,7 @@ impl Open {
             | Self::Setting(Setting { value, .. })
             | Self::Text(Text { value, .. }) => value.poll(),
             // A read of these never waits: at their end it says so.
-            Self::Tail { .. } | Self::Control(_) => {
+            Self::Tail(_) | Self::Control(_) => {
                 let readiness = Readiness { readable: true, writable: true, hung_up: false };
                 Polled { readiness, changed: false, listener: None }
             }
@@ -305,8 +299,8 @@ fn slice(content: &[u8], offset: u64, max: usize) -> Vec<u8> {
 }
 
 /// Reads a log off the caller's thread: it lies on a disk.
-fn read_tail(path: PathBuf, from: u64, max: usize) -> Answer<Vec<u8>> {
-    let read = driver::off_thread(move || file::read_at(&path, from, max), "a log");
+fn read_tail(tail: Arc<Tail>, offset: u64, max: usize) -> Answer<Vec<u8>> {
+    let read = driver::off_thread(move || tail.read(offset, max), "a log");
     Answer::later(read.map(|bytes| bytes.map_err(|e| TreeError::Vm(e.into()))))
 }
 

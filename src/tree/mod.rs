@@ -451,5 +451,5 @@ fn keep(directory: &dyn Directory) -> Keep {
     if directory.names().is_stable() { Keep::Forever } else { Keep::Never }
 }
 
-/// How much of a file's end a [`node::Body::Tail`] shows.
-pub(crate) const TAIL: u64 = 1 << 20;
+/// How much of a file's end a [`node::Body::Tail`] shows: what of it is kept.
+pub(crate) const TAIL: u64 = crate::store::bounded::KEPT;

@@ -45,7 +45,9 @@ impl Log {
     /// Takes what is new in the log; of very much only the end, which alone is read.
     pub(super) fn catch_up(&mut self) -> Vec<u8> {
         let end = std::fs::metadata(&self.path).map_or(0, |meta| meta.len());
-        self.shown = self.shown.max(end.saturating_sub(BACKLOG as u64));
+        // A log that has become shorter has begun anew.
+        let shown = if end < self.shown { 0 } else { self.shown };
+        self.shown = shown.max(end.saturating_sub(BACKLOG as u64));
         let bytes = self.read(self.shown, BACKLOG as u64).unwrap_or_default();
         self.shown += bytes.len() as u64;
         bytes

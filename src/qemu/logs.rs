@@ -1,0 +1,145 @@
+//! What QEMU writes to without end, console and stderr: kept bounded while the machine runs.
+//!
+//! The kernel tells of writes (inotify, one for all machines), so that a quiet machine costs no
+//! wake-up. QEMU writes to the files itself, as it outlives the daemon: what it writes while there is
+//! no daemon is bounded when the next one takes it over.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use tokio::io::unix::AsyncFd;
+use tokio::task::spawn_blocking;
+
+use crate::store::bounded;
+use crate::store::layout::VmDir;
+use crate::sys;
+use crate::vm::backend::Machine;
+
+/// How long writes are gathered before the files are looked at.
+const PAUSE: Duration = Duration::from_millis(500);
+/// Room for events: one without a name has 16 bytes.
+const EVENTS: usize = 4096;
+/// Events that are read between two pauses.
+const MOST: usize = 4096;
+
+/// The files that are kept bounded.
+#[derive(Debug, Default)]
+pub(super) struct Logs {
+    watch: Mutex<Option<Arc<Watch>>>,
+}
+
+#[derive(Debug)]
+struct Watch {
+    inotify: AsyncFd<OwnedFd>,
+    files: Mutex<HashMap<i32, Kept>>,
+}
+
+/// A file, and the machine that writes to it.
+#[derive(Debug)]
+struct Kept {
+    path: PathBuf,
+    machine: Weak<dyn Machine>,
+}
+
+impl Logs {
+    /// Keeps the files of a machine bounded for as long as it runs. Where the kernel does not tell
+    /// of writes, they are bounded this once.
+    pub(super) async fn keep(&self, dir: &VmDir, machine: &Arc<dyn Machine>) {
+        let paths = [dir.console_log(), dir.log()];
+        if let Err(error) = self.begin().and_then(|watch| watch.add(&paths, machine)) {
+            tracing::warn!(dir = %dir.0.display(), %error, "its logs may grow without end");
+        }
+        bound(paths.into()).await;
+    }
+
+    /// Returns what watches the files; the first call starts it.
+    fn begin(&self) -> io::Result<Arc<Watch>> {
+        let mut watch = self.watch.lock();
+        if let Some(watch) = &*watch {
+            return Ok(Arc::clone(watch));
+        }
+        let flags = CreateFlags::NONBLOCK | CreateFlags::CLOEXEC;
+        let inotify = sys::readable_fd(inotify::init(flags)?)?;
+        let new = Arc::new(Watch { inotify, files: Mutex::default() });
+        tokio::spawn(follow(Arc::clone(&new)));
+        *watch = Some(Arc::clone(&new));
+        Ok(new)
+    }
+}
+
+impl Watch {
+    fn add(&self, paths: &[PathBuf], machine: &Arc<dyn Machine>) -> io::Result<()> {
+        let mut files = self.files.lock();
+        self.forget_ended(&mut files);
+        for path in paths {
+            let number = inotify::add_watch(&self.inotify, path, WatchFlags::MODIFY)?;
+            files.insert(number, Kept { path: path.clone(), machine: Arc::downgrade(machine) });
+        }
+        Ok(())
+    }
+
+    fn forget_ended(&self, files: &mut HashMap<i32, Kept>) {
+        files.retain(|number, kept| {
+            let runs = kept.machine.strong_count() > 0;
+            if !runs {
+                // The kernel has forgotten a file that is gone by itself.
+                let _forgotten = inotify::remove_watch(&self.inotify, *number);
+            }
+            runs
+        });
+    }
+
+    /// Waits until files have been written to, and returns them.
+    async fn written(&self) -> io::Result<Vec<PathBuf>> {
+        let mut ready = self.inotify.readable().await?;
+        let mut space = [MaybeUninit::uninit(); EVENTS];
+        let mut events = inotify::Reader::new(&self.inotify, &mut space);
+        let (mut numbers, mut all, mut are_all_read) = (HashSet::new(), false, false);
+        // Who writes without end makes events without end.
+        for _ in 0..MOST {
+            let Ok(event) = events.next() else {
+                are_all_read = true;
+                break;
+            };
+            all |= event.events().contains(ReadFlags::QUEUE_OVERFLOW);
+            numbers.insert(event.wd());
+        }
+        match are_all_read {
+            true => ready.clear_ready(),
+            false => ready.retain_ready(),
+        }
+        let files = self.files.lock();
+        let written = files.iter().filter(|(number, _)| all || numbers.contains(number));
+        Ok(written.map(|(_, kept)| kept.path.clone()).collect())
+    }
+}
+
+/// Bounds files that are written to, for the life of the daemon.
+async fn follow(watch: Arc<Watch>) {
+    loop {
+        match watch.written().await {
+            Ok(paths) => bound(paths).await,
+            Err(error) => return tracing::warn!(%error, "logs may grow without end"),
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn bound(paths: Vec<PathBuf>) {
+    let work = move || {
+        for path in paths {
+            if let Err(error) = bounded::bound(&path) {
+                tracing::warn!(path = %path.display(), %error, "it may grow without end");
+            }
+        }
+    };
+    // A fault in there has been reported by itself.
+    spawn_blocking(work).await.ok();
+}
