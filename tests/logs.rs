@@ -3,10 +3,10 @@
 
 mod common;
 
+use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use aqfs::store::layout::VmDir;
 use common::{BOOT, Mounted, eventually};
@@ -32,28 +32,29 @@ fn most_while_growing(path: &PathBuf, length: u64) -> u64 {
     most
 }
 
+/// Reads on, as `tail -f` does, to the last line.
+fn follow(mut file: File) -> Vec<u8> {
+    let mut seen = Vec::new();
+    eventually("the last line is read", 4 * BOOT, || {
+        file.read_to_end(&mut seen).expect("it is read");
+        seen.ends_with(b"the-last-line\r\n")
+    });
+    seen
+}
+
 #[test]
 fn a_guest_that_prints_without_end_and_a_reader_that_follows() {
     let aq = Mounted::with_image();
     aq.boot("vm1");
     let log = dir(&aq, "vm1").console_log();
-    let mut tail = Command::new("tail");
-    tail.args(["-c1", "-s0.2", "-f"]).arg(aq.path("vm1/console.log")).stdout(Stdio::piped());
-    let mut tail = tail.spawn().expect("tail starts");
-    let mut out = tail.stdout.take().expect("its output");
-    let reading = std::thread::spawn(move || {
-        let (mut seen, mut chunk) = (Vec::new(), [0; 64 << 10]);
-        while let Ok(n @ 1..) = out.read(&mut chunk) {
-            seen.extend_from_slice(&chunk[..n]);
-            if seen.ends_with(b"the-last-line\r\n") {
-                break;
-            }
-        }
-        seen
-    });
+    let follower = File::open(aq.path("vm1/console.log")).expect("it opens");
+    let reading = std::thread::spawn(move || follow(follower));
     let print = "dmesg -n 1; yes 0123456789abcdef0123456789abcdef | head -c 4200000 >/dev/ttyS0; \
         echo the-last-line >/dev/ttyS0";
-    aq.sh(&format!("cat > vm1/exec <<'END'\n({print}) </dev/null >/dev/null 2>&1 &\nEND\ncat vm1/exec")).ok();
+    aq.sh(&format!(
+        "cat > vm1/exec <<'END'\n({print}) </dev/null >/dev/null 2>&1 &\nEND\ncat vm1/exec"
+    ))
+    .ok();
     let most = most_while_growing(&log, 4_200_000);
     eventually("the last line", BOOT, || aq.sh("tail -n1 vm1/console.log").stdout.contains("last"));
     assert!(most <= BOUND && on_disk(&log) <= BOUND, "{most} bytes on the disk");
@@ -61,7 +62,6 @@ fn a_guest_that_prints_without_end_and_a_reader_that_follows() {
     assert_eq!(shown.len(), 1 << 20);
     assert!(!shown.contains(&0), "what was given back is shown");
     let followed = reading.join().expect("tail's output");
-    tail.kill().and_then(|()| tail.wait()).ok();
     assert!(!followed.contains(&0) && followed.len() > 1 << 20, "{} bytes", followed.len());
 }
 

@@ -24,6 +24,7 @@ use super::park::{Park, Wait};
 use super::poll::{self, Polls};
 use super::{caller, errno};
 use crate::tree::handle::{Access, OpenRequest};
+use crate::tree::names::Entry;
 use crate::tree::node::{Attr, Keep, Kind, NodeId};
 use crate::tree::{Answer, By, Found, Tree, TreeError};
 
@@ -45,41 +46,48 @@ impl Adapter {
         Ok(Self { tree, owner: Owner::current(), park, polls: Polls::new(runtime) })
     }
 
-    fn found(&self, found: Result<Found, TreeError>, reply: ReplyEntry) {
+    /// Replies with the attributes of a node, or with why `check` refuses them.
+    fn reply_attr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        check: impl FnOnce(&Owner, &Attr) -> Result<(), Errno> + Send + 'static,
+        reply: ReplyAttr,
+    ) {
+        let (owner, attr) = (self.owner, self.tree.request_attr(NodeId(ino.0)));
+        self.park.answer(req, (ino, Wait::Caller), attr, move |attr| {
+            match attr.and_then(|attr| check(&owner, &attr).map(|()| attr)) {
+                Ok(attr) => reply.attr(&ttl(attr.keep), &owner.attr(&attr)),
+                Err(errno) => reply.error(errno),
+            }
+        });
+    }
+}
+
+/// What a lookup has come to.
+enum Looked {
+    Found(Found),
+    /// There is no such name, and the kernel need not ask again for a while.
+    Absent(Duration),
+}
+
+impl Looked {
+    fn of(found: Result<Found, TreeError>) -> Result<Self, TreeError> {
         match found {
-            Ok(Found { attr, keep }) => {
-                let attr_of = self.owner.attr(&attr);
+            Ok(found) => Ok(Self::Found(found)),
+            Err(TreeError::NotFound) => Ok(Self::Absent(Duration::ZERO)),
+            Err(TreeError::NeverFound) => Ok(Self::Absent(LONG)),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn reply(self, owner: &Owner, reply: ReplyEntry) {
+        match self {
+            Self::Found(Found { attr, keep }) => {
+                let attr_of = owner.attr(&attr);
                 reply.entry_with_ttls(&ttl(attr.keep), &ttl(keep), &attr_of, Generation(0));
             }
-            Err(TreeError::NotFound) => self.negative(Duration::ZERO, reply),
-            Err(TreeError::NeverFound) => self.negative(LONG, reply),
-            Err(error) => reply.error(errno::of(&error)),
-        }
-    }
-
-    /// Tells the kernel that there is no such name, and that it need not ask again for a while.
-    fn negative(&self, ttl: Duration, reply: ReplyEntry) {
-        reply.entry(&ttl, &self.owner.nothing(), Generation(0));
-    }
-
-    fn attr_of(&self, ino: INodeNo, reply: ReplyAttr) {
-        match self.tree.attr(NodeId(ino.0)) {
-            Ok(attr) => reply.attr(&ttl(attr.keep), &self.owner.attr(&attr)),
-            Err(error) => reply.error(errno::of(&error)),
-        }
-    }
-
-    /// Says whether an attribute may be set: what would change nothing, and truncation of what is
-    /// written as a whole anyway.
-    fn settable(&self, ino: INodeNo, change: &Change) -> Result<(), Errno> {
-        let attr = self.tree.attr(NodeId(ino.0)).map_err(|e| errno::of(&e))?;
-        let same_mode = change.mode.is_none_or(|m| m & 0o7777 == u32::from(attr.mode));
-        let same_owner = self.owner.is(change.uid, change.gid);
-        let writable = attr.mode & 0o200 != 0 && attr.kind != Kind::Directory;
-        match (same_mode && same_owner, change.size.is_none() || writable) {
-            (false, _) => Err(Errno::EPERM),
-            (_, false) => Err(Errno::EACCES),
-            _ => Ok(()),
+            Self::Absent(ttl) => reply.entry(&ttl, &owner.nothing(), Generation(0)),
         }
     }
 }
@@ -90,6 +98,21 @@ struct Change {
     uid: Option<u32>,
     gid: Option<u32>,
     size: Option<u64>,
+}
+
+impl Change {
+    /// Says whether it may be made: what would change nothing, and truncation of what is written as
+    /// a whole anyway.
+    fn check(&self, owner: &Owner, attr: &Attr) -> Result<(), Errno> {
+        let same_mode = self.mode.is_none_or(|m| m & 0o7777 == u32::from(attr.mode));
+        let same_owner = owner.is(self.uid, self.gid);
+        let writable = attr.mode & 0o200 != 0 && attr.kind != Kind::Directory;
+        match (same_mode && same_owner, self.size.is_none() || writable) {
+            (false, _) => Err(Errno::EPERM),
+            (_, false) => Err(Errno::EACCES),
+            (true, true) => Ok(()),
+        }
+    }
 }
 
 fn text(name: &OsStr) -> Result<&str, Errno> {
@@ -110,13 +133,20 @@ impl Filesystem for Adapter {
         Ok(())
     }
 
-    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let found = name.to_str().ok_or(TreeError::NeverFound);
-        self.found(found.and_then(|name| self.tree.lookup(NodeId(parent.0), name)), reply);
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let found = match name.to_str() {
+            Some(name) => self.tree.request_lookup(NodeId(parent.0), name),
+            None => Answer::Now(Err(TreeError::NeverFound)),
+        };
+        let (owner, about) = (self.owner, (parent, Wait::Directory));
+        self.park.answer(req, about, found.map(Looked::of), move |looked| match looked {
+            Ok(looked) => looked.reply(&owner, reply),
+            Err(errno) => reply.error(errno),
+        });
     }
 
-    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        self.attr_of(ino, reply);
+    fn getattr(&self, req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.reply_attr(req, ino, |_, _| Ok(()), reply);
     }
 
     fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
@@ -128,7 +158,7 @@ impl Filesystem for Adapter {
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         ino: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -144,10 +174,8 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        match self.settable(ino, &Change { mode, uid, gid, size }) {
-            Ok(()) => self.attr_of(ino, reply),
-            Err(errno) => reply.error(errno),
-        }
+        let change = Change { mode, uid, gid, size };
+        self.reply_attr(req, ino, move |owner, attr| change.check(owner, attr), reply);
     }
 
     fn mknod(
@@ -204,7 +232,7 @@ impl Filesystem for Adapter {
         let done = match name.to_str() {
             Some(name) => {
                 let by = By { caller: &|| caller::of(req), now: SystemTime::now() };
-                self.tree.unlink(NodeId(parent.0), name, &by)
+                self.tree.request_unlink(NodeId(parent.0), name, &by)
             }
             None => Answer::Now(Err(TreeError::NeverFound)),
         };
@@ -235,7 +263,7 @@ impl Filesystem for Adapter {
         match text(name) {
             Ok(name) => {
                 let by = By { caller: &|| caller::of(req), now: SystemTime::now() };
-                let removed = self.tree.remove_directory(NodeId(parent.0), name, &by);
+                let removed = self.tree.request_remove_directory(NodeId(parent.0), name, &by);
                 let about = (parent, Wait::Directory);
                 self.park.answer(req, about, removed, |done| done_or_error(done, reply));
             }
@@ -259,7 +287,7 @@ impl Filesystem for Adapter {
         if flags.intersects(RenameFlags::RENAME_EXCHANGE | RenameFlags::RENAME_WHITEOUT) {
             return reply.error(Errno::EINVAL);
         }
-        let done = self.tree.rename((NodeId(parent.0), from), (NodeId(newparent.0), to));
+        let done = self.tree.request_rename((NodeId(parent.0), from), (NodeId(newparent.0), to));
         self.park.answer(req, (parent, Wait::Directory), done, |done| done_or_error(done, reply));
     }
 
@@ -274,7 +302,7 @@ impl Filesystem for Adapter {
             crawler: flags.0 & libc::O_NOFOLLOW != 0,
             caller: &|| caller::of(req),
         };
-        let opened = self.tree.open(NodeId(ino.0), &request);
+        let opened = self.tree.request_open(NodeId(ino.0), &request);
         self.park.answer(req, (ino, Wait::Caller), opened, |opened| match opened {
             Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened.kind)),
             Err(errno) => reply.error(errno),
@@ -293,7 +321,7 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let bytes = match self.tree.handle(fh.0) {
-            Ok(open) => open.read(offset, size as usize, patience(flags)),
+            Ok(open) => open.request_read(offset, size as usize, patience(flags)),
             Err(error) => Answer::Now(Err(error)),
         };
         self.park.answer(req, (ino, Wait::Caller), bytes, |bytes| match bytes {
@@ -388,11 +416,12 @@ impl Filesystem for Adapter {
         }
     }
 
-    fn opendir(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        match self.tree.open_directory(NodeId(ino.0)) {
+    fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let opened = self.tree.request_open_directory(NodeId(ino.0));
+        self.park.answer(req, (ino, Wait::Caller), opened, |opened| match opened {
             Ok(opened) => reply.opened(FileHandle(opened.handle), directory_flags(opened.keep)),
-            Err(error) => reply.error(errno::of(&error)),
-        }
+            Err(errno) => reply.error(errno),
+        });
     }
 
     fn readdir(
@@ -432,16 +461,16 @@ impl Filesystem for Adapter {
             Err(error) => return reply.error(errno::of(&error)),
         };
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        let dots = [(NodeId(ino.0), "."), (NodeId::ROOT, "..")];
-        let names = dots.into_iter().chain(listing.entries.iter().map(|e| (e.id, &*e.name)));
-        for (at, (id, name)) in names.enumerate().skip(from) {
+        let dot = |id, name: &str| Entry { name: name.to_owned(), id, kind: Kind::Directory };
+        let dots = [dot(NodeId(ino.0), "."), dot(NodeId::ROOT, "..")];
+        for (at, entry) in dots.iter().chain(&*listing.entries).enumerate().skip(from) {
             // One that is gone meanwhile has no attributes, and is left out.
-            let Ok(attr) = self.tree.attr(id) else { continue };
-            let (ino, next) = (INodeNo(id.0), at as u64 + 1);
+            let Ok(attr) = self.tree.listed(entry, listing.keep) else { continue };
+            let (ino, next) = (INodeNo(entry.id.0), at as u64 + 1);
             // One time for the name and the attributes: the shorter.
             let keep = if listing.keep == Keep::Never { Keep::Never } else { attr.keep };
-            let (keep, entry) = (ttl(keep), self.owner.attr(&attr));
-            if reply.add(ino, next, name, &keep, &entry, Generation(0)) {
+            let (keep, attr) = (ttl(keep), self.owner.attr(&attr));
+            if reply.add(ino, next, &entry.name, &keep, &attr, Generation(0)) {
                 break;
             }
         }

@@ -20,6 +20,7 @@ const WORKERS: usize = 2;
 /// A mount and the runtime behind it.
 struct Daemon {
     root: tempfile::TempDir,
+    script: Arc<Script>,
     runtime: Option<Runtime>,
     serving: Option<std::thread::JoinHandle<()>>,
 }
@@ -32,11 +33,12 @@ impl Daemon {
         let (at, store) = (root.path().join("mnt"), root.path().join("store"));
         std::fs::create_dir(&at).unwrap();
         std::fs::create_dir(&store).unwrap();
-        let registry = Registry::open(Layout::new(store), world(&Arc::<Script>::default()));
+        let script = Arc::<Script>::default();
+        let registry = Registry::open(Layout::new(store), world(&script));
         let tree = Tree::new(Arc::new(runtime.block_on(registry).unwrap()));
         let mounted = Mounted::mount(tree, &at, runtime.handle().clone()).unwrap();
         let serving = std::thread::spawn(move || mounted.serve().unwrap());
-        Self { root, runtime: Some(runtime), serving: Some(serving) }
+        Self { root, script, runtime: Some(runtime), serving: Some(serving) }
     }
 
     fn at(&self) -> std::path::PathBuf {
@@ -135,4 +137,27 @@ fn a_runtime_that_stands_still_is_told_of() {
         assert!(began.elapsed() < Duration::from_secs(60), "it serves again");
     }
     time_to_die(waiting, "cat .events");
+}
+
+#[test]
+fn what_hangs_in_the_making_of_a_value_holds_nobody_else() {
+    let daemon = Daemon::new();
+    let at = daemon.at();
+    std::fs::create_dir(at.join("vm1")).unwrap();
+    let hangs = daemon.script.disk_hangs.lock();
+    // It hangs in the look at the size already.
+    let cat = start("cat", &[".host"], &at);
+    let list = start("ls", &["-l"], &at);
+    std::thread::sleep(Duration::from_millis(300));
+    let (done, was_done) = std::sync::mpsc::channel();
+    let status = at.join("vm1/status");
+    std::thread::spawn(move || done.send(std::fs::read_to_string(status).unwrap()).ok());
+    let status = was_done.recv_timeout(Duration::from_secs(5));
+    let (ended, has_ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || ended.send(list.wait_with_output().unwrap().status.success()).ok());
+    // A listing with attributes makes no value.
+    let listed = has_ended.recv_timeout(Duration::from_secs(5));
+    drop(hangs);
+    assert!(cat.wait_with_output().unwrap().status.success());
+    assert_eq!((status.as_deref(), listed), (Ok("stopped\n"), Ok(true)));
 }

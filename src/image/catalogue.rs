@@ -39,6 +39,9 @@ pub struct ImageStore(Arc<Inner>);
 pub(super) struct Inner {
     pub(super) layout: Layout,
     tiny: Arc<Tiny>,
+    /// Held by who makes, defines or removes a name, while the disk is written.
+    turn: Mutex<()>,
+    /// Held for a moment only: the threads that serve the kernel look here.
     pub(super) images: Mutex<BTreeMap<String, Image>>,
     pub(super) bell: Bell,
 }
@@ -72,8 +75,8 @@ impl ImageStore {
             let image: &mut Image = images.entry(name.to_owned()).or_default();
             (image.source, image.builtin) = (Some(source), true);
         }
-        let (images, bell) = (Mutex::new(images), Bell::default());
-        let inner = Inner { layout, tiny, images, bell };
+        let (images, turn, bell) = (Mutex::new(images), Mutex::default(), Bell::default());
+        let inner = Inner { layout, tiny, turn, images, bell };
         inner.sweep();
         inner.sweep_versions();
         Ok(Self(Arc::new(inner)))
@@ -196,20 +199,19 @@ fn bind_template(vm: &VmDir, base: &[Layer]) -> io::Result<()> {
     file::replace(&vm.template(), format!("{}\n", id.to_string_lossy()).as_bytes())
 }
 
-/// Names: making, defining and removing them. Each looks at the disk under the lock, for a moment:
-/// of two that want the same name at once, one wins.
+/// Names: making, defining and removing them. One at a time: of two that want the same name at once,
+/// one wins. The list is not locked while the disk is written: everybody else would wait for it.
 impl Inner {
     fn create(&self, name: &str) -> Result<(), BackendError> {
-        let mut images = self.images.lock();
-        if images.contains_key(name) {
+        let _turn = self.turn.lock();
+        if self.images.lock().contains_key(name) {
             return Err(BackendError::ImageExists { name: name.to_owned() });
         }
         let dir = self.layout.image(name);
         // What is there and not in the list is damaged.
         let made = fs::create_dir(&dir).and_then(|()| file::sync_dir(&self.layout.images()));
         made.map_err(|e| BackendError::io(dir.display().to_string(), &e))?;
-        images.insert(name.to_owned(), Image::default());
-        drop(images);
+        self.images.lock().insert(name.to_owned(), Image::default());
         self.bell.ring();
         Ok(())
     }
@@ -217,30 +219,15 @@ impl Inner {
     fn assign(&self, name: &str, recipe: Recipe) -> Result<(), BackendError> {
         // A VM that is held for this is let go after the lock.
         let source = self.source(recipe)?;
-        let mut images = self.images.lock();
-        let unknown = || BackendError::NoImage { name: name.to_owned() };
-        let image = images.get_mut(name).ok_or_else(unknown)?;
-        match &image.phase {
-            Phase::UnderWay(_) => return Err(under_way(name)),
-            Phase::Ready(_) => return Err(BackendError::ImageExists { name: name.to_owned() }),
-            // One that is damaged may have VMs.
-            Phase::Failed(_)
-                if !image.builtin
-                    && manifest::is_in(&super::versions::current_dir(&self.layout, name)) =>
-            {
-                return Err(BackendError::ImageExists { name: name.to_owned() });
-            }
-            Phase::Absent | Phase::Failed(_) => {}
-        }
-        if image.builtin && image.spec() != source.spec() {
-            let reason = format!("image {name} is always made from {}", image.spec());
-            return Err(BackendError::BadSource { origin: source.spec().to_owned(), reason });
-        }
-        if !image.builtin {
+        let _turn = self.turn.lock();
+        if !self.assignable(&mut self.images.lock(), name, source.spec())?.builtin {
             let (path, text) = (self.layout.image_source(name), format!("{}\n", source.spec()));
             let kept = file::replace(&path, text.as_bytes());
             kept.map_err(|e| BackendError::io(path.display().to_string(), &e))?;
         }
+        let mut images = self.images.lock();
+        // It may have been begun meanwhile.
+        let image = self.assignable(&mut images, name, source.spec())?;
         source.spec().clone_into(&mut image.spec);
         image.source = Some(source);
         image.become_(Phase::Absent);
@@ -260,19 +247,23 @@ impl Inner {
 
     /// One rename, and it is gone; then its files are erased.
     fn remove(&self, name: &str) -> Result<(), BackendError> {
-        let mut images = self.images.lock();
+        let _turn = self.turn.lock();
         let unknown = || BackendError::NoImage { name: name.to_owned() };
-        let image = images.get_mut(name).ok_or_else(unknown)?;
-        if matches!(image.phase, Phase::UnderWay(_)) {
+        let is_under_way = |image: &Image| matches!(image.phase, Phase::UnderWay(_));
+        if is_under_way(self.images.lock().get(name).ok_or_else(unknown)?) {
             return Err(under_way(name));
         }
         let dir = self.layout.image(name);
         let doomed = doom(&dir).map_err(|e| BackendError::io(dir.display().to_string(), &e))?;
-        if image.builtin {
-            image.older.clear();
-            image.become_(Phase::Absent);
-        } else {
-            images.remove(name);
+        let mut images = self.images.lock();
+        match images.get_mut(name) {
+            // It is being made again already.
+            Some(image) if is_under_way(image) => {}
+            Some(image) if image.builtin => {
+                image.older.clear();
+                image.become_(Phase::Absent);
+            }
+            Some(_) | None => drop(images.remove(name)),
         }
         drop(images);
         self.bell.ring();
@@ -281,6 +272,36 @@ impl Inner {
             tracing::warn!(name, %error, "image not erased");
         }
         Ok(())
+    }
+}
+
+impl Inner {
+    /// Returns an image that may be given a source.
+    fn assignable<'a>(
+        &self,
+        images: &'a mut BTreeMap<String, Image>,
+        name: &str,
+        source: &str,
+    ) -> Result<&'a mut Image, BackendError> {
+        let unknown = || BackendError::NoImage { name: name.to_owned() };
+        let image = images.get_mut(name).ok_or_else(unknown)?;
+        match &image.phase {
+            Phase::UnderWay(_) => return Err(under_way(name)),
+            Phase::Ready(_) => return Err(BackendError::ImageExists { name: name.to_owned() }),
+            // One that is damaged may have VMs.
+            Phase::Failed(_)
+                if !image.builtin
+                    && manifest::is_in(&super::versions::current_dir(&self.layout, name)) =>
+            {
+                return Err(BackendError::ImageExists { name: name.to_owned() });
+            }
+            Phase::Absent | Phase::Failed(_) => {}
+        }
+        if image.builtin && image.spec() != source {
+            let reason = format!("image {name} is always made from {}", image.spec());
+            return Err(BackendError::BadSource { origin: source.to_owned(), reason });
+        }
+        Ok(image)
     }
 }
 

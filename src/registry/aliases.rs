@@ -16,6 +16,8 @@ use crate::store::{aside, file};
 #[derive(Debug)]
 pub struct Aliases {
     path: PathBuf,
+    /// Held by who changes them, while the file is written. Who looks for one never waits for that.
+    turn: Mutex<()>,
     links: Mutex<Links>,
 }
 
@@ -49,7 +51,7 @@ impl Aliases {
             aside::read_json(&path, failures).unwrap_or_default();
         let mut links = Links::default();
         stored.into_iter().for_each(|(alias, image)| links.add(alias, image));
-        Self { path, links: Mutex::new(links) }
+        Self { path, turn: Mutex::default(), links: Mutex::new(links) }
     }
 
     /// Finds an alias.
@@ -99,15 +101,15 @@ impl Aliases {
         Ok(())
     }
 
-    /// The file is written under the lock, so that the last change is what is kept.
+    /// One change at a time, so that the last one is what is kept.
     fn change(&self, change: impl FnOnce(&mut Links)) -> io::Result<()> {
-        let mut links = self.links.lock();
-        let mut changed = links.clone();
+        let _turn = self.turn.lock();
+        let mut changed = self.links.lock().clone();
         change(&mut changed);
         let stored: BTreeMap<_, _> =
             changed.by_name.iter().map(|(name, alias)| (name, &alias.image)).collect();
         file::replace_json(&self.path, &stored)?;
-        *links = changed;
+        *self.links.lock() = changed;
         Ok(())
     }
 }

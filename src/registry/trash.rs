@@ -31,13 +31,15 @@ pub struct Removed {
     pub dir: VmDir,
     /// When it was removed.
     pub since: SystemTime,
+    /// The image that its disk was made from; `None` if its definition is damaged. Known from the
+    /// start, as each look at who uses an image asks for it.
+    image: Option<String>,
 }
 
 impl Removed {
     /// Returns the image that its disk was made from; `None` if its definition is damaged.
     pub fn image(&self) -> Option<String> {
-        let stored = file::read_json::<Definition>(&self.dir.definition());
-        stored.ok().map(|stored| stored.settings.image().to_owned())
+        self.image.clone()
     }
 
     /// Returns when it will be erased.
@@ -64,11 +66,16 @@ struct Items {
 }
 
 impl Items {
-    fn add(&mut self, name: String, dir: PathBuf, since: SystemTime) {
+    fn add(&mut self, name: String, dir: VmDir, since: SystemTime, image: Option<String>) {
         let id = self.next_id;
         self.next_id += 1;
-        self.by_name.insert(name.clone(), Removed { id, name, dir: VmDir(dir), since });
+        self.by_name.insert(name.clone(), Removed { id, name, dir, since, image });
     }
+}
+
+fn image_of(dir: &VmDir) -> Option<String> {
+    let stored = file::read_json::<Definition>(&dir.definition());
+    stored.ok().map(|stored| stored.settings.image().to_owned())
 }
 
 impl Trash {
@@ -116,7 +123,9 @@ impl Trash {
         }
         let at = self.dir.join(&kept);
         rename(&from.0, &at)?;
-        self.items.lock().add(kept, at, now);
+        let dir = VmDir(at);
+        let image = image_of(&dir);
+        self.items.lock().add(kept, dir, now, image);
         self.arrived.notify_one();
         sync(&self.dir);
         Ok(())
@@ -183,7 +192,11 @@ fn read(dir: &Path) -> io::Result<Items> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         match parse(&entry.file_name()) {
-            Some((name, since)) => items.add(name, entry.path(), since),
+            Some((name, since)) => {
+                let dir = VmDir(entry.path());
+                let image = image_of(&dir);
+                items.add(name, dir, since, image);
+            }
             // An erasure that was not finished.
             None if entry.file_name().as_encoded_bytes().starts_with(b".") => {
                 items.rest.push(entry.path());

@@ -126,7 +126,8 @@ mod tests {
 
         /// Prints a number of lines of 16 bytes, each with its number.
         fn print(&mut self, lines: u64) {
-            let text: String = (self.lines..self.lines + lines).map(|n| format!("{n:015}\n")).collect();
+            let text: String =
+                (self.lines..self.lines + lines).map(|n| format!("{n:015}\n")).collect();
             self.writer.write_all(text.as_bytes()).unwrap();
             self.lines += lines;
         }

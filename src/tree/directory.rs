@@ -32,8 +32,12 @@ pub(super) trait Directory {
     fn own_attr(&self) -> Attr;
     /// Describes a row.
     fn attr(&self, row: usize) -> Result<Attr, TreeError>;
+    /// Describes a row but for its size and its time, which may take a look at the disk.
+    fn outline(&self, row: usize) -> Result<Attr, TreeError>;
     /// Returns a row's name.
     fn row_name(&self, row: usize) -> Option<&'static str>;
+    /// Says whether a row's attributes or content take a look at the disk.
+    fn is_slow(&self, row: usize) -> bool;
     /// Returns a row's kind.
     fn kind(&self, row: usize) -> Kind;
     /// Opens a row.
@@ -62,6 +66,7 @@ impl<T: Subject> Bound<T> {
         let id = match node.body {
             Body::Directory(table) => self.below(table),
             Body::Value(_)
+            | Body::Report(_)
             | Body::Tail(_)
             | Body::Setting(_)
             | Body::Control(_)
@@ -87,7 +92,9 @@ impl<T: Subject> Bound<T> {
     /// Returns the content of what is made on the spot; of anything else, nothing.
     fn content(&self, node: &Node<T>) -> Vec<u8> {
         match &node.body {
-            Body::Value(render) | Body::Text(render, _) => render(&self.object).into_bytes(),
+            Body::Value(render) | Body::Report(render) | Body::Text(render, _) => {
+                render(&self.object).into_bytes()
+            }
             Body::Setting(key) => setting_text(&self.object, key),
             Body::Tail(_)
             | Body::Control(_)
@@ -119,6 +126,7 @@ impl<T: Subject> Bound<T> {
             // The kernel follows links by itself.
             (Body::Link(_), _) => Err(TreeError::NotOffered("links are followed, not opened")),
             (Body::Value(render), _) => Ok(Open::Value(self.live(*render))),
+            (Body::Report(render), _) => Ok(Open::Value(self.live(*render).slow())),
             (Body::Tail(path), _) => Ok(Open::tail(path(&self.object))),
             (Body::Stream(open), vm) => {
                 let crawler = request.crawler && !request.access.writes();
@@ -172,28 +180,44 @@ impl<T: Subject> Directory for Bound<T> {
     }
 
     fn own_attr(&self) -> Attr {
-        let rows = self.rows.iter().filter(|n| n.body.kind() == Kind::Directory).count();
-        let below = rows + self.names.count();
+        let (links, keep) = match self.names.is_stable() {
+            true => {
+                let rows = self.rows.iter().filter(|n| n.body.kind() == Kind::Directory).count();
+                (rows + self.names.count() + 2, Keep::Forever)
+            }
+            // As file systems have it that do not count.
+            false => (1, Keep::Never),
+        };
         Attr {
             id: self.id,
             kind: Kind::Directory,
             mode: self.mode,
             size: 0,
-            links: u32::try_from(below).unwrap_or(u32::MAX).saturating_add(2),
+            links: u32::try_from(links).unwrap_or(u32::MAX),
             changed: self.object.changed("."),
-            keep: if self.names.is_stable() { Keep::Forever } else { Keep::Never },
+            keep,
         }
     }
 
     fn attr(&self, row: usize) -> Result<Attr, TreeError> {
+        let outline = self.outline(row)?;
+        let (size, changed) = self.extent(&self.rows[row]);
+        Ok(Attr { size, changed, ..outline })
+    }
+
+    fn outline(&self, row: usize) -> Result<Attr, TreeError> {
         let node = self.rows.get(row).ok_or(TreeError::NotFound)?;
-        let (size, changed) = self.extent(node);
-        let (id, kind) = (self.id.row(row), node.body.kind());
-        Ok(Attr { id, kind, mode: node.mode, size, links: 1, changed, keep: Keep::Never })
+        let (id, kind, changed) =
+            (self.id.row(row), node.body.kind(), self.object.changed(node.name));
+        Ok(Attr { id, kind, mode: node.mode, size: 0, links: 1, changed, keep: Keep::Never })
     }
 
     fn row_name(&self, row: usize) -> Option<&'static str> {
         self.rows.get(row).map(|node| node.name)
+    }
+
+    fn is_slow(&self, row: usize) -> bool {
+        self.rows.get(row).is_some_and(|node| node.body.is_slow())
     }
 
     fn kind(&self, row: usize) -> Kind {
@@ -292,8 +316,16 @@ impl Directory for Docs {
         })
     }
 
+    fn outline(&self, row: usize) -> Result<Attr, TreeError> {
+        self.attr(row)
+    }
+
     fn row_name(&self, row: usize) -> Option<&'static str> {
         Self::names().nth(row).map(|(name, _)| name)
+    }
+
+    fn is_slow(&self, _row: usize) -> bool {
+        false
     }
 
     fn kind(&self, _row: usize) -> Kind {

@@ -98,12 +98,25 @@ pub enum Open {
 pub struct Value {
     content: Mutex<Frozen>,
     source: Option<Source>,
+    /// Making it takes a look at the disk.
+    is_slow: bool,
 }
 
 struct Frozen {
     bytes: Arc<[u8]>,
     /// The start has been read: reading it again asks for news.
     begun: bool,
+    /// Hears what may have changed since it was made.
+    since: Option<Listener>,
+}
+
+impl Frozen {
+    fn made_by(source: &Source) -> Self {
+        let mut since = source.listener.clone();
+        // Listening begins before the look, so that no change in between is missed.
+        since.forget_past();
+        Self { bytes: (source.render)().into(), begun: false, since: Some(since) }
+    }
 }
 
 /// Where a value's content comes from, for who keeps it open.
@@ -243,6 +256,18 @@ impl Open {
         }
     }
 
+    /// Says whether reading at an offset makes the content anew, by a look at the disk.
+    pub(super) fn makes_anew(&self, offset: u64) -> bool {
+        match self {
+            Self::Value(value) => value.is_slow && offset == 0 && value.content.lock().begun,
+            Self::Tail(_)
+            | Self::Setting(_)
+            | Self::Control(_)
+            | Self::Text(_)
+            | Self::Stream { .. } => false,
+        }
+    }
+
     /// A descriptor of this open file was closed.
     pub fn flush(&self) {
         if let Self::Stream { stream, .. } = self {
@@ -254,25 +279,40 @@ impl Open {
 impl Value {
     /// Opens content that stays as it is.
     pub(super) fn fixed(bytes: Vec<u8>) -> Self {
-        let bytes = bytes.into();
-        Self { content: Mutex::new(Frozen { bytes, begun: false }), source: None }
+        let content = Frozen { bytes: bytes.into(), begun: false, since: None };
+        Self { content: Mutex::new(content), source: None, is_slow: false }
     }
 
     /// Opens content that may change while it is open.
     pub(super) fn live(source: Source) -> Self {
-        let bytes = (source.render)().into();
-        Self { content: Mutex::new(Frozen { bytes, begun: false }), source: Some(source) }
+        let content = Mutex::new(Frozen::made_by(&source));
+        Self { content, source: Some(source), is_slow: false }
+    }
+
+    /// Says that making it takes a look at the disk.
+    pub(super) fn slow(self) -> Self {
+        Self { is_slow: true, ..self }
     }
 
     fn read(&self, offset: u64, max: usize) -> Vec<u8> {
-        let mut content = self.content.lock();
-        if offset == 0
-            && std::mem::replace(&mut content.begun, true)
-            && let Some(source) = &self.source
-        {
-            content.bytes = (source.render)().into();
+        if offset == 0 && self.is_begun() {
+            self.make_anew();
         }
-        slice(&content.bytes, offset, max)
+        let bytes = Arc::clone(&self.content.lock().bytes);
+        slice(&bytes, offset, max)
+    }
+
+    /// Says whether the start has been read before; from now on it has been.
+    fn is_begun(&self) -> bool {
+        std::mem::replace(&mut self.content.lock().begun, true)
+    }
+
+    /// Nobody waits for the lock while the content is made.
+    fn make_anew(&self) {
+        if let Some(source) = &self.source {
+            let new = Frozen { begun: true, ..Frozen::made_by(source) };
+            *self.content.lock() = new;
+        }
     }
 
     fn poll(&self) -> Polled {
@@ -282,7 +322,10 @@ impl Value {
         };
         let mut listener = source.listener.clone();
         listener.forget_past();
-        let changed = (source.render)() != *self.content.lock().bytes;
+        let changed = match self.is_slow {
+            true => self.content.lock().since.as_ref().is_some_and(Listener::has_heard),
+            false => (source.render)() != *self.content.lock().bytes,
+        };
         Polled { readiness, changed, listener: Some(listener) }
     }
 }

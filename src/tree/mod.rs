@@ -12,6 +12,7 @@ pub mod names;
 pub mod node;
 mod refused;
 mod render;
+mod requests;
 pub mod settings;
 pub mod subject;
 pub mod table;
@@ -230,12 +231,15 @@ impl Tree {
     /// one that only the kernel could bring about.
     pub fn lookup(&self, parent: NodeId, name: &str) -> Result<Found, TreeError> {
         let directory = self.directories.get(parent)?;
-        let keep = keep(&*directory);
-        let id = directory.find(name).ok_or_else(|| match directory.names().is_possible(name) {
-            true if keep == Keep::Never => TreeError::NotFound,
+        let id = Self::find(&*directory, name)?;
+        Ok(Found { attr: self.attr(id)?, keep: keep(&*directory) })
+    }
+
+    fn find(directory: &dyn Directory, name: &str) -> Result<NodeId, TreeError> {
+        directory.find(name).ok_or_else(|| match directory.names().is_possible(name) {
+            true if keep(directory) == Keep::Never => TreeError::NotFound,
             _ => TreeError::NeverFound,
-        })?;
-        Ok(Found { attr: self.attr(id)?, keep })
+        })
     }
 
     /// Describes a node.
@@ -249,20 +253,21 @@ impl Tree {
     /// Opens a file: what the row says, or [`TreeError::ReadOnly`] for a write to what cannot be
     /// written.
     pub fn open(self: &Arc<Self>, id: NodeId, request: &OpenRequest<'_>) -> Answer<Opened> {
+        let tree = Arc::clone(self);
+        let opened = self.open_only(id, request);
+        opened.map(move |open| open.map(|(open, kind)| tree.enter(open, kind)))
+    }
+
+    fn open_only(&self, id: NodeId, request: &OpenRequest<'_>) -> Answer<(Open, Kind)> {
         let (directory, row) = match self.directories.row(id) {
             Ok(found) => found,
             Err(error) => return Answer::Now(Err(error)),
         };
-        let kind = directory.kind(row);
+        let (kind, vm) = (directory.kind(row), directory.vm().cloned());
+        let with_kind = move |open: Result<Open, _>| open.map(|open| (open, kind));
         match directory.open(row, request) {
-            Answer::Now(open) => {
-                let open = handle::noted(directory.vm(), open);
-                Answer::Now(open.map(|open| self.enter(open, kind)))
-            }
-            Answer::Later(open) => {
-                let tree = Arc::clone(self);
-                Answer::later(open.map(move |open| open.map(|open| tree.enter(open, kind))))
-            }
+            Answer::Now(open) => Answer::Now(with_kind(handle::noted(vm.as_ref(), open))),
+            later @ Answer::Later(_) => later.map(with_kind),
         }
     }
 
@@ -277,11 +282,18 @@ impl Tree {
     /// # Errors
     /// [`TreeError::NotADirectory`], [`TreeError::NotFound`].
     pub fn open_directory(&self, id: NodeId) -> Result<OpenedDirectory, TreeError> {
+        self.list(id).map(|listing| self.enter_listing(listing))
+    }
+
+    fn list(&self, id: NodeId) -> Result<Listing, TreeError> {
         let directory = self.directories.get(id)?;
-        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        let listing = Listing { entries: directory.entries().into(), keep: keep(&*directory) };
+        Ok(Listing { entries: directory.entries().into(), keep: keep(&*directory) })
+    }
+
+    fn enter_listing(&self, listing: Listing) -> OpenedDirectory {
+        let (handle, keep) = (self.next_handle.fetch_add(1, Ordering::Relaxed), listing.keep);
         self.listings.lock().insert(handle, listing);
-        Ok(OpenedDirectory { handle, keep: keep(&*directory) })
+        OpenedDirectory { handle, keep }
     }
 
     /// Returns the names of an open directory, without `.` and `..`.

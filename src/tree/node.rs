@@ -49,6 +49,8 @@ pub type TakeLine = Box<dyn Fn(&str) -> Result<(), TreeError> + Send + Sync>;
 pub enum Body<T: 'static> {
     /// A value or table, made when it is opened; its size is exact.
     Value(fn(&T) -> String),
+    /// A value whose making takes a look at the disk, or at all VMs.
+    Report(fn(&T) -> String),
     /// The end of a file on disk (1 MiB at the most), and what is added while it is open.
     Tail(fn(&T) -> PathBuf),
     /// A setting.
@@ -76,10 +78,26 @@ impl<T> std::fmt::Debug for Body<T> {
 }
 
 impl<T> Body<T> {
+    /// Says whether size and content take a look at the disk, or at all VMs.
+    pub fn is_slow(&self) -> bool {
+        match self {
+            Self::Report(_) | Self::Tail(_) => true,
+            Self::Value(_)
+            | Self::Setting(_)
+            | Self::Control(_)
+            | Self::Orders(_)
+            | Self::Lines(_)
+            | Self::Text(..)
+            | Self::Stream(_)
+            | Self::Link(_)
+            | Self::Directory(_) => false,
+        }
+    }
+
     /// Returns the kind, from which open flags, sizes and documentation follow.
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Value(_) | Self::Tail(_) => Kind::Value,
+            Self::Value(_) | Self::Report(_) | Self::Tail(_) => Kind::Value,
             Self::Setting(_) | Self::Text(..) => Kind::Setting,
             Self::Control(_) | Self::Orders(_) | Self::Lines(_) => Kind::Control,
             Self::Stream(_) => Kind::Stream,
@@ -152,6 +170,27 @@ pub enum Table {
     Snapshot = 13,
     /// A second name in `.images`: the link is the one row of this directory, which has no name.
     Alias = 14,
+}
+
+impl Table {
+    /// Says whether its names, and what is below them, take a look at the disk.
+    pub(super) fn is_slow(self) -> bool {
+        match self {
+            Self::Snapshots | Self::Snapshot => true,
+            Self::Root
+            | Self::Docs
+            | Self::Images
+            | Self::Image
+            | Self::Vm
+            | Self::Config
+            | Self::Trash
+            | Self::Removed
+            | Self::Defaults
+            | Self::Jobs
+            | Self::Job
+            | Self::Alias => false,
+        }
+    }
 }
 
 /// The bits of a job's number in the object of [`Table::Job`].
@@ -228,7 +267,7 @@ pub struct Attr {
     pub mode: u16,
     /// Its exact size in bytes; 0 for streams and controls.
     pub size: u64,
-    /// 2 and the number of sub-directories, for a directory.
+    /// 2 and the number of sub-directories, for a directory; 1 where they come and go by themselves.
     pub links: u32,
     /// When its content last changed.
     pub changed: SystemTime,

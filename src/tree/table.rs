@@ -55,7 +55,7 @@ pub static ROOT: &[Node<Host>] = &[
         name: ".host",
         mode: 0o444,
         doc: "the host: accelerator and why, QEMU, processors, memory, store",
-        body: Body::Value(render::host),
+        body: Body::Report(render::host),
     },
     Node {
         name: ".images",
@@ -67,7 +67,7 @@ pub static ROOT: &[Node<Host>] = &[
         name: ".metrics",
         mode: 0o444,
         doc: "figures for Prometheus",
-        body: Body::Value(metrics::print),
+        body: Body::Report(metrics::print),
     },
     Node {
         name: ".trash",
@@ -137,7 +137,7 @@ pub static VM: &[Node<Vm>] = &[
         name: "info",
         mode: 0o444,
         doc: "facts, `key value` a line: uuid, pid, image, accel, ssh_port, memory in use …",
-        body: Body::Value(render::info),
+        body: Body::Report(render::info),
     },
     Node {
         name: "jobs",
@@ -249,7 +249,7 @@ pub static REMOVED: &[Node<Removed>] = &[
         name: "disk_bytes",
         mode: 0o444,
         doc: "what its disk takes of the host's",
-        body: Body::Value(|r| line(&render::disk_bytes(&r.dir).to_string())),
+        body: Body::Report(|r| line(&render::disk_bytes(&r.dir).to_string())),
     },
     Node {
         name: "image",

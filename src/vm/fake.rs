@@ -82,6 +82,8 @@ pub(crate) struct Script {
     pub(crate) memory: Mutex<Option<u64>>,
     /// How much of it each machine has taken.
     pub(crate) taken_memory: Mutex<u64>,
+    /// Whoever asks for the hypervisor's facts waits for this.
+    pub(crate) disk_hangs: Mutex<()>,
     /// The events of the machine launched last.
     pub(crate) events: Mutex<Option<mpsc::Sender<MachineEvent>>>,
     /// The machines that run, which a later daemon finds again.
@@ -140,6 +142,7 @@ struct Fake(Arc<Script>);
 #[async_trait]
 impl Hypervisor for Fake {
     fn facts(&self) -> Vec<(&'static str, String)> {
+        drop(self.0.disk_hangs.lock());
         vec![("accel", "tcg: fake".to_owned())]
     }
 

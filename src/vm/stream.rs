@@ -129,6 +129,11 @@ impl Listener {
         self.0.mark_unchanged();
     }
 
+    /// Says whether it has rung since the last that was passed over or waited for.
+    pub fn has_heard(&self) -> bool {
+        self.0.has_changed().unwrap_or(false)
+    }
+
     /// Waits for the next ring; waits for ever when the bell is gone, as nothing will change.
     pub async fn rung(&mut self) {
         if self.0.changed().await.is_err() {

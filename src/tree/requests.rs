@@ -1,0 +1,205 @@
+//! Requests as the kernel makes them: those that look at the disk, or at what grows with the number
+//! of VMs, are answered off the threads that serve the kernel, which must never wait.
+//!
+//! What a request means is not here (`mod.rs`), only on which thread that is found out.
+
+use std::sync::Arc;
+use std::time::UNIX_EPOCH;
+
+use futures::FutureExt;
+use futures::future::{Either, ready};
+
+use super::handle::{Open, OpenRequest, Patience};
+use super::names::Entry;
+use super::node::{Attr, Keep, Kind, NodeId, Table};
+use super::{Answer, By, Found, Opened, OpenedDirectory, Tree, TreeError, keep};
+use crate::vm::caller::Caller;
+use crate::vm::driver;
+
+impl<T: Send + 'static> Answer<T> {
+    /// Makes another result of the result.
+    pub(crate) fn map<U>(
+        self,
+        change: impl FnOnce(Result<T, TreeError>) -> Result<U, TreeError> + Send + 'static,
+    ) -> Answer<U> {
+        match self {
+            Self::Now(result) => Answer::Now(change(result)),
+            Self::Later(future) => Answer::later(future.map(change)),
+        }
+    }
+
+    /// Does `work` on a thread where it may wait for the disk.
+    fn off_thread(work: impl FnOnce() -> Self + Send + 'static) -> Self {
+        let answer = driver::off_thread(move || Ok(work()), "a look at the disk");
+        Self::later(answer.then(|answer| match answer {
+            Ok(Self::Now(result)) => Either::Left(ready(result)),
+            Ok(Self::Later(future)) => Either::Right(future),
+            Err(error) => Either::Left(ready(Err(TreeError::Vm(error.into())))),
+        }))
+    }
+}
+
+impl Tree {
+    fn off_thread<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Arc<Self>) -> Answer<T> + Send + 'static,
+    ) -> Answer<T> {
+        let tree = Arc::clone(self);
+        Answer::off_thread(move || work(&tree))
+    }
+
+    /// Says whether a node's attributes or content take a look at the disk.
+    fn is_slow(&self, id: NodeId) -> bool {
+        match id.parts() {
+            Some((table, _, None)) => table.is_slow(),
+            Some((table, _, Some(_))) => {
+                table.is_slow() || self.directories.row(id).is_ok_and(|(dir, row)| dir.is_slow(row))
+            }
+            None => false,
+        }
+    }
+
+    fn is_slow_directory(id: NodeId) -> bool {
+        id.parts().is_some_and(|(table, ..)| table.is_slow())
+    }
+
+    /// As [`Tree::lookup`], but that what takes a look at the disk is left out: the kernel holds the
+    /// name while it waits, and who lists the directory waits for it. It may not remember the
+    /// attributes, and asks for them again (`request_attr`) before it shows them to anybody.
+    pub fn request_lookup(self: &Arc<Self>, parent: NodeId, name: &str) -> Answer<Found> {
+        if Self::is_slow_directory(parent) {
+            let name = name.to_owned();
+            return self.off_thread(move |tree| Answer::Now(tree.lookup(parent, &name)));
+        }
+        let found = self.directories.get(parent).and_then(|directory| {
+            let id = Self::find(&*directory, name)?;
+            Ok((id, keep(&*directory)))
+        });
+        Answer::Now(found.and_then(|(id, keep)| Ok(Found { attr: self.outline(id)?, keep })))
+    }
+
+    fn outline(&self, id: NodeId) -> Result<Attr, TreeError> {
+        match id.parts() {
+            Some((_, _, Some(_))) => {
+                let (directory, row) = self.directories.row(id)?;
+                match directory.is_slow(row) {
+                    true => directory.outline(row),
+                    false => directory.attr(row),
+                }
+            }
+            Some((_, _, None)) | None => self.attr(id),
+        }
+    }
+
+    /// As [`Tree::attr`].
+    pub fn request_attr(self: &Arc<Self>, id: NodeId) -> Answer<Attr> {
+        match self.is_slow(id) {
+            true => self.off_thread(move |tree| Answer::Now(tree.attr(id))),
+            false => Answer::Now(self.attr(id)),
+        }
+    }
+
+    /// As [`Tree::open`].
+    pub fn request_open(self: &Arc<Self>, id: NodeId, request: &OpenRequest<'_>) -> Answer<Opened> {
+        if !self.is_slow(id) {
+            return self.open(id, request);
+        }
+        let OpenRequest { access, append, crawler, .. } = *request;
+        let opened = self.off_thread(move |tree| {
+            // Whose job a file is about is asked of none of these.
+            let caller: &dyn Fn() -> Caller = &Caller::default;
+            tree.open_only(id, &OpenRequest { access, append, crawler, caller })
+        });
+        // Entered when nobody can give up any more: who gives up never releases it.
+        let tree = Arc::clone(self);
+        opened.map(move |open| open.map(|(open, kind)| tree.enter(open, kind)))
+    }
+
+    /// As [`Tree::open_directory`].
+    pub fn request_open_directory(self: &Arc<Self>, id: NodeId) -> Answer<OpenedDirectory> {
+        if !Self::is_slow_directory(id) {
+            return Answer::Now(self.open_directory(id));
+        }
+        let tree = Arc::clone(self);
+        let listed = self.off_thread(move |tree| Answer::Now(tree.list(id)));
+        listed.map(move |listing| listing.map(|listing| tree.enter_listing(listing)))
+    }
+
+    /// As [`Tree::remove_directory`].
+    pub fn request_remove_directory(
+        self: &Arc<Self>,
+        parent: NodeId,
+        name: &str,
+        by: &By<'_>,
+    ) -> Answer<()> {
+        if !Self::is_slow_directory(parent) {
+            return self.remove_directory(parent, name, by);
+        }
+        let (name, caller, now) = (name.to_owned(), (by.caller)(), by.now);
+        self.off_thread(move |tree| {
+            tree.remove_directory(parent, &name, &By { caller: &|| caller.clone(), now })
+        })
+    }
+
+    /// As [`Tree::unlink`].
+    pub fn request_unlink(self: &Arc<Self>, parent: NodeId, name: &str, by: &By<'_>) -> Answer<()> {
+        if !Self::is_slow_directory(parent) {
+            return self.unlink(parent, name, by);
+        }
+        let (name, caller, now) = (name.to_owned(), (by.caller)(), by.now);
+        self.off_thread(move |tree| {
+            tree.unlink(parent, &name, &By { caller: &|| caller.clone(), now })
+        })
+    }
+
+    /// As [`Tree::rename`].
+    pub fn request_rename(
+        self: &Arc<Self>,
+        from: (NodeId, &str),
+        to: (NodeId, &str),
+    ) -> Answer<()> {
+        if !Self::is_slow_directory(from.0) {
+            return self.rename(from, to);
+        }
+        let ((from, old), (to, new)) = ((from.0, from.1.to_owned()), (to.0, to.1.to_owned()));
+        self.off_thread(move |tree| tree.rename((from, &old), (to, &new)))
+    }
+
+    /// Describes a name of a listing as far as the kernel may remember it. What it may not remember
+    /// it asks for again before anybody sees it, so only the kind counts; nothing is made for it.
+    ///
+    /// # Errors
+    /// [`TreeError::NotFound`] for one that is gone meanwhile.
+    pub fn listed(&self, entry: &Entry, keep: Keep) -> Result<Attr, TreeError> {
+        let remembered = match entry.id.parts() {
+            Some((Table::Docs, ..) | (_, _, None)) => keep == Keep::Forever,
+            Some(_) | None => false,
+        };
+        if remembered {
+            return self.attr(entry.id);
+        }
+        let mode = match entry.kind {
+            Kind::Directory => 0o700,
+            Kind::Link => 0o777,
+            Kind::Value | Kind::Setting | Kind::Control | Kind::Stream => 0o600,
+        };
+        let (id, kind, keep) = (entry.id, entry.kind, Keep::Never);
+        Ok(Attr { id, kind, mode, size: 0, links: 1, changed: UNIX_EPOCH, keep })
+    }
+}
+
+impl Open {
+    /// As [`Open::read`].
+    pub fn request_read(
+        self: &Arc<Self>,
+        offset: u64,
+        max: usize,
+        patience: Patience,
+    ) -> Answer<Vec<u8>> {
+        if !self.makes_anew(offset) {
+            return self.read(offset, max, patience);
+        }
+        let open = Arc::clone(self);
+        Answer::off_thread(move || open.read(offset, max, patience))
+    }
+}
