@@ -171,12 +171,6 @@ impl Images for OneKernel {
     fn info(&self, _: &str) -> Option<ImageInfo> {
         None
     }
-    fn settings(&self, _: &str) -> ImageSettings {
-        ImageSettings::default()
-    }
-    fn settings_of_disk(&self, _: &str) -> ImageSettings {
-        ImageSettings::default()
-    }
     fn begin(&self, _: &str) -> Result<(), BackendError> {
         Ok(())
     }
