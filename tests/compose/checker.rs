@@ -3,7 +3,7 @@
 //! Nothing here changes anything, except that looking into a guest drops its page cache, so that
 //! its disk is read and not what it remembers of it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest, Sha256};
@@ -123,7 +123,8 @@ const IDENTITY: &[&str] = &["machine-id", "mac", "host-key"];
 #[derive(Debug, Default)]
 pub(crate) struct Guests {
     identities: BTreeMap<u32, Vec<String>>,
-    random: BTreeSet<String>,
+    /// Whose random bytes were seen. A VM that goes back to a snapshot twice may draw the same twice.
+    random: BTreeMap<String, u32>,
 }
 
 impl Guests {
@@ -166,9 +167,11 @@ impl Guests {
         }
         let identity = IDENTITY.iter().map(|key| value(key)).collect::<Result<Vec<_>, _>>()?;
         self.identify(name, vm.id, &identity)?;
-        match self.random.insert(value("urandom")?) {
-            true => Ok(()),
-            false => Err(Finding::new("urandom", format!("{name}: random bytes come again"))),
+        match self.random.insert(value("urandom")?, vm.id) {
+            Some(other) if other != vm.id => {
+                Err(Finding::new("urandom", format!("{name}: another VM's random bytes")))
+            }
+            _ => Ok(()),
         }
     }
 
