@@ -77,6 +77,8 @@ pub(crate) struct Saved {
 pub(crate) struct Running {
     pub(crate) memory: Memory,
     pub(crate) shape: Shape,
+    /// The host name that its guest is given when it boots.
+    pub(crate) seed: String,
     /// It went on from a warm image.
     pub(crate) warm: bool,
     /// What its disk is again when it ends, if it runs ephemeral.
@@ -206,12 +208,12 @@ impl Model {
         let thrown = vm.set.ephemeral.then_some(disk);
         let disk = Disk { size: disk.size.max(vm.set.disk.unwrap_or(0)), ..disk };
         let suspended = vm.suspended.take().and_then(|saved| Some(saved.memory?.0));
-        let booted = Memory { mark: mark.unwrap_or(0), hostname };
+        let booted = Memory { mark: mark.unwrap_or(0), hostname: hostname.clone() };
         let memory = suspended.unwrap_or(booted);
         vm.disk = Some(disk);
         vm.given = vm.given.or(Some(gives));
         vm.marked.clear();
-        vm.running = Some(Running { memory, shape, warm, thrown });
+        vm.running = Some(Running { memory, shape, seed: hostname, warm, thrown });
         vm.power = power;
     }
 
@@ -225,8 +227,7 @@ impl Model {
     pub(crate) fn reboot(&mut self, name: &str) {
         let Some(vm) = self.vms.get_mut(name) else { return };
         if let Some(running) = &mut vm.running {
-            running.memory.mark = 0;
-            // The seed was made at the start, and says the name of then.
+            running.memory = Memory { mark: 0, hostname: running.seed.clone() };
         }
     }
 
