@@ -118,9 +118,8 @@ impl Driver {
 
     pub(super) fn on_reset(&mut self) {
         self.session = None;
-        // The guest reads its clock anew.
         self.setting_clock = None;
-        self.clock.is_settled();
+        self.clock_of_a_boot();
         self.link.send_replace(Link::Coming);
         if self.state() == State::Ready {
             self.enter(State::Running);

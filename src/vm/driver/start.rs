@@ -133,6 +133,9 @@ impl Driver {
         let is_clone = launched.machine.facts().warm == WARM;
         let known = if goes_on || is_clone { Announcement::Missed } else { Announcement::Awaited };
         self.take_over(launched, known);
+        if !goes_on && !is_clone {
+            self.clock_of_a_boot();
+        }
     }
 
     /// Not only those who read `info` hear of a warm start that a setting prevents.
