@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Mode;
+use crate::fuse;
 
 /// Virtual machines as directories.
 ///
@@ -82,6 +83,16 @@ fish:  aq completion fish | source    in ~/.config/fish/config.fish")]
         after_help = "aq man ~/.local/share/man is found by man(1) where ~/.local/bin is in PATH"
     )]
     Man(Man),
+    /// Wake the watchers of status files: the daemon runs this
+    #[command(hide = true, name = fuse::touch::COMMAND)]
+    TouchStatus(TouchStatus),
+}
+
+/// What the daemon runs to touch files of its own mount.
+#[derive(Args, Debug)]
+pub struct TouchStatus {
+    /// The mount
+    pub mount: PathBuf,
 }
 
 /// `aq mount`

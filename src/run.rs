@@ -116,6 +116,9 @@ pub fn run(cli: Cli) -> Result<u8, RunError> {
         cli::Command::Man(args) => {
             man::write(&args.dir).map_err(failed(args.dir.display().to_string()))?;
         }
+        cli::Command::TouchStatus(args) => {
+            touch::serve(&args.mount, io::stdin().lock()).map_err(failed("standard input"))?;
+        }
         command @ (cli::Command::New(_)
         | cli::Command::Start(_)
         | cli::Command::Stop(_)

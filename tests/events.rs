@@ -102,7 +102,11 @@ print(p.poll(5000) == [(f, select.POLLPRI | select.POLLERR)], os.pread(f, 9, 0),
 
 #[cfg(feature = "qemu_tests")]
 mod with_a_guest {
+    use rustix::process::Signal;
+
     use super::*;
+    use crate::common::mounted::SHORT;
+    use crate::common::{eventually, proc};
 
     #[test]
     fn every_status_is_an_event_and_a_change_for_inotify() {
@@ -124,6 +128,28 @@ mod with_a_guest {
             vm1 status stopping\n\
             vm1 status stopped";
         assert_eq!(said, expected);
+    }
+
+    /// A daemon that is killed while it waits for itself would keep the mount, and who waits in it.
+    #[test]
+    fn the_daemon_has_another_process_touch_its_mount_which_ends_with_it() {
+        let aq = Mounted::with_image();
+        let touchers = || {
+            let all = proc::of_store(aq.scratch(), "aq").into_iter();
+            all.filter(|&pid| pid != aq.daemon()).collect::<Vec<_>>()
+        };
+        assert!(touchers().is_empty());
+        aq.boot("vm1");
+        let first = touchers();
+        assert_eq!(first.len(), 1, "{first:?}");
+        proc::kill(first[0], Signal::KILL);
+        eventually("the process gone", SHORT, || !proc::alive(first[0]));
+        aq.sh("echo pause > vm1/ctl; echo resume > vm1/ctl").ok();
+        eventually("another one", SHORT, || touchers().len() == 1);
+        aq.kill_daemon();
+        eventually("none left", SHORT, || touchers().is_empty());
+        aq.mount();
+        aq.sh("echo kill > vm1/ctl; cat vm1/wait").ok();
     }
 
     #[test]
