@@ -133,7 +133,7 @@ fn machine(args: &mut Args, plan: &LaunchPlan, facts: &Facts<'_>) -> Result<(), 
 }
 
 /// From the version with room on, processors can be added up to this number, whatever the host has.
-/// `doc/adr/0015-hardware-versions.md` has what each costs the guest.
+/// `doc/adr/0019-hardware-versions.md` has what each costs the guest.
 const MOST_CPUS: u32 = 8;
 const MAXCPUS: &str = "maxcpus=";
 

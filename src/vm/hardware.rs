@@ -3,7 +3,7 @@
 //! A saved memory fits no machine with other hardware, so each has the version noted with it: a
 //! snapshot, a template, a machine that runs. A VM that boots gets the newest; one that resumes from a
 //! memory gets the hardware of that memory. What a version is made of in QEMU's terms is
-//! `qemu::cmdline`'s, and `doc/adr/0015-hardware-versions.md` has their history.
+//! `qemu::cmdline`'s, and `doc/adr/0019-hardware-versions.md` has their history.
 
 use std::fmt;
 
