@@ -2,7 +2,7 @@
 
 use std::iter;
 
-use libc::{EBUSY, EEXIST, EINVAL, ENOENT};
+use libc::{EBUSY, EEXIST, EHOSTUNREACH, EINVAL, ENOENT};
 
 use super::model::{IMAGES, Memory, Model, Power, TAGS, Vm};
 use super::operations::{
@@ -91,7 +91,7 @@ fn can_publish(model: &Model, step: &Step) -> Fits {
     let vm = vm(model, step)?;
     require(vm.disk.is_some(), No::Errno(ENOENT))?;
     has_disk(vm)?;
-    require(vm.power != Power::Paused, No::Errno(EBUSY))
+    require(vm.power != Power::Paused, No::Errno(EHOSTUNREACH))
 }
 
 fn publish(model: &mut Model, step: &Step) {

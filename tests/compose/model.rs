@@ -50,8 +50,9 @@ pub(crate) struct Disk {
     pub(crate) size: u32,
 }
 
-/// A guest's memory: its mark, 0 for none, and the host name that the guest knows.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A guest's memory: its mark, 0 for none, and the host name that the guest knows; none if it has not
+/// booted yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Memory {
     pub(crate) mark: u32,
     pub(crate) hostname: String,
@@ -209,12 +210,15 @@ impl Model {
         let disk = Disk { size: disk.size.max(vm.set.disk.unwrap_or(0)), ..disk };
         let suspended = vm.suspended.take().and_then(|saved| Some(saved.memory?.0));
         let booted = Memory { mark: mark.unwrap_or(0), hostname: hostname.clone() };
-        let memory = suspended.unwrap_or(booted);
+        let memory = suspended.unwrap_or(match power {
+            Power::Paused => Memory::default(),
+            Power::Ready | Power::Off | Power::Failed => booted,
+        });
         vm.disk = Some(disk);
         vm.given = vm.given.or(Some(gives));
         vm.marked.clear();
         vm.running = Some(Running { memory, shape, seed: hostname, warm, thrown });
-        vm.power = power;
+        vm.set_power(power);
     }
 
     /// Says whether a VM whose disk is of a size would go on from its image's template.
@@ -286,6 +290,17 @@ impl Vm {
         self.suspended = None;
         if let (Some(running), Some((memory, _))) = (&mut self.running, &saved.memory) {
             running.memory = memory.clone();
+        }
+        self.set_power(self.power);
+    }
+
+    /// A guest that has not booted yet, does when its processors run.
+    pub(crate) fn set_power(&mut self, power: Power) {
+        self.power = power;
+        if let (Power::Ready, Some(running)) = (power, &mut self.running)
+            && running.memory.hostname.is_empty()
+        {
+            running.memory.hostname.clone_from(&running.seed);
         }
     }
 }

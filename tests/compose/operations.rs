@@ -143,7 +143,7 @@ fn until_all_ready(model: &Model, _: &Step) -> String {
 
 fn set_power(model: &mut Model, name: &str, power: Power) {
     if let Some(vm) = model.vms.get_mut(name) {
-        vm.power = power;
+        vm.set_power(power);
     }
 }
 
