@@ -243,7 +243,7 @@ fn a_sequence_follows_from_its_seed_and_does_much() {
     let lines = |seed| pasted(&sequence(&mut Rng::with_seed(seed)));
     assert_eq!(lines(7), lines(7));
     assert_ne!(lines(7), lines(8));
-    let all: Vec<Step> = (0..100).flat_map(|seed| sequence(&mut Rng::with_seed(seed))).collect();
+    let all: Vec<Step> = (0..300).flat_map(|seed| sequence(&mut Rng::with_seed(seed))).collect();
     for operation in POWER.iter().chain(DISKS) {
         let times = all.iter().filter(|step| step.operation.name == operation.name).count();
         assert!(times >= 5, "{} comes {times} times", operation.name);
