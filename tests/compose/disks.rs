@@ -63,6 +63,7 @@ fn restore(model: &mut Model, step: &Step) {
     }
 }
 
+/// Waits for the end, and for the guest, whose clock is set after it stood for long.
 fn until_back(model: &Model, step: &Step) -> String {
     let ready = model.vms.get(&step.vm).is_some_and(|vm| vm.power == Power::Ready);
     let done = until_done(model, step);
@@ -198,7 +199,7 @@ pub(crate) static DISKS: &[Operation] = &[
             require(!vm.snapshots.contains_key(&step.word), No::Errno(EEXIST))
         },
         ask: |step| format!("mkdir {}/snapshots/{}", step.vm, step.word),
-        wait: until_done,
+        wait: until_back,
         then: take,
     },
     Operation {
@@ -220,7 +221,7 @@ pub(crate) static DISKS: &[Operation] = &[
             require(vm.snapshots.contains_key(&step.word), No::Errno(ENOENT))
         },
         ask: |step| format!("rmdir {}/snapshots/{}", step.vm, step.word),
-        wait: until_done,
+        wait: until_back,
         then: |model, step| {
             let Some(vm) = model.vms.get_mut(&step.vm) else { return };
             vm.snapshots.remove(&step.word);
@@ -259,7 +260,9 @@ pub(crate) static DISKS: &[Operation] = &[
         words: images,
         fits: can_publish,
         ask: |step| make_image(&step.word, &step.vm),
-        wait: |_, step| until_made(&step.word, &step.vm),
+        wait: |model, step| {
+            format!("{}\n{}", until_made(&step.word, &step.vm), until_back(model, step))
+        },
         then: publish,
     },
     Operation {
