@@ -68,7 +68,7 @@ struct Marks {
     /// Counts the changes: a timer acts only if nothing has changed since it was set.
     changes: u64,
     /// The VM is being removed: nothing is dropped any more.
-    frozen: bool,
+    removing: bool,
 }
 
 impl DroppedSnapshots {
@@ -114,8 +114,8 @@ impl DroppedSnapshots {
     }
 
     /// Says whether the VM is being removed.
-    pub(crate) fn is_frozen(&self) -> bool {
-        self.marks.lock().frozen
+    pub(crate) fn is_removing(&self) -> bool {
+        self.marks.lock().removing
     }
 
     /// Marks a snapshot. The mark is on disk when this returns.
@@ -142,11 +142,11 @@ impl DroppedSnapshots {
     }
 
     /// Begins the removal of the VM: lifts the marks of whoever removes it. Returns all marks as
-    /// they were, for [`Self::thaw`].
+    /// they were, for [`Self::cancel_removal`].
     ///
     /// # Errors
     /// What the disk answered; nothing has changed then.
-    pub(crate) fn freeze(&self, by: Remover) -> io::Result<Vec<Mark>> {
+    pub(crate) fn begin_removal(&self, by: Remover) -> io::Result<Vec<Mark>> {
         let before = self.list();
         let left: Vec<Mark> = before.iter().filter(|mark| mark.by != by).cloned().collect();
         if left.len() < before.len() {
@@ -154,19 +154,19 @@ impl DroppedSnapshots {
             self.save(&left).or_else(|_| self.save(&[]))?;
         }
         self.put(left);
-        self.marks.lock().frozen = true;
+        self.marks.lock().removing = true;
         Ok(before)
     }
 
     /// The VM is not removed after all: the marks are as they were.
-    pub(crate) fn thaw(&self, before: Vec<Mark>) {
+    pub(crate) fn cancel_removal(&self, before: Vec<Mark>) {
         if before != self.list() {
             if let Err(error) = self.save(&before) {
                 tracing::warn!(path = %self.path.display(), %error, "marks of snapshots are lost");
             }
             self.put(before);
         }
-        self.marks.lock().frozen = false;
+        self.marks.lock().removing = false;
     }
 
     fn put(&self, all: Vec<Mark>) {
@@ -213,11 +213,11 @@ mod tests {
         marks.mark(&b, process(2)).unwrap();
         let again = DroppedSnapshots::open(&dir);
         assert!(again.hides(&a) && again.hides(&b));
-        let before = again.freeze(process(1)).unwrap();
-        assert!(!again.hides(&a) && again.hides(&b) && again.is_frozen());
+        let before = again.begin_removal(process(1)).unwrap();
+        assert!(!again.hides(&a) && again.hides(&b) && again.is_removing());
         assert!(!DroppedSnapshots::open(&dir).hides(&a));
-        again.thaw(before);
-        assert!(DroppedSnapshots::open(&dir).hides(&a) && !again.is_frozen());
+        again.cancel_removal(before);
+        assert!(DroppedSnapshots::open(&dir).hides(&a) && !again.is_removing());
         again.forget(&again.list());
         assert!(!dir.dropped_snapshots().exists());
     }

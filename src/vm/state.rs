@@ -316,7 +316,7 @@ pub enum Refusal {
     Ephemeral,
     /// What was suspended is in the VM's own disk, and QEMU loads it only from the disk it runs on.
     #[error(
-        "start: the VM is suspended, and config/ephemeral is 1, with which it cannot go on; \
+        "start: the VM is suspended, and config/ephemeral is 1, with which it cannot be resumed; \
          `echo 0 > config/ephemeral`, or `echo kill > ctl` to give up what is suspended"
     )]
     SuspendedEphemeral,

@@ -33,7 +33,7 @@ pub enum BackendError {
     },
     /// What `suspend` has saved cannot be gone on with.
     #[error(
-        "cannot go on from what was suspended: {reason}; `echo kill > ctl` gives it up, and `start` boots then"
+        "cannot resume the suspended memory: {reason}; `echo kill > ctl` gives it up, and `start` boots then"
     )]
     CannotResume {
         /// QEMU's words.

@@ -54,7 +54,7 @@ pub(super) fn drop_later(vm: &Vm) {
 
 async fn drop_if_off(vm: &Vm) {
     let _disk = vm.0.dropped.disk().lock_owned().await;
-    if vm.0.dropped.is_frozen() || !matches!(vm.state(), State::Stopped | State::Failed(_)) {
+    if vm.0.dropped.is_removing() || !matches!(vm.state(), State::Stopped | State::Failed(_)) {
         return;
     }
     if let Err(error) = drop_marked(vm).await {

@@ -66,7 +66,7 @@ pub(super) async fn outcome(retiring: &mut Option<oneshot::Receiver<bool>>) -> b
 /// Lifts the marks of whoever removes the VM, and waits for the outcome.
 async fn retired(vm: &Vm, by: Remover, answer: RemovalAnswer) -> bool {
     let _disk = vm.0.dropped.disk().lock_owned().await;
-    let before = match freeze(vm, by).await {
+    let before = match begin(vm, by).await {
         Ok(before) => before,
         Err(error) => {
             drop(answer.send(Err(error.into())));
@@ -80,18 +80,18 @@ async fn retired(vm: &Vm, by: Remover, answer: RemovalAnswer) -> bool {
         return true;
     }
     let vm = vm.clone();
-    let thawed = move || {
-        vm.0.dropped.thaw(before);
+    let cancelled = move || {
+        vm.0.dropped.cancel_removal(before);
         Ok(())
     };
     // It has no error of its own.
-    drop(off_thread(thawed, MARKS).await);
+    drop(off_thread(cancelled, MARKS).await);
     false
 }
 
 const MARKS: &str = "the marks of dropped snapshots";
 
-async fn freeze(vm: &Vm, by: Remover) -> Result<Vec<Mark>, BackendError> {
+async fn begin(vm: &Vm, by: Remover) -> Result<Vec<Mark>, BackendError> {
     let vm = vm.clone();
-    off_thread(move || vm.0.dropped.freeze(by), MARKS).await
+    off_thread(move || vm.0.dropped.begin_removal(by), MARKS).await
 }
