@@ -12,7 +12,8 @@ mod flags;
 pub mod mountpoint;
 mod park;
 mod poll;
-#[cfg(all(test, feature = "fuse_tests"))]
+#[cfg(test)]
+#[cfg(feature = "fuse_tests")]
 mod tests;
 pub mod touch;
 mod waiter;

@@ -114,7 +114,7 @@ async fn a_broken_vm_is_removed_and_comes_back_broken() {
     let vm = f.off("vm1", &[]).await;
     fs::write(vm.dir().definition(), "{").unwrap();
     f.remove("vm1").await.unwrap();
-    let closed = fs::Permissions::from_mode(0);
+    let closed = fs::Permissions::from_mode(0o000);
     let removed = f.registry.trash().list().remove(0);
     fs::set_permissions(removed.dir.definition(), closed).unwrap();
     assert!(matches!(f.undo("vm1").await.state(), State::Broken(_)));
