@@ -76,6 +76,42 @@ pub(crate) fn listing() -> Vec<Row> {
     ]
 }
 
+/// The same where some of the VMs run: what `.metrics` and `.host` tell of them is in the listing with `-A`.
+pub(crate) fn listing_running() -> Vec<Row> {
+    let aq = Mounted::with_image();
+    for n in 0..VMS {
+        fs::create_dir(aq.path(&format!("vm{n:04}"))).expect("mkdir");
+    }
+    let none = cold(&aq.dir());
+    let running: Vec<_> = (0..RUNNING).map(|n| format!("vm{n:04}")).collect();
+    let all = running.join(" ");
+    let script = format!(
+        "for v in {all}; do echo 128M > $v/config/memory; echo start > $v/ctl; done
+         for v in {all}; do cat $v/ready; done"
+    );
+    aq.sh_within(&script, Duration::from_secs(300)).ok();
+    let some = cold(&aq.dir());
+    let kill = format!("for v in {all}; do echo kill > $v/ctl; done; cat vm*/wait");
+    aq.sh_within(&kill, Duration::from_secs(60)).ok();
+    let promise = Duration::from_micros(60);
+    vec![
+        Row::bound("ls -lA of 1,000 VMs, 16 running: first, each", some, promise),
+        Row::ratio("the same / with none running", some, none, 1.5),
+    ]
+}
+
+const VMS: usize = 1000;
+const RUNNING: usize = 16;
+
+/// Returns the time of `ls -lA` for each VM after a pause in which the kernel has forgotten them.
+fn cold(dir: &PathBuf) -> Duration {
+    let once = |_| {
+        std::thread::sleep(Duration::from_millis(1200));
+        ls(dir, "-lA", VMS)
+    };
+    crate::common::median((0..5).map(once).collect())
+}
+
 /// Times for each directory of a listing.
 struct Listing {
     first: Duration,

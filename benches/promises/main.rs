@@ -24,6 +24,7 @@ const BENCHMARKS: &[Benchmark] = &[
     ("status", files::status),
     ("names", files::names),
     ("listing", files::listing),
+    ("listing with running VMs", files::listing_running),
     ("exec", guest::warm_exec),
     ("start", guest::cold_start),
     ("memory", guest::memory),
