@@ -207,7 +207,9 @@ impl Model {
         };
         let Some(vm) = self.vms.get_mut(name) else { return };
         let thrown = vm.set.ephemeral.then_some(disk);
-        let disk = Disk { size: disk.size.max(vm.set.disk.unwrap_or(0)), ..disk };
+        // A guest that goes on has the disk of then; it becomes larger at a start that boots.
+        let grown = vm.set.disk.filter(|_| vm.suspended.is_none()).unwrap_or(0);
+        let disk = Disk { size: disk.size.max(grown), ..disk };
         let suspended = vm.suspended.take().and_then(|saved| Some(saved.memory?.0));
         let booted = Memory { mark: mark.unwrap_or(0), hostname: hostname.clone() };
         let memory = suspended.unwrap_or(match power {
@@ -248,8 +250,7 @@ impl Model {
     }
 
     pub(crate) fn remove(&mut self, name: &str) {
-        let Some(mut vm) = self.vms.remove(name) else { return };
-        vm.power = Power::Off;
+        let Some(vm) = self.vms.remove(name) else { return };
         if vm.disk.is_some() {
             self.trash.push(Removed { name: name.to_owned(), vm });
         }
