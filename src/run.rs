@@ -208,11 +208,11 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
 }
 
 /// Tells whoever mounts, and the log. In the foreground they are one.
-#[allow(clippy::print_stderr)]
 fn warn_user(mode: Mode, sentence: &str) {
     tracing::warn!("{sentence}");
     match mode {
-        Mode::Detached => eprintln!("aq: {sentence}"),
+        // A parent that is gone does not want to know.
+        Mode::Detached => drop(writeln!(io::stderr(), "aq: {sentence}")),
         Mode::Foreground | Mode::Background => {}
     }
 }

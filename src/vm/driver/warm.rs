@@ -195,8 +195,10 @@ async fn boot(
 
 /// Ends a machine and waits until it has ended.
 async fn end(mut launched: Launched) {
-    // If it cannot be ended, the next launch finds it there and says so.
-    drop(launched.machine.kill().await);
+    if launched.machine.kill().await.is_err() {
+        // The next launch finds it there and says so.
+        return;
+    }
     while let Some(event) = launched.events.recv().await {
         if matches!(event, MachineEvent::Exited(_)) {
             return;
