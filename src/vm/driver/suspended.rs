@@ -137,7 +137,10 @@ pub(super) async fn start(
     let other = second.map(|hardware| LaunchPlan { hardware, ..plan.clone() });
     let resumed = start_in(world, LaunchPlan { hardware: first, ..plan }, saved, paused).await;
     match (resumed, other) {
-        (Err(error), Some(plan)) => start_in(world, plan, saved, paused).await.map_err(|_| error),
+        // A launch that has failed says nothing of the memory.
+        (Err(error @ BackendError::CannotResume { .. }), Some(plan)) => {
+            start_in(world, plan, saved, paused).await.map_err(|_| error)
+        }
         (resumed, _) => resumed,
     }
 }
@@ -294,6 +297,18 @@ mod tests {
             until(&vm, &State::Ready).await;
             assert_eq!(vm.view().facts.unwrap().hardware, expected, "{saved:?} {errors}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_launch_that_fails_is_told_and_not_tried_in_other_hardware() {
+        let (vm, script, _dir) = resumed(None, 1).await;
+        until(&vm, &State::Ready).await;
+        vm.perform(Command::Suspend).await.unwrap();
+        until(&vm, &State::Stopped).await;
+        let died = BackendError::QemuDied { status: "exit 1".into(), stderr: "no".into() };
+        *script.launch_error.lock() = Some(died);
+        vm.perform(START).await.unwrap_err();
+        assert!(vm.is_suspended() && matches!(vm.state(), State::Failed(_)), "{}", vm.state());
     }
 
     #[tokio::test(start_paused = true)]
