@@ -78,7 +78,7 @@ pub(crate) const ROWS: &[Row] = &[
     ("sort", "stream", "sort held/ready", Dies),
     ("less", "value", "less off/status", Says("stopped\n")),
     ("less", "stream", "less -f off/wait | cat", Says("stopped\n")),
-    ("vim", "setting", "vim -u NONE -es off/config/cpus '+%s/1/2/' +wq; cat off/config/cpus; ls off/config | wc -l", Says("2\n21\n")),
+    ("vim", "setting", "vim -u NONE -es off/config/cpus '+%s/1/2/' +wq; cat off/config/cpus; ls -A off/config | sed '/^[a-z_]*$/d'", Says("2\n")),
     ("vim", "setting", "vim -u NONE -es off/config/cpus '+%s/.*/many/' +wq!; cat off/config/cpus", Says("2\n")),
     ("vim", "setting", "vim -es -u NONE off/config/cpus '+%d' '+call append(0, \"default\")' '+$d' +wq; cat off/config/cpus", Says("1\n")),
     ("vim", "value", "vim -u NONE -es off/status '+%p' +q!", Says("stopped\n")),
