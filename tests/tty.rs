@@ -54,7 +54,8 @@ fn edit(aq: &Mounted, terminal: &Terminal, text: &str) {
     until_shown(terminal, "/root/note");
     terminal.enter(&format!("i{text}"));
     until_shown(terminal, text);
-    // vi waits after Escape, as a key's own sequence may follow.
+    until_shown(terminal, "I /root/note");
+    // vi waits after Escape, as a key's own sequence may follow: its status line shows when that is over.
     terminal.press("Escape");
     until_shown(terminal, "- /root/note");
     terminal.enter(":wq");
