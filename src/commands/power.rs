@@ -32,7 +32,7 @@ pub(super) fn start(tree: &Tree, args: &Start) -> Result<(), Failure> {
     launched.and(answered)
 }
 
-/// A setting that prevents a warm start is told to who waits for it.
+/// Reports, to a caller that waits, the setting that prevents a warm start.
 fn tell_why_it_booted(vm: &Vm) {
     let facts = vm.facts().unwrap_or_default();
     if let Some(reason) = fact(&facts, "warm").strip_prefix("no: ") {

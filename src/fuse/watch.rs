@@ -20,7 +20,7 @@ use crate::tree::Tree;
 
 /// How often waiting callers are looked at: a signal acts within this and one look.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long a name operation may take: longer than any program that one may wait for. It goes on
+/// How long a name operation may take: longer than any program that one may wait for. It continues
 /// behind its answer.
 const BOUND: Duration = Duration::from_secs(60);
 /// Looks between two heartbeats of the runtime.

@@ -144,7 +144,7 @@ pub(super) struct Vm {
     pub(super) snapshots: BTreeMap<&'static str, bool>,
     /// Those that were dropped and are in the disk, and by which process.
     pub(super) dropped: Vec<(&'static str, bool, u32)>,
-    /// The next start goes on from what was saved.
+    /// The next start resumes what was saved.
     pub(super) suspended: bool,
     /// `error` does not say `ok`.
     pub(super) failed: bool,

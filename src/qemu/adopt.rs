@@ -34,7 +34,7 @@ pub async fn adopt(dir: VmDir, uuid: Uuid) -> Adoption {
     match connect::qmp_socket(&dir).await {
         Ok(stream) => match take_over(&dir, uuid, record, stream).await {
             Ok(adoption) => adoption,
-            // What to do about it is told to who asks for something.
+            // A refused request names the next step.
             Err(BackendError::QmpTimeout { command, seconds }) => {
                 Adoption::Unclear(format!("QEMU did not answer {command} within {seconds} s"))
             }

@@ -1,5 +1,5 @@
 //! Files of the store that cannot be used: damaged, unreadable, or a directory. They are put aside
-//! under a telling name, so that nothing is lost and the daemon goes on without them.
+//! under a telling name, so that nothing is lost and the daemon continues without them.
 
 use std::fs;
 use std::io;
@@ -28,12 +28,12 @@ pub fn put(path: &Path, error: &io::Error, failures: &Failures) {
     let (shown, aside) = (path.display(), free_name(path));
     let text = match fs::rename(path, &aside) {
         Ok(()) => format!(
-            "{shown} cannot be used ({error}): it is kept as {}, and the daemon goes on without it; \
+            "{shown} cannot be used ({error}): it is kept as {}, and the daemon continues without it; \
              mend it and put it back while nothing is mounted",
             aside.display()
         ),
         Err(stays) => format!(
-            "{shown} cannot be used ({error}), nor put aside ({stays}): the daemon goes on without \
+            "{shown} cannot be used ({error}), nor put aside ({stays}): the daemon continues without \
              it; mend it while nothing is mounted"
         ),
     };

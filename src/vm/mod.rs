@@ -308,7 +308,7 @@ impl Vm {
         all.into_iter().filter(is_listed).collect()
     }
 
-    /// Says whether it is off and its next start goes on from what `suspend` has saved.
+    /// Says whether it is off and its next start resumes what `suspend` has saved.
     pub fn is_suspended(&self) -> bool {
         let saved = || driver::suspended::saved(&*self.0.hypervisor, &self.0.dir);
         self.state().is_off() && saved().is_some()

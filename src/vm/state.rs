@@ -141,7 +141,7 @@ pub enum Command {
         /// Keys to be pressed together, one such chord after the other.
         chords: Vec<Vec<String>>,
     },
-    /// Save everything to disk and end QEMU; the next start goes on from there.
+    /// Save everything to disk and end QEMU; the next start resumes it.
     Suspend,
     /// Take a snapshot.
     Take(String),

@@ -65,7 +65,7 @@ pub struct Launched {
     pub events: mpsc::Receiver<MachineEvent>,
     /// Its processors are stopped.
     pub paused: bool,
-    /// Its clock may show the past: it was brought back to a snapshot, or stood still.
+    /// Its clock may show the past: it was restored from a snapshot, or was paused.
     pub clock_is_behind: bool,
 }
 

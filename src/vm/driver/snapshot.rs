@@ -122,7 +122,7 @@ impl Driver {
         self.snapshotting = Some(Snapshotting { op, then, before, answer, _task: task });
     }
 
-    /// Returns the snapshot that the next start goes on from, if there is one.
+    /// Returns the snapshot that the next start resumes, if there is one.
     pub(super) fn suspended(&self) -> Option<&'static str> {
         suspended::saved(&*self.world.hypervisor, self.vm.dir())
     }

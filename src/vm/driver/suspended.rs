@@ -25,7 +25,7 @@ const EARLIER: &str = "suspended";
 /// What the file `format` says.
 pub(crate) const FORMAT: &str = "2\n";
 
-/// Returns the name of the snapshot that a VM's next start goes on from, if there is one.
+/// Returns the name of the snapshot that a VM's next start resumes, if there is one.
 pub(crate) fn saved(hypervisor: &dyn Hypervisor, dir: &VmDir) -> Option<&'static str> {
     let known = hypervisor.snapshots(&dir.0);
     let has = |tag| known.iter().any(|s| s.tag == tag && s.memory > 0);
