@@ -19,11 +19,11 @@ use crate::store::lock;
 use crate::sys;
 
 /// How long `aq mount` waits for its daemon: machines that hang are given up on long before.
-const MOUNT_PATIENCE: Duration = Duration::from_secs(60);
+const MOUNT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a daemon may take to notice that its tree is unmounted.
 const UMOUNT_DELAY: Duration = Duration::from_secs(1);
 /// How long `aq umount` waits for the daemon to end.
-const UMOUNT_PATIENCE: Duration = Duration::from_secs(10);
+const UMOUNT_TIMEOUT: Duration = Duration::from_secs(10);
 /// What a background daemon says to its parent.
 pub const MOUNTED: &str = "mounted";
 
@@ -43,13 +43,13 @@ pub enum DaemonError {
     #[error("the daemon has ended; the reason is above")]
     Ended,
     /// It took too long.
-    #[error("the daemon has not mounted within {} s; see {log}", MOUNT_PATIENCE.as_secs())]
+    #[error("the daemon has not mounted within {} s; see {log}", MOUNT_TIMEOUT.as_secs())]
     Slow {
         /// Its log.
         log: PathBuf,
     },
     /// It goes on after its tree is unmounted.
-    #[error("unmounted, but the daemon (pid {pid}) has not ended within {} s", UMOUNT_PATIENCE.as_secs())]
+    #[error("unmounted, but the daemon (pid {pid}) has not ended within {} s", UMOUNT_TIMEOUT.as_secs())]
     Stays {
         /// Its process.
         pid: u32,
@@ -185,7 +185,7 @@ fn first_line(child: &mut Child) -> Option<String> {
         drop(BufReader::new(out).read_line(&mut line));
         drop(tell.send(line.trim_end().to_owned()));
     });
-    told.recv_timeout(MOUNT_PATIENCE).ok()
+    told.recv_timeout(MOUNT_TIMEOUT).ok()
 }
 
 /// Unmounts a tree and waits until its daemon has ended; virtual machines run on.
@@ -224,7 +224,7 @@ pub fn end(dir: &Path) -> Result<(), DaemonError> {
 
 fn end_process(pid: u32) -> Result<(), DaemonError> {
     sys::ask_to_end(pid);
-    if sys::wait_for_end(pid, UMOUNT_PATIENCE) { Ok(()) } else { Err(DaemonError::Stays { pid }) }
+    if sys::wait_for_end(pid, UMOUNT_TIMEOUT) { Ok(()) } else { Err(DaemonError::Stays { pid }) }
 }
 
 /// Reads who serves a mount, from its own `.version`.

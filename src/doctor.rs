@@ -14,7 +14,7 @@ use crate::daemon;
 use crate::fuse::mountpoint;
 use crate::image;
 use crate::programs::{self, BUILDERS, QEMU_IMG};
-use crate::qemu::accel::{self, Worth};
+use crate::qemu::accel::{self, KvmVerdict};
 use crate::qemu::install::Installation;
 use crate::store::layout::Layout;
 use crate::vm::backend::Recipes;
@@ -175,21 +175,21 @@ fn clients(findings: &mut Findings) {
 fn acceleration(findings: &mut Findings, layout: &Layout, qemu: &Installation) {
     let kernel = image::kernel_of(layout, "tiny").or_else(host_kernel);
     let Ok(runtime) = Builder::new_current_thread().enable_all().build() else { return };
-    let worth = runtime.block_on(accel::examine(layout, qemu, kernel.as_deref()));
-    let (reason, advice) = match worth {
-        Worth::Works => {
+    let verdict = runtime.block_on(accel::examine(layout, qemu, kernel.as_deref()));
+    let (reason, advice) = match verdict {
+        KvmVerdict::Works => {
             return findings.works("KVM: a Linux kernel has booted under it here");
         }
-        Worth::Untried => {
+        KvmVerdict::Untried => {
             return findings.works("KVM: not known yet; the first start puts it to the proof");
         }
-        Worth::Closed(reason) if reason.contains("usermod") => {
+        KvmVerdict::Closed(reason) if reason.contains("usermod") => {
             let (reason, advice) = reason.split_once(": ").unwrap_or((&reason, ""));
             (reason.to_owned(), advice.to_owned())
         }
-        Worth::Closed(reason) => (reason, LOAD.to_owned()),
-        Worth::Hidden(reason) => (format!("/dev/kvm opens, but {reason}"), NESTED.to_owned()),
-        Worth::Fails(reason) => (format!("/dev/kvm opens, but {reason}"), NESTED.to_owned()),
+        KvmVerdict::Closed(reason) => (reason, LOAD.to_owned()),
+        KvmVerdict::Hidden(reason) => (format!("/dev/kvm opens, but {reason}"), NESTED.to_owned()),
+        KvmVerdict::Fails(reason) => (format!("/dev/kvm opens, but {reason}"), NESTED.to_owned()),
     };
     findings.works("TCG, QEMU's translator: VMs run without KVM, slower");
     findings.fails.push(format!("KVM: {reason}"));

@@ -30,17 +30,17 @@ use crate::store::file;
 use crate::store::layout::{Layout, VmDir};
 use crate::vm::backend::{BackendError, Lifetime};
 use crate::vm::definition::Definition;
-use crate::vm::driver::{self, Birth};
+use crate::vm::driver::{self, NewVm};
 use crate::vm::dropped::Remover;
 use crate::vm::events::Event;
 use crate::vm::origin::OriginError;
 use crate::vm::spec::{VmSettings, is_vm_name};
 use crate::vm::state::Command;
-use crate::vm::{Vm, VmError, VmId, World};
+use crate::vm::{Backends, Vm, VmError, VmId};
 
 /// How long a mount waits for guests that were found running: a guest that listens answers within
 /// a few hundred milliseconds, also under TCG.
-const GUEST_PATIENCE: Duration = Duration::from_secs(2);
+const GUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long the trash is left alone between two looks, at the least and at the most.
 const SWEEP_PAUSE: Duration = Duration::from_secs(60);
@@ -95,7 +95,7 @@ impl From<BackendError> for RegistryError {
 #[derive(Debug)]
 pub struct Registry {
     layout: Layout,
-    world: World,
+    backends: Backends,
     trash: Trash,
     aliases: Aliases,
     next_id: AtomicU64,
@@ -133,8 +133,8 @@ impl Registry {
     ///
     /// # Errors
     /// Only if the store's own directories cannot be used; one VM's damage is its own.
-    pub async fn open(layout: Layout, world: World) -> Result<Self, RegistryError> {
-        let (at, failures) = (layout.clone(), Arc::clone(&world.failures));
+    pub async fn open(layout: Layout, backends: Backends) -> Result<Self, RegistryError> {
+        let (at, failures) = (layout.clone(), Arc::clone(&backends.failures));
         let open = move || {
             let trash = Trash::open(at.trash(), &failures);
             Ok((scan(&at, &failures)?, trash, Aliases::open(at.aliases(), &failures)))
@@ -142,7 +142,7 @@ impl Registry {
         let (found, trash, aliases) = on_disk("the store", open).await?;
         let registry = Self {
             layout,
-            world,
+            backends,
             trash,
             aliases,
             next_id: AtomicU64::new(1),
@@ -154,7 +154,7 @@ impl Registry {
             reserved: Mutex::default(),
             naming: NameLocks::default(),
         };
-        registry.world.defaults.settle(|image| registry.image_meant(image));
+        registry.backends.defaults.settle(|image| registry.resolve_alias(image));
         registry.adopt(found).await;
         registry.reach_guests().await;
         Ok(registry)
@@ -164,7 +164,7 @@ impl Registry {
     async fn adopt(&self, found: Vec<Found>) {
         let mut births = JoinSet::new();
         for vm in found {
-            births.spawn(driver::spawn(vm.birth(self.fresh_id()), self.world.clone()));
+            births.spawn(driver::spawn(vm.new_vm(self.fresh_id()), self.backends.clone()));
         }
         while let Some(vm) = births.join_next().await {
             match vm {
@@ -180,7 +180,7 @@ impl Registry {
         let vms = self.list().into_iter().map(|(_, vm)| vm);
         let reached: JoinSet<()> = vms.map(|vm| async move { vm.reached().await }).collect();
         // One that still boots is `running`, which is what it is.
-        let _late = tokio::time::timeout(GUEST_PATIENCE, reached.join_all()).await;
+        let _late = tokio::time::timeout(GUEST_TIMEOUT, reached.join_all()).await;
     }
 
     /// Erases what has been in the trash for long, as it becomes due. It never ends.
@@ -188,7 +188,7 @@ impl Registry {
         loop {
             let registry = Arc::clone(&self);
             let sweep = move || {
-                registry.trash.sweep(SystemTime::now(), &registry.world.failures);
+                registry.trash.sweep(SystemTime::now(), &registry.backends.failures);
                 Ok(())
             };
             if let Err(error) = on_disk("the trash", sweep).await {
@@ -276,8 +276,8 @@ impl Registry {
     }
 
     /// Returns what VMs are run with.
-    pub fn world(&self) -> &World {
-        &self.world
+    pub fn backends(&self) -> &Backends {
+        &self.backends
     }
 
     /// Returns where things lie on disk.
@@ -298,12 +298,12 @@ impl Registry {
         let _order = self.naming.take(&[&name]).await?;
         let reservation = self.reserve(&name)?;
         let (uuid, now) = (Uuid::new_v4(), SystemTime::now());
-        let settings = VmSettings::new(self.world.defaults.spec());
+        let settings = VmSettings::new(self.backends.defaults.spec());
         let definition = Definition::new(uuid, now, settings);
         let dir = self.layout.vm(uuid);
         let (at, stored, text) = (dir.clone(), definition.clone(), format!("{name}\n"));
         on_disk("the VM's definition", move || write_new(&at, &stored, &text)).await?;
-        let birth = Birth {
+        let new_vm = NewVm {
             id: self.fresh_id(),
             uuid,
             dir,
@@ -311,7 +311,7 @@ impl Registry {
             definition: Ok(definition),
             lifetime: Lifetime::Own,
         };
-        let vm = driver::spawn(birth, self.world.clone()).await;
+        let vm = driver::spawn(new_vm, self.backends.clone()).await;
         self.insert(name, &vm);
         vm.tell(&Event::Created);
         drop(reservation);
@@ -406,7 +406,7 @@ impl Registry {
             registry.trash.take(&item, &dir)?;
             Ok(read_vm(uuid, dir))
         });
-        let vm = driver::spawn(found.await?.birth(self.fresh_id()), self.world.clone()).await;
+        let vm = driver::spawn(found.await?.new_vm(self.fresh_id()), self.backends.clone()).await;
         self.insert(to, &vm);
         vm.tell(&Event::Created);
         drop(reservation);
@@ -439,7 +439,7 @@ impl Registry {
         let (path, text) = (vm.dir().name(), format!("{to}\n"));
         on_disk("the VM's name", move || file::replace(&path, text.as_bytes())).await?;
         vm.renamed(to.clone());
-        self.world.events.add(vm.id(), &from, &Event::Renamed(to.clone()));
+        self.backends.events.add(vm.id(), &from, &Event::Renamed(to.clone()));
         let mut vms = self.vms.write();
         vms.by_name.remove(&from);
         vms.by_name.insert(to, vm);
@@ -460,9 +460,9 @@ struct Found {
 }
 
 impl Found {
-    fn birth(self, id: VmId) -> Birth {
+    fn new_vm(self, id: VmId) -> NewVm {
         let Self { uuid, dir, name, definition } = self;
-        Birth { id, uuid, dir, name, definition, lifetime: Lifetime::Own }
+        NewVm { id, uuid, dir, name, definition, lifetime: Lifetime::Own }
     }
 }
 

@@ -26,7 +26,7 @@ use crate::store::lock::{LockError, Owner, StoreLock};
 use crate::store::rolling::Rolling;
 use crate::store::{aside, file};
 use crate::tree::Tree;
-use crate::vm::World;
+use crate::vm::Backends;
 use crate::vm::backend::BackendError;
 use crate::vm::defaults::Defaults;
 use crate::vm::memory::Ledger;
@@ -178,14 +178,14 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     sys::allow_many_files();
     let runtime = runtime()?;
     let registry = runtime.block_on(registry(&layout, config, Arc::clone(&failures)))?;
-    let world = registry.world();
-    if let Some(missing) = world.missing(&world.defaults.spec().image) {
+    let backends = registry.backends();
+    if let Some(missing) = backends.missing(&backends.defaults.spec().image) {
         warn_user(config.mode, &format!("no VM can start: {missing}"));
     }
     if let Some(obstacle) = mountpoint::unmount_obstacle() {
         warn_user(config.mode, obstacle);
     }
-    let events = Arc::clone(&world.events);
+    let events = Arc::clone(&backends.events);
     let tree = Tree::new(Arc::clone(&registry));
     // Before anybody can see the mount: from then on whoever sees it may want it to end.
     let ends = ends(&runtime)?;
@@ -236,7 +236,7 @@ async fn registry(
     }
     let guests = SshGuests::new(layout, tokio::runtime::Handle::current());
     let hypervisor = Arc::new(qemu);
-    let world = World {
+    let backends = Backends {
         memory: Ledger::new(hypervisor.clone()),
         hypervisor,
         guests: Arc::new(guests),
@@ -245,7 +245,7 @@ async fn registry(
         defaults: Arc::new(Defaults::open(layout.defaults(), config.image.clone(), &failures)),
         failures,
     };
-    Ok(Arc::new(Registry::open(layout.clone(), world).await?))
+    Ok(Arc::new(Registry::open(layout.clone(), backends).await?))
 }
 
 /// The terminal is the parent's, and the log is in the store.

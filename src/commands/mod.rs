@@ -80,7 +80,7 @@ pub enum Failure {
     /// Nobody reads our output any more.
     #[error("standard output: {0}")]
     Output(#[source] io::Error),
-    /// Something of this process's own surroundings.
+    /// Something of this process's own options.
     #[error("{0}: {1}")]
     Local(String, #[source] io::Error),
     /// The daemon.

@@ -118,7 +118,7 @@ fn backend(error: &BackendError) -> i32 {
         | BackendError::QmpRefused { .. }
         | BackendError::CannotResume { .. }
         | BackendError::HalfRestored { .. }
-        | BackendError::Twin { .. } => libc::EREMOTEIO,
+        | BackendError::PersonalizationFailed { .. } => libc::EREMOTEIO,
         BackendError::QmpTimeout { .. } | BackendError::GuestTimeout { .. } => libc::ETIMEDOUT,
         BackendError::NoImage { .. } | BackendError::NoSource { .. } => libc::ENOENT,
         BackendError::BadSource { .. } => libc::EINVAL,

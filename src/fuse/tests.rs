@@ -13,7 +13,7 @@ use super::{Mounted, mountpoint};
 use crate::registry::Registry;
 use crate::store::layout::Layout;
 use crate::tree::Tree;
-use crate::vm::fake::{Script, world};
+use crate::vm::fake::{Script, backends};
 
 const WORKERS: usize = 2;
 
@@ -34,7 +34,7 @@ impl Daemon {
         std::fs::create_dir(&at).unwrap();
         std::fs::create_dir(&store).unwrap();
         let script = Arc::<Script>::default();
-        let registry = Registry::open(Layout::new(store), world(&script));
+        let registry = Registry::open(Layout::new(store), backends(&script));
         let tree = Tree::new(Arc::new(runtime.block_on(registry).unwrap()));
         let mounted = Mounted::mount(tree, &at, runtime.handle().clone()).unwrap();
         let serving = std::thread::spawn(move || mounted.serve().unwrap());

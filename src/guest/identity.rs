@@ -24,14 +24,14 @@ use crate::vm::backend::{
 };
 use crate::vm::spec::net::Mac;
 
-const ARM: &str = include_str!("identity/arm.sh");
-const BECOME: &str = include_str!("identity/become.sh");
+const LISTEN: &str = include_str!("identity/listen.sh");
+const PERSONALIZE: &str = include_str!("identity/personalize.sh");
 /// What arming has taken away is given back.
 const DISMISS: &str = "for device in /sys/bus/virtio/devices/*; do \
     read -r kind <$device/device; [ $kind = 0x0005 ] && \
     echo ${device##*/} >/sys/bus/virtio/drivers/virtio_balloon/bind; done; exit\n";
 /// How long arming may take: a first boot's own work is waited for.
-const ARM_BOUND: Duration = Duration::from_secs(330);
+const ARM_TIMEOUT: Duration = Duration::from_secs(330);
 /// How long the guest may take for anything else.
 const BOUND: Duration = Duration::from_secs(20);
 /// What a guest may say.
@@ -66,13 +66,13 @@ impl Port {
         let answered = timeout(BOUND, exchange).await;
         match answered {
             Ok(Ok(None)) => Ok(()),
-            Ok(Ok(Some(reason))) => Err(BackendError::Twin { reason }),
+            Ok(Ok(Some(reason))) => Err(BackendError::PersonalizationFailed { reason }),
             Ok(Err(error)) => Err(BackendError::io("the identity port", &error)),
             Err(_) => {
                 let seconds = BOUND.as_secs();
                 let said = if last.is_empty() { last } else { format!(" (it said: {last})") };
                 let reason = format!("it has not come to {answer:?} within {seconds} s{said}");
-                Err(BackendError::Twin { reason })
+                Err(BackendError::PersonalizationFailed { reason })
             }
         }
     }
@@ -97,19 +97,21 @@ impl Port {
 impl IdentityPort for Port {
     async fn arm(&mut self, session: &dyn GuestSession) -> Result<(), BackendError> {
         let said = Said::default();
-        let armed = timeout(ARM_BOUND, session.exec(ARM.as_bytes(), b"", &said)).await;
-        let late = BackendError::GuestTimeout { seconds: ARM_BOUND.as_secs() };
+        let armed = timeout(ARM_TIMEOUT, session.exec(LISTEN.as_bytes(), b"", &said)).await;
+        let late = BackendError::GuestTimeout { seconds: ARM_TIMEOUT.as_secs() };
         match armed.map_err(|_| late)?? {
             Exit::Code(0) => {
                 // In a shell of its own, as a failure ends the shell and this one is dismissed.
-                let armed = format!("{BECOME}\n(check) && echo 'aqfs: armed'\n");
+                let armed = format!("{PERSONALIZE}\n(check) && echo 'aqfs: armed'\n");
                 let armed = self.ask(&armed, "aqfs: armed").await;
                 if armed.is_err() {
                     self.dismiss().await;
                 }
                 armed
             }
-            Exit::Code(_) | Exit::Signal(_) => Err(BackendError::Twin { reason: said.last_line() }),
+            Exit::Code(_) | Exit::Signal(_) => {
+                Err(BackendError::PersonalizationFailed { reason: said.last_line() })
+            }
         }
     }
 

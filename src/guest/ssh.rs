@@ -20,7 +20,7 @@ use super::connection::{Access, Connection, unreachable};
 use super::{keys, supervise};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
-    Attendant, BackendError, Exit, GuestAddress, GuestSession, OutputSink, Source, Surroundings,
+    BackendError, ExecOptions, Exit, GuestAddress, GuestSession, JobIo, OutputSink, Source,
 };
 
 /// Bound of one attempt to connect, log in and run `true`.
@@ -86,10 +86,10 @@ impl GuestSession for SshSession {
     async fn run(
         &self,
         command: &[u8],
-        surroundings: &Surroundings,
-        attendant: &dyn Attendant,
+        options: &ExecOptions,
+        io: &dyn JobIo,
     ) -> Result<Exit, BackendError> {
-        supervise::run(&self.pool, command, surroundings, attendant).await
+        supervise::run(&self.pool, command, options, io).await
     }
 
     async fn closed(&self) {

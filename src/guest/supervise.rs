@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use super::connection::{GO, GUARD, HANG_UP, OFFERS, broken, follow, mute, untaken};
 use super::ssh::{Lease, Nowhere, Pool};
 use crate::vm::backend::{
-    Attendant, BackendError, Control, Exit, OutputSink, Source, Surroundings, WindowSize,
+    BackendError, Control, ExecOptions, Exit, JobIo, OutputSink, Source, WindowSize,
 };
 
 /// Longest command line: dropbear refuses more than 9000 bytes.
@@ -40,20 +40,20 @@ const TERMINAL: &str = "xterm";
 pub(super) async fn run(
     pool: &Arc<Pool>,
     command: &[u8],
-    surroundings: &Surroundings,
-    attendant: &dyn Attendant,
+    options: &ExecOptions,
+    io: &dyn JobIo,
 ) -> Result<Exit, BackendError> {
-    let wrapped = Wrapped::new(command, surroundings)?;
+    let wrapped = Wrapped::new(command, options)?;
     let lease = pool.lease().await?;
     for _ in 0..OFFERS {
         let mut group = Group::on(&lease, pool).await?;
-        let end = group.attend(&wrapped, surroundings, attendant).await;
+        let end = group.attend(&wrapped, options, io).await;
         if end.is_ok() {
             group.channel = None;
         }
         match end? {
             Some(exit) => return Ok(exit),
-            None if surroundings.terminal.is_some() => return Err(mute()),
+            None if options.terminal.is_some() => return Err(mute()),
             None => {}
         }
     }
@@ -69,14 +69,14 @@ struct Wrapped {
 }
 
 impl Wrapped {
-    fn new(command: &[u8], surroundings: &Surroundings) -> Result<Self, BackendError> {
-        let text = prepared(command, surroundings);
+    fn new(command: &[u8], options: &ExecOptions) -> Result<Self, BackendError> {
+        let text = prepared(command, options);
         let line = wrap(&[ANNOUNCE, &*text].concat());
         if line.len() <= LONGEST {
             return Ok(Self { line, text: Vec::new() });
         }
         // A terminal would echo it, and takes no more than 4 KiB a line.
-        if surroundings.terminal.is_some() {
+        if options.terminal.is_some() {
             return Err(BackendError::TooLong { limit: LONGEST });
         }
         let read = format!("dd bs={} count=1 iflag=fullblock 2>/dev/null", text.len());
@@ -86,14 +86,14 @@ impl Wrapped {
 }
 
 /// Puts directory and variables before a command.
-fn prepared(command: &[u8], surroundings: &Surroundings) -> Vec<u8> {
+fn prepared(command: &[u8], options: &ExecOptions) -> Vec<u8> {
     let mut text = Vec::new();
-    if let Some(cwd) = &surroundings.cwd {
+    if let Some(cwd) = &options.cwd {
         // `cd -` would be something else.
         let here = if cwd.starts_with('/') { "" } else { "./" };
         text.extend([b"cd ", &*quoted(format!("{here}{cwd}").as_bytes()), b" || exit\n"].concat());
     }
-    for (name, value) in &surroundings.env {
+    for (name, value) in &options.env {
         let value = quoted(value.as_bytes());
         text.extend([b"export ", name.as_bytes(), b"=", &*value, b"\n"].concat());
     }
@@ -144,36 +144,36 @@ impl Group {
     async fn attend(
         &mut self,
         wrapped: &Wrapped,
-        surroundings: &Surroundings,
-        attendant: &dyn Attendant,
+        options: &ExecOptions,
+        io: &dyn JobIo,
     ) -> Result<Option<Exit>, BackendError> {
         let Some((incoming, outgoing)) = &mut self.channel else {
             return Err(broken("no channel"));
         };
-        if let Some(WindowSize { columns, rows }) = surroundings.terminal {
+        if let Some(WindowSize { columns, rows }) = options.terminal {
             let size = (u32::from(columns), u32::from(rows));
             let asked = outgoing.request_pty(false, TERMINAL, size.0, size.1, 0, 0, &[]);
             asked.await.map_err(broken)?;
         }
         // A terminal would echo the line that the guard waits for.
-        let (guard, go) = match surroundings.terminal {
+        let (guard, go) = match options.terminal {
             Some(_) => (&b""[..], &b""[..]),
             None => (GUARD, GO),
         };
         outgoing.exec(true, [guard, &wrapped.line].concat()).await.map_err(broken)?;
         let taken = Notify::new();
         let announcement = &*self.announcement;
-        let filter = Filter { announcement, output: attendant };
+        let filter = Filter { announcement, output: io };
         let feeding = async {
             taken.notified().await;
             outgoing.data_bytes(go.to_vec()).await.ok()?;
             announcement.group().await;
-            feed(outgoing, &wrapped.text, surroundings.terminal, attendant).await
+            feed(outgoing, &wrapped.text, options.terminal, io).await
         };
         let obeying = async {
             let group = announcement.group().await;
             loop {
-                obey(&self.pool, outgoing, group, attendant.control().await).await;
+                obey(&self.pool, outgoing, group, io.control().await).await;
             }
         };
         let serving = async { tokio::join!(feeding, obeying) };
@@ -189,10 +189,10 @@ async fn feed(
     outgoing: &ChannelWriteHalf<Msg>,
     text: &[u8],
     terminal: Option<WindowSize>,
-    attendant: &dyn Attendant,
+    io: &dyn JobIo,
 ) -> Option<()> {
     outgoing.data_bytes(text.to_vec()).await.ok()?;
-    while let Some(bytes) = attendant.input().await {
+    while let Some(bytes) = io.input().await {
         outgoing.data_bytes(bytes).await.ok()?;
     }
     match terminal {
@@ -374,24 +374,24 @@ mod tests {
 
     #[test]
     fn a_long_text_goes_through_the_input() {
-        let short = Wrapped::new(b"true", &Surroundings::default()).unwrap();
+        let short = Wrapped::new(b"true", &ExecOptions::default()).unwrap();
         assert!(short.text.is_empty() && short.line.starts_with(b"b='unset b g; printf"));
-        let long = Wrapped::new(&[b'x'; LONGEST], &Surroundings::default()).unwrap();
+        let long = Wrapped::new(&[b'x'; LONGEST], &ExecOptions::default()).unwrap();
         assert!(long.text.len() == LONGEST && long.line.len() < 400);
         let size = WindowSize { columns: 80, rows: 24 };
-        let on_terminal = Surroundings { terminal: Some(size), ..Surroundings::default() };
+        let on_terminal = ExecOptions { terminal: Some(size), ..ExecOptions::default() };
         let refused = Wrapped::new(&[b'x'; LONGEST], &on_terminal);
         assert!(matches!(refused, Err(BackendError::TooLong { .. })));
     }
 
     #[test]
     fn directories_and_variables_are_quoted() {
-        let surroundings = Surroundings {
+        let options = ExecOptions {
             env: vec![("K".into(), "a'b $c".into())],
             cwd: Some("-it's".into()),
             terminal: None,
         };
-        let text = String::from_utf8(prepared(b"pwd", &surroundings)).unwrap();
+        let text = String::from_utf8(prepared(b"pwd", &options)).unwrap();
         assert_eq!(text, "cd './-it'\\''s' || exit\nexport K='a'\\''b $c'\npwd");
     }
 

@@ -29,7 +29,7 @@ use crate::vm::backend::{BackendError, BootImage, ImageInfo, ImageStatus, Images
 use crate::vm::one_line;
 use crate::vm::spec::ImageSettings;
 use crate::vm::stream::{Bell, Listener};
-use crate::vm::warm::{Freeze, Layer, Template};
+use crate::vm::warm::{Capture, Layer, Template};
 
 /// The images of a store. Clones are the same store.
 #[derive(Clone, Debug)]
@@ -180,7 +180,7 @@ impl Images for ImageStore {
         bound.map_err(|e| BackendError::io(dir.display().to_string(), &e))
     }
 
-    fn warm(&self, name: &str, machine: Arc<dyn Freeze>) -> Result<(), BackendError> {
+    fn warm(&self, name: &str, machine: Arc<dyn Capture>) -> Result<(), BackendError> {
         self.0.warm(name, machine)
     }
 

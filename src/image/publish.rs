@@ -83,11 +83,11 @@ impl Source for LiveVm {
         let warm = dir.join(TEMPLATES).join(Uuid::new_v4().simple().to_string());
         fs::create_dir_all(&warm).map_err(|e| BuildError::io(&warm, &e))?;
         let tell = |words: &str| progress.building(words);
-        let (frozen, _work) = template::freeze(&*self.0.machine, &warm, &tell)?;
-        let disk = flatten(&frozen.disk, Some(&frozen.snapshot), dir, progress)?;
+        let (captured, _work) = template::capture(&*self.0.machine, &warm, &tell)?;
+        let disk = flatten(&captured.disk, Some(&captured.snapshot), dir, progress)?;
         progress.building("computing the digest");
-        Stored::seal(&warm, &frozen, false)?;
-        manifest(self, (&self.0.base, frozen.settings.without_machine()), disk, dir)
+        Stored::seal(&warm, &captured, false)?;
+        manifest(self, (&self.0.base, captured.settings.without_machine()), disk, dir)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The machine frozen in an image: `warm/ID/template.json` and the memory, state and disk beside
 //! it. A damaged one is noticed before a guest runs on it.
 //!
-//! Not here: freezing (`qemu::freeze`), and which machines may go on from it (`vm::warm`).
+//! Not here: freezing (`qemu::capture`), and which machines may go on from it (`vm::warm`).
 
 use std::fs::{self, File, Metadata};
 use std::io;
@@ -20,7 +20,7 @@ use super::source::{BuildError, Progress};
 use crate::store::file;
 use crate::vm::backend::DiskFormat;
 use crate::vm::spec::ImageSettings;
-use crate::vm::warm::{Freeze, Frozen, Layer, Shape, Template, names};
+use crate::vm::warm::{Capture, Captured, Layer, Shape, Template, names};
 
 const NAME: &str = "template.json";
 const DISK: &str = "disk.qcow2";
@@ -97,7 +97,11 @@ impl Seal {
 
 impl Stored {
     /// Describes what was frozen into `dir`, and makes it durable.
-    pub(super) fn seal(dir: &Path, frozen: &Frozen, has_disk: bool) -> Result<Self, BuildError> {
+    pub(super) fn seal(
+        dir: &Path,
+        captured: &Captured,
+        has_disk: bool,
+    ) -> Result<Self, BuildError> {
         let seal = |name| {
             let path = dir.join(name);
             Seal::of(&path).map_err(|e| BuildError::io(&path, &e))
@@ -105,9 +109,9 @@ impl Stored {
         let stored = Self {
             version: VERSION,
             created: SystemTime::now(),
-            shape: frozen.shape.clone(),
-            settings: Some(frozen.settings.clone()),
-            pause: frozen.pause,
+            shape: captured.shape.clone(),
+            settings: Some(captured.settings.clone()),
+            pause: captured.pause,
             has_disk,
             ram: seal(names::RAM)?,
             state: seal(names::STATE)?,
@@ -164,19 +168,19 @@ impl Stored {
 
 /// Freezes a machine: its memory and state go to `dir`. What is written beside them lies in the
 /// directory that is returned, until the disk is copied.
-pub(super) fn freeze(
-    machine: &dyn Freeze,
+pub(super) fn capture(
+    machine: &dyn Capture,
     dir: &Path,
     tell: &(dyn Fn(&str) + Send + Sync),
-) -> Result<(Frozen, TempDir), BuildError> {
+) -> Result<(Captured, TempDir), BuildError> {
     let io = |e: io::Error| BuildError::io(dir, &e);
     let work = tempfile::Builder::new().prefix(".work").tempdir_in(dir).map_err(io)?;
-    let frozen = futures::executor::block_on(machine.freeze(work.path(), tell));
-    let frozen = frozen.map_err(BuildError::Backend)?;
+    let captured = futures::executor::block_on(machine.capture(work.path(), tell));
+    let captured = captured.map_err(BuildError::Backend)?;
     for name in [names::RAM, names::STATE] {
         fs::rename(work.path().join(name), dir.join(name)).map_err(io)?;
     }
-    Ok((frozen, work))
+    Ok((captured, work))
 }
 
 /// Returns the disk of the template in `dir`.
@@ -186,16 +190,16 @@ pub(super) fn disk_in(dir: &Path) -> Layer {
 
 /// Copies a frozen disk, as far as it differs from the image that it was made from.
 pub(super) fn copy_disk(
-    frozen: &Frozen,
+    captured: &Captured,
     dir: &Path,
     progress: &Progress,
 ) -> Result<(), BuildError> {
-    let Some((input, base)) = Input::of(&frozen.disk).zip(frozen.disk.last()) else {
+    let Some((input, base)) = Input::of(&captured.disk).zip(captured.disk.last()) else {
         return Err(BuildError::malformed("the frozen disk", "it has no layers"));
     };
     let overlay = Overlay { base };
     let to = (dir.join(DISK), DiskFormat::Qcow2);
-    convert::convert(&input, Some(&frozen.snapshot), (&to.0, to.1), Some(overlay), progress)?;
+    convert::convert(&input, Some(&captured.snapshot), (&to.0, to.1), Some(overlay), progress)?;
     File::open(&to.0).and_then(|f| f.sync_all()).map_err(|e| BuildError::io(&to.0, &e))
 }
 

@@ -19,7 +19,7 @@ use crate::store::file;
 use crate::store::layout::{TEMPLATES, VmDir};
 use crate::vm::backend::BackendError;
 use crate::vm::one_line;
-use crate::vm::warm::{Freeze, Layer, Template, WarmStatus};
+use crate::vm::warm::{Capture, Layer, Template, WarmStatus};
 
 impl Warmth {
     /// Looks at what is frozen in the image in `dir`.
@@ -42,7 +42,7 @@ impl Warmth {
 impl Inner {
     /// Checks the newest template of an image that is ready; `None` if there is none.
     pub(super) fn check_template(&self, name: &str) -> Option<Result<Template, String>> {
-        let (dir, mut stored, below) = self.frozen_in(name)?;
+        let (dir, mut stored, below) = self.template_in(name)?;
         let before = stored.clone();
         let checked = stored.check(&dir, below);
         if stored != before {
@@ -57,7 +57,7 @@ impl Inner {
         Some(checked)
     }
 
-    fn frozen_in(&self, name: &str) -> Option<(PathBuf, Stored, Layer)> {
+    fn template_in(&self, name: &str) -> Option<(PathBuf, Stored, Layer)> {
         let images = self.images.lock();
         let image = images.get(name)?;
         let (Phase::Ready(finished), Warmth::Warm(dir, stored)) = (&image.phase, &image.warmth)
@@ -71,7 +71,7 @@ impl Inner {
     pub(super) fn warm(
         self: &Arc<Self>,
         name: &str,
-        machine: Arc<dyn Freeze>,
+        machine: Arc<dyn Capture>,
     ) -> Result<(), BackendError> {
         let unknown = || BackendError::NoImage { name: name.to_owned() };
         let mut images = self.images.lock();
@@ -84,9 +84,9 @@ impl Inner {
         self.bell.ring();
         let (inner, owned) = (Arc::clone(self), name.to_owned());
         let work = move || {
-            let frozen = inner.freeze(&owned, &*machine);
+            let captured = inner.capture(&owned, &*machine);
             drop(machine);
-            inner.settle_warmth(&owned, frozen);
+            inner.settle_warmth(&owned, captured);
         };
         let thread = std::thread::Builder::new().name(format!("warm {name}"));
         thread.spawn(work).map(drop).map_err(|e| {
@@ -97,7 +97,7 @@ impl Inner {
     }
 
     /// Freezes a machine into a hidden directory and gives it its name when it is whole.
-    fn freeze(self: &Arc<Self>, name: &str, machine: &dyn Freeze) -> Result<(), BackendError> {
+    fn capture(self: &Arc<Self>, name: &str, machine: &dyn Capture) -> Result<(), BackendError> {
         futures::executor::block_on(self.ensure(name))?;
         let all = versions::current_dir(&self.layout, name).join(TEMPLATES);
         let io = |e: io::Error| BackendError::io(all.display().to_string(), &e);
@@ -105,15 +105,15 @@ impl Inner {
         let hidden = tempfile::Builder::new().prefix(".").tempdir_in(&all).map_err(io)?;
         let tell = |words: &str| self.tell_warming(name, words);
         let failed = |e: BuildError| e.into_backend(name);
-        let (frozen, work) = template::freeze(machine, hidden.path(), &tell).map_err(failed)?;
+        let (captured, work) = template::capture(machine, hidden.path(), &tell).map_err(failed)?;
         let progress = Progress::new({
             let (inner, name) = (Arc::clone(self), name.to_owned());
             move |_, line| inner.tell_warming(&name, &line)
         });
-        template::copy_disk(&frozen, hidden.path(), &progress).map_err(failed)?;
+        template::copy_disk(&captured, hidden.path(), &progress).map_err(failed)?;
         tell("computing the digest");
-        Stored::seal(hidden.path(), &frozen, true).map_err(failed)?;
-        drop(frozen);
+        Stored::seal(hidden.path(), &captured, true).map_err(failed)?;
+        drop(captured);
         work.close().map_err(io)?;
         let to = all.join(Uuid::new_v4().simple().to_string());
         fs::rename(hidden.keep(), &to).and_then(|()| file::sync_dir(&all)).map_err(io)
@@ -123,8 +123,8 @@ impl Inner {
         self.change(name, |image| image.warmth = Warmth::Warming(words.to_owned()));
     }
 
-    fn settle_warmth(&self, name: &str, frozen: Result<(), BackendError>) {
-        let found = match frozen {
+    fn settle_warmth(&self, name: &str, captured: Result<(), BackendError>) {
+        let found = match captured {
             Ok(()) => Warmth::found(&versions::current_dir(&self.layout, name)),
             Err(error) => Warmth::Failed(one_line(&error.to_string())),
         };

@@ -20,7 +20,7 @@ use crate::tree::node::{Kind, NodeId};
 use crate::tree::{Answer, By, Tree, TreeError};
 use crate::vm::backend::{BackendError, ExitReport, MachineEvent};
 use crate::vm::caller::{Caller, ProcessId};
-use crate::vm::fake::{Script, clean_exit, world};
+use crate::vm::fake::{Script, backends, clean_exit};
 
 pub(super) struct TreeTest;
 
@@ -42,7 +42,7 @@ impl Daemon {
     fn begin(store: &Path, script: &Arc<Script>) -> Self {
         let runtime = Builder::new_current_thread().enable_all().start_paused(true).build();
         let runtime = runtime.expect("a runtime");
-        let opened = Registry::open(Layout::new(store), world(script));
+        let opened = Registry::open(Layout::new(store), backends(script));
         let registry = Arc::new(runtime.block_on(opened).expect("the store"));
         Self { tree: Tree::new(Arc::clone(&registry)), registry, runtime }
     }
@@ -250,7 +250,7 @@ impl System {
                 clean: false,
                 status: "signal SEGV".into(),
                 stderr: String::new(),
-                spoiled: None,
+                unusable: None,
             })],
         };
         self.run(async {
@@ -312,7 +312,7 @@ impl System {
         let listed = self.names(self.find(&[name, "snapshots"]).expect("a directory"));
         assert!(listed.iter().eq(model.snapshots.keys()), "{name}: {listed:?}");
         let vm = self.daemon.registry.get(name).expect("it is listed");
-        let there = self.daemon.registry.world().hypervisor.snapshots(&vm.dir().0);
+        let there = self.daemon.registry.backends().hypervisor.snapshots(&vm.dir().0);
         let there: BTreeSet<(&str, bool)> =
             there.iter().map(|s| (s.tag.as_str(), s.memory > 0)).collect();
         let listed = model.snapshots.iter().map(|(tag, memory)| (*tag, *memory));

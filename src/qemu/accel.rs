@@ -115,7 +115,7 @@ fn virtualizes(cpuinfo: &str) -> bool {
 
 /// What a verdict depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Circumstances {
+struct HostFingerprint {
     boot_id: String,
     qemu_version: String,
     kernel: String,
@@ -124,7 +124,7 @@ struct Circumstances {
 /// A verdict as it is kept on disk.
 #[derive(Debug, Serialize, Deserialize)]
 struct Kept {
-    circumstances: Circumstances,
+    host_fingerprint: HostFingerprint,
     verdict: Verdict,
 }
 
@@ -202,10 +202,10 @@ impl Chooser {
 
     async fn recall_or_prove(&self, qemu: &Installation) -> Result<Verdict, BackendError> {
         let image = self.images.ensure(&VmSpec::default().image).await?;
-        let circumstances = circumstances(&image, qemu)?;
+        let host_fingerprint = host_fingerprint(&image, qemu)?;
         let path = self.layout.accel_verdict();
         if let Ok(kept) = file::read_json::<Kept>(&path)
-            && kept.circumstances == circumstances
+            && kept.host_fingerprint == host_fingerprint
         {
             return Ok(kept.verdict);
         }
@@ -215,7 +215,7 @@ impl Chooser {
         })?;
         let verdict = prove(&kernel).await;
         tracing::info!(?verdict, "KVM was put to the proof");
-        let kept = Kept { circumstances, verdict };
+        let kept = Kept { host_fingerprint, verdict };
         if let Err(error) = keep(&self.layout, &kept) {
             // The next daemon will have to prove it again, no more.
             tracing::warn!(path = %path.display(), %error, "cannot keep the verdict on KVM");
@@ -226,7 +226,7 @@ impl Chooser {
 
 /// What KVM is worth on this host, as far as it can be told without a daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Worth {
+pub enum KvmVerdict {
     /// It runs guests.
     Works,
     /// `/dev/kvm` is not there or does not open, for this reason.
@@ -240,32 +240,32 @@ pub enum Worth {
 }
 
 /// Says what KVM is worth: by hints, by the verdict that a daemon has kept, or by booting `kernel`.
-pub async fn examine(layout: &Layout, qemu: &Installation, kernel: Option<&Path>) -> Worth {
+pub async fn examine(layout: &Layout, qemu: &Installation, kernel: Option<&Path>) -> KvmVerdict {
     let hints = look();
     let step = by_hints(AccelChoice::Auto, &hints);
     match (hints.device, step) {
-        (Device::Unusable(reason), _) => Worth::Closed(reason),
-        (Device::Opens, Step::Use(accel)) => Worth::Hidden(accel.reason),
+        (Device::Unusable(reason), _) => KvmVerdict::Closed(reason),
+        (Device::Opens, Step::Use(accel)) => KvmVerdict::Hidden(accel.reason),
         (Device::Opens, _) => match (kept(layout, qemu), kernel) {
-            (Some(verdict), _) => worth(verdict),
-            (None, Some(kernel)) => worth(prove(kernel).await),
-            (None, None) => Worth::Untried,
+            (Some(verdict), _) => kvm_verdict(verdict),
+            (None, Some(kernel)) => kvm_verdict(prove(kernel).await),
+            (None, None) => KvmVerdict::Untried,
         },
     }
 }
 
-fn worth(verdict: Verdict) -> Worth {
+fn kvm_verdict(verdict: Verdict) -> KvmVerdict {
     match verdict {
-        Verdict::Works { .. } => Worth::Works,
-        Verdict::Fails { reason } => Worth::Fails(reason),
+        Verdict::Works { .. } => KvmVerdict::Works,
+        Verdict::Fails { reason } => KvmVerdict::Fails(reason),
     }
 }
 
 /// Returns the verdict of this boot of the host on this QEMU, whichever kernel it was.
 fn kept(layout: &Layout, qemu: &Installation) -> Option<Verdict> {
     let kept = file::read_json::<Kept>(&layout.accel_verdict()).ok()?;
-    let same = boot_id().is_ok_and(|id| id == kept.circumstances.boot_id)
-        && kept.circumstances.qemu_version == qemu.version;
+    let same = boot_id().is_ok_and(|id| id == kept.host_fingerprint.boot_id)
+        && kept.host_fingerprint.qemu_version == qemu.version;
     same.then_some(kept.verdict)
 }
 
@@ -273,8 +273,11 @@ fn refusal(choice: AccelChoice, reason: String) -> BackendError {
     BackendError::NoAccelerator { wanted: render_accel(choice).to_owned(), reason }
 }
 
-fn circumstances(image: &BootImage, qemu: &Installation) -> Result<Circumstances, BackendError> {
-    Ok(Circumstances {
+fn host_fingerprint(
+    image: &BootImage,
+    qemu: &Installation,
+) -> Result<HostFingerprint, BackendError> {
+    Ok(HostFingerprint {
         boot_id: boot_id().map_err(|e| BackendError::io("the host's boot id", &e))?,
         qemu_version: qemu.version.clone(),
         kernel: image.digest.clone(),

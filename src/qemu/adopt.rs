@@ -23,7 +23,7 @@ use crate::vm::backend::{
 };
 
 /// How long the greeting of a QEMU that runs may take: some milliseconds, unless it hangs.
-const GREETING_BOUND: Duration = Duration::from_secs(2);
+const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Looks for the QEMU of the VM with this identity.
 pub async fn adopt(dir: VmDir, uuid: Uuid) -> Adoption {
@@ -81,7 +81,7 @@ async fn take_over(
         let sink = sink.clone();
         move |e| sink.take(&e)
     };
-    let qmp = Qmp::open(stream, GREETING_BOUND, on_event).await?;
+    let qmp = Qmp::open(stream, GREETING_TIMEOUT, on_event).await?;
     if let Some(doubt) = doubt(&qmp, uuid, &process, &record).await? {
         return Ok(Adoption::Unclear(doubt));
     }

@@ -157,7 +157,7 @@ pub fn hardware_of(processors: &str) -> Hardware {
 fn ram(plan: &LaunchPlan, facts: &Facts<'_>) -> Result<Value, BackendError> {
     let (file, shared) = match &plan.memory {
         Memory::Own => (None, false),
-        Memory::Cast { ram, .. } => (Some(ram), true),
+        Memory::CaptureTarget { ram, .. } => (Some(ram), true),
         Memory::Clone(template) => (Some(&template.ram), false),
     };
     let kind = if file.is_some() { "memory-backend-file" } else { "memory-backend-ram" };
@@ -167,7 +167,7 @@ fn ram(plan: &LaunchPlan, facts: &Facts<'_>) -> Result<Value, BackendError> {
         ram["mem-path"] = json!(utf8(file)?);
         ram["share"] = json!(shared);
     }
-    if let Memory::Cast { prepared: true, .. } = plan.memory {
+    if let Memory::CaptureTarget { prepared: true, .. } = plan.memory {
         ram["prealloc"] = json!(true);
     }
     if let Memory::Clone(_) = plan.memory {

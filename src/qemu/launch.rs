@@ -31,9 +31,9 @@ use crate::vm::warm::{Memory, Shape};
 const RETRY: Duration = Duration::from_millis(2);
 /// How long the greeting of a QEMU that is just starting may take. It needs some 50 ms; where many
 /// start at once, seconds. Who has written `start` is answered sooner in any case.
-const GREETING_BOUND: Duration = Duration::from_secs(30);
+const GREETING_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a process may take to vanish after SIGKILL, or to be reaped after its socket closed.
-const END_BOUND: Duration = Duration::from_secs(1);
+const END_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Starts the machine of `plan`, a clone with a sealed copy of its memory where QEMU needs one. A
 /// launch that fails or is given up leaves no QEMU behind.
@@ -65,9 +65,9 @@ impl Brought {
     pub(super) async fn end(self) {
         // Whatever it answers, the guard sees to its end.
         self.parts.qmp.execute("quit", json!({})).await.ok();
-        timeout(END_BOUND, end_of(&self.parts.ended)).await.ok();
+        timeout(END_TIMEOUT, end_of(&self.parts.ended)).await.ok();
         drop(self.guard);
-        timeout(END_BOUND, end_of(&self.parts.ended)).await.ok();
+        timeout(END_TIMEOUT, end_of(&self.parts.ended)).await.ok();
     }
 }
 
@@ -221,7 +221,7 @@ async fn greeted(
     process: &Process,
     ended: &Ended,
 ) -> Result<Qmp, BackendError> {
-    let greeting = timeout(GREETING_BOUND, open(dir, sink));
+    let greeting = timeout(GREETING_TIMEOUT, open(dir, sink));
     let result = tokio::select! {
         result = greeting => result,
         status = end_of(ended) => return Err(died(dir, status)),
@@ -236,7 +236,7 @@ async fn greeted(
             end_of_bounded(ended).await;
             Err(BackendError::QmpTimeout {
                 command: "greeting".to_owned(),
-                seconds: GREETING_BOUND.as_secs(),
+                seconds: GREETING_TIMEOUT.as_secs(),
             })
         }
     }
@@ -250,11 +250,11 @@ async fn open(dir: &VmDir, sink: &EventSink) -> Result<Qmp, QmpError> {
         }
     };
     let sink = sink.clone();
-    Qmp::open(stream, GREETING_BOUND, move |event| sink.take(&event)).await
+    Qmp::open(stream, GREETING_TIMEOUT, move |event| sink.take(&event)).await
 }
 
 async fn end_of_bounded(ended: &Ended) -> String {
-    let status = timeout(END_BOUND, end_of(ended)).await;
+    let status = timeout(END_TIMEOUT, end_of(ended)).await;
     status.unwrap_or_else(|_| "not ended yet".to_owned())
 }
 

@@ -17,7 +17,7 @@ use super::install::Installation;
 use super::monitor::Conversation;
 use super::process::{Process, last_words};
 use super::qmp::{Qmp, QmpError};
-use super::{freeze, memories, record, repair, snapshot, vmstate};
+use super::{capture, memories, record, repair, snapshot, vmstate};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
     BackendError, ExitReport, LaunchPlan, Launched, Machine, MachineEvent, MonitorAccess, RunFacts,
@@ -32,11 +32,11 @@ use crate::vm::stream::Stream;
 
 /// The steps of `kill`, with what each may take: QEMU flushes its disks on `quit` and on SIGTERM,
 /// and the kernel needs a while to free a large memory after SIGKILL.
-const QUIT_BOUND: Duration = Duration::from_secs(2);
-const TERM_BOUND: Duration = Duration::from_secs(2);
-const KILL_BOUND: Duration = Duration::from_secs(5);
+const QUIT_TIMEOUT: Duration = Duration::from_secs(2);
+const TERM_TIMEOUT: Duration = Duration::from_secs(2);
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the end of one of {process, QMP connection} may follow that of the other.
-const END_BOUND: Duration = Duration::from_secs(1);
+const END_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How a process ended, once it has.
 pub type Ended = watch::Receiver<Option<String>>;
@@ -59,7 +59,7 @@ pub async fn end_of(ended: &Ended) -> String {
 /// Ends a QEMU that was not asked to, or does not listen.
 pub async fn end_by_signals(process: &Process, ended: &Ended) -> Result<(), BackendError> {
     let what = || format!("end QEMU, pid {}", process.pid);
-    for (signal, bound) in [(Signal::TERM, TERM_BOUND), (Signal::KILL, KILL_BOUND)] {
+    for (signal, bound) in [(Signal::TERM, TERM_TIMEOUT), (Signal::KILL, KILL_TIMEOUT)] {
         process.signal(signal).map_err(|e| BackendError::io(what(), &e))?;
         if timeout(bound, end_of(ended)).await.is_ok() {
             return Ok(());
@@ -111,8 +111,8 @@ impl Parts {
         (sink, events): (EventSink, mpsc::Receiver<MachineEvent>),
         paused: bool,
     ) -> Launched {
-        let (killed, spoiled) = (AtomicBool::new(false), OnceLock::new());
-        let machine = Arc::new(Running { parts: self, killed, spoiled });
+        let (killed, unusable) = (AtomicBool::new(false), OnceLock::new());
+        let machine = Arc::new(Running { parts: self, killed, unusable });
         tokio::spawn(Arc::clone(&machine).follow(sink));
         Launched { machine, events, paused, clock_is_behind: false }
     }
@@ -124,7 +124,7 @@ struct Running {
     parts: Parts,
     killed: AtomicBool,
     /// Why it is of no use any more.
-    spoiled: OnceLock<BackendError>,
+    unusable: OnceLock<BackendError>,
 }
 
 impl Running {
@@ -140,7 +140,7 @@ impl Running {
             }
         };
         // QEMU's last events may still be on their way to us; nothing comes after its end.
-        timeout(END_BOUND, self.parts.qmp.closed()).await.ok();
+        timeout(END_TIMEOUT, self.parts.qmp.closed()).await.ok();
         let clean = is_clean(&status, sink.has_shut_down());
         if clean {
             repair::end(&self.parts.dir);
@@ -155,9 +155,9 @@ impl Running {
     }
 
     fn report(&self, status: String, clean: bool) -> ExitReport {
-        let spoiled = self.spoiled.get().cloned();
+        let unusable = self.unusable.get().cloned();
         let stderr = last_words(&self.parts.dir);
-        ExitReport { clean: clean && spoiled.is_none(), status, stderr, spoiled }
+        ExitReport { clean: clean && unusable.is_none(), status, stderr, unusable }
     }
 
     async fn ask(&self, command: &str) -> Result<Value, BackendError> {
@@ -173,14 +173,14 @@ impl Running {
 
     /// Says why the connection is gone.
     async fn death(&self) -> BackendError {
-        let status = timeout(END_BOUND, end_of(&self.parts.ended)).await;
+        let status = timeout(END_TIMEOUT, end_of(&self.parts.ended)).await;
         let unknown = |_| "its QMP connection was closed".to_owned();
         died(&self.parts.dir, status.unwrap_or_else(unknown))
     }
 
     /// Ends a machine of no use, whose end then tells why.
     async fn spoil(&self, why: BackendError) -> BackendError {
-        let why = self.spoiled.get_or_init(|| why).clone();
+        let why = self.unusable.get_or_init(|| why).clone();
         match self.kill().await {
             Ok(()) => why,
             Err(error) => error,
@@ -207,7 +207,7 @@ impl Machine for Running {
     }
 
     async fn recover(&self) -> Result<(), BackendError> {
-        freeze::recover(&self.parts.qmp).await
+        capture::recover(&self.parts.qmp).await
     }
 
     async fn reset(&self) -> Result<(), BackendError> {
@@ -264,7 +264,7 @@ impl Machine for Running {
         Ok(())
     }
 
-    async fn freeze(
+    async fn capture(
         &self,
         plan: &LaunchPlan,
         to: &Path,
@@ -274,17 +274,17 @@ impl Machine for Running {
         let runs = &self.parts.facts.qemu_version;
         if *runs != qemu.version {
             let installed = &qemu.version;
-            return Err(BackendError::Twin {
+            return Err(BackendError::PersonalizationFailed {
                 reason: format!(
                     "it runs on QEMU {runs}, and {installed} is installed by now; stop and start it first"
                 ),
             });
         }
-        freeze::freeze(&self.parts.qmp, plan, &qemu, to, snapshot).await
+        capture::capture(&self.parts.qmp, plan, &qemu, to, snapshot).await
     }
 
-    async fn thaw(&self, template: &Template) -> Result<(), BackendError> {
-        match freeze::thaw(&self.parts.qmp, &template.state).await {
+    async fn load_template(&self, template: &Template) -> Result<(), BackendError> {
+        match capture::load_template(&self.parts.qmp, &template.state).await {
             Err(BackendError::QemuDied { .. }) => Err(self.death().await),
             done => done,
         }
@@ -292,10 +292,10 @@ impl Machine for Running {
 
     async fn kill(&self) -> Result<(), BackendError> {
         self.killed.store(true, Ordering::Relaxed);
-        let quit = self.parts.qmp.execute_within("quit", json!({}), QUIT_BOUND);
+        let quit = self.parts.qmp.execute_within("quit", json!({}), QUIT_TIMEOUT);
         // Whatever QEMU says to `quit`, its end is what counts.
         let quit = async { (quit.await.ok(), end_of(&self.parts.ended).await) };
-        if timeout(QUIT_BOUND, quit).await.is_ok() {
+        if timeout(QUIT_TIMEOUT, quit).await.is_ok() {
             return Ok(());
         }
         end_by_signals(&self.parts.process, &self.parts.ended).await

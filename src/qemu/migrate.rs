@@ -1,5 +1,5 @@
 //! Migration over QMP: a machine's memory and state, handed over a descriptor. What for, and what
-//! happens to the disk meanwhile, is not known here (`freeze`).
+//! happens to the disk meanwhile, is not known here (`capture`).
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -19,10 +19,10 @@ const BANDWIDTH: u64 = 1 << 40;
 /// How long processors that run may stand still at the end of a migration, in milliseconds.
 const DOWNTIME: u64 = 50;
 /// How long a migration to or from a file may take that holds devices only: some milliseconds.
-pub(super) const DEVICES_BOUND: Duration = Duration::from_secs(30);
+pub(super) const DEVICES_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long processors may stand still, at the very most, while a memory is handed over: it goes at
 /// some gigabytes a second.
-pub(super) const MEMORY_BOUND: Duration = Duration::from_secs(120);
+pub(super) const MEMORY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The stage at which all is handed over.
 pub(super) const COMPLETED: &str = "completed";

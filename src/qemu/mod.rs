@@ -2,7 +2,7 @@
 //!
 //! - [`cmdline`]: a launch as arguments. [`launch`]: starting it. [`machine`]: what then runs.
 //! - [`qmp`], [`connect`]: talking to it; [`monitor`]: users' own conversations. [`process`], [`record`]: holding on to it.
-//! - `freeze`, `migrate`: a machine's memory as a file, and going on from it.
+//! - `capture`, `migrate`: a machine's memory as a file, and going on from it.
 //! - [`adopt`]: finding it again after a restart of the daemon.
 //! - [`snapshot`], [`rename`], [`qcow2`]: points in a VM's past; [`memories`]: of which machines.
 //!   `vmstate`: what QEMU notes in a saved memory. [`repair`]: what was cut short.
@@ -14,10 +14,10 @@
 
 pub mod accel;
 pub mod adopt;
+mod capture;
 pub mod cmdline;
 pub mod connect;
 mod events;
-mod freeze;
 pub mod img;
 pub mod install;
 pub mod launch;
@@ -147,7 +147,7 @@ impl Hypervisor for Qemu {
             Memory::Clone(template) if !qemu.keeps_templates() => {
                 Some(self.sealed.of(template).await?)
             }
-            Memory::Own | Memory::Cast { .. } | Memory::Clone(_) => None,
+            Memory::Own | Memory::CaptureTarget { .. } | Memory::Clone(_) => None,
         };
         let launched = launch::launch(&plan, qemu, ram).await?;
         self.logs.keep(&VmDir(plan.dir), &launched.machine).await;

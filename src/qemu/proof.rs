@@ -18,7 +18,7 @@ use crate::sys;
 /// measured to take 2.4 s on two slow processors.
 const DEADLINE: Duration = Duration::from_secs(2);
 /// How long a QEMU that failed may take to vanish.
-const END_BOUND: Duration = Duration::from_secs(1);
+const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// What a kernel's first line holds. Without `earlyprintk` it appears when the console does: by
 /// then memory, interrupts and clocks have been set up, so much has worked.
 const MARKER: &[u8] = b"Linux version";
@@ -91,7 +91,7 @@ pub(super) async fn boot(accel: &str, cpu: &str, kernel: &Path, deadline: Durati
         Ok(false) => Try::Died(last_line(&mut child).await),
     };
     // One that does not go is killed again and reaped by the runtime when it is dropped.
-    timeout(END_BOUND, child.kill()).await.ok();
+    timeout(END_TIMEOUT, child.kill()).await.ok();
     end
 }
 
@@ -131,7 +131,7 @@ async fn last_line(child: &mut Child) -> String {
     if let Some(stderr) = child.stderr.take() {
         let mut stderr = stderr.take(OUTPUT_LIMIT as u64);
         // What has been read by the deadline is what there is to tell.
-        timeout(END_BOUND, stderr.read_to_end(&mut text)).await.ok();
+        timeout(END_TIMEOUT, stderr.read_to_end(&mut text)).await.ok();
     }
     let text = String::from_utf8_lossy(&text);
     let line = text.lines().rev().find(|l| !l.trim().is_empty());

@@ -27,7 +27,7 @@ use crate::vm::backend::BackendError;
 
 /// How long a command may take: QEMU answers within milliseconds unless its main loop hangs, on a
 /// dead network disk for instance.
-pub const COMMAND_BOUND: Duration = Duration::from_secs(5);
+pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
 /// Events that a listener may be behind.
 const EVENTS: usize = 64;
 /// The longest line taken in. The longest that QEMU sends, its schema, has about 0.2 MiB.
@@ -256,8 +256,8 @@ impl Qmp {
             self.send_with(format!("{request}\n").as_bytes(), fd).await?;
             receiver.await.map_err(|_| QmpError::Closed)
         };
-        let answer = timeout(COMMAND_BOUND, exchange).await;
-        let answer = answer.map_err(|_| timed_out("getfd", COMMAND_BOUND))??;
+        let answer = timeout(COMMAND_TIMEOUT, exchange).await;
+        let answer = answer.map_err(|_| timed_out("getfd", COMMAND_TIMEOUT))??;
         answer.map(drop).map_err(|text| QmpError::Refused { command: "getfd".to_owned(), text })
     }
 
@@ -278,9 +278,9 @@ impl Qmp {
     /// Runs a command and returns its result.
     ///
     /// # Errors
-    /// QEMU's own, or [`QmpError::Timeout`] after [`COMMAND_BOUND`].
+    /// QEMU's own, or [`QmpError::Timeout`] after [`COMMAND_TIMEOUT`].
     pub async fn execute(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
-        self.execute_within(command, arguments, COMMAND_BOUND).await
+        self.execute_within(command, arguments, COMMAND_TIMEOUT).await
     }
 
     /// Runs a command with a bound of its own.

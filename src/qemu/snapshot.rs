@@ -21,7 +21,7 @@ const NODE: &str = "disk";
 const LOOK: Duration = Duration::from_millis(10);
 /// How long the end of a job may take that began under an earlier daemon: until it is over QEMU answers
 /// nobody, so that it is over when it answers, or about to begin.
-const PAST_BOUND: Duration = Duration::from_secs(2);
+const PAST_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a job may take: a large memory on a slow disk takes minutes. `kill` ends it sooner.
 const BOUND: Duration = Duration::from_secs(1800);
 
@@ -117,7 +117,7 @@ pub(super) async fn past(qmp: &Qmp) -> Result<Past, BackendError> {
     let Some(id) = jobs.filter(|j| j["type"] == LOAD).find_map(|j| j["id"].as_str()) else {
         return Ok(Past::Same);
     };
-    Ok(match concluded(qmp, LOAD, id, PAST_BOUND).await? {
+    Ok(match concluded(qmp, LOAD, id, PAST_TIMEOUT).await? {
         None => Past::Back,
         Some(reason) if is_half_way(&reason) => Past::Lost(BackendError::HalfRestored { reason }),
         Some(_) => Past::Same,

@@ -1,6 +1,6 @@
 //! Holes in files that hold a memory: kept in copies, and dug where there are zeros.
 //!
-//! Not here: whose memory it is, and what for (`freeze`, `sealed`).
+//! Not here: whose memory it is, and what for (`capture`, `sealed`).
 
 use std::fs::File;
 use std::io;

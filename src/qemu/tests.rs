@@ -28,7 +28,7 @@ use crate::vm::backend::{
 };
 use crate::vm::spec::{AccelChoice, ImageSettings, VmSpec};
 use crate::vm::stream::{Bell, Listener};
-use crate::vm::warm::{Freeze, Layer, Memory, Template};
+use crate::vm::warm::{Capture, Layer, Memory, Template};
 
 /// `hlt; jmp -1`.
 const IDLE: &[u8] = &[0xf4, 0xeb, 0xfd];
@@ -192,7 +192,7 @@ impl Images for OneKernel {
     async fn ensure_for(&self, name: &str, _: &Path) -> Result<BootImage, BackendError> {
         self.ensure(name).await
     }
-    fn warm(&self, _: &str, _: Arc<dyn Freeze>) -> Result<(), BackendError> {
+    fn warm(&self, _: &str, _: Arc<dyn Capture>) -> Result<(), BackendError> {
         Ok(())
     }
     fn cool(&self, _: &str) -> Result<(), BackendError> {

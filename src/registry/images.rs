@@ -12,7 +12,7 @@ use crate::vm::backend::{BackendError, Images, LivePublication, Publication, Rec
 use crate::vm::origin::Origin;
 use crate::vm::spec::ImageSettings;
 use crate::vm::state::Refusal;
-use crate::vm::warm::{Freeze, Frozen};
+use crate::vm::warm::{Capture, Captured};
 use crate::vm::{Vm, VmError};
 
 /// What is asked of an image.
@@ -30,7 +30,7 @@ pub enum ImageCommand {
 
 impl Registry {
     /// Returns the name of the image that an alias leads to at this moment; any other name as it is.
-    pub fn image_meant(&self, name: &str) -> String {
+    pub fn resolve_alias(&self, name: &str) -> String {
         self.aliases.get(name).map_or_else(|| name.to_owned(), |alias| alias.image)
     }
 
@@ -75,7 +75,7 @@ impl Registry {
         alias: String,
         name: String,
     ) -> Result<u64, RegistryError> {
-        let images = &self.world().images;
+        let images = &self.backends().images;
         if images.info(&alias).is_some() || self.aliases.get(&alias).is_some() {
             return Err(BackendError::ImageExists { name: alias }.into());
         }
@@ -98,7 +98,7 @@ impl Registry {
         from: String,
         to: String,
     ) -> Result<(), RegistryError> {
-        if self.world().images.info(&to).is_some() {
+        if self.backends().images.info(&to).is_some() {
             return Err(BackendError::ImageExists { name: to }.into());
         }
         let rename = move || self.aliases.rename(&from, &to);
@@ -159,7 +159,7 @@ impl Registry {
         image: String,
         command: ImageCommand,
     ) -> Result<(), RegistryError> {
-        let images = Arc::clone(&self.world().images);
+        let images = Arc::clone(&self.backends().images);
         match command {
             ImageCommand::Warm => return self.warm_image(image).await,
             ImageCommand::Cold => return self.with_images(move |i| i.cool(&image)).await,
@@ -202,11 +202,11 @@ impl Registry {
         let vm = self.get(name).ok_or_else(|| RegistryError::Absent(name.to_owned()))?;
         let base = || {
             let image = vm.spec().image.clone();
-            let base = self.world().images.boot_of(&image, &vm.dir().0);
+            let base = self.backends().images.boot_of(&image, &vm.dir().0);
             base.ok_or(BackendError::NoImage { name: image })
         };
         if snapshot.is_none() && !vm.state().is_off() {
-            vm.admit_freeze().map_err(VmError::from)?;
+            vm.admit_capture().map_err(VmError::from)?;
             let base = base()?;
             let machine = Arc::new(Live(vm.clone()));
             return Ok(Recipe::Live(Box::new(LivePublication { origin, machine, base })));
@@ -214,7 +214,7 @@ impl Registry {
         let hold = Some(vm.hold(image.to_owned()).await?);
         check_snapshot(&vm, snapshot.as_deref())?;
         let base = base()?;
-        let layers = self.world().images.layers(&base, &vm.dir().0)?;
+        let layers = self.backends().images.layers(&base, &vm.dir().0)?;
         let (disk, settings) = (vm.dir().disk(), ImageSettings::of_disk(&vm.spec()));
         let publication = Publication { origin, disk, snapshot, base, layers, settings, hold };
         Ok(Recipe::Vm(Box::new(publication)))
@@ -226,7 +226,7 @@ impl Registry {
         work: impl FnOnce(&dyn Images) -> Result<(), BackendError> + Send + 'static,
     ) -> Result<(), RegistryError> {
         to_its_end(async move {
-            let images = Arc::clone(&self.world().images);
+            let images = Arc::clone(&self.backends().images);
             let done = on_disk("the images", move || Ok(work(&*images))).await?;
             Ok(done?)
         })
@@ -239,14 +239,14 @@ impl Registry {
 struct Live(Vm);
 
 #[async_trait]
-impl Freeze for Live {
-    async fn freeze(
+impl Capture for Live {
+    async fn capture(
         &self,
         to: &Path,
         progress: &(dyn Fn(&str) + Send + Sync),
-    ) -> Result<Frozen, BackendError> {
+    ) -> Result<Captured, BackendError> {
         progress("freezing");
-        self.0.freeze(to.to_owned()).await.map_err(in_words)
+        self.0.capture(to.to_owned()).await.map_err(in_words)
     }
 }
 
@@ -260,7 +260,7 @@ pub(super) fn in_words(error: VmError) -> BackendError {
         | VmError::TooLong { .. }
         | VmError::Nul
         | VmError::Job(_)
-        | VmError::Lost(_)) => BackendError::Twin { reason: other.to_string() },
+        | VmError::Lost(_)) => BackendError::PersonalizationFailed { reason: other.to_string() },
     }
 }
 

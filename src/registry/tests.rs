@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::vm::caller::ProcessId;
-use crate::vm::fake::{Script, clean_exit, world};
+use crate::vm::fake::{Script, backends, clean_exit};
 use crate::vm::state::State;
 
 const ME: Remover = Some(ProcessId { pid: 7, start: 7 });
@@ -18,7 +18,7 @@ struct Fixture {
 
 async fn fixture() -> Fixture {
     let (dir, script) = (tempfile::tempdir().unwrap(), Arc::<Script>::default());
-    let registry = Registry::open(Layout::new(dir.path()), world(&script)).await.unwrap();
+    let registry = Registry::open(Layout::new(dir.path()), backends(&script)).await.unwrap();
     Fixture { _dir: dir, script, registry: Arc::new(registry) }
 }
 

@@ -17,16 +17,16 @@ use crate::store::file;
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, Lifetime};
 use crate::vm::definition::Definition;
-use crate::vm::driver::{self, Birth};
+use crate::vm::driver::{self, NewVm};
 use crate::vm::spec::{VmSettings, VmSpec, is_vm_name};
 use crate::vm::state::{Command, State};
-use crate::vm::warm::{Freeze, Frozen};
-use crate::vm::{Vm, VmId, World};
+use crate::vm::warm::{Capture, Captured};
+use crate::vm::{Backends, Vm, VmId};
 
 /// How long a guest may take to boot: a cloud image sets itself up the first time.
-const BOOT_BOUND: Duration = Duration::from_secs(600);
+const BOOT_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long its QEMU may take to end: `kill` is given up sooner.
-const END_BOUND: Duration = Duration::from_secs(30);
+const END_TIMEOUT: Duration = Duration::from_secs(30);
 /// The VM's directory in that of what is frozen, while there is one.
 const VM: &str = "vm";
 
@@ -37,14 +37,14 @@ impl Registry {
     /// `NoImage`, `ImageBusy` while the image is being made or warmed.
     pub(super) async fn warm_image(self: Arc<Self>, image: String) -> Result<(), RegistryError> {
         // A clone must look as new VMs do, so this is one.
-        let world = World { events: Arc::default(), ..self.world().clone() };
+        let backends = Backends { events: Arc::default(), ..self.backends().clone() };
         // It replaces the present template, whose settings are not those of the new one.
-        let carried = world.images.settings_of_disk(&image);
-        let spec = VmSettings::new(as_new_vms(world.defaults.spec(), &image)).resolve(&carried);
+        let carried = backends.images.settings_of_disk(&image);
+        let spec = VmSettings::new(as_new_vms(backends.defaults.spec(), &image)).resolve(&carried);
         let settings = VmSettings::fixed(spec);
         let definition = Definition::new(Uuid::new_v4(), SystemTime::now(), settings);
         let (id, runtime) = (self.fresh_id(), Handle::current());
-        let machine = Arc::new(Unseen { id, definition, world, runtime });
+        let machine = Arc::new(WarmupVm { id, definition, backends, runtime });
         self.with_images(move |images| images.warm(&image, machine)).await
     }
 }
@@ -64,42 +64,42 @@ fn as_new_vms(defaults: VmSpec, image: &str) -> VmSpec {
 
 /// A VM that is in no list.
 #[derive(Debug)]
-struct Unseen {
+struct WarmupVm {
     id: VmId,
     definition: Definition,
-    world: World,
+    backends: Backends,
     /// The VM's tasks live on it; who freezes may be on any thread.
     runtime: Handle,
 }
 
 #[async_trait]
-impl Freeze for Unseen {
-    async fn freeze(
+impl Capture for WarmupVm {
+    async fn capture(
         &self,
         to: &Path,
         progress: &(dyn Fn(&str) + Send + Sync),
-    ) -> Result<Frozen, BackendError> {
+    ) -> Result<Captured, BackendError> {
         let dir = VmDir(to.join(VM));
         file::private_dir(&dir.0).map_err(|e| BackendError::io("the VM to freeze", &e))?;
         progress("booting");
-        let born = driver::spawn(self.birth(dir), self.world.clone());
+        let born = driver::spawn(self.new_vm(dir), self.backends.clone());
         let vm = on(&self.runtime, async { Ok(born.await) }).await?;
         let booted = on(&self.runtime, booted(vm.clone())).await;
         progress("freezing");
-        let frozen = match booted {
-            Ok(()) => vm.freeze(to.to_owned()).await.map_err(in_words),
+        let captured = match booted {
+            Ok(()) => vm.capture(to.to_owned()).await.map_err(in_words),
             Err(error) => Err(error),
         };
         on(&self.runtime, ended(vm)).await?;
-        frozen
+        captured
     }
 }
 
-impl Unseen {
-    fn birth(&self, dir: VmDir) -> Birth {
+impl WarmupVm {
+    fn new_vm(&self, dir: VmDir) -> NewVm {
         let image = self.definition.settings.image();
         let name = if is_vm_name(image) { image } else { "warm" }.to_owned();
-        Birth {
+        NewVm {
             id: self.id,
             uuid: self.definition.uuid,
             dir,
@@ -127,14 +127,16 @@ async fn booted(vm: Vm) -> Result<(), BackendError> {
         while vm.state() != State::Ready {
             if vm.state().is_off() {
                 let why = vm.failure().unwrap_or_else(|| vm.state().to_string());
-                return Err(BackendError::Twin { reason: format!("its VM: {why}") });
+                return Err(BackendError::PersonalizationFailed {
+                    reason: format!("its VM: {why}"),
+                });
             }
             listener.rung().await;
         }
         Ok(())
     };
-    let late = BackendError::GuestTimeout { seconds: BOOT_BOUND.as_secs() };
-    timeout(BOOT_BOUND, answers).await.map_err(|_| late)?
+    let late = BackendError::GuestTimeout { seconds: BOOT_TIMEOUT.as_secs() };
+    timeout(BOOT_TIMEOUT, answers).await.map_err(|_| late)?
 }
 
 /// Ends a VM for good; its directory is the caller's.
@@ -148,8 +150,9 @@ async fn ended(vm: Vm) -> Result<(), BackendError> {
             listener.rung().await;
         }
     };
-    let stays = || BackendError::Twin { reason: "its VM cannot be ended".to_owned() };
-    timeout(END_BOUND, off).await.map_err(|_| stays())?;
+    let stays =
+        || BackendError::PersonalizationFailed { reason: "its VM cannot be ended".to_owned() };
+    timeout(END_TIMEOUT, off).await.map_err(|_| stays())?;
     vm.perform(Command::Remove).await.map_err(in_words)
 }
 

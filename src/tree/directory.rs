@@ -490,7 +490,7 @@ impl Directories {
 
     fn image(&self, object: u64) -> Result<ImageSubject, TreeError> {
         let info = name_of(&self.numbers, object)
-            .and_then(|name| self.host.registry.world().images.info(&name));
+            .and_then(|name| self.host.registry.backends().images.info(&name));
         let info = info.ok_or(TreeError::NotFound)?;
         Ok(ImageSubject { registry: Arc::clone(&self.host.registry), info })
     }

@@ -214,7 +214,7 @@ impl Tree {
     pub fn new(registry: Arc<Registry>) -> Arc<Self> {
         Arc::new(Self {
             directories: Directories::new(Host {
-                failures: Arc::clone(&registry.world().failures),
+                failures: Arc::clone(&registry.backends().failures),
                 registry,
             }),
             open: Mutex::default(),

@@ -239,7 +239,7 @@ impl Names for ImageNames {
     }
 
     fn find(&self, name: &str) -> Option<NodeId> {
-        if self.registry.world().images.info(name).is_some() {
+        if self.registry.backends().images.info(name).is_some() {
             return Some(self.id(name));
         }
         self.alias(name)
@@ -292,7 +292,7 @@ impl Names for ImageNames {
     }
 
     fn count(&self) -> usize {
-        self.registry.world().images.list().len()
+        self.registry.backends().images.list().len()
     }
 
     fn entries(&self) -> Vec<Entry> {
@@ -305,7 +305,7 @@ impl Names for ImageNames {
             id: alias_id(alias.id),
             kind: Kind::Link,
         };
-        let images = self.registry.world().images.list().into_iter().map(|i| entry(i.name));
+        let images = self.registry.backends().images.list().into_iter().map(|i| entry(i.name));
         images.chain(self.registry.aliases().list().into_iter().map(alias)).collect()
     }
 }

@@ -24,16 +24,16 @@ pub(super) fn version() -> String {
 pub(super) fn host(host: &Host) -> String {
     let registry = &host.registry;
     let mut table = Lines::default();
-    for (key, value) in registry.world().hypervisor.facts() {
+    for (key, value) in registry.backends().hypervisor.facts() {
         table.add(key, &value);
     }
-    let world = registry.world();
-    if let Some(missing) = world.missing(&world.defaults.spec().image) {
+    let backends = registry.backends();
+    if let Some(missing) = backends.missing(&backends.defaults.spec().image) {
         table.add("missing", &missing.to_string());
     }
     table.add("cpus", &sys::cpus().to_string());
     table.add("memory_total", &sys::memory("MemTotal").to_string());
-    let memory = registry.world().memory.supply();
+    let memory = registry.backends().memory.supply();
     table.add("memory_available", &memory.available.to_string());
     table.add("memory_promised", &memory.promised.to_string());
     table.add("memory_free", &memory.free().to_string());

@@ -48,7 +48,7 @@ impl Settings {
     fn spec(&self) -> VmSpec {
         match &self.vm {
             Some(vm) => VmSpec::clone(&vm.spec()),
-            None => self.registry.world().defaults.spec(),
+            None => self.registry.backends().defaults.spec(),
         }
     }
 
@@ -62,14 +62,16 @@ impl Settings {
         let text = self.meant(key, text);
         match self.vm.clone() {
             Some(vm) => Box::pin(vm.configure(key, text, mode)),
-            None => Box::pin(Arc::clone(&self.registry.world().defaults).assign(key, text, mode)),
+            None => {
+                Box::pin(Arc::clone(&self.registry.backends().defaults).assign(key, text, mode))
+            }
         }
     }
 
     /// A VM depends on an image, not on the alias by which somebody has called it.
     fn meant(&self, key: &Key, text: &str) -> String {
         match key.name {
-            "image" => self.registry.image_meant(text.trim()),
+            "image" => self.registry.resolve_alias(text.trim()),
             _ => text.to_owned(),
         }
     }
@@ -82,7 +84,7 @@ impl Subject for Settings {
             (Some(vm), ".") => vm.created(),
             (Some(vm), _) => vm.configured(),
             (None, ".") => self.registry.changed(),
-            (None, _) => self.registry.world().defaults.changed(),
+            (None, _) => self.registry.backends().defaults.changed(),
         }
     }
 

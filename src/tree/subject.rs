@@ -101,7 +101,7 @@ impl ImageSubject {
     }
 
     pub(super) fn open_wait(&self) -> Arc<dyn Stream> {
-        Arc::new(Notice::image(&self.registry.world().images, &self.info.name))
+        Arc::new(Notice::image(&self.registry.backends().images, &self.info.name))
     }
 
     pub(super) fn carry_out(&self, text: &str) -> Carried<Done> {

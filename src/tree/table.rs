@@ -49,7 +49,7 @@ pub static ROOT: &[Node<Host>] = &[
         name: ".events",
         mode: 0o444,
         doc: "what happens to VMs from now on, a line each",
-        body: Body::Stream(|host, _| Ok(host.registry.world().events.open(None))),
+        body: Body::Stream(|host, _| Ok(host.registry.backends().events.open(None))),
     },
     Node {
         name: ".host",

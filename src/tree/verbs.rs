@@ -10,9 +10,9 @@ use crate::vm::state::Command;
 /// The longest text that one write to a control file may hold, as in kernfs.
 pub const LONGEST_WRITE: usize = 4096;
 /// What `stop` waits for the guest before it kills, in seconds.
-pub const STOP_PATIENCE: u64 = 30;
+pub const STOP_TIMEOUT: u64 = 30;
 /// The longest patience that can be asked for, in seconds: a day.
-const LONGEST_PATIENCE: u64 = 86_400;
+const MAX_STOP_TIMEOUT: u64 = 86_400;
 
 /// One verb of a table whose verbs are commands of type `C`.
 #[derive(Debug)]
@@ -95,7 +95,7 @@ pub static VM_VERBS: &[Verb] = &[
         usage: "[SECONDS]",
         doc: "shut the guest down; after SECONDS (30) QEMU is ended by force",
         parse: |args| match args {
-            [] => Ok(Command::Stop { seconds: STOP_PATIENCE }),
+            [] => Ok(Command::Stop { seconds: STOP_TIMEOUT }),
             [seconds] => patience(seconds).map(|seconds| Command::Stop { seconds }),
             _ => Err(Fault::Form),
         },
@@ -260,7 +260,7 @@ fn alone<C>(args: &[&str], command: C) -> Result<C, Fault> {
 
 fn patience(text: &str) -> Result<u64, Fault> {
     let seconds: u64 = text.parse().map_err(|_| Fault::Form)?;
-    (seconds <= LONGEST_PATIENCE).then_some(seconds).ok_or(Fault::Range)
+    (seconds <= MAX_STOP_TIMEOUT).then_some(seconds).ok_or(Fault::Range)
 }
 
 #[cfg(test)]

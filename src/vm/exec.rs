@@ -178,10 +178,10 @@ async fn execute(
         _ if job.origin() == Origin::Directory => (text, Vec::new()),
         _ => (b"sh -s".to_vec(), text),
     };
-    let surroundings = job.surroundings();
+    let options = job.options();
     let mut exit = match job.origin() {
         Origin::Exec => session.exec(&command, &stdin, job),
-        Origin::Directory => session.run(&command, &surroundings, job),
+        Origin::Directory => session.run(&command, &options, job),
     };
     tokio::select! {
         exit = &mut exit => return Ok(exit?),

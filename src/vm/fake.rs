@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use super::World;
+use super::Backends;
 use super::backend::*;
 use super::defaults::Defaults;
 use super::hardware::{Devices, Hardware};
@@ -26,12 +26,12 @@ use super::memory::{Ledger, Ram};
 use super::spec::net::Forward;
 use super::spec::{AccelChoice, ImageSettings, VmSpec};
 use super::stream::{Bell, Listener, Readiness, Stream};
-use super::warm::{Freeze, Layer, Shape, Template, WarmStatus};
+use super::warm::{Capture, Layer, Shape, Template, WarmStatus};
 use crate::programs::Program;
 use crate::store::failures::Failures;
 use crate::vm::VmError;
 
-/// What a test says of the world, and sees of it.
+/// What a test says of the backends, and sees of it.
 #[derive(Debug, Default)]
 pub(crate) struct Script {
     /// The next launch fails like this.
@@ -51,7 +51,7 @@ pub(crate) struct Script {
     /// What the image carries.
     pub(crate) carried: Mutex<ImageSettings>,
     /// The next clone does not take it.
-    pub(crate) thaw_error: Mutex<Option<BackendError>>,
+    pub(crate) load_error: Mutex<Option<BackendError>>,
     /// The next clone cannot become another than that.
     pub(crate) twin: Mutex<Option<BackendError>>,
     /// What was asked of machines.
@@ -115,10 +115,10 @@ impl Script {
 }
 
 /// Makes a world that follows a script.
-pub(crate) fn world(script: &Arc<Script>) -> World {
+pub(crate) fn backends(script: &Arc<Script>) -> Backends {
     let fake = Arc::new(Fake(Arc::clone(script)));
     let defaults = Defaults::open("/nowhere/defaults.json".into(), None, &Failures::default());
-    World {
+    Backends {
         hypervisor: fake.clone(),
         memory: Ledger::new(fake.clone()),
         guests: fake.clone(),
@@ -132,7 +132,7 @@ pub(crate) fn world(script: &Arc<Script>) -> World {
 /// How a fake QEMU ends when all is well.
 pub(crate) fn clean_exit() -> MachineEvent {
     let report =
-        ExitReport { clean: true, status: "exit 0".into(), stderr: String::new(), spoiled: None };
+        ExitReport { clean: true, status: "exit 0".into(), stderr: String::new(), unusable: None };
     MachineEvent::Exited(report)
 }
 
@@ -349,7 +349,7 @@ impl Images for Fake {
         self.ensure(name).await
     }
 
-    fn warm(&self, name: &str, _machine: Arc<dyn Freeze>) -> Result<(), BackendError> {
+    fn warm(&self, name: &str, _machine: Arc<dyn Capture>) -> Result<(), BackendError> {
         Err(BackendError::ImageBusy { name: name.to_owned(), reason: "fake".into() })
     }
 

@@ -1,4 +1,4 @@
-//! A command in the guest: its text, its surroundings, its output, and how it ended.
+//! A command in the guest: its text, its options, its output, and how it ended.
 //!
 //! A job is self-contained: what runs it (`exec`) is told nothing but where its output goes and
 //! where its input comes from. No connection.
@@ -19,7 +19,7 @@ use self::input::Input;
 use self::order::Order;
 pub use self::output::Output;
 use super::VmError;
-use super::backend::{Attendant, Control, Exit, Source, Surroundings};
+use super::backend::{Control, ExecOptions, Exit, JobIo, Source};
 use super::caller::Caller;
 use super::stream::{Bell, Listener};
 use crate::store::spool::Spool;
@@ -94,7 +94,7 @@ pub struct Job {
     label: Mutex<Label>,
     state: Mutex<State>,
     text: Mutex<Vec<u8>>,
-    surroundings: Mutex<Surroundings>,
+    options: Mutex<ExecOptions>,
     stdout: Arc<Spool>,
     stderr: Arc<Spool>,
     input: Arc<Input>,
@@ -180,7 +180,7 @@ impl Job {
             label: Mutex::new(Label { name, writer, changed: SystemTime::now() }),
             state: Mutex::new(State::Collecting { flushed: false }),
             text: Mutex::default(),
-            surroundings: Mutex::default(),
+            options: Mutex::default(),
             stdout,
             stderr,
             input: Arc::default(),
@@ -238,8 +238,8 @@ impl Job {
     }
 
     /// Returns what it is run with.
-    pub fn surroundings(&self) -> Surroundings {
-        self.surroundings.lock().clone()
+    pub fn options(&self) -> ExecOptions {
+        self.options.lock().clone()
     }
 
     /// Adds to the text. Says no (`false`) if the text has been taken already.
@@ -295,7 +295,7 @@ impl Job {
                 if !matches!(*state, State::Collecting { .. }) || self.origin == Origin::Exec {
                     return Err(JobError::Started(name));
                 }
-                change.apply(&mut self.surroundings.lock());
+                change.apply(&mut self.options.lock());
                 Ok(())
             }
             Order::Tell(control) => self.tell(control),
@@ -315,7 +315,7 @@ impl Job {
             }
         }
         let resized = matches!(control, Control::Resize(_));
-        if resized && self.surroundings.lock().terminal.is_none() {
+        if resized && self.options.lock().terminal.is_none() {
             return Err(JobError::NoTerminal);
         }
         self.orders.try_send(control).map_err(|_| JobError::TooMany(MAX_ORDERS))
@@ -441,9 +441,9 @@ fn check(before: usize, data: &[u8]) -> Result<(), VmError> {
 }
 
 #[async_trait]
-impl Attendant for Job {
+impl JobIo for Job {
     async fn input(&self) -> Option<Vec<u8>> {
-        let on_terminal = self.surroundings.lock().terminal.is_some();
+        let on_terminal = self.options.lock().terminal.is_some();
         self.input.next(on_terminal).await
     }
 

@@ -53,7 +53,7 @@ use self::settings::Held;
 use self::spec::{Edit, Key, SpecError};
 use self::state::{Command, Refusal, State};
 use self::stream::{Bell, Listener};
-use self::warm::Frozen;
+use self::warm::Captured;
 use crate::programs;
 use crate::store::failures::Failures;
 use crate::store::layout::VmDir;
@@ -93,11 +93,11 @@ pub enum VmError {
 }
 
 /// The snapshots that are ours: no user can give these names, or sees them.
-const OURS: [&str; 2] = [driver::warm::FROZEN, driver::suspended::SUSPENDED];
+const OURS: [&str; 2] = [driver::warm::CAPTURE_TAG, driver::suspended::SUSPENDED];
 
 /// What VMs are run with.
 #[derive(Clone, Debug)]
-pub struct World {
+pub struct Backends {
     /// Starts machines.
     pub hypervisor: Arc<dyn Hypervisor>,
     /// Opens ways into guests.
@@ -114,7 +114,7 @@ pub struct World {
     pub memory: Arc<Ledger>,
 }
 
-impl World {
+impl Backends {
     /// Says which programs a VM of an image cannot start without and are not installed; `None` if
     /// all are there.
     pub fn missing(&self, image: &str) -> Option<BackendError> {
@@ -172,13 +172,13 @@ pub enum WriteMode {
 
 /// A request to the driver.
 #[derive(Debug)]
-pub(crate) enum Ask {
+pub(crate) enum Request {
     /// A verb of `ctl`.
-    Do(Command, oneshot::Sender<Result<(), VmError>>),
+    Command(Command, oneshot::Sender<Result<(), VmError>>),
     /// A change of settings.
     Configure(Edit, oneshot::Sender<Result<(), VmError>>),
     /// To freeze the guest into a directory.
-    Freeze(PathBuf, oneshot::Sender<Result<Frozen, VmError>>),
+    Capture(PathBuf, oneshot::Sender<Result<Captured, VmError>>),
     /// To stay off while this image is made of it.
     Hold(String, oneshot::Sender<Result<Hold, VmError>>),
     /// To drop a snapshot, for this process.
@@ -207,7 +207,7 @@ pub(crate) struct Shared {
     /// Snapshots that are in the disk and were dropped.
     dropped: DroppedSnapshots,
     failure: Mutex<(Option<String>, SystemTime)>,
-    asks: mpsc::Sender<Ask>,
+    asks: mpsc::Sender<Request>,
     console: Arc<dyn Console>,
     exec: Exec,
     guests: Arc<dyn Guests>,
@@ -345,14 +345,14 @@ impl Vm {
     /// [`Refusal::MustStop`] if it is not off, [`Refusal::Held`] if another image is being made of
     /// it, [`Refusal::NoDisk`] if it never ran.
     pub async fn hold(&self, image: String) -> Result<Hold, VmError> {
-        self.ask(|answer| Ask::Hold(image, answer)).await
+        self.ask(|answer| Request::Hold(image, answer)).await
     }
 
     /// Says whether it could be frozen now. The driver decides again when it is due.
     ///
     /// # Errors
     /// The refusal.
-    pub fn admit_freeze(&self) -> Result<(), Refusal> {
+    pub fn admit_capture(&self) -> Result<(), Refusal> {
         let verb = "source";
         match self.state() {
             State::Ready => Ok(()),
@@ -372,8 +372,8 @@ impl Vm {
     ///
     /// # Errors
     /// [`Refusal::NotReady`], or why it cannot be frozen; the guest goes on as it was.
-    pub async fn freeze(&self, to: PathBuf) -> Result<Frozen, VmError> {
-        self.ask(|answer| Ask::Freeze(to, answer)).await
+    pub async fn capture(&self, to: PathBuf) -> Result<Captured, VmError> {
+        self.ask(|answer| Request::Capture(to, answer)).await
     }
 
     /// Carries out a verb, owning the handle.
@@ -390,7 +390,7 @@ impl Vm {
     /// # Errors
     /// The refusal, or what went wrong.
     pub async fn perform(&self, command: Command) -> Result<(), VmError> {
-        self.ask(|answer| Ask::Do(command, answer)).await
+        self.ask(|answer| Request::Command(command, answer)).await
     }
 
     /// Carries out verbs one after the other until one fails: how many went well, and the failure.
@@ -416,7 +416,7 @@ impl Vm {
         mode: WriteMode,
     ) -> Result<(), VmError> {
         let edit = Edit::Write(key, text, mode);
-        self.ask(|answer| Ask::Configure(edit, answer)).await
+        self.ask(|answer| Request::Configure(edit, answer)).await
     }
 
     /// Drops a snapshot for a process. Of a VM that is off it is only marked: if that process then
@@ -425,7 +425,7 @@ impl Vm {
     /// # Errors
     /// The refusal, or what the disk answered.
     pub async fn drop_snapshot(self, tag: String, by: Remover) -> Result<(), VmError> {
-        self.ask(|answer| Ask::DropSnapshot(tag, by, answer)).await
+        self.ask(|answer| Request::DropSnapshot(tag, by, answer)).await
     }
 
     /// Has it agree to its removal by a process: it does nothing until the agreement is dropped. What
@@ -434,7 +434,7 @@ impl Vm {
     /// # Errors
     /// The refusal, or what the disk answered.
     pub async fn retire(&self, by: Remover) -> Result<Removal, VmError> {
-        self.ask(|answer| Ask::Retire(by, answer)).await
+        self.ask(|answer| Request::Retire(by, answer)).await
     }
 
     /// Takes note of its new name, which is stored already.
@@ -445,7 +445,7 @@ impl Vm {
 
     async fn ask<T>(
         &self,
-        request: impl FnOnce(oneshot::Sender<Result<T, VmError>>) -> Ask,
+        request: impl FnOnce(oneshot::Sender<Result<T, VmError>>) -> Request,
     ) -> Result<T, VmError> {
         let (answer, result) = oneshot::channel();
         self.0.asks.send(request(answer)).await.map_err(|_| VmError::Removed)?;

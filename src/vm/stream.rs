@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::VmError;
 
 /// How long a write waits for room before it is answered EAGAIN.
-pub const WRITE_PATIENCE: Duration = Duration::from_secs(5);
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What an open stream can do at this moment, in the terms of poll(2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,7 +81,7 @@ pub async fn read(stream: Arc<dyn Stream>, max: usize) -> Result<Vec<u8>, VmErro
     }
 }
 
-/// Writes what fits as soon as a byte fits. `None` after [`WRITE_PATIENCE`] without room: a write
+/// Writes what fits as soon as a byte fits. `None` after [`WRITE_TIMEOUT`] without room: a write
 /// holds the inode's lock in the kernel, so it must not wait for a guest for long.
 pub async fn write(stream: Arc<dyn Stream>, data: Vec<u8>) -> Option<Result<usize, VmError>> {
     let mut listener = stream.listen();
@@ -93,7 +93,7 @@ pub async fn write(stream: Arc<dyn Stream>, data: Vec<u8>) -> Option<Result<usiz
             listener.rung().await;
         }
     };
-    tokio::time::timeout(WRITE_PATIENCE, written).await.ok()
+    tokio::time::timeout(WRITE_TIMEOUT, written).await.ok()
 }
 
 /// Rings when a stream may have something new to say. Rings are never lost: a listener made

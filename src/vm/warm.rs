@@ -1,6 +1,6 @@
 //! Warm images: a machine frozen as it ran, and which new machines may go on from it.
 //!
-//! Here is what is known of one, and the comparison of shapes: pure. Freezing is `qemu::freeze`,
+//! Here is what is known of one, and the comparison of shapes: pure. Freezing is `qemu::capture`,
 //! its files are the image store's, and what a clone is told about itself is `guest::identity`.
 
 use std::fmt::{self, Debug};
@@ -68,13 +68,13 @@ impl Shape {
 
 /// Names the setting that asks for a boot, if one does: another value than that with which the
 /// frozen guest has booted would have no effect on it.
-pub fn asks_for_a_boot(spec: &VmSpec, frozen: &VmSpec) -> Option<&'static str> {
+pub fn asks_for_a_boot(spec: &VmSpec, captured: &VmSpec) -> Option<&'static str> {
     let settings = [
-        ("kernel", spec.kernel != frozen.kernel),
-        ("initrd", spec.initrd != frozen.initrd),
-        ("cmdline", spec.cmdline != frozen.cmdline),
-        ("firmware", spec.firmware != frozen.firmware),
-        ("ssh_user", spec.ssh_user != frozen.ssh_user),
+        ("kernel", spec.kernel != captured.kernel),
+        ("initrd", spec.initrd != captured.initrd),
+        ("cmdline", spec.cmdline != captured.cmdline),
+        ("firmware", spec.firmware != captured.firmware),
+        ("ssh_user", spec.ssh_user != captured.ssh_user),
     ];
     settings.into_iter().find(|(_, differs)| *differs).map(|(key, _)| key)
 }
@@ -135,7 +135,7 @@ pub enum Memory {
     #[default]
     Own,
     /// It is a file, and what another machine sends is taken in before anything runs.
-    Cast {
+    CaptureTarget {
         /// The file.
         ram: PathBuf,
         /// Whether all its pages are made before the machine greets.
@@ -147,7 +147,7 @@ pub enum Memory {
 
 /// What a frozen machine left behind: memory and state in the directory that it was given.
 #[derive(Debug)]
-pub struct Frozen {
+pub struct Captured {
     /// What it was like.
     pub shape: Shape,
     /// The settings that it ran with, as far as its image carries them.
@@ -172,13 +172,13 @@ pub mod names {
 
 /// A machine that can be frozen.
 #[async_trait]
-pub trait Freeze: Debug + Send + Sync {
+pub trait Capture: Debug + Send + Sync {
     /// Writes its memory and state into an empty directory. `progress` takes words for people.
-    async fn freeze(
+    async fn capture(
         &self,
         to: &Path,
         progress: &(dyn Fn(&str) + Send + Sync),
-    ) -> Result<Frozen, BackendError>;
+    ) -> Result<Captured, BackendError>;
 }
 
 #[cfg(test)]
@@ -204,25 +204,25 @@ mod tests {
 
     #[test]
     fn a_difference_is_told_in_the_words_of_the_settings() {
-        let frozen = Shape::sample();
-        assert_eq!(frozen.difference(&Shape::sample(), "the image's"), None);
+        let captured = Shape::sample();
+        assert_eq!(captured.difference(&Shape::sample(), "the image's"), None);
         let larger = Shape { memory: 512 << 20, cpus: 2, ..Shape::sample() };
         assert_eq!(
-            frozen.difference(&larger, "the image's").unwrap(),
+            captured.difference(&larger, "the image's").unwrap(),
             "cpus is 2, the image's is 1"
         );
         let larger = Shape { memory: 512 << 20, ..Shape::sample() };
         assert_eq!(
-            frozen.difference(&larger, "the image's").unwrap(),
+            captured.difference(&larger, "the image's").unwrap(),
             "memory is 512M, the image's is 256M"
         );
         let kvm = Shape { accel: AccelKind::Kvm, ..Shape::sample() };
         assert_eq!(
-            frozen.difference(&kvm, "the image's").unwrap(),
+            captured.difference(&kvm, "the image's").unwrap(),
             "accel is kvm, the image's is tcg"
         );
         let newer = Shape { qemu: "10.0.2".into(), ..Shape::sample() };
-        assert!(frozen.difference(&newer, "the image's").unwrap().starts_with("QEMU is 10.0.2"));
+        assert!(captured.difference(&newer, "the image's").unwrap().starts_with("QEMU is 10.0.2"));
     }
 
     #[test]

@@ -336,9 +336,12 @@ fn a_clone_maps_a_templates_memory_and_waits_for_its_state() {
     assert_eq!(disk["backing"]["backing"]["driver"], "raw");
     assert!(!args.iter().any(|a| a.to_string_lossy().contains("free-page-reporting")));
     for (prepared, prealloc) in [(true, json!(true)), (false, Value::Null)] {
-        plan.memory = Memory::Cast { ram: "/store/mould/ram".into(), prepared };
-        let cast = ram(&plan, None);
-        assert_eq!((&cast["share"], &cast["mem-path"]), (&json!(true), &json!("/store/mould/ram")));
-        assert_eq!(cast["prealloc"], prealloc);
+        plan.memory = Memory::CaptureTarget { ram: "/store/target/ram".into(), prepared };
+        let target = ram(&plan, None);
+        assert_eq!(
+            (&target["share"], &target["mem-path"]),
+            (&json!(true), &json!("/store/target/ram"))
+        );
+        assert_eq!(target["prealloc"], prealloc);
     }
 }

@@ -69,7 +69,7 @@ async fn connected() -> (Qmp, Far, mpsc::UnboundedReceiver<Event>) {
     let mut far = Far { lines, writer };
     let (sender, events) = mpsc::unbounded_channel();
     far.say(GREETING).await;
-    let opening = tokio::spawn(Qmp::open(near, COMMAND_BOUND, move |e| sender.send(e).unwrap()));
+    let opening = tokio::spawn(Qmp::open(near, COMMAND_TIMEOUT, move |e| sender.send(e).unwrap()));
     assert_eq!(far.request().await["execute"], "qmp_capabilities");
     far.say(r#"{"return": {}, "id": 1}"#).await;
     (opening.await.unwrap().unwrap(), far, events)

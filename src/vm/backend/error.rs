@@ -61,7 +61,7 @@ pub enum BackendError {
     },
     /// A guest cannot go on as another one.
     #[error("the guest cannot be given an identity of its own: {reason}")]
-    Twin {
+    PersonalizationFailed {
         /// What is missing, or the guest's own words.
         reason: String,
     },

@@ -81,7 +81,7 @@ pub enum Control {
 
 /// The host's side of a command that is talked to while it runs.
 #[async_trait]
-pub trait Attendant: OutputSink {
+pub trait JobIo: OutputSink {
     /// Waits for the next bytes of its input; `None` at the end. First asked when the command runs,
     /// and not again after the end. Dropping the future loses nothing.
     async fn input(&self) -> Option<Vec<u8>>;
@@ -91,7 +91,7 @@ pub trait Attendant: OutputSink {
 
 /// What a command is run with.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Surroundings {
+pub struct ExecOptions {
     /// Variables, names checked.
     pub env: Vec<(String, String)>,
     /// Its directory; a relative one starts at the user's home.
@@ -116,8 +116,8 @@ pub trait GuestSession: fmt::Debug + Send + Sync {
     async fn run(
         &self,
         command: &[u8],
-        surroundings: &Surroundings,
-        attendant: &dyn Attendant,
+        options: &ExecOptions,
+        io: &dyn JobIo,
     ) -> Result<Exit, BackendError>;
     /// Resolves when the connection is lost.
     async fn closed(&self);

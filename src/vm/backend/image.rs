@@ -13,7 +13,7 @@ use super::BackendError;
 use crate::programs::Program;
 use crate::vm::spec::ImageSettings;
 use crate::vm::stream::Listener;
-use crate::vm::warm::{Freeze, Layer, Template, WarmStatus};
+use crate::vm::warm::{Capture, Layer, Template, WarmStatus};
 
 /// What an image offers for booting. Every source of images ends in this shape.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -169,7 +169,7 @@ pub struct LivePublication {
     /// `vm1`
     pub origin: String,
     /// The VM.
-    pub machine: Arc<dyn Freeze>,
+    pub machine: Arc<dyn Capture>,
     /// The image that it was made from.
     pub base: BootImage,
 }
@@ -232,7 +232,7 @@ pub trait Images: fmt::Debug + Send + Sync {
     /// Notes what the disk that is going to be made in a VM's directory is an overlay on.
     fn bind(&self, dir: &Path, image: &BootImage, base: &[Layer]) -> Result<(), BackendError>;
     /// Begins to keep a machine frozen in an image: one that boots from it.
-    fn warm(&self, name: &str, machine: Arc<dyn Freeze>) -> Result<(), BackendError>;
+    fn warm(&self, name: &str, machine: Arc<dyn Capture>) -> Result<(), BackendError>;
     /// Forgets the machine frozen in an image.
     fn cool(&self, name: &str) -> Result<(), BackendError>;
     /// Returns a listener that hears every change of status and progress.

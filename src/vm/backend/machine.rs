@@ -116,14 +116,14 @@ pub struct ExitReport {
     /// Its last line on stderr, empty if there was none.
     pub stderr: String,
     /// Why we ended it, if it was of no use any more.
-    pub spoiled: Option<BackendError>,
+    pub unusable: Option<BackendError>,
 }
 
 impl ExitReport {
     /// Returns what went wrong.
     pub fn error(&self) -> BackendError {
         let Self { status, stderr, .. } = self.clone();
-        self.spoiled.clone().unwrap_or(BackendError::QemuDied { status, stderr })
+        self.unusable.clone().unwrap_or(BackendError::QemuDied { status, stderr })
     }
 }
 
@@ -197,14 +197,14 @@ pub trait Machine: fmt::Debug + Send + Sync {
     /// Writes its memory and state into an empty directory and goes on; returns how long it stood
     /// still. `plan` is what it would be started by now. Takes a snapshot of the disk at the same
     /// instant, which stays.
-    async fn freeze(
+    async fn capture(
         &self,
         plan: &LaunchPlan,
         to: &Path,
         snapshot: &str,
     ) -> Result<Duration, BackendError>;
     /// Takes in a template's state. Its processors are stopped before and after.
-    async fn thaw(&self, template: &Template) -> Result<(), BackendError>;
+    async fn load_template(&self, template: &Template) -> Result<(), BackendError>;
     /// Ends QEMU: asks first (`quit`), then kills. Returns when the process is gone; the
     /// `Exited` event comes too.
     async fn kill(&self) -> Result<(), BackendError>;

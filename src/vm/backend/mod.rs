@@ -1,4 +1,4 @@
-//! What a VM's driver needs from the world, as traits: a hypervisor, a way into the guest, a serial
+//! What a VM's driver needs from the backends, as traits: a hypervisor, a way into the guest, a serial
 //! line, images. `qemu`, `guest` and `image` implement them; tests use fakes.
 //!
 //! No policy here (`state.rs`), and no names of files on disk (`store::layout`).

@@ -12,18 +12,18 @@ use super::{Answer, Driver, Report, dropped, still, suspended, warm};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{Adoption, BackendError, SilentMachine};
 use crate::vm::state::State;
-use crate::vm::{World, one_line};
+use crate::vm::{Backends, one_line};
 
 /// How often a QEMU that does not answer is asked again. While it writes a snapshot of a large memory
 /// it answers nobody, for as long as that takes.
 const AGAIN: Duration = Duration::from_secs(3);
 
 /// Finds the VM's machine, and clears away what was cut short.
-pub(super) async fn find(world: &World, dir: &VmDir, uuid: Uuid) -> Adoption {
-    let found = suspended::adopt(&*world.hypervisor, dir.0.clone(), uuid).await;
+pub(super) async fn find(backends: &Backends, dir: &VmDir, uuid: Uuid) -> Adoption {
+    let found = suspended::adopt(&*backends.hypervisor, dir.0.clone(), uuid).await;
     let cleared = async {
-        let found = warm::clear(world, dir, found).await?;
-        still::release(world, dir, found).await
+        let found = warm::clear(backends, dir, found).await?;
+        still::release(backends, dir, found).await
     };
     cleared.await.unwrap_or_else(|error| Adoption::Unclear(error.to_string()))
 }
@@ -55,11 +55,11 @@ impl Driver {
     /// Looks again for a machine that runs and could not be adopted, until it can be or has ended, or
     /// until the user asks for something else.
     fn search(&mut self) {
-        let (vm, world) = (self.vm.clone(), self.world.clone());
+        let (vm, backends) = (self.vm.clone(), self.backends.clone());
         self.searching = Some(self.task(|to| async move {
             let found = loop {
                 tokio::time::sleep(AGAIN).await;
-                match find(&world, vm.dir(), vm.uuid()).await {
+                match find(&backends, vm.dir(), vm.uuid()).await {
                     Adoption::Unclear(_) => {}
                     found @ (Adoption::NeverRan | Adoption::Running(_) | Adoption::Ended(_)) => {
                         break found;
@@ -72,9 +72,9 @@ impl Driver {
 
     /// Ends a machine that does not answer, if it is surely the VM's.
     pub(super) fn kill_silent(&self, answer: Answer) {
-        let (vm, world) = (self.vm.clone(), self.world.clone());
+        let (vm, backends) = (self.vm.clone(), self.backends.clone());
         self.detached(|to| async move {
-            let found = world.hypervisor.silent(vm.dir().0.clone(), vm.uuid()).await;
+            let found = backends.hypervisor.silent(vm.dir().0.clone(), vm.uuid()).await;
             to.report(Report::Silent(found, answer)).await;
         });
     }
@@ -139,7 +139,7 @@ mod tests {
 
     use super::super::tests::{START, Scratch, until, vm_in};
     use crate::vm::backend::BackendError;
-    use crate::vm::fake::{Script, world};
+    use crate::vm::fake::{Script, backends};
     use crate::vm::notice::Notice;
     use crate::vm::state::{Command, Refusal, State};
     use crate::vm::{Vm, VmError};
@@ -148,11 +148,11 @@ mod tests {
     async fn silent() -> (Scratch, Arc<Script>, Vm) {
         let dir = Scratch(tempfile::tempdir().unwrap());
         let (script, uuid) = (Arc::<Script>::default(), Uuid::new_v4());
-        let earlier = vm_in(&world(&script), dir.0.path(), uuid).await;
+        let earlier = vm_in(&backends(&script), dir.0.path(), uuid).await;
         earlier.perform(START).await.unwrap();
         until(&earlier, &State::Ready).await;
         *script.silent.lock() = true;
-        let vm = vm_in(&world(&script), dir.0.path(), uuid).await;
+        let vm = vm_in(&backends(&script), dir.0.path(), uuid).await;
         assert_eq!(vm.state(), State::Unreachable("fake".into()));
         (dir, script, vm)
     }
@@ -200,7 +200,7 @@ mod tests {
     async fn who_reads_ready_of_a_failed_vm_is_told_why_it_failed() {
         let dir = Scratch(tempfile::tempdir().unwrap());
         let script = Arc::<Script>::default();
-        let vm = vm_in(&world(&script), dir.0.path(), Uuid::new_v4()).await;
+        let vm = vm_in(&backends(&script), dir.0.path(), Uuid::new_v4()).await;
         let died = BackendError::QemuDied { status: "exit 1".into(), stderr: "-x: bad".into() };
         *script.launch_error.lock() = Some(died);
         vm.perform(START).await.unwrap_err();

@@ -139,7 +139,7 @@ mod tests {
 
     use super::super::tests::{START, Scratch, until, vm_in};
     use crate::vm::backend::MachineEvent;
-    use crate::vm::fake::{Script, world};
+    use crate::vm::fake::{Script, backends};
     use crate::vm::state::{Command, State};
     use std::sync::Arc;
 
@@ -147,7 +147,7 @@ mod tests {
     async fn calls_of(work: impl AsyncFnOnce(&crate::vm::Vm, &Arc<Script>)) -> Vec<&'static str> {
         let dir = Scratch(tempfile::tempdir().unwrap());
         let script = Arc::<Script>::default();
-        let vm = vm_in(&world(&script), dir.0.path(), uuid::Uuid::new_v4()).await;
+        let vm = vm_in(&backends(&script), dir.0.path(), uuid::Uuid::new_v4()).await;
         vm.perform(START).await.unwrap();
         until(&vm, &State::Ready).await;
         script.calls.lock().clear();
@@ -219,7 +219,7 @@ mod tests {
     async fn a_guest_found_paused_has_its_clock_set_and_one_that_is_stopped_before_it_ends() {
         let calls = calls_of(async |vm, script| {
             vm.perform(Command::Pause).await.unwrap();
-            let later = vm_in(&world(script), &vm.dir().0, vm.uuid()).await;
+            let later = vm_in(&backends(script), &vm.dir().0, vm.uuid()).await;
             later.perform(Command::Resume).await.unwrap();
             until(&later, &State::Ready).await;
             later.perform(Command::Pause).await.unwrap();

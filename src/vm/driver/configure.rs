@@ -12,16 +12,16 @@ use crate::vm::events::Event;
 use crate::vm::live::InForce;
 use crate::vm::spec::{Edit, SpecError, VmSettings, VmSpec, render_size};
 use crate::vm::state::{Refusal, State};
-use crate::vm::{Vm, VmError, World};
+use crate::vm::{Backends, Vm, VmError};
 
 impl Driver {
     /// Begins a change; `turn` lets one begin at a time.
     pub(super) fn configure(&mut self, edit: Edit, answer: Answer) {
         self.is_changing = true;
-        let (vm, world) = (self.vm.clone(), self.world.clone());
+        let (vm, backends) = (self.vm.clone(), self.backends.clone());
         let (machine, in_force) = (self.steady_machine(), self.in_force());
         self.detached(|to| async move {
-            let mut change = Change { vm, world, machine, in_force, to };
+            let mut change = Change { vm, backends, machine, in_force, to };
             let done = change.configure(&edit).await;
             let Change { in_force, to, .. } = change;
             to.report(Report::Configured(Box::new(in_force), done, answer)).await;
@@ -53,7 +53,7 @@ impl Driver {
 /// A change of settings under way.
 struct Change {
     vm: Vm,
-    world: World,
+    backends: Backends,
     /// The machine, if it is to be changed too.
     machine: Option<Arc<dyn Machine>>,
     /// What the machine has.
@@ -68,7 +68,7 @@ impl Change {
         }
         let (settings, old) = (self.vm.settings(), self.vm.spec());
         let image = self.vm.image_settings(&settings);
-        let settings = settings.edited(edit, &image, &self.world.defaults.spec())?;
+        let settings = settings.edited(edit, &image, &self.backends.defaults.spec())?;
         let new = settings.resolve(&self.vm.image_settings(&settings));
         if new.image != old.image && self.vm.dir().disk().exists() {
             return Err(Refusal::HasDisk { image: old.image.clone() }.into());
@@ -92,7 +92,7 @@ impl Change {
 
     /// A disk that was enlarged and is not started yet may still be made smaller again.
     fn refuse_shrinking(&self, new: &VmSpec) -> Result<(), VmError> {
-        let there = self.world.hypervisor.disk_size(&self.vm.dir().0)?;
+        let there = self.backends.hypervisor.disk_size(&self.vm.dir().0)?;
         let running = self.in_force.as_ref().map(|i| i.spec.disk);
         match there.max(running).filter(|size| new.disk < *size) {
             None => Ok(()),
@@ -137,7 +137,7 @@ mod tests {
 
     use super::super::tests::{START, Scratch, set, until, vm_in};
     use crate::vm::backend::BackendError;
-    use crate::vm::fake::{Script, world};
+    use crate::vm::fake::{Script, backends};
     use crate::vm::state::{Command, Refusal, State};
     use crate::vm::{Vm, VmError};
 
@@ -145,7 +145,7 @@ mod tests {
     async fn slow() -> (Scratch, Arc<Script>, Vm) {
         let dir = Scratch(tempfile::tempdir().unwrap());
         let script = Arc::<Script>::default();
-        let vm = vm_in(&world(&script), dir.0.path(), uuid::Uuid::new_v4()).await;
+        let vm = vm_in(&backends(&script), dir.0.path(), uuid::Uuid::new_v4()).await;
         vm.perform(START).await.unwrap();
         until(&vm, &State::Ready).await;
         *script.slow_change.lock() = Duration::from_secs(60);

@@ -142,7 +142,7 @@ mod tests {
     use super::super::tests::{START, Scratch, until, vm_in};
     use super::*;
     use crate::vm::caller::ProcessId;
-    use crate::vm::fake::{Script, clean_exit, world};
+    use crate::vm::fake::{Script, backends, clean_exit};
     use crate::vm::state::Command;
 
     const ME: Remover = Some(ProcessId { pid: 7, start: 7 });
@@ -157,7 +157,7 @@ mod tests {
     /// A VM that is off, with snapshots.
     async fn off(tags: &[&str]) -> Fixture {
         let (dir, script) = (Scratch(tempfile::tempdir().unwrap()), Arc::<Script>::default());
-        let vm = vm_in(&world(&script), dir.0.path(), Uuid::new_v4()).await;
+        let vm = vm_in(&backends(&script), dir.0.path(), Uuid::new_v4()).await;
         vm.perform(START).await.unwrap();
         until(&vm, &State::Ready).await;
         script.report(clean_exit()).await;
@@ -248,7 +248,7 @@ mod tests {
         drop_snapshot(&vm, "a").await;
         let dir = vm.dir().0.clone();
         drop(vm);
-        let vm = vm_in(&world(&script), &dir, Uuid::new_v4()).await;
+        let vm = vm_in(&backends(&script), &dir, Uuid::new_v4()).await;
         assert!(listed(&vm).is_empty() && in_disk(&vm).len() == 1);
         sleep(Duration::from_secs(61)).await;
         assert!(in_disk(&vm).is_empty());

@@ -17,7 +17,7 @@ impl Driver {
             return drop(answer.send(Err(self.explained(refusal).into())));
         }
         let (before, vm) = (self.state(), self.vm.clone());
-        self.held_for = Some(image);
+        self.pinned_by = Some(image);
         self.enter(State::Saving);
         self.detached(|to| async move {
             if let Err(error) = dropped::drop_now(&vm).await {
@@ -49,7 +49,7 @@ impl Driver {
 
     /// Says what a VM that is held is busy with, and when that is over.
     pub(super) fn explained(&self, refusal: Refusal) -> Refusal {
-        let Some(image) = self.held_for.clone() else { return refusal };
+        let Some(image) = self.pinned_by.clone() else { return refusal };
         match refusal {
             Refusal::Busy { verb, .. } | Refusal::MustStop { verb, .. } => {
                 Refusal::Held { verb, image }
@@ -77,7 +77,7 @@ impl Driver {
     }
 
     pub(super) fn on_released(&mut self, before: State) {
-        self.held_for = None;
+        self.pinned_by = None;
         if self.running.is_none() && self.starting.is_none() {
             self.enter(before);
         }

@@ -16,7 +16,7 @@ impl Driver {
         match &self.memory {
             Some(reservation) => reservation.amend((need, ram), check),
             None => {
-                let ledger = &self.world.memory;
+                let ledger = &self.backends.memory;
                 self.memory = Some(ledger.reserve(&self.vm, (need, ram), check)?);
                 Ok(())
             }
@@ -44,7 +44,7 @@ impl Driver {
     }
 
     fn need(&self, spec: &VmSpec, ram: Ram) -> Need {
-        Need::of(spec.memory, self.world.hypervisor.memory_overhead(spec), ram)
+        Need::of(spec.memory, self.backends.hypervisor.memory_overhead(spec), ram)
     }
 }
 
@@ -57,36 +57,36 @@ mod tests {
 
     use super::super::tests::{START, Scratch, set, until, vm_in};
     use crate::vm::backend::BackendError;
-    use crate::vm::fake::{Script, world};
+    use crate::vm::fake::{Script, backends};
     use crate::vm::memory::Supply;
     use crate::vm::state::{Command, State};
-    use crate::vm::{Vm, VmError, World};
+    use crate::vm::{Backends, Vm, VmError};
 
     struct Host {
         dir: Scratch,
         script: Arc<Script>,
-        world: World,
+        backends: Backends,
     }
 
     impl Host {
         fn with(mebibytes: u64) -> Self {
             let script = Arc::<Script>::default();
             *script.memory.lock() = Some(mebibytes << 20);
-            let (dir, world) = (Scratch(tempfile::tempdir().unwrap()), world(&script));
-            Self { dir, script, world }
+            let (dir, backends) = (Scratch(tempfile::tempdir().unwrap()), backends(&script));
+            Self { dir, script, backends }
         }
 
         async fn vm(&self, name: &str) -> Vm {
             let dir = self.dir.0.path().join(name);
             std::fs::create_dir(&dir).unwrap();
-            let vm = vm_in(&self.world, &dir, Uuid::new_v4()).await;
+            let vm = vm_in(&self.backends, &dir, Uuid::new_v4()).await;
             vm.renamed(name.to_owned());
             vm
         }
 
         /// What is promised and what is free, in MiB.
         fn supply(&self) -> (u64, u64) {
-            let supply: Supply = self.world.memory.supply();
+            let supply: Supply = self.backends.memory.supply();
             (supply.promised >> 20, supply.free() >> 20)
         }
     }
@@ -141,8 +141,8 @@ mod tests {
         until(&vm, &State::Ready).await;
         assert_eq!(host.supply(), (256, 44));
         // A later daemon finds the machine, and promises it the same.
-        let later = Host { world: world(&host.script), ..host };
-        let vm = vm_in(&later.world, &vm.dir().0, vm.uuid()).await;
+        let later = Host { backends: backends(&host.script), ..host };
+        let vm = vm_in(&later.backends, &vm.dir().0, vm.uuid()).await;
         assert_eq!(later.supply(), (256, 44));
         later.script.report_of(vm.uuid(), crate::vm::fake::clean_exit()).await;
         until(&vm, &State::Stopped).await;

@@ -33,7 +33,7 @@ use super::settings::Held;
 use super::spec::{Edit, VmSettings, VmSpec};
 use super::state::{Command, State, admit};
 use super::stream::Bell;
-use super::{Ask, Shared, View, Vm, VmError, VmId, World, one_line};
+use super::{Backends, Request, Shared, View, Vm, VmError, VmId, one_line};
 use crate::store::file;
 use crate::store::layout::VmDir;
 
@@ -59,7 +59,7 @@ pub(crate) mod warm;
 
 /// What is needed to bring a VM to life in the daemon.
 #[derive(Debug)]
-pub struct Birth {
+pub struct NewVm {
     /// Its number.
     pub id: VmId,
     /// Its identity.
@@ -76,56 +76,56 @@ pub struct Birth {
 
 /// Starts the driver of a VM: adopts the QEMU that runs it, if any, and returns the handle when
 /// the state is known.
-pub async fn spawn(birth: Birth, world: World) -> Vm {
-    let adoption = match &birth.definition {
-        Ok(_) => adopt::find(&world, &birth.dir, birth.uuid).await,
+pub async fn spawn(new_vm: NewVm, backends: Backends) -> Vm {
+    let adoption = match &new_vm.definition {
+        Ok(_) => adopt::find(&backends, &new_vm.dir, new_vm.uuid).await,
         Err(_) => Adoption::NeverRan,
     };
     let (asks, inbox) = mpsc::channel(16);
     let (link, links) = watch::channel(Link::Off);
-    let vm = Vm(Arc::new(shared(birth, &world, asks, links)));
-    let mut driver = Driver::new(vm.clone(), world, inbox, link);
+    let vm = Vm(Arc::new(shared(new_vm, &backends, asks, links)));
+    let mut driver = Driver::new(vm.clone(), backends, inbox, link);
     driver.settle(adoption);
     tokio::spawn(driver.run());
     vm
 }
 
 fn shared(
-    birth: Birth,
-    world: &World,
-    asks: mpsc::Sender<Ask>,
+    new_vm: NewVm,
+    backends: &Backends,
+    asks: mpsc::Sender<Request>,
     links: watch::Receiver<Link>,
 ) -> Shared {
     let now = SystemTime::now();
-    let (definition, state) = match birth.definition {
+    let (definition, state) = match new_vm.definition {
         Ok(definition) => (definition, State::Stopped),
         Err(reason) => {
             let settings = VmSettings::new(VmSpec::default());
-            (Definition::new(birth.uuid, now, settings), State::Broken(reason))
+            (Definition::new(new_vm.uuid, now, settings), State::Broken(reason))
         }
     };
-    let console = world.guests.console(birth.dir.0.clone());
+    let console = backends.guests.console(new_vm.dir.0.clone());
     Shared {
-        id: birth.id,
-        uuid: birth.uuid,
+        id: new_vm.id,
+        uuid: new_vm.uuid,
         created: definition.created,
-        name: RwLock::new(birth.name),
-        settings: Held::new(definition.settings, definition.created, &birth.dir),
+        name: RwLock::new(new_vm.name),
+        settings: Held::new(definition.settings, definition.created, &new_vm.dir),
         view: watch::Sender::new(View::new(state, definition.created)),
         bell: Bell::default(),
-        hypervisor: Arc::clone(&world.hypervisor),
+        hypervisor: Arc::clone(&backends.hypervisor),
         pending: Mutex::default(),
-        dropped: DroppedSnapshots::open(&birth.dir),
+        dropped: DroppedSnapshots::open(&new_vm.dir),
         failure: Mutex::new((None, definition.created)),
-        exec: Exec::new(birth.dir.0.clone(), links, tokio::runtime::Handle::current()),
+        exec: Exec::new(new_vm.dir.0.clone(), links, tokio::runtime::Handle::current()),
         asks,
         console,
-        events: Arc::clone(&world.events),
-        guests: Arc::clone(&world.guests),
-        images: Arc::clone(&world.images),
+        events: Arc::clone(&backends.events),
+        guests: Arc::clone(&backends.guests),
+        images: Arc::clone(&backends.images),
         machine: RwLock::default(),
-        lifetime: birth.lifetime,
-        dir: birth.dir,
+        lifetime: new_vm.lifetime,
+        dir: new_vm.dir,
     }
 }
 
@@ -134,8 +134,8 @@ type Answer = oneshot::Sender<Result<(), VmError>>;
 
 struct Driver {
     vm: Vm,
-    world: World,
-    inbox: mpsc::Receiver<Ask>,
+    backends: Backends,
+    inbox: mpsc::Receiver<Request>,
     reports: mpsc::Receiver<(u64, Report)>,
     reporter: mpsc::Sender<(u64, Report)>,
     /// Counts lives of the machine: reports of an earlier one are not heard.
@@ -154,7 +154,7 @@ struct Driver {
     stopping: Option<Task>,
     snapshotting: Option<Snapshotting>,
     /// The image that is being made of it.
-    held_for: Option<String>,
+    pinned_by: Option<String>,
     /// It is being removed: requests wait until it is gone (`true`) or stays.
     retiring: Option<oneshot::Receiver<bool>>,
     /// What the host has promised it, from its start to its end.
@@ -162,7 +162,7 @@ struct Driver {
     /// A change of settings is under way.
     is_changing: bool,
     /// Requests that wait for its end.
-    waiting: VecDeque<Ask>,
+    waiting: VecDeque<Request>,
     clock: GuestClock,
     setting_clock: Option<Task>,
 }
@@ -179,11 +179,16 @@ impl Drop for Driver {
 }
 
 impl Driver {
-    fn new(vm: Vm, world: World, inbox: mpsc::Receiver<Ask>, link: watch::Sender<Link>) -> Self {
+    fn new(
+        vm: Vm,
+        backends: Backends,
+        inbox: mpsc::Receiver<Request>,
+        link: watch::Sender<Link>,
+    ) -> Self {
         let (reporter, reports) = mpsc::channel(16);
         Self {
             vm,
-            world,
+            backends,
             inbox,
             reports,
             reporter,
@@ -199,7 +204,7 @@ impl Driver {
             searching: None,
             stopping: None,
             snapshotting: None,
-            held_for: None,
+            pinned_by: None,
             retiring: None,
             memory: None,
             is_changing: false,
@@ -280,14 +285,14 @@ impl Driver {
 
     // ----- users -------------------------------------------------------------------------------
 
-    fn carry_out(&mut self, ask: Ask) -> Life {
+    fn carry_out(&mut self, ask: Request) -> Life {
         match ask {
-            Ask::Do(command, answer) => return self.on_command(command, answer),
-            Ask::Configure(edit, answer) => self.configure(edit, answer),
-            Ask::Hold(image, answer) => self.hold(image, answer),
-            Ask::Freeze(to, answer) => self.freeze(to, answer),
-            Ask::DropSnapshot(tag, by, answer) => self.drop_snapshot(tag, by, answer),
-            Ask::Retire(by, answer) => self.retire(by, answer),
+            Request::Command(command, answer) => return self.on_command(command, answer),
+            Request::Configure(edit, answer) => self.configure(edit, answer),
+            Request::Hold(image, answer) => self.hold(image, answer),
+            Request::Capture(to, answer) => self.capture(to, answer),
+            Request::DropSnapshot(tag, by, answer) => self.drop_snapshot(tag, by, answer),
+            Request::Retire(by, answer) => self.retire(by, answer),
         }
         Life::GoesOn
     }
@@ -392,7 +397,7 @@ async fn next_event(running: &mut Option<Launched>) -> MachineEvent {
                 clean: false,
                 status: "unknown".to_owned(),
                 stderr: String::new(),
-                spoiled: None,
+                unusable: None,
             })
         }),
         None => std::future::pending().await,

@@ -13,7 +13,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// A guest that has not answered for long is asked every two seconds, which costs next to nothing.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How long to wait for an announcement before trying without one.
-const ANNOUNCE_PATIENCE: Duration = Duration::from_secs(10);
+const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Whether the guest has said that it listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,10 +38,10 @@ impl Driver {
             dir: self.vm.dir().0.clone(),
         };
         let wait = facts.announces && announcement == Announcement::Awaited;
-        let (vm, guests) = (self.vm.clone(), Arc::clone(&self.world.guests));
+        let (vm, guests) = (self.vm.clone(), Arc::clone(&self.backends.guests));
         self.reaching = Some(self.task(|to| async move {
             if wait {
-                tokio::time::sleep(ANNOUNCE_PATIENCE).await;
+                tokio::time::sleep(ANNOUNCE_TIMEOUT).await;
             }
             let (mut told, mut pause) = (String::new(), FIRST_PAUSE);
             let session = loop {

@@ -51,7 +51,7 @@ pub(super) enum Report {
     /// Who has held the VM lets it go, back to this state.
     Released(State),
     /// Who has frozen the guest lets its disk go, and the VM back to this state.
-    Thawed(State),
+    CaptureEnded(State),
     /// The patience of a stop is over.
     StopOverdue,
     /// `kill` is over; the machine's `Exited` event tells the rest.
@@ -129,7 +129,7 @@ impl Driver {
             | Report::Snapshot(_)
             | Report::SnapshotOverdue
             | Report::Released(_)
-            | Report::Thawed(_)
+            | Report::CaptureEnded(_)
             | Report::StopOverdue
             | Report::Killed(_) => {}
         }
@@ -156,7 +156,7 @@ impl Driver {
             Report::Snapshot(done) => self.on_snapshot(done),
             Report::SnapshotOverdue => self.on_snapshot_overdue(),
             Report::Released(before) => self.on_released(before),
-            Report::Thawed(before) => self.on_thawed(before),
+            Report::CaptureEnded(before) => self.on_capture_ended(before),
             Report::StopOverdue => {
                 self.note("the guest has not shut down in time");
                 self.kill();

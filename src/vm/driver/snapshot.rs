@@ -124,7 +124,7 @@ impl Driver {
 
     /// Returns the snapshot that the next start resumes, if there is one.
     pub(super) fn suspended(&self) -> Option<&'static str> {
-        suspended::saved(&*self.world.hypervisor, self.vm.dir())
+        suspended::saved(&*self.backends.hypervisor, self.vm.dir())
     }
 
     fn check_snapshot(&self, op: &SnapshotOp) -> Result<(), Refusal> {

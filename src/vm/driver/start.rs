@@ -16,7 +16,7 @@ use crate::vm::memory::Ram;
 use crate::vm::spec::VmSpec;
 use crate::vm::state::{Refusal, State};
 use crate::vm::warm::Memory;
-use crate::vm::{Vm, VmError, World, one_line};
+use crate::vm::{Backends, Vm, VmError, one_line};
 
 /// How long a write of `start` waits for QEMU's greeting before it answers "under way".
 const START_ANSWER: Duration = Duration::from_secs(2);
@@ -40,7 +40,7 @@ impl Driver {
         answer: oneshot::Sender<Result<(), VmError>>,
     ) -> Life {
         let spec = self.vm.spec();
-        let Some(image) = self.world.images.info(&spec.image) else {
+        let Some(image) = self.backends.images.info(&spec.image) else {
             let error = BackendError::NoImage { name: spec.image.clone() };
             drop(answer.send(Err(error.into())));
             return Life::GoesOn;
@@ -49,7 +49,7 @@ impl Driver {
             drop(answer.send(Err(Refusal::SuspendedEphemeral.into())));
             return Life::GoesOn;
         }
-        if let Some(error) = self.world.missing(&spec.image) {
+        if let Some(error) = self.backends.missing(&spec.image) {
             drop(answer.send(Err(error.into())));
             return Life::GoesOn;
         }
@@ -73,9 +73,9 @@ impl Driver {
             view.doing = Some(format!("image {}", spec.image));
         });
         self.link.send_replace(Link::Coming);
-        let (vm, world) = (self.vm.clone(), self.world.clone());
+        let (vm, backends) = (self.vm.clone(), self.backends.clone());
         self.preparing = Some(self.task(|to| async move {
-            to.report(Report::Planned(plan(&vm, &world, paused).await.map(Box::new))).await;
+            to.report(Report::Planned(plan(&vm, &backends, paused).await.map(Box::new))).await;
         }));
         self.detached(|to| async move {
             tokio::time::sleep(START_ANSWER).await;
@@ -102,15 +102,17 @@ impl Driver {
             starting.goes_on = goes_on;
         }
         self.publish(|view| view.doing = Some("QEMU".to_owned()));
-        let world = self.world.clone();
+        let backends = self.backends.clone();
         let paused = plan.paused;
         plan.paused |= goes_on;
         self.detached(|to| async move {
             let launched = match (&plan.memory, saved) {
-                (Memory::Clone(_), _) => warm::start(&world, *plan, &to).await,
-                (Memory::Own | Memory::Cast { .. }, None) => world.hypervisor.launch(*plan).await,
-                (Memory::Own | Memory::Cast { .. }, Some(saved)) => {
-                    suspended::start(&world, *plan, saved, paused).await
+                (Memory::Clone(_), _) => warm::start(&backends, *plan, &to).await,
+                (Memory::Own | Memory::CaptureTarget { .. }, None) => {
+                    backends.hypervisor.launch(*plan).await
+                }
+                (Memory::Own | Memory::CaptureTarget { .. }, Some(saved)) => {
+                    suspended::start(&backends, *plan, saved, paused).await
                 }
             };
             to.report(Report::Launched(launched)).await;
@@ -200,23 +202,23 @@ impl Driver {
 fn ram_of(memory: &Memory) -> Ram {
     match memory {
         Memory::Clone(_) => Ram::CopyOnWrite,
-        Memory::Own | Memory::Cast { .. } => Ram::Own,
+        Memory::Own | Memory::CaptureTarget { .. } => Ram::Own,
     }
 }
 
 /// Does everything that comes before QEMU: image, seed, accelerator.
-async fn plan(vm: &Vm, world: &World, paused: bool) -> Result<LaunchPlan, BackendError> {
+async fn plan(vm: &Vm, backends: &Backends, paused: bool) -> Result<LaunchPlan, BackendError> {
     if let Err(error) = dropped::drop_now(vm).await {
         // It is listed again, and in nobody's way.
         vm.note_outcome(Err::<(), _>(error));
     }
     let spec = vm.spec();
-    let image = world.images.ensure_for(&spec.image, &vm.dir().0).await?;
+    let image = backends.images.ensure_for(&spec.image, &vm.dir().0).await?;
     vm.keep_image_settings().await?;
     // Building an image may take minutes, in which settings may have changed.
     let spec = vm.spec();
-    let accel = world.hypervisor.accel(spec.accel).await?;
-    let base = world.images.layers(&image, &vm.dir().0)?;
+    let accel = backends.hypervisor.accel(spec.accel).await?;
+    let base = backends.images.layers(&image, &vm.dir().0)?;
     let mut plan = LaunchPlan {
         uuid: vm.uuid(),
         name: vm.name(),
@@ -231,10 +233,10 @@ async fn plan(vm: &Vm, world: &World, paused: bool) -> Result<LaunchPlan, Backen
         cold: None,
         lifetime: vm.0.lifetime,
     };
-    world.guests.prepare(&plan).await?;
-    warm::choose(world, &mut plan, &vm.settings()).await?;
+    backends.guests.prepare(&plan).await?;
+    warm::choose(backends, &mut plan, &vm.settings()).await?;
     if !vm.dir().disk().exists() {
-        world.images.bind(&plan.dir, &plan.image, &plan.base)?;
+        backends.images.bind(&plan.dir, &plan.image, &plan.base)?;
     }
     Ok(plan)
 }

@@ -8,7 +8,7 @@ use std::io::ErrorKind;
 
 use super::{off_thread, suspended};
 use crate::store::layout::VmDir;
-use crate::vm::World;
+use crate::vm::Backends;
 use crate::vm::backend::{Adoption, BackendError};
 
 /// Says that it will.
@@ -28,7 +28,7 @@ pub(super) fn unmark(dir: &VmDir) {
 
 /// Lets a guest go on that an earlier daemon has marked.
 pub(super) async fn release(
-    world: &World,
+    backends: &Backends,
     dir: &VmDir,
     mut adoption: Adoption,
 ) -> Result<Adoption, BackendError> {
@@ -36,7 +36,7 @@ pub(super) async fn release(
         return Ok(adoption);
     }
     if let Adoption::Running(launched) = &mut adoption {
-        let saved = suspended::saved(&*world.hypervisor, dir);
+        let saved = suspended::saved(&*backends.hypervisor, dir);
         suspended::forget(&*launched.machine, saved).await?;
         launched.machine.recover().await?;
         launched.paused = false;

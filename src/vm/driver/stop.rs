@@ -10,7 +10,7 @@ use crate::vm::one_line;
 use crate::vm::state::{Refusal, State};
 
 /// How long the guest has to react to the power button before it is asked over SSH.
-const BUTTON_PATIENCE: Duration = Duration::from_secs(3);
+const BUTTON_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl Driver {
     pub(super) fn stop(&mut self, patience: Duration) {
@@ -34,7 +34,7 @@ impl Driver {
                 if let Err(error) = machine.power_down().await {
                     to.report(Report::Note(error.to_string())).await;
                 }
-                tokio::time::sleep(BUTTON_PATIENCE).await;
+                tokio::time::sleep(BUTTON_TIMEOUT).await;
                 ask_over_ssh(session, &to).await;
                 std::future::pending::<()>().await;
             };
@@ -108,7 +108,7 @@ impl Driver {
             view.ready_after = None;
         });
         let wanted = report.clean || self.state() == State::Stopping;
-        if wanted && report.spoiled.is_none() {
+        if wanted && report.unusable.is_none() {
             return self.enter(State::Stopped);
         }
         let error = report.error();

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{off_thread, still};
 use crate::store::layout::VmDir;
-use crate::vm::World;
+use crate::vm::Backends;
 use crate::vm::backend::{
     Adoption, BackendError, Hypervisor, LaunchPlan, Launched, Machine, SnapshotOp,
 };
@@ -124,22 +124,22 @@ async fn convert(
 /// Resumes from what `suspend` has saved, in the hardware that it was saved of. Where that is not
 /// known, a memory that does not fit is refused before anything has run, and the disk is as it was.
 pub(super) async fn start(
-    world: &World,
+    backends: &Backends,
     plan: LaunchPlan,
     saved: &'static str,
     paused: bool,
 ) -> Result<Launched, BackendError> {
-    let (first, second) = match world.hypervisor.saved_hardware(&plan.dir, saved) {
+    let (first, second) = match backends.hypervisor.saved_hardware(&plan.dir, saved) {
         Some(hardware) if !hardware.is_known() => return Err(saved_by_a_later_one(hardware)),
         Some(hardware) => (hardware, None),
         None => (plan.hardware, Some(Hardware::FIRST).filter(|h| *h != plan.hardware)),
     };
     let other = second.map(|hardware| LaunchPlan { hardware, ..plan.clone() });
-    let resumed = start_in(world, LaunchPlan { hardware: first, ..plan }, saved, paused).await;
+    let resumed = start_in(backends, LaunchPlan { hardware: first, ..plan }, saved, paused).await;
     match (resumed, other) {
         // A launch that has failed says nothing of the memory.
         (Err(error @ BackendError::CannotResume { .. }), Some(plan)) => {
-            start_in(world, plan, saved, paused).await.map_err(|_| error)
+            start_in(backends, plan, saved, paused).await.map_err(|_| error)
         }
         (resumed, _) => resumed,
     }
@@ -153,13 +153,13 @@ fn saved_by_a_later_one(hardware: Hardware) -> BackendError {
 }
 
 async fn start_in(
-    world: &World,
+    backends: &Backends,
     plan: LaunchPlan,
     saved: &'static str,
     paused: bool,
 ) -> Result<Launched, BackendError> {
     let dir = VmDir(plan.dir.clone());
-    let mut launched = world.hypervisor.launch(plan).await?;
+    let mut launched = backends.hypervisor.launch(plan).await?;
     go_on(&mut launched, saved, paused, &dir).await?;
     Ok(launched)
 }
@@ -207,7 +207,7 @@ mod tests {
     use super::super::tests::{START, Scratch, until, vm_in};
     use super::*;
     use crate::vm::Vm;
-    use crate::vm::fake::{Script, clean_exit, world};
+    use crate::vm::fake::{Script, backends, clean_exit};
     use crate::vm::state::{Command, State};
 
     fn in_disk(vm: &Vm) -> Vec<String> {
@@ -216,7 +216,7 @@ mod tests {
 
     /// A VM that an earlier version has left, with its `suspended` of a machine that runs.
     async fn earlier(script: &Arc<Script>, dir: &Scratch) -> Vm {
-        let vm = vm_in(&world(script), dir.0.path(), Uuid::new_v4()).await;
+        let vm = vm_in(&backends(script), dir.0.path(), Uuid::new_v4()).await;
         vm.perform(START).await.unwrap();
         until(&vm, &State::Ready).await;
         vm.perform(Command::Take(EARLIER.into())).await.unwrap();
@@ -231,13 +231,13 @@ mod tests {
         script.report_of(vm.uuid(), clean_exit()).await;
         until(&vm, &State::Stopped).await;
         assert!(vm.is_suspended());
-        let vm = vm_in(&world(&script), dir.0.path(), vm.uuid()).await;
+        let vm = vm_in(&backends(&script), dir.0.path(), vm.uuid()).await;
         assert!(vm.is_suspended() && vm.snapshots().is_empty());
         assert_eq!(in_disk(&vm), [SUSPENDED]);
         vm.perform(START).await.unwrap();
         until(&vm, &State::Ready).await;
         vm.perform(Command::Take(EARLIER.into())).await.unwrap();
-        let vm = vm_in(&world(&script), dir.0.path(), vm.uuid()).await;
+        let vm = vm_in(&backends(&script), dir.0.path(), vm.uuid()).await;
         assert_eq!(in_disk(&vm), [EARLIER]);
     }
 
@@ -245,7 +245,7 @@ mod tests {
     async fn of_a_machine_that_has_run_since_it_is_of_no_use() {
         let (dir, script) = (Scratch(tempfile::tempdir().unwrap()), Arc::<Script>::default());
         let vm = earlier(&script, &dir).await;
-        let vm = vm_in(&world(&script), dir.0.path(), vm.uuid()).await;
+        let vm = vm_in(&backends(&script), dir.0.path(), vm.uuid()).await;
         assert!(in_disk(&vm).is_empty() && vm.dir().format().exists());
     }
 
@@ -253,7 +253,7 @@ mod tests {
     async fn a_kill_gives_it_up_and_a_restore_does() {
         for give_up in [Command::Kill, Command::Restore("a".into())] {
             let (dir, script) = (Scratch(tempfile::tempdir().unwrap()), Arc::<Script>::default());
-            let vm = vm_in(&world(&script), dir.0.path(), Uuid::new_v4()).await;
+            let vm = vm_in(&backends(&script), dir.0.path(), Uuid::new_v4()).await;
             vm.perform(START).await.unwrap();
             until(&vm, &State::Ready).await;
             vm.perform(Command::Take("a".into())).await.unwrap();
@@ -269,7 +269,7 @@ mod tests {
     /// Suspends a VM and has it start where its memory is said to be of this hardware.
     async fn resumed(saved: Option<Hardware>, errors: usize) -> (Vm, Arc<Script>, Scratch) {
         let (dir, script) = (Scratch(tempfile::tempdir().unwrap()), Arc::<Script>::default());
-        let vm = vm_in(&world(&script), dir.0.path(), Uuid::new_v4()).await;
+        let vm = vm_in(&backends(&script), dir.0.path(), Uuid::new_v4()).await;
         vm.perform(START).await.unwrap();
         until(&vm, &State::Ready).await;
         vm.perform(Command::Suspend).await.unwrap();

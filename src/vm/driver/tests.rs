@@ -1,4 +1,4 @@
-//! The driver against a fake world: what each verb and each event does to the state.
+//! The driver against a fake backends: what each verb and each event does to the state.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -6,27 +6,27 @@ use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
-use super::{Birth, Definition, spawn};
+use super::{Definition, NewVm, spawn};
 use crate::programs;
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, DiskFormat, ExitReport, Lifetime, MachineEvent};
-use crate::vm::fake::{Script, clean_exit, world};
+use crate::vm::fake::{Script, backends, clean_exit};
 use crate::vm::spec::{ImageSettings, VmSettings, VmSpec};
 use crate::vm::state::{Command, Refusal, State};
 use crate::vm::stream::{self, Stream};
 use crate::vm::warm::{Layer, Shape, Template};
-use crate::vm::{Vm, VmError, VmId, World};
+use crate::vm::{Backends, Vm, VmError, VmId};
 
 pub(super) const START: Command = Command::Start { paused: false };
 
 async fn vm(dir: &Path, script: &Arc<Script>) -> Vm {
-    vm_in(&world(script), dir, Uuid::new_v4()).await
+    vm_in(&backends(script), dir, Uuid::new_v4()).await
 }
 
-pub(super) async fn vm_in(world: &World, dir: &Path, uuid: Uuid) -> Vm {
+pub(super) async fn vm_in(backends: &Backends, dir: &Path, uuid: Uuid) -> Vm {
     let settings = VmSettings::new(VmSpec::default());
     let definition = Definition::new(Uuid::nil(), SystemTime::now(), settings);
-    let birth = Birth {
+    let new_vm = NewVm {
         lifetime: Lifetime::Own,
         id: VmId(1),
         uuid,
@@ -34,7 +34,7 @@ pub(super) async fn vm_in(world: &World, dir: &Path, uuid: Uuid) -> Vm {
         name: "vm1".into(),
         definition: Ok(definition),
     };
-    spawn(birth, world.clone()).await
+    spawn(new_vm, backends.clone()).await
 }
 
 pub(super) async fn until(vm: &Vm, wanted: &State) {
@@ -156,7 +156,7 @@ async fn a_qemu_that_dies_is_failed_with_its_last_words() {
         clean: false,
         status: "signal KILL".into(),
         stderr: "out of luck".into(),
-        spoiled: None,
+        unusable: None,
     };
     script.report(MachineEvent::Exited(report)).await;
     let failed = State::Failed("QEMU ended (signal KILL): out of luck".into());
@@ -249,7 +249,7 @@ async fn a_qemu_that_dies_while_it_saves_is_never_shown_as_it_was_before() {
         Some(BackendError::QemuDied { status: "unknown".into(), stderr: stderr.clone() });
     vm.perform(Command::Take("a".into())).await.unwrap();
     assert_eq!(vm.state(), State::Saving);
-    let report = ExitReport { clean: false, status, stderr, spoiled: None };
+    let report = ExitReport { clean: false, status, stderr, unusable: None };
     script.report(MachineEvent::Exited(report)).await;
     until(&vm, &State::Failed("QEMU ended (signal KILL):".into())).await;
     assert!(vm.all_snapshots()[0].status.starts_with("failed: QEMU ended (signal KILL)"));
@@ -294,7 +294,7 @@ async fn a_vm_follows_its_image_until_it_has_a_disk_and_keeps_then_what_it_was_m
     until(&vm, &State::Stopped).await;
     // A later daemon finds the same.
     let found = crate::store::file::read_json::<Definition>(&vm.dir().definition()).unwrap();
-    let birth = Birth {
+    let new_vm = NewVm {
         lifetime: Lifetime::Own,
         id: VmId(2),
         uuid: vm.uuid(),
@@ -302,7 +302,7 @@ async fn a_vm_follows_its_image_until_it_has_a_disk_and_keeps_then_what_it_was_m
         name: "vm1".into(),
         definition: Ok(found),
     };
-    let later = spawn(birth, world(&script)).await;
+    let later = spawn(new_vm, backends(&script)).await;
     assert_eq!(later.spec(), vm.spec());
 }
 
@@ -457,7 +457,7 @@ async fn a_clone_is_told_who_it_is_before_anybody_else_hears_of_it() {
     let (Fixture { _dir: dir, script, vm }, started) = warm_start(|_| ()).await;
     started.unwrap();
     until(&vm, &State::Ready).await;
-    assert_eq!(script.calls.lock()[..3], ["thaw", "resume", "tell"]);
+    assert_eq!(script.calls.lock()[..3], ["load_template", "resume", "tell"]);
     assert!(!VmDir(dir.0.path().to_owned()).unborn().exists());
 }
 
@@ -465,25 +465,28 @@ async fn a_clone_is_told_who_it_is_before_anybody_else_hears_of_it() {
 async fn a_state_that_is_not_taken_is_no_reason_not_to_boot() {
     let damage = BackendError::QmpRefused { command: "migrate".into(), text: "no".into() };
     let (Fixture { script, vm, .. }, started) =
-        warm_start(|script| *script.thaw_error.lock() = Some(damage)).await;
+        warm_start(|script| *script.load_error.lock() = Some(damage)).await;
     started.unwrap();
     until(&vm, &State::Ready).await;
-    assert_eq!(script.calls.lock()[..3], ["thaw", "kill", "discard"]);
+    assert_eq!(script.calls.lock()[..3], ["load_template", "kill", "discard"]);
     assert_eq!(*script.bound.lock(), 1, "the new disk lies on the image alone");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_clone_that_stays_a_twin_is_ended_and_its_disk_discarded() {
-    let twin = BackendError::Twin { reason: "no vmgenid".into() };
+    let twin = BackendError::PersonalizationFailed { reason: "no vmgenid".into() };
     let (Fixture { _dir: dir, script, vm }, started) =
         warm_start(|script| *script.twin.lock() = Some(twin)).await;
-    assert!(matches!(started, Err(VmError::Backend(BackendError::Twin { .. }))), "{started:?}");
+    assert!(
+        matches!(started, Err(VmError::Backend(BackendError::PersonalizationFailed { .. }))),
+        "{started:?}"
+    );
     until(
         &vm,
         &State::Failed("the guest cannot be given an identity of its own: no vmgenid".into()),
     )
     .await;
-    assert_eq!(*script.calls.lock(), ["thaw", "resume", "tell", "kill", "discard"]);
+    assert_eq!(*script.calls.lock(), ["load_template", "resume", "tell", "kill", "discard"]);
     assert!(!VmDir(dir.0.path().to_owned()).unborn().exists());
 }
 
@@ -532,14 +535,14 @@ async fn a_disk_that_fills_up_while_a_guest_is_saved_leaves_it_paused() {
 async fn adopted_paused(mark: bool) -> (Scratch, Arc<Script>, Vm) {
     let dir = Scratch(tempfile::tempdir().unwrap());
     let (script, uuid) = (Arc::<Script>::default(), Uuid::new_v4());
-    let earlier = vm_in(&world(&script), dir.0.path(), uuid).await;
+    let earlier = vm_in(&backends(&script), dir.0.path(), uuid).await;
     earlier.perform(START).await.unwrap();
     until(&earlier, &State::Ready).await;
     earlier.perform(Command::Pause).await.unwrap();
     if mark {
         std::fs::write(VmDir(dir.0.path().to_owned()).still(), "").unwrap();
     }
-    let vm = vm_in(&world(&script), dir.0.path(), uuid).await;
+    let vm = vm_in(&backends(&script), dir.0.path(), uuid).await;
     (dir, script, vm)
 }
 

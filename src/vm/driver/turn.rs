@@ -4,14 +4,14 @@
 use super::{Answer, Driver, Life};
 use crate::vm::backend::BackendError;
 use crate::vm::state::{Command, Refusal, admit};
-use crate::vm::{Ask, VmError};
+use crate::vm::{Request, VmError};
 
 /// How many may wait.
 const WAITING: usize = 64;
 
 impl Driver {
     /// Carries out a request, now or in its turn.
-    pub(super) fn on_ask(&mut self, ask: Ask) -> Life {
+    pub(super) fn on_ask(&mut self, ask: Request) -> Life {
         if !self.is_changing || !self.must_wait(&ask) {
             return self.carry_out(ask);
         }
@@ -23,7 +23,7 @@ impl Driver {
     }
 
     /// Returns the request whose turn it is.
-    pub(super) fn next_in_turn(&mut self) -> Option<Ask> {
+    pub(super) fn next_in_turn(&mut self) -> Option<Request> {
         (!self.is_changing && self.retiring.is_none()).then(|| self.waiting.pop_front()).flatten()
     }
 
@@ -36,14 +36,14 @@ impl Driver {
         drop(answer.send(done));
     }
 
-    fn must_wait(&self, ask: &Ask) -> bool {
+    fn must_wait(&self, ask: &Request) -> bool {
         match ask {
             // A refusal is told at once.
-            Ask::Do(command, _) => must_wait(command) && self.would_admit(command),
-            Ask::Configure(..) | Ask::Freeze(..) | Ask::Hold(..) => true,
-            Ask::DropSnapshot(tag, ..) => self.would_admit(&Command::Drop(tag.clone())),
+            Request::Command(command, _) => must_wait(command) && self.would_admit(command),
+            Request::Configure(..) | Request::Capture(..) | Request::Hold(..) => true,
+            Request::DropSnapshot(tag, ..) => self.would_admit(&Command::Drop(tag.clone())),
             // The VM is off: the change only writes the settings, and must not do so into the trash.
-            Ask::Retire(..) => self.would_admit(&Command::Remove),
+            Request::Retire(..) => self.would_admit(&Command::Remove),
         }
     }
 
@@ -73,14 +73,16 @@ fn must_wait(command: &Command) -> bool {
     }
 }
 
-impl Ask {
+impl Request {
     fn refuse(self, error: VmError) {
         match self {
-            Self::Do(_, answer) | Self::Configure(_, answer) | Self::DropSnapshot(_, _, answer) => {
+            Self::Command(_, answer)
+            | Self::Configure(_, answer)
+            | Self::DropSnapshot(_, _, answer) => {
                 drop(answer.send(Err(error)));
             }
             Self::Retire(_, answer) => drop(answer.send(Err(error))),
-            Self::Freeze(_, answer) => drop(answer.send(Err(error))),
+            Self::Capture(_, answer) => drop(answer.send(Err(error))),
             Self::Hold(_, answer) => drop(answer.send(Err(error))),
         }
     }

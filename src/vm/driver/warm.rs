@@ -16,31 +16,31 @@ use crate::vm::backend::{
 use crate::vm::live::InForce;
 use crate::vm::spec::{ImageSettings, VmSettings, VmSpec};
 use crate::vm::state::{Refusal, State};
-use crate::vm::warm::{Frozen, Layer, Memory, Shape, Template, asks_for_a_boot};
-use crate::vm::{Vm, VmError, World, one_line};
+use crate::vm::warm::{Captured, Layer, Memory, Shape, Template, asks_for_a_boot};
+use crate::vm::{Backends, Vm, VmError, one_line};
 
 /// What `RunFacts::warm` says of a machine that went on from a template.
 pub(super) const WARM: &str = "yes";
 /// The snapshot that holds a disk as it was frozen; no user can give this name.
-pub(crate) const FROZEN: &str = ".frozen";
+pub(crate) const CAPTURE_TAG: &str = ".frozen";
 
 /// Decides whether a machine goes on from its image's template, and says why not.
 pub(super) async fn choose(
-    world: &World,
+    backends: &Backends,
     plan: &mut LaunchPlan,
     settings: &VmSettings,
 ) -> Result<(), BackendError> {
     let dir = VmDir(plan.dir.clone());
     if dir.unborn().exists() {
-        call_off(world, &dir).await?;
-        plan.base = world.images.layers(&plan.image, &plan.dir)?;
+        call_off(backends, &dir).await?;
+        plan.base = backends.images.layers(&plan.image, &plan.dir)?;
     }
     // A disk has a life of its own, which the template's memory knows nothing of.
-    if world.hypervisor.disk_size(&plan.dir)?.is_some() {
+    if backends.hypervisor.disk_size(&plan.dir)?.is_some() {
         return Ok(());
     }
-    let Some(template) = world.images.template(&plan.image.name).await else { return Ok(()) };
-    match fit(world, plan, settings, template).await? {
+    let Some(template) = backends.images.template(&plan.image.name).await else { return Ok(()) };
+    match fit(backends, plan, settings, template).await? {
         Ok(template) => {
             plan.base.clone_from(&template.base);
             plan.hardware = template.shape.devices.hardware;
@@ -52,14 +52,14 @@ pub(super) async fn choose(
 }
 
 async fn fit(
-    world: &World,
+    backends: &Backends,
     plan: &LaunchPlan,
     settings: &VmSettings,
     template: Result<Template, String>,
 ) -> Result<Result<Template, String>, BackendError> {
-    let carried = world.images.settings(&plan.image.name);
-    let frozen = VmSettings::new(VmSpec::default()).resolve(&carried);
-    if let Some(key) = asks_for_a_boot(&plan.spec, &frozen) {
+    let carried = backends.images.settings(&plan.image.name);
+    let captured = VmSettings::new(VmSpec::default()).resolve(&carried);
+    if let Some(key) = asks_for_a_boot(&plan.spec, &captured) {
         let remedy = remedy(key, settings, &plan.image.name);
         return Ok(Err(format!("{key} is not the image's; {remedy}")));
     }
@@ -70,7 +70,7 @@ async fn fit(
         Ok(template) => template,
         Err(damage) => return Ok(Err(damage)),
     };
-    let mut wanted = world.hypervisor.shape(plan).await?;
+    let mut wanted = backends.hypervisor.shape(plan).await?;
     let captured = template.shape.devices.hardware;
     if plan.spec.hardware.is_none() && captured.is_known() {
         wanted.devices.hardware = captured;
@@ -104,7 +104,7 @@ fn remedy(what: &str, settings: &VmSettings, image: &str) -> String {
 /// Starts a clone. A template that QEMU does not take is no reason not to boot. Until the guest
 /// knows who it is, the VM's directory says that it is unborn: a daemon that finds it so ends it.
 pub(super) async fn start(
-    world: &World,
+    backends: &Backends,
     plan: LaunchPlan,
     to: &Reporter,
 ) -> Result<Launched, BackendError> {
@@ -112,15 +112,15 @@ pub(super) async fn start(
     let unborn = dir.unborn();
     // Of use as long as this QEMU may run: a host that loses power forgets both.
     off_thread(move || fs::write(unborn, b""), MARK).await?;
-    match clone(world, &plan, to).await {
-        Ok(Born::Clone(launched)) => Ok(launched),
-        Ok(Born::Still(error)) => {
-            call_off(world, &dir).await?;
-            boot(world, plan, &error).await
+    match clone(backends, &plan, to).await {
+        Ok(CloneOutcome::Clone(launched)) => Ok(launched),
+        Ok(CloneOutcome::Still(error)) => {
+            call_off(backends, &dir).await?;
+            boot(backends, plan, &error).await
         }
         Err(error) => {
             // What is left is called off by the next start at the latest.
-            if let Err(left) = call_off(world, &dir).await {
+            if let Err(left) = call_off(backends, &dir).await {
                 tracing::warn!(dir = %plan.dir.display(), error = %left, "half a clone is left");
             }
             Err(error)
@@ -132,8 +132,8 @@ pub(super) async fn start(
 const MARK: &str = "the mark of a clone";
 
 /// Forgets a clone that was not born: its disk has seen nothing yet, and is made anew.
-async fn call_off(world: &World, dir: &VmDir) -> Result<(), BackendError> {
-    world.hypervisor.discard_disk(&dir.0).await?;
+async fn call_off(backends: &Backends, dir: &VmDir) -> Result<(), BackendError> {
+    backends.hypervisor.discard_disk(&dir.0).await?;
     remove_mark(dir).await
 }
 
@@ -142,24 +142,28 @@ async fn remove_mark(dir: &VmDir) -> Result<(), BackendError> {
     off_thread(move || fs::remove_file(unborn), MARK).await
 }
 
-enum Born {
+enum CloneOutcome {
     Clone(Launched),
     /// It could not go on, for this reason, and has ended.
     Still(BackendError),
 }
 
-async fn clone(world: &World, plan: &LaunchPlan, to: &Reporter) -> Result<Born, BackendError> {
+async fn clone(
+    backends: &Backends,
+    plan: &LaunchPlan,
+    to: &Reporter,
+) -> Result<CloneOutcome, BackendError> {
     let begun = Instant::now();
-    let mut launched = world.hypervisor.launch(plan.clone()).await?;
+    let mut launched = backends.hypervisor.launch(plan.clone()).await?;
     let machine = Arc::clone(&launched.machine);
     tracing::debug!(elapsed = ?begun.elapsed(), "clone: greeted");
-    let Memory::Clone(template) = &plan.memory else { return Ok(Born::Clone(launched)) };
+    let Memory::Clone(template) = &plan.memory else { return Ok(CloneOutcome::Clone(launched)) };
     // Connected before anything runs: a frozen guest that finds nobody there waits no more.
-    let port = world.guests.identity(&plan.dir).await;
-    if let Err(error) = machine.thaw(template).await {
+    let port = backends.guests.identity(&plan.dir).await;
+    if let Err(error) = machine.load_template(template).await {
         to.report(Report::Note(format!("cannot go on from the warm image: {error}"))).await;
         end(launched).await;
-        return Ok(Born::Still(error));
+        return Ok(CloneOutcome::Still(error));
     }
     tracing::debug!(elapsed = ?begun.elapsed(), "clone: state taken in");
     let told = async {
@@ -175,22 +179,22 @@ async fn clone(world: &World, plan: &LaunchPlan, to: &Reporter) -> Result<Born, 
         return Err(error);
     }
     launched.paused = false;
-    Ok(Born::Clone(launched))
+    Ok(CloneOutcome::Clone(launched))
 }
 
 /// Boots what could not go on.
 async fn boot(
-    world: &World,
+    backends: &Backends,
     mut plan: LaunchPlan,
     error: &BackendError,
 ) -> Result<Launched, BackendError> {
     plan.memory = Memory::Own;
     plan.hardware = plan.spec.hardware_at_boot();
-    plan.base = world.images.layers(&plan.image, &plan.dir)?;
+    plan.base = backends.images.layers(&plan.image, &plan.dir)?;
     // The disk that is made now lies on the image alone.
-    world.images.bind(&plan.dir, &plan.image, &plan.base)?;
+    backends.images.bind(&plan.dir, &plan.image, &plan.base)?;
     plan.cold = Some(one_line(&error.to_string()));
-    world.hypervisor.launch(plan).await
+    backends.hypervisor.launch(plan).await
 }
 
 /// Ends a machine and waits until it has ended.
@@ -209,7 +213,7 @@ async fn end(mut launched: Launched) {
 /// Clears away what an earlier daemon left by half: a clone that does not know yet who it is, and
 /// the snapshot of a disk that was being copied.
 pub(super) async fn clear(
-    world: &World,
+    backends: &Backends,
     dir: &VmDir,
     adoption: Adoption,
 ) -> Result<Adoption, BackendError> {
@@ -218,37 +222,37 @@ pub(super) async fn clear(
         return Ok(adoption);
     }
     if !dir.unborn().exists() {
-        drop_frozen(world, dir, &adoption).await;
+        drop_capture(backends, dir, &adoption).await;
         return Ok(adoption);
     }
     if let Adoption::Running(launched) = adoption {
         end(launched).await;
     }
-    call_off(world, dir).await?;
+    call_off(backends, dir).await?;
     Ok(Adoption::Ended("the daemon ended while it started; start it again".to_owned()))
 }
 
 /// Most disks have none, and whether one has is read in their table.
-async fn drop_frozen(world: &World, dir: &VmDir, adoption: &Adoption) {
-    if !world.hypervisor.snapshots(&dir.0).iter().any(|s| s.tag == FROZEN) {
+async fn drop_capture(backends: &Backends, dir: &VmDir, adoption: &Adoption) {
+    if !backends.hypervisor.snapshots(&dir.0).iter().any(|s| s.tag == CAPTURE_TAG) {
         return;
     }
     let machine = match adoption {
         Adoption::Running(launched) => Some(Arc::clone(&launched.machine)),
         Adoption::NeverRan | Adoption::Ended(_) | Adoption::Unclear(_) => None,
     };
-    release(world, machine, &dir.0).await;
+    release(backends, machine, &dir.0).await;
 }
 
 /// Drops the snapshot that holds a frozen disk; where that fails, the next daemon does.
-async fn release(world: &World, machine: Option<Arc<dyn Machine>>, dir: &Path) {
-    let op = SnapshotOp::Drop(FROZEN.to_owned());
+async fn release(backends: &Backends, machine: Option<Arc<dyn Machine>>, dir: &Path) {
+    let op = SnapshotOp::Drop(CAPTURE_TAG.to_owned());
     if let Some(machine) = machine
         && machine.snapshot(&op).await.is_ok()
     {
         return;
     }
-    if let Err(error) = world.hypervisor.snapshot(dir.to_owned(), &op).await {
+    if let Err(error) = backends.hypervisor.snapshot(dir.to_owned(), &op).await {
         tracing::warn!(dir = %dir.display(), %error, "the snapshot of a frozen disk stays");
     }
 }
@@ -257,48 +261,48 @@ async fn release(world: &World, machine: Option<Arc<dyn Machine>>, dir: &Path) {
 type Reachable = (Arc<dyn Machine>, Arc<dyn GuestSession>);
 
 /// Where the answer to a request to freeze goes.
-type FreezeAnswer = oneshot::Sender<Result<Frozen, VmError>>;
+type CaptureAnswer = oneshot::Sender<Result<Captured, VmError>>;
 
 impl Driver {
     /// Freezes the guest into a directory. The VM is `saving` until the answer's hold is dropped;
     /// the guest runs on.
-    pub(super) fn freeze(&mut self, to: PathBuf, answer: FreezeAnswer) {
-        let (machine, session) = match self.check_freeze() {
+    pub(super) fn capture(&mut self, to: PathBuf, answer: CaptureAnswer) {
+        let (machine, session) = match self.check_capture() {
             Ok(parts) => parts,
             Err(refusal) => return drop(answer.send(Err(refusal.into()))),
         };
         let before = self.state();
         self.enter(State::Saving);
-        let (vm, world, in_force) = (self.vm.clone(), self.world.clone(), self.in_force());
+        let (vm, backends, in_force) = (self.vm.clone(), self.backends.clone(), self.in_force());
         self.detached(|reporter| async move {
-            let plan = running_plan(&vm, &world, &*machine, in_force);
-            let frozen = match plan {
-                Ok(plan) => freeze(&world, &*machine, &*session, &plan, &to).await,
+            let plan = running_plan(&vm, &backends, &*machine, in_force);
+            let captured = match plan {
+                Ok(plan) => capture(&backends, &*machine, &*session, &plan, &to).await,
                 Err(error) => Err(error),
             };
             let (hold, released) = oneshot::channel();
-            let frozen = frozen.map(|(shape, settings, pause, disk)| Frozen {
+            let captured = captured.map(|(shape, settings, pause, disk)| Captured {
                 shape,
                 settings,
                 pause,
                 disk,
-                snapshot: FROZEN.to_owned(),
+                snapshot: CAPTURE_TAG.to_owned(),
                 hold: Hold(hold),
             });
-            let is_frozen = frozen.is_ok();
-            drop(answer.send(frozen.map_err(VmError::from)));
+            let is_captured = captured.is_ok();
+            drop(answer.send(captured.map_err(VmError::from)));
             // Its end is the message.
             drop(released.await);
             // A disk of ours is gone by now.
-            if is_frozen && vm.0.lifetime == Lifetime::Own {
-                release(&world, Some(machine), &vm.dir().0).await;
+            if is_captured && vm.0.lifetime == Lifetime::Own {
+                release(&backends, Some(machine), &vm.dir().0).await;
             }
-            reporter.report(Report::Thawed(before)).await;
+            reporter.report(Report::CaptureEnded(before)).await;
         });
     }
 
-    fn check_freeze(&self) -> Result<Reachable, Refusal> {
-        self.vm.admit_freeze()?;
+    fn check_capture(&self) -> Result<Reachable, Refusal> {
+        self.vm.admit_capture()?;
         if self.in_force().is_some_and(|i| i.spec.ephemeral) {
             return Err(Refusal::Ephemeral);
         }
@@ -308,7 +312,7 @@ impl Driver {
         Ok((Arc::clone(&running.machine), Arc::clone(session)))
     }
 
-    pub(super) fn on_thawed(&mut self, before: State) {
+    pub(super) fn on_capture_ended(&mut self, before: State) {
         if self.state() == State::Saving {
             self.enter_again(before);
         }
@@ -318,7 +322,7 @@ impl Driver {
 /// Describes a machine that runs as the plan by which it would be started.
 fn running_plan(
     vm: &Vm,
-    world: &World,
+    backends: &Backends,
     machine: &dyn Machine,
     in_force: Option<InForce>,
 ) -> Result<LaunchPlan, BackendError> {
@@ -327,18 +331,18 @@ fn running_plan(
         // The login name is no part of the machine.
         spec = VmSpec { memory, ssh_user: spec.ssh_user, ..started };
     }
-    if let Some(size) = world.hypervisor.disk_size(&vm.dir().0)? {
+    if let Some(size) = backends.hypervisor.disk_size(&vm.dir().0)? {
         spec.disk = size;
     }
     let name = &vm.spec().image;
-    let image = world.images.boot_of(name, &vm.dir().0);
+    let image = backends.images.boot_of(name, &vm.dir().0);
     let image = image.ok_or_else(|| BackendError::NoImage { name: name.clone() })?;
     Ok(LaunchPlan {
         uuid: vm.uuid(),
         name: vm.name(),
         dir: vm.dir().0.clone(),
         spec,
-        base: world.images.layers(&image, &vm.dir().0)?,
+        base: backends.images.layers(&image, &vm.dir().0)?,
         image,
         accel: machine.facts().accel.clone(),
         hardware: machine.facts().hardware,
@@ -349,21 +353,21 @@ fn running_plan(
     })
 }
 
-async fn freeze(
-    world: &World,
+async fn capture(
+    backends: &Backends,
     machine: &dyn Machine,
     session: &dyn GuestSession,
     plan: &LaunchPlan,
     to: &Path,
 ) -> Result<(Shape, ImageSettings, Duration, Vec<Layer>), BackendError> {
     let settings = ImageSettings::of_machine(&plan.spec);
-    let shape = world.hypervisor.shape(plan).await?;
-    let mut port = world.guests.identity(&plan.dir).await?;
+    let shape = backends.hypervisor.shape(plan).await?;
+    let mut port = backends.guests.identity(&plan.dir).await?;
     port.arm(session).await?;
     let dir = VmDir(plan.dir.clone());
     let pause = async {
         still::mark(&dir).await?;
-        let pause = machine.freeze(plan, to, FROZEN).await;
+        let pause = machine.capture(plan, to, CAPTURE_TAG).await;
         still::unmark(&dir);
         pause
     };

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 
 use super::*;
-use crate::vm::backend::{Attendant, OutputSink, Source, Surroundings};
+use crate::vm::backend::{ExecOptions, JobIo, OutputSink, Source};
 use crate::vm::caller::ProcessId;
 use crate::vm::job::MAX_COMMAND;
 
@@ -58,14 +58,14 @@ impl GuestSession for Fake {
     async fn run(
         &self,
         command: &[u8],
-        _surroundings: &Surroundings,
-        attendant: &dyn Attendant,
+        _options: &ExecOptions,
+        io: &dyn JobIo,
     ) -> Result<Exit, BackendError> {
         let mut stdin = Vec::new();
-        while let Some(bytes) = attendant.input().await {
+        while let Some(bytes) = io.input().await {
             stdin.extend(bytes);
         }
-        self.exec(command, &stdin, attendant).await
+        self.exec(command, &stdin, io).await
     }
 
     async fn closed(&self) {

@@ -68,19 +68,19 @@ impl GuestSession for FakeSession {
     async fn run(
         &self,
         command: &[u8],
-        _surroundings: &Surroundings,
-        attendant: &dyn Attendant,
+        _options: &ExecOptions,
+        io: &dyn JobIo,
     ) -> Result<Exit, BackendError> {
         self.0.calls.lock().push("run");
-        attendant.accept(Source::Stdout, command).await;
-        attendant.accept(Source::Stderr, b"err\n").await;
+        io.accept(Source::Stdout, command).await;
+        io.accept(Source::Stderr, b"err\n").await;
         loop {
             tokio::select! {
-                bytes = attendant.input() => match bytes {
-                    Some(bytes) => attendant.accept(Source::Stdout, &bytes).await,
+                bytes = io.input() => match bytes {
+                    Some(bytes) => io.accept(Source::Stdout, &bytes).await,
                     None => return Ok(Exit::Code(3)),
                 },
-                control = attendant.control() => if let Control::Signal(name) = control {
+                control = io.control() => if let Control::Signal(name) = control {
                     return Ok(Exit::Signal(name));
                 },
             }

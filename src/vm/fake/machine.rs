@@ -122,19 +122,19 @@ impl Machine for FakeMachine {
         Ok(())
     }
 
-    async fn freeze(
+    async fn capture(
         &self,
         _plan: &LaunchPlan,
         _to: &Path,
         _snapshot: &str,
     ) -> Result<Duration, BackendError> {
-        self.call("freeze", None).await;
+        self.call("capture", None).await;
         Ok(Duration::from_millis(10))
     }
 
-    async fn thaw(&self, _template: &Template) -> Result<(), BackendError> {
-        self.call("thaw", None).await;
-        self.script.thaw_error.lock().take().map_or(Ok(()), Err)
+    async fn load_template(&self, _template: &Template) -> Result<(), BackendError> {
+        self.call("load_template", None).await;
+        self.script.load_error.lock().take().map_or(Ok(()), Err)
     }
 
     async fn kill(&self) -> Result<(), BackendError> {

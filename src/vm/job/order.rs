@@ -3,7 +3,7 @@
 //! What comes after the verb's blank is taken as it is: directories and values need no quotes.
 
 use super::JobError;
-use crate::vm::backend::{Control, Surroundings, WindowSize};
+use crate::vm::backend::{Control, ExecOptions, WindowSize};
 
 /// The verbs, for the documentation.
 pub const VERBS: &str = "signal pty winsize env cwd";
@@ -35,14 +35,14 @@ pub(super) enum Change {
 }
 
 impl Change {
-    pub(super) fn apply(self, surroundings: &mut Surroundings) {
+    pub(super) fn apply(self, options: &mut ExecOptions) {
         match self {
             Self::Env(name, value) => {
-                surroundings.env.retain(|(n, _)| *n != name);
-                surroundings.env.push((name, value));
+                options.env.retain(|(n, _)| *n != name);
+                options.env.push((name, value));
             }
-            Self::Cwd(cwd) => surroundings.cwd = Some(cwd),
-            Self::Terminal(size) => surroundings.terminal = Some(size),
+            Self::Cwd(cwd) => options.cwd = Some(cwd),
+            Self::Terminal(size) => options.terminal = Some(size),
         }
     }
 }

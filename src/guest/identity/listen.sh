@@ -1,4 +1,4 @@
-# Has a program wait on the identity port, to be told later who this guest is (become.sh).
+# Has a program wait on the identity port, to be told later who this guest is (personalize.sh).
 # Runs over SSH while the machine is still the one that will be frozen.
 fail() {
     echo "$*" >&2
@@ -34,7 +34,7 @@ for balloon in /sys/bus/virtio/drivers/virtio_balloon/virtio*; do
 done
 
 sync
-# $fork is the mark of the last copying so far; see become.sh.
+# $fork is the mark of the last copying so far; see personalize.sh.
 setsid sh -c '
     exec 3<>"$1" && reseed=$2
     log=$(dmesg) fork=none

@@ -1,8 +1,8 @@
 //! Freezing a machine as it runs, and going on from what was frozen.
 //!
-//! While the guest runs, its memory is copied into a second machine, the *mould*, whose memory is
+//! While the guest runs, its memory is copied into a second machine, the *capture target*, whose memory is
 //! a file. When little is left to copy, the processors stop (under TCG before anything is copied),
-//! the disk gets a snapshot, the rest is copied, and the guest goes on. The mould never runs: it
+//! the disk gets a snapshot, the rest is copied, and the guest goes on. The target never runs: it
 //! writes its devices' state beside the memory and ends. A clone maps the memory copy-on-write and
 //! loads that state, which takes the same time whatever the memory's size.
 
@@ -21,7 +21,7 @@ use super::img;
 use super::install::Installation;
 use super::launch;
 use super::machine::Parts;
-use super::migrate::{COMPLETED, DEVICES_BOUND, How, MEMORY_BOUND, Migration};
+use super::migrate::{COMPLETED, DEVICES_TIMEOUT, How, MEMORY_TIMEOUT, Migration};
 use super::qmp::{Qmp, QmpError};
 use super::{migrate, sparse};
 use crate::store::file;
@@ -39,29 +39,29 @@ const SWITCHOVER: &str = "pre-switchover";
 /// How long QEMU may take to clean up after a migration, and how often it is asked.
 const FINALIZATION: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(1);
-/// Up to what size a mould's memory is prepared before it greets: a GiB takes 2 to 3 s.
+/// Up to what size a capture target's memory is prepared before it greets: a GiB takes 2 to 3 s.
 const PREPARED: u64 = 4 << 30;
 /// What is said of it.
 const RAM: &str = "the frozen memory";
-/// The mould's directory in that of the frozen machine, while there is one.
-const MOULD: &str = "mould";
+/// The target's directory in that of the frozen machine, while there is one.
+const TARGET: &str = "target";
 
 /// Freezes the machine that was started by `plan` into the directory `to`; returns how long its
 /// processors stood still. It goes on whatever happens here.
-pub(super) async fn freeze(
+pub(super) async fn capture(
     source: &Qmp,
     plan: &LaunchPlan,
     qemu: &Installation,
     to: &Path,
     snapshot: &str,
 ) -> Result<Duration, BackendError> {
-    let mould_plan = mould_plan(plan, to)?;
-    let dir = mould_plan.dir.clone();
-    let mould = launch::bring_up(&mould_plan, qemu, None).await;
-    let mould = mould.map_err(|error| img::cause_of(error, to, RAM))?;
+    let target_plan = target_plan(plan, to)?;
+    let dir = target_plan.dir.clone();
+    let target = launch::bring_up(&target_plan, qemu, None).await;
+    let target = target.map_err(|error| img::cause_of(error, to, RAM))?;
     let source = Source { qmp: source, accel: plan.accel.kind, snapshot };
-    let cast = cast(&source, &mould.parts, to).await;
-    mould.end().await;
+    let pause = copy_memory(&source, &target.parts, to).await;
+    target.end().await;
     let ram = to.join(names::RAM);
     let settle = move || {
         fs::remove_dir_all(&dir)?;
@@ -69,14 +69,14 @@ pub(super) async fn freeze(
         sparse::dig(&ram)?;
         ram.sync_all()
     };
-    let frozen = match cast {
+    let captured = match pause {
         Ok(pause) => off_thread(RAM, settle).await.map(|()| pause),
         Err(error) => Err(error),
     };
-    if frozen.is_err() {
+    if captured.is_err() {
         source.recover().await;
     }
-    frozen.map_err(|error| img::cause_of(error, to, RAM))
+    captured.map_err(|error| img::cause_of(error, to, RAM))
 }
 
 /// Lets a guest go on that a daemon was freezing, or something else, when it ended.
@@ -90,8 +90,8 @@ pub(super) async fn recover(qmp: &Qmp) -> Result<(), BackendError> {
 }
 
 /// The same hardware, with its memory in a file, and nobody's ports.
-fn mould_plan(plan: &LaunchPlan, to: &Path) -> Result<LaunchPlan, BackendError> {
-    let (dir, ram) = (VmDir(to.join(MOULD)), to.join(names::RAM));
+fn target_plan(plan: &LaunchPlan, to: &Path) -> Result<LaunchPlan, BackendError> {
+    let (dir, ram) = (VmDir(to.join(TARGET)), to.join(names::RAM));
     let from = VmDir(plan.dir.clone());
     let prepare = || {
         file::private_dir(&dir.0)?;
@@ -107,37 +107,41 @@ fn mould_plan(plan: &LaunchPlan, to: &Path) -> Result<LaunchPlan, BackendError> 
     prepare().map_err(|e| BackendError::io(RAM, &e))?;
     let room = rustix::fs::statvfs(to).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize));
     let prepared = is_prepared(plan.accel.kind, plan.spec.memory, room);
-    let mut mould = plan.clone();
-    mould.spec.ports.clear();
-    mould.spec.ephemeral = false;
+    let mut target = plan.clone();
+    target.spec.ports.clear();
+    target.spec.ephemeral = false;
     Ok(LaunchPlan {
         dir: dir.0,
-        memory: Memory::Cast { ram, prepared },
+        memory: Memory::CaptureTarget { ram, prepared },
         lifetime: Lifetime::Ours,
         paused: true,
-        ..mould
+        ..target
     })
 }
 
-/// Decides whether all pages of a mould's memory are made beforehand. A guest under TCG stands still
-/// while it is cast, and to make a page of a file just then takes many times as long as to copy it.
+/// Decides whether all pages of a capture target's memory are made beforehand. A guest under TCG stands still
+/// while its memory is copied, and to make a page of a file just then takes many times as long as to copy it.
 fn is_prepared(accel: AccelKind, memory: u64, room: u64) -> bool {
     accel == AccelKind::Tcg && memory <= PREPARED && memory <= room
 }
 
-async fn cast(source: &Source<'_>, mould: &Parts, to: &Path) -> Result<Duration, BackendError> {
+async fn copy_memory(
+    source: &Source<'_>,
+    target: &Parts,
+    to: &Path,
+) -> Result<Duration, BackendError> {
     let (near, far) = UnixStream::pair().map_err(|e| BackendError::io("a socket", &e))?;
-    let mut incoming = Migration::new(&mould.qmp, How::Whole).await?;
+    let mut incoming = Migration::new(&target.qmp, How::Whole).await?;
     incoming.receive(&OwnedFd::from(far)).await?;
     let pause = source.copy(near.into()).await?;
-    incoming.must_reach(COMPLETED, MEMORY_BOUND).await?;
+    incoming.must_reach(COMPLETED, MEMORY_TIMEOUT).await?;
     let path = to.join(names::STATE);
     let state = File::options().read(true).write(true).create_new(true).mode(0o600).open(path);
     let state = state.map_err(|e| BackendError::io("the frozen state", &e))?;
     let synced = state.try_clone().map_err(|e| BackendError::io("the frozen state", &e))?;
-    let mut saving = Migration::new(&mould.qmp, How::Shared).await?;
+    let mut saving = Migration::new(&target.qmp, How::Shared).await?;
     saving.send(&state.into()).await?;
-    saving.must_reach(COMPLETED, DEVICES_BOUND).await?;
+    saving.must_reach(COMPLETED, DEVICES_TIMEOUT).await?;
     saving.end().await?;
     off_thread("the frozen state", move || synced.sync_all()).await?;
     Ok(pause)
@@ -167,14 +171,14 @@ impl Source<'_> {
         let still = match stopped {
             None => self.converge(&mut outgoing).await?,
             Some(since) => {
-                outgoing.must_reach(SWITCHOVER, MEMORY_BOUND).await?;
+                outgoing.must_reach(SWITCHOVER, MEMORY_TIMEOUT).await?;
                 since
             }
         };
         let snapshot = json!({"device": NODE, "name": self.snapshot});
         self.qmp.execute("blockdev-snapshot-internal-sync", snapshot).await?;
         outgoing.go_on().await?;
-        outgoing.must_reach(COMPLETED, MEMORY_BOUND).await?;
+        outgoing.must_reach(COMPLETED, MEMORY_TIMEOUT).await?;
         go_on(self.qmp).await?;
         let pause = still.elapsed();
         outgoing.end().await?;
@@ -187,7 +191,7 @@ impl Source<'_> {
         let still = Instant::now();
         if !converged {
             self.stop().await?;
-            outgoing.must_reach(SWITCHOVER, MEMORY_BOUND).await?;
+            outgoing.must_reach(SWITCHOVER, MEMORY_TIMEOUT).await?;
         }
         Ok(still)
     }
@@ -223,11 +227,11 @@ async fn go_on(qmp: &Qmp) -> Result<(), QmpError> {
 }
 
 /// Has a machine that has never run take in a frozen state.
-pub(super) async fn thaw(qmp: &Qmp, state: &Path) -> Result<(), BackendError> {
+pub(super) async fn load_template(qmp: &Qmp, state: &Path) -> Result<(), BackendError> {
     let opened = File::open(state).map_err(|e| BackendError::io("the frozen state", &e))?;
     let mut incoming = Migration::new(qmp, How::Shared).await?;
     incoming.receive(&opened.into()).await?;
-    incoming.must_reach(COMPLETED, DEVICES_BOUND).await?;
+    incoming.must_reach(COMPLETED, DEVICES_TIMEOUT).await?;
     Ok(incoming.end().await?)
 }
 

@@ -1,5 +1,5 @@
 # Makes the guest the machine that variables describe. These functions come over the identity port
-# to the shell that arm.sh has left there, before the guest is frozen; the variables and the call of
+# to the shell that listen.sh has left there, before the guest is frozen; the variables and the call of
 # `become` when it goes on as another, before anything else can know of this copy.
 # Every program started here costs some 10 ms of a clone's start under translation: builtins where
 # they do.
@@ -23,7 +23,7 @@ check() {
 } 2>/dev/null
 
 # Whether the kernel has said that it was copied since it was frozen; $fork is the time at which it
-# last said so before (arm.sh).
+# last said so before (listen.sh).
 has_forked() {
     if [ "$fork" = none ]; then
         case $(dmesg) in *'virtual machine fork'*) return 0 ;; *) return 1 ;; esac
