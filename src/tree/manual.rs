@@ -1,4 +1,4 @@
-//! The node tables as text about them: for the README and the manual page.
+//! The node tables as text about them: for `mountpoint-docs/README.md` and the manual page.
 
 use std::fmt::Write;
 

@@ -1,7 +1,7 @@
 //! The tables: the only place with names of files, their modes and their one-line docs.
 //!
-//! Adding a file is adding a row. Lookup, listing, attributes, open flags, `.docs` and the README's
-//! table follow from it.
+//! Adding a file is adding a row. Lookup, listing, attributes, open flags, `.docs` and the table of
+//! `mountpoint-docs/README.md` follow from it.
 
 use std::sync::{Arc, LazyLock};
 
@@ -472,17 +472,18 @@ mod tests {
     }
 
     #[test]
-    fn the_readme_has_the_table_that_the_rows_make() {
-        let readme = include_str!("../../README.md");
-        let (before, rest) = readme.split_once("<!-- files").unwrap();
+    fn the_manual_has_the_table_that_the_rows_make() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/mountpoint-docs/README.md");
+        let page = include_str!("../../mountpoint-docs/README.md");
+        let (before, rest) = page.split_once("<!-- files").unwrap();
         let (comment, rest) = rest.split_once("-->\n").unwrap();
         let (table, after) = rest.split_once("<!-- /files -->").unwrap();
         let wanted = manual::markdown();
-        if std::env::var_os("UPDATE_README").is_some() {
+        if std::env::var_os("UPDATE_DOCS").is_some() {
             let text = format!("{before}<!-- files{comment}-->\n{wanted}<!-- /files -->{after}");
-            std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"), text).unwrap();
+            std::fs::write(path, text).unwrap();
         } else {
-            assert_eq!(table, wanted, "UPDATE_README=1 cargo test readme writes it");
+            assert_eq!(table, wanted, "UPDATE_DOCS=1 cargo test --lib table writes it");
         }
     }
 
