@@ -479,13 +479,13 @@ mod directory {
     #[test]
     fn a_listing_is_of_its_open_and_counts_sub_directories_as_links() {
         let aq = mounted();
-        let mut listing = fs::read_dir(&aq.dir()).expect("a listing");
+        let mut listing = fs::read_dir(aq.dir()).expect("a listing");
         let first = listing.next().expect("a name").expect("a name");
         fs::create_dir(aq.path("vm2")).expect("a VM");
         let names: Vec<_> = listing.map(|entry| entry.expect("a name").file_name()).collect();
         assert!(first.file_name() != *"vm2" && !names.iter().any(|name| name == OsStr::new("vm2")));
         assert!(
-            fs::read_dir(&aq.dir())
+            fs::read_dir(aq.dir())
                 .expect("a listing")
                 .any(|e| e.expect("a name").file_name() == *"vm2")
         );
