@@ -1,5 +1,5 @@
 //! What must hold for any bytes that come from outside: run by the fuzz targets beside this file,
-//! and by `tests/corpus.rs` over the committed corpus.
+//! and by `tests/rules/corpus.rs` over the committed corpus.
 
 #![allow(dead_code, reason = "each fuzz target uses one of these")]
 

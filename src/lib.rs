@@ -1,6 +1,6 @@
 //! aqfs: virtual machines as directories.
 //!
-//! The layers, outermost first; a layer names only those below it (`tests/layers.rs` holds this):
+//! The layers, outermost first; a layer names only those below it (`tests/rules/layers.rs` holds this):
 //!
 //! - [`fuse`]: kernel requests in, replies out. The only place that names `fuser`.
 //! - [`tree`]: what names exist and what reading or writing each one means, as tables.

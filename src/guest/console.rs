@@ -7,6 +7,8 @@
 mod line;
 mod log;
 mod ring;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -219,6 +219,22 @@ impl Mounted {
         self.sh(&format!("cat > {vm}/exec <<'END'\n{command}\nEND\ncat {vm}/exec")).ok()
     }
 
+    /// Reads a file of events in the background while `script` runs, which sets `last` to the event
+    /// that ends the reading, and returns what it said, without times.
+    #[track_caller]
+    pub(crate) fn events_of(&self, file: &str, script: &str) -> String {
+        let script = format!(
+            r#"
+            exec 9<{file}; timeout 90 cat <&9 > "$SCRATCH/said" & reader=$!
+            {script}
+            # The reader has all that there was once it has seen the last event.
+            until grep -q "$last" "$SCRATCH/said"; do sleep 0.02; done
+            kill $reader; wait $reader 2>/dev/null
+            cut -d' ' -f2- "$SCRATCH/said""#
+        );
+        self.sh(&script).ok()
+    }
+
     /// Returns the daemon's process number.
     #[track_caller]
     pub(crate) fn daemon(&self) -> u32 {

@@ -1,0 +1,15 @@
+//! The command line: what users type and scripts read.
+//!
+//! Modules and tests that boot guests are there with the feature `qemu_tests`.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod environment;
+#[cfg(feature = "qemu_tests")]
+mod exec;
+mod images;
+mod shell;
+#[cfg(feature = "qemu_tests")]
+mod terminal;
+mod vms;

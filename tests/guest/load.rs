@@ -1,0 +1,174 @@
+//! Many VMs, many readers, many commands, and a reader that never reads: nothing holds up anything
+//! else, and the daemon stays small. Limits are generous; what was measured is printed.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::common::{Mounted, eventually, median, proc};
+use aqfs::sys;
+
+const MIB: u64 = 1 << 20;
+/// What an operation that answers at once may take on a busy machine, in the middle of many.
+const QUICK: Duration = Duration::from_millis(20);
+
+#[test]
+fn a_thousand_vms() {
+    let aq = Mounted::new();
+    let empty = sys::process_usage(aq.daemon()).rss;
+    let began = Instant::now();
+    for n in 0..1000 {
+        fs::create_dir(aq.path(&format!("vm{n}"))).expect("mkdir");
+    }
+    let made = began.elapsed();
+    let full = sys::process_usage(aq.daemon()).rss;
+    let listed = timed(|| assert_eq!(aq.sh("ls | wc -l").ok(), "1000"));
+    let long = timed(|| assert_eq!(aq.sh("ls -l | wc -l").ok(), "1001"));
+    let found = timed(|| assert_eq!(aq.sh("find vm* -name status | wc -l").ok(), "1000"));
+    let read = timed(|| assert_eq!(aq.sh("cat */status | sort -u").ok(), "stopped"));
+    let used = sys::process_usage(aq.daemon()).rss;
+    println!(
+        "1,000 VMs: mkdir {:?} each, ls {listed:?}, ls -l {long:?}, find {found:?}, \
+         cat */status {read:?}; daemon {} KiB empty, {} KiB more a VM, {} KiB after all that",
+        made / 1000,
+        empty >> 10,
+        (full.saturating_sub(empty) / 1000) >> 10,
+        used >> 10
+    );
+    assert!(made < Duration::from_secs(60), "{made:?}");
+    assert!(found < Duration::from_secs(10) && long < Duration::from_secs(2), "{found:?}");
+    assert!(used < empty + 64 * MIB, "{used}");
+    let again = timed(|| {
+        aq.sh(r#"cd /; "$AQ" umount "$SCRATCH/mnt""#).ok();
+        aq.mount();
+    });
+    println!("1,000 VMs: umount and mount again {again:?}");
+    assert_eq!(aq.sh("ls | wc -l").ok(), "1000");
+    assert!(again < Duration::from_secs(10), "{again:?}");
+}
+
+#[test]
+fn a_hundred_parked_readers() {
+    let aq = Mounted::with_image();
+    aq.sh("mkdir held && echo 'start paused' > held/ctl").ok();
+    let alone = latency(&aq);
+    let files = ["held/ready", "held/console"];
+    let mut cats: Vec<Child> = (0..100).map(|n| cat(&aq, files[n % 2])).collect();
+    thread::sleep(Duration::from_millis(500));
+    assert!(cats.iter_mut().all(|c| c.try_wait().expect("our child").is_none()), "all wait");
+    let beside = latency(&aq);
+    let before = sys::process_usage(aq.daemon());
+    thread::sleep(Duration::from_secs(5));
+    let after = sys::process_usage(aq.daemon());
+    let share = (after.cpu_ms - before.cpu_ms) as f64 / 50.0;
+    println!(
+        "100 parked readers: cat status {beside:?} (alone {alone:?}), daemon {share:.1} % of a \
+         core, {} KiB",
+        after.rss >> 10
+    );
+    cats.iter_mut().for_each(|cat| drop(cat.kill()));
+    let began = Instant::now();
+    cats.iter_mut().for_each(|cat| drop(cat.wait()));
+    println!("100 parked readers: all dead {:?} after SIGKILL", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(1));
+    assert!(beside < alone * 3 + QUICK, "{beside:?}");
+    assert!(share < 10.0, "{share} %");
+    thread::sleep(Duration::from_millis(200));
+    let idle = sys::process_usage(aq.daemon()).cpu_ms;
+    thread::sleep(Duration::from_secs(2));
+    let idle = sys::process_usage(aq.daemon()).cpu_ms - idle;
+    assert!(idle <= 20, "{idle} ms in 2 s with nobody waiting");
+}
+
+#[test]
+fn fifty_commands_in_one_guest_at_once() {
+    let aq = Mounted::with_image();
+    aq.boot("vm1");
+    let script = "
+        for n in $(seq 50); do
+            (echo \"sleep 1; echo answer $n\" > vm1/exec
+             got=$(cat vm1/exec 2>&1) || got=\"$got: $(cat vm1/error)\"
+             [ \"$got\" = \"answer $n\" ] || echo \"$n got: $got\") &
+        done
+        wait";
+    let took = timed(|| assert_eq!(aq.sh(script).ok(), ""));
+    println!("50 commands of 1 s at once: {took:?}");
+    assert_eq!(aq.exec("vm1", "echo still"), "still");
+}
+
+#[test]
+fn a_console_reader_that_never_reads() {
+    let aq = Mounted::with_image();
+    aq.boot("vm1");
+    let before = sys::process_usage(aq.daemon()).rss;
+    let mut lazy: Vec<File> =
+        (0..10).map(|_| File::open(aq.path("vm1/console")).expect("console")).collect();
+    let mut eager = cat(&aq, "vm1/console");
+    // 2 MiB through the serial line.
+    let print = "yes 0123456789abcdefghijklmnopqrstuvwxyz | head -c 2097152 > /dev/console";
+    let done = AtomicBool::new(false);
+    let (took, beside) = thread::scope(|scope| {
+        let printing = scope.spawn(|| {
+            let took = timed(|| drop(aq.exec("vm1", print)));
+            done.store(true, Ordering::Relaxed);
+            took
+        });
+        let mut times = Vec::new();
+        while !done.load(Ordering::Relaxed) {
+            times.push(timed(|| drop(aq.read("vm1/status"))));
+            thread::sleep(Duration::from_millis(20));
+        }
+        (printing.join().expect("no panic"), times)
+    });
+    let (worst, beside) = (beside.iter().max().copied().unwrap_or_default(), median(beside));
+    let used = sys::process_usage(aq.daemon()).rss;
+    println!(
+        "2 MiB on the console in {took:?}: status {beside:?}, at worst {worst:?}; daemon {} KiB, \
+         before {} KiB; console_lost {}",
+        used >> 10,
+        before >> 10,
+        aq.info("vm1", "console_lost")
+    );
+    assert!(beside < QUICK && worst < Duration::from_secs(1), "{beside:?}, {worst:?}");
+    assert!(used < before + 24 * MIB, "{used}");
+    assert!(eager.try_wait().expect("our child").is_none(), "the reader that reads goes on");
+    drop((eager.kill(), eager.wait()));
+    // Who comes late gets the newest bytes there are.
+    let mut last = vec![0; 2 << 20];
+    let read = lazy[0].read(&mut last).expect("bytes");
+    assert!(read > 0);
+    drop(lazy);
+    eventually("the backlog given back", Duration::from_secs(10), || {
+        sys::process_usage(aq.daemon()).rss < before + 24 * MIB
+    });
+}
+
+/// The time of `cat status`, in the middle of many.
+fn latency(aq: &Mounted) -> Duration {
+    let once = |_| {
+        timed(|| {
+            let cat = Command::new("cat").arg(aq.path("held/status")).output().expect("cat");
+            assert_eq!(cat.stdout, b"paused\n");
+        })
+    };
+    median((0..50).map(once).collect())
+}
+
+fn cat(aq: &Mounted, file: &str) -> Child {
+    let mut command = Command::new("cat");
+    command.arg(aq.path(file)).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let cat = command.spawn().expect("cat starts");
+    eventually("cat is cat", Duration::from_secs(10), || {
+        proc::process(cat.id()).is_some_and(|p| p.name == "cat")
+    });
+    cat
+}
+
+fn timed(work: impl FnOnce()) -> Duration {
+    let began = Instant::now();
+    work();
+    began.elapsed()
+}

@@ -1,0 +1,34 @@
+//! Real guests in a real QEMU, a module a topic.
+//!
+//! Not here: the command line (`tests/cli`), and random sequences of everything (`tests/compose`).
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod adoption;
+mod bad_input;
+mod config;
+mod damage;
+mod events;
+mod exec;
+mod full_disk;
+mod hardware;
+mod images;
+mod interrupts;
+mod jobs;
+mod lifecycle;
+mod load;
+mod logs;
+mod poll;
+mod programs;
+mod qmp;
+mod restore;
+mod saved_clones;
+mod snapshots;
+mod ssh_client;
+mod ssh_config;
+mod tiny_image;
+mod torture;
+mod tty;
+mod undo;
+mod warm;

@@ -1,0 +1,9 @@
+//! What needs neither FUSE nor QEMU: rules over the sources, the fuzz targets' corpus, and the tests'
+//! own tools.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod corpus;
+mod harness;
+mod layers;
