@@ -561,3 +561,19 @@ async fn a_guest_that_its_user_has_paused_stays_so() {
     assert_eq!(vm.state(), State::Paused);
     assert_eq!(script.calls.lock().last(), Some(&"pause"));
 }
+
+/// A name operation holds its directory in the kernel, so it does not wait for a large memory.
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_takes_long_is_answered_before_it_is_done() {
+    let Fixture { _dir, vm, script } = ready().await;
+    std::fs::write(vm.dir().disk(), "").unwrap();
+    *script.slow.lock() = Duration::from_secs(30);
+    let begun = tokio::time::Instant::now();
+    vm.perform(Command::Take("a".into())).await.unwrap();
+    assert_eq!(begun.elapsed(), Duration::from_millis(500));
+    let snapshots = vm.all_snapshots();
+    let taken = snapshots.iter().find(|snapshot| snapshot.tag == "a").unwrap();
+    assert_eq!((taken.status.as_str(), vm.state()), ("creating", State::Saving));
+    until(&vm, &State::Ready).await;
+    assert_eq!(begun.elapsed().as_secs(), 30);
+}
