@@ -11,7 +11,7 @@ demo: ## build, mount ~/aq (or AQ_DIR) and run the tour of the README
 test: setup ## everything: lints, docs, dependencies, unit, mount and guest tests (QEMU=bookworm-backports: with that QEMU)
 	@tools/test
 
-check: ## what can be told without running anything
+check: ## lints, docs and dependencies, without running anything
 	@tools/test fmt clippy doc deny
 
 fmt: ## format the sources
@@ -38,7 +38,7 @@ fuzz: ## each fuzz target for 30 s (FUZZ_SECONDS)
 qemu-tests: setup ## tests that boot guests
 	@tools/test root qemu
 
-compose: setup ## every feature after every other, at random, for SECONDS (600) from SEED
+compose: setup ## random sequences of all features, for SECONDS (600) from SEED
 	@AQFS_COMPOSE_SECONDS=$(or $(SECONDS),600) AQFS_COMPOSE_SEED=$(or $(SEED),$$(date +%s)) tools/test compose
 
 bench: setup ## the promises in numbers, measured (BENCH=exec: some of them)

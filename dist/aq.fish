@@ -1,2 +1,2 @@
-# Asked anew of the program at each start of a shell, so that it never falls behind it.
+# Each shell asks the program for the script at its start, so it is never out of date.
 aq completion fish | source
