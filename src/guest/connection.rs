@@ -373,3 +373,23 @@ impl Drop for Running {
         }));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guest::keys;
+
+    #[tokio::test]
+    async fn only_the_host_key_of_this_guest_is_accepted() {
+        let dir = tempfile::tempdir().unwrap();
+        let key =
+            |name: &str| keys::ensure(&dir.path().join(name), name).unwrap().public_key().clone();
+        let (own, other) = (key("own"), key("other"));
+        let mut verifier = Verifier { host_key: own.clone(), _alive: watch::Sender::new(()) };
+        let [own, other] =
+            [own, other].map(|key| PublicKeyOrCertificate::PublicKey { key, hash_alg: None });
+        assert!(client::Handler::check_server_key(&mut verifier, &own).await.unwrap());
+        let refused = client::Handler::check_server_key(&mut verifier, &other).await;
+        assert!(matches!(refused, Err(Handshake::WrongHostKey)));
+    }
+}
