@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use include_dir::{Dir, include_dir};
 
-static SRC: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/src");
+pub(crate) static SRC: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/src");
 
 /// Which layer may name which others. `store` and `sys` are at the bottom: names and atomic files,
 /// system calls.
@@ -86,7 +86,7 @@ fn sources() -> Vec<Source> {
     kept.map(|(path, text)| Source { code: code_of(&text), path }).collect()
 }
 
-fn collect(dir: &Dir<'_>, found: &mut Vec<(String, String)>) {
+pub(crate) fn collect(dir: &Dir<'_>, found: &mut Vec<(String, String)>) {
     for file in dir.files().filter(|f| f.path().extension().is_some_and(|e| e == "rs")) {
         let text = file.contents_utf8().expect("Rust is UTF-8");
         found.push((file.path().display().to_string(), text.to_owned()));

@@ -7,3 +7,4 @@ mod common;
 mod corpus;
 mod harness;
 mod layers;
+mod semantics;
