@@ -8,8 +8,11 @@ help: ## show this
 demo: ## build, mount ~/aq (or AQ_DIR) and run the tour of the README
 	@tools/demo
 
-test: setup ## everything: lints, docs, dependencies, unit, mount and guest tests (QEMU=bookworm-backports: with that QEMU)
+test: setup ## lints, docs, dependencies, unit, mount and guest tests, a quarter of an hour (QEMU=bookworm-backports: with that QEMU)
 	@tools/test
+
+long: setup ## the tests that `make test` leaves out because each takes minutes: random sequences, random kills
+	@tools/test long
 
 check: ## lints, docs and dependencies, without running anything
 	@tools/test fmt clippy doc deny
@@ -59,5 +62,5 @@ uninstall: ## remove what install has put there
 clean: ## remove what was built, and the tests' caches
 	cargo clean && rm -rf /var/tmp/aqfs-test-cache-*
 
-.PHONY: help demo test check fmt clippy doc deny unit mount-tests fuzz qemu-tests compose bench setup build install uninstall clean
+.PHONY: help demo test long check fmt clippy doc deny unit mount-tests fuzz qemu-tests compose bench setup build install uninstall clean
 .DEFAULT_GOAL := help

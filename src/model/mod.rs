@@ -4,7 +4,7 @@
 //! [`reference`] is the model and what may be done; [`system`] does it to a tree. A sequence that
 //! has failed once is kept in `proptest-regressions/` and run first.
 //!
-//! `AQFS_MODEL_CASES=10000` runs as many sequences as CI does.
+//! `AQFS_MODEL_CASES=10000` runs as many sequences as `make long` does.
 
 mod reference;
 mod system;
@@ -16,7 +16,7 @@ use self::system::TreeTest;
 
 prop_state_machine! {
     #![proptest_config(ProptestConfig {
-        // What a second or two allow; the whole range is CI's.
+        // What a second or two allow; the whole range is for `make long`.
         cases: std::env::var("AQFS_MODEL_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(200),
         max_shrink_iters: 2000,
         ..ProptestConfig::default()

@@ -148,7 +148,7 @@ fn resident(pid: u32) -> u64 {
 #[test]
 fn bulk_goes_through_whole_and_without_memory() {
     let aq = booted();
-    sh(&aq, "echo true > exec; cat exec; head -c 200M /dev/urandom > $SCRATCH/big");
+    sh(&aq, "echo true > exec; cat exec; head -c 64M /dev/urandom > $SCRATCH/big");
     let sum = sh(&aq, "sha256sum < $SCRATCH/big");
     let before = resident(aq.daemon());
     let timed = |what: &str, script: &str, wanted: &str| {
@@ -156,13 +156,13 @@ fn bulk_goes_through_whole_and_without_memory() {
         let said = aq.sh_within(&format!("cd vm1; {script}"), BOOT * 4).ok();
         let (took, now) = (began.elapsed().as_secs_f64(), resident(aq.daemon()));
         assert_eq!(said, wanted, "{what}");
-        println!("{what}: 200 MiB in {took:.1} s, daemon {before} -> {now} KiB");
+        println!("{what}: 64 MiB in {took:.1} s, daemon {before} -> {now} KiB");
         assert!(now < before + (32 << 10), "{what}: {before} -> {now} KiB");
     };
     let script = "mkdir jobs/i; exec 3>jobs/i/stdin; echo sha256sum > jobs/i/cmd
             cat $SCRATCH/big >&3; exec 3>&-; cat jobs/i/stdout";
     timed("stdin", script, &sum);
-    let make = "mkdir jobs/m; echo 'head -c 209715200 /dev/urandom > /big; sha256sum < /big' > jobs/m/cmd; cat jobs/m/stdout";
+    let make = "mkdir jobs/m; echo 'head -c 67108864 /dev/urandom > /big; sha256sum < /big' > jobs/m/cmd; cat jobs/m/stdout";
     let sum = aq.sh_within(&format!("cd vm1; {make}"), BOOT * 4).ok();
     let script = "mkdir jobs/o; echo 'cat /big' > jobs/o/cmd; cat jobs/o/stdout | sha256sum";
     timed("stdout", script, &sum);

@@ -68,19 +68,19 @@ fn behind(aq: &Mounted, vm: &str) -> i64 {
 fn a_guest_that_is_ready_has_the_right_clock_whatever_it_stood_still_for() {
     let aq = Mounted::with_image();
     aq.boot("vm1");
-    aq.sh("echo pause > vm1/ctl && sleep 6 && echo resume > vm1/ctl").ok();
+    aq.sh("echo pause > vm1/ctl && sleep 4 && echo resume > vm1/ctl").ok();
     assert!(behind(&aq, "vm1") <= 1, "after a pause");
     aq.sh("echo pause > vm1/ctl").ok();
     aq.kill_daemon();
-    std::thread::sleep(Duration::from_secs(6));
+    std::thread::sleep(Duration::from_secs(4));
     aq.mount();
     aq.sh("echo resume > vm1/ctl").ok();
     assert!(behind(&aq, "vm1") <= 1, "after a daemon's end");
-    aq.sh("mkdir vm1/snapshots/a && cat vm1/wait && sleep 5 && echo 'restore a' > vm1/ctl").ok();
+    aq.sh("mkdir vm1/snapshots/a && cat vm1/wait && sleep 4 && echo 'restore a' > vm1/ctl").ok();
     aq.sh("cat vm1/wait").ok();
     assert!(behind(&aq, "vm1") <= 1, "after a snapshot");
     aq.sh("echo kill > vm1/ctl && cat vm1/wait && echo 'start paused' > vm1/ctl").ok();
-    aq.sh("sleep 6 && echo resume > vm1/ctl").ok();
+    aq.sh("sleep 4 && echo resume > vm1/ctl").ok();
     assert!(behind(&aq, "vm1") <= 1, "after a start that was paused");
 }
 
