@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use aqfs::store::layout::VmDir;
 
-use crate::common::{BOOT, Mounted, eventually, median};
+use crate::common::{BOOT, Mounted, eventually, free_port, median};
 use crate::measure::{Row, timed};
 
 const STARTS: usize = 5;
@@ -89,11 +89,6 @@ impl Drop for Killed {
         let _gone = self.0.kill();
         let _reaped = self.0.wait();
     }
-}
-
-pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("its number").port()
 }
 
 /// Tries as tightly as a script could: user networking accepts before the guest listens, so only
@@ -187,7 +182,5 @@ pub(crate) fn memory() -> Vec<Row> {
 }
 
 fn resident(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the daemon lives");
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).expect("a line VmRSS");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
+    aqfs::sys::process_usage(pid).rss >> 10
 }

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::common::{BOOT, Mounted, eventually, median};
-use crate::guest::{GUEST, Killed, free_port, ssh, until_ssh_speaks};
+use crate::common::{BOOT, Mounted, eventually, free_port, median};
+use crate::guest::{GUEST, Killed, ssh, until_ssh_speaks};
 use crate::measure::Row;
 
 const STARTS: usize = 7;

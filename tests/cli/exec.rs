@@ -2,12 +2,6 @@
 
 use crate::common::{BOOT, Mounted};
 
-fn booted() -> Mounted {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
-    aq
-}
-
 /// No job of ours may be left in the VM.
 #[track_caller]
 fn no_jobs(aq: &Mounted) {
@@ -16,7 +10,7 @@ fn no_jobs(aq: &Mounted) {
 
 #[test]
 fn words_are_kept_and_the_exit_status_is_the_commands() {
-    let aq = booted();
+    let aq = Mounted::booted();
     let table = [
         (r#"aq exec vm1 sh -c 'echo "a b"; exit 5'"#, "a b\n", 5),
         ("aq exec vm1 'echo a; echo b'", "a\nb\n", 0),
@@ -44,7 +38,7 @@ fn words_are_kept_and_the_exit_status_is_the_commands() {
 
 #[test]
 fn outputs_come_as_they_are_written() {
-    let aq = booted();
+    let aq = Mounted::booted();
     // Standard error is there while the command still runs.
     let script = "aq exec vm1 'echo now >&2; sleep 300' 2> err & P=$!
         for i in {1..200}; do grep -q now err && echo seen && break; sleep 0.05; done
@@ -55,7 +49,7 @@ fn outputs_come_as_they_are_written() {
 
 #[test]
 fn bytes_pass_untouched_both_ways() {
-    let aq = booted();
+    let aq = Mounted::booted();
     let script = "head -c 5000000 /dev/urandom > big
         aq exec vm1 cat < big | cmp - big && aq exec vm1 'cat > /tmp/big' < big &&
         aq exec vm1 cat /tmp/big | cmp - big && echo same";
@@ -65,7 +59,7 @@ fn bytes_pass_untouched_both_ways() {
 
 #[test]
 fn signals_reach_the_command_and_a_second_one_ends_it_for_good() {
-    let aq = booted();
+    let aq = Mounted::booted();
     let script = "aq exec vm1 'trap \"echo caught; exit 9\" TERM; echo up; while :; do sleep 0.1; done' > out & P=$!
         until grep -qs up out; do sleep 0.05; done; kill -TERM $P; wait $P; echo $? $(cat out)";
     assert_eq!(aq.cli(script).ok(), "9 up caught");
@@ -82,7 +76,7 @@ fn signals_reach_the_command_and_a_second_one_ends_it_for_good() {
 
 #[test]
 fn a_guest_that_goes_off_is_told() {
-    let aq = booted();
+    let aq = Mounted::booted();
     let said = aq.cli(
         "aq exec vm1 'echo up; sleep 300' > out & P=$!
         until grep -qs up out; do sleep 0.05; done; aq stop -f vm1; wait $P; echo $?",
@@ -99,7 +93,7 @@ fn a_command_waits_for_a_guest_that_is_starting() {
 
 #[test]
 fn files_are_copied_both_ways_with_blanks_in_their_names() {
-    let aq = booted();
+    let aq = Mounted::booted();
     let script = "mkdir 'a dir'; echo one > 'a dir/a file'; echo two > two
         aq scp 'a dir/a file' two 'vm1:/tmp/' && aq exec vm1 cat '/tmp/a file' /tmp/two
         aq scp -r -p 'a dir' 'vm1:/tmp/its dir' && aq exec vm1 ls '/tmp/its dir'

@@ -25,42 +25,33 @@ fn terminal(aq: &Mounted, name: &str) -> Terminal {
     terminal
 }
 
-#[track_caller]
-fn until_shown(terminal: &Terminal, text: &str) {
-    let shown = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        eventually(text, SOON, || terminal.screen().contains(text));
-    }));
-    assert!(shown.is_ok(), "no {text:?} on\n{}", terminal.screen());
-}
-
 /// The terminal must be as it was before, on its first screen, with a cursor that is seen.
 #[track_caller]
 fn until_restored(terminal: &Terminal) {
     terminal.until_foreground("bash");
     terminal.resize(120, 40);
     terminal.enter("clear; stty -a | sed 1d | diff before - && echo as-be''fore");
-    until_shown(terminal, "as-before");
+    terminal.until_shown("as-before");
     assert_eq!(terminal.display("#{alternate_on} #{cursor_flag}"), "0 1");
 }
 
 #[test]
 fn console_is_a_shell_whose_window_follows() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     let window = terminal(&aq, "t");
     window.enter("aq console vm1");
-    until_shown(&window, "vm1:~#");
+    window.until_shown("vm1:~#");
     window.resize(90, 30);
     window.enter("clear; stty size; echo $((40 + 2))-typed");
-    until_shown(&window, "30 90");
-    until_shown(&window, "42-typed");
+    window.until_shown("30 90");
+    window.until_shown("42-typed");
     window.enter("exit 3");
     window.until_foreground("bash");
     window.enter("echo status-$?");
-    until_shown(&window, "status-3");
+    window.until_shown("status-3");
     until_restored(&window);
     window.enter("clear; aq console vm1");
-    until_shown(&window, "vm1:~#");
+    window.until_shown("vm1:~#");
     // It is ssh by now, in the same process.
     aq.sh("pkill -TERM -f \"^ssh -F $PWD/vm1/ssh_config\"").ok();
     until_restored(&window);
@@ -68,16 +59,15 @@ fn console_is_a_shell_whose_window_follows() {
 
 #[test]
 fn attach_is_the_serial_line() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     let window = terminal(&aq, "t");
     window.enter("aq attach vm1");
-    until_shown(&window, "Ctrl-] leaves");
+    window.until_shown("Ctrl-] leaves");
     window.press("Enter");
-    until_shown(&window, "vm1:~#");
+    window.until_shown("vm1:~#");
     window.enter("clear; echo serial-$((40 + 2)); tty");
-    until_shown(&window, "serial-42");
-    until_shown(&window, "/dev/ttyS0");
+    window.until_shown("serial-42");
+    window.until_shown("/dev/ttyS0");
     // Ctrl-C is the guest's.
     window.enter("sleep 300");
     let sleeps = || aq.exec("vm1", "ps | grep -c '[s]leep 300' || :") == "1";
@@ -85,13 +75,13 @@ fn attach_is_the_serial_line() {
     window.press("C-c");
     eventually("the guest is awake", SOON, || !sleeps());
     window.enter("echo inter''rupted");
-    until_shown(&window, "interrupted");
+    window.until_shown("interrupted");
     window.press("C-]");
-    until_shown(&window, "[left vm1]");
+    window.until_shown("[left vm1]");
     until_restored(&window);
     for end in ["pkill -TERM -f '^aq attach vm1'", "echo kill > vm1/ctl"] {
         window.enter("clear; aq attach vm1");
-        until_shown(&window, "Ctrl-] leaves");
+        window.until_shown("Ctrl-] leaves");
         window.press("Enter");
         aq.sh(end).ok();
         until_restored(&window);
@@ -100,17 +90,16 @@ fn attach_is_the_serial_line() {
 
 #[test]
 fn top_shows_what_happens_and_leaves_the_terminal_as_it_was() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     aq.sh("mkdir vm2").ok();
     let window = terminal(&aq, "t");
     for leave in ["q", "Escape", "C-c", "TERM"] {
         window.enter("clear; aq top");
-        until_shown(&window, "2 VMs, 1 on");
-        until_shown(&window, "vm2                              stopped");
+        window.until_shown("2 VMs, 1 on");
+        window.until_shown("vm2                              stopped");
         assert_eq!(window.display("#{alternate_on} #{cursor_flag}"), "1 0");
         window.resize(60, 10);
-        until_shown(&window, "q leaves");
+        window.until_shown("q leaves");
         eventually("a table that fits", SOON, || {
             window.screen().lines().all(|l| l.chars().count() <= 60)
         });
@@ -121,9 +110,9 @@ fn top_shows_what_happens_and_leaves_the_terminal_as_it_was() {
         until_restored(&window);
     }
     window.enter("clear; aq top");
-    until_shown(&window, "vm1                              ready");
+    window.until_shown("vm1                              ready");
     aq.sh("echo kill > vm1/ctl; cat vm1/wait").ok();
-    until_shown(&window, "vm1                              stopped");
+    window.until_shown("vm1                              stopped");
     window.press("q");
     until_restored(&window);
     // Into a pipe it is one table.
@@ -137,8 +126,8 @@ fn what_takes_longer_than_a_second_is_shown_on_a_terminal_alone() {
     aq.sh("mkdir vm1 vm2").ok();
     let window = terminal(&aq, "t");
     window.enter("clear; aq start vm1");
-    until_shown(&window, "vm1: booting");
-    until_shown(&window, "Started vm1");
+    window.until_shown("vm1: booting");
+    window.until_shown("Started vm1");
     eventually("nothing but the result", SOON, || !window.screen().contains("booting"));
     until_restored(&window);
     assert_eq!(aq.cli("aq start vm2").stderr, "Started vm2\n");

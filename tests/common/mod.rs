@@ -14,9 +14,10 @@ pub(crate) mod shell;
 pub(crate) mod terminal;
 
 use std::io;
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
-pub(crate) use mounted::Mounted;
+pub(crate) use mounted::{Mounted, scratch};
 pub(crate) use shell::Output;
 
 /// What a guest under TCG on a busy machine may need to boot.
@@ -47,4 +48,10 @@ pub(crate) fn eventually(what: &str, bound: Duration, mut condition: impl FnMut(
 pub(crate) fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
     times[times.len() / 2]
+}
+
+/// Returns a port of this host that is free at this moment.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("its number").port()
 }

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use aqfs::commands::environment::VARIABLES;
-use aqfs::store::layout::Layout;
+use aqfs::store::layout::{Layout, VmDir};
 use aqfs::store::lock;
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -46,6 +46,14 @@ impl Mounted {
         let store = root.path().join("store");
         image::install(&store);
         Self::serve(root, store)
+    }
+
+    /// Mounts a store that holds the tiny image, with a VM `vm1` whose guest answers.
+    #[track_caller]
+    pub(crate) fn booted() -> Self {
+        let mounted = Self::with_image();
+        mounted.boot("vm1");
+        mounted
     }
 
     /// Mounts a store that lies elsewhere and stays.
@@ -110,6 +118,12 @@ impl Mounted {
     /// Returns the names in the store.
     pub(crate) fn store(&self) -> &Layout {
         &self.store
+    }
+
+    /// Returns a VM's directory in the store.
+    #[track_caller]
+    pub(crate) fn vm_dir(&self, vm: &str) -> VmDir {
+        self.store.vm(self.info(vm, "uuid").parse().expect("a UUID"))
     }
 
     /// Returns the path of a file in the mount.
@@ -184,6 +198,19 @@ impl Mounted {
     pub(crate) fn boot_existing(&self, vm: &str) {
         self.sh(&format!("echo start > {vm}/ctl")).ok();
         self.wait_for_ready(vm);
+    }
+
+    /// Shuts a VM down and waits until it is off.
+    #[track_caller]
+    pub(crate) fn stop(&self, vm: &str) {
+        self.sh(&format!("echo stop > {vm}/ctl; cat {vm}/wait")).ok();
+    }
+
+    /// Creates a VM that is off and has a disk, and whose guest has never run.
+    #[track_caller]
+    pub(crate) fn make_off(&self, vm: &str) {
+        let script = format!("mkdir {vm}; echo 'start paused' > {vm}/ctl; echo kill > {vm}/ctl");
+        self.sh(&format!("{script}; cat {vm}/wait")).ok();
     }
 
     /// Stops every process in a guest but its first, so that it obeys nobody any more.
@@ -319,7 +346,8 @@ impl Drop for Mounted {
     }
 }
 
-fn scratch() -> TempDir {
+/// Makes a directory that [`PREFIX`] marks as a test's.
+pub(crate) fn scratch() -> TempDir {
     tempfile::Builder::new().prefix(PREFIX).tempdir().expect("a temporary directory")
 }
 

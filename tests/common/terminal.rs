@@ -1,5 +1,6 @@
 //! A terminal of its own for a test: a tmux server on a private socket.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -57,6 +58,15 @@ impl Terminal {
     /// Returns what is on the screen.
     pub(crate) fn screen(&self) -> String {
         finish(self.tmux().args(["capture-pane", "-p"]), BOUND).ok()
+    }
+
+    /// Waits until `text` is on the screen.
+    #[track_caller]
+    pub(crate) fn until_shown(&self, text: &str) {
+        let shown = catch_unwind(AssertUnwindSafe(|| {
+            eventually(text, BOUND, || self.screen().contains(text));
+        }));
+        assert!(shown.is_ok(), "no {text:?} on\n{}", self.screen());
     }
 
     fn foreground(&self) -> String {

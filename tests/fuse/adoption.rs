@@ -34,7 +34,7 @@ fn a_second_daemon_on_a_store_is_told_of_the_first() {
 fn a_vm_with_damaged_files_is_broken_and_the_others_work() {
     let aq = Mounted::new();
     aq.sh("mkdir good bad").ok();
-    let definition = aq.store().vm(aq.info("bad", "uuid").parse().expect("a UUID")).definition();
+    let definition = aq.vm_dir("bad").definition();
     aq.sh(r#"cd /; "$AQ" umount "$SCRATCH/mnt""#).ok();
     fs::write(&definition, "{\"name\": \"bad\", ").expect("our own file");
     aq.mount();

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::common::mounted::{AQ, SHORT};
-use crate::common::{Mounted, Output, eventually, proc, shell};
+use crate::common::{Mounted, Output, eventually, proc, scratch, shell};
 use rustix::process::Signal;
 
 /// Asserts that a command failed with one sentence that holds every one of `words`.
@@ -15,11 +15,8 @@ fn one_sentence(output: Output, words: &[&str]) {
     assert!(words.iter().all(|w| said.contains(w)), "{said} lacks one of {words:?}");
 }
 
-fn scratch() -> tempfile::TempDir {
-    let dir = tempfile::Builder::new()
-        .prefix(crate::common::mounted::PREFIX)
-        .tempdir()
-        .expect("a temporary directory");
+fn with_mount_point() -> tempfile::TempDir {
+    let dir = scratch();
     std::fs::create_dir(dir.path().join("mnt")).expect("a directory");
     dir
 }
@@ -51,7 +48,7 @@ fn an_empty_mount_shows_only_our_own_names() {
 
 #[test]
 fn a_directory_that_is_missing_or_none() {
-    let dir = scratch();
+    let dir = with_mount_point();
     let nowhere = dir.path().join("nowhere");
     let mut aq = mount_command(&nowhere);
     one_sentence(shell::finish(&mut aq, SHORT), &["nowhere/mnt", "mkdir"]);
@@ -74,7 +71,7 @@ fn without_fusermount3_its_package_is_named() {
     if rustix::process::getuid().is_root() {
         return; // root mounts without it
     }
-    let dir = scratch();
+    let dir = with_mount_point();
     let mut aq = mount_command(dir.path());
     one_sentence(shell::finish(aq.env("PATH", dir.path()), SHORT), &["fusermount3", "fuse3"]);
 }
@@ -87,7 +84,7 @@ fn without_dev_fuse_the_remedy_is_named() {
         println!("NOT RUN: no user namespaces here: {}", String::from_utf8_lossy(&may.stderr));
         return;
     }
-    let dir = scratch();
+    let dir = with_mount_point();
     // Everything but /dev/null is gone from /dev.
     let script = format!(
         "cd {0} && mkdir dev && mount -t tmpfs -o mode=755 none dev && touch dev/null &&
@@ -105,13 +102,13 @@ fn umount_leaves_alone_what_is_not_ours() {
     let umount = |what: &str| shell::finish(Command::new(AQ).arg("umount").arg(what), SHORT);
     one_sentence(umount("/proc"), &["/proc"]);
     assert!(proc::is_mounted(Path::new("/proc")));
-    let dir = scratch();
+    let dir = with_mount_point();
     one_sentence(umount(dir.path().to_str().unwrap()), &["aqfs-test-", "not"]);
 }
 
 #[test]
 fn the_store_is_by_default_in_the_users_data_directory() {
-    let dir = scratch();
+    let dir = with_mount_point();
     let mnt = dir.path().join("mnt");
     let mut aq = Command::new(AQ);
     aq.arg("mount").arg(&mnt).env("HOME", dir.path()).env("XDG_DATA_HOME", dir.path().join("data"));
@@ -124,7 +121,7 @@ fn the_store_is_by_default_in_the_users_data_directory() {
 
 #[test]
 fn in_the_foreground_it_ends_with_its_mount_on_sigterm() {
-    let dir = scratch();
+    let dir = with_mount_point();
     let mnt = dir.path().join("mnt");
     let mut command = mount_command(dir.path());
     let daemon = command.arg("--foreground").stdout(Stdio::null()).spawn().unwrap();

@@ -14,8 +14,7 @@ fn guests_outlive_a_killed_daemon() {
     aq.sh("mkdir vm1 vm2 vm3 && for vm in *; do echo start > $vm/ctl; done").ok();
     vms.iter().for_each(|vm| aq.wait_for_ready(vm));
     let pids = vms.map(|vm| aq.info(vm, "pid"));
-    let logs =
-        vms.map(|vm| aq.store().vm(aq.info(vm, "uuid").parse().expect("a UUID")).console_log());
+    let logs = vms.map(|vm| aq.vm_dir(vm).console_log());
     let later = "(trap '' HUP; sleep 3; echo said-to-nobody > /dev/console) > /dev/null 2>&1 &";
     vms.iter().for_each(|vm| drop(aq.exec(vm, later)));
     aq.kill_daemon();
@@ -36,8 +35,7 @@ fn guests_outlive_a_killed_daemon() {
 
 #[test]
 fn guests_outlive_an_unmount() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     let qemus = aq.qemus();
     aq.sh(r#"cd /; "$AQ" umount "$SCRATCH/mnt""#).ok();
     assert_eq!(aq.qemus(), qemus);
@@ -48,8 +46,7 @@ fn guests_outlive_an_unmount() {
 
 #[test]
 fn a_qemu_that_died_meanwhile_is_a_failure_that_can_be_started_again() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     aq.kill_daemon();
     aq.qemus().iter().for_each(|&pid| proc::kill(pid, Signal::KILL));
     eventually("QEMU gone", BOOT, || aq.qemus().is_empty());
@@ -61,8 +58,7 @@ fn a_qemu_that_died_meanwhile_is_a_failure_that_can_be_started_again() {
 
 #[test]
 fn a_qemu_that_dies_under_the_daemon_is_a_failure() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     aq.qemus().iter().for_each(|&pid| proc::kill(pid, Signal::KILL));
     aq.wait_for_status("vm1", "failed: ");
     assert!(aq.read("vm1/status").contains("KILL"), "{}", aq.read("vm1/status"));

@@ -4,13 +4,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use crate::common::{BOOT, Mounted, assert_errno, eventually};
-
-/// Returns a port that is free at this moment.
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("its number").port()
-}
+use crate::common::{BOOT, Mounted, assert_errno, eventually, free_port};
 
 /// Asks the web server behind a port of the host, as long as it does not answer.
 fn fetch(port: u16) -> String {
@@ -124,8 +118,7 @@ fn total(aq: &Mounted) -> u64 {
 
 #[test]
 fn memory_shrinks_at_once_and_grows_back() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     let whole = total(&aq);
     aq.sh("echo 160M > vm1/config/memory").ok();
     eventually("96 MiB less", BOOT, || total(&aq) < whole - (90 << 10));
@@ -136,8 +129,7 @@ fn memory_shrinks_at_once_and_grows_back() {
 
 #[test]
 fn a_disk_grows_while_it_runs_and_the_file_system_at_the_next_boot() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     let sectors = "cat /sys/class/block/vda/size";
     let blocks = "df -k / | awk 'END {print $2}'";
     let before: u64 = aq.exec("vm1", blocks).parse().expect("a number");
@@ -181,8 +173,7 @@ fn an_ephemeral_guest_is_not_suspended_and_a_suspended_one_does_not_start_so() {
 
 #[test]
 fn an_ephemeral_guest_forgets() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     aq.exec("vm1", "echo old > /root/note && sync");
     aq.sh("echo stop > vm1/ctl && cat vm1/wait && echo 1 > vm1/config/ephemeral").ok();
     aq.boot_existing("vm1");
@@ -221,8 +212,7 @@ fn the_guest_sees_its_address_its_command_line_and_its_keys() {
 
 #[test]
 fn keys_are_pressed_on_the_guests_keyboard() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     let boot = aq.exec("vm1", "cat /proc/sys/kernel/random/boot_id");
     assert_errno(aq.write("vm1/ctl", "key ctrl-nosuch"), libc::EINVAL);
     assert!(aq.read("vm1/error").starts_with("no key named nosuch"), "{}", aq.read("vm1/error"));

@@ -2,12 +2,6 @@
 
 use crate::common::{Mounted, Output};
 
-/// A VM that is off and has a disk.
-fn off(aq: &Mounted, vm: &str) {
-    let script = format!("mkdir {vm}; echo 'start paused' > {vm}/ctl; echo kill > {vm}/ctl");
-    aq.sh(&format!("{script}; cat {vm}/wait")).ok();
-}
-
 /// Does something to the store while nothing is mounted, and mounts it again.
 fn remount(aq: &Mounted, damage: &str) -> Output {
     aq.cli("aq umount $AQ_MOUNT").ok();
@@ -18,7 +12,7 @@ fn remount(aq: &Mounted, damage: &str) -> Output {
 #[test]
 fn a_rmdir_that_fails_leaves_the_vm_as_it_was() {
     let aq = Mounted::with_image();
-    off(&aq, "vm1");
+    aq.make_off("vm1");
     aq.sh("mkdir vm1/snapshots/a").ok();
     aq.cli("chmod 500 store/trash").ok();
     let refused = aq.sh("rm -r vm1").failed();
@@ -35,8 +29,8 @@ fn a_rmdir_that_fails_leaves_the_vm_as_it_was() {
 #[test]
 fn no_damage_keeps_the_tree_from_being_mounted() {
     let aq = Mounted::with_image();
-    off(&aq, "vm1");
-    off(&aq, "gone");
+    aq.make_off("vm1");
+    aq.make_off("gone");
     aq.sh("ln -s tiny .images/stable; echo 512M > .defaults/memory; rmdir gone").ok();
     // What is done, what is told of it, and how it is undone.
     let table = [
@@ -94,10 +88,10 @@ fn a_vm_whose_files_are_damaged_is_broken_and_others_are_not() {
         ("rm $D/vm.json; mkdir $D/vm.json", "broken: "),
         ("chmod 000 $D", "stopped"),
     ];
-    off(&aq, "well");
+    aq.make_off("well");
     for (damage, back) in table {
-        off(&aq, "vm1");
-        let dir = aq.store().vm(aq.info("vm1", "uuid").parse().expect("a UUID")).0;
+        aq.make_off("vm1");
+        let dir = aq.vm_dir("vm1").0;
         remount(&aq, &format!("D='{}'; {damage}", dir.display())).ok();
         assert_eq!(aq.read("well/status"), "stopped");
         let broken = aq.sh("grep -l ^broken */status | cut -d / -f 1").ok();
@@ -113,7 +107,7 @@ fn a_vm_whose_files_are_damaged_is_broken_and_others_are_not() {
 #[test]
 fn what_is_due_and_cannot_be_erased_is_nobodys_error() {
     let aq = Mounted::with_image();
-    off(&aq, "vm1");
+    aq.make_off("vm1");
     let old = "mkdir trash/old@5; echo > trash/old@5/disk.qcow2; chmod 500 trash/old@5";
     remount(&aq, old).ok();
     crate::common::eventually("the failure told", crate::common::mounted::SHORT, || {

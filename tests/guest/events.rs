@@ -50,8 +50,7 @@ fn the_daemon_has_another_process_touch_its_mount_which_ends_with_it() {
 
 #[test]
 fn a_removed_vm_comes_back_from_the_trash_bootable() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     aq.exec("vm1", "echo kept > /root/x; sync");
     let uuid = aq.info("vm1", "uuid");
     aq.sh("echo stop > vm1/ctl; cat vm1/wait; rm -r vm1; ls .trash").ok();

@@ -5,22 +5,16 @@ use std::fs;
 use crate::common::terminal::Terminal;
 use crate::common::{BOOT, Mounted, eventually};
 
-fn booted() -> Mounted {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
-    aq
-}
-
 #[test]
 fn stdout_and_stderr_come_in_order_and_can_be_read_twice() {
-    let aq = booted();
+    let aq = Mounted::booted();
     let script = "echo 'echo one; sleep 1; echo two >&2; sleep 1; echo three' > vm1/exec; cat vm1/exec vm1/exec";
     assert_eq!(aq.sh(script).ok(), "one\ntwo\nthree\none\ntwo\nthree");
 }
 
 #[test]
 fn parallel_subshells_of_one_script_each_get_their_own_answer() {
-    let aq = booted();
+    let aq = Mounted::booted();
     let script = r#"
             for n in 1 2 3 4; do
                 (for i in 1 2 3 4 5; do
@@ -35,7 +29,7 @@ fn parallel_subshells_of_one_script_each_get_their_own_answer() {
 
 #[test]
 fn two_terminals_never_mix() {
-    let aq = booted();
+    let aq = Mounted::booted();
     let open = |n: u32| Terminal::open(aq.scratch().join(format!("tmux{n}")), &aq.dir());
     let terminals = [open(1), open(2)];
     for (n, terminal) in terminals.iter().enumerate() {
@@ -54,7 +48,7 @@ fn two_terminals_never_mix() {
 
 #[test]
 fn a_descriptor_open_for_both_is_a_conversation() {
-    let aq = booted();
+    let aq = Mounted::booted();
     let script = r#"
             exec 3<>vm1/exec
             echo 'echo one' >&3; cat <&3
@@ -66,7 +60,7 @@ fn a_descriptor_open_for_both_is_a_conversation() {
 
 #[test]
 fn a_script_of_many_lines_runs_as_one() {
-    let aq = booted();
+    let aq = Mounted::booted();
     let script = "
             cat > $SCRATCH/script.sh <<'END'
             greet() {
@@ -88,7 +82,7 @@ END
 
 #[test]
 fn bytes_pass_untouched_both_ways() {
-    let aq = booted();
+    let aq = Mounted::booted();
     let script = r#"
             all() { i=0; while [ $i -lt 256 ]; do printf "\\$(printf %03o $i)"; i=$((i+1)); done; }
             all > $SCRATCH/sent
@@ -103,7 +97,7 @@ fn bytes_pass_untouched_both_ways() {
 
 #[test]
 fn large_output_arrives_whole() {
-    let aq = booted();
+    let aq = Mounted::booted();
     let size = 20 << 20;
     let sum =
         aq.exec("vm1", &format!("head -c {size} /dev/urandom > /tmp/big; sha256sum < /tmp/big"));
@@ -113,6 +107,6 @@ fn large_output_arrives_whole() {
 
 #[test]
 fn a_command_reads_an_empty_stdin() {
-    let aq = booted();
+    let aq = Mounted::booted();
     assert_eq!(aq.exec("vm1", "cat; echo done"), "done");
 }

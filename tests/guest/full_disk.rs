@@ -85,10 +85,6 @@ impl Small {
         assert!(told.contains(" 28 no space left for "), "{command}: {told}");
     }
 
-    fn stop(&self) {
-        self.aq.sh("echo stop > vm1/ctl; cat vm1/wait").ok();
-    }
-
     #[track_caller]
     fn has_its_data(&self) {
         assert_eq!(self.aq.exec("vm1", "cd /root && sha256sum -c -s sum && echo whole"), "whole");
@@ -106,7 +102,7 @@ fn a_full_disk_costs_nothing_that_was_there() {
     aq.sh("mkdir vm1 && echo 128M > vm1/config/memory").ok();
     aq.boot_existing("vm1");
     aq.exec("vm1", "cd /root; head -c 2000000 /dev/urandom > data; sha256sum data > sum; sync");
-    small.stop();
+    small.aq.stop("vm1");
     aq.sh("mkdir vm1/snapshots/clean").ok();
 
     snapshot_of_a_vm_that_is_off(&small);
@@ -143,15 +139,15 @@ fn snapshot_of_a_vm_that_runs(small: &Small) {
     // The guest may have met the full disk as well.
     aq.sh("[ $(cat vm1/status) != paused ] || echo resume > vm1/ctl; cat vm1/ready").ok();
     small.has_its_data();
-    small.stop();
+    small.aq.stop("vm1");
     aq.boot_existing("vm1");
     assert!(small.free() + 4 * MIB > before, "{} of {before} are left", small.free());
-    small.stop();
+    small.aq.stop("vm1");
     aq.sh("qemu-img check -q vm1/disk && rmdir vm1/snapshots/live; echo 'restore clean' > vm1/ctl")
         .ok();
     aq.boot_existing("vm1");
     small.has_its_data();
-    small.stop();
+    small.aq.stop("vm1");
 }
 
 /// The daemon's own log, which is of no use then and does no harm.
@@ -165,7 +161,7 @@ fn the_daemons_own_log(small: &Small) {
     assert_eq!(aq.sh(script).ok(), "ready");
     small.make_room();
     small.has_its_data();
-    small.stop();
+    small.aq.stop("vm1");
 }
 
 /// A publication.
@@ -202,7 +198,7 @@ fn frozen_machines(small: &Small) {
     small.make_room();
     assert!(small.free() + 4 * MIB > before, "{} of {before} are left", small.free());
     small.has_its_data();
-    small.stop();
+    small.aq.stop("vm1");
     aq.sh("qemu-img check -q vm1/disk; rmdir .images/live").ok();
 }
 

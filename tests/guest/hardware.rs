@@ -22,11 +22,6 @@ fn has(aq: &Mounted, vm: &str, hardware: &str) {
 }
 
 #[track_caller]
-fn stop(aq: &Mounted, vm: &str) {
-    aq.sh(&format!("echo stop > {vm}/ctl; cat {vm}/wait")).ok();
-}
-
-#[track_caller]
 fn suspend(aq: &Mounted, vm: &str) {
     aq.sh(&format!("echo suspend > {vm}/ctl; cat {vm}/wait")).ok();
 }
@@ -53,7 +48,7 @@ fn a_vm_of_the_first_hardware_resumes_in_it_and_boots_in_the_newest() {
     aq.exec("vm1", "echo one > /root/x; sync");
     aq.sh("mkdir vm1/snapshots/live; cat vm1/wait").ok();
     aq.exec("vm1", "echo two > /root/x; sync");
-    stop(&aq, "vm1");
+    aq.stop("vm1");
     // It has what it had, where it was, and room.
     aq.boot_existing("vm1");
     has(&aq, "vm1", "2");
@@ -65,7 +60,7 @@ fn a_vm_of_the_first_hardware_resumes_in_it_and_boots_in_the_newest() {
     let error = aq.read("vm1/error");
     assert!(error.contains("hardware is 2, the snapshot's is 1; set it so"), "{error}");
     assert_eq!(aq.exec("vm1", "cat /root/x"), "two");
-    stop(&aq, "vm1");
+    aq.stop("vm1");
     aq.sh("echo 1 > vm1/config/hardware").ok();
     aq.boot_existing("vm1");
     aq.sh("echo 'restore live' > vm1/ctl; cat vm1/wait").ok();
@@ -89,7 +84,7 @@ fn an_image_that_is_warm_in_the_first_hardware_keeps_its_clones_warm() {
     aq.boot_existing("a");
     has(&aq, "a", "1");
     runs(&aq, "a", &pid);
-    stop(&aq, "a");
+    aq.stop("a");
     aq.boot_existing("a");
     has(&aq, "a", "2");
     aq.sh("mkdir c; echo a > c/config/image").ok();
@@ -109,7 +104,7 @@ fn an_image_that_is_warm_in_the_first_hardware_keeps_its_clones_warm() {
 #[test]
 fn what_nobody_has_noted_is_found_out() {
     let (aq, pid) = first();
-    let vm = aq.store().vm(aq.info("vm1", "uuid").parse().expect("a UUID"));
+    let vm = aq.vm_dir("vm1");
     suspend(&aq, "vm1");
     std::fs::remove_file(vm.memories()).expect("the list");
     aq.boot_existing("vm1");
@@ -131,8 +126,7 @@ fn what_nobody_has_noted_is_found_out() {
 
 #[test]
 fn there_is_room_for_processors_disks_and_networks() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     has(&aq, "vm1", "2");
     let qmp = |line: &str| {
         let answer = r#"timeout 20 grep -m1 -E '"(return|error)"' <&3 | tr -d '\r'"#;

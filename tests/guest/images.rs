@@ -5,10 +5,6 @@ use std::fs;
 use crate::common::{BOOT, Mounted, eventually, proc};
 use rustix::process::Signal;
 
-fn stop(aq: &Mounted, vm: &str) {
-    aq.sh(&format!("echo stop > {vm}/ctl; cat {vm}/wait")).ok();
-}
-
 #[track_caller]
 fn made(aq: &Mounted, image: &str) {
     let status = format!(".images/{image}/status");
@@ -37,17 +33,16 @@ fn leftovers(aq: &Mounted) -> Vec<String> {
 
 #[test]
 fn a_vm_and_its_snapshot_become_images_that_outlive_it() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     aq.exec("vm1", "echo early > /root/early; sync");
-    stop(&aq, "vm1");
+    aq.stop("vm1");
     aq.sh("mkdir vm1/snapshots/clean").ok();
     aq.boot_existing("vm1");
     aq.exec("vm1", "echo late > /root/late; sync");
     aq.sh("mkdir .images/now .images/then").ok();
     let tagged = "echo vm1@clean > .images/now/source";
     refused(&aq, tagged, "Device or resource busy", "echo stop > ctl");
-    stop(&aq, "vm1");
+    aq.stop("vm1");
     refused(&aq, "echo vm1@no > .images/then/source", "No such file", "no snapshot named no");
     aq.sh("echo vm1 > .images/now/source; cat vm1/wait").ok();
     made(&aq, "now");

@@ -16,8 +16,7 @@ const SIGNALS: [Signal; 3] = [Signal::INT, Signal::TERM, Signal::KILL];
 
 #[test]
 fn console() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     dies_of_signals(&aq, "vm1/console");
 }
 
@@ -30,8 +29,7 @@ fn ready() {
 
 #[test]
 fn wait() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     aq.deafen("vm1");
     aq.sh("echo 'stop 300' > vm1/ctl").ok();
     dies_of_signals(&aq, "vm1/wait");
@@ -40,8 +38,7 @@ fn wait() {
 
 #[test]
 fn exec() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     // This process writes it and is the parent of the readers.
     aq.write("vm1/exec", "sleep 1000").expect("exec takes a command");
     dies_of_signals(&aq, "vm1/exec");
@@ -49,8 +46,7 @@ fn exec() {
 
 #[test]
 fn ctrl_c_in_a_terminal() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     let terminal = Terminal::open(aq.scratch().join("tmux"), &aq.dir());
     for command in ["cat vm1/console", "echo 'sleep 1000' > vm1/exec; cat vm1/exec"] {
         terminal.enter(command);

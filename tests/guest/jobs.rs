@@ -2,13 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use crate::common::{BOOT, Mounted, assert_errno, eventually};
+use aqfs::sys;
 
-fn booted() -> Mounted {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
-    aq
-}
+use crate::common::{BOOT, Mounted, assert_errno, eventually};
 
 /// Runs a script in the VM's directory.
 #[track_caller]
@@ -18,7 +14,7 @@ fn sh(aq: &Mounted, script: &str) -> String {
 
 #[test]
 fn outputs_apart_and_the_exit_status() {
-    let aq = booted();
+    let aq = Mounted::booted();
     let script = "mkdir jobs/b && echo 'echo out; echo err >&2; exit 3' > jobs/b/cmd &&
             cat jobs/b/stdout && cat jobs/b/stderr && cat jobs/b/wait
             cat jobs/b/cmd jobs/b/status jobs/last/status";
@@ -40,7 +36,7 @@ fn outputs_apart_and_the_exit_status() {
 
 #[test]
 fn input_until_its_last_closing() {
-    let aq = booted();
+    let aq = Mounted::booted();
     let script =
         "mkdir jobs/b; exec 3>jobs/b/stdin; echo 'cat' > jobs/b/cmd; echo hi >&3; exec 3>&-
             cat jobs/b/stdout";
@@ -56,7 +52,7 @@ fn input_until_its_last_closing() {
 
 #[test]
 fn signals_reach_every_process_of_the_job() {
-    let aq = booted();
+    let aq = Mounted::booted();
     let script = "mkdir jobs/b; echo 'echo up; sleep 1234 & sleep 1235' > jobs/b/cmd
             head -n1 jobs/b/stdout; cat jobs/b/status; echo 'signal TERM' > jobs/b/ctl
             cat jobs/b/wait; ls jobs/b | wc -l";
@@ -73,7 +69,7 @@ fn signals_reach_every_process_of_the_job() {
 
 #[test]
 fn a_parked_wait_dies_of_sigterm_at_once() {
-    let aq = booted();
+    let aq = Mounted::booted();
     let began = Instant::now();
     let script = "mkdir jobs/b; echo 'sleep 300' > jobs/b/cmd; timeout 0.5 cat jobs/b/wait; echo $?; rmdir jobs/b";
     assert_eq!(sh(&aq, script), "124");
@@ -82,7 +78,7 @@ fn a_parked_wait_dies_of_sigterm_at_once() {
 
 #[test]
 fn removal_kills_what_runs() {
-    let aq = booted();
+    let aq = Mounted::booted();
     let script =
         "mkdir jobs/b; echo 'echo up; sleep 1236 & sleep 1237' > jobs/b/cmd; head -n1 jobs/b/stdout
             cat jobs/b/wait & sleep 0.3; rmdir jobs/b; wait; ls jobs";
@@ -94,7 +90,7 @@ fn removal_kills_what_runs() {
 
 #[test]
 fn a_terminal_with_its_size() {
-    let aq = booted();
+    let aq = Mounted::booted();
     let script = "mkdir jobs/p; echo 'pty 80x24' > jobs/p/ctl
             echo 'stty size; echo err >&2; trap \"stty size; exit\" WINCH; echo up; while :; do sleep 0.1; done' > jobs/p/cmd
             head -n3 jobs/p/stdout | tr -d '\\r'; echo 'winsize 100x30' > jobs/p/ctl
@@ -106,7 +102,7 @@ fn a_terminal_with_its_size() {
 
 #[test]
 fn variables_and_any_directory() {
-    let aq = booted();
+    let aq = Mounted::booted();
     aq.exec("vm1", r#"mkdir -p "/tmp/it's a \"dir\" \$HOME""#);
     let script = r#"mkdir jobs/b; cat > jobs/b/ctl <<'END'
 env K=a  b'c "d" $HOME \
@@ -122,7 +118,7 @@ END
 
 #[test]
 fn jobs_in_parallel_and_the_last_of_each_subshell() {
-    let aq = booted();
+    let aq = Mounted::booted();
     let script = "mkdir jobs/a jobs/b; echo 'cat; echo a' > jobs/a/cmd & (echo 'echo b' > jobs/b/cmd)
             exec 3>jobs/a/stdin; wait; cat jobs/b/stdout; exec 3>&-; cat jobs/a/stdout
             for n in 3 4; do (echo \"sleep 0.3; exit $n\" > exec; cat exec; echo \"$n $(cat jobs/last/status)\") & done | sort; wait
@@ -132,7 +128,7 @@ fn jobs_in_parallel_and_the_last_of_each_subshell() {
 
 #[test]
 fn a_vm_that_goes_off_loses_its_jobs() {
-    let aq = booted();
+    let aq = Mounted::booted();
     let script =
         "mkdir jobs/b jobs/n; echo 'echo up; sleep 300' > jobs/b/cmd; head -n1 jobs/b/stdout
             echo kill > ctl; cut -c1-5 jobs/b/wait; cat wait jobs/n/status; cd ..; rm -r vm1; ls";
@@ -140,14 +136,12 @@ fn a_vm_that_goes_off_loses_its_jobs() {
 }
 
 fn resident(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the daemon");
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).expect("a line VmRSS");
-    line.trim().trim_end_matches(" kB").parse().expect("a number")
+    sys::process_usage(pid).rss >> 10
 }
 
 #[test]
 fn bulk_goes_through_whole_and_without_memory() {
-    let aq = booted();
+    let aq = Mounted::booted();
     sh(&aq, "echo true > exec; cat exec; head -c 64M /dev/urandom > $SCRATCH/big");
     let sum = sh(&aq, "sha256sum < $SCRATCH/big");
     let before = resident(aq.daemon());

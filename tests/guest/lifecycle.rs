@@ -33,8 +33,7 @@ fn the_guest_is_called_as_its_directory_and_sized_as_its_config_says() {
 
 #[test]
 fn a_guest_that_powers_itself_off_ends_stopped() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     aq.sh("echo poweroff > vm1/exec").ok();
     aq.wait_for_status("vm1", "stopped");
     eventually("QEMU gone", Duration::from_secs(10), || aq.qemus().is_empty());
@@ -42,8 +41,7 @@ fn a_guest_that_powers_itself_off_ends_stopped() {
 
 #[test]
 fn pause_resume_reset_kill() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     let boot = aq.exec("vm1", "cat /proc/sys/kernel/random/boot_id");
     assert_eq!(aq.sh("echo pause > vm1/ctl && cat vm1/status").ok(), "paused");
     aq.sh("echo resume > vm1/ctl").ok();
@@ -66,8 +64,7 @@ fn behind(aq: &Mounted, vm: &str) -> i64 {
 
 #[test]
 fn a_guest_that_is_ready_has_the_right_clock_whatever_it_stood_still_for() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     aq.sh("echo pause > vm1/ctl && sleep 4 && echo resume > vm1/ctl").ok();
     assert!(behind(&aq, "vm1") <= 1, "after a pause");
     aq.sh("echo pause > vm1/ctl").ok();
@@ -102,8 +99,7 @@ fn what_is_so_already_is_refused_and_changes_nothing() {
 
 #[test]
 fn a_running_vm_survives_every_way_of_removing_it() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     let (qemus, files) = (aq.qemus(), aq.sh("find vm1 | sort").ok());
     let stubborn = "Device or resource busy";
     for attempt in ["rmdir vm1", "rm -r vm1", "rm -rf vm1", "find vm1 -delete"] {
@@ -118,8 +114,7 @@ fn a_running_vm_survives_every_way_of_removing_it() {
 
 #[test]
 fn a_qemu_that_hangs_holds_up_neither_kill_nor_names() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     aq.qemus().iter().for_each(|&pid| crate::common::proc::kill(pid, Signal::STOP));
     let script = "(for n in 1 2 3; do echo 128M > vm1/config/memory; done) 2> /dev/null & sleep 0.5
         rmdir vm1 2>&1; mkdir vm2 && mv vm1 vm3 && mv vm2 vm4 && rmdir vm4 && echo kill > vm3/ctl";
@@ -134,8 +129,7 @@ fn a_qemu_that_hangs_holds_up_neither_kill_nor_names() {
 
 #[test]
 fn stop_becomes_a_kill_when_the_guest_does_not_listen() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     aq.deafen("vm1");
     let began = Instant::now();
     assert_eq!(aq.sh("echo 'stop 1' > vm1/ctl && cat vm1/wait").ok(), "stopped");

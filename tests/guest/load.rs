@@ -85,8 +85,7 @@ fn a_hundred_parked_readers() {
 
 #[test]
 fn fifty_commands_in_one_guest_at_once() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     let script = "
         for n in $(seq 50); do
             (echo \"sleep 1; echo answer $n\" > vm1/exec
@@ -101,8 +100,7 @@ fn fifty_commands_in_one_guest_at_once() {
 
 #[test]
 fn a_console_reader_that_never_reads() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     let before = sys::process_usage(aq.daemon()).rss;
     let mut lazy: Vec<File> =
         (0..10).map(|_| File::open(aq.path("vm1/console")).expect("console")).collect();

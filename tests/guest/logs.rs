@@ -6,14 +6,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::common::{BOOT, Mounted, eventually};
-use aqfs::store::layout::VmDir;
 
 /// What is kept, what may be there more, and what is printed until somebody has looked.
 const BOUND: u64 = 3 << 20;
-
-fn dir(aq: &Mounted, vm: &str) -> VmDir {
-    aq.store().vm(aq.info(vm, "uuid").parse().expect("a UUID"))
-}
 
 fn on_disk(path: &Path) -> u64 {
     std::fs::metadata(path).map_or(0, |meta| meta.blocks() * 512)
@@ -41,9 +36,8 @@ fn follow(mut file: File) -> Vec<u8> {
 
 #[test]
 fn a_guest_that_prints_without_end_and_a_reader_that_follows() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
-    let log = dir(&aq, "vm1").console_log();
+    let aq = Mounted::booted();
+    let log = aq.vm_dir("vm1").console_log();
     let follower = File::open(aq.path("vm1/console.log")).expect("it opens");
     let reading = std::thread::spawn(move || follow(follower));
     let print = "dmesg -n 1; yes 0123456789abcdef0123456789abcdef | head -c 4200000 >/dev/ttyS0; \
@@ -66,7 +60,7 @@ fn a_guest_that_prints_without_end_and_a_reader_that_follows() {
 fn a_qemu_that_prints_without_end_also_what_it_printed_without_a_daemon() {
     let aq = Mounted::with_image();
     aq.sh("mkdir vm1; printf -- '-d\nin_asm\n' > vm1/config/qemu_args; echo start > vm1/ctl").ok();
-    let log = dir(&aq, "vm1").log();
+    let log = aq.vm_dir("vm1").log();
     let most = most_while_growing(&log, 12 << 20);
     assert!(most <= 4 * BOUND, "{most} bytes on the disk");
     aq.kill_daemon();

@@ -128,8 +128,7 @@ impl Edges {
 
 #[test]
 fn an_edge_comes_for_each_new_output_and_none_without() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     let mut exec = talk(&aq, "vm1/exec");
     set_nonblocking(&exec, true);
     let edges = Edges::of(&exec, EventFlags::IN);
@@ -162,8 +161,7 @@ fn drain(file: &mut File, edges: &Edges) -> String {
 
 #[test]
 fn the_console_tells_its_edges() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     let mut console = talk(&aq, "vm1/console");
     set_nonblocking(&console, true);
     let edges = Edges::of(&console, EventFlags::IN);

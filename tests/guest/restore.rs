@@ -10,8 +10,7 @@ fn set_cpus(aq: &Mounted, cpus: u32) {
 
 /// A VM with the snapshot `live`, taken with one processor; `/root/x` was `one`, and is `two` by now.
 fn with_live_snapshot() -> Mounted {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     aq.exec("vm1", "echo one > /root/x; sync");
     aq.sh("mkdir vm1/snapshots/live; cat vm1/wait").ok();
     aq.exec("vm1", "echo two > /root/x; sync");

@@ -5,7 +5,7 @@ use crate::common::Mounted;
 /// `qemu-img snapshot -l` and `ls snapshots/` agree, but for what is ours, and what was dropped and
 /// is still in the disk; and the image is sound.
 fn agrees(aq: &Mounted, vm: &str, tags: &str) {
-    let dir = aq.store().vm(aq.info(vm, "uuid").parse().expect("a UUID"));
+    let dir = aq.vm_dir(vm);
     let script = format!(
         "cd '{vm}/snapshots' && echo $(ls) &&
         echo $(qemu-img snapshot -U -l '{}' | awk 'NR > 2 && !/ \\./ {{ print $2 }}' | sort |
@@ -29,21 +29,16 @@ fn savevm(aq: &Mounted, vm: &str, tag: &str) {
 
 /// What `qemu-img` finds in the disk.
 fn in_disk(aq: &Mounted, vm: &str) -> String {
-    let disk = aq.store().vm(aq.info(vm, "uuid").parse().expect("a UUID")).disk();
+    let disk = aq.vm_dir(vm).disk();
     let list = format!("qemu-img snapshot -U -l '{}'", disk.display());
     aq.sh(&format!("echo $({list} | awk 'NR > 2 {{ print $2 }}' | sort)")).ok()
 }
 
-fn stop(aq: &Mounted, vm: &str) {
-    aq.sh(&format!("echo stop > {vm}/ctl; cat {vm}/wait")).ok();
-}
-
 #[test]
 fn a_vm_that_is_off_goes_back_in_time() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     aq.exec("vm1", "echo one > /root/x; sync");
-    stop(&aq, "vm1");
+    aq.stop("vm1");
     aq.sh("mkdir vm1/snapshots/clean && cat vm1/snapshots/clean/status").ok();
     agrees(&aq, "vm1", "clean");
     assert_eq!(aq.read("vm1/snapshots/clean/memory"), "0");
@@ -52,20 +47,19 @@ fn a_vm_that_is_off_goes_back_in_time() {
     let refused = aq.sh("echo 'restore clean' > vm1/ctl").failed();
     assert!(refused.contains("Device or resource busy"), "{refused}");
     assert!(aq.read("vm1/error").contains("taken while the VM was off"));
-    stop(&aq, "vm1");
+    aq.stop("vm1");
     aq.sh("echo 'restore clean' > vm1/ctl; cat vm1/wait").ok();
     agrees(&aq, "vm1", "clean");
     aq.boot_existing("vm1");
     assert_eq!(aq.exec("vm1", "cat /root/x"), "one");
-    stop(&aq, "vm1");
+    aq.stop("vm1");
     aq.sh("rmdir vm1/snapshots/clean").ok();
     agrees(&aq, "vm1", "");
 }
 
 #[test]
 fn a_vm_that_runs_is_brought_back_with_its_processes_and_the_right_time() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     let pid = aq.exec("vm1", "sleep 100000 > /dev/null 2>&1 & echo $!");
     aq.exec("vm1", "echo one > /root/x; echo one > /tmp/x; sync");
     aq.sh("mkdir vm1/snapshots/live; cat vm1/wait").ok();
@@ -88,8 +82,7 @@ fn a_vm_that_runs_is_brought_back_with_its_processes_and_the_right_time() {
 
 #[test]
 fn what_was_suspended_goes_on_at_the_next_start() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     let pid = aq.exec("vm1", "sleep 100000 > /dev/null 2>&1 & echo $!; echo one > /tmp/x");
     aq.sh("echo suspend > vm1/ctl; cat vm1/wait").ok();
     assert_eq!((aq.read("vm1/status").as_str(), &*aq.info("vm1", "suspended")), ("stopped", "yes"));
@@ -109,8 +102,7 @@ fn what_was_suspended_goes_on_at_the_next_start() {
 
 #[test]
 fn suspended_is_a_name_like_any_other() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     aq.exec("vm1", "echo one > /tmp/x");
     aq.sh("mkdir vm1/snapshots/suspended; cat vm1/wait; echo pause > vm1/ctl").ok();
     aq.sh("echo resume > vm1/ctl; cat vm1/ready").ok();
@@ -123,7 +115,7 @@ fn suspended_is_a_name_like_any_other() {
     aq.sh("echo 'restore suspended' > vm1/ctl; cat vm1/wait").ok();
     aq.wait_for_ready("vm1");
     assert_eq!(aq.exec("vm1", "cat /tmp/x"), "one");
-    stop(&aq, "vm1");
+    aq.stop("vm1");
     agrees(&aq, "vm1", "suspended");
     let refused = aq.sh("mkdir vm1/snapshots/.suspended").failed();
     assert!(refused.contains("Invalid argument"), "{refused}");
@@ -131,8 +123,7 @@ fn suspended_is_a_name_like_any_other() {
 
 #[test]
 fn what_was_suspended_is_given_up_by_a_kill() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     aq.exec("vm1", "echo one > /tmp/x; echo one > /root/x; sync");
     aq.sh("echo suspend > vm1/ctl; cat vm1/wait; echo kill > vm1/ctl").ok();
     assert_eq!(aq.info("vm1", "suspended"), "no");
@@ -142,7 +133,7 @@ fn what_was_suspended_is_given_up_by_a_kill() {
 
 /// Has the VM look as one that an earlier version has suspended.
 fn suspended_by_an_earlier_version(aq: &Mounted, vm: &str) {
-    let dir = aq.store().vm(aq.info(vm, "uuid").parse().expect("a UUID"));
+    let dir = aq.vm_dir(vm);
     aq.sh(&format!("echo pause > {vm}/ctl")).ok();
     savevm(aq, vm, "suspended");
     aq.sh(&format!("echo kill > {vm}/ctl; cat {vm}/wait")).ok();
@@ -168,7 +159,7 @@ fn what_an_earlier_version_has_suspended_goes_on() {
         aq.boot_existing(vm);
         assert_eq!(aq.exec(vm, "cat /tmp/x"), vm);
         aq.sh(&format!("mkdir {vm}/snapshots/suspended; cat {vm}/wait")).ok();
-        stop(&aq, vm);
+        aq.stop(vm);
     }
     // From now on the name is the user's.
     aq.kill_daemon();
@@ -181,8 +172,7 @@ fn what_an_earlier_version_has_suspended_goes_on() {
 
 #[test]
 fn what_a_suspend_cut_short_has_saved_takes_no_guest_back() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     // A daemon that dies between the saving and the end leaves a paused machine and this.
     aq.sh("echo pause > vm1/ctl").ok();
     savevm(&aq, "vm1", ".suspended");
@@ -190,7 +180,7 @@ fn what_a_suspend_cut_short_has_saved_takes_no_guest_back() {
     aq.sh("echo resume > vm1/ctl; cat vm1/ready").ok();
     assert_eq!(in_disk(&aq, "vm1"), "");
     aq.exec("vm1", "echo later > /root/x; sync");
-    stop(&aq, "vm1");
+    aq.stop("vm1");
     aq.boot_existing("vm1");
     assert_eq!(aq.exec("vm1", "cat /root/x"), "later");
 }
@@ -235,7 +225,7 @@ fn names_that_are_taken_absent_or_odd() {
         assert!(said.contains(errno), "{command}: {said}");
     }
     aq.sh("rmdir vm1/snapshots/b vm2").ok();
-    let disk = aq.store().vm(aq.info("vm1", "uuid").parse().expect("a UUID")).disk();
+    let disk = aq.vm_dir("vm1").disk();
     aq.sh(&format!("qemu-img snapshot -c 'made outside' '{}'", disk.display())).ok();
     assert_eq!(aq.sh("ls vm1/snapshots").ok(), "a\nmade outside");
     aq.sh("rm -r vm1/snapshots/a 'vm1/snapshots/made outside'").ok();
@@ -244,14 +234,13 @@ fn names_that_are_taken_absent_or_odd() {
 
 #[test]
 fn a_snapshot_gets_another_name_and_is_the_same() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     let pid = aq.exec("vm1", "sleep 100000 > /dev/null 2>&1 & echo $!; echo one > /tmp/x");
     aq.sh("mkdir vm1/snapshots/live; cat vm1/wait").ok();
     let refused = aq.sh("mv vm1/snapshots/live vm1/snapshots/now").failed();
     assert!(refused.contains("Device or resource busy"), "{refused}");
     assert!(aq.read("vm1/error").contains("`echo stop > ctl` first"), "{}", aq.read("vm1/error"));
-    stop(&aq, "vm1");
+    aq.stop("vm1");
     aq.sh("mkdir vm1/snapshots/clean").ok();
     let facts = |tag: &str| aq.sh(&format!("cat vm1/snapshots/{tag}/{{created,memory,size}}")).ok();
     let before = facts("live");
@@ -272,8 +261,7 @@ fn a_snapshot_gets_another_name_and_is_the_same() {
 
 #[test]
 fn a_name_that_is_the_number_of_another_is_not_taken_for_it() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     // The first one has the number 1.
     for tag in ["2", "1"] {
         aq.exec("vm1", &format!("echo {tag} > /root/x; sync"));
@@ -282,7 +270,7 @@ fn a_name_that_is_the_number_of_another_is_not_taken_for_it() {
     let refused = aq.sh("echo 'restore 1' > vm1/ctl").failed();
     assert!(refused.contains("Device or resource busy"), "{refused}");
     assert!(aq.read("vm1/error").contains("is also the number of snapshot 2"));
-    stop(&aq, "vm1");
+    aq.stop("vm1");
     aq.sh("echo 'restore 1' > vm1/ctl; cat vm1/wait").ok();
     aq.boot_existing("vm1");
     assert_eq!(aq.exec("vm1", "cat /root/x"), "1");
@@ -290,21 +278,20 @@ fn a_name_that_is_the_number_of_another_is_not_taken_for_it() {
 
 #[test]
 fn a_qemu_killed_while_it_saves_leaves_the_disk_sound() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     aq.exec("vm1", "echo one > /root/x; sync; head -c 60000000 /dev/urandom > /tmp/ram");
     let pid = aq.info("vm1", "pid");
     // The write answers after half a second; the memory takes longer than the kill comes.
     aq.sh(&format!("mkdir vm1/snapshots/live & sleep 0.1; kill -9 {pid}; wait; cat vm1/wait"));
     let status = aq.read("vm1/status");
     assert!(status.starts_with("failed: QEMU ended"), "{status}");
-    let disk = aq.store().vm(aq.info("vm1", "uuid").parse().expect("a UUID")).disk();
+    let disk = aq.vm_dir("vm1").disk();
     let check = format!("qemu-img check '{}'", disk.display());
     let lost = aq.sh(&check);
     assert!([0, 3].contains(&lost.code), "{lost:?}");
     aq.boot_existing("vm1");
     assert_eq!(aq.exec("vm1", "cat /root/x"), "one");
-    stop(&aq, "vm1");
+    aq.stop("vm1");
     // The start has given back what was lost.
     aq.sh(&check).ok();
 }

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use aqfs::guest::{SshGuests, keys};
 use aqfs::store::file;
 use aqfs::store::layout::{Layout, VmDir};
+use aqfs::sys;
 use aqfs::vm::backend::{
     BackendError, Exit, GuestAddress, GuestSession, Guests, OutputSink, Source,
 };
@@ -24,6 +25,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
+
+use crate::common::free_port;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -96,11 +99,6 @@ impl Drop for Fixture {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 /// The level keeps root's bash from reading `.bashrc`, which may say anything.
@@ -202,9 +200,8 @@ fn hex(digest: &[u8]) -> String {
 }
 
 /// Bytes of memory that this process really uses.
-fn resident() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+fn resident() -> u64 {
+    sys::process_usage(std::process::id()).rss
 }
 
 async fn run(session: &dyn GuestSession, command: &str) -> (Result<Exit, BackendError>, String) {

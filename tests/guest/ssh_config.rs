@@ -15,8 +15,7 @@ END
 
 #[test]
 fn nothing_asks_a_question() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     let script = r#"
         set -e
         ssh -F vm1/ssh_config vm1 'hostname; echo error >&2; exit 7' || echo $?
@@ -40,8 +39,7 @@ fn nothing_asks_a_question() {
 
 #[test]
 fn rsync_copies_both_ways() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     aq.sh(LEND_RSYNC).ok();
     let script = r#"
         set -e
@@ -55,8 +53,7 @@ fn rsync_copies_both_ways() {
 
 #[test]
 fn another_host_key_is_refused() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     let script = r#"
         ssh-keygen -q -t ed25519 -N '' -f $SCRATCH/other
         known=$(sed -n 's/.*UserKnownHostsFile "\(.*\)"/\1/p' vm1/ssh_config)
@@ -80,8 +77,7 @@ fn a_vm_that_is_off_is_told_at_once() {
 #[test]
 #[ignore = "needs ansible: run by tools/test where it is installed"]
 fn ansible_works_with_it() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     // The guest has no Python, which `ping` needs.
     let script = "export ANSIBLE_HOME=$SCRATCH/ansible ANSIBLE_SSH_ARGS='-F vm1/ssh_config'
         ansible -i vm1, vm1 -m raw -a hostname";

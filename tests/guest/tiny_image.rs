@@ -17,6 +17,8 @@ use aqfs::store::failures::Failures;
 use aqfs::store::layout::Layout;
 use aqfs::vm::backend::{BootImage, Images};
 
+use crate::common::free_port;
+
 /// One build at a time: they share a cache of packages, as only one daemon has a store.
 static BUILDING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
@@ -70,11 +72,6 @@ impl Drop for Guest {
         drop(self.qemu.kill());
         drop(self.qemu.wait());
     }
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 fn make_seed(dir: &Path) {

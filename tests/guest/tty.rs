@@ -16,23 +16,11 @@ fn terminal(aq: &Mounted, name: &str) -> Terminal {
     terminal
 }
 
-#[track_caller]
-fn until_shown(terminal: &Terminal, text: &str) {
-    let mut screen = String::new();
-    let shown = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        eventually(text, SOON, || {
-            screen = terminal.screen();
-            screen.contains(text)
-        });
-    }));
-    assert!(shown.is_ok(), "no {text:?} on\n{}", terminal.screen());
-}
-
 /// Presses Return and waits for the guest's prompt: the tiny image logs root in.
 #[track_caller]
 fn until_prompt(terminal: &Terminal) {
     terminal.press("Enter");
-    until_shown(terminal, "vm1:~#");
+    terminal.until_shown("vm1:~#");
 }
 
 /// Ends screen, which would otherwise live on in the mount.
@@ -48,13 +36,13 @@ fn leave_screen(terminal: &Terminal) {
 #[track_caller]
 fn edit(aq: &Mounted, terminal: &Terminal, text: &str) {
     terminal.enter("stty rows 30 cols 90; vi /root/note");
-    until_shown(terminal, "/root/note");
+    terminal.until_shown("/root/note");
     terminal.enter(&format!("i{text}"));
-    until_shown(terminal, text);
-    until_shown(terminal, "I /root/note");
+    terminal.until_shown(text);
+    terminal.until_shown("I /root/note");
     // vi waits after Escape, as a key's own sequence may follow: its status line shows when that is over.
     terminal.press("Escape");
-    until_shown(terminal, "- /root/note");
+    terminal.until_shown("- /root/note");
     terminal.enter(":wq");
     eventually("the file saved", SOON, || aq.exec("vm1", "cat /root/note; :").contains(text));
     assert_eq!(aq.exec("vm1", "stty -F /dev/ttyS0 size"), "30 90");
@@ -62,8 +50,7 @@ fn edit(aq: &Mounted, terminal: &Terminal, text: &str) {
 
 #[test]
 fn screen_and_picocom_work_beside_a_reader_of_console() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     let reader = terminal(&aq, "t0");
     reader.enter("cat vm1/console");
     reader.until_foreground("cat");
@@ -74,8 +61,8 @@ fn screen_and_picocom_work_beside_a_reader_of_console() {
     edit(&aq, &window, "typed in screen");
     window.resize(70, 20);
     window.enter("echo af''ter");
-    until_shown(&window, "after");
-    until_shown(&reader, "after");
+    window.until_shown("after");
+    reader.until_shown("after");
     leave_screen(&window);
     aq.exec("vm1", "rm /root/note");
     // The one that screen took for itself is not given to anybody again.
@@ -88,13 +75,12 @@ fn screen_and_picocom_work_beside_a_reader_of_console() {
     window.press("C-x");
     window.until_foreground("bash");
     window.enter("clear; printf 'echo all-$((40 + 2))\\r' > vm1/tty");
-    until_shown(&reader, "all-42");
+    reader.until_shown("all-42");
 }
 
 #[test]
 fn two_programs_at_once_share_the_line_and_end_with_the_machine() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     let (one, two, three) = (terminal(&aq, "t1"), terminal(&aq, "t2"), terminal(&aq, "t3"));
     for (window, program) in [(&one, "screen"), (&two, "picocom"), (&three, "tio")] {
         window.enter(&format!("clear; {program} vm1/tty"));
@@ -103,14 +89,14 @@ fn two_programs_at_once_share_the_line_and_end_with_the_machine() {
     until_prompt(&one);
     two.enter("echo from-$((40 + 2))");
     for window in [&one, &two, &three] {
-        until_shown(window, "from-42");
+        window.until_shown("from-42");
     }
     assert_eq!(aq.sh("readlink vm1/tty | cut -d/ -f-3").ok(), "/dev/pts");
     assert_eq!(aq.sh("echo kill > vm1/ctl && cat vm1/wait").ok(), "stopped");
     one.until_foreground("bash");
     two.until_foreground("bash");
     // tio waits for its device to come back, and says so.
-    until_shown(&three, "Disconnected");
+    three.until_shown("Disconnected");
     three.press("C-t");
     three.press("q");
     three.until_foreground("bash");
@@ -122,14 +108,13 @@ fn two_programs_at_once_share_the_line_and_end_with_the_machine() {
     one.until_foreground("screen");
     until_prompt(&one);
     one.enter("echo next-$((40 + 2))");
-    until_shown(&one, "next-42");
+    one.until_shown("next-42");
     leave_screen(&one);
 }
 
 #[test]
 fn scripts_use_it_as_any_serial_device() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     let script = r#"
         T=$(readlink vm1/tty) && test -c "$T" && test -c vm1/tty
         stty -F "$T" raw -echo && exec 3<>"$T"

@@ -4,18 +4,14 @@ use std::path::PathBuf;
 
 use crate::common::Mounted;
 
-fn stop(aq: &Mounted, vm: &str) {
-    aq.sh(&format!("echo stop > {vm}/ctl; cat {vm}/wait")).ok();
-}
-
 /// A VM that is off and has never run a guest, with snapshots of its disk.
 fn off(aq: &Mounted, vm: &str, tags: &str) {
-    let script = format!("mkdir {vm}; echo 'start paused' > {vm}/ctl; echo kill > {vm}/ctl");
-    aq.sh(&format!("{script}; cat {vm}/wait; cd {vm}/snapshots && mkdir {tags}")).ok();
+    aq.make_off(vm);
+    aq.sh(&format!("cd {vm}/snapshots && mkdir {tags}")).ok();
 }
 
 fn disk(aq: &Mounted, vm: &str) -> PathBuf {
-    aq.store().vm(aq.info(vm, "uuid").parse().expect("a UUID")).disk()
+    aq.vm_dir(vm).disk()
 }
 
 /// What `qemu-img` finds in a disk.
@@ -45,11 +41,11 @@ fn snapshots_and_a_suspended_memory_come_back() {
     aq.wait_for_ready("c");
     assert_eq!(aq.exec("c", &format!("kill -0 {pid} && cat /tmp/x /root/x")), "one\none");
     // The same of a clone of what was undone, under another name, and by another program.
-    stop(&aq, "c");
+    aq.stop("c");
     aq.sh("find c -delete && mv .trash/c@* d").ok();
     aq.boot_existing("d");
     assert_eq!(aq.exec("d", "cat /root/x"), "one");
-    stop(&aq, "d");
+    aq.stop("d");
     assert_eq!(in_disk(&aq, "d"), "live off");
 }
 

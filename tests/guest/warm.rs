@@ -105,8 +105,7 @@ fn assert_distinct(all: &[Vec<String>]) {
 
 #[test]
 fn a_vm_that_runs_becomes_an_image_and_runs_on_as_its_clones_do() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     let pid = aq.exec("vm1", "sleep 100000 > /dev/null 2>&1 & echo $!");
     aq.exec("vm1", "echo disk > /root/x; echo memory > /tmp/x");
     let qemu = aq.info("vm1", "pid");
@@ -119,7 +118,7 @@ fn a_vm_that_runs_becomes_an_image_and_runs_on_as_its_clones_do() {
     aq.sh("cat vm1/wait").ok();
     assert_eq!((aq.read("vm1/status"), aq.info("vm1", "pid")), ("ready".into(), qemu));
     assert_eq!(aq.exec("vm1", &format!("kill -0 {pid} && cat /root/x /tmp/x")), "disk\nmemory");
-    let disk = aq.store().vm(aq.info("vm1", "uuid").parse().expect("a UUID")).disk();
+    let disk = aq.vm_dir("vm1").disk();
     let list = format!("ls vm1/snapshots; qemu-img snapshot -U -l '{}'", disk.display());
     assert_eq!(aq.sh(&list).ok(), "");
     aq.exec("vm1", "echo changed > /root/x; echo changed > /tmp/x");
@@ -212,8 +211,7 @@ fn an_image_carries_its_machines_settings_to_new_vms_and_changes_none_that_has_a
 
 #[test]
 fn a_guest_whose_host_key_cannot_be_replaced_is_not_frozen() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     aq.exec("vm1", "mv /run/aqfs/dropbear.pid /run/kept");
     let balloon = "ls -d /sys/bus/virtio/drivers/virtio_balloon/virtio*";
     let before = aq.exec("vm1", balloon);
@@ -255,10 +253,9 @@ fn a_daemon_killed_while_it_freezes_or_clones_leaves_nothing_by_half() {
 
 #[test]
 fn a_guest_that_stood_still_when_the_daemon_died_goes_on() {
-    let aq = Mounted::with_image();
-    aq.boot("vm1");
+    let aq = Mounted::booted();
     let pid = aq.exec("vm1", "sleep 100000 > /dev/null 2>&1 & echo $!");
-    let vm = aq.store().vm(aq.info("vm1", "uuid").parse().expect("a UUID"));
+    let vm = aq.vm_dir("vm1");
     let requests =
         ["mkdir .images/live && echo vm1 > .images/live/source &", "echo suspend > vm1/ctl &"];
     for request in requests {

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::common::terminal::Terminal;
-use crate::common::{proc, shell};
+use crate::common::{proc, scratch, shell};
 use rustix::process::Signal;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -90,8 +90,4 @@ fn a_qemu_is_found_by_the_directory_that_it_runs_in() {
     proc::kill(qemu.id(), Signal::KILL);
     qemu.wait().unwrap();
     assert_eq!(proc::qemus(dir.path()), [0; 0]);
-}
-
-fn scratch() -> tempfile::TempDir {
-    tempfile::Builder::new().prefix(crate::common::mounted::PREFIX).tempdir().expect("a directory")
 }
