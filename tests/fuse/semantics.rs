@@ -316,6 +316,17 @@ mod control {
     }
 
     #[test]
+    fn lines_before_a_bad_one_are_carried_out_and_none_after_it() {
+        let aq = mounted();
+        let file = open(&aq, "vm1/ctl", libc::O_RDWR);
+        let lines = b"port add 8080:80\nport add nonsense\nport add 8081:81\n";
+        assert_errno((&file).write(lines), EINVAL);
+        let results = read_once(&file).expect("results");
+        assert!(results.starts_with("ok\nerror: ") && results.lines().count() == 2, "{results}");
+        assert_eq!(aq.read("vm1/config/ports"), "tcp:127.0.0.1:8080:80");
+    }
+
+    #[test]
     fn it_has_no_offset_and_neither_truncation_nor_append_means_anything() {
         let aq = mounted();
         for name in CONTROLS {
