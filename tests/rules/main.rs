@@ -5,6 +5,7 @@
 mod common;
 
 mod corpus;
+mod docs;
 mod harness;
 mod layers;
 mod semantics;
