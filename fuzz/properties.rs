@@ -3,6 +3,9 @@
 
 #![allow(dead_code, reason = "each fuzz target uses one of these")]
 
+use aqfs::disk::qcow2::LockedDisk;
+use aqfs::disk::snapshot_table::{self, SnapshotRename};
+use aqfs::disk::vmstate;
 use aqfs::qemu::qmp;
 use aqfs::tree::verbs::{VM_VERBS, parse_lines};
 use aqfs::vm::WriteMode;
@@ -58,6 +61,31 @@ pub(crate) fn qmp(data: &[u8]) {
     let line = qmp::parse(data);
     let with_newline = [data, b"\n"].concat();
     assert_eq!(qmp::parse(&with_newline), line);
+}
+
+/// An image, of any origin: a snapshot that can be renamed has the new name and nothing else
+/// changes; undone, the image is what it was.
+pub(crate) fn qcow2(data: &[u8]) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("disk");
+    std::fs::write(&path, data).expect("an image");
+    let Ok(before) = snapshot_table::list(&path) else { return };
+    let disk = LockedDisk::open(&path).expect("nobody else has it open");
+    // A name that is not UTF-8 is listed, and cannot be named.
+    if let Some(first) = before.first().filter(|s| !s.tag.contains('\u{fffd}')) {
+        vmstate::start_of(&path, &first.tag, 1024).ok();
+        if let Ok(rename) = SnapshotRename::prepare(&disk, &first.tag, "renamed") {
+            rename.finish(&disk).expect("the table is in the file");
+            let mut expected = before.clone();
+            "renamed".clone_into(&mut expected[0].tag);
+            assert_eq!(snapshot_table::list(&path).expect("it is still a table"), expected);
+            rename.undo(&disk).expect("what was written can be written again");
+            let bytes = std::fs::read(&path).expect("the image");
+            let (old, beyond) = bytes.split_at(data.len());
+            assert!(old == data && beyond.iter().all(|b| *b == 0), "it is what it was");
+        }
+    }
+    vmstate::drop_unowned(&disk).ok();
 }
 
 fn is_a_sentence(text: &str) {

@@ -18,6 +18,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod daemon;
+pub mod disk;
 pub mod doctor;
 pub mod fuse;
 pub mod guest;

@@ -1,7 +1,7 @@
 //! The programs of the system that VMs need: in which package each comes, and whether it is
 //! installed.
 //!
-//! Not here: running them (`qemu`, `image`), and what the command line alone needs (`doctor`).
+//! Not here: running them (`qemu`, `disk`, `image`), and what the command line alone needs (`doctor`).
 
 use std::path::{Path, PathBuf};
 

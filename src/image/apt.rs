@@ -13,8 +13,8 @@ use std::process::Command;
 use sha2::{Digest, Sha256};
 
 use super::command::Tool;
-use super::manifest;
 use super::source::{BuildError, Progress};
+use crate::disk::fingerprint::hash_file;
 
 const REMEDY: &str = "builtin:tiny is made of Debian's or Ubuntu's packages; \
     on another distribution name an image of your own in config/image";
@@ -185,7 +185,7 @@ impl Apt {
 impl Archive {
     fn is_intact_in(&self, dir: &Path) -> bool {
         let mut digest = Sha256::new();
-        let hashed = manifest::hash(&mut digest, &dir.join(&self.file));
+        let hashed = hash_file(&mut digest, &dir.join(&self.file));
         hashed.is_ok() && self.sha256 == Some(format!("{:x}", digest.finalize()))
     }
 

@@ -4,17 +4,15 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use super::convert::{self, Input};
 use super::manifest::{self, Manifest};
 use super::source::{BuildError, Progress, Source};
+use crate::disk::img::Conversion;
+use crate::disk::qcow2::{HEADER, Header, HeaderError};
+use crate::disk::{DiskFormat, Layer, sparse};
 use crate::store::file::open_regular;
-use crate::vm::backend::{BackendError, DiskFormat, SeedKind};
+use crate::vm::backend::{BackendError, SeedKind};
 use crate::vm::spec::ImageSettings;
 
-/// What fits into a qcow2 header as far as we look.
-const HEADER: usize = 80;
-/// The bit among the incompatible features that says that the data are in another file.
-const EXTERNAL_DATA: u64 = 1 << 2;
 /// The beginnings of other formats: taking them for raw would show the guest a broken disk.
 const FOREIGN: &[(&[u8], &str)] = &[
     (b"KDMV", "VMDK"),
@@ -66,9 +64,10 @@ impl Source for DiskFile {
         let format = format_of(&self.path, &header).map_err(bad)?;
         let name = manifest::disk_name(format);
         let disk = dir.join(name);
-        if !clone_file(&self.path, &disk) {
-            let input = Input { path: self.path.clone(), format, backing: None };
-            convert::convert(&input, None, (&disk, format), None, progress)?;
+        if !share_blocks(&self.path, &disk) {
+            let layers = &[Layer { path: self.path.clone(), format }];
+            let to = Layer { path: disk.clone(), format };
+            progress.copying(&Conversion { layers, snapshot: None, to: &to, base: None })?;
         }
         // The copy is what counts: the original may have changed since it was looked at.
         let header = read_header(&disk).map_err(|e| BuildError::io(&disk, &e))?;
@@ -94,13 +93,10 @@ impl Source for DiskFile {
     }
 }
 
-/// Shares the blocks of a file where the file system can; says whether it could.
-fn clone_file(from: &Path, to: &Path) -> bool {
-    let clone = || -> io::Result<()> {
-        let (from, to) = (open_regular(from)?, File::create(to)?);
-        rustix::fs::ioctl_ficlone(&to, &from).map_err(io::Error::from)
-    };
-    clone().is_ok()
+/// Lets `to` share the blocks of a file where the file system can; says whether it could.
+fn share_blocks(from: &Path, to: &Path) -> bool {
+    let share = || sparse::reflink(&open_regular(from)?, &File::create(to)?);
+    share().is_ok()
 }
 
 /// Reads a disk's beginning; the rest of a shorter file is zeros.
@@ -124,38 +120,44 @@ fn read_header(path: &Path) -> io::Result<[u8; HEADER]> {
 /// has made look like something else.
 fn format_of(path: &Path, header: &[u8; HEADER]) -> Result<DiskFormat, String> {
     let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-    if !header.starts_with(b"QFI\xfb") {
-        if let Some((_, name)) = FOREIGN.iter().find(|(magic, _)| header.starts_with(magic)) {
-            return Err(format!("is in {name} format; unpack or `qemu-img convert` it first"));
+    match (Header::parse(header), ending) {
+        (Ok(_), "raw") => Err("is a qcow2 image; give it a name that ends in .qcow2".to_owned()),
+        (Ok(header), _) => refuse_other_files(&header).map(|()| DiskFormat::Qcow2),
+        (Err(error @ (HeaderError::Version(_) | HeaderError::Damaged)), _) => {
+            Err(format!("is {error}"))
         }
-        return match ending {
-            "qcow2" => Err("is not a qcow2 image, whatever its name says".to_owned()),
-            _ => Ok(DiskFormat::Raw),
-        };
+        (Err(HeaderError::Foreign), _) => refuse_other_formats(header, ending),
     }
-    if ending == "raw" {
-        return Err("is a qcow2 image; give it a name that ends in .qcow2".to_owned());
+}
+
+fn refuse_other_formats(header: &[u8; HEADER], ending: &str) -> Result<DiskFormat, String> {
+    if let Some((_, name)) = FOREIGN.iter().find(|(magic, _)| header.starts_with(magic)) {
+        return Err(format!("is in {name} format; unpack or `qemu-img convert` it first"));
     }
-    let word = |at: usize| u64::from_be_bytes(std::array::from_fn(|i| header[at + i]));
-    let half = |at: usize| u32::from_be_bytes(std::array::from_fn(|i| header[at + i]));
-    match (half(4), word(8), half(32)) {
-        (2 | 3, 0, 0) => {}
-        (2 | 3, 0, _) => return Err("is encrypted; `qemu-img convert` it first".to_owned()),
-        (2 | 3, ..) => {
-            return Err("has a backing file; `qemu-img convert` makes one that has none".to_owned());
-        }
-        (version, ..) => return Err(format!("is qcow2 of version {version}, which is unknown")),
+    match ending {
+        "qcow2" => Err("is not a qcow2 image, whatever its name says".to_owned()),
+        _ => Ok(DiskFormat::Raw),
     }
-    if half(4) == 3 && word(72) & EXTERNAL_DATA != 0 {
-        return Err("keeps its data in another file; `qemu-img convert` it first".to_owned());
-    }
-    Ok(DiskFormat::Qcow2)
+}
+
+fn refuse_other_files(header: &Header) -> Result<(), String> {
+    let refused = if header.has_backing_file {
+        "has a backing file; `qemu-img convert` makes one that has none"
+    } else if header.is_encrypted {
+        "is encrypted; `qemu-img convert` it first"
+    } else if header.has_data_file() {
+        "keeps its data in another file; `qemu-img convert` it first"
+    } else {
+        return Ok(());
+    };
+    Err(refused.to_owned())
 }
 
 fn virtual_size(disk: &Path, format: DiskFormat, header: &[u8; HEADER]) -> Result<u64, BuildError> {
+    let damaged = |error| BuildError::malformed(disk.display().to_string(), error);
     let size = match format {
         DiskFormat::Raw => std::fs::metadata(disk).map_err(|e| BuildError::io(disk, &e))?.len(),
-        DiskFormat::Qcow2 => u64::from_be_bytes(std::array::from_fn(|i| header[24 + i])),
+        DiskFormat::Qcow2 => Header::parse(header).map_err(damaged)?.virtual_size,
     };
     Ok(size.next_multiple_of(512))
 }
@@ -168,6 +170,7 @@ mod tests {
         let mut header = [0; HEADER];
         header[..4].copy_from_slice(b"QFI\xfb");
         header[4..8].copy_from_slice(&version.to_be_bytes());
+        header[23] = 16;
         header
     }
 

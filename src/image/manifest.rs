@@ -2,7 +2,7 @@
 //! moved and an image copied.
 
 use std::fs::{self, File, Permissions};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
@@ -10,8 +10,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::source::BuildError;
+use crate::disk::DiskFormat;
+use crate::disk::fingerprint::hash_file;
 use crate::store::file;
-use crate::vm::backend::{BootImage, DiskFormat, SeedKind};
+use crate::vm::backend::{BootImage, SeedKind};
 use crate::vm::spec::ImageSettings;
 
 /// An image as described on disk.
@@ -138,7 +140,7 @@ impl Manifest {
             let failed = |e| BuildError::io(&path, &e);
             let length = fs::metadata(&path).map_err(failed)?.len();
             digest.update(length.to_le_bytes());
-            hash(&mut digest, &path).map_err(failed)?;
+            hash_file(&mut digest, &path).map_err(failed)?;
         }
         digest.update(self.cmdline.as_bytes());
         Ok(format!("sha256:{:x}", digest.finalize()))
@@ -150,18 +152,6 @@ pub(super) fn disk_name(format: DiskFormat) -> &'static str {
     match format {
         DiskFormat::Raw => "disk.raw",
         DiskFormat::Qcow2 => "disk.qcow2",
-    }
-}
-
-/// Feeds a file into a digest.
-pub(super) fn hash(digest: &mut Sha256, path: &Path) -> io::Result<()> {
-    let mut file = File::open(path)?;
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(()),
-            n => digest.update(&buffer[..n]),
-        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Images: the frozen disks that new VMs are made from.
 //!
 //! [`catalogue`] knows which images there are and what each ([`entry`]) is doing; a [`source::Source`] makes
-//! one. A disk on this host ([`disk`]) and a VM ([`publish`]) are copied ([`convert`]). A machine may
+//! one. A disk on this host ([`disk`]) and a VM ([`publish`]) are copied. A machine may
 //! be frozen in an image ([`warming`], [`template`]). One that is made again lies beside the one before
 //! ([`versions`]).
 //! `builtin:tiny` ([`tiny`]) is made of the host distribution's packages ([`apt`]), read by [`kernel`] and [`elf`], collected in a
@@ -12,7 +12,6 @@
 mod apt;
 mod catalogue;
 mod command;
-mod convert;
 mod disk;
 mod elf;
 mod entry;

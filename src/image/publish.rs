@@ -8,14 +8,15 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use super::convert::{self, Input};
 use super::manifest::{self, Manifest};
 use super::source::{BuildError, Progress, Source};
 use super::template::{self, Stored};
+use crate::disk::img::Conversion;
+use crate::disk::qcow2::Header;
+use crate::disk::{DiskFormat, Layer};
 use crate::store::layout::TEMPLATES;
-use crate::vm::backend::{BootImage, DiskFormat, Hold, LivePublication, Publication};
+use crate::vm::backend::{BootImage, Hold, LivePublication, Publication};
 use crate::vm::spec::ImageSettings;
-use crate::vm::warm::Layer;
 
 const FORMAT: DiskFormat = DiskFormat::Qcow2;
 
@@ -97,10 +98,9 @@ fn flatten(
     dir: &Path,
     progress: &Progress,
 ) -> Result<PathBuf, BuildError> {
-    progress.building("copying");
     let name = PathBuf::from(manifest::disk_name(FORMAT));
-    let input = Input::of(layers).ok_or_else(|| BuildError::malformed("the disk", "no layers"))?;
-    convert::convert(&input, snapshot, (&dir.join(&name), FORMAT), None, progress)?;
+    let to = Layer { path: dir.join(&name), format: FORMAT };
+    progress.copying(&Conversion { layers, snapshot, to: &to, base: None })?;
     progress.building("computing the digest");
     Ok(name)
 }
@@ -142,9 +142,6 @@ fn keep(file: Option<&Path>, dir: &Path) -> Result<Option<PathBuf>, BuildError> 
 }
 
 fn virtual_size(disk: &Path) -> Result<u64, BuildError> {
-    use std::os::unix::fs::FileExt;
-    let mut size = [0; 8];
-    let read = fs::File::open(disk).and_then(|f| f.read_exact_at(&mut size, 24));
-    read.map_err(|e| BuildError::io(disk, &e))?;
-    Ok(u64::from_be_bytes(size))
+    let header = fs::File::open(disk).and_then(|file| Header::read(&file));
+    Ok(header.map_err(|e| BuildError::io(disk, &e))?.virtual_size)
 }

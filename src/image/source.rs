@@ -5,6 +5,9 @@ use std::io;
 use std::path::Path;
 
 use super::manifest::Manifest;
+use crate::disk::DiskError;
+use crate::disk::img::Conversion;
+use crate::programs;
 use crate::vm::backend::{BackendError, ImageStatus};
 
 /// Makes one image. Sources know nothing of names, sharing and visibility: that is the
@@ -48,6 +51,15 @@ impl Progress {
     /// Says what is being made.
     pub(super) fn building(&self, what: impl Into<String>) {
         (self.report)(ImageStatus::Building, what.into());
+    }
+
+    /// Copies a disk and says how far that is.
+    ///
+    /// # Errors
+    /// `qemu-img`'s.
+    pub(super) fn copying(&self, copy: &Conversion<'_>) -> Result<(), BuildError> {
+        self.building("copying");
+        Ok(copy.run(|percent| self.building(format!("copying {percent} %")))?)
     }
 }
 
@@ -139,6 +151,20 @@ impl BuildError {
             other @ (Self::Tool { .. } | Self::Unavailable { .. } | Self::Malformed { .. }) => {
                 BackendError::ImageFailed { name: name.to_owned(), reason: other.to_string() }
             }
+        }
+    }
+}
+
+impl From<DiskError> for BuildError {
+    fn from(error: DiskError) -> Self {
+        match error {
+            DiskError::NoSpace { said } | DiskError::QemuImg { said, .. } => {
+                Self::Tool { tool: programs::QEMU_IMG.name, said }
+            }
+            DiskError::Io { what, error } => Self::Io { what, error },
+            other @ (DiskError::Missing { .. }
+            | DiskError::InUse { .. }
+            | DiskError::NoRoomInTable { .. }) => Self::Backend(other.into()),
         }
     }
 }

@@ -3,30 +3,25 @@
 //!
 //! Not here: freezing (`qemu::capture`), and which machines may go on from it (`vm::warm`).
 
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{SeekFrom, seek};
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
-use super::convert::{self, Input, Overlay};
 use super::source::{BuildError, Progress};
+use crate::disk::fingerprint::Fingerprint;
+use crate::disk::img::Conversion;
+use crate::disk::{DiskFormat, Layer};
 use crate::store::file;
-use crate::vm::backend::DiskFormat;
 use crate::vm::spec::ImageSettings;
-use crate::vm::warm::{Capture, Captured, Layer, Shape, Template, names};
+use crate::vm::warm::{Capture, Captured, Shape, Template, names};
 
 const NAME: &str = "template.json";
 const DISK: &str = "disk.qcow2";
 const VERSION: u32 = 1;
-/// What is hashed at once. A piece of zeros counts for nothing, whether it is stored or not.
-const PIECE: usize = 64 << 10;
 
 /// A template as described on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,57 +37,8 @@ pub(super) struct Stored {
     pause: Duration,
     /// It has a disk of its own, an overlay on the image's.
     has_disk: bool,
-    ram: Seal,
-    state: Seal,
-}
-
-/// What a file was when it was sealed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Seal {
-    sha256: String,
-    stamp: Stamp,
-}
-
-/// What the file system says of a file that nobody has touched: a file that still has it is not
-/// read again. Whatever writes to it, or puts another in its place, changes this.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Stamp {
-    inode: u64,
-    length: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(meta: &Metadata) -> Self {
-        Self {
-            inode: meta.ino(),
-            length: meta.len(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
-        }
-    }
-}
-
-impl Seal {
-    fn of(path: &Path) -> io::Result<Self> {
-        let file = File::open(path)?;
-        let sha256 = hash(&file)?;
-        Ok(Self { sha256, stamp: Stamp::of(&file.metadata()?) })
-    }
-
-    /// Returns the seal as it is now, if the content is what it was.
-    fn check(&self, path: &Path) -> Result<Self, String> {
-        let failed = |e: io::Error| format!("{}: {e}", path.display());
-        if Stamp::of(&fs::metadata(path).map_err(failed)?) == self.stamp {
-            return Ok(self.clone());
-        }
-        let now = Self::of(path).map_err(failed)?;
-        if now.sha256 == self.sha256 {
-            return Ok(now);
-        }
-        Err(format!("{} is damaged", path.display()))
-    }
+    ram: Fingerprint,
+    state: Fingerprint,
 }
 
 impl Stored {
@@ -104,7 +50,7 @@ impl Stored {
     ) -> Result<Self, BuildError> {
         let seal = |name| {
             let path = dir.join(name);
-            Seal::of(&path).map_err(|e| BuildError::io(&path, &e))
+            Fingerprint::of(&path).map_err(|e| BuildError::io(&path, &e))
         };
         let stored = Self {
             version: VERSION,
@@ -194,13 +140,13 @@ pub(super) fn copy_disk(
     dir: &Path,
     progress: &Progress,
 ) -> Result<(), BuildError> {
-    let Some((input, base)) = Input::of(&captured.disk).zip(captured.disk.last()) else {
-        return Err(BuildError::malformed("the frozen disk", "it has no layers"));
+    let Some(base) = captured.disk.last() else {
+        return Err(BuildError::malformed("the disk of the capture", "it has no layers"));
     };
-    let overlay = Overlay { base };
-    let to = (dir.join(DISK), DiskFormat::Qcow2);
-    convert::convert(&input, Some(&captured.snapshot), (&to.0, to.1), Some(overlay), progress)?;
-    File::open(&to.0).and_then(|f| f.sync_all()).map_err(|e| BuildError::io(&to.0, &e))
+    let to = disk_in(dir);
+    let (layers, snapshot) = (&captured.disk, Some(captured.snapshot.as_str()));
+    progress.copying(&Conversion { layers, snapshot, to: &to, base: Some(base) })?;
+    File::open(&to.path).and_then(|f| f.sync_all()).map_err(|e| BuildError::io(&to.path, &e))
 }
 
 /// Lists the templates below `dir`, newest first; what is no template is not listed.
@@ -223,41 +169,10 @@ pub(super) fn forget(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Covers where what is not zero lies, and what it is.
-fn hash(file: &File) -> io::Result<String> {
-    let (length, mut digest) = (file.metadata()?.len(), Sha256::new());
-    let mut piece = vec![0; PIECE];
-    let mut at = 0;
-    while let Some(data) = next_data(file, at)? {
-        at = data / PIECE as u64 * PIECE as u64;
-        let size = usize::try_from((length - at).min(PIECE as u64)).unwrap_or(PIECE);
-        file.read_exact_at(&mut piece[..size], at)?;
-        if piece[..size].iter().any(|b| *b != 0) {
-            digest.update(at.to_le_bytes());
-            digest.update(&piece[..size]);
-        }
-        at += size as u64;
-    }
-    digest.update(length.to_le_bytes());
-    Ok(format!("{:x}", digest.finalize()))
-}
-
-/// Returns where the next data are; `None` if only a hole follows.
-fn next_data(file: &File, from: u64) -> io::Result<Option<u64>> {
-    if from >= file.metadata()?.len() {
-        return Ok(None);
-    }
-    match seek(file, SeekFrom::Data(from)) {
-        Ok(at) => Ok(Some(at)),
-        Err(Errno::NXIO) => Ok(None),
-        // A file system without holes.
-        Err(Errno::INVAL) => Ok(Some(from)),
-        Err(error) => Err(error.into()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt;
+
     use super::*;
 
     fn stored(dir: &Path) -> Stored {
@@ -265,7 +180,7 @@ mod tests {
         ram.set_len(1 << 20).unwrap();
         ram.write_all_at(b"memory", 300_000).unwrap();
         fs::write(dir.join(names::STATE), "state").unwrap();
-        let seal = |name| Seal::of(&dir.join(name)).unwrap();
+        let seal = |name| Fingerprint::of(&dir.join(name)).unwrap();
         let stored = Stored {
             version: VERSION,
             created: SystemTime::now(),
@@ -288,7 +203,7 @@ mod tests {
     fn what_is_as_it_was_is_not_read_and_what_was_copied_is() {
         let dir = tempfile::tempdir().unwrap();
         let mut stored = stored(dir.path());
-        let before = stored.ram.stamp;
+        let before = stored.ram.clone();
         let template = stored.check(dir.path(), image()).unwrap();
         assert_eq!(template.base.len(), 2);
         let (ram, copy) = (dir.path().join(names::RAM), dir.path().join("copy"));
@@ -297,7 +212,7 @@ mod tests {
         fs::rename(&copy, &ram).unwrap();
         stored.check(dir.path(), image()).unwrap();
         let noted = Stored::read(dir.path()).unwrap();
-        assert_ne!(noted.ram.stamp, before);
+        assert_ne!(noted.ram, before);
         assert_eq!(noted, stored);
     }
 

@@ -17,13 +17,13 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::img;
 use super::install::Installation;
 use super::launch;
 use super::machine::Parts;
 use super::migrate::{COMPLETED, DEVICES_TIMEOUT, How, MEMORY_TIMEOUT, Migration};
 use super::qmp::{Qmp, QmpError};
-use super::{migrate, sparse};
+use super::{migrate, vm_disk};
+use crate::disk::sparse;
 use crate::store::file;
 use crate::store::layout::VmDir;
 use crate::vm::backend::{AccelKind, BackendError, LaunchPlan, Lifetime};
@@ -58,7 +58,7 @@ pub(super) async fn capture(
     let target_plan = target_plan(plan, to)?;
     let dir = target_plan.dir.clone();
     let target = launch::bring_up(&target_plan, qemu, None).await;
-    let target = target.map_err(|error| img::cause_of(error, to, RAM))?;
+    let target = target.map_err(|error| vm_disk::cause_of(error, to, RAM))?;
     let source = Source { qmp: source, accel: plan.accel.kind, snapshot };
     let pause = copy_memory(&source, &target.parts, to).await;
     target.end().await;
@@ -66,7 +66,7 @@ pub(super) async fn capture(
     let settle = move || {
         fs::remove_dir_all(&dir)?;
         let ram = File::options().read(true).write(true).open(ram)?;
-        sparse::dig(&ram)?;
+        sparse::punch_holes(&ram)?;
         ram.sync_all()
     };
     let captured = match pause {
@@ -76,7 +76,7 @@ pub(super) async fn capture(
     if captured.is_err() {
         source.recover().await;
     }
-    captured.map_err(|error| img::cause_of(error, to, RAM))
+    captured.map_err(|error| vm_disk::cause_of(error, to, RAM))
 }
 
 /// Lets a guest go on that a daemon was freezing, or something else, when it ended.

@@ -16,7 +16,7 @@ use super::install::{Installation, PROGRAM, not_started};
 use super::machine::{Ended, Parts, died, end_of, live, watch_end};
 use super::process::{self, Process};
 use super::qmp::{Qmp, QmpError};
-use super::{connect, img, record, rename, repair};
+use super::{connect, record, rename, repair, vm_disk};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, LaunchPlan, Launched, MachineEvent, RunFacts, SeedKind};
 use crate::vm::driver::off_thread;
@@ -88,12 +88,12 @@ pub(super) async fn bring_up(
     repair::begin_whole(&dir).await;
     let (image, base, spec) = (plan.image.name.clone(), plan.base.clone(), plan.spec.clone());
     let check =
-        move || Ok(img::check_base(&image, &base).and_then(|()| cmdline::check_files(&spec)));
+        move || Ok(vm_disk::check_base(&image, &base).and_then(|()| cmdline::check_files(&spec)));
     off_thread(check, "the files of a start").await??;
-    img::ensure_overlay(&dir, plan).await?;
-    img::grow(&dir, plan.spec.disk).await?;
+    vm_disk::ensure(&dir, plan).await?;
+    vm_disk::grow(&dir, plan.spec.disk).await?;
     let _overlay = match plan.spec.ephemeral {
-        true => Some(img::temporary_overlay(&dir, plan.spec.disk).await?),
+        true => Some(vm_disk::temporary(&dir, plan.spec.disk).await?),
         false => None,
     };
     let since = SystemTime::now();
@@ -140,7 +140,7 @@ pub(super) fn machine<'a>(plan: &'a LaunchPlan, qemu: &'a Installation) -> &'a s
 
 /// Says what a machine of this plan is like.
 pub(super) fn shape(plan: &LaunchPlan, qemu: &Installation) -> Result<Shape, BackendError> {
-    let disk = img::virtual_size(&VmDir(plan.dir.clone()).disk())?;
+    let disk = vm_disk::virtual_size(&VmDir(plan.dir.clone()))?;
     Ok(Shape {
         qemu: qemu.version.clone(),
         machine: machine(plan, qemu).to_owned(),

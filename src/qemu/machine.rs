@@ -17,7 +17,7 @@ use super::install::Installation;
 use super::monitor::Conversation;
 use super::process::{Process, last_words};
 use super::qmp::{Qmp, QmpError};
-use super::{capture, memories, record, repair, snapshot, vmstate};
+use super::{capture, memories, migration_stream, record, repair, snapshot};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
     BackendError, ExitReport, LaunchPlan, Launched, Machine, MachineEvent, MonitorAccess, RunFacts,
@@ -251,7 +251,7 @@ impl Machine for Running {
         let mut ignores_shared = false;
         if let SnapshotOp::Restore(tag) = op {
             memories::check(dir, tag, facts)?;
-            ignores_shared = vmstate::ignores_shared(&dir.disk(), tag);
+            ignores_shared = migration_stream::ignores_shared(&dir.disk(), tag);
         }
         match (snapshot::run(qmp, op, ignores_shared).await, op) {
             (Ok(()), SnapshotOp::Take(tag)) => memories::note(dir, tag, facts).await,

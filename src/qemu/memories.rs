@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::qcow2;
+use crate::disk::snapshot_table;
 use crate::store::file;
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, RunFacts, SnapshotInfo};
@@ -88,7 +88,7 @@ fn write(dir: &VmDir, tag: &str, shape: Shape) -> io::Result<()> {
 }
 
 fn listed(dir: &VmDir) -> Vec<SnapshotInfo> {
-    qcow2::snapshots(&dir.disk()).unwrap_or_default()
+    snapshot_table::list(&dir.disk()).unwrap_or_default()
 }
 
 /// A list that is not there, damaged, or a later version's is an empty one.

@@ -4,10 +4,10 @@
 //! - [`qmp`], [`connect`]: talking to it; [`monitor`]: users' own conversations. [`process`], [`record`]: holding on to it.
 //! - `capture`, `migrate`: a machine's memory as a file, and going on from it.
 //! - [`adopt`]: finding it again after a restart of the daemon.
-//! - [`snapshot`], [`rename`], [`qcow2`]: points in a VM's past; [`memories`]: of which machines.
-//!   `vmstate`: what QEMU notes in a saved memory. [`repair`]: what was cut short.
+//! - [`snapshot`], [`rename`]: points in a VM's past; [`memories`]: of which machines.
+//!   `migration_stream`: what QEMU notes in a saved memory. [`repair`]: what was cut short.
 //! - `logs`: what QEMU writes to without end.
-//! - [`accel`], [`proof`]: KVM or TCG. [`install`], [`img`]: the programs themselves. [`memory`]: what
+//! - [`accel`], [`proof`]: KVM or TCG. [`install`]: the program itself. `vm_disk`: a VM's disk. [`memory`]: what
 //!   they take, and what there is.
 //!
 //! Not here: when a machine is started or stopped (`vm::state`), and what is inside the guest.
@@ -18,7 +18,6 @@ mod capture;
 pub mod cmdline;
 pub mod connect;
 mod events;
-pub mod img;
 pub mod install;
 pub mod launch;
 mod logs;
@@ -26,10 +25,10 @@ pub mod machine;
 mod memories;
 pub mod memory;
 mod migrate;
+mod migration_stream;
 pub mod monitor;
 pub mod process;
 pub mod proof;
-pub mod qcow2;
 pub mod qmp;
 pub mod record;
 mod rename;
@@ -37,11 +36,10 @@ mod repair;
 mod sealed;
 mod silent;
 mod snapshot;
-mod sparse;
 #[cfg(test)]
 #[cfg(feature = "qemu_tests")]
 mod tests;
-mod vmstate;
+mod vm_disk;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -50,6 +48,7 @@ use async_trait::async_trait;
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
+use crate::disk::{img, snapshot_table};
 use crate::programs::{self, Program};
 use crate::store::layout::{Layout, VmDir};
 use crate::sys;
@@ -129,7 +128,7 @@ impl Hypervisor for Qemu {
     }
 
     fn disk_size(&self, dir: &Path) -> Result<Option<u64>, BackendError> {
-        img::virtual_size(&VmDir(dir.to_owned()).disk())
+        vm_disk::virtual_size(&VmDir(dir.to_owned()))
     }
 
     async fn shape(&self, plan: &LaunchPlan) -> Result<Shape, BackendError> {
@@ -155,7 +154,7 @@ impl Hypervisor for Qemu {
     }
 
     async fn discard_disk(&self, dir: &Path) -> Result<(), BackendError> {
-        img::discard(&VmDir(dir.to_owned())).await
+        vm_disk::discard(&VmDir(dir.to_owned())).await
     }
 
     async fn snapshot(&self, dir: PathBuf, op: &SnapshotOp) -> Result<(), BackendError> {
@@ -174,7 +173,7 @@ impl Hypervisor for Qemu {
 
     fn snapshots(&self, dir: &Path) -> Vec<SnapshotInfo> {
         // No disk, no snapshots; a damaged one shows itself when it is used.
-        qcow2::snapshots(&VmDir(dir.to_owned()).disk()).unwrap_or_default()
+        snapshot_table::list(&VmDir(dir.to_owned()).disk()).unwrap_or_default()
     }
 
     async fn adopt(&self, dir: PathBuf, uuid: Uuid) -> Adoption {

@@ -6,14 +6,13 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::qcow2::Header;
-use super::{img, qcow2};
+use crate::disk::qcow2::{LockedDisk, is_in_use};
+use crate::disk::{DiskError, img, vmstate};
 use crate::store::layout::VmDir;
 use crate::vm::backend::BackendError;
 
@@ -55,7 +54,7 @@ pub(super) fn end(dir: &VmDir) {
 /// Carries out a change of a disk that no machine uses.
 pub(super) async fn marked(
     dir: &VmDir,
-    change: impl Future<Output = Result<(), BackendError>>,
+    change: impl Future<Output = Result<(), DiskError>>,
 ) -> Result<(), BackendError> {
     begin_whole(dir).await;
     change.await?;
@@ -73,7 +72,7 @@ pub(super) async fn begin_whole(dir: &VmDir) {
     if mark == Mark::AnEarlierOne {
         let_finish(&dir.disk()).await;
     }
-    let repaired = match forget_machine_state(&dir.disk()) {
+    let repaired = match drop_unowned_vmstate(&dir.disk()) {
         Ok(false) if mark == Mark::Ours => Ok(()),
         Ok(_) => img::repair_leaks(&dir.disk()).await,
         Err(error) => Err(error),
@@ -84,32 +83,18 @@ pub(super) async fn begin_whole(dir: &VmDir) {
     }
 }
 
-/// Waits for a `qemu-img` that has outlived the daemon that started it: it is about to end, and what
-/// it does is whole then. One that hangs is told by the lock that it holds.
+/// Waits for a `qemu-img` that has outlived the daemon that started it: it is about to end, and
+/// what it does is whole then. One that hangs is told by the lock that it holds.
 async fn let_finish(disk: &Path) {
-    let deadline = Instant::now() + img::BOUND;
+    let deadline = Instant::now() + img::TIMEOUT;
     while is_in_use(disk) && Instant::now() < deadline {
         sleep(LOOK).await;
     }
 }
 
-fn is_in_use(disk: &Path) -> bool {
-    matches!(qcow2::open(disk), Err(BackendError::Io { errno: libc::EBUSY, .. }))
-}
-
-/// Drops the references to a machine's memory that belongs to no snapshot; its clusters are then
-/// lost. Says whether there was any. QEMU would use them for the next snapshot only.
-fn forget_machine_state(disk: &Path) -> Result<bool, BackendError> {
-    let failed = |e: io::Error| BackendError::io(format!("the disk {}", disk.display()), &e);
-    let file = qcow2::open(disk)?;
-    let Header { machine_state, read_only, .. } = Header::read(&file).map_err(failed)?;
-    let length = usize::try_from(machine_state.end - machine_state.start).unwrap_or(0);
-    let there = qcow2::bytes_at(&file, machine_state.start, length).map_err(failed)?;
-    if read_only || there.iter().all(|byte| *byte == 0) {
-        return Ok(false);
-    }
-    // On disk before anything counts the clusters as free.
-    let zeroed = file.write_all_at(&vec![0; length], machine_state.start);
-    zeroed.and_then(|()| file.sync_all()).map_err(failed)?;
-    Ok(true)
+/// Drops the references to a memory that belongs to no snapshot. Returns whether there were any.
+fn drop_unowned_vmstate(disk: &Path) -> Result<bool, DiskError> {
+    let locked = LockedDisk::open(disk)?;
+    let what = || format!("the disk {}", disk.display());
+    vmstate::drop_unowned(&locked).map_err(|error| DiskError::Io { what: what(), error })
 }

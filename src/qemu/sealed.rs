@@ -15,7 +15,7 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
-use super::sparse;
+use crate::disk::sparse;
 use crate::vm::backend::BackendError;
 use crate::vm::driver::off_thread;
 use crate::vm::warm::Template;

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use super::connect::{self, Status};
 use super::qmp::Qmp;
-use super::{img, migrate};
+use super::{migrate, vm_disk};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, SnapshotOp};
 
@@ -145,7 +145,7 @@ pub(super) fn cause_of(error: BackendError, dir: &VmDir) -> BackendError {
     if let BackendError::QmpRefused { text, .. } = &error
         && text.ends_with("Input/output error")
     {
-        return img::cause_of(error, &dir.0, "the snapshot: its memory does not fit");
+        return vm_disk::cause_of(error, &dir.0, "the snapshot: its memory does not fit");
     }
     error
 }

@@ -10,8 +10,9 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
-use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
+
+use crate::disk::sparse;
 
 /// How much of a file's end is kept, and shown.
 pub const KEPT: u64 = 1 << 20;
@@ -34,8 +35,7 @@ pub fn bound(path: &Path) -> io::Result<bool> {
     if meta.blocks() * 512 <= KEPT + SLACK || older == 0 {
         return Ok(false);
     }
-    let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    match fallocate(&file, punch, 0, older) {
+    match sparse::punch_hole(&file, 0..older) {
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => file.set_len(0)?,
         other => other?,
     }
@@ -81,21 +81,13 @@ impl Tail {
         let wanted = origin.saturating_add_unsigned(offset);
         let place = match u64::try_from(wanted) {
             Ok(at) if at == length => at,
-            Ok(at) if at < length => first_data(file, at)?,
+            // Only a hole follows if the file is shortened at this moment.
+            Ok(at) if at < length => sparse::next_data(file, at)?.map_or(at, |data| data.start),
             // It has begun anew since.
             Ok(_) | Err(_) => 0,
         };
         *origin = place.cast_signed().saturating_sub_unsigned(offset);
         Ok(place)
-    }
-}
-
-/// Returns the first place from `at` on that has not been punched out.
-fn first_data(file: &File, at: u64) -> io::Result<u64> {
-    match seek(file, SeekFrom::Data(at)) {
-        // Shortened in this moment, or a file system that knows no holes.
-        Err(Errno::NXIO | Errno::INVAL) => Ok(at),
-        found => Ok(found?),
     }
 }
 

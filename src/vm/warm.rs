@@ -10,9 +10,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use super::backend::{AccelKind, BackendError, DiskFormat, Hold};
+use super::backend::{AccelKind, BackendError, Hold};
 use super::hardware::Devices;
 use super::spec::{ImageSettings, VmSpec, render_size};
+pub use crate::disk::Layer;
 
 /// What a machine's memory and device state depend on: another one cannot go on from them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,15 +103,6 @@ impl fmt::Display for WarmStatus {
             Self::Failed(reason) => write!(f, "failed: {reason}"),
         }
     }
-}
-
-/// One file of a disk: what is not in it is in the next one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layer {
-    /// The file, absolute.
-    pub path: PathBuf,
-    /// Its format.
-    pub format: DiskFormat,
 }
 
 /// A frozen machine, checked and ready to be gone on from.

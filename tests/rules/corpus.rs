@@ -29,6 +29,11 @@ fn names() {
 }
 
 #[test]
+fn qcow2() {
+    each("qcow2", properties::qcow2);
+}
+
+#[test]
 fn qmp() {
     each("qmp", properties::qmp);
 }

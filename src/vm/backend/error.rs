@@ -4,6 +4,9 @@
 
 use std::io::ErrorKind;
 
+use crate::disk::DiskError;
+use crate::programs;
+
 /// What went wrong outside the policy: a variant per fact, so that each has its own errno.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BackendError {
@@ -249,6 +252,29 @@ impl BackendError {
                 let errno = error.raw_os_error().unwrap_or(0);
                 Self::Io { what, error: error.to_string(), errno }
             }
+        }
+    }
+}
+
+impl From<DiskError> for BackendError {
+    fn from(error: DiskError) -> Self {
+        match error {
+            DiskError::Missing { remedy } => {
+                Self::Missing { program: programs::QEMU_IMG.name.to_owned(), remedy }
+            }
+            DiskError::NoSpace { said } => Self::NoSpace { what: said },
+            DiskError::QemuImg { what, said } => Self::Io {
+                what: format!("{} could not {what}", programs::QEMU_IMG.name),
+                error: said,
+                errno: 0,
+            },
+            DiskError::InUse { path } => Self::Io {
+                what: format!("the disk {}", path.display()),
+                error: "another program uses it; `fuser -v` says which".to_owned(),
+                errno: libc::EBUSY,
+            },
+            DiskError::NoRoomInTable { length } => Self::NoRoomInTable { length },
+            DiskError::Io { what, error } => Self::io(what, &error),
         }
     }
 }

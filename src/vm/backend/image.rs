@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::BackendError;
+use super::{BackendError, DiskFormat};
 use crate::programs::Program;
 use crate::vm::spec::ImageSettings;
 use crate::vm::stream::Listener;
@@ -50,16 +50,6 @@ pub enum SeedKind {
     FwCfg,
     /// A disk labelled `cidata`, which cloud-init reads: stock cloud images.
     Nocloud,
-}
-
-/// The format of a disk image: always told to QEMU, never probed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DiskFormat {
-    /// Plain bytes.
-    Raw,
-    /// QEMU's copy-on-write format, version 3.
-    Qcow2,
 }
 
 /// What an image is doing.

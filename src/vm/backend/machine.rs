@@ -127,21 +127,6 @@ impl ExitReport {
     }
 }
 
-/// A point in a VM's past, kept in its disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SnapshotInfo {
-    /// Its name.
-    pub tag: String,
-    /// Its number, for which the hypervisor may take a name.
-    pub id: String,
-    /// When it was taken.
-    pub created: SystemTime,
-    /// Bytes of memory and device state; 0 if the VM was off.
-    pub memory: u64,
-    /// The disk's virtual size at that time, in bytes.
-    pub disk_size: u64,
-}
-
 /// Something done with a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SnapshotOp {

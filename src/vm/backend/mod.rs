@@ -14,3 +14,6 @@ pub use guest::*;
 pub use hypervisor::*;
 pub use image::*;
 pub use machine::*;
+
+pub use crate::disk::DiskFormat;
+pub use crate::disk::snapshot_table::SnapshotInfo;

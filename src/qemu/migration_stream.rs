@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use super::qcow2;
+use crate::disk::vmstate;
 
 /// The bytes in which the section lies: it has some 100.
 const LENGTH: usize = 1024;
@@ -24,7 +24,7 @@ const IGNORE_SHARED: &[u8] = b"x-ignore-shared";
 /// Says whether a snapshot's memory was saved with the capability `x-ignore-shared` set: QEMU then
 /// loads it only if it is set again. A memory that cannot be read is not said to be.
 pub(super) fn ignores_shared(disk: &Path, tag: &str) -> bool {
-    let start = qcow2::start_of_vmstate(disk, tag, LENGTH).unwrap_or_default();
+    let start = vmstate::start_of(disk, tag, LENGTH).unwrap_or_default();
     capabilities(&start).unwrap_or_default().contains(&IGNORE_SHARED)
 }
 
