@@ -2,7 +2,7 @@
 //! needs neither a mount nor QEMU; its checks are those that the daemon itself goes by.
 //!
 //! Nothing is changed here. The only thing that is run is QEMU: to ask its version and, where no
-//! daemon has, to put KVM to the proof.
+//! daemon has, to probe KVM.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -181,7 +181,7 @@ fn acceleration(findings: &mut Findings, layout: &Layout, qemu: &Installation) {
             return findings.works("KVM: a Linux kernel has booted under it here");
         }
         KvmVerdict::Untried => {
-            return findings.works("KVM: not known yet; the first start puts it to the proof");
+            return findings.works("KVM: not known yet; the first start probes it");
         }
         KvmVerdict::Closed(reason) if reason.contains("usermod") => {
             let (reason, advice) = reason.split_once(": ").unwrap_or((&reason, ""));

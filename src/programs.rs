@@ -1,5 +1,5 @@
-//! The programs of the system that VMs need: in which package each comes, and whether it is
-//! installed.
+//! The programs of the system that VMs need: in which package each comes, whether it is installed, and
+//! what it says when it fails.
 //!
 //! Not here: running them (`qemu`, `disk`, `image`), and what the command line alone needs (`doctor`).
 
@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 
 /// Where administrators' programs are: on Debian not in an ordinary user's `PATH`.
 const ADMINISTRATORS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+
+/// How much of a line is kept.
+const LINE_LIMIT: usize = 400;
 
 /// A program and the Debian package that it comes in.
 #[derive(Debug, PartialEq, Eq)]
@@ -45,6 +48,13 @@ pub fn find(name: &str) -> Option<PathBuf> {
 /// Returns those that are not installed.
 pub fn missing(programs: &[&'static Program]) -> Vec<&'static Program> {
     programs.iter().copied().filter(|program| !program.is_installed()).collect()
+}
+
+/// Returns the last line of a program's output that says something, as far as people read it.
+pub fn last_line(output: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(output);
+    let line = text.lines().rev().map(str::trim).find(|l| !l.is_empty())?;
+    Some(line.chars().take(LINE_LIMIT).collect())
 }
 
 /// Lists names: `qemu-img, mke2fs`.

@@ -20,8 +20,6 @@ const PROGRAM: &str = programs::QEMU_IMG.name;
 /// How long one run may take, copies apart: it takes about 10 ms; a slow disk that is busy with
 /// something else must not fail it.
 pub const TIMEOUT: Duration = Duration::from_secs(30);
-/// What is kept of the line in which it gives its reason.
-const REASON: usize = 400;
 
 /// Makes an overlay of `size` bytes on a base. `what` is said of it if that fails.
 ///
@@ -213,11 +211,9 @@ fn not_started(what: &str, error: io::Error) -> DiskError {
 }
 
 fn refusal(what: &str, stderr: &[u8]) -> DiskError {
-    let text = String::from_utf8_lossy(stderr);
-    let line = text.lines().rev().map(str::trim).find(|l| !l.is_empty());
-    let line = line.unwrap_or("it gave no reason");
-    let line = line.strip_prefix(PROGRAM).and_then(|l| l.strip_prefix(": ")).unwrap_or(line);
-    let said: String = line.chars().take(REASON).collect();
+    let line = programs::last_line(stderr).unwrap_or_else(|| "it gave no reason".to_owned());
+    let without_name = line.strip_prefix(PROGRAM).and_then(|l| l.strip_prefix(": "));
+    let said = without_name.unwrap_or(&line).to_owned();
     if said.contains("No space left on device") || said.contains("Disk quota exceeded") {
         return DiskError::NoSpace { said };
     }
@@ -279,7 +275,10 @@ mod tests {
         let layer = |name: &str, format| Layer { path: dir.path().join(name), format };
         let (base, top) = (layer("base", DiskFormat::Raw), layer("top", DiskFormat::Qcow2));
         std::fs::write(&base.path, [7; 1 << 20]).unwrap();
-        qemu_img(dir.path(), &["create", "-q", "-u", "-f", "qcow2", "-b", "x", "top", "1M"]);
+        qemu_img(
+            dir.path(),
+            &["create", "-q", "-u", "-f", "qcow2", "-b", "x", "-F", "raw", "top", "1M"],
+        );
         let to = layer("copy", DiskFormat::Raw);
         let layers = [top, base];
         let mut reports = 0;

@@ -153,7 +153,7 @@ impl Apt {
         })
     }
 
-    /// Prepares a call that needs no privileges, ends within bounds, and takes nothing for
+    /// Makes a call that needs no privileges, ends within a timeout, and takes nothing for
     /// installed.
     fn command(&self, tool: &Tool) -> Command {
         let mut command = tool.command();

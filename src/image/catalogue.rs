@@ -1,7 +1,7 @@
 //! Which images there are, and what each is doing. One build per image at a time, on a thread of
-//! its own: whoever asked may go away and the build goes on. An image appears by one rename.
+//! its own: a build continues when the caller is gone. An image appears by one rename.
 //!
-//! Not here: how an image is made (`source::Source`).
+//! Not here: how an image is made (`source::ImageSource`).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,11 +13,11 @@ use std::time::Instant;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 
-use super::disk::DiskFile;
-use super::entry::{Finished, Image, Phase, scan};
+use super::entry::{BuildPhase, ImageEntry, ImageVersion, scan};
+use super::local_disk::DiskFile;
 use super::manifest;
 use super::publish::{LiveVm, VmDisk};
-use super::source::{BuildError, Progress, Source};
+use super::source::{BuildError, ImageSource, Progress};
 use super::template;
 use super::tiny::Tiny;
 use crate::programs::{self, Program};
@@ -33,16 +33,16 @@ use crate::vm::warm::{Capture, Layer, Template};
 
 /// The images of a store. Clones are the same store.
 #[derive(Clone, Debug)]
-pub struct ImageStore(Arc<Inner>);
+pub struct ImageStore(Arc<Catalogue>);
 
 #[derive(Debug)]
-pub(super) struct Inner {
+pub(super) struct Catalogue {
     pub(super) layout: Layout,
     tiny: Arc<Tiny>,
-    /// Held by who makes, defines or removes a name, while the disk is written.
-    turn: Mutex<()>,
-    /// Held for a moment only: the threads that serve the kernel look here.
-    pub(super) images: Mutex<BTreeMap<String, Image>>,
+    /// Locked while a name is made, defined or removed, and the disk is written.
+    names_lock: Mutex<()>,
+    /// Locked for a moment only: the threads that serve the kernel read it.
+    pub(super) images: Mutex<BTreeMap<String, ImageEntry>>,
     pub(super) bell: Bell,
 }
 
@@ -61,7 +61,7 @@ impl ImageStore {
         layout: Layout,
         failures: &Failures,
         tiny: Arc<Tiny>,
-        sources: Vec<(&str, Arc<dyn Source>)>,
+        sources: Vec<(&str, Arc<dyn ImageSource>)>,
     ) -> Result<Self, BackendError> {
         let dir = layout.images();
         let found = file::private_dir(&dir)
@@ -72,14 +72,14 @@ impl ImageStore {
             image.source = Some(Arc::clone(&tiny) as _);
         }
         for (name, source) in sources {
-            let image: &mut Image = images.entry(name.to_owned()).or_default();
+            let image: &mut ImageEntry = images.entry(name.to_owned()).or_default();
             (image.source, image.builtin) = (Some(source), true);
         }
-        let (images, turn, bell) = (Mutex::new(images), Mutex::default(), Bell::default());
-        let inner = Inner { layout, tiny, turn, images, bell };
-        inner.sweep();
-        inner.sweep_versions();
-        Ok(Self(Arc::new(inner)))
+        let (images, names_lock, bell) = (Mutex::new(images), Mutex::default(), Bell::default());
+        let catalogue = Catalogue { layout, tiny, names_lock, images, bell };
+        catalogue.sweep();
+        catalogue.sweep_versions();
+        Ok(Self(Arc::new(catalogue)))
     }
 }
 
@@ -95,11 +95,11 @@ impl Images for ImageStore {
     }
 
     fn settings(&self, name: &str) -> ImageSettings {
-        self.0.images.lock().get(name).map(Image::settings).unwrap_or_default()
+        self.0.images.lock().get(name).map(ImageEntry::settings).unwrap_or_default()
     }
 
     fn settings_of_disk(&self, name: &str) -> ImageSettings {
-        self.0.images.lock().get(name).map(Image::settings_of_disk).unwrap_or_default()
+        self.0.images.lock().get(name).map(ImageEntry::settings_of_disk).unwrap_or_default()
     }
 
     fn begin(&self, name: &str) -> Result<(), BackendError> {
@@ -199,27 +199,27 @@ fn bind_template(vm: &VmDir, base: &[Layer]) -> io::Result<()> {
     file::replace(&vm.template(), format!("{}\n", id.to_string_lossy()).as_bytes())
 }
 
-/// Names: making, defining and removing them. One at a time: of two that want the same name at once,
-/// one wins. The list is not locked while the disk is written: everybody else would wait for it.
-impl Inner {
+/// Makes, defines and removes names, one at a time: of two callers with the same name, one wins.
+/// The list is not locked while the disk is written: all readers would wait for the disk.
+impl Catalogue {
     fn create(&self, name: &str) -> Result<(), BackendError> {
-        let _turn = self.turn.lock();
+        let _names = self.names_lock.lock();
         if self.images.lock().contains_key(name) {
             return Err(BackendError::ImageExists { name: name.to_owned() });
         }
         let dir = self.layout.image(name);
-        // What is there and not in the list is damaged.
+        // A directory that is not in the list is damaged.
         let made = fs::create_dir(&dir).and_then(|()| file::sync_dir(&self.layout.images()));
         made.map_err(|e| BackendError::io(dir.display().to_string(), &e))?;
-        self.images.lock().insert(name.to_owned(), Image::default());
+        self.images.lock().insert(name.to_owned(), ImageEntry::default());
         self.bell.ring();
         Ok(())
     }
 
     fn assign(&self, name: &str, recipe: Recipe) -> Result<(), BackendError> {
-        // A VM that is held for this is let go after the lock.
+        // Dropped after the lock: it may hold a VM, which is released then.
         let source = self.source(recipe)?;
-        let _turn = self.turn.lock();
+        let _names = self.names_lock.lock();
         if !self.assignable(&mut self.images.lock(), name, source.spec())?.builtin {
             let (path, text) = (self.layout.image_source(name), format!("{}\n", source.spec()));
             let kept = file::replace(&path, text.as_bytes());
@@ -230,13 +230,13 @@ impl Inner {
         let image = self.assignable(&mut images, name, source.spec())?;
         source.spec().clone_into(&mut image.spec);
         image.source = Some(source);
-        image.become_(Phase::Absent);
+        image.set_phase(BuildPhase::Absent);
         drop(images);
         self.bell.ring();
         Ok(())
     }
 
-    fn source(&self, recipe: Recipe) -> Result<Arc<dyn Source>, BackendError> {
+    fn source(&self, recipe: Recipe) -> Result<Arc<dyn ImageSource>, BackendError> {
         Ok(match recipe {
             Recipe::Tiny => Arc::clone(&self.tiny) as _,
             Recipe::File(path) => Arc::new(DiskFile::new(path)?),
@@ -247,55 +247,58 @@ impl Inner {
 
     /// One rename, and it is gone; then its files are erased.
     fn remove(&self, name: &str) -> Result<(), BackendError> {
-        let _turn = self.turn.lock();
+        let _names = self.names_lock.lock();
         let unknown = || BackendError::NoImage { name: name.to_owned() };
-        let is_under_way = |image: &Image| matches!(image.phase, Phase::UnderWay(_));
+        let is_under_way = |image: &ImageEntry| matches!(image.phase, BuildPhase::UnderWay(_));
         if is_under_way(self.images.lock().get(name).ok_or_else(unknown)?) {
             return Err(under_way(name));
         }
         let dir = self.layout.image(name);
-        let doomed = doom(&dir).map_err(|e| BackendError::io(dir.display().to_string(), &e))?;
+        let removed =
+            move_aside(&dir).map_err(|e| BackendError::io(dir.display().to_string(), &e))?;
         let mut images = self.images.lock();
         match images.get_mut(name) {
             // It is being made again already.
             Some(image) if is_under_way(image) => {}
             Some(image) if image.builtin => {
                 image.older.clear();
-                image.become_(Phase::Absent);
+                image.set_phase(BuildPhase::Absent);
             }
             Some(_) | None => drop(images.remove(name)),
         }
         drop(images);
         self.bell.ring();
         // What cannot be erased now is erased by the next daemon.
-        if let Err(error) = doomed.map_or(Ok(()), tempfile::TempDir::close) {
+        if let Err(error) = removed.map_or(Ok(()), tempfile::TempDir::close) {
             tracing::warn!(name, %error, "image not erased");
         }
         Ok(())
     }
 }
 
-impl Inner {
+impl Catalogue {
     /// Returns an image that may be given a source.
     fn assignable<'a>(
         &self,
-        images: &'a mut BTreeMap<String, Image>,
+        images: &'a mut BTreeMap<String, ImageEntry>,
         name: &str,
         source: &str,
-    ) -> Result<&'a mut Image, BackendError> {
+    ) -> Result<&'a mut ImageEntry, BackendError> {
         let unknown = || BackendError::NoImage { name: name.to_owned() };
         let image = images.get_mut(name).ok_or_else(unknown)?;
         match &image.phase {
-            Phase::UnderWay(_) => return Err(under_way(name)),
-            Phase::Ready(_) => return Err(BackendError::ImageExists { name: name.to_owned() }),
+            BuildPhase::UnderWay(_) => return Err(under_way(name)),
+            BuildPhase::Ready(_) => {
+                return Err(BackendError::ImageExists { name: name.to_owned() });
+            }
             // One that is damaged may have VMs.
-            Phase::Failed(_)
+            BuildPhase::Failed(_)
                 if !image.builtin
                     && manifest::is_in(&super::versions::current_dir(&self.layout, name)) =>
             {
                 return Err(BackendError::ImageExists { name: name.to_owned() });
             }
-            Phase::Absent | Phase::Failed(_) => {}
+            BuildPhase::Absent | BuildPhase::Failed(_) => {}
         }
         if image.builtin && image.spec() != source {
             let reason = format!("image {name} is always made from {}", image.spec());
@@ -305,13 +308,23 @@ impl Inner {
     }
 }
 
+/// Runs work on an image on a thread of its own.
+pub(super) fn spawn_thread(
+    name: String,
+    work: impl FnOnce() + Send + 'static,
+) -> Result<(), BackendError> {
+    let thread = std::thread::Builder::new().name(name).spawn(work);
+    thread.map(drop).map_err(|e| BackendError::io("a thread to work on an image", &e))
+}
+
 pub(super) fn under_way(name: &str) -> BackendError {
     let reason = "is being made; wait until its status says ready or failed".to_owned();
     BackendError::ImageBusy { name: name.to_owned(), reason }
 }
 
-/// Moves a directory into a hidden one, which goes when it is dropped; `None` if there was none.
-fn doom(dir: &Path) -> io::Result<Option<tempfile::TempDir>> {
+/// Moves a directory into a hidden one, which is erased when it is dropped; `None` if there was
+/// none.
+fn move_aside(dir: &Path) -> io::Result<Option<tempfile::TempDir>> {
     let parent = dir.parent().unwrap_or(dir);
     let hidden = tempfile::Builder::new().prefix(".removed.").tempdir_in(parent)?;
     match fs::rename(dir, hidden.path().join("image")) {
@@ -322,19 +335,18 @@ fn doom(dir: &Path) -> io::Result<Option<tempfile::TempDir>> {
     Ok(Some(hidden))
 }
 
-impl Inner {
+impl Catalogue {
     pub(super) fn begin(self: &Arc<Self>, name: &str) -> Result<(), BackendError> {
         let unknown = || BackendError::NoImage { name: name.to_owned() };
         let mut images = self.images.lock();
         let image = images.get_mut(name).ok_or_else(unknown)?;
         match &image.phase {
-            Phase::UnderWay(_) => return Ok(()),
-            Phase::Ready(finished) if finished.is_there() => return Ok(()),
-            Phase::Absent | Phase::Ready(_) | Phase::Failed(_) => {}
+            BuildPhase::UnderWay(_) => return Ok(()),
+            BuildPhase::Ready(finished) if finished.is_there() => return Ok(()),
+            BuildPhase::Absent | BuildPhase::Ready(_) | BuildPhase::Failed(_) => {}
         }
         let source = image.source_to_use(name)?;
-        image.become_(Phase::UnderWay(ImageStatus::Fetching));
-        "starting".clone_into(&mut image.progress);
+        image.start_building();
         drop(images);
         self.bell.ring();
         self.spawn(name, source)
@@ -354,38 +366,38 @@ impl Inner {
     pub(super) fn spawn(
         self: &Arc<Self>,
         name: &str,
-        source: Arc<dyn Source>,
+        source: Arc<dyn ImageSource>,
     ) -> Result<(), BackendError> {
-        let (inner, owned) = (Arc::clone(self), name.to_owned());
+        let (catalogue, owned) = (Arc::clone(self), name.to_owned());
         let build = move || {
-            let result = inner.build(&owned, &*source);
-            inner.settle(&owned, result);
-            drop((inner, source));
+            let result = catalogue.build(&owned, &*source);
+            catalogue.settle(&owned, result);
+            drop((catalogue, source));
             sys::give_memory_back();
         };
-        let thread = std::thread::Builder::new().name(format!("image {name}"));
-        thread.spawn(build).map(drop).map_err(|e| {
-            let error = BackendError::io("a thread to build an image", &e);
-            self.settle(name, Err(error.clone()));
-            error
-        })
+        let begun = spawn_thread(format!("image {name}"), build);
+        begun.inspect_err(|error| self.settle(name, Err(error.clone())))
     }
 
     /// Answers for an image that is neither made nor being made: `None` while it is.
     fn result(&self, name: &str) -> Option<Result<BootImage, BackendError>> {
         let images = self.images.lock();
         match &images.get(name)?.phase {
-            Phase::Absent | Phase::UnderWay(_) => None,
-            Phase::Ready(f) => Some(Ok(f.manifest.boot(name, &f.dir))),
-            Phase::Failed(error) => Some(Err(error.clone())),
+            BuildPhase::Absent | BuildPhase::UnderWay(_) => None,
+            BuildPhase::Ready(f) => Some(Ok(f.manifest.boot(name, &f.dir))),
+            BuildPhase::Failed(error) => Some(Err(error.clone())),
         }
     }
 
-    fn build(self: &Arc<Self>, name: &str, source: &dyn Source) -> Result<Finished, BackendError> {
+    fn build(
+        self: &Arc<Self>,
+        name: &str,
+        source: &dyn ImageSource,
+    ) -> Result<ImageVersion, BackendError> {
         let since = Instant::now();
         let progress = Progress::new({
-            let (inner, name) = (Arc::clone(self), name.to_owned());
-            move |status, line| inner.report(&name, status, line)
+            let (catalogue, name) = (Arc::clone(self), name.to_owned());
+            move |status, line| catalogue.report(&name, status, line)
         });
         let caught = std::panic::AssertUnwindSafe(|| self.make(name, source, &progress));
         let finished = std::panic::catch_unwind(caught).unwrap_or_else(|_| {
@@ -401,9 +413,9 @@ impl Inner {
     fn make(
         &self,
         name: &str,
-        source: &dyn Source,
+        source: &dyn ImageSource,
         progress: &Progress,
-    ) -> Result<Finished, BackendError> {
+    ) -> Result<ImageVersion, BackendError> {
         let images = self.layout.images();
         let io = |e: &io::Error| BackendError::io(images.display().to_string(), e);
         let temporary = tempfile::Builder::new()
@@ -419,17 +431,17 @@ impl Inner {
         }
         let dir = images.join(name);
         publish(temporary, &dir).map_err(|e| io(&e))?;
-        Ok(Finished::new(manifest, dir))
+        Ok(ImageVersion::new(manifest, dir))
     }
 
     fn report(&self, name: &str, status: ImageStatus, line: String) {
         self.change(name, |image| {
-            image.phase = Phase::UnderWay(status);
+            image.phase = BuildPhase::UnderWay(status);
             image.progress = line;
         });
     }
 
-    fn settle(&self, name: &str, result: Result<Finished, BackendError>) {
+    fn settle(&self, name: &str, result: Result<ImageVersion, BackendError>) {
         self.change(name, |image| {
             image.progress.clear();
             let present = image.present.take();
@@ -437,21 +449,21 @@ impl Inner {
                 (Ok(finished), present) => {
                     image.older.extend(present);
                     image.older.retain(|version| version.dir != finished.dir);
-                    Phase::Ready(Box::new(finished))
+                    BuildPhase::Ready(Box::new(finished))
                 }
-                // It is as it was.
+                // The present version stays.
                 (Err(error), Some(present)) => {
                     image.progress = one_line(&format!("refresh failed: {error}"));
-                    Phase::Ready(Box::new(present))
+                    BuildPhase::Ready(Box::new(present))
                 }
-                (Err(error), None) => Phase::Failed(error),
+                (Err(error), None) => BuildPhase::Failed(error),
             };
-            image.become_(phase);
+            image.set_phase(phase);
         });
         self.sweep();
     }
 
-    pub(super) fn change(&self, name: &str, change: impl FnOnce(&mut Image)) {
+    pub(super) fn change(&self, name: &str, change: impl FnOnce(&mut ImageEntry)) {
         if let Some(image) = self.images.lock().get_mut(name) {
             change(image);
         }
@@ -459,14 +471,14 @@ impl Inner {
     }
 }
 
-/// Gives a finished image its name, durably. What was there under that name, its definition or
-/// something damaged, makes way.
+/// Gives a finished image its name, durably. Its definition, or a damaged image, that had the name
+/// is erased.
 pub(super) fn publish(from: tempfile::TempDir, to: &Path) -> io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     file::sync_dir(from.path())?;
-    // What makes way is then where the new one was, and goes with it.
+    // The old one is where the new one was, and is erased with that directory.
     if renameat_with(CWD, from.path(), CWD, to, RenameFlags::EXCHANGE).is_err() {
-        let old = doom(to)?;
+        let old = move_aside(to)?;
         fs::rename(from.keep(), to)?;
         drop(old);
     }

@@ -1,24 +1,22 @@
-//! The catalogue with sources that wait to be told.
+//! The catalogue with sources whose results the test decides.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
 use super::*;
 use crate::image::manifest::Manifest;
-use crate::image::manifest::VERSION;
-use crate::vm::backend::{DiskFormat, SeedKind};
-use crate::vm::spec::ImageSettings;
+use crate::vm::backend::DiskFormat;
 
 /// Builds when the test says so, and as it says.
 #[derive(Debug)]
-struct Told {
+struct Scripted {
     builds: AtomicUsize,
-    orders: Mutex<mpsc::Receiver<Result<(), BuildError>>>,
+    results: Mutex<mpsc::Receiver<Result<(), BuildError>>>,
 }
 
-impl Source for Told {
+impl ImageSource for Scripted {
     fn spec(&self) -> &'static str {
-        "builtin:told"
+        "builtin:scripted"
     }
 
     fn kind(&self) -> &'static str {
@@ -29,35 +27,19 @@ impl Source for Told {
         self.builds.fetch_add(1, Ordering::SeqCst);
         fs::write(dir.join("disk.raw"), "disk").unwrap();
         progress.building("half-built 1/2");
-        self.orders.lock().recv().unwrap()?;
-        Ok(Manifest {
-            version: VERSION,
-            source: self.spec().to_owned(),
-            kind: self.kind().to_owned(),
-            digest: String::new(),
-            disk: "disk.raw".into(),
-            format: DiskFormat::Raw,
-            disk_size: 4,
-            kernel: None,
-            initrd: None,
-            cmdline: String::new(),
-            announces: false,
-            seed: SeedKind::FwCfg,
-            inputs: vec![],
-            recipe: 0,
-            settings: ImageSettings::default(),
-        })
+        self.results.lock().recv().unwrap()?;
+        Ok(Manifest::of_disk(self, DiskFormat::Raw, 4))
     }
 }
 
 struct Fixture {
     dir: tempfile::TempDir,
-    source: Arc<Told>,
-    orders: mpsc::Sender<Result<(), BuildError>>,
+    source: Arc<Scripted>,
+    results: mpsc::Sender<Result<(), BuildError>>,
     store: ImageStore,
 }
 
-fn with_sources(layout: Layout, sources: Vec<(&str, Arc<dyn Source>)>) -> ImageStore {
+fn with_sources(layout: Layout, sources: Vec<(&str, Arc<dyn ImageSource>)>) -> ImageStore {
     ImageStore::with_sources(layout, &Failures::default(), tiny(), sources).unwrap()
 }
 
@@ -67,17 +49,17 @@ fn tiny() -> Arc<Tiny> {
 
 fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
-    let (orders, receiver) = mpsc::channel();
-    let source = Arc::new(Told { builds: AtomicUsize::new(0), orders: Mutex::new(receiver) });
+    let (results, receiver) = mpsc::channel();
+    let source = Arc::new(Scripted { builds: AtomicUsize::new(0), results: Mutex::new(receiver) });
     let layout = Layout::new(dir.path());
-    let store = with_sources(layout, vec![("told", Arc::clone(&source) as _)]);
-    Fixture { dir, source, orders, store }
+    let store = with_sources(layout, vec![("scripted", Arc::clone(&source) as _)]);
+    Fixture { dir, source, results, store }
 }
 
 async fn until(store: &ImageStore, wanted: impl Fn(&ImageInfo) -> bool) -> ImageInfo {
     let mut changes = store.listen();
     loop {
-        let info = store.info("told").unwrap();
+        let info = store.info("scripted").unwrap();
         if wanted(&info) {
             return info;
         }
@@ -90,80 +72,80 @@ async fn many_callers_share_one_build_and_one_that_goes_away_does_not_end_it() {
     let f = fixture();
     let first = tokio::spawn({
         let store = f.store.clone();
-        async move { store.ensure("told").await }
+        async move { store.ensure("scripted").await }
     });
     until(&f.store, |i| i.progress == "half-built 1/2").await;
     first.abort();
     let rest: Vec<_> = (0..32)
         .map(|_| {
             let store = f.store.clone();
-            tokio::spawn(async move { store.ensure("told").await.unwrap() })
+            tokio::spawn(async move { store.ensure("scripted").await.unwrap() })
         })
         .collect();
-    f.orders.send(Ok(())).unwrap();
+    f.results.send(Ok(())).unwrap();
     for caller in rest {
         let image = caller.await.unwrap();
         assert_eq!(fs::read(&image.disk).unwrap(), b"disk");
     }
-    f.store.begin("told").unwrap();
+    f.store.begin("scripted").unwrap();
     assert_eq!(f.source.builds.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]
 async fn an_image_is_there_whole_or_not_at_all() {
     let f = fixture();
-    let dir = f.dir.path().join("images/told");
-    assert_eq!(f.store.info("told").unwrap().status, ImageStatus::Absent);
-    f.store.begin("told").unwrap();
+    let dir = f.dir.path().join("images/scripted");
+    assert_eq!(f.store.info("scripted").unwrap().status, ImageStatus::Absent);
+    f.store.begin("scripted").unwrap();
     until(&f.store, |i| i.status == ImageStatus::Building).await;
     assert!(!dir.exists());
-    f.orders.send(Ok(())).unwrap();
+    f.results.send(Ok(())).unwrap();
     let info = until(&f.store, |i| i.status == ImageStatus::Ready).await;
     assert!(info.digest.starts_with("sha256:") && info.progress.is_empty());
     let names: Vec<_> =
         fs::read_dir(dir.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
-    assert_eq!(names, ["told"]);
+    assert_eq!(names, ["scripted"]);
     // Another daemon finds the same image and builds nothing.
     let again = with_sources(Layout::new(f.dir.path()), vec![]);
-    assert_eq!(again.ensure("told").await.unwrap().digest, info.digest);
-    assert_eq!(again.info("told").unwrap().source, "builtin:told");
+    assert_eq!(again.ensure("scripted").await.unwrap().digest, info.digest);
+    assert_eq!(again.info("scripted").unwrap().source, "builtin:scripted");
 }
 
 #[tokio::test]
 async fn a_failure_is_told_and_the_next_caller_tries_again() {
     let f = fixture();
-    f.orders.send(Err(BuildError::malformed("kernel", "truncated"))).unwrap();
-    let error = f.store.ensure("told").await.unwrap_err().to_string();
-    assert_eq!(error, "image told: kernel: truncated");
-    let status = f.store.info("told").unwrap().status;
+    f.results.send(Err(BuildError::malformed("kernel", "truncated"))).unwrap();
+    let error = f.store.ensure("scripted").await.unwrap_err().to_string();
+    assert_eq!(error, "image scripted: kernel: truncated");
+    let status = f.store.info("scripted").unwrap().status;
     assert_eq!(status, ImageStatus::Failed(error));
     assert_eq!(fs::read_dir(f.dir.path().join("images")).unwrap().count(), 0);
-    f.orders.send(Ok(())).unwrap();
-    f.store.ensure("told").await.unwrap();
+    f.results.send(Ok(())).unwrap();
+    f.store.ensure("scripted").await.unwrap();
     assert_eq!(f.source.builds.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test]
 async fn what_a_killed_daemon_left_half_built_is_removed() {
     let dir = tempfile::tempdir().unwrap();
-    let half = dir.path().join("images/.told.Xy12Zz");
+    let half = dir.path().join("images/.scripted.Xy12Zz");
     fs::create_dir_all(&half).unwrap();
     fs::write(half.join("disk.raw"), "half").unwrap();
     let store = with_sources(Layout::new(dir.path()), vec![]);
     assert!(!half.exists());
     assert_eq!(store.list(), []);
-    let error = store.ensure("told").await.unwrap_err();
+    let error = store.ensure("scripted").await.unwrap_err();
     assert!(matches!(error, BackendError::NoImage { .. }));
 }
 
 #[tokio::test]
 async fn a_damaged_image_is_made_again() {
     let f = fixture();
-    f.orders.send(Ok(())).unwrap();
-    let image = f.store.ensure("told").await.unwrap();
+    f.results.send(Ok(())).unwrap();
+    let image = f.store.ensure("scripted").await.unwrap();
     fs::remove_file(&image.disk).unwrap();
-    f.orders.send(Ok(())).unwrap();
-    f.store.ensure("told").await.unwrap();
+    f.results.send(Ok(())).unwrap();
+    f.store.ensure("scripted").await.unwrap();
     assert!(image.disk.exists());
 }
 

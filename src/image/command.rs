@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 
 use super::source::BuildError;
+use crate::programs::last_line;
 
 /// A program, and what to do when it is not there.
 #[derive(Debug)]
@@ -18,7 +19,7 @@ pub(super) struct Tool {
 }
 
 impl Tool {
-    /// Prepares a call with a fixed locale and without input. `mke2fs` and its kin are not in an
+    /// Makes a call with a fixed locale and without input. `mke2fs` and its kin are not in an
     /// ordinary user's `PATH` on Debian.
     pub(super) fn command(&self) -> Command {
         let mut command = Command::new(self.name);
@@ -94,13 +95,6 @@ fn failure(tool: &'static str, output: &Output) -> BuildError {
         tool,
         said: last_line(&output.stderr).unwrap_or_else(|| output.status.to_string()),
     }
-}
-
-/// Returns the last line that says something.
-pub(super) fn last_line(text: &[u8]) -> Option<String> {
-    let text = String::from_utf8_lossy(text);
-    let line = text.lines().rev().map(str::trim).find(|l| !l.is_empty())?;
-    Some(line.chars().take(400).collect())
 }
 
 #[cfg(test)]

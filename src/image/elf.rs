@@ -6,8 +6,8 @@ use object::elf::{DT_NEEDED, PT_NOTE};
 use object::read::elf::{ElfFile64, ProgramHeader};
 use object::{Endianness, Object, ObjectSection};
 
+use super::file_tree::FileTree;
 use super::source::BuildError;
-use super::tree::FileTree;
 
 /// The type of Xen's note that holds the entry point for PVH.
 const XEN_PHYS32_ENTRY: object::elf::NoteType = object::elf::NoteType(18);

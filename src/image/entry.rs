@@ -1,4 +1,4 @@
-//! What is known of one image, and what of that is found in the store when a daemon starts.
+//! What is known of one image, and how that is read from the store when a daemon starts.
 //!
 //! Not here: what is done with images (`catalogue`).
 
@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::disk::DiskFile;
+use super::local_disk::DiskFile;
 use super::manifest::Manifest;
-use super::source::Source;
-use super::template::Stored;
+use super::source::ImageSource;
+use super::template::StoredTemplate;
 use super::versions;
 use crate::store::failures::Failures;
 use crate::store::file;
@@ -22,59 +22,59 @@ use crate::vm::spec::ImageSettings;
 
 /// One image.
 #[derive(Debug)]
-pub(super) struct Image {
+pub(super) struct ImageEntry {
     /// `None` for one that has none yet, and for one that cannot be made again just so.
-    pub(super) source: Option<Arc<dyn Source>>,
-    /// What `source` says where there is no source to ask.
+    pub(super) source: Option<Arc<dyn ImageSource>>,
+    /// The content of the file `source`, for an image without a source.
     pub(super) spec: String,
     /// It comes with the program, and cannot be redefined or lost.
     pub(super) builtin: bool,
-    pub(super) phase: Phase,
+    pub(super) phase: BuildPhase,
     /// The version that new VMs were made from, while another is being made.
-    pub(super) present: Option<Finished>,
+    pub(super) present: Option<ImageVersion>,
     /// Earlier versions, which disks may be overlays on.
-    pub(super) older: Vec<Finished>,
+    pub(super) older: Vec<ImageVersion>,
     pub(super) warmth: Warmth,
     pub(super) progress: String,
     pub(super) changed: SystemTime,
 }
 
-/// Whether a machine is frozen in an image.
+/// Whether an image has a template.
 #[derive(Clone, Debug, Default)]
 pub(super) enum Warmth {
     #[default]
     Cold,
-    /// It is being frozen: how far that is.
+    /// One is being captured: how far that is.
     Warming(String),
-    /// It lies there.
-    Warm(PathBuf, Box<Stored>),
+    /// The newest one, in this directory.
+    Warm(PathBuf, Box<StoredTemplate>),
     Failed(String),
 }
 
-/// What it is doing.
+/// Whether an image is made.
 #[derive(Clone, Debug)]
-pub(super) enum Phase {
+pub(super) enum BuildPhase {
     Absent,
     UnderWay(ImageStatus),
-    Ready(Box<Finished>),
+    Ready(Box<ImageVersion>),
     Failed(BackendError),
 }
 
-/// An image that is there, and where.
+/// One version of an image, and where it is.
 #[derive(Clone, Debug)]
-pub(super) struct Finished {
+pub(super) struct ImageVersion {
     pub(super) manifest: Manifest,
     pub(super) dir: PathBuf,
     pub(super) size: u64,
 }
 
-impl Default for Image {
+impl Default for ImageEntry {
     fn default() -> Self {
         Self {
             source: None,
             spec: String::new(),
             builtin: false,
-            phase: Phase::Absent,
+            phase: BuildPhase::Absent,
             present: None,
             older: Vec::new(),
             warmth: Warmth::Cold,
@@ -84,24 +84,24 @@ impl Default for Image {
     }
 }
 
-impl Image {
-    fn found(finished: Finished, older: Vec<Finished>) -> Self {
+impl ImageEntry {
+    fn found(finished: ImageVersion, older: Vec<ImageVersion>) -> Self {
         let changed = fs::metadata(&finished.dir).and_then(|m| m.modified());
         Self {
             warmth: Warmth::found(&finished.dir),
             changed: changed.unwrap_or_else(|_| SystemTime::now()),
             spec: finished.manifest.source.clone(),
-            phase: Phase::Ready(Box::new(finished)),
+            phase: BuildPhase::Ready(Box::new(finished)),
             older,
             ..Self::default()
         }
     }
 
     /// Lists its versions, in no order.
-    pub(super) fn versions(&self) -> impl Iterator<Item = &Finished> {
+    pub(super) fn versions(&self) -> impl Iterator<Item = &ImageVersion> {
         let current = match &self.phase {
-            Phase::Ready(finished) => Some(&**finished),
-            Phase::Absent | Phase::UnderWay(_) | Phase::Failed(_) => None,
+            BuildPhase::Ready(finished) => Some(&**finished),
+            BuildPhase::Absent | BuildPhase::UnderWay(_) | BuildPhase::Failed(_) => None,
         };
         current.into_iter().chain(&self.present).chain(&self.older)
     }
@@ -109,12 +109,14 @@ impl Image {
     /// One that was defined, and not finished when the last daemon ended.
     fn unfinished(spec: &str) -> Self {
         let source = match spec.parse() {
-            Ok(Origin::File(path)) => DiskFile::new(path).map(|d| Arc::new(d) as Arc<dyn Source>),
+            Ok(Origin::File(path)) => {
+                DiskFile::new(path).map(|d| Arc::new(d) as Arc<dyn ImageSource>)
+            }
             _ => return Self { spec: spec.to_owned(), ..Self::default() },
         };
         let (source, phase) = match source {
-            Ok(source) => (Some(source), Phase::Absent),
-            Err(error) => (None, Phase::Failed(error)),
+            Ok(source) => (Some(source), BuildPhase::Absent),
+            Err(error) => (None, BuildPhase::Failed(error)),
         };
         Self { source, phase, spec: spec.to_owned(), ..Self::default() }
     }
@@ -125,18 +127,18 @@ impl Image {
             "its definition cannot be read: {error}; put it back in the store, or `rmdir .images/{name}`"
         );
         let error = BackendError::ImageFailed { name: name.to_owned(), reason };
-        Self { phase: Phase::Failed(error), ..Self::default() }
+        Self { phase: BuildPhase::Failed(error), ..Self::default() }
     }
 
     pub(super) fn spec(&self) -> &str {
         self.source.as_ref().map_or(&self.spec, |s| s.spec())
     }
 
-    pub(super) fn source_to_use(&self, name: &str) -> Result<Arc<dyn Source>, BackendError> {
+    pub(super) fn source_to_use(&self, name: &str) -> Result<Arc<dyn ImageSource>, BackendError> {
         if let Some(source) = &self.source {
             return Ok(Arc::clone(source));
         }
-        if let Phase::Failed(error) = &self.phase
+        if let BuildPhase::Failed(error) = &self.phase
             && self.spec.is_empty()
         {
             return Err(error.clone());
@@ -148,12 +150,19 @@ impl Image {
         Err(BackendError::ImageFailed { name: name.to_owned(), reason })
     }
 
-    pub(super) fn become_(&mut self, phase: Phase) {
+    pub(super) fn start_building(&mut self) {
+        self.set_phase(BuildPhase::UnderWay(ImageStatus::Fetching));
+        "starting".clone_into(&mut self.progress);
+    }
+
+    pub(super) fn set_phase(&mut self, phase: BuildPhase) {
         match &phase {
             // It is warmed as soon as it is ready.
             _ if self.warmth.is_under_way() => {}
-            Phase::Ready(finished) => self.warmth = Warmth::found(&finished.dir),
-            Phase::Absent | Phase::UnderWay(_) | Phase::Failed(_) => self.warmth = Warmth::Cold,
+            BuildPhase::Ready(finished) => self.warmth = Warmth::found(&finished.dir),
+            BuildPhase::Absent | BuildPhase::UnderWay(_) | BuildPhase::Failed(_) => {
+                self.warmth = Warmth::Cold;
+            }
         }
         self.phase = phase;
         self.changed = SystemTime::now();
@@ -162,28 +171,32 @@ impl Image {
     /// What it carries to its VMs.
     pub(super) fn settings(&self) -> ImageSettings {
         match (&self.phase, &self.warmth) {
-            (Phase::Ready(_), Warmth::Warm(_, stored)) => stored.settings(),
-            (Phase::Ready(_), Warmth::Cold | Warmth::Warming(_) | Warmth::Failed(_)) => {
+            (BuildPhase::Ready(_), Warmth::Warm(_, stored)) => stored.settings(),
+            (BuildPhase::Ready(_), Warmth::Cold | Warmth::Warming(_) | Warmth::Failed(_)) => {
                 self.settings_of_disk()
             }
-            (Phase::Absent | Phase::UnderWay(_) | Phase::Failed(_), _) => ImageSettings::default(),
+            (BuildPhase::Absent | BuildPhase::UnderWay(_) | BuildPhase::Failed(_), _) => {
+                ImageSettings::default()
+            }
         }
     }
 
-    /// What it would carry without a machine frozen in it.
+    /// What it would carry without a template.
     pub(super) fn settings_of_disk(&self) -> ImageSettings {
         match &self.phase {
-            Phase::Ready(finished) => finished.manifest.settings.clone(),
-            Phase::Absent | Phase::UnderWay(_) | Phase::Failed(_) => ImageSettings::default(),
+            BuildPhase::Ready(finished) => finished.manifest.settings.clone(),
+            BuildPhase::Absent | BuildPhase::UnderWay(_) | BuildPhase::Failed(_) => {
+                ImageSettings::default()
+            }
         }
     }
 
     pub(super) fn info(&self, name: &str) -> ImageInfo {
         let (finished, status) = match &self.phase {
-            Phase::Absent => (None, ImageStatus::Absent),
-            Phase::UnderWay(status) => (None, status.clone()),
-            Phase::Ready(finished) => (Some(finished), ImageStatus::Ready),
-            Phase::Failed(error) => (None, ImageStatus::Failed(error.to_string())),
+            BuildPhase::Absent => (None, ImageStatus::Absent),
+            BuildPhase::UnderWay(status) => (None, status.clone()),
+            BuildPhase::Ready(finished) => (Some(finished), ImageStatus::Ready),
+            BuildPhase::Failed(error) => (None, ImageStatus::Failed(error.to_string())),
         };
         let kind = self.source.as_ref().map(|s| s.kind());
         let manifest = finished.map(|f| &f.manifest);
@@ -204,14 +217,14 @@ impl Image {
     }
 }
 
-impl Image {
+impl ImageEntry {
     fn recipes(&self, manifest: Option<&Manifest>) -> Option<Recipes> {
         let present = self.source.as_ref()?.recipe()?;
         manifest.map(|manifest| Recipes { made_by: manifest.recipe, present })
     }
 }
 
-impl Finished {
+impl ImageVersion {
     pub(super) fn new(manifest: Manifest, dir: PathBuf) -> Self {
         Self { size: manifest.size(&dir), manifest, dir }
     }
@@ -221,9 +234,9 @@ impl Finished {
     }
 }
 
-/// Removes half-built images and reads the finished ones. A damaged image is left alone and listed as
-/// failed; one that is built in is made again when it is needed.
-pub(super) fn scan(layout: &Layout, failures: &Failures) -> io::Result<Vec<(String, Image)>> {
+/// Removes half-built images and reads the finished ones. A damaged image is left alone and listed
+/// as failed; one that is built in is made again when it is needed.
+pub(super) fn scan(layout: &Layout, failures: &Failures) -> io::Result<Vec<(String, ImageEntry)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(layout.images())? {
         let entry = entry?;
@@ -242,20 +255,20 @@ pub(super) fn scan(layout: &Layout, failures: &Failures) -> io::Result<Vec<(Stri
         match Manifest::read(&dir) {
             Ok(manifest) => {
                 let older = versions::older(layout, &name, &dir);
-                found.push((name, Image::found(Finished::new(manifest, dir), older)));
+                found.push((name, ImageEntry::found(ImageVersion::new(manifest, dir), older)));
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_dir() => {
                 if let Err(error) = file::sweep(&path) {
                     tracing::warn!(name, %error, "half written files stay");
                 }
                 let spec = fs::read_to_string(layout.image_source(&name)).unwrap_or_default();
-                found.push((name, Image::unfinished(spec.trim_end())));
+                found.push((name, ImageEntry::unfinished(spec.trim_end())));
             }
             Err(error) => {
                 let text = format!("image {name} cannot be used: {error}");
                 failures.note(&path, &error, text);
                 if path.is_dir() {
-                    found.push((name.clone(), Image::damaged(&name, &error)));
+                    found.push((name.clone(), ImageEntry::damaged(&name, &error)));
                 }
             }
         }

@@ -8,9 +8,10 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 
-use super::command::{Tool, last_line};
+use super::command::Tool;
+use super::file_tree::{Body, FileTree, Node};
 use super::source::BuildError;
-use super::tree::{Body, FileTree, Node};
+use crate::programs::last_line;
 
 const REMEDY: &str = "install the package e2fsprogs";
 const MKE2FS: Tool = tool("mke2fs");
@@ -59,7 +60,7 @@ fn mke2fs(disk: &Path, time: u32) -> Command {
     command
 }
 
-/// Tells e2fsprogs which time it is, in the two ways that its versions know.
+/// Sets the time for e2fsprogs, in the two ways that its versions know.
 fn at_time(mut command: Command, time: u32) -> Command {
     let time = time.to_string();
     command.env("E2FSPROGS_FAKE_TIME", &time);

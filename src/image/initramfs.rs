@@ -5,8 +5,8 @@ use std::io;
 
 use cpio::newc::{Builder, ModeFileType, trailer};
 
+use super::file_tree::{Body, FileTree};
 use super::source::BuildError;
-use super::tree::{Body, FileTree};
 
 /// Returns the archive; every file gets the time `mtime`, in seconds since 1970.
 pub(super) fn archive(tree: &FileTree, mtime: u32) -> Result<Vec<u8>, BuildError> {

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::elf;
+use super::file_tree::FileTree;
 use super::source::BuildError;
-use super::tree::FileTree;
 use super::unpack::{self, decompress};
 
 /// Loaded at every boot, in this order. A kernel may have any of them built in.
@@ -25,7 +25,7 @@ pub(super) const BOOT: &[&str] = &[
     "button",
     "evdev",
 ];
-/// ext4 asks for its checksum by name, which `depends` does not tell; gone from newer kernels.
+/// ext4 asks for its checksum by name, which `depends` does not list; gone from newer kernels.
 const BY_NAME: &[&str] = &["crc32c_generic"];
 /// For the user to load; not every kernel has all of them.
 const ON_DEMAND: &[&str] = &[
@@ -46,13 +46,13 @@ pub(super) struct Kernel {
     /// `6.1.0-56-amd64`: its modules' directory.
     pub(super) version: String,
     /// What QEMU loads.
-    pub(super) image: Image,
+    pub(super) image: KernelImage,
     modules: Modules,
 }
 
 /// A kernel's image.
 #[derive(Debug)]
-pub(super) enum Image {
+pub(super) enum KernelImage {
     /// An ELF file with a PVH entry point: nothing to unpack at boot.
     Vmlinux(Vec<u8>),
     /// A bzImage as the distribution ships it.
@@ -118,8 +118,8 @@ impl Kernel {
         let modules = Modules::from_tree(tree)?;
         let unknown = modules.unknown();
         let image = match vmlinux(&bz_image) {
-            Some(bytes) => Image::Vmlinux(bytes),
-            None => Image::Compressed(bz_image),
+            Some(bytes) => KernelImage::Vmlinux(bytes),
+            None => KernelImage::Compressed(bz_image),
         };
         let kernel = Self { version, image, modules };
         Ok((kernel, unknown))

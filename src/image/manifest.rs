@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::source::BuildError;
+use super::source::{BuildError, ImageSource};
 use crate::disk::DiskFormat;
 use crate::disk::fingerprint::hash_file;
 use crate::store::file;
@@ -27,7 +27,7 @@ pub(super) struct Manifest {
     pub(super) kind: String,
     /// `sha256:…` over the contents; empty until sealed.
     pub(super) digest: String,
-    /// The frozen base disk.
+    /// The base disk.
     pub(super) disk: PathBuf,
     /// Its format.
     pub(super) format: DiskFormat,
@@ -41,7 +41,7 @@ pub(super) struct Manifest {
     pub(super) cmdline: String,
     /// The guest opens the virtio-serial port `org.aqfs.ready` when SSH listens.
     pub(super) announces: bool,
-    /// How the guest is told its name and keys.
+    /// How the guest gets its name and keys.
     #[serde(default)]
     pub(super) seed: SeedKind,
     /// What it was made of, for people.
@@ -55,7 +55,7 @@ pub(super) struct Manifest {
 }
 
 /// The version of the format that is written and understood.
-pub(super) const VERSION: u32 = 1;
+const VERSION: u32 = 1;
 const NAME: &str = "image.json";
 
 /// Says whether a directory has one, damaged or not.
@@ -64,6 +64,27 @@ pub(super) fn is_in(dir: &Path) -> bool {
 }
 
 impl Manifest {
+    /// Describes an image of `source` that consists of a disk alone.
+    pub(super) fn of_disk(source: &dyn ImageSource, format: DiskFormat, disk_size: u64) -> Self {
+        Self {
+            version: VERSION,
+            source: source.spec().to_owned(),
+            kind: source.kind().to_owned(),
+            digest: String::new(),
+            disk: disk_name(format).into(),
+            format,
+            disk_size,
+            kernel: None,
+            initrd: None,
+            cmdline: String::new(),
+            announces: false,
+            seed: SeedKind::default(),
+            inputs: Vec::new(),
+            recipe: source.recipe().unwrap_or(0),
+            settings: ImageSettings::default(),
+        }
+    }
+
     /// Reads the manifest of the image in `dir`.
     pub(super) fn read(dir: &Path) -> io::Result<Self> {
         let manifest: Self = file::read_json(&dir.join(NAME))?;

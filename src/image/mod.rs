@@ -1,29 +1,29 @@
-//! Images: the frozen disks that new VMs are made from.
+//! Images: the immutable disks that new VMs are made from.
 //!
-//! [`catalogue`] knows which images there are and what each ([`entry`]) is doing; a [`source::Source`] makes
-//! one. A disk on this host ([`disk`]) and a VM ([`publish`]) are copied. A machine may
-//! be frozen in an image ([`warming`], [`template`]). One that is made again lies beside the one before
-//! ([`versions`]).
-//! `builtin:tiny` ([`tiny`]) is made of the host distribution's packages ([`apt`]), read by [`kernel`] and [`elf`], collected in a
-//! [`tree::FileTree`], and written by [`initramfs`] and [`ext4`].
+//! [`catalogue`] knows which images there are and what each ([`entry`]) is doing; a
+//! [`source::ImageSource`] makes one. A disk on this host ([`local_disk`]) and a VM ([`publish`])
+//! are copied. A warm image has a template too ([`warming`], [`template`]). An image that is made
+//! again has several versions ([`versions`]). `builtin:tiny` ([`tiny`]) is made of the host
+//! distribution's packages ([`apt`]), read by [`kernel`] and [`elf`], collected in a
+//! [`file_tree::FileTree`], and written by [`initramfs`] and [`ext4`].
 //!
-//! Not here: a VM's own disk (`qemu`), what a guest is told at boot (`guest::seed`).
+//! Not here: a VM's own disk (`qemu`), a guest's seed (`guest::seed`).
 
 mod apt;
 mod catalogue;
 mod command;
-mod disk;
 mod elf;
 mod entry;
 mod ext4;
+mod file_tree;
 mod initramfs;
 mod kernel;
+mod local_disk;
 mod manifest;
 mod publish;
 mod source;
 mod template;
 mod tiny;
-mod tree;
 mod unpack;
 mod versions;
 mod warming;
@@ -42,8 +42,8 @@ pub fn kernel_of(layout: &Layout, name: &str) -> Option<PathBuf> {
     manifest.kernel.map(|kernel| dir.join(kernel)).filter(|kernel| kernel.exists())
 }
 
-/// Returns the number of the recipe that `tiny` was made by and the present one, without opening the
-/// store; `None` if it is not made.
+/// Returns the number of the recipe that `tiny` was made by and the present one, without opening
+/// the store; `None` if it is not made.
 pub fn recipe_of_tiny(layout: &Layout) -> Option<Recipes> {
     let manifest = manifest::Manifest::read(&versions::current_dir(layout, "tiny")).ok()?;
     Some(Recipes { made_by: manifest.recipe, present: tiny::RECIPE })

@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::manifest::{self, Manifest};
-use super::source::{BuildError, Progress, Source};
-use super::template::{self, Stored};
+use super::source::{BuildError, ImageSource, Progress};
+use super::template::{self, StoredTemplate};
 use crate::disk::img::Conversion;
 use crate::disk::qcow2::Header;
 use crate::disk::{DiskFormat, Layer};
@@ -24,7 +24,7 @@ const FORMAT: DiskFormat = DiskFormat::Qcow2;
 #[derive(Debug)]
 pub(super) struct VmDisk {
     publication: Box<Publication>,
-    /// Gone after the first attempt: from then on the VM may do what it likes.
+    /// Released after the first attempt: the VM may then change.
     hold: Mutex<Option<Hold>>,
 }
 
@@ -36,7 +36,7 @@ impl VmDisk {
     }
 }
 
-impl Source for VmDisk {
+impl ImageSource for VmDisk {
     fn spec(&self) -> &str {
         &self.publication.origin
     }
@@ -55,8 +55,8 @@ impl Source for VmDisk {
         let Publication { disk, snapshot, base, layers, settings, .. } = &*self.publication;
         let own = Layer { path: disk.clone(), format: FORMAT };
         let layers = [vec![own], layers.clone()].concat();
-        let disk = flatten(&layers, snapshot.as_deref(), dir, progress)?;
-        manifest(self, (base, settings.clone()), disk, dir)
+        flatten(&layers, snapshot.as_deref(), dir, progress)?;
+        manifest(self, (base, settings.clone()), dir)
     }
 }
 
@@ -65,13 +65,13 @@ impl Source for VmDisk {
 pub(super) struct LiveVm(Box<LivePublication>);
 
 impl LiveVm {
-    /// Takes a VM that is ready to be frozen.
+    /// Takes a VM that is ready to be captured.
     pub(super) fn new(publication: Box<LivePublication>) -> Self {
         Self(publication)
     }
 }
 
-impl Source for LiveVm {
+impl ImageSource for LiveVm {
     fn spec(&self) -> &str {
         &self.0.origin
     }
@@ -83,12 +83,12 @@ impl Source for LiveVm {
     fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest, BuildError> {
         let warm = dir.join(TEMPLATES).join(Uuid::new_v4().simple().to_string());
         fs::create_dir_all(&warm).map_err(|e| BuildError::io(&warm, &e))?;
-        let tell = |words: &str| progress.building(words);
-        let (captured, _work) = template::capture(&*self.0.machine, &warm, &tell)?;
-        let disk = flatten(&captured.disk, Some(&captured.snapshot), dir, progress)?;
+        let report = |words: &str| progress.building(words);
+        let (captured, _work) = template::capture(&*self.0.machine, &warm, &report)?;
+        flatten(&captured.disk, Some(&captured.snapshot), dir, progress)?;
         progress.building("computing the digest");
-        Stored::seal(&warm, &captured, false)?;
-        manifest(self, (&self.0.base, captured.settings.without_machine()), disk, dir)
+        StoredTemplate::seal(&warm, &captured, false)?;
+        manifest(self, (&self.0.base, captured.settings.without_machine()), dir)
     }
 }
 
@@ -97,36 +97,28 @@ fn flatten(
     snapshot: Option<&str>,
     dir: &Path,
     progress: &Progress,
-) -> Result<PathBuf, BuildError> {
-    let name = PathBuf::from(manifest::disk_name(FORMAT));
-    let to = Layer { path: dir.join(&name), format: FORMAT };
+) -> Result<(), BuildError> {
+    let to = Layer { path: dir.join(manifest::disk_name(FORMAT)), format: FORMAT };
     progress.copying(&Conversion { layers, snapshot, to: &to, base: None })?;
     progress.building("computing the digest");
-    Ok(name)
+    Ok(())
 }
 
 fn manifest(
-    source: &dyn Source,
+    source: &dyn ImageSource,
     (base, settings): (&BootImage, ImageSettings),
-    disk: PathBuf,
     dir: &Path,
 ) -> Result<Manifest, BuildError> {
+    let disk_size = virtual_size(&dir.join(manifest::disk_name(FORMAT)))?;
     Ok(Manifest {
-        version: manifest::VERSION,
-        source: source.spec().to_owned(),
-        kind: source.kind().to_owned(),
-        digest: String::new(),
-        format: FORMAT,
-        disk_size: virtual_size(&dir.join(&disk))?,
-        disk,
         kernel: keep(base.kernel.as_deref(), dir)?,
         initrd: keep(base.initrd.as_deref(), dir)?,
         cmdline: base.cmdline.clone(),
         announces: base.announces,
         seed: base.seed,
         inputs: vec![format!("{} {}", base.name, base.digest)],
-        recipe: 0,
         settings,
+        ..Manifest::of_disk(source, FORMAT, disk_size)
     })
 }
 

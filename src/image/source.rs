@@ -1,4 +1,4 @@
-//! What a source of images is: something that fills an empty directory.
+//! Sources of images: each fills an empty directory with an image's files.
 
 use std::fmt;
 use std::io;
@@ -10,9 +10,8 @@ use crate::disk::img::Conversion;
 use crate::programs;
 use crate::vm::backend::{BackendError, ImageStatus};
 
-/// Makes one image. Sources know nothing of names, sharing and visibility: that is the
-/// catalogue's.
-pub(super) trait Source: fmt::Debug + Send + Sync + 'static {
+/// Makes one image. Names, sharing and visibility are the catalogue's.
+pub(super) trait ImageSource: fmt::Debug + Send + Sync + 'static {
     /// `builtin:tiny`, as in `.images/NAME/source`.
     fn spec(&self) -> &str;
     /// `builtin`, `disk`, `cloud`, …
@@ -26,7 +25,7 @@ pub(super) trait Source: fmt::Debug + Send + Sync + 'static {
     fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest, BuildError>;
 }
 
-/// Where a source says how far it is.
+/// Where a source reports its progress.
 pub(super) struct Progress {
     report: Box<dyn Fn(ImageStatus, String) + Send + Sync>,
 }
@@ -43,17 +42,17 @@ impl Progress {
         Self { report: Box::new(report) }
     }
 
-    /// Says what is being fetched.
+    /// Reports what is being fetched.
     pub(super) fn fetching(&self, what: impl Into<String>) {
         (self.report)(ImageStatus::Fetching, what.into());
     }
 
-    /// Says what is being made.
+    /// Reports what is being made.
     pub(super) fn building(&self, what: impl Into<String>) {
         (self.report)(ImageStatus::Building, what.into());
     }
 
-    /// Copies a disk and says how far that is.
+    /// Copies a disk and reports the progress.
     ///
     /// # Errors
     /// `qemu-img`'s.

@@ -1,7 +1,7 @@
-//! The machine frozen in an image: `warm/ID/template.json` and the memory, state and disk beside
+//! A template of a warm image: `warm/ID/template.json`, and memory, device state and disk beside
 //! it. A damaged one is noticed before a guest runs on it.
 //!
-//! Not here: freezing (`qemu::capture`), and which machines may go on from it (`vm::warm`).
+//! Not here: capturing (`qemu::capture`), and which VMs can be its clones (`vm::warm`).
 
 use std::fs::{self, File};
 use std::io;
@@ -25,15 +25,15 @@ const VERSION: u32 = 1;
 
 /// A template as described on disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Stored {
+pub(super) struct StoredTemplate {
     version: u32,
-    /// When it was frozen.
+    /// When it was captured.
     created: SystemTime,
-    /// What the machine was like.
+    /// The machine's shape.
     shape: Shape,
-    /// The settings that it ran with; an earlier version did not note them down.
+    /// The settings that it ran with; earlier versions did not store them.
     settings: Option<ImageSettings>,
-    /// How long its processors stood still.
+    /// How long its vCPUs were paused.
     pause: Duration,
     /// It has a disk of its own, an overlay on the image's.
     has_disk: bool,
@@ -41,8 +41,8 @@ pub(super) struct Stored {
     state: Fingerprint,
 }
 
-impl Stored {
-    /// Describes what was frozen into `dir`, and makes it durable.
+impl StoredTemplate {
+    /// Describes what was captured into `dir`, and makes it durable.
     pub(super) fn seal(
         dir: &Path,
         captured: &Captured,
@@ -93,15 +93,15 @@ impl Stored {
         self.settings.clone().unwrap_or_else(of_shape)
     }
 
-    /// Checks what is in `dir` for clones on the image `below`, and takes note of copies that are
-    /// as good.
+    /// Checks what is in `dir` for clones on the image `below`. Files that were copied get new
+    /// stamps.
     pub(super) fn check(&mut self, dir: &Path, below: Layer) -> Result<Template, String> {
         let (ram, state) = (dir.join(names::RAM), dir.join(names::STATE));
         let now =
             Self { ram: self.ram.check(&ram)?, state: self.state.check(&state)?, ..self.clone() };
         if now != *self {
-            // It was copied, as by a backup; if that cannot be written down, the next daemon reads
-            // it again.
+            // Copied, as by a backup; if the stamps cannot be written, the next daemon reads the
+            // files again.
             drop(now.write(dir));
             *self = now;
         }
@@ -112,16 +112,16 @@ impl Stored {
     }
 }
 
-/// Freezes a machine: its memory and state go to `dir`. What is written beside them lies in the
-/// directory that is returned, until the disk is copied.
+/// Captures a machine: its memory and device state go to `dir`. What the capture needs beside them
+/// is in the directory that is returned, until the disk is copied.
 pub(super) fn capture(
     machine: &dyn Capture,
     dir: &Path,
-    tell: &(dyn Fn(&str) + Send + Sync),
+    report: &(dyn Fn(&str) + Send + Sync),
 ) -> Result<(Captured, TempDir), BuildError> {
     let io = |e: io::Error| BuildError::io(dir, &e);
     let work = tempfile::Builder::new().prefix(".work").tempdir_in(dir).map_err(io)?;
-    let captured = futures::executor::block_on(machine.capture(work.path(), tell));
+    let captured = futures::executor::block_on(machine.capture(work.path(), report));
     let captured = captured.map_err(BuildError::Backend)?;
     for name in [names::RAM, names::STATE] {
         fs::rename(work.path().join(name), dir.join(name)).map_err(io)?;
@@ -134,7 +134,7 @@ pub(super) fn disk_in(dir: &Path) -> Layer {
     Layer { path: dir.join(DISK), format: DiskFormat::Qcow2 }
 }
 
-/// Copies a frozen disk, as far as it differs from the image that it was made from.
+/// Copies the disk of a captured machine, as far as it differs from the image below.
 pub(super) fn copy_disk(
     captured: &Captured,
     dir: &Path,
@@ -150,10 +150,12 @@ pub(super) fn copy_disk(
 }
 
 /// Lists the templates below `dir`, newest first; what is no template is not listed.
-pub(super) fn list(dir: &Path) -> Vec<(PathBuf, Stored)> {
+pub(super) fn list(dir: &Path) -> Vec<(PathBuf, StoredTemplate)> {
     let entries = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
-    let mut found: Vec<_> =
-        entries.map(|e| e.path()).filter_map(|p| Stored::read(&p).ok().map(|s| (p, s))).collect();
+    let mut found: Vec<_> = entries
+        .map(|e| e.path())
+        .filter_map(|p| StoredTemplate::read(&p).ok().map(|s| (p, s)))
+        .collect();
     found.sort_by_key(|(_, stored)| std::cmp::Reverse(stored.created));
     found
 }
@@ -161,10 +163,7 @@ pub(super) fn list(dir: &Path) -> Vec<(PathBuf, Stored)> {
 /// Forgets the template in `dir`; its disk stays for those whose disks are overlays on it.
 pub(super) fn forget(dir: &Path) -> io::Result<()> {
     for name in [NAME, names::RAM, names::STATE] {
-        match fs::remove_file(dir.join(name)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            done => done?,
-        }
+        file::remove(&dir.join(name))?;
     }
     Ok(())
 }
@@ -175,13 +174,13 @@ mod tests {
 
     use super::*;
 
-    fn stored(dir: &Path) -> Stored {
+    fn stored(dir: &Path) -> StoredTemplate {
         let ram = File::create(dir.join(names::RAM)).unwrap();
         ram.set_len(1 << 20).unwrap();
         ram.write_all_at(b"memory", 300_000).unwrap();
         fs::write(dir.join(names::STATE), "state").unwrap();
         let seal = |name| Fingerprint::of(&dir.join(name)).unwrap();
-        let stored = Stored {
+        let stored = StoredTemplate {
             version: VERSION,
             created: SystemTime::now(),
             shape: Shape::sample(),
@@ -211,7 +210,7 @@ mod tests {
         fs::write(&copy, fs::read(&ram).unwrap()).unwrap();
         fs::rename(&copy, &ram).unwrap();
         stored.check(dir.path(), image()).unwrap();
-        let noted = Stored::read(dir.path()).unwrap();
+        let noted = StoredTemplate::read(dir.path()).unwrap();
         assert_ne!(noted.ram, before);
         assert_eq!(noted, stored);
     }

@@ -11,18 +11,17 @@ use super::apt::{Apt, Wanted};
 use super::command::Tool;
 use super::elf;
 use super::ext4;
+use super::file_tree::FileTree;
 use super::initramfs;
-use super::kernel::{Image, Kernel};
-use super::manifest::{self, Manifest};
-use super::source::{BuildError, Progress, Source};
-use super::tree::FileTree;
+use super::kernel::{Kernel, KernelImage};
+use super::manifest::Manifest;
+use super::source::{BuildError, ImageSource, Progress};
 use super::unpack;
 use crate::store::file;
-use crate::vm::backend::{DiskFormat, SeedKind};
-use crate::vm::spec::ImageSettings;
+use crate::vm::backend::DiskFormat;
 
-/// The number of this recipe: it grows with every change of what the image consists of, so that who
-/// has an older one is told (`the_recipe_has_a_new_number_when_it_changes` holds that).
+/// The number of this recipe: it grows with every change of what the image consists of, so that
+/// users of an older one are informed (`the_recipe_has_a_new_number_when_it_changes` holds that).
 pub(super) const RECIPE: u32 = 1;
 /// The base disk's size in bytes: room for the files and a journal. A VM's disk is larger, and
 /// the guest grows its file system to it.
@@ -146,7 +145,7 @@ impl Inputs {
     }
 }
 
-impl Source for Tiny {
+impl ImageSource for Tiny {
     fn spec(&self) -> &'static str {
         "builtin:tiny"
     }
@@ -188,21 +187,12 @@ impl Source for Tiny {
 impl Tiny {
     fn manifest(&self, kernel: &str, inputs: &Inputs) -> Manifest {
         Manifest {
-            version: manifest::VERSION,
-            source: self.spec().to_owned(),
-            kind: self.kind().to_owned(),
-            digest: String::new(),
-            disk: DISK.into(),
-            format: DiskFormat::Raw,
-            disk_size: DISK_SIZE,
             kernel: Some(kernel.into()),
             initrd: Some(INITRD.into()),
             cmdline: CMDLINE.to_owned(),
             announces: true,
-            seed: SeedKind::FwCfg,
             inputs: inputs.names(),
-            recipe: RECIPE,
-            settings: ImageSettings::default(),
+            ..Manifest::of_disk(self, DiskFormat::Raw, DISK_SIZE)
         }
     }
 }
@@ -232,8 +222,8 @@ fn write_sparse(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
 
 fn write_kernel(kernel: &Kernel, dir: &Path) -> Result<&'static str, BuildError> {
     let (name, bytes) = match &kernel.image {
-        Image::Vmlinux(bytes) => ("vmlinux", &bytes[..]),
-        Image::Compressed(bytes) => ("vmlinuz", &bytes[..]),
+        KernelImage::Vmlinux(bytes) => ("vmlinux", &bytes[..]),
+        KernelImage::Compressed(bytes) => ("vmlinuz", &bytes[..]),
     };
     write_sparse(&dir.join(name), bytes)?;
     Ok(name)

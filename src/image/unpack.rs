@@ -4,8 +4,8 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use super::command::Tool;
+use super::file_tree::FileTree;
 use super::source::BuildError;
-use super::tree::FileTree;
 
 const DPKG_DEB: Tool = Tool {
     name: "dpkg-deb",

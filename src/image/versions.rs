@@ -1,10 +1,11 @@
-//! Versions of an image. One that is made again (`refresh`) lies beside the one before, which disks of
-//! VMs are overlays on: the first in the image's own directory, each later one in `versions/ID`, where
-//! ID comes from its digest. The file `current` names the one that new VMs are made from; a VM's file
-//! `image_version` names the one that its disk is an overlay on, and is absent for the first.
+//! Versions of an image. An image that is made again (`refresh`) keeps the version before, which
+//! disks of VMs are overlays on: the first in the image's own directory, each later one in
+//! `versions/ID`, where ID comes from its digest. The file `current` names the one that new VMs are
+//! made from; a VM's file `image_version` names the one that its disk is an overlay on, and is
+//! absent for the first.
 //!
-//! No version moves, so that the name in a disk's header stays right. One that is not current and that
-//! no disk needs is erased when the store is opened: no start can be under way then.
+//! No version moves, so that the name in a disk's header stays right. One that is not current and
+//! that no disk needs is erased when the store is opened: no start can be under way then.
 //!
 //! Not here: how an image is made (`source`), templates (`warming`).
 
@@ -14,12 +15,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::catalogue::{Inner, publish, under_way};
-use super::entry::{Finished, Image, Phase};
+use super::catalogue::{Catalogue, publish, under_way};
+use super::entry::{BuildPhase, ImageEntry, ImageVersion};
 use super::manifest::Manifest;
 use crate::store::file;
 use crate::store::layout::{Layout, TEMPLATES, VmDir};
-use crate::vm::backend::{BackendError, BootImage, ImageStatus};
+use crate::vm::backend::{BackendError, BootImage};
 use crate::vm::definition::Definition;
 
 /// The hexadecimal digits of a digest that make a version's name.
@@ -44,22 +45,22 @@ pub(super) fn dirs(layout: &Layout, name: &str) -> Vec<PathBuf> {
 }
 
 /// Finds the versions beside the current one, which lies in `current`.
-pub(super) fn older(layout: &Layout, name: &str, current: &Path) -> Vec<Finished> {
+pub(super) fn older(layout: &Layout, name: &str, current: &Path) -> Vec<ImageVersion> {
     let others = dirs(layout, name).into_iter().filter(|dir| dir != current);
-    let read = |dir: PathBuf| Some(Finished::new(Manifest::read(&dir).ok()?, dir));
+    let read = |dir: PathBuf| Some(ImageVersion::new(Manifest::read(&dir).ok()?, dir));
     others.filter_map(read).collect()
 }
 
-impl Inner {
+impl Catalogue {
     /// Begins to make an image again, beside the present version. One that is not there is made.
     pub(super) fn refresh(self: &Arc<Self>, name: &str) -> Result<(), BackendError> {
         let unknown = || BackendError::NoImage { name: name.to_owned() };
         let mut images = self.images.lock();
         let image = images.get_mut(name).ok_or_else(unknown)?;
-        if matches!(image.phase, Phase::UnderWay(_)) || image.warmth.is_under_way() {
+        if matches!(image.phase, BuildPhase::UnderWay(_)) || image.warmth.is_under_way() {
             return Err(under_way(name));
         }
-        let Phase::Ready(present) = image.phase.clone() else {
+        let BuildPhase::Ready(present) = image.phase.clone() else {
             drop(images);
             return self.begin(name);
         };
@@ -69,8 +70,7 @@ impl Inner {
             return Err(BackendError::BadSource { origin: image.spec().to_owned(), reason });
         };
         image.present = Some(*present);
-        image.become_(Phase::UnderWay(ImageStatus::Fetching));
-        "starting".clone_into(&mut image.progress);
+        image.start_building();
         drop(images);
         self.bell.ring();
         self.spawn(name, source)
@@ -82,28 +82,28 @@ impl Inner {
         name: &str,
         from: tempfile::TempDir,
         manifest: Manifest,
-    ) -> io::Result<Finished> {
+    ) -> io::Result<ImageVersion> {
         if let Some(same) = self.same_content(name, &manifest) {
             // Nothing has changed but what is known of it.
-            let Finished { manifest: mut known, dir, .. } = same;
+            let ImageVersion { manifest: mut known, dir, .. } = same;
             (known.recipe, known.inputs) = (manifest.recipe, manifest.inputs);
             known.write(&dir)?;
             self.make_current(name, &dir)?;
-            return Ok(Finished::new(known, dir));
+            return Ok(ImageVersion::new(known, dir));
         }
         let id = manifest.digest.trim_start_matches("sha256:").chars().take(DIGITS);
         let dir = version_dir(&self.layout, name, &id.collect::<String>());
         file::private_dir(&self.layout.image_versions(name))?;
         publish(from, &dir)?;
         self.make_current(name, &dir)?;
-        Ok(Finished::new(manifest, dir))
+        Ok(ImageVersion::new(manifest, dir))
     }
 
-    fn same_content(&self, name: &str, manifest: &Manifest) -> Option<Finished> {
+    fn same_content(&self, name: &str, manifest: &Manifest) -> Option<ImageVersion> {
         let images = self.images.lock();
         let versions = images.get(name)?.versions();
-        let mut there = versions.filter(|version| version.is_there());
-        there.find(|version| version.manifest.digest == manifest.digest).cloned()
+        let mut present = versions.filter(|version| version.is_there());
+        present.find(|version| version.manifest.digest == manifest.digest).cloned()
     }
 
     fn make_current(&self, name: &str, dir: &Path) -> io::Result<()> {
@@ -123,8 +123,8 @@ impl Inner {
             || self.layout.current_version(name).exists()
     }
 
-    /// Returns the version that the disk in a VM's directory is an overlay on; `None` if there is no
-    /// disk, or no such version.
+    /// Returns the version that the disk in a VM's directory is an overlay on; `None` if there is
+    /// no disk, or no such version.
     pub(super) fn version_of(&self, name: &str, vm: &VmDir) -> Option<BootImage> {
         let dir = version_dir(&self.layout, name, &version_file(vm)?);
         let images = self.images.lock();
@@ -159,9 +159,9 @@ impl Inner {
 
     /// Erases the versions that are not current and that no disk needs, removed VMs' included.
     pub(super) fn sweep_versions(&self) {
-        let older: Vec<(String, Finished)> = {
+        let older: Vec<(String, ImageVersion)> = {
             let images = self.images.lock();
-            let of = |(name, image): (&String, &Image)| {
+            let of = |(name, image): (&String, &ImageEntry)| {
                 let name = name.clone();
                 image.older.clone().into_iter().map(move |version| (name.clone(), version))
             };
@@ -180,11 +180,15 @@ impl Inner {
         }
     }
 
-    fn needed_versions(&self) -> Option<BTreeSet<PathBuf>> {
+    /// Lists the directories of all VMs, removed ones included.
+    pub(super) fn vm_dirs(&self) -> impl Iterator<Item = VmDir> {
         let parents = [self.layout.vms(), self.layout.trash()];
-        let entries = parents.iter().filter_map(|p| fs::read_dir(p).ok()).flatten();
-        let vms = entries.filter_map(Result::ok).map(|e| VmDir(e.path()));
-        let needed = vms.filter(|vm| vm.disk().exists()).map(|vm| {
+        let entries = parents.into_iter().filter_map(|p| fs::read_dir(p).ok()).flatten();
+        entries.filter_map(Result::ok).map(|e| VmDir(e.path()))
+    }
+
+    fn needed_versions(&self) -> Option<BTreeSet<PathBuf>> {
+        let needed = self.vm_dirs().filter(|vm| vm.disk().exists()).map(|vm| {
             let definition: Definition = file::read_json(&vm.definition()).ok()?;
             let id = version_file(&vm).unwrap_or_default();
             Some(version_dir(&self.layout, definition.settings.image(), &id))
@@ -192,7 +196,7 @@ impl Inner {
         needed.collect()
     }
 
-    fn erase_version(&self, name: &str, version: &Finished) -> io::Result<()> {
+    fn erase_version(&self, name: &str, version: &ImageVersion) -> io::Result<()> {
         if self.id_of(name, &version.dir).is_some() {
             return fs::remove_dir_all(&version.dir);
         }

@@ -6,19 +6,18 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::super::catalogue::ImageStore;
-use super::super::manifest;
-use super::super::source::{BuildError, Progress, Source};
+use super::super::source::{BuildError, ImageSource, Progress};
 use super::super::tiny::Tiny;
 use super::*;
 use crate::store::failures::Failures;
-use crate::vm::backend::{DiskFormat, Images, SeedKind};
-use crate::vm::spec::{ImageSettings, VmSettings, VmSpec};
+use crate::vm::backend::{DiskFormat, ImageStatus, Images};
+use crate::vm::spec::{VmSettings, VmSpec};
 
 /// Makes an image whose disk says what the test has written here, or fails.
 #[derive(Debug)]
 struct Made(Mutex<Result<&'static str, &'static str>>);
 
-impl Source for Made {
+impl ImageSource for Made {
     fn spec(&self) -> &'static str {
         "builtin:made"
     }
@@ -34,23 +33,7 @@ impl Source for Made {
     fn build(&self, dir: &Path, _progress: &Progress) -> Result<Manifest, BuildError> {
         let content = (*self.0.lock()).map_err(|why| BuildError::malformed("the kernel", why))?;
         fs::write(dir.join("disk.raw"), content).unwrap();
-        Ok(Manifest {
-            version: manifest::VERSION,
-            source: self.spec().to_owned(),
-            kind: self.kind().to_owned(),
-            digest: String::new(),
-            disk: "disk.raw".into(),
-            format: DiskFormat::Raw,
-            disk_size: 4,
-            kernel: None,
-            initrd: None,
-            cmdline: String::new(),
-            announces: false,
-            seed: SeedKind::FwCfg,
-            inputs: vec![],
-            recipe: 2,
-            settings: ImageSettings::default(),
-        })
+        Ok(Manifest::of_disk(self, DiskFormat::Raw, 4))
     }
 }
 
@@ -110,7 +93,7 @@ impl Fixture {
 
 fn open(layout: &Layout, source: &Arc<Made>) -> ImageStore {
     let tiny = Arc::new(Tiny::new("/nowhere".into()));
-    let sources: Vec<(_, Arc<dyn Source>)> = vec![("made", Arc::clone(source) as _)];
+    let sources: Vec<(_, Arc<dyn ImageSource>)> = vec![("made", Arc::clone(source) as _)];
     ImageStore::with_sources(layout.clone(), &Failures::default(), tiny, sources).unwrap()
 }
 
@@ -153,8 +136,8 @@ async fn a_refresh_that_fails_or_changes_nothing_leaves_the_image_as_it_is() {
     let before = f.store.boot("made");
     f.refresh(Err("truncated")).await;
     assert_eq!(f.store.boot("made"), before);
-    let told = f.store.info("made").unwrap().progress;
-    assert_eq!(told, "refresh failed: image made: the kernel: truncated");
+    let progress = f.store.info("made").unwrap().progress;
+    assert_eq!(progress, "refresh failed: image made: the kernel: truncated");
     // An image of an older recipe that comes to the same is of the new one from then on.
     let mut old = Manifest::read(&f.layout.image("made")).unwrap();
     old.recipe = 0;

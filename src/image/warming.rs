@@ -1,4 +1,4 @@
-//! Machines frozen in images: begun, found, forgotten, swept away.
+//! Templates of warm images: captured, found, forgotten, erased.
 //!
 //! Not here: what lies on disk of one (`template`).
 
@@ -10,25 +10,25 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::catalogue::{Inner, under_way};
-use super::entry::{Phase, Warmth};
+use super::catalogue::{Catalogue, spawn_thread, under_way};
+use super::entry::{BuildPhase, Warmth};
 use super::source::{BuildError, Progress};
-use super::template::{self, Stored};
+use super::template::{self, StoredTemplate};
 use super::versions;
 use crate::store::file;
-use crate::store::layout::{TEMPLATES, VmDir};
+use crate::store::layout::TEMPLATES;
 use crate::vm::backend::BackendError;
 use crate::vm::one_line;
 use crate::vm::warm::{Capture, Layer, Template, WarmStatus};
 
 impl Warmth {
-    /// Looks at what is frozen in the image in `dir`.
+    /// Finds the newest template of the image in `dir`.
     pub(super) fn found(dir: &Path) -> Self {
         let newest = template::list(&dir.join(TEMPLATES)).into_iter().next();
         newest.map_or(Self::Cold, |(path, stored)| Self::Warm(path, Box::new(stored)))
     }
 
-    /// Tells of it.
+    /// Describes it.
     pub(super) fn status(&self) -> WarmStatus {
         match self {
             Self::Cold => WarmStatus::Cold,
@@ -39,7 +39,7 @@ impl Warmth {
     }
 }
 
-impl Inner {
+impl Catalogue {
     /// Checks the newest template of an image that is ready; `None` if there is none.
     pub(super) fn check_template(&self, name: &str) -> Option<Result<Template, String>> {
         let (dir, mut stored, below) = self.template_in(name)?;
@@ -57,15 +57,20 @@ impl Inner {
         Some(checked)
     }
 
-    fn template_in(&self, name: &str) -> Option<(PathBuf, Stored, Layer)> {
+    fn template_in(&self, name: &str) -> Option<(PathBuf, StoredTemplate, Layer)> {
         let images = self.images.lock();
         let image = images.get(name)?;
-        let (Phase::Ready(finished), Warmth::Warm(dir, stored)) = (&image.phase, &image.warmth)
+        let (BuildPhase::Ready(finished), Warmth::Warm(dir, stored)) =
+            (&image.phase, &image.warmth)
         else {
             return None;
         };
         let boot = finished.manifest.boot(name, &finished.dir);
-        Some((dir.clone(), Stored::clone(stored), Layer { path: boot.disk, format: boot.format }))
+        Some((
+            dir.clone(),
+            StoredTemplate::clone(stored),
+            Layer { path: boot.disk, format: boot.format },
+        ))
     }
 
     pub(super) fn warm(
@@ -76,50 +81,47 @@ impl Inner {
         let unknown = || BackendError::NoImage { name: name.to_owned() };
         let mut images = self.images.lock();
         let image = images.get_mut(name).ok_or_else(unknown)?;
-        if matches!(image.phase, Phase::UnderWay(_)) || image.warmth.is_under_way() {
+        if matches!(image.phase, BuildPhase::UnderWay(_)) || image.warmth.is_under_way() {
             return Err(under_way(name));
         }
         image.warmth = Warmth::Warming("starting".to_owned());
         drop(images);
         self.bell.ring();
-        let (inner, owned) = (Arc::clone(self), name.to_owned());
+        let (catalogue, owned) = (Arc::clone(self), name.to_owned());
         let work = move || {
-            let captured = inner.capture(&owned, &*machine);
+            let captured = catalogue.capture(&owned, &*machine);
             drop(machine);
-            inner.settle_warmth(&owned, captured);
+            catalogue.settle_warmth(&owned, captured);
         };
-        let thread = std::thread::Builder::new().name(format!("warm {name}"));
-        thread.spawn(work).map(drop).map_err(|e| {
-            let error = BackendError::io("a thread to warm an image", &e);
-            self.settle_warmth(name, Err(error.clone()));
-            error
-        })
+        let begun = spawn_thread(format!("warm {name}"), work);
+        begun.inspect_err(|error| self.settle_warmth(name, Err(error.clone())))
     }
 
-    /// Freezes a machine into a hidden directory and gives it its name when it is whole.
+    /// Captures a machine into a hidden directory, which gets its name when it is whole.
     fn capture(self: &Arc<Self>, name: &str, machine: &dyn Capture) -> Result<(), BackendError> {
         futures::executor::block_on(self.ensure(name))?;
         let all = versions::current_dir(&self.layout, name).join(TEMPLATES);
         let io = |e: io::Error| BackendError::io(all.display().to_string(), &e);
         file::private_dir(&all).map_err(io)?;
         let hidden = tempfile::Builder::new().prefix(".").tempdir_in(&all).map_err(io)?;
-        let tell = |words: &str| self.tell_warming(name, words);
+        let report = |words: &str| self.report_warming(name, words);
         let failed = |e: BuildError| e.into_backend(name);
-        let (captured, work) = template::capture(machine, hidden.path(), &tell).map_err(failed)?;
+        let (captured, work) =
+            template::capture(machine, hidden.path(), &report).map_err(failed)?;
         let progress = Progress::new({
-            let (inner, name) = (Arc::clone(self), name.to_owned());
-            move |_, line| inner.tell_warming(&name, &line)
+            let (catalogue, name) = (Arc::clone(self), name.to_owned());
+            move |_, line| catalogue.report_warming(&name, &line)
         });
         template::copy_disk(&captured, hidden.path(), &progress).map_err(failed)?;
-        tell("computing the digest");
-        Stored::seal(hidden.path(), &captured, true).map_err(failed)?;
+        report("computing the digest");
+        StoredTemplate::seal(hidden.path(), &captured, true).map_err(failed)?;
         drop(captured);
         work.close().map_err(io)?;
         let to = all.join(Uuid::new_v4().simple().to_string());
         fs::rename(hidden.keep(), &to).and_then(|()| file::sync_dir(&all)).map_err(io)
     }
 
-    fn tell_warming(&self, name: &str, words: &str) {
+    fn report_warming(&self, name: &str, words: &str) {
         self.change(name, |image| image.warmth = Warmth::Warming(words.to_owned()));
     }
 
@@ -150,8 +152,8 @@ impl Inner {
         Ok(())
     }
 
-    /// Erases what no clone can be made from any more, and no clone's disk is an overlay on. Large
-    /// files take a while to vanish: nobody waits for the list of images meanwhile.
+    /// Erases templates that no clone can be made from any more, except disks that clones' disks
+    /// are overlays on. The list of images is not locked meanwhile: large files take long to erase.
     pub(super) fn sweep(&self) {
         let old = self.old_templates();
         if old.is_empty() {
@@ -161,7 +163,7 @@ impl Inner {
         old.iter().for_each(|dir| sweep_one(dir, &needed));
     }
 
-    /// Lists what lies beside the newest template of each image that is not being warmed.
+    /// Lists what is beside the newest template of each image that is not being warmed.
     fn old_templates(&self) -> Vec<PathBuf> {
         let images = self.images.lock();
         let settled = images.iter().filter(|(_, image)| !image.warmth.is_under_way());
@@ -180,10 +182,7 @@ impl Inner {
 
     /// Lists the templates that disks of VMs are overlays on, removed VMs' too.
     fn needed(&self) -> BTreeSet<String> {
-        let parents = [self.layout.vms(), self.layout.trash()];
-        let entries = parents.iter().filter_map(|p| fs::read_dir(p).ok()).flatten();
-        let dirs = entries.filter_map(Result::ok).map(|e| VmDir(e.path()));
-        let ids = dirs.filter_map(|dir| fs::read_to_string(dir.template()).ok());
+        let ids = self.vm_dirs().filter_map(|dir| fs::read_to_string(dir.template()).ok());
         ids.map(|id| id.trim_end().to_owned()).collect()
     }
 }
@@ -201,6 +200,6 @@ fn sweep_one(dir: &Path, needed: &BTreeSet<String>) {
         false => fs::remove_dir_all(dir),
     };
     if let Err(error) = swept {
-        tracing::warn!(dir = %dir.display(), %error, "not swept away");
+        tracing::warn!(dir = %dir.display(), %error, "not erased");
     }
 }

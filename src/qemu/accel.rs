@@ -1,8 +1,9 @@
-//! Which accelerator runs guests: hints, then a proof, then a verdict for this boot of the host.
+//! Which accelerator runs guests: by hints, then by a probe, whose result holds until the host
+//! reboots.
 //!
 //! A `/dev/kvm` that opens proves nothing: there are hosts whose KVM takes minutes to the first
 //! line of an ordinary kernel, or on which `-cpu host` aborts QEMU. So a kernel has to boot
-//! (`proof`). No machine is special here.
+//! (`kvm_probe`).
 
 use std::fs::File;
 use std::io;
@@ -13,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::OnceCell;
 
 use super::install::Installation;
+use super::kvm_probe::{ProbeResult, probe};
 use super::process::boot_id;
-use super::proof::{Verdict, prove};
 use crate::store::file;
 use crate::store::layout::Layout;
 use crate::vm::backend::{Accel, AccelKind, BackendError, BootImage, Images};
@@ -25,7 +26,7 @@ use crate::vm::spec::{AccelChoice, VmSpec, render_accel};
 /// beyond the first shell, so that an SSH server would wait.
 const TCG_CPU: &str = "max";
 
-/// What `/dev/kvm` is to us.
+/// Whether `/dev/kvm` can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Device {
     /// It opens.
@@ -38,20 +39,20 @@ enum Device {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Hints {
     device: Device,
-    /// The processor says that it can virtualize, or does not say.
+    /// The processor's flags have vmx or svm, or there are no flags.
     virtualizes: bool,
 }
 
-/// What to do about a choice.
+/// What follows for a choice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
     Use(Accel),
     Refuse(String),
-    Prove,
+    Probe,
 }
 
-/// Decides as far as hints go. Who insists on KVM gets the proof even when the processor shows no
-/// sign of it: some hypervisors hide the sign.
+/// Decides by hints. An explicit `kvm` is probed even without vmx or svm: some hypervisors hide the
+/// flags.
 fn by_hints(choice: AccelChoice, hints: &Hints) -> Step {
     match (choice, &hints.device) {
         (AccelChoice::Tcg, _) => Step::Use(tcg("asked for in config/accel")),
@@ -60,20 +61,20 @@ fn by_hints(choice: AccelChoice, hints: &Hints) -> Step {
         (AccelChoice::Auto, Device::Opens) if !hints.virtualizes => {
             Step::Use(tcg("the host's processor shows neither vmx nor svm"))
         }
-        (AccelChoice::Auto | AccelChoice::Kvm, Device::Opens) => Step::Prove,
+        (AccelChoice::Auto | AccelChoice::Kvm, Device::Opens) => Step::Probe,
     }
 }
 
-/// Decides after the proof.
-fn by_verdict(choice: AccelChoice, verdict: Verdict) -> Step {
+/// Decides by the probe.
+fn by_verdict(choice: AccelChoice, verdict: ProbeResult) -> Step {
     match verdict {
-        Verdict::Works { cpu } => Step::Use(Accel {
+        ProbeResult::Works { cpu } => Step::Use(Accel {
             kind: AccelKind::Kvm,
             cpu,
             reason: "a Linux kernel has booted under KVM here".to_owned(),
         }),
-        Verdict::Fails { reason } if choice == AccelChoice::Kvm => Step::Refuse(reason),
-        Verdict::Fails { reason } => Step::Use(tcg(&reason)),
+        ProbeResult::Fails { reason } if choice == AccelChoice::Kvm => Step::Refuse(reason),
+        ProbeResult::Fails { reason } => Step::Use(tcg(&reason)),
     }
 }
 
@@ -83,7 +84,7 @@ fn tcg(reason: &str) -> Accel {
 
 fn look() -> Hints {
     let opened = File::options().read(true).write(true).open("/dev/kvm");
-    // Unreadable is as good as silent: the proof decides.
+    // Without it there is no hint, and the probe decides.
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     Hints {
         device: opened.map_or_else(|e| Device::Unusable(why_closed(&e)), |_| Device::Opens),
@@ -93,7 +94,7 @@ fn look() -> Hints {
 
 #[expect(
     clippy::wildcard_enum_match_arm,
-    reason = "all other kinds are told in the system's words"
+    reason = "all other kinds are reported in the system's words"
 )]
 fn why_closed(error: &io::Error) -> String {
     match error.kind() {
@@ -107,13 +108,13 @@ fn why_closed(error: &io::Error) -> String {
     }
 }
 
-/// On x86 the processor's flags tell; where there are no flags there is no hint.
+/// Looks at the processor's flags, which x86 has; without flags there is no hint.
 fn virtualizes(cpuinfo: &str) -> bool {
     let flags = cpuinfo.lines().find(|l| l.starts_with("flags"));
     flags.is_none_or(|l| l.split_ascii_whitespace().any(|f| f == "vmx" || f == "svm"))
 }
 
-/// What a verdict depends on.
+/// What the result of a probe depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct HostFingerprint {
     boot_id: String,
@@ -121,23 +122,24 @@ struct HostFingerprint {
     kernel: String,
 }
 
-/// A verdict as it is kept on disk.
+/// The result of a probe as it is stored.
 #[derive(Debug, Serialize, Deserialize)]
-struct Kept {
+struct StoredProbe {
     host_fingerprint: HostFingerprint,
-    verdict: Verdict,
+    verdict: ProbeResult,
 }
 
-/// Chooses accelerators; proves KVM once for all who ask.
+/// Chooses accelerators. KVM is probed once, for all callers.
 #[derive(Debug)]
 pub struct Chooser {
     layout: Layout,
     images: Arc<dyn Images>,
-    verdict: OnceCell<Verdict>,
+    verdict: OnceCell<ProbeResult>,
 }
 
 impl Chooser {
-    /// Makes one that takes its kernel from `images` and keeps its verdict under `layout`.
+    /// Makes one that takes its kernel from `images` and stores the result of its probe under
+    /// `layout`.
     pub fn new(layout: Layout, images: Arc<dyn Images>) -> Self {
         let verdict = OnceCell::new();
         Self { layout, images, verdict }
@@ -153,20 +155,20 @@ impl Chooser {
         qemu: &Installation,
     ) -> Result<Accel, BackendError> {
         let step = match by_hints(choice, &look()) {
-            Step::Prove => by_verdict(choice, self.verdict(qemu).await),
+            Step::Probe => by_verdict(choice, self.verdict(qemu).await),
             step @ (Step::Use(_) | Step::Refuse(_)) => step,
         };
         match step {
             Step::Use(accel) => Ok(accel),
             Step::Refuse(reason) => Err(refusal(choice, reason)),
-            Step::Prove => Err(refusal(choice, "nothing has been proven".to_owned())),
+            Step::Probe => Err(refusal(choice, "KVM has not been probed".to_owned())),
         }
     }
 
-    /// Decides as far as can be told without a proof.
+    /// Decides as far as is known without a probe.
     fn foreseen(&self, choice: AccelChoice) -> Step {
         match (by_hints(choice, &look()), self.verdict.get()) {
-            (Step::Prove, Some(verdict)) => by_verdict(choice, verdict.clone()),
+            (Step::Probe, Some(verdict)) => by_verdict(choice, verdict.clone()),
             (step, _) => step,
         }
     }
@@ -175,11 +177,11 @@ impl Chooser {
     pub fn likely(&self, choice: AccelChoice) -> AccelKind {
         match self.foreseen(choice) {
             Step::Use(accel) => accel.kind,
-            Step::Refuse(_) | Step::Prove => AccelKind::Tcg,
+            Step::Refuse(_) | Step::Probe => AccelKind::Tcg,
         }
     }
 
-    /// Says in one line what `auto` means here, as far as that is known without a proof.
+    /// Says in one line what `auto` means here, as far as that is known without a probe.
     pub fn known(&self) -> String {
         match self.foreseen(AccelChoice::Auto) {
             Step::Use(Accel { kind: AccelKind::Kvm, reason, .. }) => format!("kvm: {reason}"),
@@ -187,24 +189,24 @@ impl Chooser {
                 format!("tcg: {reason} (slower, and no security boundary)")
             }
             Step::Refuse(reason) => reason,
-            Step::Prove => "not known yet: the first start puts KVM to the proof".to_owned(),
+            Step::Probe => "not known yet: the first start probes KVM".to_owned(),
         }
     }
 
-    /// Returns the verdict. A proof that could not be tried is no verdict to keep.
-    async fn verdict(&self, qemu: &Installation) -> Verdict {
-        let proven = self.verdict.get_or_try_init(|| self.recall_or_prove(qemu));
-        match proven.await {
+    /// Returns the result of the probe. A failure to probe is not kept: the next start tries again.
+    async fn verdict(&self, qemu: &Installation) -> ProbeResult {
+        let probed = self.verdict.get_or_try_init(|| self.recall_or_probe(qemu));
+        match probed.await {
             Ok(verdict) => verdict.clone(),
-            Err(error) => Verdict::Fails { reason: format!("KVM could not be tried: {error}") },
+            Err(error) => ProbeResult::Fails { reason: format!("KVM could not be tried: {error}") },
         }
     }
 
-    async fn recall_or_prove(&self, qemu: &Installation) -> Result<Verdict, BackendError> {
+    async fn recall_or_probe(&self, qemu: &Installation) -> Result<ProbeResult, BackendError> {
         let image = self.images.ensure(&VmSpec::default().image).await?;
         let host_fingerprint = host_fingerprint(&image, qemu)?;
         let path = self.layout.accel_verdict();
-        if let Ok(kept) = file::read_json::<Kept>(&path)
+        if let Ok(kept) = file::read_json::<StoredProbe>(&path)
             && kept.host_fingerprint == host_fingerprint
         {
             return Ok(kept.verdict);
@@ -213,18 +215,18 @@ impl Chooser {
             name: image.name,
             reason: "it has no kernel of its own to try".to_owned(),
         })?;
-        let verdict = prove(&kernel).await;
-        tracing::info!(?verdict, "KVM was put to the proof");
-        let kept = Kept { host_fingerprint, verdict };
+        let verdict = probe(&kernel).await;
+        tracing::info!(?verdict, "KVM was probed");
+        let kept = StoredProbe { host_fingerprint, verdict };
         if let Err(error) = keep(&self.layout, &kept) {
-            // The next daemon will have to prove it again, no more.
-            tracing::warn!(path = %path.display(), %error, "cannot keep the verdict on KVM");
+            // The next daemon has to probe again.
+            tracing::warn!(path = %path.display(), %error, "cannot store the result of the probe of KVM");
         }
         Ok(kept.verdict)
     }
 }
 
-/// What KVM is worth on this host, as far as it can be told without a daemon.
+/// Whether KVM works on this host, as far as that is known without a daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KvmVerdict {
     /// It runs guests.
@@ -233,13 +235,14 @@ pub enum KvmVerdict {
     Closed(String),
     /// The device opens, but the processor shows no sign of virtualization, for this reason.
     Hidden(String),
-    /// It was put to the proof, and failed.
+    /// The probe failed.
     Fails(String),
     /// There is no kernel to try it with.
     Untried,
 }
 
-/// Says what KVM is worth: by hints, by the verdict that a daemon has kept, or by booting `kernel`.
+/// Says whether KVM works: by hints, by the result that a daemon has stored, or by booting
+/// `kernel`.
 pub async fn examine(layout: &Layout, qemu: &Installation, kernel: Option<&Path>) -> KvmVerdict {
     let hints = look();
     let step = by_hints(AccelChoice::Auto, &hints);
@@ -248,22 +251,22 @@ pub async fn examine(layout: &Layout, qemu: &Installation, kernel: Option<&Path>
         (Device::Opens, Step::Use(accel)) => KvmVerdict::Hidden(accel.reason),
         (Device::Opens, _) => match (kept(layout, qemu), kernel) {
             (Some(verdict), _) => kvm_verdict(verdict),
-            (None, Some(kernel)) => kvm_verdict(prove(kernel).await),
+            (None, Some(kernel)) => kvm_verdict(probe(kernel).await),
             (None, None) => KvmVerdict::Untried,
         },
     }
 }
 
-fn kvm_verdict(verdict: Verdict) -> KvmVerdict {
+fn kvm_verdict(verdict: ProbeResult) -> KvmVerdict {
     match verdict {
-        Verdict::Works { .. } => KvmVerdict::Works,
-        Verdict::Fails { reason } => KvmVerdict::Fails(reason),
+        ProbeResult::Works { .. } => KvmVerdict::Works,
+        ProbeResult::Fails { reason } => KvmVerdict::Fails(reason),
     }
 }
 
-/// Returns the verdict of this boot of the host on this QEMU, whichever kernel it was.
-fn kept(layout: &Layout, qemu: &Installation) -> Option<Verdict> {
-    let kept = file::read_json::<Kept>(&layout.accel_verdict()).ok()?;
+/// Returns the stored result of this boot of the host and this QEMU, whichever kernel was booted.
+fn kept(layout: &Layout, qemu: &Installation) -> Option<ProbeResult> {
+    let kept = file::read_json::<StoredProbe>(&layout.accel_verdict()).ok()?;
     let same = boot_id().is_ok_and(|id| id == kept.host_fingerprint.boot_id)
         && kept.host_fingerprint.qemu_version == qemu.version;
     same.then_some(kept.verdict)
@@ -284,7 +287,7 @@ fn host_fingerprint(
     })
 }
 
-fn keep(layout: &Layout, kept: &Kept) -> io::Result<()> {
+fn keep(layout: &Layout, kept: &StoredProbe) -> io::Result<()> {
     file::private_dir(&layout.cache())?;
     file::replace_json(&layout.accel_verdict(), kept)
 }
@@ -310,9 +313,9 @@ mod tests {
             (AccelChoice::Auto, hints(closed(), true), Step::Use(tcg("there is no /dev/kvm"))),
             (AccelChoice::Kvm, hints(closed(), true), Step::Refuse("there is no /dev/kvm".into())),
             (AccelChoice::Auto, hints(Device::Opens, false), Step::Use(tcg(none))),
-            (AccelChoice::Kvm, hints(Device::Opens, false), Step::Prove),
-            (AccelChoice::Auto, hints(Device::Opens, true), Step::Prove),
-            (AccelChoice::Kvm, hints(Device::Opens, true), Step::Prove),
+            (AccelChoice::Kvm, hints(Device::Opens, false), Step::Probe),
+            (AccelChoice::Auto, hints(Device::Opens, true), Step::Probe),
+            (AccelChoice::Kvm, hints(Device::Opens, true), Step::Probe),
         ];
         for (choice, hints, expected) in table {
             assert_eq!(by_hints(choice, &hints), expected, "{choice:?} {hints:?}");
@@ -320,11 +323,11 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_proof_is_a_reason_for_tcg_and_a_refusal_of_kvm() {
-        let fails = || Verdict::Fails { reason: "slow".into() };
+    fn a_failed_probe_is_a_reason_for_tcg_and_a_refusal_of_kvm() {
+        let fails = || ProbeResult::Fails { reason: "slow".into() };
         assert_eq!(by_verdict(AccelChoice::Auto, fails()), Step::Use(tcg("slow")));
         assert_eq!(by_verdict(AccelChoice::Kvm, fails()), Step::Refuse("slow".into()));
-        let works = Verdict::Works { cpu: "host".into() };
+        let works = ProbeResult::Works { cpu: "host".into() };
         let Step::Use(accel) = by_verdict(AccelChoice::Auto, works) else {
             panic!("KVM works and is not used");
         };

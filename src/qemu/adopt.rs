@@ -1,6 +1,6 @@
-//! Finding the QEMU that an earlier daemon started, and being sure that it is the one.
+//! Finds the QEMU that an earlier daemon started, and checks its identity.
 //!
-//! Whatever does not agree leaves QEMU alone: a guest is never ended because we are in doubt.
+//! Where anything does not agree, QEMU is left alone: a guest is never ended in doubt.
 
 use std::io;
 use std::sync::Arc;
@@ -11,12 +11,12 @@ use uuid::Uuid;
 
 use super::connect::{self, Status};
 use super::events::EventSink;
+use super::live_snapshot::{self, LastRestore};
 use super::machine::{Parts, watch_end};
 use super::process::{Process, argument_of, last_words, started_at};
 use super::qmp::{Qmp, QmpError};
-use super::record::Record;
-use super::snapshot::{self, Past};
-use super::{cmdline, migrate, record, rename};
+use super::run_record::RunRecord;
+use super::{cmdline, migrate, rename, run_record};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
     Accel, AccelKind, Adoption, BackendError, Launched, MachineEvent, RunFacts,
@@ -30,7 +30,7 @@ pub async fn adopt(dir: VmDir, uuid: Uuid) -> Adoption {
     if let Err(error) = rename::recover(&dir) {
         tracing::warn!(%uuid, %error, "the next start tries again");
     }
-    let record = record::read(&dir);
+    let record = run_record::read(&dir);
     match connect::qmp_socket(&dir).await {
         Ok(stream) => match take_over(&dir, uuid, record, stream).await {
             Ok(adoption) => adoption,
@@ -45,8 +45,8 @@ pub async fn adopt(dir: VmDir, uuid: Uuid) -> Adoption {
     }
 }
 
-/// Nobody answers on the socket: says what became of the QEMU on record.
-fn absent(dir: &VmDir, record: Result<Option<Record>, String>) -> Adoption {
+/// Says what became of the QEMU on record, when nothing listens on the socket.
+fn absent(dir: &VmDir, record: Result<Option<RunRecord>, String>) -> Adoption {
     let record = match record {
         Ok(Some(record)) => record,
         Ok(None) => return Adoption::NeverRan,
@@ -69,7 +69,7 @@ fn absent(dir: &VmDir, record: Result<Option<Record>, String>) -> Adoption {
 async fn take_over(
     dir: &VmDir,
     uuid: Uuid,
-    record: Result<Option<Record>, String>,
+    record: Result<Option<RunRecord>, String>,
     stream: UnixStream,
 ) -> Result<Adoption, BackendError> {
     let process = match peer(&stream) {
@@ -95,7 +95,7 @@ async fn take_over(
         Err(QmpError::Refused { .. }) | Ok(()) => {}
         Err(error) => return Err(error.into()),
     }
-    let past = snapshot::past(&qmp).await?;
+    let last_restore = live_snapshot::last_restore(&qmp).await?;
     let status = connect::status(&qmp).await?;
     if status == Status::DiskFull {
         sink.push(MachineEvent::DiskFull);
@@ -106,14 +106,14 @@ async fn take_over(
     let ended = watch_end(Arc::clone(&process));
     let parts = Parts { facts, dir: dir.clone(), qmp, process, ended };
     let launched = parts.run((sink, events), status != Status::Runs);
-    Ok(match past {
-        Past::Back => Adoption::Running(Launched { clock_is_behind: true, ..launched }),
-        // QEMU leaves it stopped: one that runs has been given another life since.
-        Past::Lost(why) if launched.paused => match launched.machine.kill().await {
+    Ok(match last_restore {
+        LastRestore::Done => Adoption::Running(Launched { clock_is_behind: true, ..launched }),
+        // A failed restore leaves the vCPUs paused: a guest that runs was reset since.
+        LastRestore::MemoryLost(why) if launched.paused => match launched.machine.kill().await {
             Ok(()) => Adoption::Ended(why.to_string()),
             Err(error) => Adoption::Unclear(error.to_string()),
         },
-        Past::Same | Past::Lost(_) => Adoption::Running(launched),
+        LastRestore::None | LastRestore::MemoryLost(_) => Adoption::Running(launched),
     })
 }
 
@@ -123,12 +123,12 @@ fn peer(stream: &UnixStream) -> io::Result<Process> {
     Process::of(pid.ok_or(io::ErrorKind::NotFound)?)
 }
 
-/// Says what speaks against this QEMU's being the one that we look for.
+/// Says why this QEMU may not be the VM's.
 async fn doubt(
     qmp: &Qmp,
     uuid: Uuid,
     process: &Process,
-    record: &Result<Option<Record>, String>,
+    record: &Result<Option<RunRecord>, String>,
 ) -> Result<Option<String>, QmpError> {
     let pid = process.pid;
     if connect::uuid(qmp).await? != Some(uuid) {
@@ -140,12 +140,11 @@ async fn doubt(
     let known = (record.facts.pid, record.facts.pid_start, record.facts.uuid);
     let same = known == (pid, process.start, uuid) && record.is_of_this_boot() == Some(true);
     let recorded = record.facts.pid;
-    Ok((!same).then(|| format!("run.json tells of pid {recorded}, but pid {pid} answers")))
+    Ok((!same).then(|| format!("run.json has pid {recorded}, but pid {pid} answers")))
 }
 
-/// Gathers the facts from QEMU itself, when they were not written down or are damaged, and writes
-/// them down. What only the image knew stays unknown: a guest that has not
-/// announced itself is then probed, not awaited.
+/// Gathers the facts from QEMU itself when run.json is absent or damaged, and writes them. What
+/// only the image knew stays unknown: a guest that has not announced itself is probed, not awaited.
 async fn rebuild(
     qmp: &Qmp,
     uuid: Uuid,
@@ -175,6 +174,6 @@ async fn rebuild(
         warm: String::new(),
         shape: None,
     };
-    record::write(dir, &facts).await?;
+    run_record::write(dir, &facts).await?;
     Ok(facts)
 }

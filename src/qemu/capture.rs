@@ -1,10 +1,10 @@
-//! Freezing a machine as it runs, and going on from what was frozen.
+//! Captures a running machine as a template, and loads a template into a clone.
 //!
-//! While the guest runs, its memory is copied into a second machine, the *capture target*, whose memory is
-//! a file. When little is left to copy, the processors stop (under TCG before anything is copied),
-//! the disk gets a snapshot, the rest is copied, and the guest goes on. The target never runs: it
-//! writes its devices' state beside the memory and ends. A clone maps the memory copy-on-write and
-//! loads that state, which takes the same time whatever the memory's size.
+//! While the guest runs, its memory is migrated into a second QEMU, the *capture target*, whose
+//! memory is a file. When little is left to copy, the vCPUs stop (under TCG before anything is
+//! copied), the disk gets a snapshot, the rest is copied, and the guest resumes. The target never
+//! runs: it saves its device state beside the memory and ends. A clone maps the memory
+//! copy-on-write and loads the device state, which takes the same time whatever the memory's size.
 
 use std::fs::{self, File};
 use std::io;
@@ -20,7 +20,7 @@ use tokio::time::sleep;
 use super::install::Installation;
 use super::launch;
 use super::machine::Parts;
-use super::migrate::{COMPLETED, DEVICES_TIMEOUT, How, MEMORY_TIMEOUT, Migration};
+use super::migrate::{COMPLETED, DEVICES_TIMEOUT, MEMORY_TIMEOUT, Migration, Transfer};
 use super::qmp::{Qmp, QmpError};
 use super::{migrate, vm_disk};
 use crate::disk::sparse;
@@ -34,20 +34,21 @@ const NODE: &str = "disk";
 /// How long a guest may run while its memory is copied. One that changes it faster than it can be
 /// copied is then stopped until the end.
 const CONVERGENCE: Duration = Duration::from_secs(10);
-/// The stage at which all but the last has been copied.
+/// The migration status at which the vCPUs are stopped and the last pages are not copied yet.
 const SWITCHOVER: &str = "pre-switchover";
 /// How long QEMU may take to clean up after a migration, and how often it is asked.
 const FINALIZATION: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(1);
-/// Up to what size a capture target's memory is prepared before it greets: a GiB takes 2 to 3 s.
-const PREPARED: u64 = 4 << 30;
-/// What is said of it.
-const RAM: &str = "the frozen memory";
-/// The target's directory in that of the frozen machine, while there is one.
+/// The largest memory of a capture target that is preallocated: a GiB takes 2 to 3 s.
+const MAX_PREALLOCATED: u64 = 4 << 30;
+/// The words for the two files in errors.
+const RAM: &str = "the template's memory";
+const STATE: &str = "the template's device state";
+/// The target's directory in that of the template, while the target runs.
 const TARGET: &str = "target";
 
-/// Freezes the machine that was started by `plan` into the directory `to`; returns how long its
-/// processors stood still. It goes on whatever happens here.
+/// Captures the machine that was started by `plan` into the directory `to`; returns how long its
+/// vCPUs were paused. The machine runs again whatever happens here.
 pub(super) async fn capture(
     source: &Qmp,
     plan: &LaunchPlan,
@@ -59,7 +60,7 @@ pub(super) async fn capture(
     let dir = target_plan.dir.clone();
     let target = launch::bring_up(&target_plan, qemu, None).await;
     let target = target.map_err(|error| vm_disk::cause_of(error, to, RAM))?;
-    let source = Source { qmp: source, accel: plan.accel.kind, snapshot };
+    let source = CaptureSource { qmp: source, accel: plan.accel.kind, snapshot };
     let pause = copy_memory(&source, &target.parts, to).await;
     target.end().await;
     let ram = to.join(names::RAM);
@@ -79,17 +80,18 @@ pub(super) async fn capture(
     captured.map_err(|error| vm_disk::cause_of(error, to, RAM))
 }
 
-/// Lets a guest go on that a daemon was freezing, or something else, when it ended.
+/// Resumes a guest that an earlier daemon had paused, to capture it or for something else, when
+/// that daemon ended.
 pub(super) async fn recover(qmp: &Qmp) -> Result<(), BackendError> {
     // Whether there was one, and could be cancelled, shows in whether the processors may run.
     qmp.execute("migrate_cancel", json!({})).await.ok();
-    go_on(qmp).await?;
-    // One that is being cancelled keeps them until its next use, of which each sets its own.
+    resume(qmp).await?;
+    // Fails while a migration is being cancelled. The next migration sets its own capabilities.
     migrate::reset(qmp).await.ok();
     Ok(())
 }
 
-/// The same hardware, with its memory in a file, and nobody's ports.
+/// The same hardware, with its memory in a file and without forwarded ports.
 fn target_plan(plan: &LaunchPlan, to: &Path) -> Result<LaunchPlan, BackendError> {
     let (dir, ram) = (VmDir(to.join(TARGET)), to.join(names::RAM));
     let from = VmDir(plan.dir.clone());
@@ -106,7 +108,7 @@ fn target_plan(plan: &LaunchPlan, to: &Path) -> Result<LaunchPlan, BackendError>
     };
     prepare().map_err(|e| BackendError::io(RAM, &e))?;
     let room = rustix::fs::statvfs(to).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize));
-    let prepared = is_prepared(plan.accel.kind, plan.spec.memory, room);
+    let prepared = is_preallocated(plan.accel.kind, plan.spec.memory, room);
     let mut target = plan.clone();
     target.spec.ports.clear();
     target.spec.ephemeral = false;
@@ -119,46 +121,48 @@ fn target_plan(plan: &LaunchPlan, to: &Path) -> Result<LaunchPlan, BackendError>
     })
 }
 
-/// Decides whether all pages of a capture target's memory are made beforehand. A guest under TCG stands still
-/// while its memory is copied, and to make a page of a file just then takes many times as long as to copy it.
-fn is_prepared(accel: AccelKind, memory: u64, room: u64) -> bool {
-    accel == AccelKind::Tcg && memory <= PREPARED && memory <= room
+/// Says whether the capture target's memory is preallocated. A guest under TCG is paused while its
+/// memory is copied, and to allocate a page of a file just then takes many times as long as to copy
+/// it.
+fn is_preallocated(accel: AccelKind, memory: u64, room: u64) -> bool {
+    accel == AccelKind::Tcg && memory <= MAX_PREALLOCATED && memory <= room
 }
 
 async fn copy_memory(
-    source: &Source<'_>,
+    source: &CaptureSource<'_>,
     target: &Parts,
     to: &Path,
 ) -> Result<Duration, BackendError> {
     let (near, far) = UnixStream::pair().map_err(|e| BackendError::io("a socket", &e))?;
-    let mut incoming = Migration::new(&target.qmp, How::Whole).await?;
+    let mut incoming = Migration::new(&target.qmp, Transfer::Whole).await?;
     incoming.receive(&OwnedFd::from(far)).await?;
     let pause = source.copy(near.into()).await?;
-    incoming.must_reach(COMPLETED, MEMORY_TIMEOUT).await?;
+    incoming.wait_for(COMPLETED, MEMORY_TIMEOUT).await?;
     let path = to.join(names::STATE);
     let state = File::options().read(true).write(true).create_new(true).mode(0o600).open(path);
-    let state = state.map_err(|e| BackendError::io("the frozen state", &e))?;
-    let synced = state.try_clone().map_err(|e| BackendError::io("the frozen state", &e))?;
-    let mut saving = Migration::new(&target.qmp, How::Shared).await?;
+    let state = state.map_err(|e| BackendError::io(STATE, &e))?;
+    let synced = state.try_clone().map_err(|e| BackendError::io(STATE, &e))?;
+    let mut saving = Migration::new(&target.qmp, Transfer::DevicesOnly).await?;
     saving.send(&state.into()).await?;
-    saving.must_reach(COMPLETED, DEVICES_TIMEOUT).await?;
+    saving.wait_for(COMPLETED, DEVICES_TIMEOUT).await?;
     saving.end().await?;
-    off_thread("the frozen state", move || synced.sync_all()).await?;
+    off_thread(STATE, move || synced.sync_all()).await?;
     Ok(pause)
 }
 
-/// The machine that is frozen.
-struct Source<'a> {
+/// The machine that is captured.
+struct CaptureSource<'a> {
     qmp: &'a Qmp,
     accel: AccelKind,
     /// The name of the snapshot that its disk gets.
     snapshot: &'a str,
 }
 
-impl Source<'_> {
-    /// Copies a guest that runs, and its disk at the instant at which the copy is whole.
+impl CaptureSource<'_> {
+    /// Copies the memory of the guest, and takes a snapshot of its disk at the same instant.
+    /// Returns how long the vCPUs were paused.
     async fn copy(&self, to: OwnedFd) -> Result<Duration, BackendError> {
-        let mut outgoing = Migration::new(self.qmp, How::Live).await?;
+        let mut outgoing = Migration::new(self.qmp, Transfer::Live).await?;
         let stopped = match self.accel {
             AccelKind::Kvm => None,
             // Rarely, and on a busy host, the translator misses that a page was written after it
@@ -168,32 +172,32 @@ impl Source<'_> {
         };
         outgoing.send(&to).await?;
         drop(to);
-        let still = match stopped {
+        let paused_since = match stopped {
             None => self.converge(&mut outgoing).await?,
             Some(since) => {
-                outgoing.must_reach(SWITCHOVER, MEMORY_TIMEOUT).await?;
+                outgoing.wait_for(SWITCHOVER, MEMORY_TIMEOUT).await?;
                 since
             }
         };
         let snapshot = json!({"device": NODE, "name": self.snapshot});
         self.qmp.execute("blockdev-snapshot-internal-sync", snapshot).await?;
-        outgoing.go_on().await?;
-        outgoing.must_reach(COMPLETED, MEMORY_TIMEOUT).await?;
-        go_on(self.qmp).await?;
-        let pause = still.elapsed();
+        outgoing.continue_after_switchover().await?;
+        outgoing.wait_for(COMPLETED, MEMORY_TIMEOUT).await?;
+        resume(self.qmp).await?;
+        let pause = paused_since.elapsed();
         outgoing.end().await?;
         Ok(pause)
     }
 
-    /// Waits until little is left to copy; returns since when the processors stand still.
+    /// Waits until little is left to copy; returns since when the vCPUs are paused.
     async fn converge(&self, outgoing: &mut Migration<'_>) -> Result<Instant, BackendError> {
-        let converged = outgoing.reaches(SWITCHOVER, CONVERGENCE).await?;
-        let still = Instant::now();
+        let converged = outgoing.wait_for_up_to(SWITCHOVER, CONVERGENCE).await?;
+        let paused_since = Instant::now();
         if !converged {
             self.stop().await?;
-            outgoing.must_reach(SWITCHOVER, MEMORY_TIMEOUT).await?;
+            outgoing.wait_for(SWITCHOVER, MEMORY_TIMEOUT).await?;
         }
-        Ok(still)
+        Ok(paused_since)
     }
 
     async fn stop(&self) -> Result<Instant, BackendError> {
@@ -202,7 +206,7 @@ impl Source<'_> {
         Ok(since)
     }
 
-    /// Lets the guest go on as if nothing had been asked; what fails here shows in its status.
+    /// Resumes the guest and removes the snapshot; what fails here shows in the VM's status.
     async fn recover(&self) {
         recover(self.qmp).await.ok();
         let snapshot = json!({"device": NODE, "name": self.snapshot});
@@ -210,9 +214,9 @@ impl Source<'_> {
     }
 }
 
-/// Lets the processors run again. QEMU says that all is handed over a moment before it is done with
-/// that, and tells nobody when it is.
-async fn go_on(qmp: &Qmp) -> Result<(), QmpError> {
+/// Resumes the vCPUs. QEMU reports a migration as completed a moment before it accepts `cont`, and
+/// has no event for the latter.
+async fn resume(qmp: &Qmp) -> Result<(), QmpError> {
     let deadline = Instant::now() + FINALIZATION;
     loop {
         match qmp.execute("cont", json!({})).await {
@@ -226,12 +230,12 @@ async fn go_on(qmp: &Qmp) -> Result<(), QmpError> {
     }
 }
 
-/// Has a machine that has never run take in a frozen state.
+/// Loads a template's device state into a clone, whose vCPUs have never run.
 pub(super) async fn load_template(qmp: &Qmp, state: &Path) -> Result<(), BackendError> {
-    let opened = File::open(state).map_err(|e| BackendError::io("the frozen state", &e))?;
-    let mut incoming = Migration::new(qmp, How::Shared).await?;
+    let opened = File::open(state).map_err(|e| BackendError::io(STATE, &e))?;
+    let mut incoming = Migration::new(qmp, Transfer::DevicesOnly).await?;
     incoming.receive(&opened.into()).await?;
-    incoming.must_reach(COMPLETED, DEVICES_TIMEOUT).await?;
+    incoming.wait_for(COMPLETED, DEVICES_TIMEOUT).await?;
     Ok(incoming.end().await?)
 }
 
@@ -247,7 +251,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_memory_is_prepared_for_a_guest_that_waits_where_there_is_time_and_room() {
+    fn memory_is_preallocated_for_a_paused_guest_where_there_is_time_and_room() {
         let table = [
             (AccelKind::Tcg, 256 << 20, 1 << 30, true),
             (AccelKind::Tcg, 256 << 20, 200 << 20, false),
@@ -255,7 +259,7 @@ mod tests {
             (AccelKind::Kvm, 256 << 20, 1 << 30, false),
         ];
         for (accel, memory, room, expected) in table {
-            assert_eq!(is_prepared(accel, memory, room), expected, "{accel:?} {memory} {room}");
+            assert_eq!(is_preallocated(accel, memory, room), expected, "{accel:?} {memory} {room}");
         }
     }
 }

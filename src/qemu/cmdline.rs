@@ -23,7 +23,7 @@ use crate::vm::warm::{Layer, Memory};
 pub const READY_PORT: &str = "org.aqfs.ready";
 /// The id of that port's device and character device.
 pub const READY_ID: &str = "ready";
-/// The name of the virtio-serial port on which a guest is told who it is.
+/// The name of the virtio-serial port over which a clone is personalized.
 pub const IDENTITY_PORT: &str = "org.aqfs.identity";
 /// The node that takes what the guest writes to its disk.
 pub const DISK_NODE: &str = "disk";
@@ -180,8 +180,8 @@ fn ram(plan: &LaunchPlan, facts: &Facts<'_>) -> Result<Value, BackendError> {
 }
 
 /// Returns the MiB in which TCG keeps what it has translated. By default it is up to 1 GiB, more
-/// than most guests have. 64 MiB boot a small guest in the same processor time; one with more memory
-/// runs larger programs, so it gets a quarter of that, up to half of the default.
+/// than most guests have. 64 MiB boot a small guest in the same processor time; one with more
+/// memory runs larger programs, so it gets a quarter of that, up to half of the default.
 pub fn translation_cache(memory: u64) -> u64 {
     (memory >> 22).clamp(64, 512)
 }
@@ -282,7 +282,7 @@ fn disk(args: &mut Args, plan: &LaunchPlan) -> Result<(), BackendError> {
         }
     };
     args.pair("-blockdev", node.to_string());
-    // A full disk of the host pauses the guest, which goes on when there is room again.
+    // A full disk of the host pauses the guest, which resumes when there is room again.
     let policy = "werror=enospc,rerror=report";
     args.pair("-device", format!("virtio-blk-pci,drive=disk,id=disk0,{policy}"));
     Ok(())
@@ -330,7 +330,7 @@ pub fn disc(path: &Path, node: &str) -> Result<Value, BackendError> {
 fn utf8(path: &Path) -> Result<&str, BackendError> {
     path.to_str().ok_or_else(|| BackendError::Io {
         what: format!("the file {}", path.display()),
-        error: "QEMU cannot be told a path that is not UTF-8; move the store".to_owned(),
+        error: "QEMU cannot be given a path that is not UTF-8; move the store".to_owned(),
         errno: libc::EINVAL,
     })
 }
@@ -351,8 +351,8 @@ fn base(layers: &[Layer]) -> Result<Value, BackendError> {
     Ok(node)
 }
 
-/// Says what a guest sees beside processors, memory, disk and the hardware that every machine of its
-/// version has. A machine resumes only from the state of one that had the same: a change of
+/// Says what a guest sees beside processors, memory, disk and the hardware that every machine of
+/// its version has. A machine resumes only from the state of one that had the same: a change of
 /// [`arguments`] that a guest can see needs a new version of [`Hardware`].
 pub fn devices_in_words(plan: &LaunchPlan) -> String {
     let mut words = vec![format!("{:?}", plan.image.seed).to_lowercase()];
@@ -423,8 +423,8 @@ fn channels(args: &mut Args, facts: &Facts<'_>) {
 }
 
 /// Ports of PCI Express into which devices are plugged while the guest runs: the root bus itself
-/// takes none. They are the functions of one slot, which no device gets by itself, so all other devices
-/// are where they would be without.
+/// takes none. They are the functions of one slot, which no device gets by itself, so all other
+/// devices are where they would be without.
 fn spare_ports(args: &mut Args) {
     for number in 0..SPARE_PORTS {
         let first = if number == 0 { ",multifunction=on" } else { "" };

@@ -1,5 +1,5 @@
-//! Reaching QEMU's QMP socket in a VM's directory, and asking what a launch and an adoption both
-//! need to know.
+//! Connects to the QMP socket in a VM's directory, and asks what a launch and an adoption both need
+//! to know.
 
 use std::io;
 use std::net::Ipv4Addr;
@@ -16,7 +16,7 @@ use crate::store::layout::{VmDir, names};
 use crate::vm::live::Bound;
 use crate::vm::spec::net::{Forward, Protocol};
 
-/// Connects to the QMP socket, which does not say yet that anybody answers.
+/// Connects to the QMP socket. Whether QEMU answers shows in its greeting.
 ///
 /// # Errors
 /// `NotFound` or `ConnectionRefused` if there is no QEMU.
@@ -26,7 +26,7 @@ pub async fn qmp_socket(dir: &VmDir) -> io::Result<UnixStream> {
     UnixStream::connect(VmDir::socket(directory.as_raw_fd(), names::QMP)).await
 }
 
-/// Says whether a failure to connect means that nobody is there.
+/// Says whether a failure to connect means that no QEMU listens.
 pub fn means_absent(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionRefused, NotFound};
     matches!(error.kind(), NotFound | ConnectionRefused)
@@ -52,7 +52,7 @@ pub async fn ports(qmp: &Qmp, wanted: &[Forward]) -> Result<Ports, QmpError> {
     let command = "human-monitor-command";
     let answer = qmp.execute(command, json!({"command-line": FORWARDS})).await?;
     let text = answer.as_str().unwrap_or_default();
-    tell_apart(parse_forwards(text), wanted).ok_or_else(|| QmpError::Refused {
+    separate_ssh(parse_forwards(text), wanted).ok_or_else(|| QmpError::Refused {
         command: FORWARDS.to_owned(),
         text: format!("no forward to port 22 in {:?}", text.trim()),
     })
@@ -60,7 +60,7 @@ pub async fn ports(qmp: &Qmp, wanted: &[Forward]) -> Result<Ports, QmpError> {
 
 /// Finds our own forward to the guest's port 22 among those of the settings, which may lead there
 /// too, and the ports that the kernel picked.
-fn tell_apart(mut all: Vec<Forward>, wanted: &[Forward]) -> Option<Ports> {
+fn separate_ssh(mut all: Vec<Forward>, wanted: &[Forward]) -> Option<Ports> {
     all.retain(|f| !wanted.contains(f));
     let is_ssh =
         |f: &Forward| (f.protocol, f.address, f.guest) == (Protocol::Tcp, Ipv4Addr::LOCALHOST, 22);
@@ -164,11 +164,11 @@ mod tests {
         let wanted = wanted.map(|f| f.parse::<Forward>().unwrap());
         let all = parse_forwards(text);
         assert_eq!(all.len(), 5);
-        let ports = tell_apart(all, &wanted).unwrap();
+        let ports = separate_ssh(all, &wanted).unwrap();
         assert_eq!(ports.ssh, 44759);
         let bound: Vec<_> = ports.bound.iter().map(|b| b.port).collect();
         assert_eq!(bound, [40123, 2222, 2223, 53]);
-        assert_eq!(tell_apart(parse_forwards(""), &[]), None);
+        assert_eq!(separate_ssh(parse_forwards(""), &[]), None);
         assert_eq!(parse_forwards("TCP[HOST_FORWARD] 1 2"), []);
     }
 }

@@ -1,9 +1,8 @@
-//! From QMP's events to what the VM's task hears: what they mean, and what happens when there are more
-//! than it takes.
+//! From QMP's events to the events of a VM's task, through a bounded queue.
 //!
-//! The task takes them at once; the queue is bounded all the same, because a guest may reset itself or
-//! open its ready port in a loop. Such chatter never takes the room of what decides a state. Of what
-//! is lost, QEMU is asked afterwards.
+//! A guest may reset itself or open its ready port in a loop, faster than the task takes the
+//! events. Such chatter never takes the room of events that decide a state. After events have been
+//! lost, QEMU is asked for its present state.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,14 +16,15 @@ use super::connect::{self, Status};
 use super::qmp::{Event, Qmp, QmpError};
 use crate::vm::backend::MachineEvent;
 
-/// Events that may wait for the VM's task.
+/// The capacity of the queue to the VM's task.
 const EVENTS: usize = 256;
-/// How many of these are for what decides a state.
+/// How much of it is reserved for events that decide a state.
 const RESERVED: usize = EVENTS / 2;
-/// How often the queue is looked at while a flood lasts, and QEMU asked again when it does not answer.
-const AGAIN: Duration = Duration::from_millis(100);
+/// How often the queue is polled while a flood lasts, and QEMU is asked again when it does not
+/// answer.
+const RETRY: Duration = Duration::from_millis(100);
 
-/// Takes events of QMP and hands on what they mean.
+/// Translates QMP's events and queues them.
 #[derive(Clone, Debug)]
 pub struct EventSink {
     sender: mpsc::Sender<MachineEvent>,
@@ -69,9 +69,9 @@ impl EventSink {
         }
     }
 
-    /// Hands on the last event, whenever there is room.
+    /// Queues the last event, as soon as there is room.
     pub(super) async fn end(&self, event: MachineEvent) {
-        // Nobody may listen any more.
+        // The receiver may be gone.
         self.sender.send(event).await.ok();
     }
 
@@ -80,7 +80,7 @@ impl EventSink {
         self.taken.lock().shut_down
     }
 
-    /// Resolves when nobody takes events any more.
+    /// Resolves when the receiver is gone.
     pub(super) async fn abandoned(&self) {
         self.sender.closed().await;
     }
@@ -90,29 +90,29 @@ impl EventSink {
         self.lost.notified().await;
     }
 
-    /// Waits until the task has taken what is queued, and tells it what QEMU says by then.
+    /// Waits until the task has taken what is queued, and queues the present state.
     pub(super) async fn make_up(&self, qmp: &Qmp) {
-        // To await the room would be to take it from events that come meanwhile.
+        // To reserve room would take it from events that arrive meanwhile.
         while self.sender.capacity() < EVENTS {
             if self.sender.is_closed() {
                 return;
             }
-            sleep(AGAIN).await;
+            sleep(RETRY).await;
         }
         let before = self.taken.lock().count;
         match now(qmp).await {
-            Ok(now) if self.tell(before, now) => {}
+            Ok(now) if self.report(before, now) => {}
             // The connection's end is followed by the process's.
             Err(QmpError::Closed) => {}
             Ok(_) | Err(QmpError::Timeout { .. } | QmpError::Refused { .. }) => {
-                sleep(AGAIN).await;
+                sleep(RETRY).await;
                 self.lost.notify_one();
             }
         }
     }
 
-    /// Tells what is so now, unless it may have changed since the count was `before`.
-    fn tell(&self, before: u64, (status, announced): (Status, bool)) -> bool {
+    /// Queues the present state, unless events have arrived since the count was `before`.
+    fn report(&self, before: u64, (status, announced): (Status, bool)) -> bool {
         let mut taken = self.taken.lock();
         if taken.count != before {
             return false;

@@ -13,7 +13,7 @@ use crate::vm::backend::BackendError;
 pub const PROGRAM: &str = programs::EMULATOR.name;
 /// How long QEMU may take to describe itself: it needs some 50 ms, more when it must come from a
 /// busy disk first.
-const BOUND: Duration = Duration::from_secs(10);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The QEMU of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +50,7 @@ impl Installation {
 async fn ask(args: &[&str]) -> Result<String, BackendError> {
     let mut command = Command::new(PROGRAM);
     command.args(args).stdin(Stdio::null()).kill_on_drop(true);
-    match timeout(BOUND, command.output()).await {
+    match timeout(PROBE_TIMEOUT, command.output()).await {
         Ok(Ok(Output { stdout, .. })) => Ok(String::from_utf8_lossy(&stdout).into_owned()),
         Ok(Err(error)) => Err(not_started(&error)),
         Err(_) => Err(odd(&args.join(" "), "nothing in time")),
@@ -60,7 +60,7 @@ async fn ask(args: &[&str]) -> Result<String, BackendError> {
 /// Says why QEMU could not be started.
 #[expect(
     clippy::wildcard_enum_match_arm,
-    reason = "all other kinds are told in the system's words"
+    reason = "all other kinds are reported in the system's words"
 )]
 pub fn not_started(error: &std::io::Error) -> BackendError {
     match error.kind() {

@@ -16,7 +16,7 @@ use super::install::{Installation, PROGRAM, not_started};
 use super::machine::{Ended, Parts, died, end_of, live, watch_end};
 use super::process::{self, Process};
 use super::qmp::{Qmp, QmpError};
-use super::{connect, record, rename, repair, vm_disk};
+use super::{connect, rename, repair, run_record, vm_disk};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, LaunchPlan, Launched, MachineEvent, RunFacts, SeedKind};
 use crate::vm::driver::off_thread;
@@ -26,17 +26,17 @@ use crate::vm::spec::VmSpec;
 use crate::vm::spec::net::Forward;
 use crate::vm::warm::{Memory, Shape};
 
-/// How often a QEMU that is just starting is asked for its socket: it appears after some 10 ms and
-/// tells nobody, and a try costs a few microseconds.
+/// How often the socket of a starting QEMU is tried: it appears after some 10 ms without an event,
+/// and a try costs a few microseconds.
 const RETRY: Duration = Duration::from_millis(2);
 /// How long the greeting of a QEMU that is just starting may take. It needs some 50 ms; where many
-/// start at once, seconds. Who has written `start` is answered sooner in any case.
+/// start at once, seconds. A write of `start` is answered sooner in any case.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a process may take to vanish after SIGKILL, or to be reaped after its socket closed.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Starts the machine of `plan`, a clone with a sealed copy of its memory where QEMU needs one. A
-/// launch that fails or is given up leaves no QEMU behind.
+/// Starts the machine of `plan`; `ram` is a sealed copy of a clone's memory, where QEMU needs one.
+/// A launch that fails or is cancelled leaves no QEMU behind.
 ///
 /// # Errors
 /// `QemuDied` with its last words, `QmpTimeout` if it does not greet, or why it was not started.
@@ -46,13 +46,13 @@ pub(super) async fn launch(
     ram: Option<Arc<OwnedFd>>,
 ) -> Result<Launched, BackendError> {
     let Brought { parts, events, guard } = bring_up(plan, qemu, ram).await?;
-    record::write(&parts.dir, &parts.facts).await?;
+    run_record::write(&parts.dir, &parts.facts).await?;
     guard.disarm();
     let paused = plan.paused || plan.memory != Memory::Own;
     Ok(parts.run(events, paused))
 }
 
-/// A machine that has greeted, and ends when this is dropped.
+/// A machine that has greeted. It ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Brought {
     pub(super) parts: Parts,
@@ -61,9 +61,9 @@ pub(super) struct Brought {
 }
 
 impl Brought {
-    /// Ends the machine, which is of no further use.
+    /// Ends the machine.
     pub(super) async fn end(self) {
-        // Whatever it answers, the guard sees to its end.
+        // Whatever it answers, the guard kills it.
         self.parts.qmp.execute("quit", json!({})).await.ok();
         timeout(END_TIMEOUT, end_of(&self.parts.ended)).await.ok();
         drop(self.guard);
@@ -71,7 +71,7 @@ impl Brought {
     }
 }
 
-/// Starts the machine of `plan`, for the caller to see it through.
+/// Starts the machine of `plan`. It ends with the returned value, unless the caller keeps it.
 pub(super) async fn bring_up(
     plan: &LaunchPlan,
     qemu: &Installation,
@@ -81,7 +81,7 @@ pub(super) async fn bring_up(
     refuse_second(&dir).await?;
     let at = dir.clone();
     let recover = move || {
-        record::clear(&at);
+        run_record::clear(&at);
         Ok(rename::recover(&at))
     };
     off_thread(recover, "the VM's directory").await??;
@@ -117,7 +117,7 @@ async fn refuse_second(dir: &VmDir) -> Result<(), BackendError> {
     let there = match connect::qmp_socket(dir).await {
         Ok(_) => true,
         Err(error) if connect::means_absent(&error) => {
-            matches!(record::read(dir), Ok(Some(record)) if record.runs())
+            matches!(run_record::read(dir), Ok(Some(record)) if record.runs())
         }
         Err(error) => {
             let what = format!("the QMP socket in {}", dir.0.display());
@@ -138,7 +138,7 @@ pub(super) fn machine<'a>(plan: &'a LaunchPlan, qemu: &'a Installation) -> &'a s
     plan.spec.machine.as_deref().unwrap_or(&qemu.machine)
 }
 
-/// Says what a machine of this plan is like.
+/// Returns the shape of a machine of this plan.
 pub(super) fn shape(plan: &LaunchPlan, qemu: &Installation) -> Result<Shape, BackendError> {
     let disk = vm_disk::virtual_size(&VmDir(plan.dir.clone()))?;
     Ok(Shape {
@@ -153,8 +153,7 @@ pub(super) fn shape(plan: &LaunchPlan, qemu: &Installation) -> Result<Shape, Bac
     })
 }
 
-/// Tells memory that it was not given, a machine that it does not know, and a port that it could not
-/// open apart from its other ends.
+/// Recognises why QEMU ended at once: no memory, an unknown machine type, or a port that is taken.
 fn cause_of(error: BackendError, spec: &VmSpec) -> BackendError {
     let BackendError::QemuDied { status, stderr } = &error else {
         return error;
@@ -194,7 +193,7 @@ fn spawn(
     process::spawn(PROGRAM, &args, dir, (plan.lifetime, ram)).map_err(|e| not_started(&e))
 }
 
-/// Ends a QEMU whose launch is not seen through: nobody would own it.
+/// Kills a QEMU whose launch does not complete: nothing would own it.
 #[derive(Debug)]
 struct Guard(Option<Arc<Process>>);
 
@@ -214,7 +213,7 @@ impl Drop for Guard {
     }
 }
 
-/// Waits for QEMU's greeting, its end, or the bound.
+/// Waits for QEMU's greeting, its end, or the timeout.
 async fn greeted(
     dir: &VmDir,
     sink: &EventSink,
@@ -231,7 +230,7 @@ async fn greeted(
         Ok(Err(QmpError::Closed)) => Err(died(dir, end_of_bounded(ended).await)),
         Ok(Err(error @ QmpError::Refused { .. })) => Err(error.into()),
         Ok(Err(QmpError::Timeout { .. })) | Err(_) => {
-            // An error leaves the rest to the guard, which tries again and tells.
+            // On an error the guard tries again, and logs it.
             process.signal(Signal::KILL).ok();
             end_of_bounded(ended).await;
             Err(BackendError::QmpTimeout {
@@ -281,12 +280,12 @@ async fn facts(
         announces: plan.image.announces,
         in_force: Some(InForce { balloon, ..InForce::at_start(&plan.spec, ports.bound) }),
         warm: warmth(plan),
-        // A disk that cannot be read has been told of already, by QEMU.
+        // QEMU has already reported a disk that cannot be read.
         shape: shape(plan, qemu).ok(),
     })
 }
 
-/// What `info` says of how it came to run.
+/// What `info` says of how it was started.
 fn warmth(plan: &LaunchPlan) -> String {
     match (&plan.memory, &plan.cold) {
         (Memory::Clone(_), _) => "yes".to_owned(),

@@ -1,8 +1,8 @@
-//! What QEMU writes to without end, console and stderr: kept bounded while the machine runs.
+//! Bounds the files that QEMU appends to without end, console log and stderr, while a machine runs.
 //!
-//! The kernel tells of writes (inotify, one for all machines), so that a quiet machine costs no
-//! wake-up. QEMU writes to the files itself, as it outlives the daemon: what it writes while there is
-//! no daemon is bounded when the next one takes it over.
+//! inotify reports writes (one instance for all machines), so that a quiet machine costs no
+//! wake-up. QEMU writes the files itself and outlives the daemon: what it writes while no daemon
+//! runs is bounded when the next daemon adopts it.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -22,7 +22,7 @@ use crate::store::layout::VmDir;
 use crate::sys;
 use crate::vm::backend::Machine;
 
-/// How long writes are gathered before the files are looked at.
+/// How long writes are gathered before the files are bounded.
 const PAUSE: Duration = Duration::from_millis(500);
 /// Room for events: one without a name has 16 bytes.
 const EVENTS: usize = 4096;
@@ -31,26 +31,26 @@ const MOST: usize = 4096;
 
 /// The files that are kept bounded.
 #[derive(Debug, Default)]
-pub(super) struct Logs {
-    watch: Mutex<Option<Arc<Watch>>>,
+pub(super) struct LogLimiter {
+    watch: Mutex<Option<Arc<LogWatch>>>,
 }
 
 #[derive(Debug)]
-struct Watch {
+struct LogWatch {
     inotify: AsyncFd<OwnedFd>,
-    files: Mutex<HashMap<i32, Kept>>,
+    files: Mutex<HashMap<i32, BoundedFile>>,
 }
 
 /// A file, and the machine that writes to it.
 #[derive(Debug)]
-struct Kept {
+struct BoundedFile {
     path: PathBuf,
     machine: Weak<dyn Machine>,
 }
 
-impl Logs {
-    /// Keeps the files of a machine bounded for as long as it runs. Where the kernel does not tell
-    /// of writes, they are bounded this once.
+impl LogLimiter {
+    /// Keeps the files of a machine bounded for as long as it runs. Without inotify they are
+    /// bounded this once.
     pub(super) async fn keep(&self, dir: &VmDir, machine: &Arc<dyn Machine>) {
         let paths = [dir.console_log(), dir.log()];
         if let Err(error) = self.begin().and_then(|watch| watch.add(&paths, machine)) {
@@ -60,36 +60,39 @@ impl Logs {
     }
 
     /// Returns what watches the files; the first call starts it.
-    fn begin(&self) -> io::Result<Arc<Watch>> {
+    fn begin(&self) -> io::Result<Arc<LogWatch>> {
         let mut watch = self.watch.lock();
         if let Some(watch) = &*watch {
             return Ok(Arc::clone(watch));
         }
         let flags = CreateFlags::NONBLOCK | CreateFlags::CLOEXEC;
         let inotify = sys::readable_fd(inotify::init(flags)?)?;
-        let new = Arc::new(Watch { inotify, files: Mutex::default() });
+        let new = Arc::new(LogWatch { inotify, files: Mutex::default() });
         tokio::spawn(follow(Arc::clone(&new)));
         *watch = Some(Arc::clone(&new));
         Ok(new)
     }
 }
 
-impl Watch {
+impl LogWatch {
     fn add(&self, paths: &[PathBuf], machine: &Arc<dyn Machine>) -> io::Result<()> {
         let mut files = self.files.lock();
         self.forget_ended(&mut files);
         for path in paths {
             let number = inotify::add_watch(&self.inotify, path, WatchFlags::MODIFY)?;
-            files.insert(number, Kept { path: path.clone(), machine: Arc::downgrade(machine) });
+            files.insert(
+                number,
+                BoundedFile { path: path.clone(), machine: Arc::downgrade(machine) },
+            );
         }
         Ok(())
     }
 
-    fn forget_ended(&self, files: &mut HashMap<i32, Kept>) {
+    fn forget_ended(&self, files: &mut HashMap<i32, BoundedFile>) {
         files.retain(|number, kept| {
             let runs = kept.machine.strong_count() > 0;
             if !runs {
-                // The kernel has forgotten a file that is gone by itself.
+                // The kernel drops the watch of a file that is gone by itself.
                 let _forgotten = inotify::remove_watch(&self.inotify, *number);
             }
             runs
@@ -102,7 +105,7 @@ impl Watch {
         let mut space = [MaybeUninit::uninit(); EVENTS];
         let mut events = inotify::Reader::new(&self.inotify, &mut space);
         let (mut numbers, mut all, mut are_all_read) = (HashSet::new(), false, false);
-        // Who writes without end makes events without end.
+        // A machine that writes without end makes events without end.
         for _ in 0..MOST {
             let Ok(event) = events.next() else {
                 are_all_read = true;
@@ -122,7 +125,7 @@ impl Watch {
 }
 
 /// Bounds files that are written to, for the life of the daemon.
-async fn follow(watch: Arc<Watch>) {
+async fn follow(watch: Arc<LogWatch>) {
     loop {
         match watch.written().await {
             Ok(paths) => bound(paths).await,
@@ -140,6 +143,6 @@ async fn bound(paths: Vec<PathBuf>) {
             }
         }
     };
-    // A fault in there has been reported by itself.
+    // The panic hook has reported a panic in there.
     spawn_blocking(work).await.ok();
 }

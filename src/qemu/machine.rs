@@ -1,5 +1,5 @@
-//! A QEMU that runs: what is asked of it over QMP, what it reports, and how it ends. Changes of its
-//! shape while it runs are in [`live`].
+//! A running QEMU: what is asked of it over QMP, what it reports, and how it ends. Changes of its
+//! hardware while it runs are in [`live`].
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,7 @@ use super::install::Installation;
 use super::monitor::Conversation;
 use super::process::{Process, last_words};
 use super::qmp::{Qmp, QmpError};
-use super::{capture, memories, migration_stream, record, repair, snapshot};
+use super::{capture, live_snapshot, migration_stream, repair, run_record, snapshot_shapes};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
     BackendError, ExitReport, LaunchPlan, Launched, Machine, MachineEvent, MonitorAccess, RunFacts,
@@ -83,8 +83,8 @@ pub fn died(dir: &VmDir, status: String) -> BackendError {
     BackendError::QemuDied { status, stderr }
 }
 
-/// Judges an end. Only of our own children is the status known; of others a `SHUTDOWN` event, which
-/// no crash sends, has to do.
+/// Says whether QEMU ended cleanly. The exit status is known of our own children only; for others a
+/// `SHUTDOWN` event counts, which no crash sends.
 fn is_clean(status: &str, shut_down: bool) -> bool {
     status == "exit 0" || (status == "unknown" && shut_down)
 }
@@ -123,7 +123,7 @@ impl Parts {
 struct Running {
     parts: Parts,
     killed: AtomicBool,
-    /// Why it is of no use any more.
+    /// Why it cannot be used any more.
     unusable: OnceLock<BackendError>,
 }
 
@@ -150,7 +150,7 @@ impl Running {
         // Nobody may listen any more; the record is then put right all the same.
         sink.end(MachineEvent::Exited(report)).await;
         if wanted {
-            record::forget(&self.parts.dir, &self.parts.facts);
+            run_record::forget(&self.parts.dir, &self.parts.facts);
         }
     }
 
@@ -178,8 +178,8 @@ impl Running {
         died(&self.parts.dir, status.unwrap_or_else(unknown))
     }
 
-    /// Ends a machine of no use, whose end then tells why.
-    async fn spoil(&self, why: BackendError) -> BackendError {
+    /// Ends a machine that cannot be used any more; its end then reports `why`.
+    async fn end_as_unusable(&self, why: BackendError) -> BackendError {
         let why = self.unusable.get_or_init(|| why).clone();
         match self.kill().await {
             Ok(()) => why,
@@ -250,16 +250,16 @@ impl Machine for Running {
         let Parts { qmp, dir, facts, .. } = &self.parts;
         let mut ignores_shared = false;
         if let SnapshotOp::Restore(tag) = op {
-            memories::check(dir, tag, facts)?;
+            snapshot_shapes::check(dir, tag, facts)?;
             ignores_shared = migration_stream::ignores_shared(&dir.disk(), tag);
         }
-        match (snapshot::run(qmp, op, ignores_shared).await, op) {
-            (Ok(()), SnapshotOp::Take(tag)) => memories::note(dir, tag, facts).await,
+        match (live_snapshot::run(qmp, op, ignores_shared).await, op) {
+            (Ok(()), SnapshotOp::Take(tag)) => snapshot_shapes::note(dir, tag, facts).await,
             (Ok(()), _) => {}
             (Err(error @ BackendError::HalfRestored { .. }), _) => {
-                return Err(self.spoil(error).await);
+                return Err(self.end_as_unusable(error).await);
             }
-            (Err(error), _) => return Err(snapshot::cause_of(error, dir)),
+            (Err(error), _) => return Err(live_snapshot::cause_of(error, dir)),
         }
         Ok(())
     }

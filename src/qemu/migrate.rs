@@ -1,5 +1,6 @@
-//! Migration over QMP: a machine's memory and state, handed over a descriptor. What for, and what
-//! happens to the disk meanwhile, is not known here (`capture`).
+//! Migration over QMP: a machine's memory and device state, sent through a file descriptor.
+//!
+//! Not here: what it is for, and what happens to the disk meanwhile (`capture`).
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -14,35 +15,37 @@ use crate::vm::backend::BackendError;
 
 /// The name of a descriptor that is handed over for a migration.
 const FD: &str = "migration";
-/// Bytes a second: as fast as it goes.
+/// Bytes a second: no limit.
 const BANDWIDTH: u64 = 1 << 40;
-/// How long processors that run may stand still at the end of a migration, in milliseconds.
+/// How long running vCPUs may be paused at the end of a migration, in milliseconds.
 const DOWNTIME: u64 = 50;
-/// How long a migration to or from a file may take that holds devices only: some milliseconds.
+/// How long a migration of device state to or from a file may take: it needs some milliseconds.
 pub(super) const DEVICES_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long processors may stand still, at the very most, while a memory is handed over: it goes at
-/// some gigabytes a second.
+/// How long a migration with memory may take while the vCPUs are paused: it copies some gigabytes a
+/// second.
 pub(super) const MEMORY_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The stage at which all is handed over.
+/// The migration status at which everything is transferred.
 pub(super) const COMPLETED: &str = "completed";
 
-/// How memory is handed over.
+/// What a migration transfers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum How {
-    /// All of it, and the processors stop before the end, until they are told to go on.
+pub(super) enum Transfer {
+    /// All memory of a running guest. The migration pauses before the last pages until it is
+    /// continued.
     Live,
-    /// All of it.
+    /// All memory of a paused guest.
     Whole,
-    /// Only what is not in a file that both sides map: hardly anything but the devices.
-    Shared,
+    /// The device state, and memory that is not in a file that both sides map: hardly any.
+    DevicesOnly,
 }
 
 /// The capability under which memory that both sides map from a file is left out. QEMU writes into
-/// whatever it saves whether it was set, snapshots included, and loads that only while it is the same.
+/// whatever it saves whether it was set, snapshots included, and loads that only while it is the
+/// same.
 const IGNORE_SHARED: &str = "x-ignore-shared";
 
-/// Sets that capability for what is saved or loaded next.
+/// Sets that capability for the next save or load.
 ///
 /// # Errors
 /// QMP's own; `Refused` while a migration is under way.
@@ -50,7 +53,7 @@ pub(super) async fn ignore_shared(qmp: &Qmp, on: bool) -> Result<(), QmpError> {
     set(qmp, &[(IGNORE_SHARED, on)]).await
 }
 
-/// Sets every capability that a migration of ours may have set as QEMU has it when it starts.
+/// Resets every capability that a migration of ours may have set to QEMU's default.
 ///
 /// # Errors
 /// As [`ignore_shared`].
@@ -72,13 +75,13 @@ pub(super) struct Migration<'a> {
 }
 
 impl<'a> Migration<'a> {
-    /// Prepares one.
-    pub(super) async fn new(qmp: &'a Qmp, how: How) -> Result<Self, QmpError> {
+    /// Sets the capabilities and limits for one.
+    pub(super) async fn new(qmp: &'a Qmp, transfer: Transfer) -> Result<Self, QmpError> {
         let events = qmp.events();
         let capabilities = [
             ("events", true),
-            ("pause-before-switchover", how == How::Live),
-            (IGNORE_SHARED, how == How::Shared),
+            ("pause-before-switchover", transfer == Transfer::Live),
+            (IGNORE_SHARED, transfer == Transfer::DevicesOnly),
         ];
         set(qmp, &capabilities).await?;
         let limits = json!({"max-bandwidth": BANDWIDTH, "downtime-limit": DOWNTIME});
@@ -92,49 +95,49 @@ impl<'a> Migration<'a> {
         self.qmp.execute("migrate", json!({"uri": format!("fd:{FD}")})).await.map(drop)
     }
 
-    /// Begins to take in.
+    /// Begins to receive.
     pub(super) async fn receive(&self, from: &OwnedFd) -> Result<(), QmpError> {
         self.qmp.give(FD, from).await?;
         self.qmp.execute("migrate-incoming", json!({"uri": format!("fd:{FD}")})).await.map(drop)
     }
 
-    /// Goes on where processors have been stopped before the end.
-    pub(super) async fn go_on(&self) -> Result<(), QmpError> {
+    /// Continues a migration that has paused before its last pages.
+    pub(super) async fn continue_after_switchover(&self) -> Result<(), QmpError> {
         let state = json!({"state": "pre-switchover"});
         self.qmp.execute("migrate-continue", state).await.map(drop)
     }
 
-    /// Waits until it is at a stage, for so long at the most; says whether it is.
-    pub(super) async fn reaches(
+    /// Waits for a status, at most for `limit`; returns whether it was reached.
+    pub(super) async fn wait_for_up_to(
         &mut self,
-        stage: &str,
-        bound: Duration,
+        wanted: &str,
+        limit: Duration,
     ) -> Result<bool, BackendError> {
-        match timeout(bound, self.next(stage)).await {
+        match timeout(limit, self.next(wanted)).await {
             Ok(reached) => reached.map(|()| true),
             Err(_) => Ok(false),
         }
     }
 
-    /// Waits until it is at a stage that it must reach within the bound.
-    pub(super) async fn must_reach(
+    /// Waits for a status that must be reached within `limit`.
+    pub(super) async fn wait_for(
         &mut self,
-        stage: &str,
-        bound: Duration,
+        wanted: &str,
+        limit: Duration,
     ) -> Result<(), BackendError> {
-        if self.reaches(stage, bound).await? {
+        if self.wait_for_up_to(wanted, limit).await? {
             return Ok(());
         }
-        let (command, seconds) = ("migrate".to_owned(), bound.as_secs());
+        let (command, seconds) = ("migrate".to_owned(), limit.as_secs());
         Err(BackendError::QmpTimeout { command, seconds })
     }
 
-    /// Ends one that is completed: QEMU has the capabilities that it had before.
+    /// Resets the capabilities after a completed migration.
     pub(super) async fn end(self) -> Result<(), QmpError> {
         reset(self.qmp).await
     }
 
-    async fn next(&mut self, stage: &str) -> Result<(), BackendError> {
+    async fn next(&mut self, wanted: &str) -> Result<(), BackendError> {
         loop {
             let event = tokio::select! {
                 biased;
@@ -144,12 +147,12 @@ impl<'a> Migration<'a> {
             let status = match event {
                 Ok(event) if event.name == "MIGRATION" => event.data["status"].clone(),
                 Ok(_) => continue,
-                // Among those that were lost may have been the one.
+                // The awaited status may be among the events that were lost.
                 Err(RecvError::Lagged(_)) => self.query().await["status"].clone(),
                 Err(RecvError::Closed) => return Err(QmpError::Closed.into()),
             };
             match status.as_str().unwrap_or_default() {
-                reached if reached == stage => return Ok(()),
+                reached if reached == wanted => return Ok(()),
                 "failed" | "cancelled" => return Err(self.failure().await),
                 _ => {}
             }

@@ -1,7 +1,7 @@
-//! What QEMU notes at the start of a saved memory: of a snapshot, before it is loaded.
+//! The start of QEMU's migration stream, as a snapshot's memory holds it: read before it is loaded.
 //!
-//! The format is that of QEMU's migration stream (its `docs/devel/migration`). It begins with a section
-//! on the configuration; nothing behind that is read here.
+//! QEMU's `docs/devel/migration` describes the format. The stream begins with a configuration
+//! section; nothing behind it is read here.
 
 use std::path::Path;
 
@@ -22,13 +22,13 @@ const PAGE_BITS: (&[u8], usize) = (b"configuration/target-page-bits", 4);
 const IGNORE_SHARED: &[u8] = b"x-ignore-shared";
 
 /// Says whether a snapshot's memory was saved with the capability `x-ignore-shared` set: QEMU then
-/// loads it only if it is set again. A memory that cannot be read is not said to be.
+/// loads it only if it is set again. Returns false for a memory that cannot be read.
 pub(super) fn ignores_shared(disk: &Path, tag: &str) -> bool {
     let start = vmstate::start_of(disk, tag, LENGTH).unwrap_or_default();
     capabilities(&start).unwrap_or_default().contains(&IGNORE_SHARED)
 }
 
-/// Returns the capabilities in the first bytes of a stream; `None` if it does not tell.
+/// Returns the capabilities in the first bytes of a stream; `None` if it does not list them.
 fn capabilities(start: &[u8]) -> Option<Vec<&[u8]>> {
     let mut stream = Stream(start);
     if stream.take(MAGIC.len())? != MAGIC || stream.byte()? != CONFIGURATION {

@@ -1,14 +1,15 @@
 //! QEMU as the hypervisor: [`Qemu`] implements `vm::backend::Hypervisor`.
 //!
 //! - [`cmdline`]: a launch as arguments. [`launch`]: starting it. [`machine`]: what then runs.
-//! - [`qmp`], [`connect`]: talking to it; [`monitor`]: users' own conversations. [`process`], [`record`]: holding on to it.
+//! - [`qmp`], [`connect`]: talking to it; [`monitor`]: users' own conversations. [`process`],
+//!   [`record`]: holding on to it.
 //! - `capture`, `migrate`: a machine's memory as a file, and going on from it.
 //! - [`adopt`]: finding it again after a restart of the daemon.
 //! - [`snapshot`], [`rename`]: points in a VM's past; [`memories`]: of which machines.
 //!   `migration_stream`: what QEMU notes in a saved memory. [`repair`]: what was cut short.
 //! - `logs`: what QEMU writes to without end.
-//! - [`accel`], [`proof`]: KVM or TCG. [`install`]: the program itself. `vm_disk`: a VM's disk. [`memory`]: what
-//!   they take, and what there is.
+//! - [`accel`], [`proof`]: KVM or TCG. [`install`]: the program itself. `vm_disk`: a VM's disk.
+//!   [`memory`]: what they take, and what there is.
 //!
 //! Not here: when a machine is started or stopped (`vm::state`), and what is inside the guest.
 
@@ -18,27 +19,27 @@ mod capture;
 pub mod cmdline;
 pub mod connect;
 mod events;
+pub mod host_memory;
 pub mod install;
+pub mod kvm_probe;
 pub mod launch;
+mod live_snapshot;
 mod logs;
 pub mod machine;
-mod memories;
-pub mod memory;
 mod migrate;
 mod migration_stream;
 pub mod monitor;
 pub mod process;
-pub mod proof;
 pub mod qmp;
-pub mod record;
 mod rename;
 mod repair;
-mod sealed;
-mod silent;
-mod snapshot;
+pub mod run_record;
+mod snapshot_shapes;
+mod template_memfd;
 #[cfg(test)]
 #[cfg(feature = "qemu_tests")]
 mod tests;
+mod unresponsive;
 mod vm_disk;
 
 use std::path::{Path, PathBuf};
@@ -62,16 +63,16 @@ use crate::vm::spec::{AccelChoice, VmSpec};
 use crate::vm::warm::{Memory, Shape};
 use accel::Chooser;
 use install::Installation;
-use logs::Logs;
-use sealed::Sealed;
+use logs::LogLimiter;
+use template_memfd::TemplateMemfd;
 
 /// The QEMU of this host.
 #[derive(Debug)]
 pub struct Qemu {
     chooser: Chooser,
     installation: OnceCell<Installation>,
-    sealed: Sealed,
-    logs: Logs,
+    sealed: TemplateMemfd,
+    logs: LogLimiter,
 }
 
 impl Qemu {
@@ -79,7 +80,12 @@ impl Qemu {
     /// whether KVM works. Nothing is run yet.
     pub fn new(layout: Layout, images: Arc<dyn Images>) -> Self {
         let (chooser, installation) = (Chooser::new(layout, images), OnceCell::new());
-        Self { chooser, installation, sealed: Sealed::default(), logs: Logs::default() }
+        Self {
+            chooser,
+            installation,
+            sealed: TemplateMemfd::default(),
+            logs: LogLimiter::default(),
+        }
     }
 
     /// Returns what is installed, asked once. A failure is not remembered: the program may be
@@ -112,11 +118,11 @@ impl Hypervisor for Qemu {
     }
 
     fn memory_available(&self) -> u64 {
-        memory::available()
+        host_memory::available()
     }
 
     fn memory_overhead(&self, spec: &VmSpec) -> u64 {
-        memory::overhead(spec.memory, spec.cpus, self.chooser.likely(spec.accel))
+        host_memory::overhead(spec.memory, spec.cpus, self.chooser.likely(spec.accel))
     }
 
     fn memory_taken(&self, facts: &RunFacts, ram: Ram) -> u64 {
@@ -137,7 +143,7 @@ impl Hypervisor for Qemu {
     }
 
     fn saved_hardware(&self, dir: &Path, tag: &str) -> Option<Hardware> {
-        memories::hardware_of(&VmDir(dir.to_owned()), tag)
+        snapshot_shapes::hardware_of(&VmDir(dir.to_owned()), tag)
     }
 
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched, BackendError> {
@@ -190,6 +196,6 @@ impl Hypervisor for Qemu {
         dir: PathBuf,
         uuid: Uuid,
     ) -> Result<Arc<dyn SilentMachine>, BackendError> {
-        Ok(Arc::new(silent::find(VmDir(dir), uuid)?))
+        Ok(Arc::new(unresponsive::find(VmDir(dir), uuid)?))
     }
 }

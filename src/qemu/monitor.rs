@@ -96,7 +96,7 @@ impl Conversation {
             Ok(command) if command.is_handshake() => self.talk.shake_hands(&command),
             Ok(command) => {
                 self.talk.inner.lock().ahead += 1;
-                // The sender ends with the connection, which the talk is told of by itself.
+                // The sender ends with the connection, whose end the talk sees by itself.
                 drop(self.commands.send(command));
             }
             Err(text) => self.talk.refuse("GenericError", &text, None),

@@ -64,7 +64,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Takes hold of a running process.
+    /// Opens a running process.
     ///
     /// # Errors
     /// `NotFound` or `ESRCH` if there is none with this number.
@@ -72,7 +72,7 @@ impl Process {
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
         let raw = raw.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
         let pidfd = pidfd_open(raw, PidfdFlags::empty())?;
-        // Read after the pidfd is held: a process that ended in between has no start time, and
+        // Read after the pidfd is open: a process that ended in between has no start time, and
         // a child of ours keeps its number until we reap it.
         let start = start_even_if_ended(pid)?;
         Ok(Self { pid, start, pidfd: sys::readable_fd(pidfd)? })
@@ -115,8 +115,9 @@ fn describe(status: &WaitIdStatus) -> String {
         .map_or_else(|| format!("signal {number}"), |(_, name)| format!("signal {name}"))
 }
 
-/// Starts `program` in the VM's directory, with a file that it gets open under the same number: a session of its own, no stdin, stdout and stderr at
-/// the end of the log, files for the owner alone, no core files (they would hold guest memory).
+/// Starts `program` in the VM's directory: in a session of its own, without stdin, with stdout and
+/// stderr appended to the log, creating files for the owner alone and no core files (they would
+/// hold guest memory). It inherits `file` under the same descriptor.
 ///
 /// # Errors
 /// `NotFound` if the program is not installed, and what opening the log answers.
@@ -225,7 +226,7 @@ pub fn start_time(pid: u32) -> io::Result<u64> {
 }
 
 /// Returns the start time also of a process that has ended and is not reaped yet: a child that
-/// ended at once has a status to tell.
+/// ended at once has a status.
 fn start_even_if_ended(pid: u32) -> io::Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     parse_start_time(&stat).ok_or_else(|| io::ErrorKind::InvalidData.into())

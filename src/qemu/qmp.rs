@@ -44,13 +44,13 @@ pub enum QmpError {
         /// QEMU's description.
         text: String,
     },
-    /// QEMU did not answer within the bound.
+    /// QEMU did not answer in time.
     #[error("QEMU did not answer {command} in time")]
     Timeout {
         /// The command, or `greeting`.
         command: String,
-        /// The bound.
-        bound: Duration,
+        /// How long was waited.
+        limit: Duration,
     },
     /// The connection is gone, and so is QEMU most likely.
     #[error("the QMP connection is closed")]
@@ -61,8 +61,8 @@ impl From<QmpError> for BackendError {
     fn from(error: QmpError) -> Self {
         match error {
             QmpError::Refused { command, text } => Self::QmpRefused { command, text },
-            QmpError::Timeout { command, bound } => {
-                Self::QmpTimeout { command, seconds: bound.as_secs() }
+            QmpError::Timeout { command, limit } => {
+                Self::QmpTimeout { command, seconds: limit.as_secs() }
             }
             QmpError::Closed => Self::QemuDied {
                 status: "unknown".to_owned(),
@@ -158,30 +158,30 @@ impl Qmp {
     /// order of arrival; it must not wait.
     ///
     /// # Errors
-    /// [`QmpError::Timeout`] if the greeting takes longer than `bound`: QEMU hangs, or has another
+    /// [`QmpError::Timeout`] if the greeting takes longer than `limit`: QEMU hangs, or has another
     /// QMP client.
     pub async fn open(
         stream: UnixStream,
-        bound: Duration,
+        limit: Duration,
         mut on_event: impl FnMut(Event) + Send + 'static,
     ) -> Result<Self, QmpError> {
         let (reader, writer) = stream.into_split();
         let mut reader = BufReader::new(reader);
-        let (version, greeting) = timeout(bound, greeting(&mut reader))
+        let (version, greeting) = timeout(limit, greeting(&mut reader))
             .await
-            .map_err(|_| timed_out("greeting", bound))??;
+            .map_err(|_| timed_out("greeting", limit))??;
         let pending = Pending::new(Mutex::new(Some(HashMap::new())));
         let talks = Talks::default();
         let (closing, closed) = watch::channel(false);
         let ends = (Arc::clone(&pending), Arc::clone(&talks), closing);
         let events = broadcast::Sender::new(EVENTS);
-        let told = events.clone();
-        let tell = move |event: Event| {
+        let sender = events.clone();
+        let emit = move |event: Event| {
             // Nobody listens most of the time.
-            let _listeners = told.send(event.clone());
+            let _listeners = sender.send(event.clone());
             on_event(event);
         };
-        tokio::spawn(serve(reader, ends, tell));
+        tokio::spawn(serve(reader, ends, emit));
         let qmp = Self {
             version,
             greeting: greeting.into(),
@@ -283,7 +283,7 @@ impl Qmp {
         self.execute_within(command, arguments, COMMAND_TIMEOUT).await
     }
 
-    /// Runs a command with a bound of its own.
+    /// Runs a command with a timeout of its own.
     ///
     /// # Errors
     /// As [`Qmp::execute`].
@@ -291,16 +291,16 @@ impl Qmp {
         &self,
         command: &str,
         arguments: Value,
-        bound: Duration,
+        limit: Duration,
     ) -> Result<Value, QmpError> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let result = timeout(bound, self.exchange(id, command, arguments)).await;
+        let result = timeout(limit, self.exchange(id, command, arguments)).await;
         if result.is_err()
             && let Some(pending) = self.pending.lock().as_mut()
         {
             pending.remove(&id);
         }
-        match result.map_err(|_| timed_out(command, bound))?? {
+        match result.map_err(|_| timed_out(command, limit))?? {
             Ok(value) => Ok(value),
             Err(text) => Err(QmpError::Refused { command: command.to_owned(), text }),
         }
@@ -325,9 +325,9 @@ impl Qmp {
         Ok(())
     }
 
-    /// Writes one line. A caller that gives up cannot cut it short and so spoil the next one: ours
-    /// are far smaller than the socket's buffer, which takes them whole, and conversations do not
-    /// give up.
+    /// Writes one line. A caller that is cancelled cannot leave half a line: our lines are far
+    /// smaller than the socket's buffer, which takes them whole, and conversations are not
+    /// cancelled.
     async fn send(&self, line: Vec<u8>) -> Result<(), QmpError> {
         let mut writer = self.writer.lock().await;
         writer.write_all(&line).await.map_err(|_| QmpError::Closed)
@@ -350,11 +350,11 @@ fn send_fd(stream: &UnixStream, line: &[u8], fd: &OwnedFd) -> io::Result<usize> 
     Ok(sent)
 }
 
-fn timed_out(command: &str, bound: Duration) -> QmpError {
-    QmpError::Timeout { command: command.to_owned(), bound }
+fn timed_out(command: &str, limit: Duration) -> QmpError {
+    QmpError::Timeout { command: command.to_owned(), limit }
 }
 
-/// Returns QEMU's version, and the line that tells it.
+/// Returns QEMU's version, and the line that has it.
 async fn greeting(reader: &mut BufReader<OwnedReadHalf>) -> Result<(String, Vec<u8>), QmpError> {
     loop {
         let line = read_line(reader).await.ok_or(QmpError::Closed)?;

@@ -2,7 +2,7 @@
 //! store whose path is too long for a socket's address.
 
 mod adoption;
-mod proof;
+mod kvm_probe;
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -18,8 +18,8 @@ use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use super::process::Process;
-use super::record::Record;
-use super::{Qemu, record};
+use super::run_record::RunRecord;
+use super::{Qemu, run_record};
 use crate::store::file;
 use crate::store::layout::{Layout, VmDir};
 use crate::vm::backend::{
@@ -42,7 +42,7 @@ const WRITER: &[u8] = &[
 /// Its address packet, at offset 0x30: 64 sectors from 1000:0000 to sector 2048.
 const PACKET: &[u8] = &[0x10, 0, 64, 0, 0, 0, 0, 0x10, 0, 8, 0, 0, 0, 0, 0, 0];
 /// Longer than anything here takes, also on a machine that is busy with other tests.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// One VM in a store of its own. No QEMU of it outlives this value.
 struct Vm {
@@ -221,7 +221,7 @@ impl Images for OneKernel {
 }
 
 async fn next(events: &mut mpsc::Receiver<MachineEvent>) -> MachineEvent {
-    let event = timeout(PATIENCE, events.recv()).await;
+    let event = timeout(TIMEOUT, events.recv()).await;
     event.expect("no event in time").expect("no more events")
 }
 
@@ -234,14 +234,14 @@ async fn until(events: &mut mpsc::Receiver<MachineEvent>, wanted: &MachineEvent)
 async fn end(events: &mut mpsc::Receiver<MachineEvent>) -> crate::vm::backend::ExitReport {
     loop {
         if let MachineEvent::Exited(report) = next(events).await {
-            assert_eq!(timeout(PATIENCE, events.recv()).await.unwrap(), None);
+            assert_eq!(timeout(TIMEOUT, events.recv()).await.unwrap(), None);
             return report;
         }
     }
 }
 
-fn record_of(vm: &Vm) -> Record {
-    record::read(&vm.dir).unwrap().unwrap()
+fn record_of(vm: &Vm) -> RunRecord {
+    run_record::read(&vm.dir).unwrap().unwrap()
 }
 
 #[tokio::test]
@@ -323,7 +323,7 @@ async fn a_machine_that_qemu_does_not_know_is_named() {
 }
 
 #[tokio::test]
-async fn a_qemu_that_does_not_greet_is_ended_after_the_bound() {
+async fn a_qemu_that_does_not_greet_is_ended_after_the_timeout() {
     let mut vm = Vm::paused();
     let waits = "socket,id=x,path=never,server=on,wait=on";
     vm.plan.spec.qemu_args = vec!["-chardev".into(), waits.into()];
@@ -348,7 +348,7 @@ async fn a_killed_qemu_is_noticed_and_remembered() {
 }
 
 #[tokio::test]
-async fn a_qemu_that_hangs_is_killed_within_the_bounds() {
+async fn a_qemu_that_hangs_is_killed_within_the_timeouts() {
     let vm = Vm::paused();
     let Launched { machine, mut events, .. } = vm.launch().await;
     let process = Process::of(machine.facts().pid).unwrap();
@@ -389,7 +389,7 @@ async fn a_launch_that_is_given_up_leaves_no_qemu() {
             sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(PATIENCE, vanishes).await.unwrap();
+    timeout(TIMEOUT, vanishes).await.unwrap();
 }
 
 /// A mounted tmpfs, which goes with this value.

@@ -330,7 +330,7 @@ fn a_clone_maps_a_templates_memory_and_waits_for_its_state() {
     assert_eq!(fields(&own), [path, json!(false), json!(true), json!("off")]);
     assert_eq!(of(&plan, None, "-incoming"), "defer");
     let args = arguments(&plan, &facts(Seed::FwCfg)).unwrap();
-    assert!(!args.contains(&"-S".into()), "its processors are stopped as they were frozen");
+    assert!(!args.contains(&"-S".into()), "its vCPUs are paused as they were captured");
     let disk: Value = serde_json::from_str(&of(&plan, None, "-blockdev")).unwrap();
     assert_eq!(disk["backing"]["file"]["filename"], "/store/warm/disk.qcow2");
     assert_eq!(disk["backing"]["backing"]["driver"], "raw");

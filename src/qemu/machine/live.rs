@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::Running;
 use crate::qemu::cmdline::{self, DISC_NODES, DISK_NODE, DRIVE_ID, NET_ID};
-use crate::qemu::{connect, record};
+use crate::qemu::{connect, run_record};
 use crate::vm::backend::{BackendError, RunFacts};
 use crate::vm::driver::off_thread;
 use crate::vm::live::InForce;
@@ -118,11 +118,11 @@ impl Running {
     pub(super) async fn record(&self, in_force: &InForce) -> Result<(), BackendError> {
         let in_force = Some(in_force.clone());
         let facts = RunFacts { in_force, ..self.parts.facts.clone() };
-        record::write(&self.parts.dir, &facts).await
+        run_record::write(&self.parts.dir, &facts).await
     }
 }
 
-/// Says why QEMU could not open a port, which it does not tell: the same is tried here.
+/// Finds out why QEMU could not open a port, which it does not say: the same is tried here.
 pub fn port_refused(forward: &Forward) -> BackendError {
     let at = (forward.address, forward.host);
     let tried = match forward.protocol {

@@ -105,14 +105,14 @@ async fn a_closed_connection_fails_what_waits_and_what_comes_later() {
 }
 
 #[tokio::test]
-async fn a_silent_qemu_is_given_up_after_the_bound() {
+async fn a_silent_qemu_is_given_up_after_the_timeout() {
     let (near, _far) = UnixStream::pair().unwrap();
-    let bound = Duration::from_millis(20);
-    let error = Qmp::open(near, bound, |_| ()).await.unwrap_err();
-    assert_eq!(error, timed_out("greeting", bound));
+    let limit = Duration::from_millis(20);
+    let error = Qmp::open(near, limit, |_| ()).await.unwrap_err();
+    assert_eq!(error, timed_out("greeting", limit));
     let (qmp, _far, _events) = connected().await;
-    let bound = Duration::from_millis(20);
-    let error = qmp.execute_within("stop", json!({}), bound).await;
-    assert_eq!(error.unwrap_err(), timed_out("stop", bound));
+    let limit = Duration::from_millis(20);
+    let error = qmp.execute_within("stop", json!({}), limit).await;
+    assert_eq!(error.unwrap_err(), timed_out("stop", limit));
     assert!(qmp.pending.lock().as_ref().unwrap().is_empty());
 }

@@ -64,7 +64,7 @@ fn what_does_not_agree_is_left_alone() {
     assert!(matches!(other, Adoption::Unclear(_)), "{other:?}");
     let mut lie = truth.clone();
     lie.facts.pid_start += 1;
-    for lie in [lie, Record { boot_id: "another".into(), ..truth.clone() }] {
+    for lie in [lie, RunRecord { boot_id: "another".into(), ..truth.clone() }] {
         file::replace_json(&vm.dir.run(), &lie).unwrap();
         let adoption = run(vm.adopt());
         assert!(matches!(adoption, Adoption::Unclear(_)), "{adoption:?}");
@@ -80,7 +80,7 @@ fn what_does_not_agree_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_qemu_with_another_client_is_unclear_after_the_bound() {
+async fn a_qemu_with_another_client_is_unclear_after_the_timeout() {
     let vm = Vm::paused();
     let launched = vm.launch().await;
     let adoption = vm.adopt().await;
@@ -100,7 +100,7 @@ fn an_end_while_nobody_watched_and_a_restart_of_the_host_are_told_apart() {
             panic!("a dead QEMU was adopted");
         };
         assert!(reason.contains("no daemon watched"), "{reason}");
-        let earlier = Record { boot_id: "another".into(), ..record_of(&vm) };
+        let earlier = RunRecord { boot_id: "another".into(), ..record_of(&vm) };
         file::replace_json(&vm.dir.run(), &earlier).unwrap();
         let Adoption::Ended(reason) = vm.adopt().await else {
             panic!("a dead QEMU was adopted");
@@ -120,14 +120,14 @@ fn only_what_is_surely_the_vms_is_ended_without_an_answer() {
     let mut other = truth.clone();
     (other.facts.pid, other.facts.pid_start) = (std::process::id(), 0);
     other.facts.pid_start = crate::qemu::process::start_time(std::process::id()).unwrap();
-    for lie in [later, other, Record { boot_id: "another".into(), ..truth.clone() }] {
+    for lie in [later, other, RunRecord { boot_id: "another".into(), ..truth.clone() }] {
         file::replace_json(&vm.dir.run(), &lie).unwrap();
-        let told = silent(vm.plan.uuid).to_string();
-        assert!(told.contains(&format!("pid {} is not surely", lie.facts.pid)), "{told}");
+        let text = silent(vm.plan.uuid).to_string();
+        assert!(text.contains(&format!("pid {} is not surely", lie.facts.pid)), "{text}");
     }
     fs::write(vm.dir.run(), "{").unwrap();
-    let told = silent(vm.plan.uuid).to_string();
-    assert!(told.contains("run.json is damaged") && told.contains("pgrep -af"), "{told}");
+    let text = silent(vm.plan.uuid).to_string();
+    assert!(text.contains("run.json is damaged") && text.contains("pgrep -af"), "{text}");
     assert_eq!(vm.processes(), [pid]);
     file::replace_json(&vm.dir.run(), &truth).unwrap();
     run(async {

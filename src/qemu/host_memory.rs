@@ -9,8 +9,8 @@ use super::cmdline;
 use crate::sys;
 use crate::vm::backend::AccelKind;
 
-/// What a QEMU of this command line has for itself, measured at 26 MiB after a boot and 31 MiB after
-/// minutes of load on four processors and a snapshot, those processors included.
+/// What a QEMU of this command line has for itself, measured at 26 MiB after a boot and 31 MiB
+/// after minutes of load on four processors and a snapshot, those processors included.
 const QEMU: u64 = 32 << 20;
 /// What each processor adds: a thread, and under TCG its table of translated addresses.
 const PROCESSOR: u64 = 2 << 20;
@@ -37,8 +37,8 @@ pub fn available() -> u64 {
     limits.fold(sys::memory("MemAvailable"), u64::min)
 }
 
-/// How a version of control groups tells of memory.
-struct Files {
+/// Where a version of cgroups has the numbers.
+struct CgroupFiles {
     /// The directory of its hierarchy.
     root: &'static str,
     limit: &'static str,
@@ -47,14 +47,14 @@ struct Files {
     cache: &'static str,
 }
 
-const VERSION_1: Files = Files {
+const VERSION_1: CgroupFiles = CgroupFiles {
     root: "memory",
     limit: "memory.limit_in_bytes",
     usage: "memory.usage_in_bytes",
     cache: "total_inactive_file",
 };
-const VERSION_2: Files =
-    Files { root: "", limit: "memory.max", usage: "memory.current", cache: "inactive_file" };
+const VERSION_2: CgroupFiles =
+    CgroupFiles { root: "", limit: "memory.max", usage: "memory.current", cache: "inactive_file" };
 
 /// Reads what a line of `/proc/PID/cgroup` (`0::/user.slice`, `4:memory:/x`) leaves: in the group
 /// itself and in all above it. `None` where nothing limits memory.
@@ -72,7 +72,7 @@ fn room_in(line: &str, mount: &Path) -> Option<u64> {
     above.filter_map(|dir| room(dir, &files)).min()
 }
 
-fn room(dir: &Path, files: &Files) -> Option<u64> {
+fn room(dir: &Path, files: &CgroupFiles) -> Option<u64> {
     let read = |name: &str| fs::read_to_string(dir.join(name)).ok();
     // `max`, as no number, is no limit.
     let limit: u64 = read(files.limit)?.trim().parse().ok()?;
@@ -86,7 +86,7 @@ fn room(dir: &Path, files: &Files) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn group(dir: &Path, files: &Files, limit: &str, usage: u64, cache: u64) {
+    fn group(dir: &Path, files: &CgroupFiles, limit: &str, usage: u64, cache: u64) {
         fs::create_dir_all(dir).unwrap();
         fs::write(dir.join(files.limit), format!("{limit}\n")).unwrap();
         fs::write(dir.join(files.usage), format!("{usage}\n")).unwrap();

@@ -1,4 +1,4 @@
-//! `run.json`: what is written down about a running QEMU, so that a later daemon can adopt it.
+//! `run.json`: the facts about a running QEMU, so that a later daemon can adopt it.
 
 use std::io;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::vm::backend::{BackendError, RunFacts};
 
 /// The facts, and the host's boot in which they held.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
+pub struct RunRecord {
     /// The host's boot: process numbers and start times mean nothing in another one.
     pub boot_id: String,
     /// What is known about QEMU.
@@ -20,7 +20,7 @@ pub struct Record {
     pub facts: RunFacts,
 }
 
-impl Record {
+impl RunRecord {
     /// Says whether it is of the host's current boot; `None` if that cannot be told.
     pub fn is_of_this_boot(&self) -> Option<bool> {
         Some(self.boot_id == boot_id().ok()?)
@@ -42,7 +42,7 @@ pub async fn write(dir: &VmDir, facts: &RunFacts) -> Result<(), BackendError> {
     let what = path.display().to_string();
     let write = move || {
         let boot_id = boot_id()?;
-        file::replace_json(&path, &Record { boot_id, facts })
+        file::replace_json(&path, &RunRecord { boot_id, facts })
     };
     let written = tokio::task::spawn_blocking(write).await;
     let written = written.unwrap_or_else(|e| Err(io::Error::other(e)));
@@ -50,7 +50,7 @@ pub async fn write(dir: &VmDir, facts: &RunFacts) -> Result<(), BackendError> {
 }
 
 /// Reads the record: `None` if there is none, and an error's text if it is damaged.
-pub fn read(dir: &VmDir) -> Result<Option<Record>, String> {
+pub fn read(dir: &VmDir) -> Result<Option<RunRecord>, String> {
     match file::read_json(&dir.run()) {
         Ok(record) => Ok(Some(record)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -58,10 +58,10 @@ pub fn read(dir: &VmDir) -> Result<Option<Record>, String> {
     }
 }
 
-/// Removes the record if it is that of `facts`: there is nothing left to tell. A later launch may
-/// have written its own already.
+/// Removes the record if it is that of `facts`, after a clean end. A later launch may have written
+/// its own already.
 pub fn forget(dir: &VmDir, facts: &RunFacts) {
-    let is_it = |r: &Record| (r.facts.pid, r.facts.pid_start) == (facts.pid, facts.pid_start);
+    let is_it = |r: &RunRecord| (r.facts.pid, r.facts.pid_start) == (facts.pid, facts.pid_start);
     if read(dir).is_ok_and(|r| r.as_ref().is_some_and(is_it)) {
         remove_if_there(&dir.run());
     }

@@ -1,4 +1,6 @@
-//! Booting a Linux kernel under KVM, to see whether that works: the proof behind `accel`.
+//! Probes KVM by booting a Linux kernel under it.
+//!
+//! Not here: when that is done, and what follows from the result (`accel`).
 
 use std::path::Path;
 use std::process::Stdio;
@@ -11,12 +13,12 @@ use tokio::time::timeout;
 
 use super::install::PROGRAM;
 use super::process::strip_program;
-use crate::sys;
+use crate::{programs, sys};
 
 /// How long a kernel may take to its first line: some 0.3 s are to be expected on hardware, perhaps
 /// 1 s nested in another hypervisor. A KVM that needs longer gains little over TCG, which was
 /// measured to take 2.4 s on two slow processors.
-const DEADLINE: Duration = Duration::from_secs(2);
+const BOOT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a QEMU that failed may take to vanish.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// What a kernel's first line holds. Without `earlyprintk` it appears when the console does: by
@@ -24,14 +26,14 @@ const END_TIMEOUT: Duration = Duration::from_secs(1);
 const MARKER: &[u8] = b"Linux version";
 /// The most output looked at: the firmware says little before the kernel.
 const OUTPUT_LIMIT: usize = 64 << 10;
-/// Processors to try under KVM, best first: what the host has; the same without the register that
+/// CPU models to try under KVM, best first: what the host has; the same without the register that
 /// makes QEMU abort where the host's KVM does not know it; a plain one that every host can be.
-const LADDER: &[&str] = &["host", "host,-arch-capabilities", "qemu64"];
+const CPU_MODELS: &[&str] = &["host", "host,-arch-capabilities", "qemu64"];
 
 /// Whether KVM runs a Linux guest here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub enum ProbeResult {
     /// It does, with this processor.
     Works {
         /// QEMU's `-cpu`.
@@ -44,12 +46,12 @@ pub enum Verdict {
     },
 }
 
-/// How a try went.
+/// What came of an attempt to boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Try {
+pub(super) enum BootAttempt {
     /// The kernel printed its first line.
     Booted,
-    /// Nothing came before the deadline.
+    /// The kernel printed nothing in time.
     Silent,
     /// QEMU ended, with this last line.
     Died(String),
@@ -57,38 +59,40 @@ pub(super) enum Try {
 
 /// Boots `kernel` under KVM. Another processor model is tried where QEMU died of one; it does
 /// not make a slow KVM fast.
-pub async fn prove(kernel: &Path) -> Verdict {
+pub async fn probe(kernel: &Path) -> ProbeResult {
     let mut reason = String::new();
-    for cpu in LADDER {
-        match boot("kvm", cpu, kernel, DEADLINE).await {
-            Try::Booted => {
-                return Verdict::Works { cpu: (*cpu).to_owned() };
+    for cpu in CPU_MODELS {
+        match boot("kvm", cpu, kernel, BOOT_TIMEOUT).await {
+            BootAttempt::Booted => {
+                return ProbeResult::Works { cpu: (*cpu).to_owned() };
             }
-            Try::Silent => {
-                let seconds = DEADLINE.as_secs();
+            BootAttempt::Silent => {
+                let seconds = BOOT_TIMEOUT.as_secs();
                 reason = format!("under KVM a Linux kernel printed nothing within {seconds} s");
                 break;
             }
-            Try::Died(line) => reason = format!("KVM does not work with -cpu {cpu}: {line}"),
+            BootAttempt::Died(line) => {
+                reason = format!("KVM does not work with -cpu {cpu}: {line}");
+            }
         }
     }
-    Verdict::Fails { reason }
+    ProbeResult::Fails { reason }
 }
 
 /// Boots `kernel` as far as its first line.
-pub(super) async fn boot(accel: &str, cpu: &str, kernel: &Path, deadline: Duration) -> Try {
+pub(super) async fn boot(accel: &str, cpu: &str, kernel: &Path, deadline: Duration) -> BootAttempt {
     let mut child = match command(accel, cpu, kernel).spawn() {
         Ok(child) => child,
-        Err(error) => return Try::Died(error.to_string()),
+        Err(error) => return BootAttempt::Died(error.to_string()),
     };
     let booted = match child.stdout.take() {
         Some(output) => timeout(deadline, finds_marker(output)).await,
         None => Ok(false),
     };
     let end = match booted {
-        Ok(true) => Try::Booted,
-        Err(_) => Try::Silent,
-        Ok(false) => Try::Died(last_line(&mut child).await),
+        Ok(true) => BootAttempt::Booted,
+        Err(_) => BootAttempt::Silent,
+        Ok(false) => BootAttempt::Died(last_line(&mut child).await),
     };
     // One that does not go is killed again and reaped by the runtime when it is dropped.
     timeout(END_TIMEOUT, child.kill()).await.ok();
@@ -130,12 +134,11 @@ async fn last_line(child: &mut Child) -> String {
     let mut text = Vec::new();
     if let Some(stderr) = child.stderr.take() {
         let mut stderr = stderr.take(OUTPUT_LIMIT as u64);
-        // What has been read by the deadline is what there is to tell.
+        // What has been read by then is reported.
         timeout(END_TIMEOUT, stderr.read_to_end(&mut text)).await.ok();
     }
-    let text = String::from_utf8_lossy(&text);
-    let line = text.lines().rev().find(|l| !l.trim().is_empty());
-    strip_program(line.unwrap_or("QEMU gave no reason")).to_owned()
+    let line = programs::last_line(&text);
+    strip_program(line.as_deref().unwrap_or("QEMU gave no reason")).to_owned()
 }
 
 #[cfg(test)]

@@ -27,20 +27,21 @@ fn printer(text: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_kernel_that_speaks_is_told_from_a_silent_one_and_from_none() {
-    use crate::qemu::proof::{Try, boot};
+async fn a_kernel_that_prints_a_silent_one_and_none_are_told_apart() {
+    use crate::qemu::kvm_probe::{BootAttempt, boot};
     let dir = tempfile::tempdir().unwrap();
     let kernel = dir.path().join("kernel");
     write_kernel(&kernel, &printer(b"[    0.000000] Linux version 6.1\r\n"));
-    assert_eq!(boot("tcg", "max", &kernel, PATIENCE).await, Try::Booted);
+    assert_eq!(boot("tcg", "max", &kernel, TIMEOUT).await, BootAttempt::Booted);
     write_kernel(&kernel, IDLE);
     let soon = Duration::from_millis(500);
-    assert_eq!(boot("tcg", "max", &kernel, soon).await, Try::Silent);
-    let Try::Died(line) = boot("tcg", "max", &dir.path().join("none"), PATIENCE).await else {
+    assert_eq!(boot("tcg", "max", &kernel, soon).await, BootAttempt::Silent);
+    let BootAttempt::Died(line) = boot("tcg", "max", &dir.path().join("none"), TIMEOUT).await
+    else {
         panic!("a kernel that is not there has booted");
     };
     assert!(line.contains("could not load kernel") || line.contains("none"), "{line}");
-    let Try::Died(line) = boot("nonsense", "max", &kernel, PATIENCE).await else {
+    let BootAttempt::Died(line) = boot("nonsense", "max", &kernel, TIMEOUT).await else {
         panic!("an accelerator that is not there was used");
     };
     assert!(line.contains("nonsense"), "{line}");
@@ -66,7 +67,7 @@ async fn the_verdict_on_kvm_is_the_same_for_all_and_kept() {
 }
 
 #[tokio::test]
-async fn a_proof_that_cannot_be_tried_is_no_verdict() {
+async fn a_probe_that_cannot_be_tried_has_no_result() {
     let store = tempfile::tempdir().unwrap();
     let layout = Layout::new(store.path());
     let qemu = Qemu::new(layout.clone(), Arc::new(OneKernel(None)));

@@ -1,7 +1,8 @@
-//! Of which machine the memory in each snapshot is: `memories.json`, beside the disk.
+//! The hardware on which the memory in each snapshot was saved: `memories.json`, beside the disk.
 //!
-//! QEMU takes a memory in only after it has put the disk back and thrown its own memory away, so what
-//! does not fit must be known before. Snapshots made by others are not listed here, and tried.
+//! QEMU loads a snapshot's memory only after it has restored the disk and given up its own memory,
+//! so a memory that does not fit must be refused before. Snapshots made by other programs are not
+//! listed here; QEMU tries them.
 
 use std::io;
 use std::time::SystemTime;
@@ -18,26 +19,26 @@ use crate::vm::warm::Shape;
 const VERSION: u32 = 1;
 
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Memories {
+struct SnapshotShapes {
     version: u32,
-    machines: Vec<Memory>,
+    machines: Vec<SnapshotShape>,
 }
 
-/// One snapshot's. Its number and time stay when it gets another name, and no other one has both.
+/// The shape of one snapshot. Its number and time identify it: they stay when it is renamed.
 #[derive(Debug, Serialize, Deserialize)]
-struct Memory {
+struct SnapshotShape {
     id: String,
     created: SystemTime,
     shape: Shape,
 }
 
-impl Memory {
+impl SnapshotShape {
     fn is_of(&self, snapshot: &SnapshotInfo) -> bool {
         (&self.id, self.created) == (&snapshot.id, snapshot.created)
     }
 }
 
-/// Says whether the machine that runs can take in the memory of the snapshot `tag`.
+/// Checks that the running machine can load the memory of the snapshot `tag`.
 ///
 /// # Errors
 /// `OtherMachine`.
@@ -49,13 +50,14 @@ pub(super) fn check(dir: &VmDir, tag: &str, facts: &RunFacts) -> Result<(), Back
     }
 }
 
-/// Returns the hardware of the machine whose memory is in the snapshot `tag`; `None` if it is not
+/// Returns the hardware on which the memory of the snapshot `tag` was saved; `None` if it is not
 /// listed.
 pub(super) fn hardware_of(dir: &VmDir, tag: &str) -> Option<Hardware> {
     shape_of(dir, tag).map(|taken| taken.devices.hardware)
 }
 
-/// A machine type keeps its shape over versions of QEMU, and a disk's size comes back with it.
+/// Compares the shapes. A machine type stays the same over versions of QEMU, and a restore brings
+/// the disk's size back.
 fn difference(taken: Shape, runs: &Shape) -> Option<String> {
     let taken = Shape { qemu: runs.qemu.clone(), disk: runs.disk, ..taken };
     taken.difference(runs, "the snapshot's")
@@ -67,14 +69,14 @@ fn shape_of(dir: &VmDir, tag: &str) -> Option<Shape> {
     Some(known.shape)
 }
 
-/// Takes note of what machine the snapshot just taken is of, and forgets those that are gone. The
-/// snapshot is no worse without: whoever goes back to it finds out then.
+/// Notes the shape of the snapshot just taken, and forgets snapshots that are gone. If that fails,
+/// the snapshot can be restored all the same: QEMU tries it.
 pub(super) async fn note(dir: &VmDir, tag: &str, facts: &RunFacts) {
     let Some(shape) = facts.shape.clone() else { return };
     let (dir, tag) = (dir.clone(), tag.to_owned());
     let noted = tokio::task::spawn_blocking(move || write(&dir, &tag, shape)).await;
     if let Err(error) = noted.unwrap_or_else(|e| Err(io::Error::other(e))) {
-        tracing::warn!(%error, "not noted of which machine a snapshot is");
+        tracing::warn!(%error, "the shape of a snapshot is not noted");
     }
 }
 
@@ -82,24 +84,24 @@ fn write(dir: &VmDir, tag: &str, shape: Shape) -> io::Result<()> {
     let (listed, mut machines) = (listed(dir), read(dir).machines);
     machines.retain(|m| listed.iter().any(|s| m.is_of(s) && s.tag != tag));
     if let Some(SnapshotInfo { id, created, .. }) = listed.into_iter().find(|s| s.tag == tag) {
-        machines.push(Memory { id, created, shape });
+        machines.push(SnapshotShape { id, created, shape });
     }
-    file::replace_json(&dir.memories(), &Memories { version: VERSION, machines })
+    file::replace_json(&dir.memories(), &SnapshotShapes { version: VERSION, machines })
 }
 
 fn listed(dir: &VmDir) -> Vec<SnapshotInfo> {
     snapshot_table::list(&dir.disk()).unwrap_or_default()
 }
 
-/// A list that is not there, damaged, or a later version's is an empty one.
-fn read(dir: &VmDir) -> Memories {
-    match file::read_json::<Memories>(&dir.memories()) {
-        Ok(memories) if memories.version == VERSION => memories,
+/// A list that is absent, damaged, or of a later version counts as empty.
+fn read(dir: &VmDir) -> SnapshotShapes {
+    match file::read_json::<SnapshotShapes>(&dir.memories()) {
+        Ok(shapes) if shapes.version == VERSION => shapes,
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!(%error, path = %dir.memories().display(), "is not used");
-            Memories::default()
+            SnapshotShapes::default()
         }
-        _ => Memories::default(),
+        _ => SnapshotShapes::default(),
     }
 }
 
@@ -108,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_newer_qemu_and_a_larger_disk_take_it_in_and_another_machine_does_not() {
+    fn a_newer_qemu_and_a_larger_disk_load_it_and_another_machine_does_not() {
         let taken = Shape::sample();
         let newer = Shape { qemu: "99".to_owned(), disk: 1 << 40, ..Shape::sample() };
         assert_eq!(difference(taken.clone(), &newer), None);

@@ -1,8 +1,8 @@
-//! A template's memory for a QEMU that insists on opening it for writing: a sealed copy.
+//! A sealed memfd with a template's memory, for a QEMU that opens the file for writing.
 //!
-//! Before 8.2 QEMU opens the file of a private mapping for writing too, and what the guest's
-//! balloon gives back it cuts out of the file itself: out of every clone, at a guest's will. A
-//! sealed memory file can be opened so, and not be changed. All clones of a template share one.
+//! Before 8.2, QEMU opens the file of a private mapping for writing, and punches what the guest's
+//! balloon gives back out of the file itself: any guest could destroy the memory of all clones. A
+//! sealed memfd can be opened for writing and not be changed. All clones of a template share one.
 
 use std::fs::File;
 use std::io;
@@ -20,22 +20,23 @@ use crate::vm::backend::BackendError;
 use crate::vm::driver::off_thread;
 use crate::vm::warm::Template;
 
-/// How long a copy is kept for the next clone. To make it again takes some 50 ms; it takes as much of
-/// the host's memory as the frozen guest had in use.
-const KEPT: Duration = Duration::from_secs(600);
+/// How long a copy is kept for the next clone. To make it again takes some 50 ms; it takes as much
+/// of the host's memory as the captured guest had in use.
+const KEPT_FOR: Duration = Duration::from_secs(600);
 
-/// The copy that was used last. Clones keep theirs by themselves; this one makes the next quick.
+/// The copy that was used last. QEMU keeps the memfd of a running clone open; this one is for the
+/// next clone.
 #[derive(Debug, Default)]
-pub(super) struct Sealed(Arc<Mutex<Option<Kept>>>);
+pub(super) struct TemplateMemfd(Arc<Mutex<Option<LastCopy>>>);
 
 #[derive(Debug)]
-struct Kept {
+struct LastCopy {
     template: String,
     copy: Arc<OwnedFd>,
     used: Instant,
 }
 
-impl Sealed {
+impl TemplateMemfd {
     /// Returns the sealed copy of a template's memory.
     ///
     /// # Errors
@@ -46,11 +47,15 @@ impl Sealed {
             kept.used = Instant::now();
             return Ok(Arc::clone(&kept.copy));
         }
-        // The others wait for this one: each its own would be as much memory for nothing.
+        // Concurrent starts wait for the lock: a copy for each would waste as much memory again.
         let ram = template.ram.clone();
-        let copy = Arc::new(off_thread(move || copy(&ram), "a copy of the frozen memory").await?);
-        let kept =
-            Kept { template: template.id.clone(), copy: Arc::clone(&copy), used: Instant::now() };
+        let copy =
+            Arc::new(off_thread(move || copy(&ram), "a copy of the template's memory").await?);
+        let kept = LastCopy {
+            template: template.id.clone(),
+            copy: Arc::clone(&copy),
+            used: Instant::now(),
+        };
         if last.replace(kept).is_none() {
             tokio::spawn(expire(Arc::downgrade(&self.0)));
         }
@@ -58,15 +63,15 @@ impl Sealed {
     }
 }
 
-/// Forgets the copy when nobody has used it for long.
-async fn expire(kept: Weak<Mutex<Option<Kept>>>) {
+/// Drops the copy when it has not been used for [`KEPT_FOR`].
+async fn expire(kept: Weak<Mutex<Option<LastCopy>>>) {
     let mut idle = Duration::ZERO;
     loop {
-        sleep(KEPT - idle).await;
+        sleep(KEPT_FOR - idle).await;
         let Some(kept) = kept.upgrade() else { return };
         let mut last = kept.lock().await;
         match last.as_ref().map(|kept| kept.used.elapsed()) {
-            Some(since) if since < KEPT => idle = since,
+            Some(since) if since < KEPT_FOR => idle = since,
             _ => {
                 *last = None;
                 return;
@@ -101,7 +106,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn many_clones_at_once_share_one_copy() {
         let dir = tempfile::tempdir().unwrap();
-        let (template, sealed) = (template(dir.path(), "1"), Sealed::default());
+        let (template, sealed) = (template(dir.path(), "1"), TemplateMemfd::default());
         let copies = futures::future::join_all((0..16).map(|_| sealed.of(&template))).await;
         let first = copies[0].as_ref().unwrap();
         assert!(copies.iter().all(|copy| Arc::ptr_eq(copy.as_ref().unwrap(), first)));
@@ -110,13 +115,13 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_copy_is_kept_while_it_is_used_and_a_while_longer() {
         let dir = tempfile::tempdir().unwrap();
-        let (template, sealed) = (template(dir.path(), "1"), Sealed::default());
+        let (template, sealed) = (template(dir.path(), "1"), TemplateMemfd::default());
         let first = Arc::downgrade(&sealed.of(&template).await.unwrap());
         for _ in 0..3 {
-            sleep(KEPT - Duration::from_secs(1)).await;
+            sleep(KEPT_FOR - Duration::from_secs(1)).await;
             assert!(first.ptr_eq(&Arc::downgrade(&sealed.of(&template).await.unwrap())));
         }
-        sleep(KEPT + Duration::from_secs(1)).await;
+        sleep(KEPT_FOR + Duration::from_secs(1)).await;
         assert!(first.upgrade().is_none());
         sealed.of(&template).await.unwrap();
     }

@@ -1,4 +1,4 @@
-//! Snapshots of a machine that runs: QEMU's jobs `snapshot-save`, `-load` and `-delete`.
+//! Snapshots of a running machine: QEMU's jobs `snapshot-save`, `-load` and `-delete`.
 
 use std::time::Duration;
 
@@ -11,22 +11,22 @@ use super::{migrate, vm_disk};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, SnapshotOp};
 
-/// What the names of our jobs begin with: users may have others.
+/// The prefix of our jobs' names: users may start jobs of their own.
 const OURS: &str = "aq-";
-/// QEMU's name for going back, of its command and of its job.
+/// QEMU's name for a restore, of the command and of the job.
 const LOAD: &str = "snapshot-load";
 /// The disk's node in the command line: the snapshot and the memory go there.
 const NODE: &str = "disk";
-/// How often a job is looked at. QEMU tells of its end by an event too, which may be another's.
+/// How often a job is polled. QEMU's event at the end of a job may belong to another job.
 const LOOK: Duration = Duration::from_millis(10);
-/// How long the end of a job may take that began under an earlier daemon: until it is over QEMU answers
-/// nobody, so that it is over when it answers, or about to begin.
+/// How long a job that an earlier daemon started may take to conclude. QEMU answers nobody while a
+/// restore runs: when it answers, the job has concluded or is about to begin.
 const PAST_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a job may take: a large memory on a slow disk takes minutes. `kill` ends it sooner.
-const BOUND: Duration = Duration::from_secs(1800);
+const JOB_TIMEOUT: Duration = Duration::from_secs(1800);
 
-/// Carries out an operation to its end. `ignores_shared` says under which capability the memory
-/// was saved that is to be loaded; what is saved here has it off.
+/// Carries out an operation. `ignores_shared` says whether the memory that is restored was saved
+/// with the capability `x-ignore-shared`; memory is always saved without it.
 ///
 /// # Errors
 /// `NoSpace`, or QEMU's own words.
@@ -43,7 +43,7 @@ pub(super) async fn run(
     }
     let done = carry_out(qmp, op).await;
     if ignores_shared {
-        // Every later use of it sets it anew.
+        // Every later migration sets it again.
         migrate::ignore_shared(qmp, false).await.ok();
     }
     done
@@ -62,11 +62,12 @@ async fn carry_out(qmp: &Qmp, op: &SnapshotOp) -> Result<(), BackendError> {
     forget_ended(qmp).await?;
     let ran = connect::status(qmp).await? == Status::Runs;
     let job = format!("{OURS}{}", uuid::Uuid::new_v4().simple());
-    // QEMU may answer only when the job is over, as it does both on one thread.
-    qmp.execute_within(command, arguments(command, &job, tag), BOUND).await?;
-    let end = concluded(qmp, command, &job, BOUND).await?;
+    // QEMU may answer only when the job has concluded: it does both on one thread.
+    qmp.execute_within(command, arguments(command, &job, tag), JOB_TIMEOUT).await?;
+    let end = concluded(qmp, command, &job, JOB_TIMEOUT).await?;
     match (end, op) {
-        // It stays on QEMU's list until the next one, for a daemon that finds the machine: see `past`.
+        // It stays on QEMU's list until the next job, for a daemon that adopts the machine
+        // (`last_restore`).
         (None, SnapshotOp::Restore(_)) => Ok(()),
         (None, _) => dismiss(qmp, &job).await,
         (Some(text), SnapshotOp::Restore(_)) => Err(not_restored(qmp, text, ran).await),
@@ -77,54 +78,56 @@ async fn carry_out(qmp: &Qmp, op: &SnapshotOp) -> Result<(), BackendError> {
     }
 }
 
-/// QEMU has stopped the processors, and lets them run again only when all went well.
+/// Handles a failed restore: QEMU has paused the vCPUs, and resumes them only after success.
 async fn not_restored(qmp: &Qmp, text: String, ran: bool) -> BackendError {
     if is_half_way(&text) {
         return BackendError::HalfRestored { reason: text };
     }
     if ran {
-        // If it does not run again, its status says so.
+        // If it does not resume, the VM's status says so.
         qmp.execute("cont", json!({})).await.ok();
     }
     BackendError::QmpRefused { command: LOAD.to_owned(), text }
 }
 
-/// Says whether QEMU had put the disk back, and thrown its memory away, when it failed.
+/// Says whether QEMU had restored the disk, and lost the guest's memory, when it failed.
 fn is_half_way(text: &str) -> bool {
     ["while loading VM state", "open VM state file", "Could not load snapshot"]
         .iter()
         .any(|words| text.contains(words))
 }
 
-/// What became of the last snapshot that a machine was to go back to.
+/// What became of the last restore of a machine.
 #[derive(Debug)]
-pub(super) enum Past {
-    /// There was none, or it was refused.
-    Same,
-    /// The machine has gone back.
-    Back,
-    /// It has lost its memory in trying.
-    Lost(BackendError),
+pub(super) enum LastRestore {
+    /// There was none, or QEMU refused it.
+    None,
+    /// The machine has been restored.
+    Done,
+    /// The machine has lost its memory.
+    MemoryLost(BackendError),
 }
 
-/// Looks at what a daemon that is no more may not have heard of.
+/// Finds a restore whose end the daemon that started it has not seen.
 ///
 /// # Errors
 /// QMP's own.
-pub(super) async fn past(qmp: &Qmp) -> Result<Past, BackendError> {
+pub(super) async fn last_restore(qmp: &Qmp) -> Result<LastRestore, BackendError> {
     let jobs = qmp.execute("query-jobs", json!({})).await?;
     let jobs = jobs.as_array().into_iter().flatten();
     let Some(id) = jobs.filter(|j| j["type"] == LOAD).find_map(|j| j["id"].as_str()) else {
-        return Ok(Past::Same);
+        return Ok(LastRestore::None);
     };
     Ok(match concluded(qmp, LOAD, id, PAST_TIMEOUT).await? {
-        None => Past::Back,
-        Some(reason) if is_half_way(&reason) => Past::Lost(BackendError::HalfRestored { reason }),
-        Some(_) => Past::Same,
+        None => LastRestore::Done,
+        Some(reason) if is_half_way(&reason) => {
+            LastRestore::MemoryLost(BackendError::HalfRestored { reason })
+        }
+        Some(_) => LastRestore::None,
     })
 }
 
-/// Takes earlier ones of ours off QEMU's list.
+/// Removes our concluded jobs from QEMU's list.
 async fn forget_ended(qmp: &Qmp) -> Result<(), BackendError> {
     let jobs = qmp.execute("query-jobs", json!({})).await?;
     let ended = jobs.as_array().into_iter().flatten().filter(|j| j["status"] == "concluded");
@@ -139,8 +142,8 @@ async fn dismiss(qmp: &Qmp, job: &str) -> Result<(), BackendError> {
     Ok(())
 }
 
-/// Tells a full disk apart, of which QEMU says that it is an error of input and output when it was
-/// the machine's memory that did not fit.
+/// Recognises a full disk: QEMU reports an input/output error when the machine's memory did not
+/// fit.
 pub(super) fn cause_of(error: BackendError, dir: &VmDir) -> BackendError {
     if let BackendError::QmpRefused { text, .. } = &error
         && text.ends_with("Input/output error")
@@ -158,17 +161,17 @@ fn arguments(command: &str, job: &str, tag: &str) -> Value {
     arguments
 }
 
-/// Waits for a job's end; returns its error.
+/// Waits until a job has concluded; returns its error.
 async fn concluded(
     qmp: &Qmp,
     command: &str,
     job: &str,
-    bound: Duration,
+    limit: Duration,
 ) -> Result<Option<String>, BackendError> {
-    let deadline = Instant::now() + bound;
+    let deadline = Instant::now() + limit;
     while Instant::now() < deadline {
-        // While memory is written QEMU answers late.
-        let jobs = qmp.execute_within("query-jobs", json!({}), bound).await?;
+        // While it writes memory, QEMU answers late.
+        let jobs = qmp.execute_within("query-jobs", json!({}), limit).await?;
         let found = jobs.as_array().and_then(|jobs| jobs.iter().find(|j| j["id"] == job));
         match found {
             Some(found) if found["status"] == "concluded" => {
@@ -177,7 +180,7 @@ async fn concluded(
             _ => sleep(LOOK).await,
         }
     }
-    Err(BackendError::QmpTimeout { command: command.to_owned(), seconds: bound.as_secs() })
+    Err(BackendError::QmpTimeout { command: command.to_owned(), seconds: limit.as_secs() })
 }
 
 #[cfg(test)]

@@ -1,17 +1,16 @@
-//! A disk image on this host as a source: copied, with nothing in it that leads elsewhere.
+//! A disk image on this host as a source: copied, and refused if it refers to other files.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::manifest::{self, Manifest};
-use super::source::{BuildError, Progress, Source};
+use super::source::{BuildError, ImageSource, Progress};
 use crate::disk::img::Conversion;
 use crate::disk::qcow2::{HEADER, Header, HeaderError};
 use crate::disk::{DiskFormat, Layer, sparse};
 use crate::store::file::open_regular;
 use crate::vm::backend::{BackendError, SeedKind};
-use crate::vm::spec::ImageSettings;
 
 /// The beginnings of other formats: taking them for raw would show the guest a broken disk.
 const FOREIGN: &[(&[u8], &str)] = &[
@@ -48,7 +47,7 @@ impl DiskFile {
     }
 }
 
-impl Source for DiskFile {
+impl ImageSource for DiskFile {
     fn spec(&self) -> &str {
         &self.spec
     }
@@ -73,23 +72,9 @@ impl Source for DiskFile {
         let header = read_header(&disk).map_err(|e| BuildError::io(&disk, &e))?;
         format_of(&disk, &header).map_err(bad)?;
         progress.building("computing the digest");
-        Ok(Manifest {
-            version: manifest::VERSION,
-            source: self.spec.clone(),
-            kind: self.kind().to_owned(),
-            digest: String::new(),
-            disk: name.into(),
-            format,
-            disk_size: virtual_size(&disk, format, &header)?,
-            kernel: None,
-            initrd: None,
-            cmdline: String::new(),
-            announces: false,
-            seed: SeedKind::Nocloud,
-            inputs: Vec::new(),
-            recipe: 0,
-            settings: ImageSettings::default(),
-        })
+        let disk_size = virtual_size(&disk, format, &header)?;
+        let seed = SeedKind::Nocloud;
+        Ok(Manifest { seed, ..Manifest::of_disk(self, format, disk_size) })
     }
 }
 
@@ -115,9 +100,9 @@ fn read_header(path: &Path) -> io::Result<[u8; HEADER]> {
     Ok(header)
 }
 
-/// Tells the format by the file's own first bytes, and refuses what would make QEMU open another
-/// file of the host. A name that says otherwise is a mistake, or a guest's raw disk that a guest
-/// has made look like something else.
+/// Recognises the format by the file's own first bytes, and refuses what would make QEMU open
+/// another file of the host. A name that says otherwise is a mistake, or a guest's raw disk that a
+/// guest has made look like something else.
 fn format_of(path: &Path, header: &[u8; HEADER]) -> Result<DiskFormat, String> {
     let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
     match (Header::parse(header), ending) {

@@ -1,6 +1,6 @@
-//! A QEMU that does not answer: being sure that it is the VM's, and ending it by signals.
+//! A QEMU that does not answer on QMP: identified as the VM's, and ended by signals.
 //!
-//! What is not sure is not ended: a process number alone may be anybody's.
+//! A process that is not surely the VM's QEMU is not ended: a pid alone may belong to anybody.
 
 use std::sync::Arc;
 
@@ -9,16 +9,16 @@ use uuid::Uuid;
 
 use super::machine::{self, Ended};
 use super::process::{Process, argument_of};
-use super::record::{self, Record};
+use super::run_record::{self, RunRecord};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, RunFacts, SilentMachine};
 
-/// Takes hold of the QEMU on record for the VM with this identity.
+/// Opens the QEMU on record for the VM with this UUID.
 ///
 /// # Errors
 /// [`BackendError::NotSurelyOurs`].
-pub(super) fn find(dir: VmDir, uuid: Uuid) -> Result<Silent, BackendError> {
-    let record = match record::read(&dir) {
+pub(super) fn find(dir: VmDir, uuid: Uuid) -> Result<UnresponsiveQemu, BackendError> {
+    let record = match run_record::read(&dir) {
         Ok(Some(record)) => record,
         Ok(None) => return Err(unrecorded(uuid, "there is no run.json")),
         Err(damage) => return Err(unrecorded(uuid, &format!("run.json is damaged: {damage}"))),
@@ -33,14 +33,14 @@ pub(super) fn find(dir: VmDir, uuid: Uuid) -> Result<Silent, BackendError> {
         None => {
             let process = Arc::new(process);
             let ended = machine::watch_end(Arc::clone(&process));
-            Ok(Silent { dir, facts: record.facts, process, ended })
+            Ok(UnresponsiveQemu { dir, facts: record.facts, process, ended })
         }
     }
 }
 
-/// Says what speaks against this process's being the VM's QEMU.
-fn doubt(record: &Record, process: &Process, uuid: Uuid) -> Option<&'static str> {
-    // The process is held by a pidfd: what is read of its number now is read of it.
+/// Says why this process may not be the VM's QEMU.
+fn doubt(record: &RunRecord, process: &Process, uuid: Uuid) -> Option<&'static str> {
+    // The pidfd is open: what is read of the pid now belongs to this process.
     let argument = argument_of(process.pid, "-uuid");
     if record.is_of_this_boot() != Some(true) || process.start != record.facts.pid_start {
         return Some("did not start when run.json says");
@@ -67,7 +67,7 @@ fn unrecorded(uuid: Uuid, why: &str) -> BackendError {
 
 /// A QEMU that does not answer, and is surely the VM's.
 #[derive(Debug)]
-pub(super) struct Silent {
+pub(super) struct UnresponsiveQemu {
     dir: VmDir,
     facts: RunFacts,
     process: Arc<Process>,
@@ -75,10 +75,10 @@ pub(super) struct Silent {
 }
 
 #[async_trait]
-impl SilentMachine for Silent {
+impl SilentMachine for UnresponsiveQemu {
     async fn kill(&self) -> Result<(), BackendError> {
         machine::end_by_signals(&self.process, &self.ended).await?;
-        record::forget(&self.dir, &self.facts);
+        run_record::forget(&self.dir, &self.facts);
         Ok(())
     }
 }
