@@ -1,4 +1,5 @@
-//! Every test that `doc/SEMANTICS.md` names exists, and every statement there names one.
+//! Every test that `doc/SEMANTICS.md` and `SECURITY.md` name exists; every statement and every promise
+//! there names one.
 //!
 //! A name is a path in backticks and brackets: [`PROGRAM::MODULE::TEST`] for the programs in `tests/`,
 //! [`MODULE::tests::TEST`] for unit tests. Tests that a macro makes cannot be named.
@@ -11,6 +12,7 @@ use crate::layers::{SRC, collect};
 
 static TESTS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/tests");
 static DOC: &str = include_str!("../../doc/SEMANTICS.md");
+static SECURITY: &str = include_str!("../../SECURITY.md");
 
 /// Lists the paths of all tests of the library and of the programs in `tests/`.
 fn tests() -> BTreeSet<String> {
@@ -91,19 +93,35 @@ fn statements(text: &str) -> Vec<String> {
     found
 }
 
-#[test]
-fn every_test_that_is_named_exists() {
-    let tests = tests();
-    let missing: Vec<&str> = named(DOC).into_iter().filter(|n| !tests.contains(*n)).collect();
-    assert!(missing.is_empty(), "doc/SEMANTICS.md names tests that do not exist: {missing:#?}");
+/// Keeps what a text promises: what stands between `Promised` and `Not promised`.
+fn promises(text: &str) -> String {
+    let mut is_promise = false;
+    let promised = text.lines().filter(|line| {
+        is_promise = (is_promise || line.starts_with("Promised"))
+            && !(line.starts_with("Not promised") || line.starts_with("## "));
+        is_promise
+    });
+    promised.collect::<Vec<_>>().join("\n")
 }
 
 #[test]
-fn every_statement_names_a_test() {
-    let all = statements(DOC);
-    assert!(all.len() > 10, "doc/SEMANTICS.md has no list of statements");
-    let bare: Vec<&String> = all.iter().filter(|s| named(s).is_empty()).collect();
-    assert!(bare.is_empty(), "doc/SEMANTICS.md says without a test: {bare:#?}");
+fn every_test_that_is_named_exists() {
+    let tests = tests();
+    for (page, text) in [("doc/SEMANTICS.md", DOC), ("SECURITY.md", SECURITY)] {
+        let missing: Vec<&str> = named(text).into_iter().filter(|n| !tests.contains(*n)).collect();
+        assert!(missing.is_empty(), "{page} names tests that do not exist: {missing:#?}");
+    }
+}
+
+#[test]
+fn every_statement_and_every_promise_names_a_test() {
+    let pages = [("doc/SEMANTICS.md", DOC.to_owned()), ("SECURITY.md", promises(SECURITY))];
+    for (page, text) in pages {
+        let all = statements(&text);
+        assert!(all.len() > 10, "{page} says nothing");
+        let bare: Vec<&String> = all.iter().filter(|s| named(s).is_empty()).collect();
+        assert!(bare.is_empty(), "{page} says without a test: {bare:#?}");
+    }
 }
 
 #[test]
@@ -119,4 +137,5 @@ fn names_are_found_in_sources_and_in_the_text() {
     let text = "- one\n  [`a::b`]\n- two [link]\n\nnone";
     assert_eq!(statements(text), ["- one  [`a::b`]", "- two [link]"]);
     assert_eq!(named(text), ["a::b"]);
+    assert_eq!(promises("- a\nPromised:\n- b\nNot promised:\n- c\n## d\n- e"), "Promised:\n- b");
 }
