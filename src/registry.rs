@@ -12,6 +12,7 @@ mod warm;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,6 +29,7 @@ use self::trash::Trash;
 use crate::store::failures::Failures;
 use crate::store::file;
 use crate::store::layout::{Layout, VmDir};
+use crate::store::operation;
 use crate::vm::backend::{BackendError, Lifetime};
 use crate::vm::definition::Definition;
 use crate::vm::driver::{self, NewVm};
@@ -470,7 +472,7 @@ fn fallback_name(uuid: Uuid) -> String {
     format!("broken-{}", &uuid.simple().to_string()[..8])
 }
 
-fn scan(layout: &Layout, failures: &Failures) -> std::io::Result<Vec<Found>> {
+fn scan(layout: &Layout, failures: &Failures) -> io::Result<Vec<Found>> {
     file::private_dir(&layout.vms())?;
     // What can be made again: without it the mount is slower, or tells who needs it.
     for dir in [layout.images(), layout.cache()] {
@@ -491,13 +493,13 @@ fn scan(layout: &Layout, failures: &Failures) -> std::io::Result<Vec<Found>> {
     Ok(found)
 }
 
-fn note_failed(done: std::io::Result<()>, path: &Path, failures: &Failures) {
+fn note_failed(done: io::Result<()>, path: &Path, failures: &Failures) {
     if let Err(error) = done {
         failures.note(path, &error, format!("cannot clear away in {}: {error}", path.display()));
     }
 }
 
-fn remove(path: &Path) -> std::io::Result<()> {
+fn remove(path: &Path) -> io::Result<()> {
     if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
 }
 
@@ -515,14 +517,26 @@ fn read_vm(uuid: Uuid, dir: VmDir) -> Found {
     }
     let name = fs::read_to_string(dir.name()).unwrap_or_default();
     let name = name.trim_end();
-    let definition = file::read_json::<Definition>(&dir.definition());
-    let definition = definition.map_err(|e| format!("{}: {e}", dir.definition().display()));
+    let definition = read_operations(&dir).and_then(|()| {
+        let definition = file::read_json::<Definition>(&dir.definition());
+        definition.map_err(|e| format!("{}: {e}", dir.definition().display()))
+    });
     let name = if is_vm_name(name) { name.to_owned() } else { fallback_name(uuid) };
     Found { uuid, dir, name, definition }
 }
 
+/// Looks whether it can be known what an earlier daemon has not finished: without that nothing may be
+/// done with the VM.
+fn read_operations(dir: &VmDir) -> Result<(), String> {
+    if let Err(error) = operation::convert(dir) {
+        // They are read where they are.
+        tracing::warn!(dir = %dir.0.display(), %error, "files of an earlier version stay");
+    }
+    operation::list(dir).map(drop).map_err(|error| error.to_string())
+}
+
 /// Writes a new VM's directory under a hidden name and renames it: it is whole or absent.
-fn write_new(dir: &VmDir, definition: &Definition, name: &str) -> std::io::Result<()> {
+fn write_new(dir: &VmDir, definition: &Definition, name: &str) -> io::Result<()> {
     let parent = dir.0.parent().unwrap_or(&dir.0);
     let hidden = tempfile::Builder::new().prefix(".new").tempdir_in(parent)?;
     let half = VmDir(hidden.path().to_owned());
@@ -551,7 +565,7 @@ async fn to_its_end<T: Send + 'static>(
 
 async fn on_disk<T: Send + 'static>(
     what: &'static str,
-    work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> Result<T, BackendError> {
     driver::off_thread(work, what).await
 }

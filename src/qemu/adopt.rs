@@ -16,7 +16,7 @@ use super::machine::{Parts, watch_end};
 use super::process::{Process, argument_of, last_words, started_at};
 use super::qmp::{Qmp, QmpError};
 use super::run_record::RunRecord;
-use super::{cmdline, migrate, rename, run_record};
+use super::{cmdline, migrate, run_record};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
     Accel, AccelKind, Adoption, BackendError, Launched, MachineEvent, RunFacts,
@@ -27,9 +27,6 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Looks for the QEMU of the VM with this identity.
 pub async fn adopt(dir: VmDir, uuid: Uuid) -> Adoption {
-    if let Err(error) = rename::recover(&dir) {
-        tracing::warn!(%uuid, %error, "the next start tries again");
-    }
     let record = run_record::read(&dir);
     match connect::qmp_socket(&dir).await {
         Ok(stream) => match take_over(&dir, uuid, record, stream).await {

@@ -18,6 +18,7 @@ use super::process::{self, Process};
 use super::qmp::{Qmp, QmpError};
 use super::{connect, rename, repair, run_record, vm_disk};
 use crate::store::layout::VmDir;
+use crate::store::operation::{self, Kind};
 use crate::vm::backend::{BackendError, LaunchPlan, Launched, MachineEvent, RunFacts, SeedKind};
 use crate::vm::driver::off_thread;
 use crate::vm::hardware::Devices;
@@ -82,10 +83,12 @@ pub(super) async fn bring_up(
     let at = dir.clone();
     let recover = move || {
         run_record::clear(&at);
+        // Of an earlier machine, which has ended.
+        operation::end(&at, Kind::PausedByDaemon)?;
         Ok(rename::recover(&at))
     };
     off_thread(recover, "the VM's directory").await??;
-    repair::begin_whole(&dir).await;
+    repair::begin_whole(&dir).await?;
     let (image, base, spec) = (plan.image.name.clone(), plan.base.clone(), plan.spec.clone());
     let check =
         move || Ok(vm_disk::check_base(&image, &base).and_then(|()| cmdline::check_files(&spec)));

@@ -159,6 +159,10 @@ impl Hypervisor for Qemu {
         Ok(launched)
     }
 
+    fn recover_disk(&self, dir: &Path) -> Result<(), BackendError> {
+        rename::recover(&VmDir(dir.to_owned()))
+    }
+
     async fn discard_disk(&self, dir: &Path) -> Result<(), BackendError> {
         vm_disk::discard(&VmDir(dir.to_owned())).await
     }

@@ -1,17 +1,16 @@
 //! Another name for a snapshot of a VM that is off.
 //!
-//! A journal beside the disk has the rename before the disk changes, and is gone when the disk has
-//! the new name; so a crash at any moment leaves the old name or the new one.
+//! The open operation `RenameSnapshot` holds the old bytes. It is written before the disk changes, and
+//! removed when the disk has the new name; so a crash at any moment leaves the old name or the new one.
 //!
 //! Not here: what is written to the disk (`disk::snapshot_table`).
 
-use std::fs;
 use std::io;
 
 use crate::disk::qcow2::LockedDisk;
 use crate::disk::snapshot_table::SnapshotRename;
-use crate::store::file;
 use crate::store::layout::VmDir;
+use crate::store::operation::{self, Kind, Operation};
 use crate::vm::backend::BackendError;
 
 /// Does what [`rename`] does off the runtime's own threads.
@@ -34,10 +33,10 @@ fn rename(dir: &VmDir, from: &str, to: &str) -> Result<(), BackendError> {
     let disk = LockedDisk::open(&dir.disk())?;
     undo(dir, &disk).map_err(failed)?;
     let rename = SnapshotRename::prepare(&disk, from, to)?;
-    file::replace_json(&dir.snapshot_journal(), &rename).map_err(failed)?;
-    let done = rename.finish(&disk).and_then(|()| forget(dir));
+    operation::begin(dir, Operation::RenameSnapshot(rename.clone())).map_err(failed)?;
+    let done = rename.finish(&disk).and_then(|()| operation::end(dir, Kind::RenameSnapshot));
     if done.is_err() {
-        // What cannot be undone now is undone from the journal later.
+        // What cannot be undone now is undone by the recovery.
         undo(dir, &disk).ok();
     }
     done.map_err(failed)
@@ -46,34 +45,33 @@ fn rename(dir: &VmDir, from: &str, to: &str) -> Result<(), BackendError> {
 /// Undoes what a crash has interrupted: the snapshot has its old name again.
 ///
 /// # Errors
-/// As [`rename`]; the journal stays.
+/// As [`rename`]; the operation stays open.
 pub(super) fn recover(dir: &VmDir) -> Result<(), BackendError> {
-    if !dir.snapshot_journal().exists() {
+    let failed = |e: io::Error| BackendError::io("a snapshot's half written name", &e);
+    if interrupted(dir).map_err(failed)?.is_none() {
         return Ok(());
     }
     let disk = LockedDisk::open(&dir.disk())?;
-    undo(dir, &disk).map_err(|e| BackendError::io("a snapshot's half written name", &e))
+    undo(dir, &disk).map_err(failed)
 }
 
 fn undo(dir: &VmDir, disk: &LockedDisk) -> io::Result<()> {
-    let rename: SnapshotRename = match file::read_json(&dir.snapshot_journal()) {
-        Ok(rename) => rename,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        // It appears whole, or not at all.
-        Err(e) if e.kind() == io::ErrorKind::InvalidData => return forget(dir),
-        Err(e) => return Err(e),
-    };
+    let Some(rename) = interrupted(dir)? else { return Ok(()) };
     rename.undo(disk)?;
-    forget(dir)
+    operation::end(dir, Kind::RenameSnapshot)
 }
 
-fn forget(dir: &VmDir) -> io::Result<()> {
-    fs::remove_file(dir.snapshot_journal())?;
-    file::sync_dir(&dir.0)
+fn interrupted(dir: &VmDir) -> io::Result<Option<SnapshotRename>> {
+    Ok(operation::list(dir)?.into_iter().find_map(|operation| match operation {
+        Operation::RenameSnapshot(rename) => Some(rename),
+        Operation::Personalize | Operation::PausedByDaemon | Operation::ChangeDisk => None,
+    }))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::disk::snapshot_table;
     use crate::disk::testing::qemu_img;
@@ -92,11 +90,11 @@ mod tests {
     }
 
     #[test]
-    fn what_a_crash_interrupts_is_undone_and_a_rename_leaves_no_journal() {
+    fn what_a_crash_interrupts_is_undone_and_a_rename_leaves_no_operation() {
         let (_keep, dir) = vm_with_snapshot("a");
         let disk = LockedDisk::open(&dir.disk()).unwrap();
         let interrupted = SnapshotRename::prepare(&disk, "a", "b").unwrap();
-        file::replace_json(&dir.snapshot_journal(), &interrupted).unwrap();
+        operation::begin(&dir, Operation::RenameSnapshot(interrupted.clone())).unwrap();
         interrupted.finish(&disk).unwrap();
         drop(disk);
         assert_eq!(tags(&dir), ["b"]);
@@ -105,14 +103,6 @@ mod tests {
         rename(&dir, "a", "c").unwrap();
         assert_eq!(tags(&dir), ["c"]);
         assert_eq!(fs::read_dir(&dir.0).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_damaged_journal_is_dropped() {
-        let (_keep, dir) = vm_with_snapshot("a");
-        fs::write(dir.snapshot_journal(), "{").unwrap();
-        recover(&dir).unwrap();
-        assert!(!dir.snapshot_journal().exists());
     }
 
     #[test]

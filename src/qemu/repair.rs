@@ -1,10 +1,9 @@
 //! What a program leaves in a disk when it is killed while it changes it: never a wrong byte, as
 //! QEMU orders what it writes, but clusters that are counted and that nobody uses.
 //!
-//! A mark in the VM's directory says that somebody changes the disk. A start that finds one looks
-//! for lost clusters first, which takes some milliseconds for each gigabyte in the disk.
+//! As long as a program changes the disk, the operation `ChangeDisk` is open. A start that finds it open
+//! looks for lost clusters first, which takes some milliseconds for each gigabyte in the disk.
 
-use std::fs::{self, File};
 use std::io;
 use std::path::Path;
 use std::time::Duration;
@@ -14,40 +13,43 @@ use tokio::time::{Instant, sleep};
 use crate::disk::qcow2::{LockedDisk, is_in_use};
 use crate::disk::{DiskError, img, vmstate};
 use crate::store::layout::VmDir;
+use crate::store::operation::{self, Kind, Operation};
 use crate::vm::backend::BackendError;
 
 /// How often a disk is looked at that somebody else uses.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Says that the disk is being changed from now on. On a full disk it may have to remain unsaid:
-/// dropping a snapshot makes room.
-fn begin(dir: &VmDir) -> Mark {
-    match File::options().write(true).create_new(true).open(dir.disk_mark()) {
-        Ok(_) => Mark::Ours,
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Mark::AnEarlierOne,
+/// Writes down that the disk is being changed. On a full disk that may fail, and the change goes on all
+/// the same: dropping a snapshot makes room.
+///
+/// # Errors
+/// Only if it cannot be known what was cut short.
+fn begin(dir: &VmDir) -> Result<Earlier, BackendError> {
+    match operation::begin(dir, Operation::ChangeDisk) {
+        Ok(None) => Ok(Earlier::Ended),
+        Ok(Some(_)) => Ok(Earlier::CutShort),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(BackendError::io("the disk may be half changed", &error))
+        }
         Err(error) => {
-            tracing::warn!(dir = %dir.0.display(), %error, "the disk has no mark");
-            Mark::Ours
+            tracing::warn!(dir = %dir.0.display(), %error, "a change of the disk is not noted");
+            Ok(Earlier::Ended)
         }
     }
 }
 
-/// Whose a mark is.
+/// The change of the disk before this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mark {
-    Ours,
-    /// Of somebody who was killed.
-    AnEarlierOne,
+enum Earlier {
+    Ended,
+    CutShort,
 }
 
-/// Says that the disk has been changed, and is whole.
+/// Writes down that the disk has been changed, and is whole.
 pub(super) fn end(dir: &VmDir) {
-    match fs::remove_file(dir.disk_mark()) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            // The next start looks in vain, no more.
-            tracing::warn!(dir = %dir.0.display(), %error, "the disk's mark stays");
-        }
-        _ => {}
+    if let Err(error) = operation::end(dir, Kind::ChangeDisk) {
+        // The next change looks for lost clusters in vain, no more.
+        tracing::warn!(dir = %dir.0.display(), %error, "a change of the disk stays noted");
     }
 }
 
@@ -56,24 +58,27 @@ pub(super) async fn marked(
     dir: &VmDir,
     change: impl Future<Output = Result<(), DiskError>>,
 ) -> Result<(), BackendError> {
-    begin_whole(dir).await;
+    begin_whole(dir).await?;
     change.await?;
     end(dir);
     Ok(())
 }
 
-/// Says that the disk is being changed from now on, after what was lost in it is given back: by a
-/// user who was killed, or by a snapshot for whose memory there was no room.
-pub(super) async fn begin_whole(dir: &VmDir) {
-    let mark = begin(dir);
+/// Writes down that the disk is being changed, after what was lost in it is given back: by a program
+/// that was killed, or by a snapshot for whose memory there was no room.
+///
+/// # Errors
+/// As [`operation::list`] for a damaged list.
+pub(super) async fn begin_whole(dir: &VmDir) -> Result<(), BackendError> {
+    let earlier = begin(dir)?;
     if !dir.disk().exists() {
-        return;
+        return Ok(());
     }
-    if mark == Mark::AnEarlierOne {
+    if earlier == Earlier::CutShort {
         let_finish(&dir.disk()).await;
     }
     let repaired = match drop_unowned_vmstate(&dir.disk()) {
-        Ok(false) if mark == Mark::Ours => Ok(()),
+        Ok(false) if earlier == Earlier::Ended => Ok(()),
         Ok(_) => img::repair_leaks(&dir.disk()).await,
         Err(error) => Err(error),
     };
@@ -81,6 +86,7 @@ pub(super) async fn begin_whole(dir: &VmDir) {
         // It costs space only; and a disk that is worse off, QEMU refuses itself.
         tracing::warn!(dir = %dir.0.display(), %error, "clusters may be lost");
     }
+    Ok(())
 }
 
 /// Waits for a `qemu-img` that has outlived the daemon that started it: it is about to end, and

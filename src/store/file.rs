@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tempfile::NamedTempFile;
 
 /// How the names of files begin that are not whole yet.
 const TEMPORARY: &str = ".tmp";
@@ -35,12 +36,30 @@ pub fn sweep(dir: &Path) -> io::Result<()> {
 /// # Errors
 /// Whatever creating, writing, syncing or renaming answers; `ENOSPC` on a full disk.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let dir = path.parent().unwrap_or_else(|| Path::new("."));
-    let mut temporary = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(dir)?;
-    temporary.write_all(bytes)?;
+    let temporary = temporary(path, bytes)?;
     temporary.as_file().sync_all()?;
     temporary.persist(path).map_err(|e| e.error)?;
-    sync_dir(dir)
+    sync_dir(dir_of(path))
+}
+
+/// Does what [`replace`] does without waiting for the disk: after a crash of the host, and only then, the
+/// file can be the old one, the new one, absent, or empty.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_unsynced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    temporary(path, bytes)?.persist(path).map_err(|e| e.error).map(drop)
+}
+
+/// Writes `bytes` to a new file beside `path`, which is removed unless it is kept.
+fn temporary(path: &Path, bytes: &[u8]) -> io::Result<NamedTempFile> {
+    let mut temporary = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(dir_of(path))?;
+    temporary.write_all(bytes)?;
+    Ok(temporary)
+}
+
+fn dir_of(path: &Path) -> &Path {
+    path.parent().unwrap_or_else(|| Path::new("."))
 }
 
 /// Writes `path` unless it is there, readable by the owner alone, whole or not at all; says whether
@@ -49,12 +68,10 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// As [`replace`].
 pub fn create(path: &Path, bytes: &[u8]) -> io::Result<bool> {
-    let dir = path.parent().unwrap_or_else(|| Path::new("."));
-    let mut temporary = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(dir)?;
-    temporary.write_all(bytes)?;
+    let temporary = temporary(path, bytes)?;
     temporary.as_file().sync_all()?;
     match temporary.persist_noclobber(path) {
-        Ok(_) => sync_dir(dir).map(|()| true),
+        Ok(_) => sync_dir(dir_of(path)).map(|()| true),
         Err(e) if e.error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         Err(e) => Err(e.error),
     }

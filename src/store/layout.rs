@@ -14,9 +14,7 @@
 //!     format                   the version of what else lies here, since 2
 //!     name                     its name, apart so that damage to the definition does not lose it
 //!     disk.qcow2               its disk, made at the first start
-//!     snapshots.journal        while a snapshot gets another name: what the disk's table of them was
 //!     dropped.json             snapshots that were dropped, and are still in the disk
-//!     disk.changing            while something changes the disk; found at a start, it was killed
 //!     temporary.qcow2          what an ephemeral VM writes, until QEMU has opened it
 //!     host_key{,.pub}          its SSH host key
 //!     known_hosts              that key as other SSH clients want it
@@ -25,8 +23,7 @@
 //!     template                 whose disk its disk is an overlay on, if it is a clone
 //!     image_settings.json      what the image carried to the VM when its disk was made
 //!     image_version            which version of the image its disk is an overlay on; none: the first
-//!     unborn                   while a clone has not been told yet who it is
-//!     still                    while its guest may stand still for our sake: to be saved, frozen, resumed
+//!     operation.json           operations that have begun and not ended (store::operation)
 //!     run.json                 the QEMU that runs it, for adoption
 //!     qmp  serial  identity    QEMU's sockets
 //!     console.log  qemu.log    the serial line's scrollback; QEMU's stderr and our notes
@@ -222,14 +219,9 @@ impl VmDir {
         self.0.join(names::DISK)
     }
 
-    /// Returns the mark that something changes the disk.
-    pub fn disk_mark(&self) -> PathBuf {
-        self.0.join("disk.changing")
-    }
-
-    /// Returns what the disk's table of snapshots was, while one of them gets another name.
-    pub fn snapshot_journal(&self) -> PathBuf {
-        self.0.join("snapshots.journal")
+    /// Returns the list of operations that have begun and not ended.
+    pub fn operation(&self) -> PathBuf {
+        self.0.join("operation.json")
     }
 
     /// Returns the list of which machine the memory in each snapshot is.
@@ -277,16 +269,6 @@ impl VmDir {
         self.0.join("image_version")
     }
 
-    /// Returns the file that is there while a clone does not know yet who it is.
-    pub fn unborn(&self) -> PathBuf {
-        self.0.join("unborn")
-    }
-
-    /// Returns the file that is there while the guest may stand still for our sake.
-    pub fn still(&self) -> PathBuf {
-        self.0.join(names::STILL)
-    }
-
     /// Returns the record of the running QEMU.
     pub fn run(&self) -> PathBuf {
         self.0.join("run.json")
@@ -316,8 +298,6 @@ pub mod names {
     pub const DISK: &str = "disk.qcow2";
     /// The disk while it is being made.
     pub const DISK_PARTIAL: &str = ".disk.qcow2";
-    /// The mark of a guest that may stand still for our sake.
-    pub const STILL: &str = "still";
     /// What an ephemeral VM writes: it has this name only until QEMU has opened it.
     pub const TEMPORARY_DISK: &str = "temporary.qcow2";
     /// The seed.

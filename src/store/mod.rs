@@ -1,6 +1,6 @@
 //! What is on disk: names ([`layout`]), atomic files ([`mod@file`]), the daemon's lock ([`lock`]),
-//! output kept for its readers ([`spool`]), the newest failures ([`failures`]), and files that cannot
-//! be used ([`aside`]).
+//! operations that were begun on a VM ([`operation`]), output kept for its readers ([`spool`]), the
+//! newest failures ([`failures`]), and files that cannot be used ([`aside`]).
 //!
 //! Not here: what the files mean; that is said by the types that are stored.
 
@@ -10,5 +10,6 @@ pub mod failures;
 pub mod file;
 pub mod layout;
 pub mod lock;
+pub mod operation;
 pub mod rolling;
 pub mod spool;

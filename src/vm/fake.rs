@@ -224,6 +224,10 @@ impl Hypervisor for Fake {
         *self.0.saved_hardware.lock()
     }
 
+    fn recover_disk(&self, _dir: &Path) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     async fn discard_disk(&self, _dir: &Path) -> Result<(), BackendError> {
         *self.0.disk.lock() = None;
         self.0.calls.lock().push("discard");

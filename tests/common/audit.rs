@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use aqfs::store::layout::{Layout, VmDir};
+use aqfs::store::operation;
 
 use super::{BOOT, Mounted, eventually};
 
@@ -150,7 +151,17 @@ pub(crate) fn files(aq: &Mounted, found: &mut Vec<String>) {
 
 fn strangers(dir: &Path, owned: &[&str], found: &mut Vec<String>) {
     let strange = names(dir).into_iter().filter(|name| !owned.contains(&name.as_str()));
-    found.extend(strange.map(|name| format!("nobody owns {}/{name}", dir.display())));
+    found.extend(
+        strange.map(|name| format!("nobody owns {}/{name}{}", dir.display(), unfinished(dir))),
+    );
+}
+
+/// Says which operations have not ended, if the directory is a VM's.
+fn unfinished(dir: &Path) -> String {
+    match operation::list(&VmDir(dir.to_owned())) {
+        Ok(operations) if operations.is_empty() => String::new(),
+        operations => format!(": {operations:?}"),
+    }
 }
 
 fn names(dir: &Path) -> Vec<String> {

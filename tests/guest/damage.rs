@@ -1,4 +1,12 @@
-//! Damage in the store: each damaged thing is told and the rest works.
+//! Damage in the store: each damaged thing is reported and the rest works. What a killed daemon has
+//! not finished, the next one does.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+
+use aqfs::disk::snapshot_table::SnapshotRename;
+use aqfs::store::layout::VmDir;
+use aqfs::store::operation::{self, Operation};
 
 use crate::common::{Mounted, Output};
 
@@ -86,6 +94,9 @@ fn a_vm_whose_files_are_damaged_is_broken_and_others_are_not() {
         ("echo '{' > $D/vm.json", "broken: "),
         ("chmod 000 $D/vm.json", "broken: "),
         ("rm $D/vm.json; mkdir $D/vm.json", "broken: "),
+        ("printf '{\"version\": 1, \"oper' > $D/operation.json", "broken: "),
+        ("echo '[\"of another program\"]' > $D/operation.json", "broken: "),
+        ("mkdir $D/operation.json", "broken: "),
         ("chmod 000 $D", "stopped"),
     ];
     aq.make_off("well");
@@ -116,4 +127,114 @@ fn what_is_due_and_cannot_be_erased_is_nobodys_error() {
     aq.sh("rmdir vm1").ok();
     assert_eq!(aq.sh("ls .trash | cut -d @ -f 1").ok(), "vm1");
     aq.cli("chmod -R u+rwX store").ok();
+}
+
+#[test]
+fn a_guest_outlives_a_damaged_list_of_operations() {
+    let aq = Mounted::with_image();
+    aq.boot("vm1");
+    let pid = aq.exec("vm1", "sleep 100000 > /dev/null 2>&1 & echo $!");
+    let file = aq.store().vm(aq.info("vm1", "uuid").parse().expect("a UUID")).operation();
+    remount(&aq, &format!("truncate -s -3 '{}'", file.display())).ok();
+    let status = aq.read("vm1/status");
+    let said = ["broken: cannot read ", "operation.json: EOF while parsing", "and remove the file"];
+    assert!(said.iter().all(|said| status.contains(said)), "{status}");
+    assert_eq!(aq.qemus().len(), 1);
+    remount(&aq, &format!("rm '{}'", file.display())).ok();
+    aq.wait_for_status("vm1", "ready");
+    assert_eq!(aq.exec("vm1", &format!("kill -0 {pid} && echo on")), "on");
+    // As a host that has lost power may leave it.
+    remount(&aq, &format!("true > '{}'", file.display())).ok();
+    aq.wait_for_status("vm1", "ready");
+    aq.sh("echo kill > vm1/ctl; cat vm1/wait").ok();
+    assert!(!file.exists());
+    // Damaged under a daemon, it keeps the VM from being started.
+    aq.cli(&format!("echo '{{' > '{}'", file.display())).ok();
+    aq.sh("echo start > vm1/ctl").failed();
+    let error = aq.read("vm1/error");
+    assert!(error.contains("operation.json: EOF") && aq.qemus().is_empty(), "{error}");
+    aq.cli(&format!("rm '{}'", file.display())).ok();
+    aq.sh("echo 'start paused' > vm1/ctl").ok();
+}
+
+/// How a daemon that was killed has left an operation.
+#[derive(Clone, Copy, Debug)]
+enum Left {
+    /// In the file of this version.
+    Now,
+    /// In a file of its own, as earlier versions.
+    Earlier,
+}
+
+impl Left {
+    fn leave(self, aq: &Mounted, dir: &VmDir, operation: Operation) {
+        aq.kill_daemon();
+        let (name, text) = match (self, &operation) {
+            (Self::Now, _) => {
+                operation::begin(dir, operation).expect("operation.json");
+                return aq.mount();
+            }
+            (Self::Earlier, Operation::Personalize) => ("unborn", String::new()),
+            (Self::Earlier, Operation::PausedByDaemon) => ("still", String::new()),
+            (Self::Earlier, Operation::ChangeDisk) => ("disk.changing", String::new()),
+            (Self::Earlier, Operation::RenameSnapshot(bytes)) => {
+                ("snapshots.journal", serde_json::to_string_pretty(bytes).expect("JSON"))
+            }
+        };
+        fs::write(dir.0.join(name), text).expect("a file of an earlier version");
+        aq.mount();
+        assert!(!dir.0.join(name).exists(), "{name}");
+    }
+}
+
+/// Renames a snapshot in the disk by its first letter only; returns what undoes that.
+fn half_renamed(dir: &VmDir, from: &str, to: &str) -> SnapshotRename {
+    let disk = fs::File::options().read(true).write(true).open(dir.disk()).expect("a disk");
+    let (mut header, mut old) = ([0; 72], vec![0; 256]);
+    disk.read_exact_at(&mut header, 0).expect("a header");
+    let offset = u64::from_be_bytes(header[64..].try_into().expect("8 bytes"));
+    let length = disk.read_at(&mut old, offset).expect("a table");
+    old.truncate(length);
+    let at = old.windows(from.len()).position(|w| w == from.as_bytes()).expect("the name");
+    let mut new = old.clone();
+    new[at..at + to.len()].copy_from_slice(to.as_bytes());
+    disk.write_all_at(&new[..=at], offset).expect("half a name");
+    let rename = serde_json::json!({ "offset": offset, "old": old, "new": new });
+    serde_json::from_value(rename).expect("a rename")
+}
+
+#[test]
+fn what_an_earlier_daemon_has_not_finished_is_recovered() {
+    is_recovered(Left::Now);
+}
+
+#[test]
+fn what_a_daemon_of_an_earlier_version_has_not_finished_is_recovered() {
+    is_recovered(Left::Earlier);
+}
+
+fn is_recovered(left: Left) {
+    let aq = Mounted::with_image();
+    aq.make_off("vm1");
+    let dir = aq.store().vm(aq.info("vm1", "uuid").parse().expect("a UUID"));
+    let open = || operation::list(&dir).expect("operations");
+    aq.sh("mkdir vm1/snapshots/older-one").ok();
+    left.leave(&aq, &dir, Operation::ChangeDisk);
+    let half = half_renamed(&dir, "older-one", "newer-one");
+    left.leave(&aq, &dir, Operation::RenameSnapshot(half));
+    assert_eq!(aq.sh("ls vm1/snapshots").ok(), "older-one");
+    assert_eq!(open(), [Operation::ChangeDisk]);
+    aq.boot_existing("vm1");
+    let pid = aq.exec("vm1", "sleep 100000 > /dev/null 2>&1 & echo $!");
+    aq.sh("echo pause > vm1/ctl").ok();
+    left.leave(&aq, &dir, Operation::PausedByDaemon);
+    aq.wait_for_status("vm1", "ready");
+    assert_eq!(aq.exec("vm1", &format!("kill -0 {pid} && echo on")), "on");
+    assert_eq!(open(), [Operation::ChangeDisk]);
+    left.leave(&aq, &dir, Operation::Personalize);
+    let status = aq.read("vm1/status");
+    assert!(status.starts_with("failed: the daemon ended while it started"), "{status}");
+    assert!(aq.qemus().is_empty() && !dir.disk().exists());
+    aq.sh("echo 'start paused' > vm1/ctl; echo kill > vm1/ctl; cat vm1/wait").ok();
+    assert_eq!(open(), []);
 }

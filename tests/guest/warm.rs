@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use crate::common::{BOOT, Mounted, eventually, proc};
+use aqfs::store::operation::{self, Kind};
 use rustix::process::Signal;
 
 /// What must differ from clone to clone, a word each. The random bytes are read first.
@@ -241,6 +242,8 @@ fn a_daemon_killed_while_it_freezes_or_clones_leaves_nothing_by_half() {
     eventually("it starts", BOOT, || !aq.qemus().is_empty());
     proc::kill(aq.daemon(), Signal::KILL);
     aq.mount();
+    let vm = aq.store().vm(aq.info("vm1", "uuid").parse().expect("a UUID"));
+    assert!(!operation::is_open(&vm, Kind::Personalize).expect("operations"));
     let status = aq.read("vm1/status");
     // It was ready already, or it is not there: never a machine that does not know who it is.
     if status != "ready" {
@@ -266,14 +269,14 @@ fn a_guest_that_stood_still_when_the_daemon_died_goes_on() {
             aq.daemon()
         );
         aq.sh(&script);
-        assert!(vm.still().exists(), "{request}");
+        assert!(operation::is_open(&vm, Kind::PausedByDaemon).expect("operations"), "{request}");
         aq.mount();
         assert_eq!(aq.sh("cat vm1/ready; cat vm1/status").ok().lines().last(), Some("ready"));
         assert_eq!(
             aq.exec("vm1", &format!("kill -0 {pid} && echo $$ > /root/x; sync; echo on")),
             "on"
         );
-        assert!(!vm.still().exists());
+        assert!(!operation::is_open(&vm, Kind::PausedByDaemon).expect("operations"));
         let list = format!("ls vm1/snapshots; qemu-img snapshot -U -l '{}'", vm.disk().display());
         assert_eq!(aq.sh(&list).ok(), "");
     }

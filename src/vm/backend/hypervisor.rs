@@ -115,6 +115,8 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
     fn saved_hardware(&self, dir: &Path, tag: &str) -> Option<Hardware>;
     /// Makes the disk if there is none, starts QEMU and waits for its greeting (2 s at most).
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched, BackendError>;
+    /// Puts back what a crash has left half written in the disk's own tables, at once.
+    fn recover_disk(&self, dir: &Path) -> Result<(), BackendError>;
     /// Removes the disk of a VM that is off.
     async fn discard_disk(&self, dir: &Path) -> Result<(), BackendError>;
     /// Takes, restores, drops or renames a snapshot of a VM that is off.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::reach::Announcement;
-use super::{Answer, Driver, Report, dropped, still, suspended, warm};
+use super::{Answer, Driver, Report, dropped, paused_by_daemon, recover, suspended};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{Adoption, BackendError, SilentMachine};
 use crate::vm::state::State;
@@ -18,14 +18,12 @@ use crate::vm::{Backends, one_line};
 /// it answers nobody, for as long as that takes.
 const AGAIN: Duration = Duration::from_secs(3);
 
-/// Finds the VM's machine, and clears away what was cut short.
+/// Finds the VM's machine, and recovers what was cut short.
 pub(super) async fn find(backends: &Backends, dir: &VmDir, uuid: Uuid) -> Adoption {
+    recover::disk(backends, dir);
     let found = suspended::adopt(&*backends.hypervisor, dir.0.clone(), uuid).await;
-    let cleared = async {
-        let found = warm::clear(backends, dir, found).await?;
-        still::release(backends, dir, found).await
-    };
-    cleared.await.unwrap_or_else(|error| Adoption::Unclear(error.to_string()))
+    let recovered = recover::machine(backends, dir, found).await;
+    recovered.unwrap_or_else(|error| Adoption::Unclear(error.to_string()))
 }
 
 impl Driver {
@@ -105,7 +103,7 @@ impl Driver {
         self.stopping = None;
         match ended {
             Ok(()) => {
-                still::unmark(self.vm.dir());
+                paused_by_daemon::end(self.vm.dir());
                 self.settle(Adoption::NeverRan);
                 self.enter(State::Stopped);
             }

@@ -43,12 +43,13 @@ mod configure;
 mod dropped;
 mod hold;
 mod memory;
+mod paused_by_daemon;
 mod reach;
+mod recover;
 pub(crate) mod remove;
 mod report;
 mod snapshot;
 mod start;
-mod still;
 mod stop;
 pub(crate) mod suspended;
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::suspended::{self, SUSPENDED};
-use super::{Answer, Driver, Report, Task, dropped, still};
+use super::{Answer, Driver, Report, Task, dropped, paused_by_daemon};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, Machine, SnapshotInfo, SnapshotOp};
 use crate::vm::dropped::Remover;
@@ -249,7 +249,7 @@ async fn stop_and_save(
     stale: Option<&'static str>,
     dir: &VmDir,
 ) -> Result<(), BackendError> {
-    still::mark(dir).await?;
+    paused_by_daemon::begin(dir).await?;
     let saved = async {
         machine.pause().await?;
         suspended::save(machine, stale).await
@@ -257,7 +257,7 @@ async fn stop_and_save(
     let saved = saved.await;
     if saved.is_err() {
         drop(machine.resume().await);
-        still::unmark(dir);
+        paused_by_daemon::end(dir);
     }
     saved
 }

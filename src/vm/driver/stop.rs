@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Driver, Report, Reporter, clock, still, suspended};
+use super::{Driver, Report, Reporter, clock, paused_by_daemon, suspended};
 use crate::vm::backend::{ExitReport, GuestSession, OutputSink, Source};
 use crate::vm::exec::Link;
 use crate::vm::one_line;
@@ -92,7 +92,7 @@ impl Driver {
         self.note(&format!("QEMU ended: {} {}", report.status, report.stderr));
         // Before the life counts as over: whoever waits for a snapshot is told.
         self.abandon_snapshot(report.error());
-        still::unmark(self.vm.dir());
+        paused_by_daemon::end(self.vm.dir());
         self.life += 1;
         self.running = None;
         self.memory = None;

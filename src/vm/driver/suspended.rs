@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use uuid::Uuid;
 
-use super::{off_thread, still};
+use super::{off_thread, paused_by_daemon};
 use crate::store::layout::VmDir;
 use crate::vm::Backends;
 use crate::vm::backend::{
@@ -174,13 +174,13 @@ pub(super) async fn go_on(
     if let Err(error) = take_in(&*launched.machine, saved, paused, dir).await {
         // It has not run: nothing is lost, and the next start tries again.
         drop(launched.machine.kill().await);
-        still::unmark(dir);
+        paused_by_daemon::end(dir);
         return Err(BackendError::CannotResume { reason: error.to_string() });
     }
     if !paused {
         // One that QEMU does not run is paused, which its status tells.
         launched.paused = launched.machine.resume().await.is_err();
-        still::unmark(dir);
+        paused_by_daemon::end(dir);
     }
     Ok(())
 }
@@ -195,7 +195,7 @@ async fn take_in(
     machine.snapshot(&SnapshotOp::Restore(saved.to_owned())).await?;
     if !paused {
         // Without the snapshot, nothing else says that this one is to run.
-        still::mark(dir).await?;
+        paused_by_daemon::begin(dir).await?;
     }
     forget(machine, Some(saved)).await
 }

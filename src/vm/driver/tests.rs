@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::{Definition, NewVm, spawn};
 use crate::programs;
 use crate::store::layout::VmDir;
+use crate::store::operation::{self, Operation};
 use crate::vm::backend::{BackendError, DiskFormat, ExitReport, Lifetime, MachineEvent};
 use crate::vm::fake::{Script, backends, clean_exit};
 use crate::vm::spec::{ImageSettings, VmSettings, VmSpec};
@@ -443,6 +444,14 @@ fn template() -> Template {
     }
 }
 
+fn begin(dir: &Scratch, operation: Operation) {
+    operation::begin(&VmDir(dir.0.path().to_owned()), operation).unwrap();
+}
+
+fn operations(dir: &Scratch) -> Vec<Operation> {
+    operation::list(&VmDir(dir.0.path().to_owned())).unwrap()
+}
+
 /// Starts a VM whose image holds a frozen machine.
 async fn warm_start(prepare: impl FnOnce(&Script)) -> (Fixture, Result<(), VmError>) {
     let fixture = fixture().await;
@@ -458,7 +467,7 @@ async fn a_clone_is_told_who_it_is_before_anybody_else_hears_of_it() {
     started.unwrap();
     until(&vm, &State::Ready).await;
     assert_eq!(script.calls.lock()[..3], ["load_template", "resume", "tell"]);
-    assert!(!VmDir(dir.0.path().to_owned()).unborn().exists());
+    assert_eq!(operations(&dir), []);
 }
 
 #[tokio::test(start_paused = true)]
@@ -487,13 +496,13 @@ async fn a_clone_that_stays_a_twin_is_ended_and_its_disk_discarded() {
     )
     .await;
     assert_eq!(*script.calls.lock(), ["load_template", "resume", "tell", "kill", "discard"]);
-    assert!(!VmDir(dir.0.path().to_owned()).unborn().exists());
+    assert_eq!(operations(&dir), []);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_clone_found_half_made_is_ended() {
     let dir = Scratch(tempfile::tempdir().unwrap());
-    std::fs::write(VmDir(dir.0.path().to_owned()).unborn(), "").unwrap();
+    begin(&dir, Operation::Personalize);
     let script = Arc::<Script>::default();
     let vm = vm(dir.0.path(), &script).await;
     let reason = "the daemon ended while it started; start it again".to_owned();
@@ -540,7 +549,7 @@ async fn adopted_paused(mark: bool) -> (Scratch, Arc<Script>, Vm) {
     until(&earlier, &State::Ready).await;
     earlier.perform(Command::Pause).await.unwrap();
     if mark {
-        std::fs::write(VmDir(dir.0.path().to_owned()).still(), "").unwrap();
+        begin(&dir, Operation::PausedByDaemon);
     }
     let vm = vm_in(&backends(&script), dir.0.path(), uuid).await;
     (dir, script, vm)
@@ -552,7 +561,7 @@ async fn a_guest_that_stands_still_for_our_sake_goes_on_under_the_next_daemon() 
     until(&vm, &State::Ready).await;
     // Its clock stood still too.
     assert!(script.calls.lock().ends_with(&["recover", "exec"]));
-    assert!(!VmDir(dir.0.path().to_owned()).still().exists());
+    assert_eq!(operations(&dir), []);
 }
 
 #[tokio::test(start_paused = true)]

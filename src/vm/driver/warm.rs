@@ -1,17 +1,18 @@
 //! Warm starts, which go on from a machine frozen in the image, and freezing one.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use super::{Driver, Report, Reporter, off_thread, still};
+use super::recover::release_capture;
+use super::{Driver, Report, Reporter, off_thread, paused_by_daemon};
 use crate::store::layout::VmDir;
+use crate::store::operation::{self, Kind, Operation};
 use crate::vm::backend::{
-    Adoption, BackendError, DiskFormat, GuestSession, Hold, LaunchPlan, Launched, Lifetime,
-    Machine, MachineEvent, SnapshotOp,
+    BackendError, DiskFormat, GuestSession, Hold, LaunchPlan, Launched, Lifetime, Machine,
+    MachineEvent,
 };
 use crate::vm::live::InForce;
 use crate::vm::spec::{ImageSettings, VmSettings, VmSpec};
@@ -31,7 +32,7 @@ pub(super) async fn choose(
     settings: &VmSettings,
 ) -> Result<(), BackendError> {
     let dir = VmDir(plan.dir.clone());
-    if dir.unborn().exists() {
+    if operation::is_open(&dir, Kind::Personalize).map_err(|e| BackendError::io(NOTE, &e))? {
         call_off(backends, &dir).await?;
         plan.base = backends.images.layers(&plan.image, &plan.dir)?;
     }
@@ -101,17 +102,16 @@ fn remedy(what: &str, settings: &VmSettings, image: &str) -> String {
     )
 }
 
-/// Starts a clone. A template that QEMU does not take is no reason not to boot. Until the guest
-/// knows who it is, the VM's directory says that it is unborn: a daemon that finds it so ends it.
+/// Starts a clone. A template that QEMU does not take is no reason not to boot. Until the guest has
+/// an identity of its own, [`Operation::Personalize`] is open: a later daemon ends what it finds then.
 pub(super) async fn start(
     backends: &Backends,
     plan: LaunchPlan,
     to: &Reporter,
 ) -> Result<Launched, BackendError> {
     let dir = VmDir(plan.dir.clone());
-    let unborn = dir.unborn();
-    // Of use as long as this QEMU may run: a host that loses power forgets both.
-    off_thread(move || fs::write(unborn, b""), MARK).await?;
+    let at = dir.clone();
+    off_thread(move || operation::begin(&at, Operation::Personalize), NOTE).await?;
     match clone(backends, &plan, to).await {
         Ok(CloneOutcome::Clone(launched)) => Ok(launched),
         Ok(CloneOutcome::Still(error)) => {
@@ -128,18 +128,18 @@ pub(super) async fn start(
     }
 }
 
-/// What is said to be written where the mark cannot be.
-const MARK: &str = "the mark of a clone";
+/// What cannot be written or read then.
+const NOTE: &str = "the note of a clone's start";
 
-/// Forgets a clone that was not born: its disk has seen nothing yet, and is made anew.
-async fn call_off(backends: &Backends, dir: &VmDir) -> Result<(), BackendError> {
+/// Discards the disk of a clone that has no identity yet: nothing was written on it.
+pub(super) async fn call_off(backends: &Backends, dir: &VmDir) -> Result<(), BackendError> {
     backends.hypervisor.discard_disk(&dir.0).await?;
-    remove_mark(dir).await
+    end_personalize(dir).await
 }
 
-async fn remove_mark(dir: &VmDir) -> Result<(), BackendError> {
-    let unborn = dir.unborn();
-    off_thread(move || fs::remove_file(unborn), MARK).await
+async fn end_personalize(dir: &VmDir) -> Result<(), BackendError> {
+    let dir = dir.clone();
+    off_thread(move || operation::end(&dir, Kind::Personalize), NOTE).await
 }
 
 enum CloneOutcome {
@@ -170,7 +170,7 @@ async fn clone(
         let mut port = port?;
         machine.resume().await?;
         port.tell(plan).await?;
-        remove_mark(&VmDir(plan.dir.clone())).await
+        end_personalize(&VmDir(plan.dir.clone())).await
     };
     let told = told.await;
     tracing::debug!(elapsed = ?begun.elapsed(), "clone: told");
@@ -198,7 +198,7 @@ async fn boot(
 }
 
 /// Ends a machine and waits until it has ended.
-async fn end(mut launched: Launched) {
+pub(super) async fn end(mut launched: Launched) {
     if launched.machine.kill().await.is_err() {
         // The next launch finds it there and says so.
         return;
@@ -207,53 +207,6 @@ async fn end(mut launched: Launched) {
         if matches!(event, MachineEvent::Exited(_)) {
             return;
         }
-    }
-}
-
-/// Clears away what an earlier daemon left by half: a clone that does not know yet who it is, and
-/// the snapshot of a disk that was being copied.
-pub(super) async fn clear(
-    backends: &Backends,
-    dir: &VmDir,
-    adoption: Adoption,
-) -> Result<Adoption, BackendError> {
-    // What may still run is not touched.
-    if matches!(adoption, Adoption::Unclear(_)) {
-        return Ok(adoption);
-    }
-    if !dir.unborn().exists() {
-        drop_capture(backends, dir, &adoption).await;
-        return Ok(adoption);
-    }
-    if let Adoption::Running(launched) = adoption {
-        end(launched).await;
-    }
-    call_off(backends, dir).await?;
-    Ok(Adoption::Ended("the daemon ended while it started; start it again".to_owned()))
-}
-
-/// Most disks have none, and whether one has is read in their table.
-async fn drop_capture(backends: &Backends, dir: &VmDir, adoption: &Adoption) {
-    if !backends.hypervisor.snapshots(&dir.0).iter().any(|s| s.tag == CAPTURE_TAG) {
-        return;
-    }
-    let machine = match adoption {
-        Adoption::Running(launched) => Some(Arc::clone(&launched.machine)),
-        Adoption::NeverRan | Adoption::Ended(_) | Adoption::Unclear(_) => None,
-    };
-    release(backends, machine, &dir.0).await;
-}
-
-/// Drops the snapshot that holds a frozen disk; where that fails, the next daemon does.
-async fn release(backends: &Backends, machine: Option<Arc<dyn Machine>>, dir: &Path) {
-    let op = SnapshotOp::Drop(CAPTURE_TAG.to_owned());
-    if let Some(machine) = machine
-        && machine.snapshot(&op).await.is_ok()
-    {
-        return;
-    }
-    if let Err(error) = backends.hypervisor.snapshot(dir.to_owned(), &op).await {
-        tracing::warn!(dir = %dir.display(), %error, "the snapshot of a frozen disk stays");
     }
 }
 
@@ -295,7 +248,7 @@ impl Driver {
             drop(released.await);
             // A disk of ours is gone by now.
             if is_captured && vm.0.lifetime == Lifetime::Own {
-                release(&backends, Some(machine), &vm.dir().0).await;
+                release_capture(&backends, Some(machine), &vm.dir().0).await;
             }
             reporter.report(Report::CaptureEnded(before)).await;
         });
@@ -366,9 +319,9 @@ async fn capture(
     port.arm(session).await?;
     let dir = VmDir(plan.dir.clone());
     let pause = async {
-        still::mark(&dir).await?;
+        paused_by_daemon::begin(&dir).await?;
         let pause = machine.capture(plan, to, CAPTURE_TAG).await;
-        still::unmark(&dir);
+        paused_by_daemon::end(&dir);
         pause
     };
     let pause = pause.await;

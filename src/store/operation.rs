@@ -1,0 +1,233 @@
+//! `operation.json` in a VM's directory: the operations on the VM that have begun and not ended.
+//!
+//! An operation that a killed daemon would leave half done is written here before its first step and
+//! removed after its last one. The next daemon reads the file and finishes or undoes what it lists;
+//! the variants of [`Operation`] say how. Without an open operation there is no file. Several can be
+//! open at once: [`Operation::ChangeDisk`] is, as long as a VM runs.
+//!
+//! The file has one writer at a time, and each change replaces it as a whole. It is synced only where
+//! an operation has to be known after the host has lost power ([`Operation::is_durable`]): the start of a
+//! VM must not wait for the disk once more.
+//!
+//! Not here: the recovery itself (`vm::driver::recover`, `qemu::repair`, `qemu::rename`).
+
+mod markers;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use parking_lot::{Mutex, MutexGuard};
+use serde::{Deserialize, Serialize};
+
+use super::file;
+use super::layout::VmDir;
+use crate::disk::snapshot_table::SnapshotRename;
+
+const VERSION: u32 = 1;
+
+/// An operation on a VM, with what its recovery needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "operation", rename_all = "snake_case")]
+pub enum Operation {
+    /// A clone starts, and its guest still has the identity of the template. Recovery ends the machine
+    /// and discards the disk, on which nothing was written yet.
+    Personalize,
+    /// The daemon has paused the guest, or is about to, and resumes it itself. Recovery resumes it:
+    /// no user has asked for the pause.
+    PausedByDaemon,
+    /// A program writes to the disk. Recovery gives back the clusters that it had allocated and not
+    /// used yet, before the disk is changed again.
+    ChangeDisk,
+    /// The disk's table of snapshots is rewritten. Recovery puts the old bytes back.
+    RenameSnapshot(SnapshotRename),
+}
+
+/// An operation without its data. At most one of each kind is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// [`Operation::Personalize`]
+    Personalize,
+    /// [`Operation::PausedByDaemon`]
+    PausedByDaemon,
+    /// [`Operation::ChangeDisk`]
+    ChangeDisk,
+    /// [`Operation::RenameSnapshot`]
+    RenameSnapshot,
+}
+
+impl Operation {
+    /// Returns its kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Personalize => Kind::Personalize,
+            Self::PausedByDaemon => Kind::PausedByDaemon,
+            Self::ChangeDisk => Kind::ChangeDisk,
+            Self::RenameSnapshot(_) => Kind::RenameSnapshot,
+        }
+    }
+
+    /// Says whether it has to be known after the host has lost power. Others concern a machine, which
+    /// is gone then, or disk space alone.
+    fn is_durable(&self) -> bool {
+        match self {
+            Self::Personalize | Self::PausedByDaemon | Self::ChangeDisk => false,
+            Self::RenameSnapshot(_) => true,
+        }
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Stored {
+    version: u32,
+    operations: Vec<Operation>,
+}
+
+/// Lists the open operations of a VM, the earliest first.
+///
+/// # Errors
+/// `InvalidData` for a file that cannot be read or is not understood, with what is to be done.
+pub fn list(dir: &VmDir) -> io::Result<Vec<Operation>> {
+    let path = dir.operation();
+    let mut operations = match fs::read(&path) {
+        Ok(bytes) => parse(&bytes).map_err(|damage| unreadable(&path, &damage))?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(unreadable(&path, &error)),
+    };
+    let mut of_markers = markers::read(dir)?;
+    of_markers.retain(|found| !holds(&operations, found.kind()));
+    operations.append(&mut of_markers);
+    Ok(operations)
+}
+
+/// Says whether an operation of a kind is open.
+///
+/// # Errors
+/// As [`list`].
+pub fn is_open(dir: &VmDir, kind: Kind) -> io::Result<bool> {
+    Ok(holds(&list(dir)?, kind))
+}
+
+/// Writes down that an operation begins. Returns the one of its kind that was open before, which a
+/// killed daemon or program has not ended.
+///
+/// # Errors
+/// As [`list`], or what writing answers; the operation is not open then.
+pub fn begin(dir: &VmDir, operation: Operation) -> io::Result<Option<Operation>> {
+    update(dir, |open| {
+        let earlier = take(open, operation.kind());
+        open.push(operation);
+        earlier
+    })
+}
+
+/// Writes down that the operation of a kind has ended, if one is open.
+///
+/// # Errors
+/// As [`list`], or what writing answers; the operation is still open then.
+pub fn end(dir: &VmDir, kind: Kind) -> io::Result<()> {
+    update(dir, |open| take(open, kind)).map(drop)
+}
+
+/// Moves what the files of an earlier version say into `operation.json`. Until that is done, [`list`]
+/// reads them where they are.
+///
+/// # Errors
+/// As [`begin`].
+pub fn convert(dir: &VmDir) -> io::Result<()> {
+    if markers::exist(dir) { update(dir, |_| ()) } else { Ok(()) }
+}
+
+fn holds(operations: &[Operation], kind: Kind) -> bool {
+    operations.iter().any(|operation| operation.kind() == kind)
+}
+
+fn take(operations: &mut Vec<Operation>, kind: Kind) -> Option<Operation> {
+    let at = operations.iter().position(|operation| operation.kind() == kind)?;
+    Some(operations.remove(at))
+}
+
+fn parse(bytes: &[u8]) -> Result<Vec<Operation>, String> {
+    // A file that was not synced is empty, or full of zeros, after the host has lost power. Of the
+    // operations that are not synced, only this one still matters then.
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Ok(vec![Operation::ChangeDisk]);
+    }
+    let stored: Stored = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+    match stored.version {
+        VERSION => Ok(stored.operations),
+        other => Err(format!("version {other} is of a later aqfs")),
+    }
+}
+
+fn unreadable(path: &Path, fact: &dyn fmt::Display) -> io::Error {
+    let text = format!(
+        "cannot read {}: {fact}; it lists what was not finished when a daemon ended: check the disk \
+         with `qemu-img check`, and remove the file while nothing is mounted",
+        path.display()
+    );
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}
+
+/// Changes the list of open operations.
+fn update<T>(dir: &VmDir, change: impl FnOnce(&mut Vec<Operation>) -> T) -> io::Result<T> {
+    let _only = writer(dir);
+    let before = list(dir)?;
+    let mut after = before.clone();
+    let changed = change(&mut after);
+    if after != before || markers::exist(dir) {
+        write(dir, &before, &after)?;
+        markers::remove(dir)?;
+    }
+    Ok(changed)
+}
+
+/// Keeps other threads from changing the file of the same VM: the end of a machine and the end of a
+/// request are written down by different tasks. Other processes do not write: the store is locked.
+fn writer(dir: &VmDir) -> MutexGuard<'static, ()> {
+    static WRITERS: [Mutex<()>; 64] = [const { Mutex::new(()) }; 64];
+    let mut hasher = DefaultHasher::new();
+    dir.0.hash(&mut hasher);
+    let at = usize::try_from(hasher.finish() % WRITERS.len() as u64).unwrap_or_default();
+    WRITERS[at].lock()
+}
+
+fn write(dir: &VmDir, before: &[Operation], after: &[Operation]) -> io::Result<()> {
+    let is_durable = before.iter().chain(after).any(Operation::is_durable);
+    let path = dir.operation();
+    if after.is_empty() {
+        file::remove(&path)?;
+        return if is_durable { file::sync_dir(&dir.0) } else { Ok(()) };
+    }
+    let stored = Stored { version: VERSION, operations: after.to_vec() };
+    let mut bytes = serde_json::to_vec(&stored)?;
+    bytes.push(b'\n');
+    if is_durable {
+        return file::replace(&path, &bytes);
+    }
+    match file::replace_unsynced(&path, &bytes) {
+        Err(error) if is_full(&error) => overwrite(&path, bytes).map_err(|_| error),
+        written => written,
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Writes a shorter list over a longer one, in the space that the file has: an operation ends on a full
+/// disk too. White space fills the rest, so that a single write does it.
+fn overwrite(path: &Path, mut bytes: Vec<u8>) -> io::Result<()> {
+    let file = File::options().write(true).open(path)?;
+    let length = usize::try_from(file.metadata()?.len()).unwrap_or(0);
+    if length < bytes.len() {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    bytes.resize(length, b'\n');
+    file.write_all_at(&bytes, 0)
+}
