@@ -253,7 +253,10 @@ fn seconds(time: SystemTime) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
+    use crate::vm::spec::{VmSettings, VmSpec};
 
     fn vm(root: &Path, name: &str) -> VmDir {
         let dir = VmDir(root.join(name));
@@ -287,6 +290,22 @@ mod tests {
         again.sweep(now + KEPT * 2, &failures);
         assert!(again.list().is_empty() && failures.list().is_empty());
         assert_eq!(fs::read_dir(root.path().join("trash")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn the_image_of_a_removed_vm_is_known_without_a_read_of_the_disk() {
+        let root = tempfile::tempdir().unwrap();
+        let (dir, trash) = (vm(root.path(), "a"), open(root.path()));
+        let settings = VmSettings::new(VmSpec::default());
+        let definition = Definition::new(Uuid::new_v4(), SystemTime::now(), settings);
+        file::replace_json(&dir.definition(), &definition).unwrap();
+        trash.put(&dir, "vm1", SystemTime::now()).unwrap();
+        for trash in [open(root.path()), trash] {
+            let removed = trash.list().remove(0);
+            fs::rename(removed.dir.definition(), root.path().join("elsewhere")).unwrap();
+            assert_eq!(removed.image().as_deref(), Some("tiny"));
+            fs::rename(root.path().join("elsewhere"), removed.dir.definition()).unwrap();
+        }
     }
 
     #[test]

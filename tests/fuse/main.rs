@@ -12,3 +12,4 @@ mod first_run;
 mod jobs;
 mod mount;
 mod semantics;
+mod slow_disk;

@@ -116,6 +116,19 @@ fn a_vm_whose_files_are_damaged_is_broken_and_others_are_not() {
 }
 
 #[test]
+fn what_becomes_due_and_cannot_be_erased_is_no_error_of_another_removal() {
+    let aq = Mounted::with_image();
+    aq.make_off("vm1");
+    // It becomes due after the mount, and before the daemon's next sweep.
+    let due = "due=$(($(date +%s) + 5)); old=trash/old@$((due - 24 * 3600))";
+    let old = format!("{due}; mkdir $old; echo > $old/disk.qcow2; chmod 500 $old");
+    remount(&aq, &old).ok();
+    aq.sh("sleep 6; rmdir vm1").ok();
+    assert_eq!(aq.sh("ls; ls .trash | cut -d @ -f 1").ok(), "old\nvm1");
+    aq.cli("chmod -R u+rwX store").ok();
+}
+
+#[test]
 fn what_is_due_and_cannot_be_erased_is_nobodys_error() {
     let aq = Mounted::with_image();
     aq.make_off("vm1");

@@ -61,7 +61,7 @@ fn a_qemu_that_prints_without_end_also_what_it_printed_without_a_daemon() {
     let aq = Mounted::with_image();
     aq.sh("mkdir vm1; printf -- '-d\nin_asm\n' > vm1/config/qemu_args; echo start > vm1/ctl").ok();
     let log = aq.vm_dir("vm1").log();
-    let most = most_while_growing(&log, 12 << 20);
+    let most = most_while_growing(&log, 8 * BOUND);
     assert!(most <= 4 * BOUND, "{most} bytes on the disk");
     aq.kill_daemon();
     let length = std::fs::metadata(&log).expect("the log").len();
