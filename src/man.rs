@@ -11,7 +11,7 @@ use clap_mangen::roff::{Roff, bold, roman};
 
 use crate::cli::Cli;
 use crate::commands::environment::VARIABLES;
-use crate::tree::manual::{self, Order, Row};
+use crate::tree::manual::{self, Row, VerbUsage};
 
 const EXIT: &[(&str, &str)] = &[
     ("0", "it is done"),
@@ -83,15 +83,15 @@ fn aqfs() -> Roff {
         roff.text([bold(name), roman(format!("  {} {:04o}", row.kind, row.mode))]);
         roff.text([roman(row.doc)]);
     }
-    orders(&mut roff, "VERBS OF VM/ctl", &manual::vm_verbs());
-    orders(&mut roff, "VERBS OF .images/NAME/ctl", &manual::image_verbs());
+    verbs(&mut roff, "VERBS OF VM/ctl", &manual::vm_verbs());
+    verbs(&mut roff, "VERBS OF .images/NAME/ctl", &manual::image_verbs());
     roff.control("SH", ["SEE ALSO"]);
     roff.text([bold("aq"), roman("(1); a page for each file is in .docs at the root of the tree")]);
     roff
 }
 
-fn orders(roff: &mut Roff, title: &str, orders: &[Order]) {
-    entries(roff, title, orders.iter().map(|o| (o.usage.as_str(), o.doc)));
+fn verbs(roff: &mut Roff, title: &str, usages: &[VerbUsage]) {
+    entries(roff, title, usages.iter().map(|u| (u.usage.as_str(), u.doc)));
 }
 
 fn entries<'a>(roff: &mut Roff, title: &str, entries: impl Iterator<Item = (&'a str, &'a str)>) {

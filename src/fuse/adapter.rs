@@ -19,14 +19,15 @@ use fuser::{
 use tokio::runtime::Handle;
 
 use super::attr::{self, Owner};
-use super::flags::{LONG, directory_flags, open_flags, patience, ttl};
+use super::flags::{LONG, directory_flags, io_mode, open_flags, ttl};
 use super::park::{Park, Wait};
 use super::poll::{self, Polls};
 use super::{caller, errno};
 use crate::tree::handle::{Access, OpenRequest};
 use crate::tree::names::Entry;
-use crate::tree::node::{Attr, Keep, Kind, NodeId};
-use crate::tree::{Answer, By, Found, Tree, TreeError};
+use crate::tree::node::{Attr, Keep, Kind};
+use crate::tree::number::NodeId;
+use crate::tree::{Answer, Found, Requester, Tree, TreeError};
 
 /// The largest read or write of one request. Streams gain nothing from more.
 const MAX_TRANSFER: u32 = 128 * 1024;
@@ -231,7 +232,7 @@ impl Filesystem for Adapter {
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let done = match name.to_str() {
             Some(name) => {
-                let by = By { caller: &|| caller::of(req), now: SystemTime::now() };
+                let by = Requester { caller: &|| caller::of(req), now: SystemTime::now() };
                 self.tree.request_unlink(NodeId(parent.0), name, &by)
             }
             None => Answer::Now(Err(TreeError::NeverFound)),
@@ -262,7 +263,7 @@ impl Filesystem for Adapter {
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         match text(name) {
             Ok(name) => {
-                let by = By { caller: &|| caller::of(req), now: SystemTime::now() };
+                let by = Requester { caller: &|| caller::of(req), now: SystemTime::now() };
                 let removed = self.tree.request_remove_directory(NodeId(parent.0), name, &by);
                 let about = (parent, Wait::Directory);
                 self.park.answer(req, about, removed, |done| done_or_error(done, reply));
@@ -321,7 +322,7 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         let bytes = match self.tree.handle(fh.0) {
-            Ok(open) => open.request_read(offset, size as usize, patience(flags)),
+            Ok(open) => open.request_read(offset, size as usize, io_mode(flags)),
             Err(error) => Answer::Now(Err(error)),
         };
         self.park.answer(req, (ino, Wait::Caller), bytes, |bytes| match bytes {
@@ -343,7 +344,7 @@ impl Filesystem for Adapter {
         reply: ReplyWrite,
     ) {
         let written = match self.tree.handle(fh.0) {
-            Ok(open) => open.write(data, patience(flags)),
+            Ok(open) => open.write(data, io_mode(flags)),
             Err(error) => Answer::Now(Err(error)),
         };
         self.park.answer(req, (ino, Wait::Caller), written, |written| match written {

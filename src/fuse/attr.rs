@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use fuser::{FileAttr, FileType, INodeNo};
 
 use crate::tree::node::{Attr, Keep, Kind};
+use crate::tree::number::NodeId;
 
 /// Whose everything in the mount is: the daemon's user.
 #[derive(Clone, Copy, Debug)]
@@ -28,10 +29,10 @@ impl Owner {
             ino: INodeNo(attr.id.0),
             size: attr.size,
             blocks: 0,
-            atime: attr.changed,
-            mtime: attr.changed,
-            ctime: attr.changed,
-            crtime: attr.changed,
+            atime: attr.mtime,
+            mtime: attr.mtime,
+            ctime: attr.mtime,
+            crtime: attr.mtime,
             kind: file_type(attr.kind),
             perm: attr.mode,
             nlink: attr.links,
@@ -45,10 +46,10 @@ impl Owner {
 
     /// Returns the attributes of no file: number 0 means "there is none" to the kernel.
     pub(super) fn nothing(&self) -> FileAttr {
-        let changed = SystemTime::UNIX_EPOCH;
-        let id = crate::tree::node::NodeId(0);
+        let mtime = SystemTime::UNIX_EPOCH;
+        let id = NodeId(0);
         let (kind, keep) = (Kind::Value, Keep::Never);
-        self.attr(&Attr { id, kind, mode: 0, size: 0, links: 0, changed, keep })
+        self.attr(&Attr { id, kind, mode: 0, size: 0, links: 0, mtime, keep })
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fuser::{FopenFlags, OpenFlags};
 
-use crate::tree::handle::Patience;
+use crate::tree::handle::IoMode;
 use crate::tree::node::{Keep, Kind};
 
 /// How long the kernel may remember what changes by its own requests alone.
@@ -17,8 +17,8 @@ pub(super) fn ttl(keep: Keep) -> Duration {
     }
 }
 
-pub(super) fn patience(flags: OpenFlags) -> Patience {
-    if flags.0 & libc::O_NONBLOCK != 0 { Patience::Now } else { Patience::Park }
+pub(super) fn io_mode(flags: OpenFlags) -> IoMode {
+    if flags.0 & libc::O_NONBLOCK != 0 { IoMode::NonBlocking } else { IoMode::Blocking }
 }
 
 pub(super) fn open_flags(kind: Kind) -> FopenFlags {

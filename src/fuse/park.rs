@@ -22,7 +22,7 @@ use tokio::runtime::Handle;
 use super::errno;
 use super::waiter::Waiter;
 use super::watch::Watch;
-use crate::tree::node::NodeId;
+use crate::tree::number::NodeId;
 use crate::tree::{Answer, Tree, TreeError};
 
 /// The requests that wait.

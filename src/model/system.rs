@@ -15,9 +15,10 @@ use super::reference::{Event, Model, Op, Value};
 use crate::fuse::errno;
 use crate::registry::Registry;
 use crate::store::layout::Layout;
-use crate::tree::handle::{Access, OpenRequest, Patience};
-use crate::tree::node::{Kind, NodeId};
-use crate::tree::{Answer, By, Tree, TreeError};
+use crate::tree::handle::{Access, IoMode, OpenRequest};
+use crate::tree::node::Kind;
+use crate::tree::number::NodeId;
+use crate::tree::{Answer, Requester, Tree, TreeError};
 use crate::vm::backend::{BackendError, ExitReport, MachineEvent};
 use crate::vm::caller::{Caller, ProcessId};
 use crate::vm::fake::{Script, backends, clean_exit};
@@ -181,7 +182,7 @@ impl System {
         let id = self.find(path).map_err(|e| errno::number(&e))?;
         self.run(async {
             let request = OpenRequest { access, append, crawler: false, caller: &caller };
-            let opened = answered(self.tree().open(id, &request)).await?;
+            let opened = self.tree().open(id, &request).map_err(|e| errno::number(&e))?;
             let open = self.tree().handle(opened.handle).expect("it was just opened");
             let result = work(&open).await;
             drop(open);
@@ -192,7 +193,7 @@ impl System {
 
     fn write(&self, path: &[&str], text: &str, append: bool) -> Result<(), i32> {
         self.with(path, (Access::Write, append), async |open| {
-            let written = answered(open.write(text.as_bytes(), Patience::Park)).await?;
+            let written = answered(open.write(text.as_bytes(), IoMode::Blocking)).await?;
             open.flush();
             assert_eq!(written, text.len());
             Ok(())
@@ -203,7 +204,7 @@ impl System {
         self.with(path, (Access::Read, false), async |open| {
             let mut bytes = Vec::new();
             loop {
-                let more = open.read(bytes.len() as u64, 4096, Patience::Park);
+                let more = open.read(bytes.len() as u64, 4096, IoMode::Blocking);
                 match answered(more).await? {
                     more if more.is_empty() => return Ok(String::from_utf8(bytes).expect("text")),
                     more => bytes.extend(more),
@@ -219,11 +220,11 @@ impl System {
     /// Writes verbs; after a failure the same descriptor takes none until it was read.
     fn ctl(&self, vm: &str, text: &str) -> Result<(), i32> {
         self.with(&[vm, "ctl"], (Access::ReadWrite, false), async |open| {
-            let first = answered(open.write(text.as_bytes(), Patience::Park)).await;
+            let first = answered(open.write(text.as_bytes(), IoMode::Blocking)).await;
             if first.is_err() {
-                let second = answered(open.write(b"# again", Patience::Park)).await;
+                let second = answered(open.write(b"# again", IoMode::Blocking)).await;
                 assert_eq!(second, Err(libc::ECANCELED));
-                let told = answered(open.read(0, 4096, Patience::Park)).await?;
+                let told = answered(open.read(0, 4096, IoMode::Blocking)).await?;
                 let told = String::from_utf8(told).expect("text");
                 assert!(told.lines().last().is_some_and(|l| l.starts_with("error: ")), "{told}");
             }
@@ -355,7 +356,7 @@ fn process(pid: u32) -> Caller {
 }
 
 fn remove(tree: &Tree, dir: NodeId, name: &str, pid: u32) -> Answer<()> {
-    let by = By { caller: &|| process(pid), now: SystemTime::now() };
+    let by = Requester { caller: &|| process(pid), now: SystemTime::now() };
     tree.remove_directory(dir, name, &by)
 }
 

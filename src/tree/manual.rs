@@ -1,9 +1,9 @@
-//! The node tables as text about them: for `mountpoint-docs/README.md` and the manual page.
+//! Rows and verbs as the documentation shows them: for `mountpoint-docs/README.md` and the manual
+//! page.
 
 use std::fmt::Write;
 
-use super::node::Node;
-use super::table::{CONFIG, IMAGE, JOB, JOBS, REMOVED, ROOT, SNAPSHOT, VM};
+use super::descriptor::KINDS;
 use super::verbs::{IMAGE_VERBS, VM_VERBS, Verb};
 
 /// A file, as the documentation shows it.
@@ -21,7 +21,7 @@ pub struct Row {
 
 /// A verb of a control file, as the documentation shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Order {
+pub struct VerbUsage {
     /// The verb and its arguments.
     pub usage: String,
     /// One line.
@@ -30,43 +30,25 @@ pub struct Order {
 
 /// Lists the files of the mount.
 pub fn rows() -> Vec<Row> {
-    let mut rows = Vec::new();
-    add(&mut rows, "", ROOT);
-    add(&mut rows, "VM/", VM);
-    add(&mut rows, "VM/config/", &CONFIG);
-    add(&mut rows, "VM/jobs/", JOBS);
-    add(&mut rows, "VM/jobs/NAME/", JOB);
-    add(&mut rows, "VM/snapshots/TAG/", SNAPSHOT);
-    add(&mut rows, ".images/NAME/", IMAGE);
-    add(&mut rows, ".trash/VM@TIME/", REMOVED);
-    rows
-}
-
-fn add<T>(rows: &mut Vec<Row>, dir: &str, nodes: &'static [Node<T>]) {
-    rows.extend(nodes.iter().map(|node| Row {
-        path: format!("{dir}{}", node.name),
-        mode: node.mode,
-        kind: node.body.kind().name(),
-        doc: node.doc,
-    }));
+    KINDS.iter().flat_map(|kind| kind.manual()).collect()
 }
 
 /// Lists the verbs of a VM's `ctl`.
-pub fn vm_verbs() -> Vec<Order> {
-    orders(VM_VERBS)
+pub fn vm_verbs() -> Vec<VerbUsage> {
+    usages(VM_VERBS)
 }
 
 /// Lists the verbs of an image's `ctl`.
-pub fn image_verbs() -> Vec<Order> {
-    orders(IMAGE_VERBS)
+pub fn image_verbs() -> Vec<VerbUsage> {
+    usages(IMAGE_VERBS)
 }
 
-fn orders<C>(verbs: &'static [Verb<C>]) -> Vec<Order> {
-    let order = |v: &'static Verb<C>| {
+fn usages<C>(verbs: &'static [Verb<C>]) -> Vec<VerbUsage> {
+    let usage_of = |v: &'static Verb<C>| {
         let usage = format!("{} {}", v.name, v.usage).trim_end().to_owned();
-        Order { usage, doc: v.doc }
+        VerbUsage { usage, doc: v.doc }
     };
-    verbs.iter().map(order).collect()
+    verbs.iter().map(usage_of).collect()
 }
 
 /// Returns the rows as a table in Markdown.
@@ -78,4 +60,63 @@ pub fn markdown() -> String {
         let _infallible = writeln!(text, "| `{path}` | {mode:04o} | {kind} | {doc} |");
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_has_a_doc_and_a_mode_that_fits_its_kind() {
+        for Row { path, mode, kind, doc } in rows() {
+            assert!(!doc.is_empty() && !doc.ends_with('.'), "{path}: doc");
+            let mode_fits = match kind {
+                "value" => mode == 0o444,
+                "setting" | "control" => mode == 0o600,
+                "stream" => [0o600, 0o444, 0o400, 0o200].contains(&mode),
+                "link" => mode == 0o777,
+                "directory" => mode & 0o500 == 0o500,
+                other => panic!("{path}: {other}"),
+            };
+            assert!(mode_fits, "{path}: mode {mode:o}");
+        }
+    }
+
+    #[test]
+    fn the_rows_of_each_directory_are_in_order() {
+        // Settings are in the order in which they are explained.
+        let rows = rows().into_iter().map(|row| row.path).filter(|p| !p.starts_with("VM/config/"));
+        let rows: Vec<String> = rows.collect();
+        let dir = |path: &str| path.rsplit_once('/').map(|(dir, _)| dir.to_owned());
+        for pair in rows.windows(2).filter(|pair| dir(&pair[0]) == dir(&pair[1])) {
+            assert!(pair[0] < pair[1], "{pair:?}");
+        }
+    }
+
+    #[test]
+    fn ctl_lists_its_verbs() {
+        let doc = |path: &str| rows().into_iter().find(|row| row.path == path).unwrap().doc;
+        let words = |usages: Vec<VerbUsage>| {
+            let word = |u: &VerbUsage| u.usage.split(' ').next().unwrap().to_owned();
+            usages.iter().map(word).collect::<Vec<_>>().join(" ")
+        };
+        assert!(doc("VM/ctl").ends_with(&words(vm_verbs())));
+        assert!(doc(".images/NAME/ctl").ends_with(&words(image_verbs())));
+    }
+
+    #[test]
+    fn the_manual_has_the_table_that_the_rows_make() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/mountpoint-docs/README.md");
+        let page = include_str!("../../mountpoint-docs/README.md");
+        let (before, rest) = page.split_once("<!-- files").unwrap();
+        let (comment, rest) = rest.split_once("-->\n").unwrap();
+        let (table, after) = rest.split_once("<!-- /files -->").unwrap();
+        let wanted = markdown();
+        if std::env::var_os("UPDATE_DOCS").is_some() {
+            let text = format!("{before}<!-- files{comment}-->\n{wanted}<!-- /files -->{after}");
+            std::fs::write(path, text).unwrap();
+        } else {
+            assert_eq!(table, wanted, "UPDATE_DOCS=1 cargo test --lib the_manual writes it");
+        }
+    }
 }

@@ -1,208 +1,57 @@
-//! The tree: which names exist and what is done with them, over the tables of [`table`].
+//! The tree: which names exist and what is done with them, over the descriptors of `directories/`.
 //!
 //! No kernel and no sockets: every operation is a plain function that answers now or returns a
 //! future ([`Answer`]); it neither awaits nor reads a clock, so it is tested without a mount.
 
-pub mod directory;
+mod answer;
+mod control;
+mod descriptor;
+mod directories;
+mod directory;
+mod error;
 pub mod handle;
 pub mod host;
 pub mod manual;
 mod metrics;
 pub mod names;
 pub mod node;
+pub mod number;
+mod owner;
 mod refused;
 mod render;
 mod requests;
-pub mod settings;
-pub mod subject;
-pub mod table;
+mod scope;
+mod settings;
+mod value;
 pub mod verbs;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use futures::FutureExt;
 use parking_lot::Mutex;
 
-use self::directory::{Directories, Directory};
+pub use self::answer::{Answer, Found, Listing, Opened, OpenedDirectory, Requester};
+use self::control::noted;
+use self::directory::Directory;
+pub use self::error::TreeError;
 use self::handle::{Open, OpenRequest};
 use self::host::{Failure, Host};
-use self::names::Entry;
-use self::node::{Attr, Keep, Kind, NodeId};
+use self::node::{Attr, Keep, Kind};
+use self::number::{NodeId, Numbers};
 use self::refused::Refused;
-use self::verbs::VerbError;
-use crate::registry::{Registry, RegistryError};
+use self::scope::Scope;
+use crate::registry::Registry;
 use crate::vm::caller::Caller;
-use crate::vm::state::{Command, Refusal};
-use crate::vm::{VmError, one_line};
-
-/// Why an operation on the tree was not done.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum TreeError {
-    /// There is no such name.
-    #[error("no such file")]
-    NotFound,
-    /// There is no such name, unless the kernel makes it.
-    #[error("no such file")]
-    NeverFound,
-    /// A directory was wanted.
-    #[error("not a directory")]
-    NotADirectory,
-    /// A symbolic link was wanted.
-    #[error("not a symbolic link")]
-    NotALink,
-    /// A file was wanted.
-    #[error("a directory")]
-    IsADirectory,
-    /// The file cannot be written.
-    #[error("read-only")]
-    ReadOnly,
-    /// The file cannot be read.
-    #[error("write-only")]
-    WriteOnly,
-    /// Files are not created here.
-    #[error("files cannot be created here; `mkdir NAME` at the root makes a VM")]
-    NoCreation,
-    /// The operation is not offered here.
-    #[error("not permitted here: {0}")]
-    NotOffered(&'static str),
-    /// A name that is not of the form of names here.
-    #[error(
-        "{0:?} cannot be a name here: letters, digits, dots, dashes and underscores, at most 64"
-    )]
-    BadName(String),
-    /// A rename that is not from one name that users make to another in the same directory.
-    #[error("only what `mkdir` makes can be renamed, and only within its directory")]
-    BadRename,
-    /// A snapshot that is to be another VM's.
-    #[error(
-        "a snapshot is a point in the past of this VM alone; `mkdir .images/x; echo VM@TAG > \
-         .images/x/source` makes an image of it for others"
-    )]
-    OthersSnapshot,
-    /// The open file is unknown.
-    #[error("unknown file handle")]
-    BadHandle,
-    /// Nothing can be read or written without waiting.
-    #[error("would have to wait")]
-    WouldBlock,
-    /// An earlier line of this open file has failed.
-    #[error("an earlier line failed; read this descriptor, or open the file again")]
-    Latched,
-    /// A write is too long.
-    #[error("more than {0} bytes in one write")]
-    TooBig(usize),
-    /// Text was wanted.
-    #[error("not UTF-8 text")]
-    NotText,
-    /// A line of a control file is not a command.
-    #[error(transparent)]
-    Verb(#[from] VerbError),
-    /// The VM refused or failed.
-    #[error(transparent)]
-    Vm(#[from] VmError),
-    /// The registry refused or failed.
-    #[error(transparent)]
-    Registry(#[from] RegistryError),
-}
-
-impl TreeError {
-    /// Says whether `error` should tell of it: not of what is said by the errno alone.
-    pub(crate) fn is_worth_noting(&self) -> bool {
-        !matches!(
-            self,
-            Self::NotFound | Self::NeverFound | Self::WouldBlock | Self::Latched | Self::BadHandle
-        )
-    }
-}
-
-impl From<Refusal> for TreeError {
-    fn from(refusal: Refusal) -> Self {
-        Self::Vm(refusal.into())
-    }
-}
-
-/// Who asks, and when.
-pub struct By<'a> {
-    /// Finds the process and its relations, which takes a look at `/proc`.
-    pub caller: &'a dyn Fn() -> Caller,
-    /// The time of the request.
-    pub now: SystemTime,
-}
-
-impl std::fmt::Debug for By<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("By").field("now", &self.now).finish_non_exhaustive()
-    }
-}
-
-/// A result that is here, or one to come.
-pub enum Answer<T> {
-    /// Here it is.
-    Now(Result<T, TreeError>),
-    /// Waiting for it is the caller's business; dropping the future gives it up.
-    Later(Pin<Box<dyn Future<Output = Result<T, TreeError>> + Send>>),
-}
-
-impl<T> Answer<T> {
-    fn later(future: impl Future<Output = Result<T, TreeError>> + Send + 'static) -> Self {
-        Self::Later(Box::pin(future))
-    }
-}
-
-impl<T> std::fmt::Debug for Answer<T> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Now(_) => "Now",
-            Self::Later(_) => "Later",
-        })
-    }
-}
-
-/// A file that was opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Opened {
-    /// The number of the open file.
-    pub handle: u64,
-    /// What kind of file it is, from which the kernel's flags follow.
-    pub kind: Kind,
-}
-
-/// A directory that was opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OpenedDirectory {
-    /// The number of the open directory.
-    pub handle: u64,
-    /// Whether the kernel may remember its names.
-    pub keep: Keep,
-}
-
-/// The names of an open directory, frozen.
-#[derive(Clone, Debug)]
-pub struct Listing {
-    /// The names, without `.` and `..`.
-    pub entries: Arc<[Entry]>,
-    /// Whether the kernel may remember them.
-    pub keep: Keep,
-}
-
-/// A name that was found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// What it is.
-    pub attr: Attr,
-    /// Whether the kernel may remember the name.
-    pub keep: Keep,
-}
+use crate::vm::one_line;
+use crate::vm::state::Command;
 
 /// The tree.
 #[derive(Debug)]
 pub struct Tree {
-    directories: Directories,
+    scope: Scope,
     open: Mutex<HashMap<u64, Arc<Open>>>,
     listings: Mutex<HashMap<u64, Listing>>,
     next_handle: AtomicU64,
@@ -213,10 +62,10 @@ impl Tree {
     /// Returns the tree over a registry.
     pub fn new(registry: Arc<Registry>) -> Arc<Self> {
         Arc::new(Self {
-            directories: Directories::new(Host {
-                failures: Arc::clone(&registry.backends().failures),
-                registry,
-            }),
+            scope: Scope {
+                host: Host { failures: Arc::clone(&registry.backends().failures), registry },
+                numbers: Numbers::default(),
+            },
             open: Mutex::default(),
             listings: Mutex::default(),
             next_handle: AtomicU64::new(1),
@@ -230,7 +79,7 @@ impl Tree {
     /// [`TreeError::NotFound`] for a name that may come by itself, [`TreeError::NeverFound`] for
     /// one that only the kernel could bring about.
     pub fn lookup(&self, parent: NodeId, name: &str) -> Result<Found, TreeError> {
-        let directory = self.directories.get(parent)?;
+        let directory = self.scope.directory(parent)?;
         let id = Self::find(&*directory, name)?;
         Ok(Found { attr: self.attr(id)?, keep: keep(&*directory) })
     }
@@ -247,28 +96,21 @@ impl Tree {
     /// # Errors
     /// [`TreeError::NotFound`] for one whose object is gone.
     pub fn attr(&self, id: NodeId) -> Result<Attr, TreeError> {
-        self.directories.attr(id)
+        self.scope.attr(id)
     }
 
-    /// Opens a file: what the row says, or [`TreeError::ReadOnly`] for a write to what cannot be
-    /// written.
-    pub fn open(self: &Arc<Self>, id: NodeId, request: &OpenRequest<'_>) -> Answer<Opened> {
-        let tree = Arc::clone(self);
-        let opened = self.open_only(id, request);
-        opened.map(move |open| open.map(|(open, kind)| tree.enter(open, kind)))
+    /// Opens a file, as its row says.
+    ///
+    /// # Errors
+    /// [`TreeError::ReadOnly`], [`TreeError::WriteOnly`], or why a stream could not be opened.
+    pub fn open(&self, id: NodeId, request: &OpenRequest<'_>) -> Result<Opened, TreeError> {
+        self.open_only(id, request).map(|(open, kind)| self.enter(open, kind))
     }
 
-    fn open_only(&self, id: NodeId, request: &OpenRequest<'_>) -> Answer<(Open, Kind)> {
-        let (directory, row) = match self.directories.row(id) {
-            Ok(found) => found,
-            Err(error) => return Answer::Now(Err(error)),
-        };
-        let (kind, vm) = (directory.kind(row), directory.vm().cloned());
-        let with_kind = move |open: Result<Open, _>| open.map(|open| (open, kind));
-        match directory.open(row, request) {
-            Answer::Now(open) => Answer::Now(with_kind(handle::noted(vm.as_ref(), open))),
-            later @ Answer::Later(_) => later.map(with_kind),
-        }
+    fn open_only(&self, id: NodeId, request: &OpenRequest<'_>) -> Result<(Open, Kind), TreeError> {
+        let (directory, row) = self.scope.row(id)?;
+        let (kind, vm) = (directory.kind(row), directory.vm());
+        noted(vm, directory.open(row, request)).map(|open| (open, kind))
     }
 
     fn enter(&self, open: Open, kind: Kind) -> Opened {
@@ -286,7 +128,7 @@ impl Tree {
     }
 
     fn list(&self, id: NodeId) -> Result<Listing, TreeError> {
-        let directory = self.directories.get(id)?;
+        let directory = self.scope.directory(id)?;
         Ok(Listing { entries: directory.entries().into(), keep: keep(&*directory) })
     }
 
@@ -329,29 +171,24 @@ impl Tree {
     /// # Errors
     /// [`TreeError::NotALink`]; [`TreeError::NotFound`] for one that leads nowhere at present.
     pub fn target(&self, id: NodeId, caller: &dyn Fn() -> Caller) -> Result<PathBuf, TreeError> {
-        let (directory, row) = self.directories.row(id)?;
+        let (directory, row) = self.scope.row(id)?;
         directory.target(row, caller)
     }
 
     /// Makes a directory: at the root, a VM.
     pub fn make_directory(&self, parent: NodeId, name: &str) -> Answer<Attr> {
-        let made = match self.directories.get(parent) {
+        let made = match self.scope.directory(parent) {
             Ok(directory) => directory.names().make(name),
             Err(error) => return Answer::Now(Err(error)),
         };
-        let directories = self.directories.clone();
-        match made {
-            Answer::Now(made) => Answer::Now(made.and_then(|id| directories.attr(id))),
-            Answer::Later(made) => {
-                Answer::later(made.map(move |made| made.and_then(|id| directories.attr(id))))
-            }
-        }
+        let scope = self.scope.clone();
+        made.map(move |made| made.and_then(|id| scope.attr(id)))
     }
 
     /// Removes a directory that users make; or (without effect, so that `rm -r` works) a part of a
     /// VM that could be removed.
-    pub fn remove_directory(&self, parent: NodeId, name: &str, by: &By<'_>) -> Answer<()> {
-        let directory = match self.directories.get(parent) {
+    pub fn remove_directory(&self, parent: NodeId, name: &str, by: &Requester<'_>) -> Answer<()> {
+        let directory = match self.scope.directory(parent) {
             Ok(directory) => directory,
             Err(error) => return Answer::Now(Err(error)),
         };
@@ -366,22 +203,17 @@ impl Tree {
 
     /// Makes a symbolic link: in `.images`, an alias.
     pub fn make_link(&self, parent: NodeId, name: &str, target: &str) -> Answer<Attr> {
-        let made = match self.directories.get(parent) {
+        let made = match self.scope.directory(parent) {
             Ok(directory) => directory.names().link(name, target),
             Err(error) => return Answer::Now(Err(error)),
         };
-        let directories = self.directories.clone();
-        match made {
-            Answer::Now(made) => Answer::Now(made.and_then(|id| directories.attr(id))),
-            Answer::Later(made) => {
-                Answer::later(made.map(move |made| made.and_then(|id| directories.attr(id))))
-            }
-        }
+        let scope = self.scope.clone();
+        made.map(move |made| made.and_then(|id| scope.attr(id)))
     }
 
     /// Unlinks a link that users have made, or (without effect) a file of ours.
-    pub fn unlink(&self, parent: NodeId, name: &str, by: &By<'_>) -> Answer<()> {
-        let directory = match self.directories.get(parent) {
+    pub fn unlink(&self, parent: NodeId, name: &str, by: &Requester<'_>) -> Answer<()> {
+        let directory = match self.scope.directory(parent) {
             Ok(directory) => directory,
             Err(error) => return Answer::Now(Err(error)),
         };
@@ -400,7 +232,7 @@ impl Tree {
     fn is_refused_with_its_vm(
         &self,
         directory: &dyn Directory,
-        by: &By<'_>,
+        by: &Requester<'_>,
     ) -> Result<(), TreeError> {
         let Some(vm) = directory.vm() else { return Ok(()) };
         let refusal = vm.would_admit(&Command::Remove).err();
@@ -410,7 +242,7 @@ impl Tree {
             return Ok(());
         }
         self.refused.add(vm.id(), process, by.now);
-        handle::noted(Some(vm), Err(refusal.into()))
+        noted(Some(vm), Err(refusal.into()))
     }
 
     /// Unlinks a file of ours: nothing happens, and it says what `rmdir` of its object would say, so
@@ -419,16 +251,16 @@ impl Tree {
     /// # Errors
     /// The refusal that the object's removal would meet.
     pub fn remove_part(&self, parent: NodeId, name: &str) -> Result<(), TreeError> {
-        let directory = self.directories.get(parent)?;
+        let directory = self.scope.directory(parent)?;
         if directory.find(name).is_none() {
             return Err(TreeError::NotFound);
         }
-        handle::noted(directory.vm(), directory.admit_removal())
+        noted(directory.vm(), directory.admit_removal())
     }
 
     /// Renames what users have made.
     pub fn rename(&self, from: (NodeId, &str), to: (NodeId, &str)) -> Answer<()> {
-        match self.directories.get(from.0) {
+        match self.scope.directory(from.0) {
             Ok(directory) if from.0 == to.0 => directory.names().rename(from.1, to.1),
             Ok(directory) => directory.names().move_out(from.1, to),
             Err(error) => Answer::Now(Err(error)),
@@ -445,9 +277,9 @@ impl Tree {
         error: &TreeError,
     ) {
         if error.is_worth_noting() {
-            let path = self.directories.path(id);
+            let path = self.scope.path(id);
             let text = one_line(&error.to_string());
-            self.directories.host().failures.add(Failure { time, pid, path, errno, text });
+            self.scope.host.failures.add(Failure { time, pid, path, errno, text });
         }
     }
 
@@ -455,7 +287,7 @@ impl Tree {
     pub fn note_fault(&self, time: SystemTime, errno: i32, text: &str) {
         let (pid, path) = (std::process::id(), "/".to_owned());
         let failure = Failure { time, pid, path, errno, text: text.to_owned() };
-        self.directories.host().failures.add(failure);
+        self.scope.host.failures.add(failure);
     }
 }
 

@@ -9,10 +9,12 @@ use std::time::UNIX_EPOCH;
 use futures::FutureExt;
 use futures::future::{Either, ready};
 
-use super::handle::{Open, OpenRequest, Patience};
+use super::descriptor::AnyDescriptor;
+use super::handle::{IoMode, Open, OpenRequest};
 use super::names::Entry;
-use super::node::{Attr, Keep, Kind, NodeId, Table};
-use super::{Answer, By, Found, Opened, OpenedDirectory, Tree, TreeError, keep};
+use super::node::{Attr, Keep, Kind};
+use super::number::NodeId;
+use super::{Answer, Found, Opened, OpenedDirectory, Requester, Tree, TreeError, descriptor, keep};
 use crate::vm::caller::Caller;
 use crate::vm::driver;
 
@@ -49,18 +51,16 @@ impl Tree {
     }
 
     /// Says whether a node's attributes or content take a look at the disk.
-    fn is_slow(&self, id: NodeId) -> bool {
-        match id.parts() {
-            Some((table, _, None)) => table.is_slow(),
-            Some((table, _, Some(_))) => {
-                table.is_slow() || self.directories.row(id).is_ok_and(|(dir, row)| dir.is_slow(row))
-            }
-            None => false,
-        }
+    fn is_slow(id: NodeId) -> bool {
+        let Some((kind, _, row)) = id.parts() else { return false };
+        descriptor::find(kind).is_some_and(|kind| {
+            kind.is_slow() || row.and_then(|row| kind.row(row)).is_some_and(|row| row.is_slow)
+        })
     }
 
     fn is_slow_directory(id: NodeId) -> bool {
-        id.parts().is_some_and(|(table, ..)| table.is_slow())
+        let kind = id.parts().and_then(|(kind, ..)| descriptor::find(kind));
+        kind.is_some_and(AnyDescriptor::is_slow)
     }
 
     /// As [`Tree::lookup`], but that what takes a look at the disk is left out: the kernel holds the
@@ -71,7 +71,7 @@ impl Tree {
             let name = name.to_owned();
             return self.off_thread(move |tree| Answer::Now(tree.lookup(parent, &name)));
         }
-        let found = self.directories.get(parent).and_then(|directory| {
+        let found = self.scope.directory(parent).and_then(|directory| {
             let id = Self::find(&*directory, name)?;
             Ok((id, keep(&*directory)))
         });
@@ -80,20 +80,17 @@ impl Tree {
 
     fn outline(&self, id: NodeId) -> Result<Attr, TreeError> {
         match id.parts() {
-            Some((_, _, Some(_))) => {
-                let (directory, row) = self.directories.row(id)?;
-                match directory.is_slow(row) {
-                    true => directory.outline(row),
-                    false => directory.attr(row),
-                }
+            Some((_, _, Some(_))) if Self::is_slow(id) => {
+                let (directory, row) = self.scope.row(id)?;
+                directory.outline(row)
             }
-            Some((_, _, None)) | None => self.attr(id),
+            Some(_) | None => self.attr(id),
         }
     }
 
     /// As [`Tree::attr`].
     pub fn request_attr(self: &Arc<Self>, id: NodeId) -> Answer<Attr> {
-        match self.is_slow(id) {
+        match Self::is_slow(id) {
             true => self.off_thread(move |tree| Answer::Now(tree.attr(id))),
             false => Answer::Now(self.attr(id)),
         }
@@ -101,14 +98,14 @@ impl Tree {
 
     /// As [`Tree::open`].
     pub fn request_open(self: &Arc<Self>, id: NodeId, request: &OpenRequest<'_>) -> Answer<Opened> {
-        if !self.is_slow(id) {
-            return self.open(id, request);
+        if !Self::is_slow(id) {
+            return Answer::Now(self.open(id, request));
         }
         let OpenRequest { access, append, crawler, .. } = *request;
         let opened = self.off_thread(move |tree| {
             // Whose job a file is about is asked of none of these.
             let caller: &dyn Fn() -> Caller = &Caller::default;
-            tree.open_only(id, &OpenRequest { access, append, crawler, caller })
+            Answer::Now(tree.open_only(id, &OpenRequest { access, append, crawler, caller }))
         });
         // Entered when nobody can give up any more: who gives up never releases it.
         let tree = Arc::clone(self);
@@ -130,25 +127,30 @@ impl Tree {
         self: &Arc<Self>,
         parent: NodeId,
         name: &str,
-        by: &By<'_>,
+        by: &Requester<'_>,
     ) -> Answer<()> {
         if !Self::is_slow_directory(parent) {
             return self.remove_directory(parent, name, by);
         }
         let (name, caller, now) = (name.to_owned(), (by.caller)(), by.now);
         self.off_thread(move |tree| {
-            tree.remove_directory(parent, &name, &By { caller: &|| caller.clone(), now })
+            tree.remove_directory(parent, &name, &Requester { caller: &|| caller.clone(), now })
         })
     }
 
     /// As [`Tree::unlink`].
-    pub fn request_unlink(self: &Arc<Self>, parent: NodeId, name: &str, by: &By<'_>) -> Answer<()> {
+    pub fn request_unlink(
+        self: &Arc<Self>,
+        parent: NodeId,
+        name: &str,
+        by: &Requester<'_>,
+    ) -> Answer<()> {
         if !Self::is_slow_directory(parent) {
             return self.unlink(parent, name, by);
         }
         let (name, caller, now) = (name.to_owned(), (by.caller)(), by.now);
         self.off_thread(move |tree| {
-            tree.unlink(parent, &name, &By { caller: &|| caller.clone(), now })
+            tree.unlink(parent, &name, &Requester { caller: &|| caller.clone(), now })
         })
     }
 
@@ -165,17 +167,20 @@ impl Tree {
         self.off_thread(move |tree| tree.rename((from, &old), (to, &new)))
     }
 
+    /// Says whether the kernel may remember a node's attributes if it may remember its name.
+    fn is_kept(id: NodeId) -> bool {
+        let Some((kind, _, row)) = id.parts() else { return false };
+        let keep = |row| descriptor::find(kind).and_then(|kind| kind.row(row)).map(|row| row.keep);
+        row.is_none_or(|row| keep(row) == Some(Keep::Forever))
+    }
+
     /// Describes a name of a listing as far as the kernel may remember it. What it may not remember
     /// it asks for again before anybody sees it, so only the kind counts; nothing is made for it.
     ///
     /// # Errors
     /// [`TreeError::NotFound`] for one that is gone meanwhile.
     pub fn listed(&self, entry: &Entry, keep: Keep) -> Result<Attr, TreeError> {
-        let remembered = match entry.id.parts() {
-            Some((Table::Docs, ..) | (_, _, None)) => keep == Keep::Forever,
-            Some(_) | None => false,
-        };
-        if remembered {
+        if keep == Keep::Forever && Self::is_kept(entry.id) {
             return self.attr(entry.id);
         }
         let mode = match entry.kind {
@@ -184,7 +189,7 @@ impl Tree {
             Kind::Value | Kind::Setting | Kind::Control | Kind::Stream => 0o600,
         };
         let (id, kind, keep) = (entry.id, entry.kind, Keep::Never);
-        Ok(Attr { id, kind, mode, size: 0, links: 1, changed: UNIX_EPOCH, keep })
+        Ok(Attr { id, kind, mode, size: 0, links: 1, mtime: UNIX_EPOCH, keep })
     }
 }
 
@@ -194,12 +199,12 @@ impl Open {
         self: &Arc<Self>,
         offset: u64,
         max: usize,
-        patience: Patience,
+        mode: IoMode,
     ) -> Answer<Vec<u8>> {
-        if !self.makes_anew(offset) {
-            return self.read(offset, max, patience);
+        if !self.remakes_slowly(offset) {
+            return self.read(offset, max, mode);
         }
         let open = Arc::clone(self);
-        Answer::off_thread(move || open.read(offset, max, patience))
+        Answer::off_thread(move || open.read(offset, max, mode))
     }
 }

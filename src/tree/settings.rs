@@ -2,16 +2,14 @@
 //!
 //! Not here: what there are, and what a value may be (`vm::spec`).
 
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
-use super::handle::{Value, noted, text_of};
-use super::node::Subject;
+use super::control::{noted, text_of};
+use super::value::OpenValue;
 use super::{Answer, TreeError};
 use crate::registry::Registry;
 use crate::vm::spec::{Key, VmSpec};
@@ -19,24 +17,21 @@ use crate::vm::{Vm, VmError, WriteMode};
 
 /// All settings of one owner.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub(super) struct Settings {
     /// Whose they are; `None`: what new VMs start from.
-    pub vm: Option<Vm>,
+    pub(super) vm: Option<Vm>,
     /// Knows the second names of images.
-    pub registry: Arc<Registry>,
+    pub(super) registry: Arc<Registry>,
 }
 
 /// An open setting.
 #[derive(Debug)]
-pub struct Setting {
+pub struct OpenSetting {
     of: Settings,
     key: &'static Key,
-    pub(super) value: Value,
+    pub(super) value: OpenValue,
     mode: Mutex<WriteMode>,
 }
-
-/// A setting being written.
-type Assignment = Pin<Box<dyn Future<Output = Result<(), VmError>> + Send>>;
 
 impl Settings {
     /// Prints one.
@@ -53,13 +48,18 @@ impl Settings {
     }
 
     /// Opens one.
-    pub(super) fn open(self, key: &'static Key, value: Value, append: bool) -> Setting {
+    pub(super) fn open(self, key: &'static Key, value: OpenValue, append: bool) -> OpenSetting {
         let mode = Mutex::new(if append { WriteMode::Append } else { WriteMode::Replace });
-        Setting { of: self, key, value, mode }
+        OpenSetting { of: self, key, value, mode }
     }
 
-    fn assign(&self, key: &'static Key, text: &str, mode: WriteMode) -> Assignment {
-        let text = self.meant(key, text);
+    fn assign(
+        &self,
+        key: &'static Key,
+        text: &str,
+        mode: WriteMode,
+    ) -> BoxFuture<'static, Result<(), VmError>> {
+        let text = self.resolved(key, text);
         match self.vm.clone() {
             Some(vm) => Box::pin(vm.configure(key, text, mode)),
             None => {
@@ -68,8 +68,8 @@ impl Settings {
         }
     }
 
-    /// A VM depends on an image, not on the alias by which somebody has called it.
-    fn meant(&self, key: &Key, text: &str) -> String {
+    /// Resolves an alias: a VM depends on an image, and keeps it when the alias leads elsewhere.
+    fn resolved(&self, key: &Key, text: &str) -> String {
         match key.name {
             "image" => self.registry.resolve_alias(text.trim()),
             _ => text.to_owned(),
@@ -77,27 +77,7 @@ impl Settings {
     }
 }
 
-impl Subject for Settings {
-    fn changed(&self, name: &str) -> SystemTime {
-        match (&self.vm, name) {
-            // No name in this directory comes or goes.
-            (Some(vm), ".") => vm.created(),
-            (Some(vm), _) => vm.configured(),
-            (None, ".") => self.registry.changed(),
-            (None, _) => self.registry.backends().defaults.changed(),
-        }
-    }
-
-    fn vm(&self) -> Option<&Vm> {
-        self.vm.as_ref()
-    }
-
-    fn settings(&self) -> Option<&Settings> {
-        Some(self)
-    }
-}
-
-impl Setting {
+impl OpenSetting {
     pub(super) fn write(&self, data: &[u8]) -> Answer<usize> {
         let vm = self.of.vm.clone();
         let text = match text_of(data) {

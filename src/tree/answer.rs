@@ -1,0 +1,85 @@
+//! What the tree is asked by, and what it answers.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::TreeError;
+use super::names::Entry;
+use super::node::{Attr, Keep, Kind};
+use crate::vm::caller::Caller;
+
+/// Who asks, and when.
+pub struct Requester<'a> {
+    /// Finds the process and its relations, which takes a look at `/proc`.
+    pub caller: &'a dyn Fn() -> Caller,
+    /// The time of the request.
+    pub now: SystemTime,
+}
+
+impl std::fmt::Debug for Requester<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Requester").field("now", &self.now).finish_non_exhaustive()
+    }
+}
+
+/// A result that is here, or one to come.
+pub enum Answer<T> {
+    /// Here it is.
+    Now(Result<T, TreeError>),
+    /// Waiting for it is the caller's business; dropping the future gives it up.
+    Later(Pin<Box<dyn Future<Output = Result<T, TreeError>> + Send>>),
+}
+
+impl<T> Answer<T> {
+    pub(super) fn later(
+        future: impl Future<Output = Result<T, TreeError>> + Send + 'static,
+    ) -> Self {
+        Self::Later(Box::pin(future))
+    }
+}
+
+impl<T> std::fmt::Debug for Answer<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Now(_) => "Now",
+            Self::Later(_) => "Later",
+        })
+    }
+}
+
+/// A file that was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// The number of the open file.
+    pub handle: u64,
+    /// What kind of file it is, from which the kernel's flags follow.
+    pub kind: Kind,
+}
+
+/// A directory that was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenedDirectory {
+    /// The number of the open directory.
+    pub handle: u64,
+    /// Whether the kernel may remember its names.
+    pub keep: Keep,
+}
+
+/// The names of an open directory, frozen.
+#[derive(Clone, Debug)]
+pub struct Listing {
+    /// The names, without `.` and `..`.
+    pub entries: Arc<[Entry]>,
+    /// Whether the kernel may remember them.
+    pub keep: Keep,
+}
+
+/// A name that was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// What it is.
+    pub attr: Attr,
+    /// Whether the kernel may remember the name.
+    pub keep: Keep,
+}

@@ -1,0 +1,212 @@
+//! Open control files and writable values: what is written to them is carried out, and each verb has
+//! a line of result for whoever reads the same descriptor.
+//!
+//! Which verbs there are is in `verbs.rs`, what they do is the owner's business.
+
+use std::collections::VecDeque;
+use std::future::ready;
+use std::sync::Arc;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+
+use super::node::VerbOutcome;
+use super::value::OpenValue;
+use super::verbs::{LONGEST_WRITE, Verb, parse_lines};
+use super::{Answer, TreeError};
+use crate::vm::Vm;
+
+/// Takes what is written to an open file.
+type Write<R> = Box<dyn Fn(&str) -> BoxFuture<'static, R> + Send + Sync>;
+
+/// An open control file: the results of the verbs written to it.
+pub struct OpenControl {
+    /// The VM whose `error` shows failures.
+    vm: Option<Vm>,
+    carry_out: Write<VerbOutcome>,
+    results: Mutex<Results>,
+}
+
+#[derive(Debug, Default)]
+struct Results {
+    unread: VecDeque<u8>,
+    /// A verb has failed and nothing has read that yet.
+    latched: bool,
+}
+
+impl std::fmt::Debug for OpenControl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenControl").field("results", &self.results).finish_non_exhaustive()
+    }
+}
+
+impl OpenControl {
+    pub(super) fn new(
+        vm: Option<Vm>,
+        carry_out: impl Fn(&str) -> BoxFuture<'static, VerbOutcome> + Send + Sync + 'static,
+    ) -> Self {
+        Self { vm, carry_out: Box::new(carry_out), results: Mutex::default() }
+    }
+
+    pub(super) fn read(&self, max: usize) -> Vec<u8> {
+        let mut results = self.results.lock();
+        results.latched = false;
+        let taken = results.unread.len().min(max);
+        results.unread.drain(..taken).collect()
+    }
+
+    pub(super) fn write(this: &Arc<Self>, data: &[u8]) -> Answer<usize> {
+        let text = match this.check(data) {
+            Ok(text) => text,
+            Err(error) => return Answer::Now(this.record(failed(error)).map(|()| 0)),
+        };
+        let (control, length) = (Arc::clone(this), data.len());
+        let work = (this.carry_out)(text);
+        Answer::later(work.map(move |outcome| control.record(outcome).map(|()| length)))
+    }
+
+    fn check<'a>(&self, data: &'a [u8]) -> Result<&'a str, TreeError> {
+        if self.results.lock().latched {
+            return Err(TreeError::Latched);
+        }
+        text_of(data)
+    }
+
+    /// Keeps a line for each verb, for the next read of this descriptor, and notes the outcome in the
+    /// VM's `error`.
+    fn record(&self, VerbOutcome { succeeded, failure }: VerbOutcome) -> Result<(), TreeError> {
+        let mut results = self.results.lock();
+        (0..succeeded).for_each(|_| results.unread.extend(b"ok\n"));
+        match failure {
+            None => {
+                if let (1.., Some(vm)) = (succeeded, &self.vm) {
+                    vm.note_outcome(Ok::<(), TreeError>(()));
+                }
+                Ok(())
+            }
+            Some(TreeError::Latched) => Err(TreeError::Latched),
+            Some(error) => {
+                results.latched = true;
+                results.unread.extend(format!("error: {error}\n").bytes());
+                noted(self.vm.as_ref(), Err(error))
+            }
+        }
+    }
+}
+
+fn failed(error: TreeError) -> VerbOutcome {
+    VerbOutcome { succeeded: 0, failure: Some(error) }
+}
+
+/// An open value that can be written.
+pub struct OpenWritable {
+    vm: Option<Vm>,
+    pub(super) value: OpenValue,
+    set: Write<Result<(), TreeError>>,
+}
+
+impl std::fmt::Debug for OpenWritable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenWritable").field("value", &self.value).finish_non_exhaustive()
+    }
+}
+
+impl OpenWritable {
+    pub(super) fn new(
+        vm: Option<Vm>,
+        value: OpenValue,
+        set: impl Fn(&str) -> BoxFuture<'static, Result<(), TreeError>> + Send + Sync + 'static,
+    ) -> Self {
+        Self { vm, value, set: Box::new(set) }
+    }
+
+    pub(super) fn write(&self, data: &[u8]) -> Answer<usize> {
+        let (vm, length) = (self.vm.clone(), data.len());
+        match text_of(data) {
+            Ok(text) => Answer::later(
+                (self.set)(text).map(move |done| noted(vm.as_ref(), done.map(|()| length))),
+            ),
+            Err(error) => Answer::Now(noted(vm.as_ref(), Err(error))),
+        }
+    }
+}
+
+/// Reads one write.
+pub(super) fn text_of(data: &[u8]) -> Result<&str, TreeError> {
+    if data.len() > LONGEST_WRITE {
+        return Err(TreeError::TooBig(LONGEST_WRITE));
+    }
+    std::str::from_utf8(data).map_err(|_| TreeError::NotText)
+}
+
+/// The lines of one write: those that are commands, and the first that is not.
+#[derive(Debug)]
+pub(super) struct Commands<C> {
+    good: Vec<C>,
+    fault: Option<TreeError>,
+}
+
+impl<C> Commands<C> {
+    /// Reads lines up to the first bad one. The whole write is read before anything is done; a bad
+    /// line is reported after the good ones before it, as if each had been written alone.
+    pub(super) fn parse(verbs: &'static [Verb<C>], text: &str) -> Self {
+        let mut commands = Self { good: Vec::new(), fault: None };
+        for line in parse_lines(verbs, text) {
+            match line {
+                Ok(command) => commands.good.push(command),
+                Err(error) => {
+                    commands.fault = Some(error.into());
+                    break;
+                }
+            }
+        }
+        commands
+    }
+
+    /// Has `run` carry out the commands, which answers how many succeeded and why the next failed.
+    pub(super) fn carry_out<F, E>(
+        self,
+        run: impl FnOnce(Vec<C>) -> F,
+    ) -> BoxFuture<'static, VerbOutcome>
+    where
+        F: Future<Output = (usize, Option<E>)> + Send + 'static,
+        TreeError: From<E>,
+    {
+        let fault = self.fault;
+        run(self.good)
+            .map(|(succeeded, failure)| {
+                let failure = failure.map(TreeError::from).or(fault);
+                VerbOutcome { succeeded, failure }
+            })
+            .boxed()
+    }
+}
+
+/// Has each line carried out at once, until one fails. Blanks at the ends belong to the line.
+pub(super) fn each_line(
+    text: &str,
+    carry_out: impl Fn(&str) -> Result<(), TreeError>,
+) -> BoxFuture<'static, VerbOutcome> {
+    let lines = text.lines().filter(|l| !l.trim().is_empty() && !l.starts_with('#'));
+    let mut outcome = VerbOutcome::default();
+    for line in lines {
+        match carry_out(line) {
+            Ok(()) => outcome.succeeded += 1,
+            Err(error) => {
+                outcome.failure = Some(error);
+                break;
+            }
+        }
+    }
+    ready(outcome).boxed()
+}
+
+/// Notes how it went in the VM's `error` file.
+pub(super) fn noted<T>(vm: Option<&Vm>, result: Result<T, TreeError>) -> Result<T, TreeError> {
+    match (vm, &result) {
+        (Some(vm), Err(error)) if error.is_worth_noting() => vm.note_outcome(Err::<(), _>(error)),
+        _ => {}
+    }
+    result
+}

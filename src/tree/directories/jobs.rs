@@ -1,0 +1,227 @@
+//! A VM's `jobs`: commands as directories. Users make them with `mkdir`; `exec` makes them too.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::line;
+use crate::tree::control::{self, noted};
+use crate::tree::descriptor::{Descriptor, no_names};
+use crate::tree::handle::OpenRequest;
+use crate::tree::names::{Entry, Names};
+use crate::tree::node::{Body, Kind, Node};
+use crate::tree::number::{DirectoryId, NodeId, pack_job, unpack_job};
+use crate::tree::owner::NodeOwner;
+use crate::tree::scope::Scope;
+use crate::tree::{Answer, TreeError};
+use crate::vm::backend::Source;
+use crate::vm::caller::Caller;
+use crate::vm::job::{Job, JobError, is_job_name};
+use crate::vm::stream::{Listener, Nothing, Stream};
+use crate::vm::{Vm, VmError};
+
+/// `VM/jobs`. Names that are not among its rows are jobs.
+pub(super) static JOBS: Descriptor<Vm> = Descriptor {
+    id: DirectoryId(9),
+    page: Some("VM/jobs/"),
+    mode: 0o700,
+    rows: || JOBS_ROWS,
+    resolve: |scope, id| scope.vm(id),
+    path: |vm| format!("/{}/jobs", vm.name()),
+    mtime: Vm::created,
+    names: |_, vm| Box::new(JobNames(vm.clone())),
+    members: &[&JOB],
+    is_slow: false,
+};
+
+/// `VM/jobs/NAME`. Its object is a VM's number and a job's, packed ([`pack_job`]).
+static JOB: Descriptor<JobOwner> = Descriptor {
+    id: DirectoryId(10),
+    page: Some("VM/jobs/NAME/"),
+    mode: 0o700,
+    rows: || JOB_ROWS,
+    resolve: JobOwner::resolve,
+    path: |j| format!("/{}/jobs/{}", j.vm.name(), j.job.name()),
+    mtime: JobOwner::mtime,
+    names: no_names,
+    members: &[],
+    is_slow: false,
+};
+
+static JOBS_ROWS: &[Node<Vm>] = &[Node {
+    name: "last",
+    mode: 0o777,
+    mtime: Vm::configured,
+    doc: "the caller's last command, of `exec` or of `jobs`",
+    body: Body::Link(|vm, caller| Some(last_job(vm, &caller()))),
+}];
+
+static JOB_ROWS: &[Node<JobOwner>] = &[
+    Node {
+        name: "cmd",
+        mode: 0o600,
+        mtime: JobOwner::mtime,
+        doc: "the command: it starts when the file is closed",
+        body: Body::Stream(open_cmd),
+    },
+    Node {
+        name: "ctl",
+        mode: 0o600,
+        mtime: JobOwner::mtime,
+        doc: "lines: signal NAME, winsize COLUMNSxROWS; before the start pty COLUMNSxROWS, env NAME=VALUE, cwd DIR",
+        body: Body::Control(|j, text| control::each_line(text, |line| j.command(line))),
+    },
+    Node {
+        name: "status",
+        mode: 0o444,
+        mtime: JobOwner::mtime,
+        doc: "`new`, `running`, `exit 3`, `signal TERM`, `lost: reason`",
+        body: Body::Value(|j| line(&j.job.status_line())),
+    },
+    Node {
+        name: "stderr",
+        mode: 0o400,
+        mtime: JobOwner::mtime,
+        doc: "what it says on standard error, from the start, to its end",
+        body: Body::Stream(|j, open| Ok(j.output(Source::Stderr, open))),
+    },
+    Node {
+        name: "stdin",
+        mode: 0o600,
+        mtime: JobOwner::mtime,
+        doc: "its standard input; the last closing is its end",
+        body: Body::Stream(open_stdin),
+    },
+    Node {
+        name: "stdout",
+        mode: 0o400,
+        mtime: JobOwner::mtime,
+        doc: "what it says on standard output, from the start, to its end",
+        body: Body::Stream(|j, open| Ok(j.output(Source::Stdout, open))),
+    },
+    Node {
+        name: "wait",
+        mode: 0o444,
+        mtime: JobOwner::mtime,
+        doc: "blocks until the command has ended, then gives the status",
+        body: Body::Stream(|j, _| Ok(j.vm.jobs().open_wait(&j.job))),
+    },
+];
+
+/// A job as its rows see it.
+#[derive(Clone)]
+struct JobOwner {
+    vm: Vm,
+    job: Arc<Job>,
+}
+
+impl JobOwner {
+    fn resolve(scope: &Scope, object: u64) -> Result<Self, TreeError> {
+        let (vm, job) = unpack_job(object);
+        let vm = scope.vm(vm.0)?;
+        let job = vm.jobs().by_id(job).ok_or(TreeError::NotFound)?;
+        Ok(Self { vm, job })
+    }
+
+    fn mtime(&self) -> SystemTime {
+        self.job.changed()
+    }
+
+    fn command(&self, line: &str) -> Result<(), TreeError> {
+        Ok(self.job.obey(line).map_err(VmError::from)?)
+    }
+
+    fn output(&self, source: Source, open: &OpenRequest<'_>) -> Arc<dyn Stream> {
+        self.vm.jobs().open_output(&self.job, source, open.crawler)
+    }
+}
+
+impl NodeOwner for JobOwner {
+    fn vm(&self) -> Option<&Vm> {
+        Some(&self.vm)
+    }
+
+    fn prepare_open(&self) {
+        self.vm.jobs().settle(&self.job);
+    }
+
+    fn admit_removal(&self) -> Result<(), TreeError> {
+        Ok(())
+    }
+
+    fn listen(&self) -> Option<Listener> {
+        Some(self.job.listen())
+    }
+}
+
+/// A link that leads nowhere, but can be read, for who has no last job: one that cannot be read is
+/// an error to `ls`, `tar` and `cp -r`.
+fn last_job(vm: &Vm, caller: &Caller) -> PathBuf {
+    vm.jobs().last_job(caller).map_or_else(|| ".none".into(), |job| job.name().into())
+}
+
+fn open_cmd(owner: &JobOwner, open: &OpenRequest<'_>) -> Result<Arc<dyn Stream>, TreeError> {
+    if open.access.writes() {
+        return Ok(owner.vm.open_command(&owner.job, (open.caller)())?);
+    }
+    Ok(owner.vm.jobs().open_text(&owner.job))
+}
+
+/// Reading it gives nothing, at once: it is readable so that programs which walk over everything, as
+/// `cp -r` and `grep -r` do, meet no error.
+fn open_stdin(owner: &JobOwner, open: &OpenRequest<'_>) -> Result<Arc<dyn Stream>, TreeError> {
+    if !open.access.writes() {
+        return Ok(Arc::new(Nothing::default()));
+    }
+    Ok(owner.job.input().open().map_err(VmError::from)?)
+}
+
+/// Jobs, in a VM's `jobs`.
+pub(super) struct JobNames(pub(super) Vm);
+
+impl JobNames {
+    fn id(&self, job: &Job) -> NodeId {
+        JOB.node(pack_job(self.0.id(), job.id()))
+    }
+
+    fn told<T>(&self, done: Result<T, JobError>) -> Result<T, TreeError> {
+        noted(Some(&self.0), done.map_err(|e| VmError::from(e).into()))
+    }
+}
+
+impl Names for JobNames {
+    // Commands of `exec` come, and old ones go, without the kernel's doing.
+    fn is_stable(&self) -> bool {
+        false
+    }
+
+    fn find(&self, name: &str) -> Option<NodeId> {
+        self.0.jobs().find(name).map(|job| self.id(&job))
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        let entry =
+            |job: Arc<Job>| Entry { name: job.name(), id: self.id(&job), kind: Kind::Directory };
+        self.0.jobs().list().into_iter().map(entry).collect()
+    }
+
+    fn is_possible(&self, name: &str) -> bool {
+        is_job_name(name)
+    }
+
+    fn make(&self, name: &str) -> Answer<NodeId> {
+        let made = self.told(self.0.jobs().make(name));
+        Answer::Now(made.map(|job| self.id(&job)))
+    }
+
+    fn remove(&self, name: &str, _caller: &dyn Fn() -> Caller) -> Answer<()> {
+        Answer::Now(self.told(self.0.jobs().remove(name)))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> Answer<()> {
+        if self.find(from).is_none() {
+            return Answer::Now(Err(TreeError::BadRename));
+        }
+        Answer::Now(self.told(self.0.jobs().rename(from, to)))
+    }
+}

@@ -1,0 +1,152 @@
+//! Numbers of nodes: how they are packed, and which are given to names that have none of their own.
+//!
+//! A number follows from what a node is, and is never reused: a program that holds one never meets
+//! another file behind it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::vm::VmId;
+use crate::vm::job::JobId;
+
+/// A kind of directory: a part of the number of every node in directories of this kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct DirectoryId(pub u8);
+
+/// The number of a node: directory, object and row packed together. The root is 1, as FUSE wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NodeId(pub u64);
+
+const ROW_BITS: u32 = 12;
+const OBJECT_BITS: u32 = 44;
+const OBJECT_MASK: u64 = (1 << OBJECT_BITS) - 1;
+const ROW_MASK: u64 = (1 << ROW_BITS) - 1;
+
+impl NodeId {
+    /// The mount's root.
+    pub const ROOT: Self = Self(1);
+
+    /// Returns the number of the directory of this kind, about this object.
+    pub fn directory(kind: DirectoryId, object: u64) -> Self {
+        let object = object & OBJECT_MASK;
+        Self((u64::from(kind.0) << (OBJECT_BITS + ROW_BITS) | object << ROW_BITS) + 1)
+    }
+
+    /// Returns the number of a row in this directory.
+    pub fn row(self, row: usize) -> Self {
+        Self(self.0 + 1 + row as u64)
+    }
+
+    /// Returns directory, object and row (`None`: the directory itself).
+    pub fn parts(self) -> Option<(DirectoryId, u64, Option<usize>)> {
+        let packed = self.0.checked_sub(1)?;
+        let kind = DirectoryId(u8::try_from(packed >> (OBJECT_BITS + ROW_BITS)).ok()?);
+        let row = usize::try_from(packed & ROW_MASK).ok()?;
+        Some((kind, (packed >> ROW_BITS) & OBJECT_MASK, row.checked_sub(1)))
+    }
+}
+
+/// The bits of a job's number in the object of a job's directory.
+const JOB_BITS: u32 = 24;
+
+/// Packs a VM and one of its jobs into one object. The numbers of jobs return after 2^24 of one VM,
+/// those of VMs after 2^20: the kernel has long forgotten the first ones by then.
+pub(super) fn pack_job(vm: VmId, job: JobId) -> u64 {
+    vm.0 << JOB_BITS | job.0 & ((1 << JOB_BITS) - 1)
+}
+
+/// Unpacks it.
+pub(super) fn unpack_job(object: u64) -> (VmId, JobId) {
+    (VmId(object >> JOB_BITS), JobId(object & ((1 << JOB_BITS) - 1)))
+}
+
+/// What is named: a name, in a directory of a kind, about an object.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Named {
+    /// The kind of directory that has the name.
+    pub(super) within: DirectoryId,
+    /// The object that this directory is about; 0 where there is only one such directory.
+    pub(super) object: u64,
+    /// The name.
+    pub(super) name: String,
+}
+
+/// The numbers of names that have none of their own, such as images and snapshots.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Numbers(Arc<Mutex<Given>>);
+
+#[derive(Debug, Default)]
+struct Given {
+    numbers: HashMap<Named, u64>,
+    /// What has each number: a number is an index.
+    named: Vec<Named>,
+}
+
+impl Numbers {
+    /// Returns the number of a name, which keeps it from now on.
+    pub(super) fn number(&self, named: Named) -> u64 {
+        let Given { numbers, named: all } = &mut *self.0.lock();
+        *numbers.entry(named).or_insert_with_key(|named| {
+            all.push(named.clone());
+            all.len() as u64 - 1
+        })
+    }
+
+    /// Returns the name that has a number.
+    pub(super) fn named(&self, number: u64) -> Option<Named> {
+        self.0.lock().named.get(usize::try_from(number).ok()?).cloned()
+    }
+
+    /// Exchanges two names' numbers: what had the one name has the other now, under the same number.
+    pub(super) fn exchange(&self, a: Named, b: Named) {
+        let (of_a, of_b) = (self.number(a.clone()), self.number(b.clone()));
+        let Given { numbers, named } = &mut *self.0.lock();
+        for (name, number) in [(a, of_b), (b, of_a)] {
+            if let Some(of) = usize::try_from(number).ok().and_then(|at| named.get_mut(at)) {
+                of.clone_from(&name);
+            }
+            numbers.insert(name, number);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_root_is_one() {
+        assert_eq!(NodeId::directory(DirectoryId(0), 0), NodeId::ROOT);
+        assert_eq!(NodeId(0).parts(), None);
+    }
+
+    #[test]
+    fn a_job_is_found_by_its_vm_and_its_number() {
+        assert_eq!(unpack_job(pack_job(VmId(7), JobId(9))), (VmId(7), JobId(9)));
+    }
+
+    #[test]
+    fn a_renamed_name_keeps_its_number() {
+        let numbers = Numbers::default();
+        let named = |name: &str| Named { within: DirectoryId(3), object: 7, name: name.into() };
+        let number = numbers.number(named("a"));
+        numbers.exchange(named("a"), named("b"));
+        assert_eq!(numbers.named(number), Some(named("b")));
+        assert_eq!(numbers.number(named("b")), number);
+        assert_ne!(numbers.number(named("a")), number);
+    }
+
+    proptest! {
+        #[test]
+        fn numbers_pack_and_unpack(kind: u8, object in 0..=OBJECT_MASK, row in 0usize..4000) {
+            let kind = DirectoryId(kind);
+            let dir = NodeId::directory(kind, object);
+            prop_assert_eq!(dir.parts(), Some((kind, object, None)));
+            prop_assert_eq!(dir.row(row).parts(), Some((kind, object, Some(row))));
+        }
+    }
+}
