@@ -1,4 +1,4 @@
-//! What a mount is told, with its defaults. Plain data: no clap, no I/O beyond the environment.
+//! The options of a mount, with their defaults. Plain data: no clap, no I/O beyond the environment.
 
 use std::env;
 use std::path::PathBuf;
@@ -42,7 +42,7 @@ pub fn default_store() -> Option<PathBuf> {
     Some(data.join("aqfs"))
 }
 
-/// Returns where the tree is mounted when nobody says where: `$AQ_MOUNT`, else `~/aq`.
+/// Returns the default mount point: `$AQ_MOUNT`, else `~/aq`.
 pub fn default_mount() -> Option<PathBuf> {
     let named = env::var_os("AQ_MOUNT").map(PathBuf::from);
     named.or_else(|| Some(absolute("HOME")?.join("aq")))

@@ -48,14 +48,14 @@ pub enum DaemonError {
         /// Its log.
         log: PathBuf,
     },
-    /// It goes on after its tree is unmounted.
+    /// It continues after its tree is unmounted.
     #[error("unmounted, but the daemon (pid {pid}) has not ended within {} s", UMOUNT_TIMEOUT.as_secs())]
     Stays {
         /// Its process.
         pid: u32,
     },
     /// It has ended, and the directory could not be unmounted.
-    #[error("the daemon has ended, but {} is still in the table of mounts: {error}", dir.display())]
+    #[error("the daemon has ended, but {} is in the table of mounts: {error}", dir.display())]
     StillMounted {
         /// The directory.
         dir: PathBuf,
@@ -74,7 +74,7 @@ pub enum DaemonError {
 
 impl DaemonError {
     /// Says whether the user has read the reason already, from the daemon that met it.
-    pub fn is_told(&self) -> bool {
+    pub fn is_reported(&self) -> bool {
         matches!(self, Self::Ended)
     }
 }
@@ -86,7 +86,7 @@ fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> DaemonError {
 
 // ----- finding it ------------------------------------------------------------------------------
 
-/// Returns the store that is meant when nobody says which: `AQ_STORE`, else the user's own.
+/// Returns the default store: `AQ_STORE`, else the user's own.
 ///
 /// # Errors
 /// [`DaemonError::NoStore`].
@@ -96,7 +96,7 @@ pub fn wanted_store() -> Result<PathBuf, DaemonError> {
     std::path::absolute(&store).map_err(failed("AQ_STORE"))
 }
 
-/// Returns the mount that is meant when nobody says which, if it is there: `AQ_MOUNT`, else that
+/// Returns the default mount, if it is there: `AQ_MOUNT`, else that
 /// of the wanted store.
 pub fn find() -> Option<PathBuf> {
     match env::var_os("AQ_MOUNT") {
@@ -124,7 +124,7 @@ pub fn find_or_start() -> Result<PathBuf, DaemonError> {
         return Ok(dir);
     }
     let (store, dir) = (wanted_store()?, default_mount().ok_or(DaemonError::NoMount)?);
-    // Of several who come here at once one starts the daemon and the others find it.
+    // Of several processes here at once, one starts the daemon and the others find it.
     let layout = Layout::new(&store);
     file::private_dir(layout.root()).map_err(failed(store.display().to_string()))?;
     let turn = File::create(layout.turn()).map_err(failed("the store's lock"))?;
@@ -138,8 +138,8 @@ pub fn find_or_start() -> Result<PathBuf, DaemonError> {
 
 // ----- starting and ending it ------------------------------------------------------------------
 
-/// Starts a daemon in the background and returns when it has mounted. The directory that is meant
-/// when nobody says which is made if it is not there.
+/// Starts a daemon in the background and returns when it has mounted. The default directory is
+/// created if it is not there.
 ///
 /// # Errors
 /// Why it has not mounted.
@@ -179,19 +179,19 @@ fn spawn(config: &MountConfig) -> Result<Child, DaemonError> {
 /// Returns the first line that a child says, empty if it ends before; `None` if it takes too long.
 fn first_line(child: &mut Child) -> Option<String> {
     let out = child.stdout.take()?;
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
         let mut line = String::new();
         drop(BufReader::new(out).read_line(&mut line));
-        drop(tell.send(line.trim_end().to_owned()));
+        drop(sender.send(line.trim_end().to_owned()));
     });
-    told.recv_timeout(MOUNT_TIMEOUT).ok()
+    receiver.recv_timeout(MOUNT_TIMEOUT).ok()
 }
 
 /// Unmounts a tree and waits until its daemon has ended; virtual machines run on.
 ///
 /// # Errors
-/// Why it is not unmounted, or that the daemon goes on.
+/// Why it is not unmounted, or that the daemon continues.
 pub fn end(dir: &Path) -> Result<(), DaemonError> {
     let daemon = daemon_of(dir);
     let dir = std::path::absolute(dir).map_err(failed(dir.display().to_string()))?;
@@ -227,7 +227,7 @@ fn end_process(pid: u32) -> Result<(), DaemonError> {
     if sys::wait_for_end(pid, UMOUNT_TIMEOUT) { Ok(()) } else { Err(DaemonError::Stays { pid }) }
 }
 
-/// Reads who serves a mount, from its own `.version`.
+/// Reads which daemon serves a mount, from its own `.version`.
 fn daemon_of(dir: &Path) -> Option<u32> {
     let version = fs::read_to_string(dir.join(".version")).ok()?;
     version.trim_end().rsplit(' ').next()?.parse().ok()

@@ -1,6 +1,7 @@
 //! aqfs: virtual machines as directories.
 //!
-//! The layers, outermost first; a layer names only those below it (`tests/rules/layers.rs` holds this):
+//! The layers, outermost first; a layer names only those below it (`tests/rules/layers.rs` holds
+//! this):
 //!
 //! - [`fuse`]: kernel requests in, replies out. The only place that names `fuser`.
 //! - [`tree`]: what names exist and what reading or writing each one means, as tables.
@@ -9,8 +10,8 @@
 //! - [`qemu`], [`guest`], [`image`]: implementations of those traits.
 //! - [`store`]: names and formats on disk.
 //!
-//! Beside them, a user of the mount as any other: [`commands`], the command line's own programs over
-//! the files; [`daemon`] finds or starts what serves them.
+//! Beside them, a user of the mount as any other: [`commands`], the command line's own programs
+//! over the files; [`daemon`] finds or starts what serves them.
 //!
 //! [`run`] is the composition root, the only file that sees every layer.
 
@@ -26,6 +27,7 @@ pub mod image;
 pub mod man;
 #[cfg(test)]
 mod model;
+pub mod proc;
 pub mod programs;
 pub mod qemu;
 pub mod registry;

@@ -12,7 +12,7 @@ fn main() -> ExitCode {
     match run::run(Cli::parse()) {
         Ok(code) => code.into(),
         Err(error) => {
-            if !error.is_told() {
+            if !error.is_reported() {
                 eprintln!("aq: {error}");
             }
             error.code().into()

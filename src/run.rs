@@ -74,10 +74,10 @@ pub enum RunError {
 
 impl RunError {
     /// Says whether the user has read the reason already, from the daemon that met it.
-    pub fn is_told(&self) -> bool {
+    pub fn is_reported(&self) -> bool {
         match self {
-            Self::Daemon(error) => error.is_told(),
-            Self::Command(failure) => failure.is_told(),
+            Self::Daemon(error) => error.is_reported(),
+            Self::Command(failure) => failure.is_reported(),
             Self::Mount(_)
             | Self::Lock(_)
             | Self::Registry(_)
@@ -187,7 +187,7 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     }
     let events = Arc::clone(&backends.events);
     let tree = Tree::new(Arc::clone(&registry));
-    // Before anybody can see the mount: from then on whoever sees it may want it to end.
+    // Before the mount appears: a program that sees it may send a signal to end it.
     let ends = ends(&runtime)?;
     let mounted = Mounted::mount(tree, &dir, runtime.handle().clone());
     let mounted = mounted.map_err(failed(format!("cannot mount {}", dir.display())))?;
@@ -197,21 +197,21 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     runtime.spawn(Arc::clone(&registry).autostart());
     runtime.spawn(Arc::clone(&registry).keep_trash());
     if let Some(log) = log {
-        tell_failures(&failures);
-        say_mounted(&log)?;
+        report_failures(&failures);
+        report_mounted(&log)?;
     }
-    tell_systemd();
+    notify_systemd();
     let served = mounted.serve().map_err(failed("serving the mount"));
-    // Machines live on; what waits for them in here does not.
+    // VMs continue; tasks that wait for them end.
     runtime.shutdown_background();
     served
 }
 
-/// Tells whoever mounts, and the log. In the foreground they are one.
+/// Warns the user who mounts, and writes to the log. In the foreground both are the terminal.
 fn warn_user(mode: Mode, sentence: &str) {
     tracing::warn!("{sentence}");
     match mode {
-        // A parent that is gone does not want to know.
+        // The parent may be gone.
         Mode::Detached => drop(writeln!(io::stderr(), "aq: {sentence}")),
         Mode::Foreground | Mode::Background => {}
     }
@@ -230,7 +230,7 @@ async fn registry(
 ) -> Result<Arc<Registry>, RunError> {
     let images = Arc::new(ImageStore::open(layout.clone(), &failures)?);
     let qemu = Qemu::new(layout.clone(), images.clone());
-    // Its version is for `.host`. Without QEMU nothing starts, and the VMs that run are still there.
+    // Its version is for `.host`. Without QEMU nothing starts, and the VMs that run stay usable.
     if let Err(error) = qemu.installation().await {
         tracing::warn!(%error, "QEMU cannot be asked");
     }
@@ -249,9 +249,9 @@ async fn registry(
 }
 
 /// The terminal is the parent's, and the log is in the store.
-fn tell_failures(failures: &Failures) {
+fn report_failures(failures: &Failures) {
     for failure in failures.list() {
-        // A parent that is gone does not want to know.
+        // The parent may be gone.
         drop(writeln!(io::stderr(), "aq: {}", failure.text));
     }
 }
@@ -265,7 +265,7 @@ fn start_log(
 ) -> Result<Option<Arc<Rolling>>, RunError> {
     let filter = EnvFilter::try_from_env("AQ_LOG").unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
-    // What cannot be written, on a full disk, is lost: to tell of it on standard error, which is the
+    // What cannot be written, on a full disk, is lost: to report it on standard error, which is the
     // same file, would end the task that has something to say.
     let log = log.log_internal_errors(false);
     match mode {
@@ -295,22 +295,23 @@ fn open_log(layout: &Layout) -> Result<Rolling, RunError> {
     Rolling::open(path).map_err(failed(what))
 }
 
-/// As a service of type `notify`, that it is mounted; elsewhere nobody asks.
-fn tell_systemd() {
+/// Notifies systemd that it is mounted, as a service of type `notify` must; elsewhere it does
+/// nothing.
+fn notify_systemd() {
     if let Err(error) = sd_notify::notify(false, &[sd_notify::NotifyState::Ready]) {
-        tracing::warn!(%error, "systemd could not be told");
+        tracing::warn!(%error, "cannot notify systemd");
     }
 }
 
-/// The signals that end a daemon. From here on they are kept until somebody asks for them.
+/// The signals that end a daemon. From here on they are kept until they are read.
 fn ends(runtime: &Runtime) -> Result<[Signal; 2], RunError> {
     let _tokio = runtime.enter();
     let kept = |kind| signal(kind).map_err(failed("cannot wait for signals"));
     Ok([kept(SignalKind::terminate())?, kept(SignalKind::interrupt())?])
 }
 
-/// Unmounts when told to end; the session then ends by itself. A tree that is in use is taken out
-/// of sight: whoever still has a file of it open gets an error, not a hang.
+/// Unmounts when a signal asks for it; the session then ends by itself. A tree that is in use is
+/// taken out of sight: a program that has a file of it open gets an error, not a hang.
 async fn unmount_at_the_end([mut term, mut int]: [Signal; 2], dir: PathBuf) {
     tokio::select! {
         _ = term.recv() => {}
@@ -329,11 +330,11 @@ fn leave() {
 }
 
 /// Tells the parent, and turns the standard streams to the log.
-fn say_mounted(log: &Rolling) -> Result<(), RunError> {
+fn report_mounted(log: &Rolling) -> Result<(), RunError> {
     let null = File::options().read(true).write(true).open("/dev/null");
     let null = null.map_err(failed("/dev/null"))?;
     let mut out = io::stdout();
-    // A parent that is gone does not want to know.
+    // The parent may be gone.
     let _told = writeln!(out, "{MOUNTED}").and_then(|()| out.flush());
     rustix::stdio::dup2_stdout(&null).map_err(|e| failed("/dev/null")(e.into()))?;
     let take_stderr = |log: &File| Ok(rustix::stdio::dup2_stderr(log)?);

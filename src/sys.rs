@@ -19,8 +19,8 @@ pub fn in_own_session(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(|| rustix::process::setsid().map(drop).map_err(io::Error::from)) }
 }
 
-/// Has `command` killed when the thread that starts it ends: what it works on is of no use to
-/// anybody then.
+/// Has `command` killed when the thread that starts it ends: what it works on is of no use
+/// then.
 pub fn dying_with_us(command: &mut Command) -> &mut Command {
     let kill = Some(rustix::process::Signal::KILL);
     let confine =
@@ -30,11 +30,11 @@ pub fn dying_with_us(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(confine) }
 }
 
-/// Gives the kernel back what this process has freed: glibc keeps it, and what making an image takes
-/// is several times what the daemon needs otherwise. Other allocators see to it themselves.
+/// Gives the kernel back what this process has freed: glibc keeps it, and what making an image
+/// takes is several times what the daemon needs otherwise. Other allocators see to it themselves.
 pub fn give_memory_back() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: it is thread-safe, and touches only memory that nobody uses.
+    // SAFETY: it is thread-safe, and touches only memory that is not in use.
     unsafe {
         libc::malloc_trim(0);
     }
@@ -54,43 +54,6 @@ pub fn inheriting(command: &mut Command, fd: RawFd) -> &mut Command {
     unsafe { command.pre_exec(keep) }
 }
 
-/// What a process has used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Processor time in milliseconds.
-    pub cpu_ms: u64,
-    /// Resident memory in bytes.
-    pub rss: u64,
-}
-
-/// Returns what a process has used, from `/proc`; nothing for one that is gone.
-pub fn process_usage(pid: u32) -> Usage {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name in parentheses may hold anything: the fields after its end are counted.
-    let fields: Vec<&str> = stat.rsplit_once(") ").map_or("", |(_, f)| f).split(' ').collect();
-    let field = |n: usize| fields.get(n).and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);
-    let ticks = field(11) + field(12);
-    let per_second = rustix::param::clock_ticks_per_second().max(1);
-    let page = rustix::param::page_size() as u64;
-    Usage { cpu_ms: ticks * 1000 / per_second, rss: field(21) * page }
-}
-
-/// Memory that a process has, in bytes, without files that are mapped: those are given back on
-/// demand.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Held {
-    /// Its own.
-    pub own: u64,
-    /// Shared with others.
-    pub shared: u64,
-}
-
-/// Returns what memory a process has, from `/proc`; nothing for one that is gone.
-pub fn memory_held(pid: u32) -> Held {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    Held { own: kibibytes(&status, "RssAnon"), shared: kibibytes(&status, "RssShmem") }
-}
-
 /// Raises the number of files that this process may have open to what it is allowed at all: each
 /// running VM and each waiting reader needs some.
 pub fn allow_many_files() {
@@ -103,18 +66,6 @@ pub fn allow_many_files() {
 /// Returns how many processors this process may use.
 pub fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-}
-
-/// Returns a value of `/proc/meminfo` in bytes; 0 if there is none.
-pub fn memory(key: &str) -> u64 {
-    kibibytes(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default(), key)
-}
-
-/// Finds `KEY:  NUMBER kB` and returns it in bytes.
-fn kibibytes(text: &str, key: &str) -> u64 {
-    let line = text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':'));
-    let kib = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok());
-    kib.unwrap_or(0) * 1024
 }
 
 /// Whether signals reach a thread.
@@ -152,16 +103,16 @@ pub fn ask_to_end(pid: u32) {
     }
 }
 
-/// Waits until a process has ended, for `patience` at the most; says whether it has.
-pub fn wait_for_end(pid: u32, patience: std::time::Duration) -> bool {
+/// Waits until a process has ended, for `timeout` at the most; says whether it has.
+pub fn wait_for_end(pid: u32, timeout: std::time::Duration) -> bool {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use rustix::process::{Pid, PidfdFlags, pidfd_open};
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
     let Some(Ok(process)) = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else {
         return true;
     };
-    let patience = Timespec { tv_sec: patience.as_secs().cast_signed(), tv_nsec: 0 };
-    poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&patience)).is_ok_and(|n| n > 0)
+    let timeout = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: 0 };
+    poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&timeout)).is_ok_and(|n| n > 0)
 }
 
 /// Makes the files that `command` creates private to their owner, and forbids it core files, which
@@ -177,11 +128,11 @@ pub fn keeping_secrets(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(confine) }
 }
 
-/// Locks bytes of an open file, which need not be there, against everybody else who locks them,
-/// also in this process; the lock ends with the open file.
+/// Locks bytes of an open file, which need not be there, against every other process that locks
+/// them, also in this process; the lock ends with the open file.
 ///
 /// # Errors
-/// `EAGAIN` or `EACCES` while somebody else has a lock there.
+/// `EAGAIN` or `EACCES` while another process has a lock there.
 #[allow(clippy::cast_possible_truncation, reason = "the constants of this structure are small")]
 pub fn lock_bytes(file: &File, bytes: std::ops::Range<i64>) -> io::Result<()> {
     let lock = libc::flock {

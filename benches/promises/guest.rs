@@ -182,5 +182,5 @@ pub(crate) fn memory() -> Vec<Row> {
 }
 
 fn resident(pid: u32) -> u64 {
-    aqfs::sys::process_usage(pid).rss >> 10
+    aqfs::proc::usage(pid).rss >> 10
 }

@@ -43,7 +43,7 @@ pub struct Scp {
 
 /// `aq attach`
 #[derive(Args, Debug)]
-#[command(after_help = "Ctrl-] leaves; the guest is not told.")]
+#[command(after_help = "Ctrl-] leaves; the guest does not notice.")]
 pub struct Attach {
     /// Whose
     #[arg(value_name = "VM")]

@@ -30,22 +30,22 @@ pub(super) fn run(tree: &Tree, args: &Attach) -> Result<(), Failure> {
     let vm = tree.vm(&args.vm)?;
     vm.expect_on()?;
     let line = File::options().read(true).write(true).open(vm.path("console"));
-    let line = tree.told(&*vm.name, line)?;
+    let line = tree.explained(&*vm.name, line)?;
     let shown = line.try_clone().map_err(local("console"))?;
-    let (tell, told) = mpsc::channel();
-    signals::forward(tell.clone(), Over::Signal)?;
+    let (sender, receiver) = mpsc::channel();
+    signals::forward(sender.clone(), Over::Signal)?;
     note(format!("[{}: press Return for a prompt; Ctrl-] leaves]", vm.name));
     let raw = Raw::enter().map_err(local("the terminal"))?;
-    let ended = tell.clone();
+    let ended = sender.clone();
     thread::spawn(move || ended.send(show(shown)));
-    type_in(line, tell)?;
-    let over = told.recv().unwrap_or(Over::Left);
+    type_in(line, sender)?;
+    let over = receiver.recv().unwrap_or(Over::Left);
     drop(raw);
     match over {
         Over::Left => note(format!("\n[left {}]", vm.name)),
         Over::Ended => note(format!("\n[{} has ended]", vm.name)),
-        Over::Signal(signal) => return Err(Failure::Told(signals::exit_code(signal))),
-        Over::Failed(error) => return tree.told(&*vm.name, Err(error)),
+        Over::Signal(signal) => return Err(Failure::Reported(signals::exit_code(signal))),
+        Over::Failed(error) => return tree.explained(&*vm.name, Err(error)),
     }
     Ok(())
 }
@@ -67,7 +67,7 @@ fn show(mut line: File) -> Over {
 }
 
 /// Sends what is typed, on a thread of its own: at a terminal until Ctrl-], else to the end.
-fn type_in(mut line: File, tell: Sender<Over>) -> Result<(), Failure> {
+fn type_in(mut line: File, sender: Sender<Over>) -> Result<(), Failure> {
     let on_terminal = io::stdin().is_terminal();
     let stdin = rustix::stdio::stdin().try_clone_to_owned();
     let mut keys = File::from(stdin.map_err(local("standard input"))?);
@@ -89,7 +89,7 @@ fn type_in(mut line: File, tell: Sender<Over>) -> Result<(), Failure> {
                 break;
             }
         }
-        drop(tell.send(Over::Left));
+        drop(sender.send(Over::Left));
     });
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! What shells offer behind `aq start <TAB>`: names from the mount, if it is there; completion never
-//! starts a daemon.
+//! What shells offer behind `aq start <TAB>`: names from the mount, if it is there; completion
+//! never starts a daemon.
 //!
 //! Which values are names is known by what they are called on the command line: `VM`, `IMAGE`,
 //! `TAG`.
@@ -23,7 +23,7 @@ pub fn complete() {
     clap_complete::CompleteEnv::with_factory(command).complete();
 }
 
-/// Prints what a shell is to be told of this program's completion.
+/// Prints the script that registers this program's completion with a shell.
 ///
 /// # Errors
 /// Nobody reads it.

@@ -1,7 +1,7 @@
 //! The environment: a row of [`VARIABLES`] is a variable and what it does.
 //!
-//! Those of the bash tool that shape a machine become settings of the VM that is made or started, so
-//! that what it runs with is in its `config/` and nowhere else. All are read before anything is
+//! Those of the bash tool that shape a machine become settings of the VM that is made or started,
+//! so that what it runs with is in its `config/` and nowhere else. All are read before anything is
 //! done.
 //!
 //! Not here: what a setting may be (the tree says so at the write).
@@ -17,7 +17,7 @@ use super::files::plain;
 const HOST_KEY: &str = "AQ_HOST_KEY";
 /// The most that `config/cmdline` takes, in bytes.
 const LONGEST_CMDLINE: usize = 1024;
-/// Whether `aq start` tells how long it took.
+/// Whether `aq start` reports how long it took.
 const TIMING: &str = "AQ_TIMING";
 
 /// A variable of the environment.
@@ -27,25 +27,25 @@ pub struct Variable {
     pub name: &'static str,
     /// What it does, for the manual.
     pub doc: &'static str,
-    /// Who reads it.
+    /// The commands that read it.
     reads: Reads,
 }
 
-/// Who reads a variable.
+/// The commands that read a variable.
 #[derive(Debug)]
 enum Reads {
     /// `aq new`, `fanout` and `start`, which put it into the VM's settings.
-    Settings(fn(&str) -> Result<Vec<Wish>, String>),
+    Settings(fn(&str) -> Result<Vec<Override>, String>),
     /// Whatever it is for.
     Other,
-    /// Nobody: the bash tool has it, and here there is nothing that it could act on.
-    Nobody,
+    /// None: the bash tool has it, and here there is nothing that it could change.
+    None,
 }
 
 impl Variable {
     /// Says whether it does anything here.
     pub fn has_effect(&self) -> bool {
-        !matches!(self.reads, Reads::Nobody)
+        !matches!(self.reads, Reads::None)
     }
 }
 
@@ -109,24 +109,24 @@ pub const VARIABLES: &[Variable] = &[
     Variable {
         name: "AQ_DRIVE_EXTRA",
         doc: "the disk's options are not a string here that more could be added to",
-        reads: Reads::Nobody,
+        reads: Reads::None,
     },
     Variable {
         name: "AQ_MEMORY_SNAPSHOT, AQ_PARENT_MEMORY_ZST, AQ_ZST_STREAM_INCOMING",
         doc: "memory is not compressed: clones map one file, and each keeps only what it changes",
-        reads: Reads::Nobody,
+        reads: Reads::None,
     },
     Variable {
         name: "AQ_SSH_PROBE_INTERVAL, AQ_CONT_MAX_ATTEMPTS",
-        doc: "nothing is asked again and again: the guest and QEMU tell when they are ready",
-        reads: Reads::Nobody,
+        doc: "nothing is polled: the guest and QEMU report when they are ready",
+        reads: Reads::None,
     },
-    Variable { name: "DEBUG", doc: "AQ_LOG=debug instead", reads: Reads::Nobody },
+    Variable { name: "DEBUG", doc: "AQ_LOG=debug instead", reads: Reads::None },
 ];
 
 /// What a variable asks of a setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Wish {
+pub(super) struct Override {
     key: &'static str,
     form: Form,
     words: Vec<String>,
@@ -143,29 +143,29 @@ enum Form {
 /// Reads the variables that become settings.
 ///
 /// # Errors
-/// The first whose value is no use, by its name.
-pub(super) fn wishes() -> Result<Vec<Wish>, Failure> {
-    let mut wishes = Vec::new();
+/// The first variable whose value is not accepted, by its name.
+pub(super) fn overrides() -> Result<Vec<Override>, Failure> {
+    let mut overrides = Vec::new();
     for variable in VARIABLES {
         if let Reads::Settings(parse) = variable.reads
             && let Some(text) = value(variable.name)?
         {
-            wishes.extend(parse(&text).map_err(|why| wrong(variable.name, &why))?);
+            overrides.extend(parse(&text).map_err(|why| wrong(variable.name, &why))?);
         }
     }
-    Ok(wishes)
+    Ok(overrides)
 }
 
-/// Returns settings with what is wished for. `now` returns what a setting is now.
+/// Returns settings with the overrides applied. `now` returns what a setting is now.
 pub(super) fn settings(
-    wishes: &[Wish],
+    overrides: &[Override],
     now: impl Fn(&str) -> Result<String, Failure>,
 ) -> Result<Vec<(&'static str, String)>, Failure> {
     let mut settings: Vec<(&'static str, String)> = Vec::new();
-    for wish in wishes {
-        match settings.iter_mut().find(|(key, _)| *key == wish.key) {
-            Some((_, text)) => *text = wish.done_to(text),
-            None => settings.push((wish.key, wish.done_to(&now(wish.key)?))),
+    for change in overrides {
+        match settings.iter_mut().find(|(key, _)| *key == change.key) {
+            Some((_, text)) => *text = change.applied_to(text),
+            None => settings.push((change.key, change.applied_to(&now(change.key)?))),
         }
     }
     Ok(settings)
@@ -197,7 +197,7 @@ fn wrong(name: &str, why: &str) -> Failure {
     Failure::Usage(format!("{name}: {why}"))
 }
 
-impl Wish {
+impl Override {
     fn args(words: Vec<String>) -> Vec<Self> {
         Self::of("qemu_args", Form::Lines, words)
     }
@@ -206,7 +206,7 @@ impl Wish {
         if words.is_empty() { Vec::new() } else { vec![Self { key, form, words }] }
     }
 
-    fn done_to(&self, text: &str) -> String {
+    fn applied_to(&self, text: &str) -> String {
         match self.form {
             Form::Value => self.words.concat(),
             Form::Lines => at_the_end(text.lines().collect(), &self.words).join("\n"),
@@ -242,7 +242,7 @@ fn private_key(text: &str) -> Result<PathBuf, String> {
     }
 }
 
-fn host_key(text: &str) -> Result<Vec<Wish>, String> {
+fn host_key(text: &str) -> Result<Vec<Override>, String> {
     let public = format!("{}.pub", private_key(text)?.display());
     let remedy = format!("`ssh-keygen -y -f {text} > {text}.pub` makes it");
     let lines =
@@ -252,19 +252,19 @@ fn host_key(text: &str) -> Result<Vec<Wish>, String> {
     if !is_key || line.contains('\n') {
         return Err(format!("{public} does not hold a public key; {remedy}"));
     }
-    Ok(Wish::of("ssh_key", Form::Lines, vec![line.to_owned()]))
+    Ok(Override::of("ssh_key", Form::Lines, vec![line.to_owned()]))
 }
 
-fn cpu(text: &str) -> Result<Vec<Wish>, String> {
+fn cpu(text: &str) -> Result<Vec<Override>, String> {
     let is_model = text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && !text.contains(char::is_whitespace);
     if !is_model {
         return Err(format!("{text:?} is not a processor model such as max or host,-svm"));
     }
-    Ok(Wish::args(vec!["-cpu".to_owned(), text.to_owned()]))
+    Ok(Override::args(vec!["-cpu".to_owned(), text.to_owned()]))
 }
 
-fn machine(text: &str) -> Result<Vec<Wish>, String> {
+fn machine(text: &str) -> Result<Vec<Override>, String> {
     let (kind, properties) = text.split_once(',').unwrap_or((text, ""));
     let version = kind.strip_prefix("pc-").unwrap_or(kind).strip_prefix("q35");
     let is_number = |v: &str| v.starts_with('-') && !v.contains(|c: char| c.is_alphabetic());
@@ -274,31 +274,31 @@ fn machine(text: &str) -> Result<Vec<Wish>, String> {
     if properties.contains(char::is_whitespace) {
         return Err(format!("{properties:?} is not a list such as hpet=off,vmport=on"));
     }
-    let mut wishes = Wish::of("machine", Form::Value, vec![kind.to_owned()]);
+    let mut overrides = Override::of("machine", Form::Value, vec![kind.to_owned()]);
     if !properties.is_empty() {
         // QEMU adds up what several -machine say.
-        wishes.extend(Wish::args(vec!["-machine".to_owned(), properties.to_owned()]));
+        overrides.extend(Override::args(vec!["-machine".to_owned(), properties.to_owned()]));
     }
-    Ok(wishes)
+    Ok(overrides)
 }
 
-fn cmdline(text: &str) -> Result<Vec<Wish>, String> {
+fn cmdline(text: &str) -> Result<Vec<Override>, String> {
     if text.len() > LONGEST_CMDLINE {
         return Err(format!("has {} bytes, and {LONGEST_CMDLINE} are the most", text.len()));
     }
     let words = text.split_whitespace().map(str::to_owned).collect();
-    Ok(Wish::of("cmdline", Form::Words, words))
+    Ok(Override::of("cmdline", Form::Words, words))
 }
 
-fn qemu_args(text: &str) -> Result<Vec<Wish>, String> {
+fn qemu_args(text: &str) -> Result<Vec<Override>, String> {
     let words = shlex::split(text).ok_or("a quotation mark has no second one")?;
     if words.iter().any(|w| w.is_empty() || w.contains(char::is_control)) {
         return Err("an argument is empty, or has a line break or a tab".to_owned());
     }
-    Ok(Wish::args(words))
+    Ok(Override::args(words))
 }
 
-fn log_file(text: &str) -> Result<Vec<Wish>, String> {
+fn log_file(text: &str) -> Result<Vec<Override>, String> {
     // QEMU runs in a directory of its own.
     let path = path::absolute(text).map_err(|e| plain(&e))?;
     if path.is_dir() || text.contains('\n') {
@@ -307,22 +307,22 @@ fn log_file(text: &str) -> Result<Vec<Wish>, String> {
     if !path.parent().is_some_and(path::Path::is_dir) {
         return Err(format!("there is no directory for {text}"));
     }
-    Ok(Wish::args(vec!["-D".to_owned(), path.display().to_string()]))
+    Ok(Override::args(vec!["-D".to_owned(), path.display().to_string()]))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn done(wishes: &[Wish], now: &str) -> Vec<(&'static str, String)> {
-        settings(wishes, |_| Ok(now.to_owned())).unwrap()
+    fn done(overrides: &[Override], now: &str) -> Vec<(&'static str, String)> {
+        settings(overrides, |_| Ok(now.to_owned())).unwrap()
     }
 
     #[test]
     fn arguments_are_split_as_a_shell_does() {
-        let wishes = qemu_args(r#"-smp 2 -fw_cfg "name=opt/x,string=a b" -name it\'s"#).unwrap();
+        let overrides = qemu_args(r#"-smp 2 -fw_cfg "name=opt/x,string=a b" -name it\'s"#).unwrap();
         let lines = "-smp\n2\n-fw_cfg\nname=opt/x,string=a b\n-name\nit's";
-        assert_eq!(done(&wishes, ""), [("qemu_args", lines.to_owned())]);
+        assert_eq!(done(&overrides, ""), [("qemu_args", lines.to_owned())]);
         assert!(qemu_args("-name 'x").is_err() && qemu_args("-name ''").is_err());
         assert_eq!(qemu_args("  "), Ok(Vec::new()));
     }
@@ -342,14 +342,14 @@ mod tests {
 
     #[test]
     fn words_for_the_kernel_are_added_to_those_that_are_there() {
-        let wishes = cmdline(" a=1  b ").unwrap();
-        assert_eq!(done(&wishes, "none"), [("cmdline", "a=1 b".to_owned())]);
-        assert_eq!(done(&wishes, "quiet a=1 b"), [("cmdline", "quiet a=1 b".to_owned())]);
+        let overrides = cmdline(" a=1  b ").unwrap();
+        assert_eq!(done(&overrides, "none"), [("cmdline", "a=1 b".to_owned())]);
+        assert_eq!(done(&overrides, "quiet a=1 b"), [("cmdline", "quiet a=1 b".to_owned())]);
     }
 
     #[test]
     fn a_machine_is_a_type_and_its_properties() {
-        let of = |text| machine(text).map(|wishes| done(&wishes, ""));
+        let of = |text| machine(text).map(|overrides| done(&overrides, ""));
         assert_eq!(of("q35"), Ok(vec![("machine", "q35".to_owned())]));
         let args = ("qemu_args", "-machine\nhpet=off,vmport=on".to_owned());
         let both = Ok(vec![("machine", "pc-q35-7.2".to_owned()), args]);
@@ -369,9 +369,9 @@ mod tests {
         fs::write(format!("{key}.pub"), "private").unwrap();
         assert!(host_key(&key).unwrap_err().contains("does not hold"));
         fs::write(format!("{key}.pub"), "ssh-ed25519 AAAA me\n").unwrap();
-        let wishes = host_key(&key).unwrap();
+        let overrides = host_key(&key).unwrap();
         let both = "ssh-rsa AAAA x\nssh-ed25519 AAAA me".to_owned();
-        assert_eq!(done(&wishes, "ssh-rsa AAAA x"), [("ssh_key", both)]);
+        assert_eq!(done(&overrides, "ssh-rsa AAAA x"), [("ssh_key", both)]);
         assert!(host_key(&dir.path().display().to_string()).is_err());
     }
 

@@ -21,7 +21,7 @@ const FULL: &[u8] = b"No space left on device";
 enum Event {
     /// This process was sent a signal.
     Signal(i32),
-    /// An output has ended; true if it told of a full disk.
+    /// An output has ended; true if it reported a full disk.
     Copied(io::Result<bool>),
 }
 
@@ -29,17 +29,17 @@ pub(super) fn run(tree: &Tree, args: &Exec) -> Result<u8, Failure> {
     let vm = tree.vm(&args.vm)?;
     vm.expect_on()?;
     let text = text(args)?;
-    let (tell, told) = mpsc::channel();
-    signals::forward(tell.clone(), Event::Signal)?;
+    let (sender, receiver) = mpsc::channel();
+    signals::forward(sender.clone(), Event::Signal)?;
     // It is removed, and what runs of it killed, however this function ends.
     let job = Job::new(&vm)?;
     let input = job.stdin()?;
     job.run(&text)?;
     let stdin = rustix::stdio::stdin().try_clone_to_owned().map_err(local("standard input"))?;
     thread::spawn(move || copy_in(File::from(stdin), input));
-    copy(&job, "stdout", io::stdout(), tell.clone())?;
-    copy(&job, "stderr", io::stderr(), tell)?;
-    match attend(&vm, &job, &told)? {
+    copy(&job, "stdout", io::stdout(), sender.clone())?;
+    copy(&job, "stderr", io::stderr(), sender)?;
+    match follow(&vm, &job, &receiver)? {
         Over::Ended { full } => Ok(conclude(&vm, &job.end()?, full)),
         Over::Interrupted(signal) => Ok(signals::exit_code(signal)),
     }
@@ -47,17 +47,17 @@ pub(super) fn run(tree: &Tree, args: &Exec) -> Result<u8, Failure> {
 
 /// How waiting for the command has ended.
 enum Over {
-    /// Both outputs have; `full` if one told of a full disk.
+    /// Both outputs have; `full` if one reported a full disk.
     Ended { full: bool },
     /// The user has had enough.
     Interrupted(i32),
 }
 
 /// Hands signals on until both outputs have ended.
-fn attend(vm: &Vm, job: &Job, told: &Receiver<Event>) -> Result<Over, Failure> {
+fn follow(vm: &Vm, job: &Job, receiver: &Receiver<Event>) -> Result<Over, Failure> {
     let (mut outputs, mut signalled, mut full) = (2, false, false);
     while outputs > 0 {
-        match told.recv() {
+        match receiver.recv() {
             // A command that does not mind is ended by the second one, and at once where it waits
             // for its guest.
             Ok(Event::Signal(signal)) if signalled || !is_ready(vm) => {
@@ -98,7 +98,7 @@ fn copy(
     job: &Job,
     name: &str,
     mut to: impl Write + Send + 'static,
-    tell: Sender<Event>,
+    sender: Sender<Event>,
 ) -> Result<(), Failure> {
     let (from, mut full) = (job.output(name)?, false);
     let may_tell = name == "stderr";
@@ -108,7 +108,7 @@ fn copy(
             to.write_all(bytes)?;
             to.flush()
         });
-        tell.send(Event::Copied(copied.map(|()| full)))
+        sender.send(Event::Copied(copied.map(|()| full)))
     });
     Ok(())
 }

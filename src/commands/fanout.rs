@@ -1,7 +1,7 @@
 //! `aq fanout`: one command in N VMs made for it.
 //!
 //! Whatever happens, none of them is left: each is removed when its command has ended, and all of
-//! them when this process is told to end.
+//! them when a signal ends this process.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -28,13 +28,13 @@ struct Fleet<'a> {
     args: &'a Fanout,
     vms: Vec<Vm>,
     text: Vec<u8>,
-    state: Mutex<State>,
+    state: Mutex<FleetState>,
     /// Told when a shard has ended, or all shall.
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct FleetState {
     waiting: VecDeque<usize>,
     running: usize,
     cancelled: bool,
@@ -52,21 +52,21 @@ enum Event {
 }
 
 pub(super) fn run(tree: &Tree, args: &Fanout) -> Result<u8, Failure> {
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     // From the first VM on there is something to clear away.
-    signals::forward(tell.clone(), Event::Signal)?;
+    signals::forward(sender.clone(), Event::Signal)?;
     let fleet = Fleet::create(tree, args)?;
     let workers = args.jobs.unwrap_or(args.count).min(args.count);
     note(format!("[fanout] running the command in {} shards", args.count));
     let ended = thread::scope(|scope| {
         for _ in 0..workers {
-            let (fleet, tell) = (&fleet, tell.clone());
+            let (fleet, sender) = (&fleet, sender.clone());
             scope.spawn(move || {
-                fleet.work(&tell);
-                tell.send(Event::Idle)
+                fleet.work(&sender);
+                sender.send(Event::Idle)
             });
         }
-        fleet.attend(&told, workers)
+        fleet.collect(&receiver, workers)
     });
     let worst = fleet.lock().worst;
     note(format!("[fanout] all shards finished (max exit {worst})"));
@@ -77,7 +77,8 @@ impl<'a> Fleet<'a> {
     /// Makes the VMs: all of them, or none.
     fn create(tree: &Tree, args: &'a Fanout) -> Result<Self, Failure> {
         let image = tree.image(&args.image)?;
-        let given = Given { settings: vec![("image", image)], wishes: environment::wishes()? };
+        let given =
+            Given { settings: vec![("image", image)], overrides: environment::overrides()? };
         let prefix = args.prefix.clone().unwrap_or_else(|| format!("shard-{}", std::process::id()));
         let (count, last) = (args.count, args.count - 1);
         note(format!(
@@ -95,24 +96,24 @@ impl<'a> Fleet<'a> {
             }
         }
         let waiting = (0..vms.len()).collect();
-        let state = Mutex::new(State { waiting, ..State::default() });
+        let state = Mutex::new(FleetState { waiting, ..FleetState::default() });
         let text = [MERGED, &command_text(&args.command)].concat();
         Ok(Self { args, vms, text, state, changed: Condvar::new() })
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, FleetState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until all threads are done; a signal ends the shards first.
-    fn attend(
+    fn collect(
         &self,
-        told: &mpsc::Receiver<Event>,
+        receiver: &mpsc::Receiver<Event>,
         mut workers: u32,
     ) -> Result<Option<i32>, Failure> {
         let mut ended = Ok(None);
         while workers > 0 {
-            match told.recv() {
+            match receiver.recv() {
                 Ok(Event::Idle) => workers -= 1,
                 Ok(Event::Signal(signal)) => {
                     note("[fanout] interrupted: removing all shards");
@@ -129,7 +130,7 @@ impl<'a> Fleet<'a> {
         ended
     }
 
-    /// Has every shard ended: who waits for one is woken by its end.
+    /// Ends every shard, which wakes the workers that wait for one.
     fn cancel(&self) {
         self.lock().cancelled = true;
         self.changed.notify_all();
@@ -142,14 +143,14 @@ impl<'a> Fleet<'a> {
     }
 
     /// Runs shards until none waits.
-    fn work(&self, tell: &mpsc::Sender<Event>) {
+    fn work(&self, sender: &mpsc::Sender<Event>) {
         loop {
             let Some(index) = self.lock().waiting.pop_front() else { return };
             let vm = &self.vms[index];
             let launched = self.launch(vm);
             let runs = usize::from(launched.is_ok());
-            let code = launched.and_then(|()| self.command(vm, index, tell));
-            let code = code.unwrap_or_else(|failure| self.told(&failure));
+            let code = launched.and_then(|()| self.command(vm, index, sender));
+            let code = code.unwrap_or_else(|failure| self.report(&failure));
             if !self.args.keep
                 && let Err(failure) = clear(vm)
             {
@@ -164,7 +165,7 @@ impl<'a> Fleet<'a> {
     }
 
     /// What fails because all shall end is not worth a word.
-    fn told(&self, failure: &Failure) -> u8 {
+    fn report(&self, failure: &Failure) -> u8 {
         if !self.is_cancelled() {
             complain(failure);
         }
@@ -176,7 +177,7 @@ impl<'a> Fleet<'a> {
     fn launch(&self, vm: &Vm) -> Result<(), Failure> {
         loop {
             if self.is_cancelled() {
-                return Err(Failure::Told(1));
+                return Err(Failure::Reported(1));
             }
             self.lock().running += 1;
             let launched = power::launch(vm);
@@ -187,28 +188,28 @@ impl<'a> Fleet<'a> {
                 return Err(failure);
             }
             let before = state.running;
-            let waits = |state: &mut State| state.running >= before && !state.cancelled;
+            let waits = |state: &mut FleetState| state.running >= before && !state.cancelled;
             drop(self.changed.wait_while(state, waits));
         }
-        // Who cancelled before it was started could not end it.
+        // The signal came before it was started, and could not end it.
         if self.is_cancelled() {
             drop(vm.order("kill"));
         }
         Ok(())
     }
 
-    fn command(&self, vm: &Vm, index: usize, tell: &mpsc::Sender<Event>) -> Result<u8, Failure> {
+    fn command(&self, vm: &Vm, index: usize, sender: &mpsc::Sender<Event>) -> Result<u8, Failure> {
         power::until_ready(vm, PATIENCE, Progress::hidden())?;
         let job = Job::new(vm)?;
         job.env("AQ_SHARD_INDEX", &index.to_string())?;
         job.env("AQ_SHARD_TOTAL", &self.args.count.to_string())?;
         drop(job.stdin()?);
         job.run(&self.text)?;
-        let mut lines = Lines { prefix: format!("[{}] ", vm.name), rest: Vec::new() };
+        let mut lines = PrefixedLines { prefix: format!("[{}] ", vm.name), rest: Vec::new() };
         let mut printed = copy_out(job.output("stdout")?, |bytes| lines.print(bytes));
         printed = printed.and_then(|()| lines.end());
         if let Err(error) = printed {
-            drop(tell.send(Event::Unheard(error)));
+            drop(sender.send(Event::Unheard(error)));
         }
         let end = job.end()?;
         if let End::Lost(reason) = &end
@@ -228,12 +229,12 @@ fn clear(vm: &Vm) -> Result<(), Failure> {
 }
 
 /// Prints whole lines behind a name, so that those of several shards do not mix.
-struct Lines {
+struct PrefixedLines {
     prefix: String,
     rest: Vec<u8>,
 }
 
-impl Lines {
+impl PrefixedLines {
     fn print(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.rest.extend(bytes);
         let Some(end) = self.rest.iter().rposition(|b| *b == b'\n') else { return Ok(()) };

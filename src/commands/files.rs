@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{Failure, Near};
 
-/// How often a wait looks up from what it waits for, to tell the user how far it is.
+/// How often a wait is interrupted to show the user its progress.
 pub(super) const LOOK: Duration = Duration::from_millis(100);
 
 /// The mounted tree.
@@ -28,7 +28,7 @@ pub(super) struct Vm {
 }
 
 /// A key and its value, as `info` has them.
-pub(super) type Facts = Vec<(String, String)>;
+pub(super) type KeyValues = Vec<(String, String)>;
 
 impl Tree {
     pub(super) fn at(dir: PathBuf) -> Self {
@@ -39,8 +39,8 @@ impl Tree {
         self.dir.join(name)
     }
 
-    /// Gives the answer of the tree to a request of this thread the sentence that goes with it.
-    pub(super) fn told<T>(
+    /// Adds the sentence of `.error` to the errno that a request of this thread was answered.
+    pub(super) fn explained<T>(
         &self,
         what: impl Into<String>,
         answer: io::Result<T>,
@@ -83,7 +83,7 @@ impl Tree {
 
     /// Lists the names in a directory, sorted.
     pub(super) fn names(&self, dir: &str) -> Result<Vec<String>, Failure> {
-        let entries = self.told(dir.to_owned(), fs::read_dir(self.path(dir)))?;
+        let entries = self.explained(dir.to_owned(), fs::read_dir(self.path(dir)))?;
         let mut names: Vec<String> =
             entries.flatten().filter_map(|e| e.file_name().into_string().ok()).collect();
         names.sort();
@@ -92,7 +92,7 @@ impl Tree {
 
     /// Reads a file without its last newline.
     pub(super) fn read(&self, name: &str) -> Result<String, Failure> {
-        let text = self.told(name, fs::read_to_string(self.path(name)))?;
+        let text = self.explained(name, fs::read_to_string(self.path(name)))?;
         Ok(text.trim_end_matches('\n').to_owned())
     }
 
@@ -105,31 +105,31 @@ impl Tree {
     pub(super) fn write(&self, name: &str, text: &str) -> Result<(), Failure> {
         let line = format!("{text}\n");
         let file = File::options().write(true).truncate(true).open(self.path(name));
-        self.told(name, file.and_then(|mut f| f.write_all(line.as_bytes())))
+        self.explained(name, file.and_then(|mut f| f.write_all(line.as_bytes())))
     }
 
     pub(super) fn mkdir(&self, name: &str) -> Result<(), Failure> {
-        self.told(name, fs::create_dir(self.path(name)))
+        self.explained(name, fs::create_dir(self.path(name)))
     }
 
     pub(super) fn rmdir(&self, name: &str) -> Result<(), Failure> {
-        self.told(name, fs::remove_dir(self.path(name)))
+        self.explained(name, fs::remove_dir(self.path(name)))
     }
 
-    /// Reads a file that answers when the time has come. Meanwhile `go_on` is asked every [`LOOK`];
-    /// `None` when it says no.
+    /// Reads a file that answers when the time has come. Meanwhile `wants_more` is asked every
+    /// [`LOOK`]; `None` when it says no.
     pub(super) fn awaited(
         &self,
         name: &str,
-        mut go_on: impl FnMut() -> bool,
+        mut wants_more: impl FnMut() -> bool,
     ) -> Result<Option<String>, Failure> {
-        let file = self.told(name, File::open(self.path(name)))?;
+        let file = self.explained(name, File::open(self.path(name)))?;
         while !is_readable(&file, LOOK) {
-            if !go_on() {
+            if !wants_more() {
                 return Ok(None);
             }
         }
-        let text = self.told(name, io::read_to_string(&file))?;
+        let text = self.explained(name, io::read_to_string(&file))?;
         Ok(Some(text.trim_end().to_owned()))
     }
 
@@ -177,7 +177,7 @@ impl Vm {
     pub(super) fn order(&self, verb: &str) -> Result<(), Failure> {
         let file = File::options().write(true).open(self.path("ctl"));
         let done = file.and_then(|mut f| f.write_all(format!("{verb}\n").as_bytes()));
-        self.tree.told(&*self.name, done).map_err(|failure| self.gone_or(failure))
+        self.tree.explained(&*self.name, done).map_err(|failure| self.gone_or(failure))
     }
 
     fn gone_or(&self, failure: Failure) -> Failure {
@@ -198,7 +198,7 @@ impl Vm {
     }
 
     /// Returns its `info`.
-    pub(super) fn facts(&self) -> Result<Facts, Failure> {
+    pub(super) fn facts(&self) -> Result<KeyValues, Failure> {
         let pair = |line: &str| {
             let (key, value) = line.split_once(' ').unwrap_or((line, ""));
             (key.to_owned(), value.to_owned())
@@ -210,9 +210,9 @@ impl Vm {
     pub(super) fn awaited(
         &self,
         name: &str,
-        go_on: impl FnMut() -> bool,
+        wants_more: impl FnMut() -> bool,
     ) -> Result<Option<String>, Failure> {
-        self.tree.awaited(&self.file(name), go_on).map_err(|f| self.gone_or(f))
+        self.tree.awaited(&self.file(name), wants_more).map_err(|f| self.gone_or(f))
     }
 }
 
@@ -231,17 +231,17 @@ impl Status {
 }
 
 /// Returns a fact by its key; nothing if there is none.
-pub(super) fn fact<'a>(facts: &'a Facts, key: &str) -> &'a str {
+pub(super) fn fact<'a>(facts: &'a KeyValues, key: &str) -> &'a str {
     facts.iter().find(|(k, _)| k == key).map_or("", |(_, value)| value)
 }
 
-/// Waits until something can be read, or has failed, for `patience` at the most.
-pub(super) fn is_readable(file: &File, patience: Duration) -> bool {
-    let patience = Timespec {
-        tv_sec: patience.as_secs().try_into().unwrap_or(i64::MAX),
-        tv_nsec: patience.subsec_nanos().into(),
+/// Waits until something can be read, or has failed, for `timeout` at the most.
+pub(super) fn is_readable(file: &File, timeout: Duration) -> bool {
+    let timeout = Timespec {
+        tv_sec: timeout.as_secs().try_into().unwrap_or(i64::MAX),
+        tv_nsec: timeout.subsec_nanos().into(),
     };
-    poll(&mut [PollFd::new(file, PollFlags::IN)], Some(&patience)).is_ok_and(|n| n > 0)
+    poll(&mut [PollFd::new(file, PollFlags::IN)], Some(&timeout)).is_ok_and(|n| n > 0)
 }
 
 /// A name that cannot lead out of the mount, or to one of our own files in it.

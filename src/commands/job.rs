@@ -1,5 +1,5 @@
-//! One command in a guest, through the files of `jobs/NAME/`: made, run, told signals, ended, and
-//! removed with its owner, which kills what still runs of it.
+//! One command in a guest, through the files of `jobs/NAME/`: made, run, signalled, ended, and
+//! removed with its owner, which kills those of its processes that run.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -11,11 +11,11 @@ use signal_hook::low_level::signal_name;
 use super::Failure;
 use super::files::Vm;
 
-/// What ssh says of a command whose connection broke.
+/// The exit status of ssh when its connection breaks.
 const LOST: u8 = 255;
 /// Bytes copied at a time: as much as a request of FUSE carries by default.
 const CHUNK: usize = 128 << 10;
-/// Names taken by somebody who had our process number before us.
+/// Names that an earlier process with our number may have taken.
 const TRIES: u32 = 1000;
 
 /// Numbers the jobs of this process.
@@ -60,20 +60,20 @@ impl Job {
     /// Opens its input; the last closing is its end.
     pub(super) fn stdin(&self) -> Result<File, Failure> {
         let path = self.vm.tree().path(self.file("stdin"));
-        self.vm.tree().told(&*self.vm.name, File::options().write(true).open(path))
+        self.vm.tree().explained(&*self.vm.name, File::options().write(true).open(path))
     }
 
     /// Opens `stdout` or `stderr`.
     pub(super) fn output(&self, name: &str) -> Result<File, Failure> {
         let path = self.vm.tree().path(self.file(name));
-        self.vm.tree().told(&*self.vm.name, File::open(path))
+        self.vm.tree().explained(&*self.vm.name, File::open(path))
     }
 
     /// Runs it.
     pub(super) fn run(&self, text: &[u8]) -> Result<(), Failure> {
         let path = self.vm.tree().path(self.file("cmd"));
         let cmd = File::options().write(true).open(path);
-        self.vm.tree().told(&*self.vm.name, cmd.and_then(|mut f| f.write_all(text)))
+        self.vm.tree().explained(&*self.vm.name, cmd.and_then(|mut f| f.write_all(text)))
     }
 
     /// Sends it a signal, by its name without `SIG`.

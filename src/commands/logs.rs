@@ -11,10 +11,10 @@ use crate::cli::machines::Logs;
 pub(super) fn run(tree: &Tree, args: &Logs) -> Result<(), Failure> {
     let vm = tree.vm(&args.vm)?;
     let name = if args.qemu { "log" } else { "console.log" };
-    let mut file = tree.told(&*vm.name, File::open(vm.path(name)))?;
+    let mut file = tree.explained(&*vm.name, File::open(vm.path(name)))?;
     let mut buffer = vec![0; 64 << 10];
     loop {
-        match tree.told(&*vm.name, file.read(&mut buffer))? {
+        match tree.explained(&*vm.name, file.read(&mut buffer))? {
             0 if !args.follow => return Ok(()),
             // The file grows without an event: QEMU writes it by itself.
             0 => thread::sleep(LOOK),

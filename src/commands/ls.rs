@@ -4,7 +4,7 @@ use console::style;
 use serde_json::{Map, Value};
 
 use super::Failure;
-use super::files::{Facts, Tree, Vm, fact};
+use super::files::{KeyValues, Tree, Vm, fact};
 use super::text::{line, size};
 use crate::cli::machines::Ls;
 
@@ -15,7 +15,7 @@ pub(super) fn run(tree: &Tree, args: &Ls) -> Result<(), Failure> {
         args.vms.iter().map(|name| tree.vm(name)).collect::<Result<_, _>>()?
     };
     // One that is removed at this moment is not listed.
-    let listed: Vec<Facts> = vms.iter().filter_map(|vm| vm.facts().ok()).collect();
+    let listed: Vec<KeyValues> = vms.iter().filter_map(|vm| vm.facts().ok()).collect();
     if args.json {
         let all: Vec<Value> = listed.iter().map(json).collect();
         return line(serde_json::to_string_pretty(&all).unwrap_or_default());
@@ -28,7 +28,7 @@ pub(super) fn run(tree: &Tree, args: &Ls) -> Result<(), Failure> {
 }
 
 /// Name, `On` or `Off`, and the port that leads to its SSH server: the form that scripts know.
-fn short(facts: &Facts) -> String {
+fn short(facts: &KeyValues) -> String {
     let status = fact(facts, "status");
     let on = !matches!(status, "stopped" | "failed" | "broken");
     let word = format!("{:<4}", if on { "On" } else { "Off" });
@@ -41,7 +41,7 @@ fn short(facts: &Facts) -> String {
 const HEAD: &str =
     "NAME                             STATUS      IMAGE            CPUS MEMORY DISK   PORTS";
 
-fn long(vm: &Vm, facts: &Facts) -> String {
+fn long(vm: &Vm, facts: &KeyValues) -> String {
     let disk = size(fact(facts, "disk_bytes").parse().unwrap_or_default());
     let ports = vm.read("config/ports").unwrap_or_default().replace('\n', " ");
     let row = format!(
@@ -70,7 +70,7 @@ pub(super) fn coloured(word: &str) -> String {
 }
 
 /// All facts, numbers as numbers.
-pub(super) fn json(facts: &Facts) -> Value {
+pub(super) fn json(facts: &KeyValues) -> Value {
     let value = |text: &str| match text.parse::<u64>() {
         // What is a number by chance, as a name or a digest may be, is not one.
         Ok(number) if number.to_string() == text => Value::from(number),
@@ -88,7 +88,7 @@ pub(super) fn json(facts: &Facts) -> Value {
 mod tests {
     use super::*;
 
-    fn facts(pairs: &[(&str, &str)]) -> Facts {
+    fn facts(pairs: &[(&str, &str)]) -> KeyValues {
         pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
     }
 

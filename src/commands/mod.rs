@@ -1,8 +1,9 @@
-//! The commands of `aq`: each reads and writes files of the mount, and nothing else. What a command
-//! cannot do with them, nobody can do from a shell.
+//! The commands of `aq`: each reads and writes files of the mount, and nothing else. A shell can do
+//! everything that a command does.
 //!
-//! [`files`]: the mount as a command sees it. [`job`]: one command in a guest. [`environment`]: what
-//! variables mean. [`progress`], [`signals`], [`text`], [`timing`]: what they share towards the user.
+//! [`files`]: the mount as a command sees it. [`job`]: one command in a guest. [`environment`]:
+//! what variables mean. [`progress`], [`signals`], [`text`], [`timing`]: what they share towards
+//! the user.
 //!
 //! Not here: finding and starting the daemon (`daemon`), what the files mean (`tree`).
 
@@ -38,7 +39,7 @@ use crate::daemon::{self, DaemonError};
 use files::Tree;
 pub use names::Near;
 
-/// What a shell is told of a process that SIGPIPE ended.
+/// The exit status by which a shell knows a process that SIGPIPE ended.
 const BROKEN_PIPE: u8 = 141;
 
 /// Why a command has failed.
@@ -77,7 +78,7 @@ pub enum Failure {
     /// The words do not fit together.
     #[error("{0}")]
     Usage(String),
-    /// Nobody reads our output any more.
+    /// The reader of our output is gone, or its disk is full.
     #[error("standard output: {0}")]
     Output(#[source] io::Error),
     /// Something of this process's own options.
@@ -86,18 +87,18 @@ pub enum Failure {
     /// The daemon.
     #[error(transparent)]
     Daemon(#[from] DaemonError),
-    /// A part has failed, and its reason has been told.
+    /// A part has failed, and its reason has been reported.
     #[error("the reason is above")]
-    Told(u8),
+    Reported(u8),
 }
 
 impl Failure {
-    /// Says whether the user has read the reason already, or cannot be told anything.
-    pub fn is_told(&self) -> bool {
+    /// Says whether the reason has been reported already, or cannot be reported.
+    pub fn is_reported(&self) -> bool {
         match self {
-            Self::Daemon(error) => error.is_told(),
+            Self::Daemon(error) => error.is_reported(),
             Self::Output(error) => error.kind() == io::ErrorKind::BrokenPipe,
-            Self::Told(_) => true,
+            Self::Reported(_) => true,
             Self::NoVm(..)
             | Self::Exists(_)
             | Self::Running(_)
@@ -114,7 +115,7 @@ impl Failure {
     pub fn code(&self) -> u8 {
         match self {
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => BROKEN_PIPE,
-            Self::Told(code) => *code,
+            Self::Reported(code) => *code,
             Self::NoVm(..)
             | Self::Exists(_)
             | Self::Running(_)

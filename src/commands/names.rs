@@ -1,4 +1,4 @@
-//! Names that are made up for VMs that nobody has named, and names that were probably meant.
+//! Names for VMs that were created without one, and suggestions for names that do not exist.
 
 use std::fmt;
 
@@ -25,7 +25,7 @@ const SECOND: &[&str] = &[
     "tide", "willow",
 ];
 
-/// The name that was probably meant by one that is not there.
+/// The name to suggest for one that does not exist.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Near(Option<String>);
 
@@ -52,7 +52,7 @@ pub(super) fn expect_one(name: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Makes up a name. There are 4096; whoever finds one taken asks again.
+/// Makes up a name. There are 4096; the caller asks again if one is taken.
 pub(super) fn random() -> String {
     let random = Uuid::new_v4().into_bytes();
     let pick = |words: &[&'static str], byte: u8| words[usize::from(byte) % words.len()];

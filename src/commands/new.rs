@@ -3,7 +3,7 @@
 use std::convert;
 use std::sync::mpsc;
 
-use super::environment::{self, Wish};
+use super::environment::{self, Override};
 use super::files::{Tree, Vm};
 use super::text::{line, note};
 use super::{Failure, names, signals};
@@ -26,8 +26,9 @@ pub(super) fn run(tree: &Tree, args: &New) -> Result<(), Failure> {
 pub(super) struct Given {
     /// Files of `config/` and their values.
     pub(super) settings: Vec<(&'static str, String)>,
-    /// What the environment asks for, beside what they then have: of their image, or of `.defaults`.
-    pub(super) wishes: Vec<Wish>,
+    /// What the environment asks for, beside what they then have: of their image, or of
+    /// `.defaults`.
+    pub(super) overrides: Vec<Override>,
 }
 
 /// Returns what the arguments and the environment ask for.
@@ -42,7 +43,7 @@ fn given(tree: &Tree, args: &New) -> Result<Given, Failure> {
         ("ports", Some(ports).filter(|p| !p.is_empty())),
     ];
     let settings = given.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
-    Ok(Given { settings, wishes: environment::wishes()? })
+    Ok(Given { settings, overrides: environment::overrides()? })
 }
 
 /// A number alone is the port on both sides.
@@ -52,15 +53,16 @@ fn forward(text: &str) -> String {
 
 /// Makes them all; after a failure or a signal none of them is there.
 fn make(tree: &Tree, args: &New, given: &Given) -> Result<Vec<Vm>, Failure> {
-    let (tell, told) = mpsc::channel();
-    signals::forward(tell, convert::identity)?;
+    let (sender, receiver) = mpsc::channel();
+    signals::forward(sender, convert::identity)?;
     let mut made = Vec::new();
     for name in wanted(args) {
         let vm = match name {
             Some(name) => create(tree, &name, given),
             None => create_any(tree, given),
         };
-        let signalled = told.try_recv().map(|signal| Failure::Told(signals::exit_code(signal)));
+        let signalled =
+            receiver.try_recv().map(|signal| Failure::Reported(signals::exit_code(signal)));
         match (vm.map(|vm| made.push(vm)), signalled) {
             (Ok(()), Err(_)) => {}
             (Err(failure), _) | (Ok(()), Ok(failure)) => {
@@ -110,7 +112,7 @@ fn set(vm: &Vm, given: &Given) -> Result<(), Failure> {
     let write = |(key, value): &(&str, String)| vm.write(&format!("config/{key}"), value);
     given.settings.iter().try_for_each(write)?;
     let now = |key: &str| vm.read(&format!("config/{key}"));
-    environment::settings(&given.wishes, now)?.iter().try_for_each(write)
+    environment::settings(&given.overrides, now)?.iter().try_for_each(write)
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
-//! `aq start`, `aq stop`: verbs, and waiting for what comes of them.
+//! `aq start`, `aq stop`: verbs, and waiting for their results.
 
 use std::time::{Duration, Instant};
 
 use super::Failure;
-use super::environment::{self, Wish};
+use super::environment::{self, Override};
 use super::files::{Tree, Vm, fact};
 use super::progress::Progress;
 use super::text::{each, note};
@@ -11,21 +11,21 @@ use super::timing::Timing;
 use crate::cli::machines::{Start, Stop};
 
 pub(super) fn start(tree: &Tree, args: &Start) -> Result<(), Failure> {
-    let (patience, wishes) = (Duration::from_secs(args.timeout), environment::wishes()?);
+    let (timeout, overrides) = (Duration::from_secs(args.timeout), environment::overrides()?);
     // All begin before the first is waited for.
     let mut begun = Vec::new();
     let launched = each(&args.vms, |name| {
         let vm = tree.vm(name)?;
-        adjust(&vm, &wishes)?;
+        adjust(&vm, &overrides)?;
         let timing = environment::wants_timing().then(|| Timing::begin(&vm)).transpose()?;
         launch(&vm)?;
         begun.push((vm, timing));
         Ok(())
     });
     let answered = each(begun, |(vm, timing)| {
-        until_ready(&vm, patience, Progress::new())?;
+        until_ready(&vm, timeout, Progress::new())?;
         note(format!("Started {}", vm.name));
-        tell_why_it_booted(&vm);
+        report_why_it_booted(&vm);
         timing.into_iter().for_each(Timing::end);
         Ok(())
     });
@@ -33,20 +33,20 @@ pub(super) fn start(tree: &Tree, args: &Start) -> Result<(), Failure> {
 }
 
 /// Reports, to a caller that waits, the setting that prevents a warm start.
-fn tell_why_it_booted(vm: &Vm) {
+fn report_why_it_booted(vm: &Vm) {
     let facts = vm.facts().unwrap_or_default();
     if let Some(reason) = fact(&facts, "warm").strip_prefix("no: ") {
         note(format!("{} booted although its image is warm: {reason}", vm.name));
     }
 }
 
-/// Gives a VM that is about to be started the settings that the environment asks for.
-fn adjust(vm: &Vm, wishes: &[Wish]) -> Result<(), Failure> {
+/// Applies the environment's settings to a VM that is about to be started.
+fn adjust(vm: &Vm, overrides: &[Override]) -> Result<(), Failure> {
     let now = |key: &str| vm.read(&format!("config/{key}"));
     if !vm.status()?.is_off() {
         return Ok(());
     }
-    for (key, value) in environment::settings(wishes, now)? {
+    for (key, value) in environment::settings(overrides, now)? {
         if now(key)? != value {
             vm.write(&format!("config/{key}"), &value)?;
         }
@@ -62,10 +62,10 @@ pub(super) fn launch(vm: &Vm) -> Result<(), Failure> {
     })
 }
 
-/// Waits until the guest answers, for `patience` at the most once its QEMU runs.
+/// Waits until the guest answers, for `timeout` at the most once its QEMU runs.
 pub(super) fn until_ready(
     vm: &Vm,
-    patience: Duration,
+    timeout: Duration,
     mut progress: Progress,
 ) -> Result<(), Failure> {
     let mut runs = None::<Instant>;
@@ -75,17 +75,17 @@ pub(super) fn until_ready(
         if word != "starting" {
             runs.get_or_insert_with(Instant::now);
         }
-        word != "paused" && runs.is_none_or(|since| since.elapsed() < patience)
+        word != "paused" && runs.is_none_or(|since| since.elapsed() < timeout)
     });
     drop(progress);
     match answer {
         Ok(Some(_)) => Ok(()),
-        Ok(None) => Err(silent(vm, patience)),
+        Ok(None) => Err(silent(vm, timeout)),
         Err(failure) => Err(why_off(vm).unwrap_or(failure)),
     }
 }
 
-/// Returns its status word and what it is busy with.
+/// Returns its status word and the work in progress.
 fn doing(vm: &Vm) -> (String, String) {
     let facts = vm.facts().unwrap_or_default();
     let (word, doing) = (fact(&facts, "status").to_owned(), fact(&facts, "doing"));
@@ -106,15 +106,15 @@ fn why_off(vm: &Vm) -> Option<Failure> {
     Some(Failure::Refused { what: vm.name.clone(), sentence, errno: 0 })
 }
 
-/// Says why nothing is waited for any longer, with what the guest said last.
-fn silent(vm: &Vm, patience: Duration) -> Failure {
+/// Says why the wait ends, with the last line of the guest's console.
+fn silent(vm: &Vm, timeout: Duration) -> Failure {
     let status = vm.status().map(|s| s.0).unwrap_or_default();
     let sentence = if status == "paused" {
-        "is paused; `echo resume > ctl` lets it go on".to_owned()
+        "is paused; `echo resume > ctl` continues it".to_owned()
     } else {
         let log = vm.tree().read_or_nothing(&format!("{}/console.log", vm.name));
         let last = log.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("nothing");
-        let seconds = patience.as_secs();
+        let seconds = timeout.as_secs();
         format!(
             "runs, but its guest has not answered over SSH within {seconds} s (its last line: \
              {:?}); `aq logs {}` has the rest",
@@ -144,7 +144,7 @@ pub(super) fn end(vm: &Vm, verb: &str) -> Result<(), Failure> {
     }
     match vm.order(verb) {
         Err(failure) if failure.errno() == libc::EALREADY => Ok(()),
-        // It is saved at this moment: that ends by itself.
+        // It is being saved, which ends by itself.
         Err(failure) if failure.errno() == libc::EBUSY => {
             settled(vm, "saving", Progress::new())?;
             match vm.order(verb) {
@@ -156,7 +156,7 @@ pub(super) fn end(vm: &Vm, verb: &str) -> Result<(), Failure> {
     }
 }
 
-/// Waits until it is off, which `stop` brings about within its patience.
+/// Waits until it is off, which `stop` brings about within its timeout.
 pub(super) fn until_off(vm: &Vm) -> Result<(), Failure> {
     expect_off(vm, &settled(vm, "stopping", Progress::new())?)
 }
@@ -170,7 +170,7 @@ fn expect_off(vm: &Vm, status: &str) -> Result<(), Failure> {
     if matches!(status.split(':').next(), Some("stopped" | "failed" | "broken")) {
         return Ok(());
     }
-    let sentence = format!("is {status} again; somebody has started it");
+    let sentence = format!("is {status} again; another command has started it");
     Err(Failure::Refused { what: vm.name.clone(), sentence, errno: 0 })
 }
 

@@ -21,7 +21,7 @@ pub(super) fn run(tree: &Tree, args: &Rm) -> Result<(), Failure> {
 }
 
 fn end(vm: &Vm, verb: &str) -> Result<(), Failure> {
-    // Else it would be ended, and then still be there.
+    // A VM that cannot be removed must not be ended.
     if vm.read("config/protect").is_ok_and(|text| text == "1") {
         let sentence =
             format!("is protected; `echo 0 > {}` first", vm.path("config/protect").display());

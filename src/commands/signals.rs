@@ -17,7 +17,7 @@ pub(super) fn forward<M: Send + 'static>(
     message: fn(i32) -> M,
 ) -> Result<(), Failure> {
     let mut signals = Signals::new(ENDS).map_err(local("signals"))?;
-    // A mkdir that is interrupted is done all the same, and nobody would know of it.
+    // A mkdir that is interrupted is done all the same, and the directory would stay behind.
     sys::set_signals(&ENDS, sys::Signals::Blocked);
     std::thread::spawn(move || {
         sys::set_signals(&ENDS, sys::Signals::Heard);

@@ -61,7 +61,7 @@ fn create(tree: &Tree, args: &Create) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Waits until an image is made, which goes on by itself when this process ends.
+/// Waits until an image is made, which continues by itself when this process ends.
 fn until_ready(tree: &Tree, tag: &str) -> Result<(), Failure> {
     let mut progress = Progress::new();
     let status = tree.awaited(&format!(".images/{tag}/wait"), || {
@@ -189,9 +189,9 @@ fn tag(tree: &Tree, args: &Tag) -> Result<(), Failure> {
     if fs::read_link(&alias).is_ok() {
         // There is no moment at which the alias is not there.
         let new = images.join(format!("aq-{}", std::process::id()));
-        tree.told(&*args.alias, symlink(&tag, &new).and_then(|()| fs::rename(&new, &alias)))?;
+        tree.explained(&*args.alias, symlink(&tag, &new).and_then(|()| fs::rename(&new, &alias)))?;
     } else {
-        tree.told(&*args.alias, symlink(&tag, &alias))?;
+        tree.explained(&*args.alias, symlink(&tag, &alias))?;
     }
     note(format!("Tag '{}' -> snapshot '{tag}'", args.alias));
     Ok(())

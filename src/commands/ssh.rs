@@ -14,13 +14,13 @@ use super::progress::Progress;
 use super::{Failure, environment};
 use crate::cli::guest::{Console, Scp};
 
-/// How long a guest that has just been started may take to let somebody in.
+/// How long a guest that has just been started may take to accept a login.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 pub(super) fn console(tree: &Tree, args: &Console) -> Result<(), Failure> {
     let vm = tree.vm(&args.vm)?;
     let mut ssh = openssh("ssh", &vm)?;
-    reach(&vm)?;
+    wait_for_ssh(&vm)?;
     Err(become_program(ssh.arg(&vm.name)))
 }
 
@@ -34,8 +34,8 @@ fn openssh(program: &str, vm: &Vm) -> Result<Command, Failure> {
     Ok(command)
 }
 
-/// Waits until a VM that is on lets somebody in.
-fn reach(vm: &Vm) -> Result<(), Failure> {
+/// Waits until the guest of a VM that is on accepts a login.
+fn wait_for_ssh(vm: &Vm) -> Result<(), Failure> {
     vm.expect_on()?;
     power::until_ready(vm, PATIENCE, Progress::new())
 }
@@ -56,11 +56,11 @@ pub(super) fn scp(tree: &Tree, args: &Scp) -> Result<(), Failure> {
     let Plan { options, vm, paths } = plan(&args.words).map_err(Failure::Usage)?;
     let vm = tree.vm(&vm)?;
     let mut scp = openssh("scp", &vm)?;
-    reach(&vm)?;
+    wait_for_ssh(&vm)?;
     Err(become_program(scp.arg("-B").args(options).arg("--").args(paths)))
 }
 
-/// What scp is told.
+/// The arguments of scp.
 #[derive(Debug, PartialEq, Eq)]
 struct Plan {
     options: Vec<OsString>,

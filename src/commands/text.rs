@@ -5,6 +5,8 @@ use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 
+use shlex::bytes::Quoter;
+
 use super::Failure;
 
 /// Prints a line.
@@ -12,19 +14,19 @@ pub(super) fn line(text: impl AsRef<str>) -> Result<(), Failure> {
     writeln!(io::stdout(), "{}", text.as_ref()).map_err(Failure::Output)
 }
 
-/// Tells people something. Who does not listen misses nothing that matters.
+/// Prints a note on standard error. It is lost if that is closed.
 pub(super) fn note(text: impl AsRef<str>) {
     let _unheard = writeln!(io::stderr(), "{}", text.as_ref());
 }
 
-/// Tells of a part that failed, while others go on.
+/// Reports a part that failed, while others continue.
 pub(super) fn complain(failure: &Failure) {
-    if !failure.is_told() {
+    if !failure.is_reported() {
         note(format!("aq: {failure}"));
     }
 }
 
-/// Does something for each, tells of those that failed, and fails in the end if one did.
+/// Does something for each, reports those that failed, and fails in the end if one did.
 pub(super) fn each<T>(
     items: impl IntoIterator<Item = T>,
     mut act: impl FnMut(T) -> Result<(), Failure>,
@@ -36,7 +38,7 @@ pub(super) fn each<T>(
             worst = Some(failure.code());
         }
     }
-    worst.map_or(Ok(()), |code| Err(Failure::Told(code)))
+    worst.map_or(Ok(()), |code| Err(Failure::Reported(code)))
 }
 
 /// Prints bytes as `du -h` does: `4.0K`, `1.2M`, `38M`.
@@ -63,24 +65,12 @@ pub(super) fn command_text(words: &[impl AsRef<OsStr>]) -> Vec<u8> {
         // A job without a text would wait for it.
         [text] if text.as_ref().is_empty() => b":".to_vec(),
         [text] => text.as_ref().as_bytes().to_vec(),
-        _ => words.iter().map(|w| quoted(w.as_ref().as_bytes())).collect::<Vec<_>>().join(&b' '),
-    }
-}
-
-fn quoted(word: &[u8]) -> Vec<u8> {
-    let plain = |b: &u8| b.is_ascii_alphanumeric() || b"_-./:=@%+,".contains(b);
-    if !word.is_empty() && word.iter().all(plain) {
-        return word.to_vec();
-    }
-    let mut text = vec![b'\''];
-    for &byte in word {
-        match byte {
-            b'\'' => text.extend(b"'\\''"),
-            _ => text.push(byte),
+        _ => {
+            let words = words.iter().map(|w| w.as_ref().as_bytes());
+            // No argument of a program has a NUL: there is no other error.
+            Quoter::new().allow_nul(true).join(words).unwrap_or_default()
         }
     }
-    text.push(b'\'');
-    text
 }
 
 #[cfg(test)]
@@ -98,7 +88,7 @@ mod tests {
         assert_eq!(text(&[""]), ":");
         assert_eq!(text(&["ls", "-l", "/a b"]), "ls -l '/a b'");
         assert_eq!(text(&["sh", "-c", r#"echo "a b"; exit 5"#]), r#"sh -c 'echo "a b"; exit 5'"#);
-        assert_eq!(text(&["echo", "it's", "", "$x"]), r"echo 'it'\''s' '' '$x'");
+        assert_eq!(text(&["echo", "it's", "", "$x"]), r#"echo "it's" '' '$x'"#);
     }
 
     proptest! {

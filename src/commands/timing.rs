@@ -1,4 +1,4 @@
-//! How long the phases of a start took, for `AQ_TIMING=1`: told by the VM's `events`.
+//! How long the phases of a start took, for `AQ_TIMING=1`: as the VM's `events` report it.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -22,7 +22,7 @@ pub(super) struct Timing {
 impl Timing {
     /// Begins to watch a VM that is about to be started.
     pub(super) fn begin(vm: &Vm) -> Result<Self, Failure> {
-        let events = vm.tree().told(&*vm.name, File::open(vm.path("events")))?;
+        let events = vm.tree().explained(&*vm.name, File::open(vm.path("events")))?;
         let began = Instant::now();
         let ends = thread::spawn(move || watch(events, began));
         Ok(Self { name: vm.name.clone(), ends })

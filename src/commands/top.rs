@@ -9,7 +9,7 @@ use crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifier
 use crossterm::terminal::{self, Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen};
 use crossterm::{cursor, execute, queue};
 
-use super::files::{Facts, LOOK, Tree, fact};
+use super::files::{KeyValues, LOOK, Tree, fact};
 use super::ls::coloured;
 use super::text::{line, size};
 use super::{Failure, local, signals};
@@ -21,7 +21,7 @@ const HEAD: &str =
 /// What one look has found.
 struct Look {
     at: Instant,
-    vms: Vec<Facts>,
+    vms: Vec<KeyValues>,
     /// Processor time of each VM, in milliseconds, by its UUID.
     cpu: HashMap<String, u64>,
 }
@@ -33,24 +33,24 @@ pub(super) fn run(tree: &Tree, args: &Top) -> Result<(), Failure> {
         let look = look(tree)?;
         return table(tree, &look, &look).iter().try_for_each(line);
     }
-    let (tell, told) = mpsc::channel();
-    signals::forward(tell, std::convert::identity)?;
+    let (sender, receiver) = mpsc::channel();
+    signals::forward(sender, std::convert::identity)?;
     let screen = Screen::enter().map_err(local("the terminal"))?;
-    let done = watch(tree, delay, &told);
+    let done = watch(tree, delay, &receiver);
     drop(screen);
     done
 }
 
 /// Draws until the user leaves.
-fn watch(tree: &Tree, delay: Duration, told: &mpsc::Receiver<i32>) -> Result<(), Failure> {
+fn watch(tree: &Tree, delay: Duration, receiver: &mpsc::Receiver<i32>) -> Result<(), Failure> {
     let (mut before, mut top) = (look(tree)?, 0);
     let mut lines = table(tree, &before, &before);
     let mut next = Instant::now() + delay;
     loop {
         top = draw(&lines, top).map_err(Failure::Output)?;
-        match key(next, told).map_err(local("the terminal"))? {
+        match key(next, receiver).map_err(local("the terminal"))? {
             Heard::Leave => return Ok(()),
-            Heard::Signal(signal) => return Err(Failure::Told(signals::exit_code(signal))),
+            Heard::Signal(signal) => return Err(Failure::Reported(signals::exit_code(signal))),
             Heard::Scroll(by) => top = top.saturating_add_signed(by),
             Heard::Resized => {}
             Heard::Nothing => {
@@ -64,8 +64,8 @@ fn watch(tree: &Tree, delay: Duration, told: &mpsc::Receiver<i32>) -> Result<(),
 
 fn look(tree: &Tree) -> Result<Look, Failure> {
     // One that is removed at this moment is not shown.
-    let vms: Vec<Facts> = tree.vms()?.iter().filter_map(|vm| vm.facts().ok()).collect();
-    let used = |f: &Facts| (fact(f, "uuid").to_owned(), fact(f, "cpu_ms").parse().unwrap_or(0));
+    let vms: Vec<KeyValues> = tree.vms()?.iter().filter_map(|vm| vm.facts().ok()).collect();
+    let used = |f: &KeyValues| (fact(f, "uuid").to_owned(), fact(f, "cpu_ms").parse().unwrap_or(0));
     let cpu = vms.iter().map(used).collect();
     Ok(Look { at: Instant::now(), vms, cpu })
 }
@@ -93,7 +93,7 @@ fn table(tree: &Tree, before: &Look, now: &Look) -> Vec<String> {
 }
 
 /// Returns the processor time used between two looks, in percent of one processor.
-fn share(facts: &Facts, before: &Look, now: &Look) -> f64 {
+fn share(facts: &KeyValues, before: &Look, now: &Look) -> f64 {
     let uuid = fact(facts, "uuid");
     let used = |look: &Look| look.cpu.get(uuid).copied().unwrap_or_default();
     let passed = now.at.duration_since(before.at).as_secs_f64();
@@ -103,7 +103,7 @@ fn share(facts: &Facts, before: &Look, now: &Look) -> f64 {
     Duration::from_millis(used(now) - used(before)).as_secs_f64() / passed * 100.0
 }
 
-fn row(facts: &Facts, cpu: f64) -> String {
+fn row(facts: &KeyValues, cpu: f64) -> String {
     let bytes = |key: &str| fact(facts, key).parse().map(size).unwrap_or_default();
     let is_on = !fact(facts, "pid").is_empty();
     let cpu = if is_on { format!("{cpu:.1}") } else { String::new() };
@@ -150,9 +150,9 @@ enum Heard {
 }
 
 /// Waits for a key until `next`.
-fn key(next: Instant, told: &mpsc::Receiver<i32>) -> io::Result<Heard> {
+fn key(next: Instant, receiver: &mpsc::Receiver<i32>) -> io::Result<Heard> {
     loop {
-        if let Ok(signal) = told.try_recv() {
+        if let Ok(signal) = receiver.try_recv() {
             return Ok(Heard::Signal(signal));
         }
         let left = next.saturating_duration_since(Instant::now());

@@ -1,4 +1,4 @@
-//! `aq wait`: until a VM has a status, told by its own files.
+//! `aq wait`: until a VM has a status, as its own files report it.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -36,7 +36,7 @@ fn late(vm: &Vm) -> Failure {
 /// Waits for a status; `None` when the time is over. It looks after it has begun to listen, so that
 /// no change is missed.
 fn until(vm: &Vm, wanted: &str, in_time: impl Fn() -> bool) -> Result<Option<String>, Failure> {
-    let opened = vm.tree().told(&*vm.name, File::open(vm.path("events")))?;
+    let opened = vm.tree().explained(&*vm.name, File::open(vm.path("events")))?;
     let mut events = BufReader::new(opened);
     let mut progress = Progress::new();
     let mut status = vm.status()?;
@@ -45,7 +45,7 @@ fn until(vm: &Vm, wanted: &str, in_time: impl Fn() -> bool) -> Result<Option<Str
             return Ok(Some(status.0));
         }
         if matches!(status.word(), "failed" | "unreachable" | "broken") {
-            // Who waits for a guest that has failed waits for nothing.
+            // A VM that has failed reaches no other status by itself.
             let sentence = status.0;
             return Err(Failure::Refused { what: vm.name.clone(), sentence, errno: 0 });
         }
@@ -56,7 +56,7 @@ fn until(vm: &Vm, wanted: &str, in_time: impl Fn() -> bool) -> Result<Option<Str
             }
         }
         let mut event = String::new();
-        vm.tree().told(&*vm.name, events.read_line(&mut event))?;
+        vm.tree().explained(&*vm.name, events.read_line(&mut event))?;
         let words = event.trim_end().split_once(' ').map_or("", |(_, words)| words);
         match words.strip_prefix("status ") {
             Some(line) => status = Status(line.to_owned()),

@@ -7,27 +7,27 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use fuser::{
-    BsdFileFlags, Errno, FileHandle, FileType, Filesystem, Generation, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags,
-    PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyPoll, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, Errno, FileHandle, Filesystem, INodeNo, InitFlags, IoctlFlags, KernelConfig,
+    LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use tokio::runtime::Handle;
 
-use super::attr::{self, Owner};
-use super::flags::{LONG, directory_flags, io_mode, open_flags, ttl};
+use super::attr::{AttrChange, Owner};
+use super::flags::{directory_flags, io_mode, open_flags, ttl};
 use super::park::{Park, Wait};
 use super::poll::{self, Polls};
+use super::reply::{self, Looked, done_or_error, made_entry, text};
 use super::{caller, errno};
 use crate::tree::handle::{Access, OpenRequest};
 use crate::tree::names::Entry;
-use crate::tree::node::{Attr, Keep, Kind};
+use crate::tree::node::Attr;
 use crate::tree::number::NodeId;
-use crate::tree::{Answer, Found, Requester, Tree, TreeError};
+use crate::tree::{Answer, Requester, Tree, TreeError};
 
 /// The largest read or write of one request. Streams gain nothing from more.
 const MAX_TRANSFER: u32 = 128 * 1024;
@@ -63,62 +63,6 @@ impl Adapter {
             }
         });
     }
-}
-
-/// What a lookup has come to.
-enum Looked {
-    Found(Found),
-    /// There is no such name, and the kernel need not ask again for a while.
-    Absent(Duration),
-}
-
-impl Looked {
-    fn of(found: Result<Found, TreeError>) -> Result<Self, TreeError> {
-        match found {
-            Ok(found) => Ok(Self::Found(found)),
-            Err(TreeError::NotFound) => Ok(Self::Absent(Duration::ZERO)),
-            Err(TreeError::NeverFound) => Ok(Self::Absent(LONG)),
-            Err(error) => Err(error),
-        }
-    }
-
-    fn reply(self, owner: &Owner, reply: ReplyEntry) {
-        match self {
-            Self::Found(Found { attr, keep }) => {
-                let attr_of = owner.attr(&attr);
-                reply.entry_with_ttls(&ttl(attr.keep), &ttl(keep), &attr_of, Generation(0));
-            }
-            Self::Absent(ttl) => reply.entry(&ttl, &owner.nothing(), Generation(0)),
-        }
-    }
-}
-
-/// The attributes that a request wants to set and that we look at.
-struct Change {
-    mode: Option<u32>,
-    uid: Option<u32>,
-    gid: Option<u32>,
-    size: Option<u64>,
-}
-
-impl Change {
-    /// Says whether it may be made: what would change nothing, and truncation of what is written as
-    /// a whole anyway.
-    fn check(&self, owner: &Owner, attr: &Attr) -> Result<(), Errno> {
-        let same_mode = self.mode.is_none_or(|m| m & 0o7777 == u32::from(attr.mode));
-        let same_owner = owner.is(self.uid, self.gid);
-        let writable = attr.mode & 0o200 != 0 && attr.kind != Kind::Directory;
-        match (same_mode && same_owner, self.size.is_none() || writable) {
-            (false, _) => Err(Errno::EPERM),
-            (_, false) => Err(Errno::EACCES),
-            (true, true) => Ok(()),
-        }
-    }
-}
-
-fn text(name: &OsStr) -> Result<&str, Errno> {
-    // Names that are not UTF-8 are none of ours.
-    name.to_str().ok_or(Errno::EINVAL)
 }
 
 impl Filesystem for Adapter {
@@ -175,7 +119,7 @@ impl Filesystem for Adapter {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let change = Change { mode, uid, gid, size };
+        let change = AttrChange { mode, uid, gid, size };
         self.reply_attr(req, ino, move |owner, attr| change.check(owner, attr), reply);
     }
 
@@ -437,15 +381,7 @@ impl Filesystem for Adapter {
             Ok(listing) => listing,
             Err(error) => return reply.error(errno::of(&error)),
         };
-        let dots = [(ino, FileType::Directory, "."), (INodeNo::ROOT, FileType::Directory, "..")];
-        let names =
-            listing.entries.iter().map(|e| (INodeNo(e.id.0), attr::file_type(e.kind), &*e.name));
-        let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (at, (ino, kind, name)) in dots.into_iter().chain(names).enumerate().skip(from) {
-            if reply.add(ino, at as u64 + 1, kind, name) {
-                break;
-            }
-        }
+        reply::add_names(&mut reply, ino, &listing, offset);
         reply.ok();
     }
 
@@ -461,20 +397,8 @@ impl Filesystem for Adapter {
             Ok(listing) => listing,
             Err(error) => return reply.error(errno::of(&error)),
         };
-        let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        let dot = |id, name: &str| Entry { name: name.to_owned(), id, kind: Kind::Directory };
-        let dots = [dot(NodeId(ino.0), "."), dot(NodeId::ROOT, "..")];
-        for (at, entry) in dots.iter().chain(&*listing.entries).enumerate().skip(from) {
-            // One that is gone meanwhile has no attributes, and is left out.
-            let Ok(attr) = self.tree.listed(entry, listing.keep) else { continue };
-            let (ino, next) = (INodeNo(entry.id.0), at as u64 + 1);
-            // One time for the name and the attributes: the shorter.
-            let keep = if listing.keep == Keep::Never { Keep::Never } else { attr.keep };
-            let (keep, attr) = (ttl(keep), self.owner.attr(&attr));
-            if reply.add(ino, next, &entry.name, &keep, &attr, Generation(0)) {
-                break;
-            }
-        }
+        let attr = |entry: &Entry| self.tree.listed(entry, listing.keep).ok();
+        reply::add_names_with_attr(&mut reply, (ino, &self.owner), &listing, offset, attr);
         reply.ok();
     }
 
@@ -491,7 +415,7 @@ impl Filesystem for Adapter {
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        // All zero, as /proc has it: `df` leaves it out, and nobody warns of a full disk.
+        // All zero, as /proc has it: `df` leaves it out, and desktops do not warn of a full disk.
         reply.statfs(0, 0, 0, 0, 0, 512, 64, 0);
     }
 
@@ -517,17 +441,5 @@ impl Filesystem for Adapter {
 
     fn listxattr(&self, _req: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
         reply.error(Errno::ENOSYS);
-    }
-}
-
-/// Only names that the kernel makes are made, and it may remember them.
-fn made_entry(owner: &Owner, attr: &Attr, reply: ReplyEntry) {
-    reply.entry_with_ttls(&ttl(attr.keep), &LONG, &owner.attr(attr), Generation(0));
-}
-
-fn done_or_error(done: Result<(), Errno>, reply: ReplyEmpty) {
-    match done {
-        Ok(()) => reply.ok(),
-        Err(errno) => reply.error(errno),
     }
 }

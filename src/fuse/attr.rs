@@ -1,13 +1,14 @@
-//! [`tree::node::Attr`](crate::tree::node::Attr) → fuser's `FileAttr`.
+//! Attributes: [`tree::node::Attr`](crate::tree::node::Attr) → fuser's `FileAttr`, and which may be
+//! set.
 
 use std::time::SystemTime;
 
-use fuser::{FileAttr, FileType, INodeNo};
+use fuser::{Errno, FileAttr, FileType, INodeNo};
 
 use crate::tree::node::{Attr, Keep, Kind};
 use crate::tree::number::NodeId;
 
-/// Whose everything in the mount is: the daemon's user.
+/// The owner of everything in the mount: the daemon's user.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Owner {
     uid: u32,
@@ -50,6 +51,29 @@ impl Owner {
         let id = NodeId(0);
         let (kind, keep) = (Kind::Value, Keep::Never);
         self.attr(&Attr { id, kind, mode: 0, size: 0, links: 0, mtime, keep })
+    }
+}
+
+/// The attributes that a request wants to set; times are not looked at.
+pub(super) struct AttrChange {
+    pub(super) mode: Option<u32>,
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
+    pub(super) size: Option<u64>,
+}
+
+impl AttrChange {
+    /// Says whether it may be made: what would change nothing, and truncation of what is written as
+    /// a whole anyway.
+    pub(super) fn check(&self, owner: &Owner, attr: &Attr) -> Result<(), Errno> {
+        let same_mode = self.mode.is_none_or(|m| m & 0o7777 == u32::from(attr.mode));
+        let same_owner = owner.is(self.uid, self.gid);
+        let writable = attr.mode & 0o200 != 0 && attr.kind != Kind::Directory;
+        match (same_mode && same_owner, self.size.is_none() || writable) {
+            (false, _) => Err(Errno::EPERM),
+            (_, false) => Err(Errno::EACCES),
+            (true, true) => Ok(()),
+        }
     }
 }
 

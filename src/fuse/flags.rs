@@ -1,4 +1,5 @@
-//! What the kernel is told beside an answer: how long it may remember it, and how an open file behaves.
+//! What goes to the kernel beside an answer: how long it may remember it, and how an open file
+//! behaves.
 
 use std::time::Duration;
 

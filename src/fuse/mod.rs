@@ -1,8 +1,8 @@
 //! Kernel requests in, replies out: a translation, nothing else.
 //!
 //! Decisions and names are the tree's (`tree`). Nothing here blocks: an answer that is not there
-//! yet goes to [`park`], the one place that waits for the kernel; [`watch`] frees callers whom a
-//! signal wants back. [`adapter`] has every request.
+//! yet goes to [`park`], the one place that waits for the kernel; [`watch`] frees callers with a
+//! pending signal. [`adapter`] has every request, [`reply`] what several replies share.
 
 mod adapter;
 mod attr;
@@ -12,6 +12,7 @@ mod flags;
 pub mod mountpoint;
 mod park;
 mod poll;
+mod reply;
 #[cfg(test)]
 #[cfg(feature = "fuse_tests")]
 mod tests;

@@ -166,7 +166,7 @@ pub fn unmount_obstacle() -> Option<&'static str> {
     )
 }
 
-/// Takes a mount out of sight at once, whoever uses it.
+/// Detaches a mount at once, also one that is in use.
 ///
 /// # Errors
 /// What umount answered.

@@ -1,12 +1,12 @@
 //! Requests that wait: the only place that waits for the kernel.
 //!
-//! A caller that waits must die of a signal at once, and fuser does not hand on the kernel's
-//! interrupts. So a thread of its own (`watch`) looks at each caller while any request waits, and
-//! answers EINTR for it. Whoever takes the reply out of a request answers it: the task when its
-//! future is done, or the watch, which needs nobody else for it.
+//! A caller that waits must die of a signal at once, and fuser does not pass on the kernel's
+//! interrupts. So a thread (`watch`) looks at each caller while any request waits, and answers
+//! EINTR for it. Two may answer a request, and the one that takes the reply out of it does: the
+//! task when its future is done, or the watch, which needs no other thread for it.
 //!
-//! For as long as a name operation lasts, the kernel holds the lock of its directory, and whoever
-//! looks for a name in there waits beyond SIGKILL. So these are bounded too.
+//! For as long as a name operation lasts, the kernel holds the lock of its directory, and a process
+//! that looks for a name in there waits beyond SIGKILL. So name operations have a timeout too.
 
 use std::collections::HashMap;
 use std::io;
@@ -36,13 +36,13 @@ pub(super) struct Park {
 /// What waits, shared with the watch. Nobody holds the lock while anything else is done.
 #[derive(Debug, Default)]
 pub(super) struct Parked {
-    pub(super) table: Mutex<Table>,
+    pub(super) table: Mutex<RequestTable>,
     /// Wakes the watch.
     pub(super) begun: Condvar,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Table {
+pub(super) struct RequestTable {
     pub(super) waiting: HashMap<u64, Arc<Waiting>>,
     /// The watch is awake.
     pub(super) watched: bool,
@@ -50,7 +50,7 @@ pub(super) struct Table {
     pub(super) over: bool,
 }
 
-/// A request that waits, and who made it.
+/// A request that waits, and the thread that made it.
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) waiter: Waiter,
@@ -64,15 +64,15 @@ pub(super) struct Waiting {
 pub(super) enum Wait {
     /// The caller alone, for as long as it likes.
     Caller,
-    /// Whoever looks for a name in the same directory too: it is bounded.
+    /// Every process that looks for a name in the same directory too: it has a timeout.
     Directory,
 }
 
 /// What the watch does with a request.
 pub(super) trait GiveUp: std::fmt::Debug + Send + Sync {
-    /// Answers with an error; says whether the request is answered. One whose task is at work in
-    /// this very moment is not: the task may be taking bytes, which would be lost. It is asked again
-    /// at the next look, and a task that is still in the same step then does not get that far.
+    /// Answers with an error; says whether the request is answered. One whose task runs at
+    /// this moment is not: the task may be taking bytes, which would be lost. It is asked again at
+    /// the next look; a task that is in the same step then hangs, and takes no bytes.
     fn give_up(&self, errno: Errno) -> bool;
 }
 
@@ -85,9 +85,9 @@ impl Park {
         Ok(Self { runtime, tree, parked })
     }
 
-    /// Replies with an answer about a node: at once if it is there, else when it comes, the caller is
-    /// interrupted, or the bound of a directory's wait is over. Giving a future up by dropping it must lose nothing; one that is given up before
-    /// it began never begins.
+    /// Replies with an answer about a node: at once if it is there, else when it comes, the caller
+    /// is interrupted, or the bound of a directory's wait is over. Giving a future up by dropping
+    /// it must lose nothing; one that is given up before it began never begins.
     pub(super) fn answer<T: Send + 'static>(
         &self,
         req: &Request,
@@ -138,7 +138,7 @@ impl Parked {
     }
 }
 
-/// Takes a request off the table when its task ends, however that is: a reply that nobody has sent
+/// Takes a request off the table when its task ends, however that is: a reply that is not sent
 /// by then goes with it, and fuser answers EIO.
 struct Leaving {
     parked: Arc<Parked>,
@@ -155,9 +155,9 @@ impl Drop for Leaving {
 type Reply<T> = Box<dyn FnOnce(Result<T, Errno>) + Send>;
 
 /// How far the answer to a request is.
-struct Progress<T>(Mutex<State<T>>);
+struct Progress<T>(Mutex<ReplyState<T>>);
 
-struct State<T> {
+struct ReplyState<T> {
     /// `None`: it is answered.
     reply: Option<Reply<T>>,
     /// Steps that its task has begun.
@@ -173,7 +173,7 @@ struct State<T> {
 impl<T> Progress<T> {
     fn new(reply: impl FnOnce(Result<T, Errno>) + Send + 'static) -> Self {
         let (steps, stepping, seen, waker) = (0, false, None, None);
-        Self(Mutex::new(State { reply: Some(Box::new(reply)), steps, stepping, seen, waker }))
+        Self(Mutex::new(ReplyState { reply: Some(Box::new(reply)), steps, stepping, seen, waker }))
     }
 
     /// Begins a step of the task; `false`: the request is answered.

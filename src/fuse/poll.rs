@@ -1,4 +1,4 @@
-//! poll(2): telling the kernel that an open file has something new to say.
+//! poll(2): notifying the kernel that an open file has become readable or has changed.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use crate::tree::handle::Polled;
 use crate::vm::stream::Listener;
 
-/// The open files that somebody polls: a task each, which ends with its one notification.
+/// The open files that a program polls: a task each, which ends with its one notification.
 #[derive(Debug)]
 pub(super) struct Polls {
     runtime: Handle,
@@ -22,13 +22,13 @@ impl Polls {
         Self { runtime, watched: Mutex::default() }
     }
 
-    /// Notifies once, when the bell next rings. The kernel then asks anew, and comes back here if
-    /// somebody still waits; so the newest notifier is the only one needed.
+    /// Notifies once, when the bell next rings. The kernel then polls again, and calls this again
+    /// if a program waits; so the newest notifier is the only one needed.
     pub(super) fn watch(&self, file: u64, listener: Option<Listener>, notifier: PollNotifier) {
         let Some(mut listener) = listener else { return };
         let task = self.runtime.spawn(async move {
             listener.rung().await;
-            // The kernel refuses it when nobody waits any more.
+            // The kernel refuses it when no program waits any more.
             drop(notifier.notify());
         });
         if let Some(old) = self.watched.lock().insert(file, task) {
@@ -44,7 +44,7 @@ impl Polls {
     }
 }
 
-/// Translates readiness into poll(2)'s bits. Changed content is told as sysfs tells it.
+/// Translates readiness into poll(2)'s bits. Changed content is reported as sysfs does.
 pub(super) fn events(polled: &Polled) -> PollEvents {
     let readiness = polled.readiness;
     let mut events = PollEvents::empty();

@@ -92,7 +92,7 @@ fn time_to_die(mut child: Child, what: &str) -> Duration {
 }
 
 #[test]
-fn no_caller_outlives_sigkill_while_the_runtime_stands_still() {
+fn no_caller_outlives_sigkill_while_the_runtime_does_not_run() {
     let daemon = Daemon::new();
     let at = daemon.at();
     std::fs::create_dir(at.join("vm1")).unwrap();
@@ -117,20 +117,20 @@ fn no_caller_outlives_sigkill_while_the_runtime_stands_still() {
 }
 
 #[test]
-fn a_runtime_that_stands_still_is_told_of() {
+fn a_runtime_that_does_not_run_is_reported() {
     let daemon = Daemon::new();
     let at = daemon.at();
     std::fs::create_dir(at.join("vm0")).unwrap();
     let end = daemon.block();
     let waiting = start("cat", &[".events"], &at);
     let began = Instant::now();
-    let told = || std::fs::read_to_string(at.join(".error")).unwrap();
-    while !told().contains("worker threads have not run") {
-        assert!(began.elapsed() < Duration::from_secs(30), "nothing is told");
+    let failures = || std::fs::read_to_string(at.join(".error")).unwrap();
+    while !failures().contains("worker threads have not run") {
+        assert!(began.elapsed() < Duration::from_secs(30), "nothing is reported");
         std::thread::sleep(Duration::from_millis(100));
     }
     // The kernel holds a directory for the sake of a name operation: it may not wait.
-    let made = std::fs::create_dir(at.join("vm1")).expect_err("nobody makes it");
+    let made = std::fs::create_dir(at.join("vm1")).expect_err("the runtime does not run");
     assert_eq!(made.raw_os_error(), Some(libc::ETIMEDOUT));
     end.wait();
     while std::fs::create_dir(at.join("vm1")).is_err() {

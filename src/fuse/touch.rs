@@ -1,9 +1,10 @@
-//! Waking inotify watchers: the kernel tells them of what happens through its own calls alone.
+//! Waking inotify watchers: the kernel reports to them only what its own system calls change.
 //!
-//! A process of its own sets the times of `VM/status` through the mount whenever a status changes:
-//! watchers of the file and of its directory get IN_ATTRIB. The daemon must make no request to its
-//! own mount: if it is killed before it has answered itself, the kernel waits for the answer, the
-//! process never ends, and with `/dev/fuse` open in it everybody who waits in the mount hangs.
+//! A process for this alone sets the times of `VM/status` through the mount whenever a status
+//! changes: watchers of the file and of its directory get IN_ATTRIB. The daemon must make no
+//! request to its own mount: if it is killed before it has answered itself, the kernel waits for
+//! the answer, the process never ends, and with `/dev/fuse` open in it every process that waits in
+//! the mount hangs.
 
 use std::io::{self, BufRead};
 use std::path::{Path, PathBuf};
@@ -57,8 +58,8 @@ fn start(mount: &Path) -> io::Result<Child> {
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
 }
 
-/// By its path, so that `ps` has its name; after an upgrade there is another program at that path, or
-/// none.
+/// By its path, so that `ps` has its name; after an upgrade there is another program at that path,
+/// or none.
 fn this_program() -> PathBuf {
     let installed = std::env::current_exe().ok().filter(|path| path.exists());
     installed.unwrap_or_else(|| "/proc/self/exe".into())

@@ -1,4 +1,4 @@
-//! The caller of a request that waits: whether a signal wants it back.
+//! The caller of a request that waits: whether a signal is pending for it.
 
 use std::fs::File;
 use std::io;
@@ -82,13 +82,13 @@ mod tests {
 
     #[test]
     fn a_thread_that_ends_between_two_looks_is_interrupted() {
-        let (tell, told) = std::sync::mpsc::channel();
+        let (sender, receiver) = std::sync::mpsc::channel();
         let (end, ended) = std::sync::mpsc::channel::<()>();
         let thread = std::thread::spawn(move || {
-            tell.send(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
+            sender.send(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
             ended.recv().ok();
         });
-        let waiter = Waiter::new(told.recv().unwrap().cast_unsigned());
+        let waiter = Waiter::new(receiver.recv().unwrap().cast_unsigned());
         assert!(!waiter.is_signalled());
         drop(end);
         thread.join().unwrap();

@@ -1,10 +1,10 @@
-//! The thread that frees callers whom a signal wants back: it needs neither the runtime nor the
-//! threads that serve requests, so that whatever holds those holds no caller beyond SIGKILL.
+//! The thread that frees callers with a pending signal. It needs neither the runtime nor the
+//! threads that serve requests: if those hang, every caller can be killed all the same.
 //!
 //! It sleeps while no request waits. While one does, it looks at every caller each [`LOOK`], and
-//! sees whether the runtime's workers still run; while they do not, name operations are answered
-//! ETIMEDOUT. What may block the watch, a log on a disk that hangs, is
-//! another thread's.
+//! checks whether the runtime's workers run; while they do not, name operations are answered
+//! ETIMEDOUT. Another thread writes to the log, which may lie on a disk
+//! that hangs.
 
 use std::io;
 use std::sync::Arc;
@@ -21,12 +21,12 @@ use crate::tree::Tree;
 /// How often waiting callers are looked at: a signal acts within this and one look.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long a name operation may take: longer than any program that one may wait for. It continues
-/// behind its answer.
-const BOUND: Duration = Duration::from_secs(60);
+/// after its answer.
+const NAME_OPERATION_TIMEOUT: Duration = Duration::from_secs(60);
 /// Looks between two heartbeats of the runtime.
 const BEAT: u32 = 20;
-/// Looks without an answer to a heartbeat, 5 s of them, after which the runtime is said to hang.
-/// Looks are counted instead of time: a daemon that was stopped has not looked.
+/// Looks without an answer to a heartbeat, 5 s of them, after which the runtime is reported to
+/// hang. Looks are counted instead of time: a daemon that was stopped has not looked.
 const STALLED: u32 = 100;
 
 /// The watch.
@@ -59,12 +59,14 @@ impl Watch {
                 }
             }
             match self.heart.look() {
-                Some(Change::Stalled) => self.report(
+                Some(RuntimeChange::Stalled) => self.report(
                     "the daemon's worker threads have not run for 5 s: name operations fail with \
                      ETIMEDOUT, and reads wait; `aq umount` and `aq mount` start another daemon, \
                      VMs run on",
                 ),
-                Some(Change::Recovered) => self.report("the daemon's worker threads run again"),
+                Some(RuntimeChange::Recovered) => {
+                    self.report("the daemon's worker threads run again");
+                }
                 None => {}
             }
         }
@@ -87,7 +89,7 @@ impl Watch {
         self.parked.table.lock().waiting.values().cloned().collect()
     }
 
-    /// Tells of the runtime, by a thread that nobody waits for.
+    /// Reports on the runtime, from a thread of its own: the log may lie on a disk that hangs.
     fn report(&self, text: &'static str) {
         let tree = Arc::clone(&self.tree);
         let report = move || {
@@ -104,14 +106,16 @@ fn verdict(waiting: &Waiting, stalled: bool) -> Option<Errno> {
     let bounded = waiting.wait == Wait::Directory;
     match () {
         () if waiting.waiter.is_signalled() => Some(Errno::EINTR),
-        () if bounded && (stalled || waiting.since.elapsed() > BOUND) => Some(Errno::ETIMEDOUT),
+        () if bounded && (stalled || waiting.since.elapsed() > NAME_OPERATION_TIMEOUT) => {
+            Some(Errno::ETIMEDOUT)
+        }
         () => None,
     }
 }
 
-/// What has become of the runtime.
+/// A change of the runtime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Change {
+enum RuntimeChange {
     Stalled,
     Recovered,
 }
@@ -134,12 +138,12 @@ impl Heart {
         Self { runtime, beaten: Arc::default(), asked: 0, looks: 0, stalled: false }
     }
 
-    /// Nothing waits: the count begins anew with the next request.
+    /// Nothing waits: counting starts again with the next request.
     fn rest(&mut self) {
         self.looks = 0;
     }
 
-    fn look(&mut self) -> Option<Change> {
+    fn look(&mut self) -> Option<RuntimeChange> {
         self.looks += 1;
         let beats = self.beaten.load(Ordering::Relaxed) == self.asked;
         if beats && self.looks >= BEAT {
@@ -148,11 +152,11 @@ impl Heart {
         match (beats, self.stalled) {
             (false, false) if self.looks >= STALLED => {
                 self.stalled = true;
-                Some(Change::Stalled)
+                Some(RuntimeChange::Stalled)
             }
             (true, true) => {
                 self.stalled = false;
-                Some(Change::Recovered)
+                Some(RuntimeChange::Recovered)
             }
             (true, false) | (false, _) => None,
         }
@@ -172,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_runtime_that_does_not_run_is_told_once_and_so_is_its_recovery() {
+    fn a_runtime_that_does_not_run_is_reported_once_and_so_is_its_recovery() {
         let runtime = Builder::new_current_thread().build().unwrap();
         let mut heart = Heart::new(runtime.handle().clone());
         let changes = |heart: &mut Heart, looks: u32| {
@@ -180,9 +184,9 @@ mod tests {
         };
         // Nobody drives it yet.
         assert_eq!(changes(&mut heart, BEAT + STALLED - 1), []);
-        assert_eq!(changes(&mut heart, 3 * STALLED), [Change::Stalled]);
+        assert_eq!(changes(&mut heart, 3 * STALLED), [RuntimeChange::Stalled]);
         runtime.block_on(async { tokio::task::yield_now().await });
-        assert_eq!(changes(&mut heart, 1), [Change::Recovered]);
+        assert_eq!(changes(&mut heart, 1), [RuntimeChange::Recovered]);
         assert_eq!(changes(&mut heart, BEAT), []);
     }
 }

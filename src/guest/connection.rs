@@ -27,23 +27,22 @@ use crate::vm::backend::{BackendError, Exit, OutputSink, Source};
 /// Until the server's first byte: QEMU's user networking accepts before the guest listens and
 /// repeats a lost SYN only seconds later, so a new attempt is through sooner than an old one.
 const BANNER: Duration = Duration::from_millis(1200);
-/// A guest silent for three of these is taken for dead.
+/// A guest that does not answer three of these in a row is unreachable.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Bytes that the guest may send ahead on one channel.
 const WINDOW: u32 = 2 << 20;
 /// Messages of up to 32 KiB that wait for a slow reader: 1 MiB at the most.
 const QUEUE: usize = 32;
-/// Bound on saying goodbye to a command.
+/// How long closing a command's channel may take.
 pub(super) const HANG_UP: Duration = Duration::from_secs(2);
 /// Channels that a command is offered on, one after the other.
 pub(super) const OFFERS: usize = 8;
 /// Makes a command wait for a line of input, which follows when the guest has taken the command.
 ///
-/// dropbear (2022.83) looks at all channels of a connection when a process of one of them has
-/// ended, and takes a channel without a process for one whose process has ended: one that is open
-/// and waits for its command is closed. A command that comes then is run all the same, without
-/// an answer and with nobody to hear it. So none may do anything before it has been answered for;
-/// the line travels while the shell starts.
+/// When a process of a connection ends, dropbear (2022.83) looks at all channels of that connection
+/// and closes those without a process: also one that waits for its command. It then runs such a
+/// command all the same, without an answer and without a reader. So a command may do nothing before
+/// the guest has answered for it; the line travels while the shell starts.
 pub(super) const GUARD: &[u8] = b"read -r _ || exit; ";
 /// The line that [`GUARD`] waits for.
 pub(super) const GO: &[u8] = b"\n";
@@ -52,14 +51,14 @@ const STDERR: u32 = 1;
 
 /// What it takes to connect.
 #[derive(Clone)]
-pub(super) struct Access {
+pub(super) struct SshAccess {
     pub(super) port: u16,
     pub(super) user: String,
     pub(super) client_key: Arc<PrivateKey>,
     pub(super) host_key: PublicKey,
 }
 
-impl fmt::Debug for Access {
+impl fmt::Debug for SshAccess {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}@127.0.0.1:{}", self.user, self.port)
     }
@@ -90,7 +89,7 @@ pub(super) fn broken(error: impl fmt::Display) -> BackendError {
 
 impl Connection {
     /// Connects and logs in. The caller bounds the whole; the part before SSH is bounded here.
-    pub(super) async fn open(access: &Access) -> Result<Arc<Self>, BackendError> {
+    pub(super) async fn open(access: &SshAccess) -> Result<Arc<Self>, BackendError> {
         let socket = dial(access.port).await?;
         let cable = Cable::of(&socket).map_err(broken)?;
         let (alive, life) = watch::channel(());
@@ -156,8 +155,8 @@ impl Connection {
     }
 }
 
-/// Sends the command and, once it is taken, its input, then waits for ever: how it ends is heard
-/// elsewhere, and so is what the guest refuses.
+/// Sends the command and, once it is taken, its input, then waits for ever: [`follow`] reports
+/// how it ends, and what the guest refuses.
 async fn feed(
     outgoing: &ChannelWriteHalf<Msg>,
     command: &[u8],
@@ -280,7 +279,7 @@ fn config() -> Arc<client::Config> {
 
 async fn log_in(
     handle: &mut client::Handle<Verifier>,
-    access: &Access,
+    access: &SshAccess,
 ) -> Result<(), BackendError> {
     let key = PrivateKeyWithHashAlg::new(Arc::clone(&access.client_key), None);
     let answer = handle.authenticate_publickey(&access.user, key).await;
@@ -336,8 +335,8 @@ impl From<Handshake> for BackendError {
     }
 }
 
-/// A second hold on the socket: letting go of it ends the connection's task wherever it waits, so
-/// that an attempt given up half-way leaves nothing behind.
+/// A second handle of the socket. Dropping it shuts the socket down, which ends the connection's
+/// task wherever it waits: an abandoned attempt leaves no task behind.
 struct Cable(StdTcpStream);
 
 impl Cable {

@@ -1,12 +1,12 @@
 //! A VM's serial line: one connection to QEMU's socket, any number of readers.
 //!
-//! Each run of the machine has a [`Line`] of its own: streams of the last run drain and end while
-//! those of the next one begin. What is not here: the connection (`line`), the bytes that are kept
-//! (`ring`), and how the socket and the log are put together (`log`).
+//! Each run of the machine has a [`SerialLine`] of its own: streams of the last run drain and end
+//! while those of the next one begin. What is not here: the connection (`line`), the bytes that are
+//! kept (`ring`), and how the socket and the log are put together (`log`).
 
-mod line;
 mod log;
 mod ring;
+mod serial_line;
 #[cfg(test)]
 mod tests;
 
@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use self::line::Line;
+use self::serial_line::SerialLine;
 use super::tty::Terminals;
 use crate::vm::VmError;
 use crate::vm::backend::{BackendError, Console, ConsoleAccess};
@@ -35,14 +35,14 @@ pub struct SerialConsole {
 /// The machine's present run, or the one to come.
 #[derive(Debug)]
 struct Run {
-    line: Arc<Line>,
+    line: Arc<SerialLine>,
     attached: bool,
     terminals: Terminals,
 }
 
 impl Run {
     fn new(lost: &Arc<AtomicU64>) -> Self {
-        let line = Line::new(Arc::clone(lost));
+        let line = SerialLine::new(Arc::clone(lost));
         Self { line, attached: false, terminals: Terminals::default() }
     }
 }
@@ -81,7 +81,7 @@ impl Console for SerialConsole {
             ConsoleAccess::Watch => Arc::new(Opened::new(line, Some(Start::Scrollback))),
             ConsoleAccess::Talk => Arc::new(Opened::new(line, Some(Start::Now))),
             ConsoleAccess::Send => Arc::new(Opened::new(line, None)),
-            ConsoleAccess::Peek => Arc::new(Snapshot::of(&line)),
+            ConsoleAccess::Peek => Arc::new(ScrollbackCopy::of(&line)),
         }
     }
 
@@ -114,13 +114,13 @@ enum Start {
 /// An open console.
 #[derive(Debug)]
 struct Opened {
-    line: Arc<Line>,
+    line: Arc<SerialLine>,
     /// `None` does not read.
     reader: Option<u64>,
 }
 
 impl Opened {
-    fn new(line: Arc<Line>, start: Option<Start>) -> Self {
+    fn new(line: Arc<SerialLine>, start: Option<Start>) -> Self {
         let reader = start.map(|start| line.join(start));
         Self { line, reader }
     }
@@ -157,13 +157,13 @@ impl Drop for Opened {
 
 /// What a crawler gets: the scrollback at the moment of its open.
 #[derive(Debug)]
-struct Snapshot {
+struct ScrollbackCopy {
     bytes: Mutex<std::io::Cursor<Vec<u8>>>,
     silence: Bell,
 }
 
-impl Snapshot {
-    fn of(line: &Line) -> Self {
+impl ScrollbackCopy {
+    fn of(line: &SerialLine) -> Self {
         let reader = line.join(Start::Scrollback);
         let bytes = line.read(reader, usize::MAX).unwrap_or_default();
         line.leave(reader);
@@ -171,7 +171,7 @@ impl Snapshot {
     }
 }
 
-impl Stream for Snapshot {
+impl Stream for ScrollbackCopy {
     fn try_read(&self, max: usize) -> Option<Result<Vec<u8>, VmError>> {
         use std::io::Read;
         let mut bytes = Vec::new();

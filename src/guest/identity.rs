@@ -1,9 +1,9 @@
-//! Telling a guest that goes on from a warm image who it is: random numbers, time, name, network
+//! Personalizing a guest that resumes from a warm image: random numbers, time, name, network
 //! address and keys of its own, in that order.
 //!
-//! It goes over a virtio-serial port to a shell that waits in the frozen guest, not over SSH: no
+//! It goes over a virtio-serial port to a shell that waits in the captured guest, not over SSH: no
 //! key may be exchanged with random numbers that other clones have too. The scripts are
-//! `identity/*.sh`; they ask nothing of an image but a POSIX shell and root.
+//! `identity/*.sh`; they need only a POSIX shell and root in the image.
 
 use std::fmt::Write as _;
 use std::io;
@@ -17,6 +17,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use super::shell::quoted;
 use super::{authorized_keys, keys};
 use crate::store::layout::{VmDir, names};
 use crate::vm::backend::{
@@ -26,20 +27,20 @@ use crate::vm::spec::net::Mac;
 
 const LISTEN: &str = include_str!("identity/listen.sh");
 const PERSONALIZE: &str = include_str!("identity/personalize.sh");
-/// What arming has taken away is given back.
+/// Gives back the balloon device that arming has unbound.
 const DISMISS: &str = "for device in /sys/bus/virtio/devices/*; do \
     read -r kind <$device/device; [ $kind = 0x0005 ] && \
     echo ${device##*/} >/sys/bus/virtio/drivers/virtio_balloon/bind; done; exit\n";
-/// How long arming may take: a first boot's own work is waited for.
+/// How long arming may take: it waits until a first boot has done its work.
 const ARM_TIMEOUT: Duration = Duration::from_secs(330);
 /// How long the guest may take for anything else.
-const BOUND: Duration = Duration::from_secs(20);
-/// What a guest may say.
-const SAID: u64 = 64 << 10;
-/// Bytes of randomness that a guest is given.
-const RANDOM: usize = 64;
+const PERSONALIZE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How much a guest may print before it gives the answer.
+const LONGEST_OUTPUT: u64 = 64 << 10;
+/// Bytes of random seed for a guest.
+const SEED_BYTES: usize = 64;
 
-/// A line to the shell that waits.
+/// A connection to the shell that waits in the guest.
 #[derive(Debug)]
 pub(super) struct Port {
     client_key: PathBuf,
@@ -47,8 +48,8 @@ pub(super) struct Port {
 }
 
 impl Port {
-    /// Connects to the port of the machine in `dir`. As long as nobody is connected, the guest sees
-    /// end of file: so this comes before a frozen guest goes on.
+    /// Connects to the port of the machine in `dir`. As long as nothing is connected, the guest
+    /// sees end of file: so this comes before its vCPUs resume.
     pub(super) async fn connect(client_key: PathBuf, dir: &Path) -> Result<Self, BackendError> {
         let stream = super::socket(dir, names::IDENTITY)
             .await
@@ -63,13 +64,13 @@ impl Port {
             self.stream.get_mut().write_all(text.as_bytes()).await?;
             self.await_line(answer, &mut last).await
         };
-        let answered = timeout(BOUND, exchange).await;
+        let answered = timeout(PERSONALIZE_TIMEOUT, exchange).await;
         match answered {
             Ok(Ok(None)) => Ok(()),
             Ok(Ok(Some(reason))) => Err(BackendError::PersonalizationFailed { reason }),
             Ok(Err(error)) => Err(BackendError::io("the identity port", &error)),
             Err(_) => {
-                let seconds = BOUND.as_secs();
+                let seconds = PERSONALIZE_TIMEOUT.as_secs();
                 let said = if last.is_empty() { last } else { format!(" (it said: {last})") };
                 let reason = format!("it has not come to {answer:?} within {seconds} s{said}");
                 Err(BackendError::PersonalizationFailed { reason })
@@ -77,9 +78,9 @@ impl Port {
         }
     }
 
-    /// Returns the reason if it is another line than hoped for.
+    /// Returns the reason if the guest reports a failure or closes the port.
     async fn await_line(&mut self, answer: &str, last: &mut String) -> io::Result<Option<String>> {
-        let mut lines = (&mut self.stream).take(SAID).lines();
+        let mut lines = (&mut self.stream).take(LONGEST_OUTPUT).lines();
         while let Some(line) = lines.next_line().await? {
             if line == answer {
                 return Ok(None);
@@ -96,12 +97,12 @@ impl Port {
 #[async_trait]
 impl IdentityPort for Port {
     async fn arm(&mut self, session: &dyn GuestSession) -> Result<(), BackendError> {
-        let said = Said::default();
+        let said = CommandOutput::default();
         let armed = timeout(ARM_TIMEOUT, session.exec(LISTEN.as_bytes(), b"", &said)).await;
         let late = BackendError::GuestTimeout { seconds: ARM_TIMEOUT.as_secs() };
         match armed.map_err(|_| late)?? {
             Exit::Code(0) => {
-                // In a shell of its own, as a failure ends the shell and this one is dismissed.
+                // In a subshell: a failure ends it, and the outer shell can then be dismissed.
                 let armed = format!("{PERSONALIZE}\n(check) && echo 'aqfs: armed'\n");
                 let armed = self.ask(&armed, "aqfs: armed").await;
                 if armed.is_err() {
@@ -122,12 +123,12 @@ impl IdentityPort for Port {
     }
 
     async fn dismiss(&mut self) {
-        // A guest that is gone does not wait either.
+        // A guest that is gone needs no dismissal.
         self.stream.get_mut().write_all(DISMISS.as_bytes()).await.ok();
     }
 }
 
-/// Composes what makes the guest the machine of `plan`.
+/// Composes the script that personalizes the guest for `plan`.
 fn script(client_key: &Path, plan: &LaunchPlan) -> Result<String, BackendError> {
     let dir = VmDir(plan.dir.clone());
     let hostname = plan.spec.hostname.as_ref().unwrap_or(&plan.name);
@@ -151,15 +152,10 @@ fn script(client_key: &Path, plan: &LaunchPlan) -> Result<String, BackendError> 
     ];
     let mut text = String::new();
     for (name, value) in variables {
-        text.extend([name, "=", &quoted(&value), "\n"]);
+        text.extend([name, "=", &String::from_utf8_lossy(&quoted(value.as_bytes())), "\n"]);
     }
-    // Its steps must not read what the shell is told, but for the time.
+    // Its steps must not read the rest of the script, but for the time.
     Ok(text + "exec 4<&0\nbecome </dev/null\nexit\n")
-}
-
-/// Quotes for a shell.
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', r"'\''"))
 }
 
 /// Writes bytes as `printf` reads them: a shell's variable cannot hold a NUL.
@@ -174,7 +170,7 @@ fn octal(bytes: &[u8]) -> String {
 /// Returns randomness in letters.
 fn random() -> String {
     let mut text = String::new();
-    while text.len() < 2 * RANDOM {
+    while text.len() < 2 * SEED_BYTES {
         text.push_str(&Uuid::new_v4().simple().to_string());
     }
     text
@@ -186,20 +182,20 @@ fn now() -> String {
     format!("{} {}\n", now.as_secs(), now.subsec_millis() / 10)
 }
 
-/// What a command has said.
+/// The output of a command, for the last line of an error.
 #[derive(Debug, Default)]
-struct Said(Mutex<Vec<u8>>);
+struct CommandOutput(Mutex<Vec<u8>>);
 
-impl Said {
+impl CommandOutput {
     fn last_line(&self) -> String {
         let said = String::from_utf8_lossy(&self.0.lock()).into_owned();
         let line = said.lines().rev().find(|l| !l.trim().is_empty());
-        line.unwrap_or("it did not say why").to_owned()
+        line.unwrap_or("it printed nothing").to_owned()
     }
 }
 
 #[async_trait]
-impl OutputSink for Said {
+impl OutputSink for CommandOutput {
     async fn accept(&self, _source: Source, bytes: &[u8]) {
         let mut said = self.0.lock();
         if said.len() < 4096 {
@@ -215,12 +211,11 @@ mod tests {
     #[test]
     fn bytes_are_written_as_printf_reads_them() {
         assert_eq!(octal(&[0, 10, 255]), r"\000\012\377");
-        assert_eq!(quoted("it's"), r"'it'\''s'");
     }
 
     #[test]
     fn randomness_differs() {
         let (a, b) = (random(), random());
-        assert!(a.len() >= 2 * RANDOM && a != b);
+        assert!(a.len() >= 2 * SEED_BYTES && a != b);
     }
 }

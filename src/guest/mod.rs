@@ -1,6 +1,7 @@
-//! The way into a guest: SSH keys ([`keys`]), what it is told at boot ([`seed`]), the SSH
-//! connection ([`ssh`]), who it is where it does not boot (`identity`), OpenSSH's own way there ([`ssh_config`]) and the serial line ([`console`],
-//! with terminals on it: `tty`). The only place that names `russh`.
+//! The way into a guest: SSH keys ([`keys`]), what it reads at boot ([`seed`]), the SSH connection
+//! ([`ssh`]), the identity of one that does not boot (`identity`), a configuration for OpenSSH
+//! ([`ssh_config`]) and the serial line ([`console`], with terminals on it: `tty`). The only place
+//! that names `russh`.
 //!
 //! No policy: when to connect, and how often to try again, is the driver's business.
 
@@ -10,6 +11,7 @@ mod identity;
 pub mod keys;
 mod nocloud;
 pub mod seed;
+mod shell;
 pub mod ssh;
 pub mod ssh_config;
 mod supervise;
@@ -90,7 +92,7 @@ async fn socket(dir: &Path, name: &str) -> io::Result<UnixStream> {
     UnixStream::connect(VmDir::socket(dir.as_raw_fd(), name)).await
 }
 
-/// Where the guest finds its seed, and whose it is.
+/// Where the guest finds its seed, and the VM that it is for.
 #[derive(Clone, Copy, Debug)]
 struct SeedFor(SeedKind, Uuid);
 
@@ -119,7 +121,7 @@ fn write_seed(
             let volume = keys::openssh(&host).and_then(|private| {
                 let private = String::from_utf8_lossy(&private);
                 let (authorized, host_key) = (authorized.as_str(), (&*private, public.as_str()));
-                nocloud::volume(&nocloud::Facts { instance, hostname, authorized, host_key })
+                nocloud::volume(&nocloud::NoCloudData { instance, hostname, authorized, host_key })
             });
             (dir.cidata(), volume)
         }

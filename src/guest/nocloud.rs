@@ -13,10 +13,10 @@ use uuid::Uuid;
 const SIZE: usize = 1 << 20;
 const LABEL: [u8; 11] = *b"CIDATA     ";
 
-/// What a guest is told.
+/// What a guest reads.
 #[derive(Debug)]
-pub(super) struct Facts<'a> {
-    /// The VM's identity: another one has cloud-init set the guest up anew, as a clone needs it.
+pub(super) struct NoCloudData<'a> {
+    /// The VM's identity. A new one makes cloud-init set the guest up again, which a clone needs.
     pub(super) instance: Uuid,
     /// Its name.
     pub(super) hostname: &'a str,
@@ -30,12 +30,12 @@ pub(super) struct Facts<'a> {
 ///
 /// # Errors
 /// More keys than the volume has room for.
-pub(super) fn volume(facts: &Facts<'_>) -> io::Result<Vec<u8>> {
+pub(super) fn volume(facts: &NoCloudData<'_>) -> io::Result<Vec<u8>> {
     let mut disk = Cursor::new(vec![0; SIZE]);
     let id = facts.instance.as_fields().0;
     let options = FormatVolumeOptions::new().volume_label(LABEL).volume_id(id);
     format_volume(&mut disk, options)?;
-    // fatfs writes when these are dropped, and says so only where they are closed by hand.
+    // fatfs writes when these are dropped, and reports errors only for those closed by hand.
     {
         let volume = FileSystem::new(&mut disk, FsOptions::new())?;
         for (name, text) in [("meta-data", meta_data(facts)), ("user-data", user_data(facts))] {
@@ -48,13 +48,13 @@ pub(super) fn volume(facts: &Facts<'_>) -> io::Result<Vec<u8>> {
     Ok(disk.into_inner())
 }
 
-fn meta_data(facts: &Facts<'_>) -> String {
+fn meta_data(facts: &NoCloudData<'_>) -> String {
     let name = facts.hostname;
     format!("{}\n", json!({"instance-id": facts.instance, "local-hostname": name}))
 }
 
 /// Our key lets in root and the image's own user. The host key is ours, and is the only one.
-fn user_data(facts: &Facts<'_>) -> String {
+fn user_data(facts: &NoCloudData<'_>) -> String {
     let (private, public) = facts.host_key;
     let authorized: Vec<&str> = facts.authorized.lines().filter(|l| !l.is_empty()).collect();
     let config = json!({
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn cloud_init_finds_its_volume_and_its_files() {
-        let facts = Facts {
+        let facts = NoCloudData {
             instance: Uuid::from_u128(7),
             hostname: "web",
             authorized: "ssh-ed25519 AAAA aqfs\n",
@@ -104,7 +104,7 @@ mod tests {
     #[test]
     fn more_than_there_is_room_for_is_an_error() {
         let authorized = "x".repeat(2 * SIZE);
-        let facts = Facts {
+        let facts = NoCloudData {
             instance: Uuid::nil(),
             hostname: "web",
             authorized: &authorized,

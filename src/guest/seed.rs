@@ -1,6 +1,6 @@
-//! What a guest is told at boot: its name and its SSH keys, as a tar file on a disk of its own.
+//! What a guest reads at boot: its name and its SSH keys, as a tar file on a disk of its own.
 //!
-//! Pure: the same input gives the same bytes. Who writes it where is said in `guest`.
+//! Pure: the same input gives the same bytes. `guest` writes them to disk.
 
 use std::io;
 
@@ -12,8 +12,8 @@ use super::keys;
 /// A whole number of these is what a disk is made of, and what tar pads to.
 const RECORD: usize = 10240;
 
-/// Renders the seed: `hostname`, `machine-id`, `authorized_keys` and the host key in both formats, owned by
-/// root, without a time. `authorized` are lines of `authorized_keys`.
+/// Renders the seed: `hostname`, `machine-id`, `authorized_keys` and the host key in both formats,
+/// owned by root, without a time. `authorized` are lines of `authorized_keys`.
 ///
 /// # Errors
 /// The host key cannot be encoded, which no ed25519 key does.

@@ -1,8 +1,8 @@
 //! A session with a guest: commands, each with its output under flow control.
 //!
-//! russh gives a channel its window back when bytes *arrive*, not when they are taken, and hands
-//! them over by a bounded queue on which the loop of the whole connection waits: a channel whose
-//! reader stalls holds up all the others there, keepalives included (Eugeny/russh#730). So a
+//! russh gives a channel its window back when bytes *arrive*, not when they are read, and passes
+//! them on through a bounded queue on which the loop of the whole connection waits: a channel whose
+//! reader stalls delays all others of its connection, keepalives included (Eugeny/russh#730). So a
 //! running command has a [`Connection`] to itself as long as there are few. Then the queue bounds
 //! the memory, and a stall closes the SSH and TCP windows of that one command.
 //!
@@ -16,19 +16,19 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 
-use super::connection::{Access, Connection, unreachable};
+use super::connection::{Connection, SshAccess, unreachable};
 use super::{keys, supervise};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
-    BackendError, ExecOptions, Exit, GuestAddress, GuestSession, JobIo, OutputSink, Source,
+    BackendError, DiscardOutput, ExecOptions, Exit, GuestAddress, GuestSession, JobIo, OutputSink,
 };
 
-/// Bound of one attempt to connect, log in and run `true`.
-const ATTEMPT: Duration = Duration::from_secs(5);
+/// Timeout of one attempt to connect, log in and run `true`.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections at the most; beyond them commands share.
 const MOST: usize = 16;
 /// How long a connection beyond the first stays open without a command.
-const IDLE: Duration = Duration::from_secs(30);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A guest that we are logged in to.
 #[derive(Debug)]
@@ -43,33 +43,25 @@ pub struct SshSession {
 /// [`BackendError::WrongHostKey`], [`BackendError::KeyRefused`], or
 /// [`BackendError::Unreachable`] for what may be different the next time.
 pub async fn connect(client_key: &Path, at: &GuestAddress) -> Result<SshSession, BackendError> {
-    let access = Access {
+    let access = SshAccess {
         port: at.port,
         user: at.user.clone(),
         client_key: Arc::new(keys::ensure(client_key, "aqfs")?),
         host_key: keys::public(&VmDir(at.dir.clone()).host_key())?,
     };
-    let late = |_| unreachable(format!("not logged in within {} s", ATTEMPT.as_secs()));
-    let first = timeout(ATTEMPT, proven(&access)).await.map_err(late)??;
+    let late = |_| unreachable(format!("not logged in within {} s", ATTEMPT_TIMEOUT.as_secs()));
+    let first = timeout(ATTEMPT_TIMEOUT, prove(&access)).await.map_err(late)??;
     Ok(SshSession { first: Arc::clone(&first), pool: Arc::new(Pool::new(access, first)) })
 }
 
-async fn proven(access: &Access) -> Result<Arc<Connection>, BackendError> {
+async fn prove(access: &SshAccess) -> Result<Arc<Connection>, BackendError> {
     let connection = Connection::open(access).await?;
-    match connection.exec(b"true", b"", &Nowhere).await? {
+    match connection.exec(b"true", b"", &DiscardOutput).await? {
         Exit::Code(0) => Ok(connection),
         exit @ (Exit::Code(_) | Exit::Signal(_)) => {
             Err(unreachable(format!("`true` ended with {exit:?}")))
         }
     }
-}
-
-#[derive(Debug)]
-pub(super) struct Nowhere;
-
-#[async_trait]
-impl OutputSink for Nowhere {
-    async fn accept(&self, _: Source, _: &[u8]) {}
 }
 
 #[async_trait]
@@ -100,10 +92,11 @@ impl GuestSession for SshSession {
 /// The connections of one session, the first one first: it is as old as the session.
 #[derive(Debug)]
 pub(super) struct Pool {
-    access: Access,
+    access: SshAccess,
     slots: Mutex<Vec<Slot>>,
-    /// Servers count strangers at the door (dropbear: five an address), so we come one by one.
-    door: tokio::sync::Mutex<()>,
+    /// Held while one connects: servers limit connections without a login (dropbear: five an
+    /// address).
+    connect_lock: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -111,14 +104,14 @@ struct Slot {
     connection: Arc<Connection>,
     /// Commands that run on it.
     users: usize,
-    /// Commands that it has been leased to: tells whether it lay idle in between.
+    /// Commands that it has been leased to: an unchanged number means that it was idle in between.
     leases: u64,
 }
 
 impl Pool {
-    fn new(access: Access, first: Arc<Connection>) -> Self {
+    fn new(access: SshAccess, first: Arc<Connection>) -> Self {
         let slots = Mutex::new(vec![Slot::new(first)]);
-        Self { access, slots, door: tokio::sync::Mutex::default() }
+        Self { access, slots, connect_lock: tokio::sync::Mutex::default() }
     }
 
     /// Takes an idle connection, opens one more, or shares the least busy one.
@@ -126,12 +119,12 @@ impl Pool {
         if let Some(lease) = self.take(1) {
             return Ok(lease);
         }
-        let _turn = self.door.lock().await;
+        let _turn = self.connect_lock.lock().await;
         if let Some(lease) = self.take(1) {
             return Ok(lease);
         }
         if (1..MOST).contains(&self.slots.lock().len()) {
-            match timeout(ATTEMPT, Connection::open(&self.access)).await {
+            match timeout(ATTEMPT_TIMEOUT, Connection::open(&self.access)).await {
                 Ok(Ok(connection)) => self.slots.lock().push(Slot::new(connection)),
                 Ok(Err(error)) => tracing::warn!(%error, "no further connection to the guest"),
                 Err(_) => tracing::warn!("no further connection to the guest in time"),
@@ -153,7 +146,7 @@ impl Pool {
         Some(Lease { pool: Arc::clone(self), connection: Arc::clone(&slot.connection) })
     }
 
-    /// Ends a lease. Of the connections beyond the first, one that then lies idle is closed.
+    /// Ends a lease. Closes a connection beyond the first that is then idle for [`IDLE_TIMEOUT`].
     fn give_back(self: &Arc<Self>, connection: &Arc<Connection>) {
         let mut slots = self.slots.lock();
         let is_it = |slot: &Slot| Arc::ptr_eq(&slot.connection, connection);
@@ -171,7 +164,7 @@ impl Pool {
 
 /// Closes a connection unless it has been leased again meanwhile.
 async fn retire(pool: Weak<Pool>, leases: u64, connection: Weak<Connection>) {
-    sleep(IDLE).await;
+    sleep(IDLE_TIMEOUT).await;
     let is_it = |slot: &Slot| connection.ptr_eq(&Arc::downgrade(&slot.connection));
     if let Some(pool) = pool.upgrade() {
         pool.slots.lock().retain(|slot| slot.leases != leases || !is_it(slot));

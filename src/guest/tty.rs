@@ -1,7 +1,7 @@
 //! Terminals on a VM's serial line: pseudo-terminals that the daemon bridges to the console, for
 //! programs that want a tty (`screen`, `picocom`, `stty`).
 //!
-//! A [`Terminal`] is one more stream of the console: it shows what the line prints while somebody
+//! A [`Terminal`] is one more stream of the console: it shows what the line prints while a program
 //! has it open, and what is typed goes to the line. The past is not shown: a terminal answers some
 //! of the control sequences in it, which the guest would take for typed, and these programs throw
 //! away what is there when they open it. Which terminal a user gets is decided here
@@ -43,7 +43,7 @@ const SPEED: u32 = 115_200;
 pub(super) struct Terminals(Vec<Arc<Terminal>>);
 
 impl Terminals {
-    /// Returns the path of a terminal that nobody has open: one that was used before, so that a
+    /// Returns the path of a terminal that no program has open: one that was used before, so that a
     /// path once read stays good for `stty` and then `screen`, or else a new one, so that two
     /// users at once do not take each other's bytes. `open` opens the line.
     pub(super) fn next(
@@ -73,14 +73,15 @@ impl Terminals {
     }
 }
 
-/// A pseudo-terminal. Its bridge holds it while the machine runs; dropping it hangs up on who has
-/// it open.
+/// A pseudo-terminal. Its bridge holds it while the machine runs; dropping it hangs up on the
+/// programs that have it open.
 #[derive(Debug)]
 struct Terminal {
     master: OwnedFd,
     path: PathBuf,
     line: Arc<dyn Stream>,
-    /// From the line, not taken by the terminal yet. Whoever holds it may move more.
+    /// Bytes from the line that the terminal has not accepted yet. Its lock is held while more are
+    /// moved.
     printed: Mutex<Vec<u8>>,
 }
 
@@ -99,11 +100,11 @@ impl Terminal {
         Ok(terminal)
     }
 
-    /// Makes it fresh for its next user: raw, as the far end has a terminal discipline of its own,
-    /// and without what the last user has left unread or was not there to see. Once opened and closed,
-    /// the kernel says on the master's side whether anybody has it open.
+    /// Prepares it for its next user: raw, as the guest has a line discipline of its own, and
+    /// without output that the last user has not read. Once it was opened and closed, the kernel
+    /// reports on the master's side whether a program has it open.
     fn prepare(&self) -> io::Result<()> {
-        // The bridge, which may be behind, would take us for the next user.
+        // Opening it below must not look like a user to the bridge, which may lag behind.
         let mut printed = self.printed.lock();
         printed.clear();
         while matches!(self.line.try_read(CHUNK), Some(Ok(bytes)) if !bytes.is_empty()) {}
@@ -116,7 +117,7 @@ impl Terminal {
         Ok(tcflush(&tty, QueueSelector::IFlush)?)
     }
 
-    /// Says whether somebody has it open.
+    /// Says whether a program has it open.
     fn is_open(&self) -> bool {
         let mut fds = [PollFd::new(&self.master, PollFlags::empty())];
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -133,14 +134,14 @@ fn open_tty(path: &Path) -> rustix::io::Result<OwnedFd> {
 /// Relays between a terminal and the line, never waiting for one while the other has something.
 struct Bridge {
     terminal: Arc<Terminal>,
-    /// Hears what changes at the terminal. An epoll within the runtime's: a terminal that nobody
-    /// has open is hung up, which the runtime's own would report without end.
+    /// Becomes readable when the terminal changes. An epoll within the runtime's: a terminal that
+    /// no program has open is hung up, which the runtime's own would report without end.
     events: AsyncFd<OwnedFd>,
-    /// From the terminal, not taken by the line yet.
+    /// Bytes from the terminal that the line has not accepted yet.
     typed: Vec<u8>,
 }
 
-/// What a step has come to.
+/// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Moved,
@@ -189,7 +190,7 @@ impl Bridge {
     fn take_typed(&mut self) -> Step {
         if self.typed.is_empty() {
             let mut chunk = [0; CHUNK];
-            // Nothing yet, or (EIO) nobody has it open: both end when the terminal stirs.
+            // Nothing yet, or (EIO) no program has it open: both end when the terminal stirs.
             let len = rustix::io::read(&self.terminal.master, &mut chunk).unwrap_or(0);
             self.typed.extend_from_slice(&chunk[..len]);
         }
@@ -204,7 +205,7 @@ impl Bridge {
         Step::Moved
     }
 
-    /// Moves a chunk from the line to the terminal. What nobody is there to see is passed over;
+    /// Moves a chunk from the line to the terminal. What no program is there to see is passed over;
     /// what a slow reader leaves waits in the line, which drops the oldest beyond its bound.
     fn take_printed(&self) -> Step {
         let Terminal { master, line, .. } = &*self.terminal;
@@ -230,7 +231,7 @@ impl Bridge {
         }
     }
 
-    /// Lets who is there read the last words before the terminal hangs up.
+    /// Lets programs read the last output before the terminal hangs up.
     async fn finish(self) {
         if self.terminal.is_open() {
             let closed = async {

@@ -85,7 +85,7 @@ fn tcg(reason: &str) -> Accel {
 fn look() -> Hints {
     let opened = File::options().read(true).write(true).open("/dev/kvm");
     // Without it there is no hint, and the probe decides.
-    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpuinfo = crate::proc::cpuinfo();
     Hints {
         device: opened.map_or_else(|e| Device::Unusable(why_closed(&e)), |_| Device::Opens),
         virtualizes: virtualizes(&cpuinfo),

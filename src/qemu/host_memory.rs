@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use super::cmdline;
-use crate::sys;
+use crate::proc;
 use crate::vm::backend::AccelKind;
 
 /// What a QEMU of this command line has for itself, measured at 26 MiB after a boot and 31 MiB
@@ -32,9 +32,9 @@ pub fn overhead(memory: u64, cpus: u32, kind: AccelKind) -> u64 {
 /// Returns the bytes of memory that could be taken now: the host's, within the limits of the
 /// control groups that we and the machines are in.
 pub fn available() -> u64 {
-    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let groups = proc::own_cgroups();
     let limits = groups.lines().filter_map(|line| room_in(line, Path::new("/sys/fs/cgroup")));
-    limits.fold(sys::memory("MemAvailable"), u64::min)
+    limits.fold(proc::host_memory("MemAvailable"), u64::min)
 }
 
 /// Where a version of cgroups has the numbers.

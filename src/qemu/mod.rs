@@ -50,9 +50,9 @@ use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use crate::disk::{img, snapshot_table};
+use crate::proc;
 use crate::programs::{self, Program};
 use crate::store::layout::{Layout, VmDir};
-use crate::sys;
 use crate::vm::backend::{
     Accel, Adoption, BackendError, Hypervisor, Images, LaunchPlan, Launched, RunFacts,
     SilentMachine, SnapshotInfo, SnapshotOp,
@@ -126,7 +126,7 @@ impl Hypervisor for Qemu {
     }
 
     fn memory_taken(&self, facts: &RunFacts, ram: Ram) -> u64 {
-        let held = sys::memory_held(facts.pid);
+        let held = proc::memory_of(facts.pid);
         match ram {
             Ram::Own => held.own + held.shared,
             Ram::CopyOnWrite => held.own,

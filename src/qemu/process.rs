@@ -5,12 +5,12 @@
 //! never mean a later process with the same number. Nothing here knows QMP.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::io::Errno;
 use rustix::process::{
@@ -19,6 +19,8 @@ use rustix::process::{
 };
 use tokio::io::unix::AsyncFd;
 
+use crate::proc::Stat;
+pub use crate::proc::{argument_of, boot_id, start_time, started_at};
 use crate::store::layout::VmDir;
 use crate::sys;
 use crate::vm::backend::Lifetime;
@@ -74,7 +76,7 @@ impl Process {
         let pidfd = pidfd_open(raw, PidfdFlags::empty())?;
         // Read after the pidfd is open: a process that ended in between has no start time, and
         // a child of ours keeps its number until we reap it.
-        let start = start_even_if_ended(pid)?;
+        let start = Stat::of(pid)?.start;
         Ok(Self { pid, start, pidfd: sys::readable_fd(pidfd)? })
     }
 
@@ -158,21 +160,13 @@ fn open_log(dir: &VmDir, program: &str, args: &[OsString]) -> io::Result<File> {
     if log.metadata()?.len() > LOG_LIMIT {
         log.set_len(0)?;
     }
-    let words: Vec<_> = args.iter().map(|a| quoted(&a.to_string_lossy())).collect();
+    // Quoted, so that the line can be copied and run. No argument of a program has a NUL.
+    let words: Vec<_> = args.iter().map(|a| a.to_string_lossy()).collect();
+    let words = shlex::Quoter::new().allow_nul(true).join(words.iter().map(|w| &**w));
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let seconds = now.unwrap_or_default().as_secs();
-    writeln!(log, "{LAUNCH}{seconds}: {program} {}", words.join(" "))?;
+    writeln!(log, "{LAUNCH}{seconds}: {program} {}", words.unwrap_or_default())?;
     Ok(log)
-}
-
-/// Quotes a word for a shell, so that the line in the log can be copied and run.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,+@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
 }
 
 /// Returns the last line that the latest QEMU of this VM wrote to the log, without the program's
@@ -213,65 +207,11 @@ fn is_qemu(program: &str) -> bool {
     name.starts_with("qemu-") && !name.contains(' ')
 }
 
-/// Reads when a process started, in clock ticks since the host's boot.
-///
-/// # Errors
-/// `NotFound` if there is no such process, or it has ended and only waits to be reaped.
-pub fn start_time(pid: u32) -> io::Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    if has_ended(&stat) {
-        return Err(io::ErrorKind::NotFound.into());
-    }
-    parse_start_time(&stat).ok_or_else(|| io::ErrorKind::InvalidData.into())
-}
-
-/// Returns the start time also of a process that has ended and is not reaped yet: a child that
-/// ended at once has a status.
-fn start_even_if_ended(pid: u32) -> io::Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    parse_start_time(&stat).ok_or_else(|| io::ErrorKind::InvalidData.into())
-}
-
-/// Says whether a process is a zombie: one whose new parent does not reap it stays for ever.
-fn has_ended(stat: &str) -> bool {
-    let state = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-    state.starts_with(['Z', 'X'])
-}
-
-/// Field 22 of `/proc/PID/stat`. The second field, the program's name in parentheses, may hold
-/// spaces and parentheses itself.
-fn parse_start_time(stat: &str) -> Option<u64> {
-    let (_, rest) = stat.rsplit_once(')')?;
-    rest.split_ascii_whitespace().nth(19)?.parse().ok()
-}
-
-/// Returns when a process started by the clock on the wall, from its [`start_time`].
-pub fn started_at(start: u64) -> SystemTime {
-    let uptime = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let uptime = Duration::from_secs(u64::try_from(uptime.tv_sec).unwrap_or(0));
-    let age =
-        uptime.saturating_sub(Duration::from_secs(start / rustix::param::clock_ticks_per_second()));
-    SystemTime::now().checked_sub(age).unwrap_or(UNIX_EPOCH)
-}
-
-/// Returns the argument after `option` on a process's command line.
-pub fn argument_of(pid: u32, option: &str) -> Option<String> {
-    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let mut words = line.split(|b| *b == 0);
-    words.find(|w| *w == option.as_bytes())?;
-    Some(String::from_utf8_lossy(words.next()?).into_owned())
-}
-
-/// Reads the identity of the host's current boot.
-///
-/// # Errors
-/// When `/proc` is not mounted.
-pub fn boot_id() -> io::Result<String> {
-    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::time::Duration;
+
     use super::*;
 
     fn vm_dir() -> (tempfile::TempDir, VmDir) {
@@ -297,7 +237,7 @@ mod tests {
         for (script, expected) in table {
             let process = shell(&dir, script);
             assert_eq!(process.ended().await, expected);
-            assert!(start_even_if_ended(process.pid).is_err(), "a zombie is left");
+            assert!(Stat::of(process.pid).is_err(), "a zombie is left");
         }
     }
 
@@ -353,14 +293,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_start_time_is_found_behind_a_hostile_program_name() {
-        let stat = "7 (a) S 1 (b c) S 1 7 7 0 -1 4 1 2 3 4 5 6 7 8 20 0 1 0 4242 9 9";
-        assert_eq!(parse_start_time(stat), Some(4242));
-        assert_eq!(parse_start_time("7 (a) S 1"), None);
-        assert_eq!(parse_start_time(""), None);
-    }
-
     #[tokio::test]
     async fn a_start_on_the_wall_clock_is_recent_for_a_recent_process() {
         let (_keep, dir) = vm_dir();
@@ -370,12 +302,5 @@ mod tests {
         assert_eq!(argument_of(process.pid, "sleep").as_deref(), Some("60"));
         process.signal(Signal::KILL).unwrap();
         process.ended().await;
-    }
-
-    #[test]
-    fn a_noted_command_line_can_be_run_again() {
-        assert_eq!(quoted("a=b,c"), "a=b,c");
-        assert_eq!(quoted("it's"), r"'it'\''s'");
-        assert_eq!(quoted(""), "''");
     }
 }

@@ -70,7 +70,9 @@ impl StoreLock {
                 Err(TryLockError::Error(e)) => return Err(failed(e)),
                 Err(TryLockError::WouldBlock) => {}
             }
-            if begun.elapsed() > LINGERS || !owner_of(&mut file).is_some_and(|o| is_gone(o.pid)) {
+            if begun.elapsed() > LINGERS
+                || !owner_of(&mut file).is_some_and(|o| crate::proc::is_gone(o.pid))
+            {
                 return Err(taken(path, &mut file));
             }
             sleep(RETRY);
@@ -94,12 +96,6 @@ fn record(file: &mut File, owner: &Owner) -> io::Result<()> {
 fn owner_of(file: &mut File) -> Option<Owner> {
     file.rewind().ok()?;
     serde_json::from_reader(file).ok()
-}
-
-/// Says whether a process has ended, or is only the shell of one that is being cleared away.
-fn is_gone(pid: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with(['Z', 'X']))
 }
 
 fn taken(path: &Path, file: &mut File) -> LockError {

@@ -9,7 +9,7 @@ use super::names::Entry;
 use super::node::{Attr, Keep, Kind};
 use crate::vm::caller::Caller;
 
-/// Who asks, and when.
+/// The process that makes a request, and when.
 pub struct Requester<'a> {
     /// Finds the process and its relations, which takes a look at `/proc`.
     pub caller: &'a dyn Fn() -> Caller,
@@ -27,11 +27,16 @@ impl std::fmt::Debug for Requester<'_> {
 pub enum Answer<T> {
     /// Here it is.
     Now(Result<T, TreeError>),
-    /// Waiting for it is the caller's business; dropping the future gives it up.
+    /// The caller waits for it; dropping the future abandons it.
     Later(Pin<Box<dyn Future<Output = Result<T, TreeError>> + Send>>),
 }
 
 impl<T> Answer<T> {
+    /// Answers about what was found, or why it was not.
+    pub(super) fn about<F>(found: Result<F, TreeError>, answer: impl FnOnce(F) -> Self) -> Self {
+        found.map_or_else(|error| Self::Now(Err(error)), answer)
+    }
+
     pub(super) fn later(
         future: impl Future<Output = Result<T, TreeError>> + Send + 'static,
     ) -> Self {

@@ -1,5 +1,5 @@
-//! Open control files and writable values: what is written to them is carried out, and each verb has
-//! a line of result for whoever reads the same descriptor.
+//! Open control files and writable values: what is written to them is carried out, and each verb
+//! has a line of result for the next read of the same descriptor.
 //!
 //! Which verbs there are is in `verbs.rs`, what they do is the owner's business.
 
@@ -73,8 +73,8 @@ impl OpenControl {
         text_of(data)
     }
 
-    /// Keeps a line for each verb, for the next read of this descriptor, and notes the outcome in the
-    /// VM's `error`.
+    /// Keeps a line for each verb, for the next read of this descriptor, and notes the outcome in
+    /// the VM's `error`.
     fn record(&self, VerbOutcome { succeeded, failure }: VerbOutcome) -> Result<(), TreeError> {
         let mut results = self.results.lock();
         (0..succeeded).for_each(|_| results.unread.extend(b"ok\n"));

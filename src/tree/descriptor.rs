@@ -11,7 +11,7 @@ use super::directories::ROOT;
 use super::directory::{Bound, Directory};
 use super::manual::Row;
 use super::names::{Names, NoNames};
-use super::node::{Body, Keep, Node};
+use super::node::{Keep, Node};
 use super::number::{DirectoryId, NodeId};
 use super::owner::NodeOwner;
 use super::scope::Scope;
@@ -117,19 +117,8 @@ impl<T: NodeOwner> AnyDescriptor for Descriptor<T> {
     }
 
     fn below(&self) -> Vec<&'static dyn AnyDescriptor> {
-        let row = |node: &Node<T>| match node.body {
-            Body::Directory(kind) => Some(kind),
-            Body::Value(_)
-            | Body::SlowValue(_)
-            | Body::Tail(_)
-            | Body::Page(_)
-            | Body::Setting(_)
-            | Body::WritableValue(..)
-            | Body::Control(_)
-            | Body::Stream(_)
-            | Body::Link(_) => None,
-        };
-        self.members.iter().copied().chain((self.rows)().iter().filter_map(row)).collect()
+        let rows = (self.rows)().iter().filter_map(|node| node.body.directory());
+        self.members.iter().copied().chain(rows).collect()
     }
 }
 

@@ -67,17 +67,9 @@ impl<T: NodeOwner> Bound<T> {
     }
 
     fn row_id(&self, row: usize, node: &Node<T>) -> NodeId {
-        match node.body {
-            Body::Directory(kind) => NodeId::directory(kind.id(), self.object),
-            Body::Value(_)
-            | Body::SlowValue(_)
-            | Body::Tail(_)
-            | Body::Page(_)
-            | Body::Setting(_)
-            | Body::WritableValue(..)
-            | Body::Control(_)
-            | Body::Stream(_)
-            | Body::Link(_) => self.id().row(row),
+        match node.body.directory() {
+            Some(kind) => NodeId::directory(kind.id(), self.object),
+            None => self.id().row(row),
         }
     }
 

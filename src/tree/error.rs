@@ -76,7 +76,7 @@ pub enum TreeError {
 }
 
 impl TreeError {
-    /// Says whether `error` should tell of it: not of what is said by the errno alone.
+    /// Says whether `error` should report it: not where the errno alone says everything.
     pub(crate) fn is_worth_noting(&self) -> bool {
         !matches!(
             self,

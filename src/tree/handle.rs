@@ -96,7 +96,7 @@ pub struct OpenStream {
     vm: Option<Vm>,
 }
 
-/// What poll(2) is told.
+/// The answer to poll(2).
 #[derive(Debug)]
 pub struct Polled {
     /// What can be done now.

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::host::Host;
 use super::render::disk_bytes;
-use crate::sys;
+use crate::proc;
 use crate::vm::Vm;
 use crate::vm::state::State;
 
@@ -81,7 +81,7 @@ pub(super) fn print(host: &Host) -> String {
             }
         }
     }
-    let own = sys::process_usage(std::process::id());
+    let own = proc::usage(std::process::id());
     daemon(&mut text, "aqfs_daemon_cpu_seconds_total", "counter", real(own.cpu_ms) / 1000.0);
     daemon(&mut text, "aqfs_daemon_resident_bytes", "gauge", real(own.rss));
     text
@@ -111,8 +111,8 @@ fn sample(text: &mut String, name: &str, labels: &str, value: f64) {
     let _infallible = writeln!(text, "{name}{labels} {value}");
 }
 
-fn usage(vm: &Vm) -> Option<sys::Usage> {
-    vm.view().facts.map(|facts| sys::process_usage(facts.pid))
+fn usage(vm: &Vm) -> Option<proc::Usage> {
+    vm.view().facts.map(|facts| proc::usage(facts.pid))
 }
 
 #[allow(clippy::cast_precision_loss)]

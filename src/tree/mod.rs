@@ -33,12 +33,11 @@ use std::time::SystemTime;
 
 use parking_lot::Mutex;
 
-pub use self::answer::{Answer, Found, Listing, Opened, OpenedDirectory, Requester};
 use self::control::noted;
 use self::directory::Directory;
-pub use self::error::TreeError;
 use self::handle::{Open, OpenRequest};
 use self::host::{Failure, Host};
+use self::names::Names;
 use self::node::{Attr, Keep, Kind};
 use self::number::{NodeId, Numbers};
 use self::refused::Refused;
@@ -47,6 +46,9 @@ use crate::registry::Registry;
 use crate::vm::caller::Caller;
 use crate::vm::one_line;
 use crate::vm::state::Command;
+
+pub use self::answer::{Answer, Found, Listing, Opened, OpenedDirectory, Requester};
+pub use self::error::TreeError;
 
 /// The tree.
 #[derive(Debug)]
@@ -177,10 +179,21 @@ impl Tree {
 
     /// Makes a directory: at the root, a VM.
     pub fn make_directory(&self, parent: NodeId, name: &str) -> Answer<Attr> {
-        let made = match self.scope.directory(parent) {
-            Ok(directory) => directory.names().make(name),
-            Err(error) => return Answer::Now(Err(error)),
-        };
+        self.made(parent, |names| names.make(name))
+    }
+
+    /// Makes a symbolic link: in `.images`, an alias.
+    pub fn make_link(&self, parent: NodeId, name: &str, target: &str) -> Answer<Attr> {
+        self.made(parent, |names| names.link(name, target))
+    }
+
+    fn made(
+        &self,
+        parent: NodeId,
+        make: impl FnOnce(&dyn Names) -> Answer<NodeId>,
+    ) -> Answer<Attr> {
+        let directory = self.scope.directory(parent);
+        let made = Answer::about(directory, |directory| make(directory.names()));
         let scope = self.scope.clone();
         made.map(move |made| made.and_then(|id| scope.attr(id)))
     }
@@ -188,48 +201,32 @@ impl Tree {
     /// Removes a directory that users make; or (without effect, so that `rm -r` works) a part of a
     /// VM that could be removed.
     pub fn remove_directory(&self, parent: NodeId, name: &str, by: &Requester<'_>) -> Answer<()> {
-        let directory = match self.scope.directory(parent) {
-            Ok(directory) => directory,
-            Err(error) => return Answer::Now(Err(error)),
-        };
-        match directory.names().find(name) {
-            Some(_) => match self.is_refused_with_its_vm(&*directory, by) {
-                Ok(()) => directory.names().remove(name, by.caller),
-                Err(error) => Answer::Now(Err(error)),
-            },
-            None => Answer::Now(self.remove_part(parent, name)),
-        }
-    }
-
-    /// Makes a symbolic link: in `.images`, an alias.
-    pub fn make_link(&self, parent: NodeId, name: &str, target: &str) -> Answer<Attr> {
-        let made = match self.scope.directory(parent) {
-            Ok(directory) => directory.names().link(name, target),
-            Err(error) => return Answer::Now(Err(error)),
-        };
-        let scope = self.scope.clone();
-        made.map(move |made| made.and_then(|id| scope.attr(id)))
+        Answer::about(self.scope.directory(parent), |directory| {
+            if directory.names().find(name).is_none() {
+                return Answer::Now(self.remove_part(parent, name));
+            }
+            let admitted = self.refuse_with_its_vm(&*directory, by);
+            Answer::about(admitted, |()| directory.names().remove(name, by.caller))
+        })
     }
 
     /// Unlinks a link that users have made, or (without effect) a file of ours.
     pub fn unlink(&self, parent: NodeId, name: &str, by: &Requester<'_>) -> Answer<()> {
-        let directory = match self.scope.directory(parent) {
-            Ok(directory) => directory,
-            Err(error) => return Answer::Now(Err(error)),
-        };
-        if let Some(unlinked) = directory.names().unlink(name) {
-            return unlinked;
-        }
-        let done = self.remove_part(parent, name);
-        if let (Some(vm), Err(_)) = (directory.vm(), &done) {
-            self.refused.add(vm.id(), (by.caller)().process(), by.now);
-        }
-        Answer::Now(done)
+        Answer::about(self.scope.directory(parent), |directory| {
+            if let Some(unlinked) = directory.names().unlink(name) {
+                return unlinked;
+            }
+            let done = self.remove_part(parent, name);
+            if let (Some(vm), Err(_)) = (directory.vm(), &done) {
+                self.refused.add(vm.id(), (by.caller)().process(), by.now);
+            }
+            Answer::Now(done)
+        })
     }
 
-    /// Refuses to remove what lies in a VM to a process that has just been refused the VM's own files:
-    /// `rm -r` of a VM that stays must leave its snapshots and jobs.
-    fn is_refused_with_its_vm(
+    /// Refuses to remove what lies in a VM to a process that has just been refused the VM's own
+    /// files: `rm -r` of a VM that stays must leave its snapshots and jobs.
+    fn refuse_with_its_vm(
         &self,
         directory: &dyn Directory,
         by: &Requester<'_>,
@@ -245,8 +242,8 @@ impl Tree {
         noted(Some(vm), Err(refusal.into()))
     }
 
-    /// Unlinks a file of ours: nothing happens, and it says what `rmdir` of its object would say, so
-    /// that `rm -r`, `find -delete` and `rmdir` agree.
+    /// Unlinks a file of ours: nothing happens, and it says what `rmdir` of its object would say,
+    /// so that `rm -r`, `find -delete` and `rmdir` agree.
     ///
     /// # Errors
     /// The refusal that the object's removal would meet.
@@ -260,11 +257,10 @@ impl Tree {
 
     /// Renames what users have made.
     pub fn rename(&self, from: (NodeId, &str), to: (NodeId, &str)) -> Answer<()> {
-        match self.scope.directory(from.0) {
-            Ok(directory) if from.0 == to.0 => directory.names().rename(from.1, to.1),
-            Ok(directory) => directory.names().move_out(from.1, to),
-            Err(error) => Answer::Now(Err(error)),
-        }
+        Answer::about(self.scope.directory(from.0), |directory| match from.0 == to.0 {
+            true => directory.names().rename(from.1, to.1),
+            false => directory.names().move_out(from.1, to),
+        })
     }
 
     /// Remembers a request that failed, for `.error`.

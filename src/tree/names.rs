@@ -1,6 +1,7 @@
 //! Names that users make: what `mkdir`, `rmdir` and `mv` mean in a directory.
 //!
-//! `directories/` has the names of each directory. One without a [`Names`] of its own takes none.
+//! `directories/` has the names of each directory. In one without a [`Names`] of its own users make
+//! none.
 
 use super::node::Kind;
 use super::number::NodeId;

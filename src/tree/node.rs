@@ -110,6 +110,22 @@ impl<T> Body<T> {
         }
     }
 
+    /// Returns the directory that the row is, if it is one.
+    pub(super) fn directory(&self) -> Option<&'static dyn AnyDescriptor> {
+        match self {
+            Self::Directory(kind) => Some(*kind),
+            Self::Value(_)
+            | Self::SlowValue(_)
+            | Self::Tail(_)
+            | Self::Page(_)
+            | Self::Setting(_)
+            | Self::WritableValue(..)
+            | Self::Control(_)
+            | Self::Stream(_)
+            | Self::Link(_) => None,
+        }
+    }
+
     /// Returns the kind, from which open flags, sizes and documentation follow.
     pub(super) fn kind(&self) -> Kind {
         match self {
@@ -165,7 +181,8 @@ pub struct Attr {
     pub mode: u16,
     /// Its exact size in bytes; 0 for streams and controls.
     pub size: u64,
-    /// 2 and the number of sub-directories, for a directory; 1 where they come and go by themselves.
+    /// 2 and the number of sub-directories, for a directory; 1 where they come and go by
+    /// themselves.
     pub links: u32,
     /// When its content last changed.
     pub mtime: SystemTime,

@@ -1,7 +1,7 @@
 //! Numbers of nodes: how they are packed, and which are given to names that have none of their own.
 //!
-//! A number follows from what a node is, and is never reused: a program that holds one never meets
-//! another file behind it.
+//! A number follows from what a node is, and is never reused: a program that holds one never gets
+//! another file by it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +15,8 @@ use crate::vm::job::JobId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DirectoryId(pub u8);
 
-/// The number of a node: directory, object and row packed together. The root is 1, as FUSE wants.
+/// The number of a node: directory, object and row packed together. The root is 1, as FUSE
+/// requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NodeId(pub u64);
 
@@ -99,7 +100,8 @@ impl Numbers {
         self.0.lock().named.get(usize::try_from(number).ok()?).cloned()
     }
 
-    /// Exchanges two names' numbers: what had the one name has the other now, under the same number.
+    /// Exchanges two names' numbers: what had the one name has the other now, under the same
+    /// number.
     pub(super) fn exchange(&self, a: Named, b: Named) {
         let (of_a, of_b) = (self.number(a.clone()), self.number(b.clone()));
         let Given { numbers, named } = &mut *self.0.lock();

@@ -1,7 +1,9 @@
-//! Who has just been refused a part of a VM: `rm -r` of a VM that runs, or is protected.
+//! Processes that have just been refused a part of a VM: `rm -r` of a VM that runs, or is
+//! protected.
 //!
-//! It goes on after the refusal, and would remove the VM's snapshots and jobs, each of which can be
-//! removed by itself. So the process is refused those too, as long as the VM itself could not be removed.
+//! It continues after the refusal, and would remove the VM's snapshots and jobs, each of which can
+//! be removed by itself. So the process is refused those too, as long as the VM itself could not be
+//! removed.
 //!
 //! Not here: whether the VM could be (`vm::state`), and the clock.
 
@@ -15,7 +17,7 @@ use crate::vm::caller::ProcessId;
 
 /// How soon after a refusal a removal belongs to it. The same process may later mean what it asks.
 const SHORTLY: Duration = Duration::from_secs(1);
-/// How many refusals are remembered: as many programs may be at it at once.
+/// How many refusals are remembered: as many programs may do this at once.
 const KEPT: usize = 64;
 
 /// The newest refusals, oldest first.

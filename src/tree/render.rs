@@ -8,12 +8,12 @@ use std::time::UNIX_EPOCH;
 
 use super::host::Host;
 use crate::store::layout::VmDir;
-use crate::sys;
 use crate::vm::Vm;
 use crate::vm::backend::RunFacts;
 use crate::vm::live::InForce;
 use crate::vm::spec::net::Mac;
 use crate::vm::spec::{VmSpec, render_size};
+use crate::{proc, sys};
 
 /// The text of `.version`.
 pub(super) fn version() -> String {
@@ -23,7 +23,7 @@ pub(super) fn version() -> String {
 /// The text of `.host`.
 pub(super) fn host(host: &Host) -> String {
     let registry = &host.registry;
-    let mut table = Lines::default();
+    let mut table = KeyValueTable::default();
     for (key, value) in registry.backends().hypervisor.facts() {
         table.add(key, &value);
     }
@@ -32,7 +32,7 @@ pub(super) fn host(host: &Host) -> String {
         table.add("missing", &missing.to_string());
     }
     table.add("cpus", &sys::cpus().to_string());
-    table.add("memory_total", &sys::memory("MemTotal").to_string());
+    table.add("memory_total", &proc::host_memory("MemTotal").to_string());
     let memory = registry.backends().memory.supply();
     table.add("memory_available", &memory.available.to_string());
     table.add("memory_promised", &memory.promised.to_string());
@@ -45,7 +45,7 @@ pub(super) fn host(host: &Host) -> String {
 /// The text of a VM's `info`.
 pub(super) fn info(vm: &Vm) -> String {
     let (view, spec) = (vm.view(), vm.spec());
-    let mut table = Lines::default();
+    let mut table = KeyValueTable::default();
     table.add("name", &vm.name());
     table.add("uuid", &vm.uuid().to_string());
     table.add("status", view.state.word());
@@ -73,7 +73,7 @@ pub(super) fn info(vm: &Vm) -> String {
     table.0
 }
 
-fn running(table: &mut Lines, facts: &RunFacts) {
+fn running(table: &mut KeyValueTable, facts: &RunFacts) {
     table.add("pid", &facts.pid.to_string());
     table.add("accel", &format!("{}: {}", facts.accel.kind.word(), facts.accel.reason));
     table.add("cpu", &facts.accel.cpu);
@@ -83,13 +83,13 @@ fn running(table: &mut Lines, facts: &RunFacts) {
     table.add("ssh_port", &facts.ssh_port.to_string());
     table.add("image_digest", &facts.image_digest);
     table.add("warm", &facts.warm);
-    let usage = sys::process_usage(facts.pid);
+    let usage = proc::usage(facts.pid);
     table.add("cpu_ms", &usage.cpu_ms.to_string());
     table.add("rss", &usage.rss.to_string());
 }
 
 /// What of the settings is in force, and what waits for the next start.
-fn live(table: &mut Lines, in_force: &InForce, spec: &VmSpec) {
+fn live(table: &mut KeyValueTable, in_force: &InForce, spec: &VmSpec) {
     let ports: Vec<_> = in_force.forwards.iter().map(|b| b.actual().to_string()).collect();
     if !ports.is_empty() {
         table.add("ports", &ports.join(" "));
@@ -111,9 +111,9 @@ pub(super) fn seconds(time: std::time::SystemTime) -> String {
 }
 
 #[derive(Default)]
-struct Lines(String);
+struct KeyValueTable(String);
 
-impl Lines {
+impl KeyValueTable {
     fn add(&mut self, key: &str, value: &str) {
         let line = value.lines().next().unwrap_or_default();
         // Writing to a string cannot fail.

@@ -1,5 +1,5 @@
-//! Requests as the kernel makes them: those that look at the disk, or at what grows with the number
-//! of VMs, are answered off the threads that serve the kernel, which must never wait.
+//! Requests as the kernel makes them. Those that read the disk, or go through all VMs, are answered
+//! on other threads than those that serve the kernel, which must never wait.
 //!
 //! What a request means is not here (`mod.rs`), only on which thread that is found out.
 
@@ -63,9 +63,10 @@ impl Tree {
         kind.is_some_and(AnyDescriptor::is_slow)
     }
 
-    /// As [`Tree::lookup`], but that what takes a look at the disk is left out: the kernel holds the
-    /// name while it waits, and who lists the directory waits for it. It may not remember the
-    /// attributes, and asks for them again (`request_attr`) before it shows them to anybody.
+    /// As [`Tree::lookup`], but that what takes a look at the disk is left out: the kernel holds
+    /// the name while it waits, and a program that lists the directory waits for it. It may not
+    /// remember the attributes, and asks for them again (`request_attr`) before it shows them to a
+    /// program.
     pub fn request_lookup(self: &Arc<Self>, parent: NodeId, name: &str) -> Answer<Found> {
         if Self::is_slow_directory(parent) {
             let name = name.to_owned();
@@ -107,7 +108,8 @@ impl Tree {
             let caller: &dyn Fn() -> Caller = &Caller::default;
             Answer::Now(tree.open_only(id, &OpenRequest { access, append, crawler, caller }))
         });
-        // Entered when nobody can give up any more: who gives up never releases it.
+        // Entered here, where the request can no longer be given up: one that is given up is never
+        // released.
         let tree = Arc::clone(self);
         opened.map(move |open| open.map(|(open, kind)| tree.enter(open, kind)))
     }
@@ -129,13 +131,7 @@ impl Tree {
         name: &str,
         by: &Requester<'_>,
     ) -> Answer<()> {
-        if !Self::is_slow_directory(parent) {
-            return self.remove_directory(parent, name, by);
-        }
-        let (name, caller, now) = (name.to_owned(), (by.caller)(), by.now);
-        self.off_thread(move |tree| {
-            tree.remove_directory(parent, &name, &Requester { caller: &|| caller.clone(), now })
-        })
+        self.request_removal(parent, name, by, Self::remove_directory)
     }
 
     /// As [`Tree::unlink`].
@@ -145,12 +141,22 @@ impl Tree {
         name: &str,
         by: &Requester<'_>,
     ) -> Answer<()> {
+        self.request_removal(parent, name, by, Self::unlink)
+    }
+
+    fn request_removal(
+        self: &Arc<Self>,
+        parent: NodeId,
+        name: &str,
+        by: &Requester<'_>,
+        remove: fn(&Self, NodeId, &str, &Requester<'_>) -> Answer<()>,
+    ) -> Answer<()> {
         if !Self::is_slow_directory(parent) {
-            return self.unlink(parent, name, by);
+            return remove(self, parent, name, by);
         }
         let (name, caller, now) = (name.to_owned(), (by.caller)(), by.now);
         self.off_thread(move |tree| {
-            tree.unlink(parent, &name, &Requester { caller: &|| caller.clone(), now })
+            remove(tree, parent, &name, &Requester { caller: &|| caller.clone(), now })
         })
     }
 
@@ -175,7 +181,7 @@ impl Tree {
     }
 
     /// Describes a name of a listing as far as the kernel may remember it. What it may not remember
-    /// it asks for again before anybody sees it, so only the kind counts; nothing is made for it.
+    /// it asks for again before a program sees it, so only the kind counts, and no content is made.
     ///
     /// # Errors
     /// [`TreeError::NotFound`] for one that is gone meanwhile.

@@ -1,4 +1,4 @@
-//! Settings as files: whose they are, their text, and what is written to one.
+//! Settings as files: their owner, their text, and what is written to one.
 //!
 //! Not here: what there are, and what a value may be (`vm::spec`).
 
@@ -18,7 +18,7 @@ use crate::vm::{Vm, VmError, WriteMode};
 /// All settings of one owner.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
-    /// Whose they are; `None`: what new VMs start from.
+    /// Their VM; `None`: what new VMs start from.
     pub(super) vm: Option<Vm>,
     /// Knows the second names of images.
     pub(super) registry: Arc<Registry>,

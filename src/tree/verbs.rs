@@ -11,7 +11,7 @@ use crate::vm::state::Command;
 pub const LONGEST_WRITE: usize = 4096;
 /// What `stop` waits for the guest before it kills, in seconds.
 pub const STOP_TIMEOUT: u64 = 30;
-/// The longest patience that can be asked for, in seconds: a day.
+/// The longest timeout that can be asked for, in seconds: a day.
 const MAX_STOP_TIMEOUT: u64 = 86_400;
 
 /// One verb of a table whose verbs are commands of type `C`.
@@ -96,7 +96,7 @@ pub static VM_VERBS: &[Verb] = &[
         doc: "shut the guest down; after SECONDS (30) QEMU is ended by force",
         parse: |args| match args {
             [] => Ok(Command::Stop { seconds: STOP_TIMEOUT }),
-            [seconds] => patience(seconds).map(|seconds| Command::Stop { seconds }),
+            [seconds] => stop_timeout(seconds).map(|seconds| Command::Stop { seconds }),
             _ => Err(Fault::Form),
         },
     },
@@ -127,7 +127,7 @@ pub static VM_VERBS: &[Verb] = &[
     Verb {
         name: "suspend",
         usage: "",
-        doc: "save everything to disk and end QEMU; the next `start` goes on from there",
+        doc: "save everything to disk and end QEMU; the next `start` resumes from there",
         parse: |args| alone(args, Command::Suspend),
     },
     Verb {
@@ -181,13 +181,13 @@ pub static IMAGE_VERBS: &[Verb<ImageCommand>] = &[
     Verb {
         name: "warm",
         usage: "",
-        doc: "freeze a machine that has booted from it, for new VMs to go on from",
+        doc: "capture a machine that has booted from it, from which new VMs resume",
         parse: |args| alone(args, ImageCommand::Warm),
     },
     Verb {
         name: "cold",
         usage: "",
-        doc: "forget that machine",
+        doc: "forget the captured machine",
         parse: |args| alone(args, ImageCommand::Cold),
     },
     Verb {
@@ -258,7 +258,7 @@ fn alone<C>(args: &[&str], command: C) -> Result<C, Fault> {
     args.is_empty().then_some(command).ok_or(Fault::Form)
 }
 
-fn patience(text: &str) -> Result<u64, Fault> {
+fn stop_timeout(text: &str) -> Result<u64, Fault> {
     let seconds: u64 = text.parse().map_err(|_| Fault::Form)?;
     (seconds <= MAX_STOP_TIMEOUT).then_some(seconds).ok_or(Fault::Range)
 }

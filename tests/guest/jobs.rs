@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use aqfs::sys;
-
 use crate::common::{BOOT, Mounted, assert_errno, eventually};
 
 /// Runs a script in the VM's directory.
@@ -136,7 +134,7 @@ fn a_vm_that_goes_off_loses_its_jobs() {
 }
 
 fn resident(pid: u32) -> u64 {
-    sys::process_usage(pid).rss >> 10
+    aqfs::proc::usage(pid).rss >> 10
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::{Mounted, eventually, median, proc};
-use aqfs::sys;
+use aqfs::proc::usage;
 
 const MIB: u64 = 1 << 20;
 /// What an operation that answers at once may take on a busy machine, in the middle of many.
@@ -18,18 +18,18 @@ const QUICK: Duration = Duration::from_millis(20);
 #[test]
 fn a_thousand_vms() {
     let aq = Mounted::new();
-    let empty = sys::process_usage(aq.daemon()).rss;
+    let empty = usage(aq.daemon()).rss;
     let began = Instant::now();
     for n in 0..1000 {
         fs::create_dir(aq.path(&format!("vm{n}"))).expect("mkdir");
     }
     let made = began.elapsed();
-    let full = sys::process_usage(aq.daemon()).rss;
+    let full = usage(aq.daemon()).rss;
     let listed = timed(|| assert_eq!(aq.sh("ls | wc -l").ok(), "1000"));
     let long = timed(|| assert_eq!(aq.sh("ls -l | wc -l").ok(), "1001"));
     let found = timed(|| assert_eq!(aq.sh("find vm* -name status | wc -l").ok(), "1000"));
     let read = timed(|| assert_eq!(aq.sh("cat */status | sort -u").ok(), "stopped"));
-    let used = sys::process_usage(aq.daemon()).rss;
+    let used = usage(aq.daemon()).rss;
     println!(
         "1,000 VMs: mkdir {:?} each, ls {listed:?}, ls -l {long:?}, find {found:?}, \
          cat */status {read:?}; daemon {} KiB empty, {} KiB more a VM, {} KiB after all that",
@@ -60,9 +60,9 @@ fn a_hundred_parked_readers() {
     thread::sleep(Duration::from_millis(500));
     assert!(cats.iter_mut().all(|c| c.try_wait().expect("our child").is_none()), "all wait");
     let beside = latency(&aq);
-    let before = sys::process_usage(aq.daemon());
+    let before = usage(aq.daemon());
     thread::sleep(Duration::from_secs(5));
-    let after = sys::process_usage(aq.daemon());
+    let after = usage(aq.daemon());
     let share = (after.cpu_ms - before.cpu_ms) as f64 / 50.0;
     println!(
         "100 parked readers: cat status {beside:?} (alone {alone:?}), daemon {share:.1} % of a \
@@ -77,9 +77,9 @@ fn a_hundred_parked_readers() {
     assert!(beside < alone * 3 + QUICK, "{beside:?}");
     assert!(share < 10.0, "{share} %");
     thread::sleep(Duration::from_millis(200));
-    let idle = sys::process_usage(aq.daemon()).cpu_ms;
+    let idle = usage(aq.daemon()).cpu_ms;
     thread::sleep(Duration::from_secs(2));
-    let idle = sys::process_usage(aq.daemon()).cpu_ms - idle;
+    let idle = usage(aq.daemon()).cpu_ms - idle;
     assert!(idle <= 20, "{idle} ms in 2 s with nobody waiting");
 }
 
@@ -101,7 +101,7 @@ fn fifty_commands_in_one_guest_at_once() {
 #[test]
 fn a_console_reader_that_never_reads() {
     let aq = Mounted::booted();
-    let before = sys::process_usage(aq.daemon()).rss;
+    let before = usage(aq.daemon()).rss;
     let mut lazy: Vec<File> =
         (0..10).map(|_| File::open(aq.path("vm1/console")).expect("console")).collect();
     let mut eager = cat(&aq, "vm1/console");
@@ -122,7 +122,7 @@ fn a_console_reader_that_never_reads() {
         (printing.join().expect("no panic"), times)
     });
     let (worst, beside) = (beside.iter().max().copied().unwrap_or_default(), median(beside));
-    let used = sys::process_usage(aq.daemon()).rss;
+    let used = usage(aq.daemon()).rss;
     println!(
         "2 MiB on the console in {took:?}: status {beside:?}, at worst {worst:?}; daemon {} KiB, \
          before {} KiB; console_lost {}",
@@ -140,7 +140,7 @@ fn a_console_reader_that_never_reads() {
     assert!(read > 0);
     drop(lazy);
     eventually("the backlog given back", Duration::from_secs(10), || {
-        sys::process_usage(aq.daemon()).rss < before + 24 * MIB
+        usage(aq.daemon()).rss < before + 24 * MIB
     });
 }
 

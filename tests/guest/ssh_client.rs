@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use aqfs::guest::{SshGuests, keys};
 use aqfs::store::file;
 use aqfs::store::layout::{Layout, VmDir};
-use aqfs::sys;
 use aqfs::vm::backend::{
     BackendError, Exit, GuestAddress, GuestSession, Guests, OutputSink, Source,
 };
@@ -201,7 +200,7 @@ fn hex(digest: &[u8]) -> String {
 
 /// Bytes of memory that this process really uses.
 fn resident() -> u64 {
-    sys::process_usage(std::process::id()).rss
+    aqfs::proc::usage(std::process::id()).rss
 }
 
 async fn run(session: &dyn GuestSession, command: &str) -> (Result<Exit, BackendError>, String) {

@@ -9,8 +9,8 @@ use include_dir::{Dir, include_dir};
 
 pub(crate) static SRC: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/src");
 
-/// Which layer may name which others. At the bottom are `store` (names and atomic files), `disk` and
-/// `sys` (system calls).
+/// Which layer may name which others. At the bottom are `store` (names and atomic files), `disk`, `proc`
+/// (what the kernel says of processes) and `sys` (system calls).
 const ALLOWED: &[(&str, &[&str])] = &[
     ("main", &["cli", "commands", "run"]),
     ("lib", &[]),
@@ -28,17 +28,18 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("doctor", &["daemon", "fuse", "image", "qemu", "programs", "store", "sys", "vm"]),
     ("man", &["cli", "commands", "tree"]),
     ("config", &["store"]),
-    ("fuse", &["programs", "registry", "sys", "tree", "vm"]),
-    ("tree", &["registry", "store", "sys", "vm"]),
+    ("fuse", &["proc", "programs", "registry", "sys", "tree", "vm"]),
+    ("tree", &["proc", "registry", "store", "sys", "vm"]),
     ("registry", &["store", "vm"]),
     ("vm", &["disk", "programs", "store"]),
-    ("qemu", &["disk", "programs", "store", "sys", "vm"]),
+    ("qemu", &["disk", "proc", "programs", "store", "sys", "vm"]),
     ("guest", &["store", "sys", "vm"]),
     ("image", &["disk", "programs", "store", "sys", "vm"]),
     // A log loses its older part by a hole.
-    ("store", &["disk"]),
+    ("store", &["disk", "proc"]),
     // Disks and files of memory: nothing of VMs, machines or images.
     ("disk", &["programs", "sys"]),
+    ("proc", &[]),
     ("programs", &[]),
     ("sys", &[]),
 ];

@@ -1,10 +1,10 @@
 //! The scrollback on disk, and the seam between it and the socket.
 //!
-//! QEMU writes everything to `console.log` and, while somebody is connected, to the socket too
-//! (there first). So whoever connects takes from the log what came before, and then lines up the
-//! socket's first bytes with the log: those that the log has already given are dropped, those that
-//! fell between are filled in. What remains: a guest that prints the same bytes over and over in
-//! that very millisecond may have some of them shown once too often or too seldom.
+//! QEMU writes everything to `console.log` and, while the daemon is connected, to the socket too
+//! (there first). So after connecting, the daemon reads from the log what came before, and then
+//! aligns the socket's first bytes with the log: those that the log has already given are dropped,
+//! those that fell between are filled in. What remains: a guest that prints the same bytes over and
+//! over in that very millisecond may have some of them shown once too often or too seldom.
 
 use std::fs::File;
 use std::io;
@@ -45,7 +45,7 @@ impl Log {
     /// Takes what is new in the log; of very much only the end, which alone is read.
     pub(super) fn catch_up(&mut self) -> Vec<u8> {
         let end = std::fs::metadata(&self.path).map_or(0, |meta| meta.len());
-        // A log that has become shorter has begun anew.
+        // A log that has become shorter was started again.
         let shown = if end < self.shown { 0 } else { self.shown };
         self.shown = shown.max(end.saturating_sub(BACKLOG as u64));
         let bytes = self.read(self.shown, BACKLOG as u64).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! The bytes of a serial line that somebody may still want: the scrollback, and what slow readers
+//! The bytes of a serial line that a reader may want: the scrollback, and what slow readers
 //! have not read, each byte at its offset since the line began.
 //!
 //! Pure; no locks here.

@@ -263,7 +263,7 @@ async fn each_user_has_a_terminal_and_a_path_is_used_again_once_it_is_closed() {
     let mut qemu = fixture.start().await;
     let watch = fixture.open(ConsoleAccess::Watch);
     let path = fixture.console.terminal().unwrap();
-    assert_eq!(fixture.console.terminal().unwrap(), path, "nobody has opened it");
+    assert_eq!(fixture.console.terminal().unwrap(), path, "no program has opened it");
     let first = open_terminal(&path);
     let other = fixture.console.terminal().unwrap();
     assert_ne!(other, path);

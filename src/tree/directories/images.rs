@@ -146,7 +146,7 @@ static ROWS: &[Node<ImageOwner>] = &[
         name: "warm",
         mode: 0o444,
         mtime: ImageOwner::mtime,
-        doc: "whether new VMs go on from a machine frozen in it: `no`, `yes: …`, `warming: …`, `failed: …`",
+        doc: "whether new VMs resume from a machine captured in it: `no`, `yes: …`, `warming: …`, `failed: …`",
         body: Body::Value(|i| line(&i.info.warm.to_string())),
     },
 ];

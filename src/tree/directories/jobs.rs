@@ -154,7 +154,7 @@ impl NodeOwner for JobOwner {
     }
 }
 
-/// A link that leads nowhere, but can be read, for who has no last job: one that cannot be read is
+/// A caller without a last job gets a dangling link: one that cannot be read is
 /// an error to `ls`, `tar` and `cp -r`.
 fn last_job(vm: &Vm, caller: &Caller) -> PathBuf {
     vm.jobs().last_job(caller).map_or_else(|| ".none".into(), |job| job.name().into())
@@ -167,8 +167,8 @@ fn open_cmd(owner: &JobOwner, open: &OpenRequest<'_>) -> Result<Arc<dyn Stream>,
     Ok(owner.vm.jobs().open_text(&owner.job))
 }
 
-/// Reading it gives nothing, at once: it is readable so that programs which walk over everything, as
-/// `cp -r` and `grep -r` do, meet no error.
+/// Reading it gives nothing, at once: it is readable so that programs which walk over everything,
+/// as `cp -r` and `grep -r` do, meet no error.
 fn open_stdin(owner: &JobOwner, open: &OpenRequest<'_>) -> Result<Arc<dyn Stream>, TreeError> {
     if !open.access.writes() {
         return Ok(Arc::new(Nothing::default()));
@@ -184,7 +184,7 @@ impl JobNames {
         JOB.node(pack_job(self.0.id(), job.id()))
     }
 
-    fn told<T>(&self, done: Result<T, JobError>) -> Result<T, TreeError> {
+    fn noted<T>(&self, done: Result<T, JobError>) -> Result<T, TreeError> {
         noted(Some(&self.0), done.map_err(|e| VmError::from(e).into()))
     }
 }
@@ -210,18 +210,18 @@ impl Names for JobNames {
     }
 
     fn make(&self, name: &str) -> Answer<NodeId> {
-        let made = self.told(self.0.jobs().make(name));
+        let made = self.noted(self.0.jobs().make(name));
         Answer::Now(made.map(|job| self.id(&job)))
     }
 
     fn remove(&self, name: &str, _caller: &dyn Fn() -> Caller) -> Answer<()> {
-        Answer::Now(self.told(self.0.jobs().remove(name)))
+        Answer::Now(self.noted(self.0.jobs().remove(name)))
     }
 
     fn rename(&self, from: &str, to: &str) -> Answer<()> {
         if self.find(from).is_none() {
             return Answer::Now(Err(TreeError::BadRename));
         }
-        Answer::Now(self.told(self.0.jobs().rename(from, to)))
+        Answer::Now(self.noted(self.0.jobs().rename(from, to)))
     }
 }

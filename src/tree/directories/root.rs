@@ -152,8 +152,8 @@ impl Names for VmNames {
         let Some(vm) = self.0.get(name) else { return Answer::Now(Err(TreeError::NotFound)) };
         let by = caller().process();
         let removed = Registry::remove(Arc::clone(&self.0), name.to_owned(), by);
-        let told = move |done: Result<(), _>| noted(Some(&vm), done.map_err(TreeError::from));
-        Answer::later(removed.map(told))
+        let outcome = move |done: Result<(), _>| noted(Some(&vm), done.map_err(TreeError::from));
+        Answer::later(removed.map(outcome))
     }
 
     fn rename(&self, from: &str, to: &str) -> Answer<()> {

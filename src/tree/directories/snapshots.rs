@@ -177,8 +177,9 @@ impl Names for SnapshotNames {
         }
         let vm = self.vm.clone();
         let dropped = vm.clone().drop_snapshot(name.to_owned(), caller().process());
-        let told = move |done: Result<(), VmError>| noted(Some(&vm), done.map_err(TreeError::from));
-        Answer::later(dropped.map(told))
+        let outcome =
+            move |done: Result<(), VmError>| noted(Some(&vm), done.map_err(TreeError::from));
+        Answer::later(dropped.map(outcome))
     }
 
     fn move_out(&self, _name: &str, to: (NodeId, &str)) -> Answer<()> {
@@ -199,7 +200,7 @@ impl Names for SnapshotNames {
         let (old, new) = (self.named(from), self.named(to));
         let (from, to) = (from.to_owned(), to.to_owned());
         let renamed = self.command(Command::RenameSnapshot { from, to });
-        // It keeps its number: who is in its directory stays there.
+        // It keeps its number: a process in its directory stays there.
         Answer::later(renamed.map(move |done| done.inspect(|()| numbers.exchange(old, new))))
     }
 }

@@ -61,6 +61,15 @@ pub trait OutputSink: Send + Sync {
     async fn accept(&self, source: Source, bytes: &[u8]);
 }
 
+/// Takes a command's output and forgets it.
+#[derive(Clone, Copy, Debug)]
+pub struct DiscardOutput;
+
+#[async_trait]
+impl OutputSink for DiscardOutput {
+    async fn accept(&self, _source: Source, _bytes: &[u8]) {}
+}
+
 /// The size of a terminal in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WindowSize {

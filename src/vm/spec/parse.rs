@@ -57,7 +57,7 @@ pub(super) fn sized(
 ) -> Result<u64, SpecError> {
     let bytes = parse_size(value).ok_or_else(|| malformed(key, value, "a size such as 512M"))?;
     if (min..=max).contains(&bytes) {
-        // QEMU wants whole sectors and pages; a byte more or less is nobody's wish.
+        // QEMU wants whole sectors and pages; a byte more or less is not worth an error.
         Ok(bytes.next_multiple_of(1 << 20))
     } else {
         Err(out_of_range(key, value, range))

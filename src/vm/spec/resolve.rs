@@ -1,5 +1,6 @@
-//! Which value of a setting holds: the VM's own, else its image's, else what `.defaults` had when the
-//! VM was made, else the built-in one. [`VmSettings::resolve`] is the only place that decides it.
+//! Which value of a setting holds: the VM's own, else its image's, else what `.defaults` had when
+//! the VM was made, else the built-in one. [`VmSettings::resolve`] is the only place that decides
+//! it.
 //!
 //! Pure: what an image carries, and whether a VM has a disk, is for others to know.
 
@@ -140,7 +141,7 @@ impl ImageSettings {
         map.into()
     }
 
-    /// Returns what of it an image carries without a machine frozen in it.
+    /// Returns what of it an image without a template carries.
     #[must_use]
     pub fn without_machine(&self) -> Self {
         let keys = self.of_keys().filter(|(key, _)| key.carried == Carried::Always);
@@ -162,8 +163,8 @@ impl ImageSettings {
         self.0.iter().map(lines).collect()
     }
 
-    /// Lists what is carried; what a VM has for itself alone is not taken from an image, whatever
-    /// its file says.
+    /// Lists what is carried; what a VM has for itself alone never comes from an image, whatever
+    /// the image's file says.
     fn of_keys(&self) -> impl Iterator<Item = (&'static Key, &str)> {
         self.0.iter().filter_map(|(name, text)| {
             let key = Key::named(name).filter(|key| key.carried != Carried::Never)?;

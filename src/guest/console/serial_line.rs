@@ -1,6 +1,6 @@
 //! One run's connection to QEMU's serial socket, which QEMU gives to one client only.
 //!
-//! A single task ([`Line::serve`]) reads and writes it, and connects again when it is lost.
+//! A single task ([`SerialLine::serve`]) reads and writes it, and connects again when it is lost.
 
 use std::collections::VecDeque;
 use std::io;
@@ -36,7 +36,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_
 
 /// The serial line during one run of the machine.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct SerialLine {
     inner: Mutex<Inner>,
     bell: Bell,
     /// Something has been typed.
@@ -52,7 +52,7 @@ struct Inner {
     over: bool,
 }
 
-impl Line {
+impl SerialLine {
     /// Makes one that nothing is connected to; what its readers lose is added to `lost`.
     pub(super) fn new(lost: Arc<AtomicU64>) -> Arc<Self> {
         Arc::new(Self {
@@ -133,7 +133,7 @@ impl Line {
             let _stopped = timeout(pause, self.stopped()).await;
             pause = (2 * pause).min(longest);
         }
-        // What came while nobody was connected; nothing, as a rule.
+        // What came while the daemon was not connected; nothing, as a rule.
         self.publish(&log.catch_up());
         self.end();
     }
@@ -219,7 +219,8 @@ impl Line {
             }
             match socket.write(&chunk).await {
                 Ok(len) => self.spoken(len),
-                // How the connection ends is heard by the reader, who has bytes left to read.
+                // The reading side reports how the connection ends, after the bytes that are left
+                // to read.
                 Err(_) => std::future::pending().await,
             }
         }
