@@ -52,6 +52,19 @@ pub enum Link {
     Up(Arc<dyn GuestSession>),
 }
 
+impl Link {
+    /// Says whether both are the same way.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Off, Self::Off) | (Self::Coming, Self::Coming) => true,
+            (Self::Up(session), Self::Up(other)) => Arc::ptr_eq(session, other),
+            (Self::Off | Self::Coming | Self::Up(_), Self::Off | Self::Coming | Self::Up(_)) => {
+                false
+            }
+        }
+    }
+}
+
 /// How `exec` is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExecAccess {

@@ -130,7 +130,7 @@ impl Backends {
 pub struct VmId(pub u64);
 
 /// What the driver publishes: everything that a reader may see of a VM's life.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct View {
     /// The state.
     pub state: State,
@@ -207,7 +207,7 @@ pub(crate) struct Shared {
     /// Snapshots that are in the disk and were dropped.
     dropped: DroppedSnapshots,
     failure: Mutex<(Option<String>, SystemTime)>,
-    asks: mpsc::Sender<Request>,
+    requests: mpsc::Sender<Request>,
     console: Arc<dyn Console>,
     exec: Exec,
     guests: Arc<dyn Guests>,
@@ -448,7 +448,7 @@ impl Vm {
         request: impl FnOnce(oneshot::Sender<Result<T, VmError>>) -> Request,
     ) -> Result<T, VmError> {
         let (answer, result) = oneshot::channel();
-        self.0.asks.send(request(answer)).await.map_err(|_| VmError::Removed)?;
+        self.0.requests.send(request(answer)).await.map_err(|_| VmError::Removed)?;
         result.await.unwrap_or(Err(VmError::Removed))
     }
 }

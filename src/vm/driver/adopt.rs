@@ -1,4 +1,4 @@
-//! Taking up what an earlier daemon has left: a machine that runs, and what was cut short.
+//! Finding what an earlier daemon has left: a machine that runs, and what was cut short.
 //!
 //! Not here: being sure that a QEMU is the VM's own (`qemu::adopt`).
 
@@ -7,16 +7,15 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::reach::Announcement;
-use super::{Answer, Driver, Report, dropped, paused_by_daemon, recover, suspended};
+use super::task::{Report, Ticket};
+use super::{Answer, Driver, recover, suspended};
 use crate::store::layout::VmDir;
-use crate::vm::backend::{Adoption, BackendError, SilentMachine};
-use crate::vm::state::State;
-use crate::vm::{Backends, one_line};
+use crate::vm::Backends;
+use crate::vm::backend::{Adoption, SilentMachine};
 
 /// How often a QEMU that does not answer is asked again. While it writes a snapshot of a large memory
 /// it answers nobody, for as long as that takes.
-const AGAIN: Duration = Duration::from_secs(3);
+const SEARCH_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Finds the VM's machine, and recovers what was cut short.
 pub(super) async fn find(backends: &Backends, dir: &VmDir, uuid: Uuid) -> Adoption {
@@ -27,36 +26,13 @@ pub(super) async fn find(backends: &Backends, dir: &VmDir, uuid: Uuid) -> Adopti
 }
 
 impl Driver {
-    /// Takes up what was found.
-    pub(super) fn settle(&mut self, adoption: Adoption) {
-        match adoption {
-            Adoption::NeverRan => dropped::drop_later(&self.vm),
-            Adoption::Running(launched) => {
-                dropped::lift_all(&self.vm);
-                // Nobody knows since when one stands that is found paused.
-                if launched.clock_is_behind || launched.paused {
-                    self.clock.is_of_the_past();
-                }
-                self.take_over(launched, Announcement::Awaited);
-            }
-            Adoption::Ended(reason) => {
-                dropped::drop_later(&self.vm);
-                self.enter(State::Failed(one_line(&reason)));
-            }
-            Adoption::Unclear(reason) => {
-                self.enter(State::Unreachable(one_line(&reason)));
-                self.search();
-            }
-        }
-    }
-
     /// Looks again for a machine that runs and could not be adopted, until it can be or has ended, or
     /// until the user asks for something else.
-    fn search(&mut self) {
+    pub(super) fn search(&self, ticket: Ticket) {
         let (vm, backends) = (self.vm.clone(), self.backends.clone());
-        self.searching = Some(self.task(|to| async move {
+        self.spawn(ticket, |to| async move {
             let found = loop {
-                tokio::time::sleep(AGAIN).await;
+                tokio::time::sleep(SEARCH_INTERVAL).await;
                 match find(&backends, vm.dir(), vm.uuid()).await {
                     Adoption::Unclear(_) => {}
                     found @ (Adoption::NeverRan | Adoption::Running(_) | Adoption::Ended(_)) => {
@@ -65,67 +41,22 @@ impl Driver {
                 }
             };
             to.report(Report::Found(found)).await;
-        }));
+        });
     }
 
-    /// Ends a machine that does not answer, if it is surely the VM's.
-    pub(super) fn kill_silent(&self, answer: Answer) {
+    /// Finds the process of a machine that does not answer, if it is surely the VM's.
+    pub(super) fn find_silent(&self, answer: Answer) {
         let (vm, backends) = (self.vm.clone(), self.backends.clone());
-        self.detached(|to| async move {
+        self.detach(|to| async move {
             let found = backends.hypervisor.silent(vm.dir().0.clone(), vm.uuid()).await;
             to.report(Report::Silent(found, answer)).await;
         });
     }
 
-    pub(super) fn on_silent(
-        &mut self,
-        found: Result<Arc<dyn SilentMachine>, BackendError>,
-        answer: Answer,
-    ) {
-        // It may have been found to answer, or to have ended, meanwhile.
-        let State::Unreachable(reason) = self.state() else {
-            self.kill();
-            return drop(answer.send(Ok(())));
-        };
-        let machine = match found {
-            Ok(machine) => machine,
-            Err(error) => return drop(answer.send(Err(error.into()))),
-        };
-        self.searching = None;
-        self.enter(State::Stopping);
-        drop(answer.send(Ok(())));
-        self.stopping = Some(self.task(|to| async move {
-            to.report(Report::SilentEnded(machine.kill().await, reason)).await;
-        }));
-    }
-
-    pub(super) fn on_silent_ended(&mut self, ended: Result<(), BackendError>, reason: String) {
-        self.stopping = None;
-        match ended {
-            Ok(()) => {
-                paused_by_daemon::end(self.vm.dir());
-                self.settle(Adoption::NeverRan);
-                self.enter(State::Stopped);
-            }
-            Err(error) => {
-                self.vm.note_outcome(Err::<(), _>(error));
-                self.settle(Adoption::Unclear(reason));
-            }
-        }
-    }
-
-    pub(super) fn on_found(&mut self, found: Adoption) {
-        match (self.searching.take(), found) {
-            (None, _) => {}
-            (Some(_), Adoption::NeverRan) => {
-                dropped::drop_later(&self.vm);
-                self.enter(State::Stopped);
-            }
-            (
-                Some(_),
-                found @ (Adoption::Running(_) | Adoption::Ended(_) | Adoption::Unclear(_)),
-            ) => self.settle(found),
-        }
+    pub(super) fn end_silent(&self, ticket: Ticket, machine: Arc<dyn SilentMachine>) {
+        self.spawn(ticket, |to| async move {
+            to.report(Report::SilentEnded(machine.kill().await)).await;
+        });
     }
 }
 

@@ -9,11 +9,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::{Instant, timeout};
 
+use super::Driver;
 use super::stop::Nowhere;
-use super::{Driver, Report};
-use crate::vm::backend::{AccelKind, GuestSession};
-use crate::vm::exec::Link;
-use crate::vm::state::State;
+use super::task::{Report, Ticket};
+use crate::vm::backend::GuestSession;
 
 /// How long setting the guest's clock may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -33,13 +32,13 @@ pub(super) struct GuestClock {
 
 impl GuestClock {
     /// Says that the processors stop.
-    pub(super) fn stop(&mut self) {
-        self.stopped.get_or_insert_with(Instant::now);
+    pub(super) fn stop(&mut self, now: Instant) {
+        self.stopped.get_or_insert(now);
     }
 
     /// Says that they run.
-    pub(super) fn run(&mut self) {
-        self.behind = self.lag();
+    pub(super) fn run(&mut self, now: Instant) {
+        self.behind = self.lag(now);
         self.stopped = None;
     }
 
@@ -53,57 +52,22 @@ impl GuestClock {
         self.behind = Duration::ZERO;
     }
 
-    pub(super) fn is_behind(&self) -> bool {
-        self.lag() >= NOTICEABLE
+    pub(super) fn is_behind(&self, now: Instant) -> bool {
+        self.lag(now) >= NOTICEABLE
     }
 
-    fn lag(&self) -> Duration {
-        let still = self.stopped.map_or(Duration::ZERO, |since| since.elapsed());
-        self.behind.saturating_add(still)
+    fn lag(&self, now: Instant) -> Duration {
+        let stopped = self.stopped.map_or(Duration::ZERO, |since| now.duration_since(since));
+        self.behind.saturating_add(stopped)
     }
 }
 
 impl Driver {
-    /// Lets users at a guest that answers, once its clock is right.
-    pub(super) fn guest_answers(&mut self) {
-        let Some(session) = self.session.clone() else { return };
-        match (self.clock.is_behind(), self.halted) {
-            (true, false) => return self.set_clock(session),
-            // When it runs again.
-            (true, true) => return,
-            (false, true | false) => {}
-        }
-        self.link.send_replace(Link::Up(session));
-        if self.state() == State::Running {
-            self.enter(State::Ready);
-        }
-    }
-
-    /// The guest boots, and reads its clock anew. Under TCG on a busy host its kernel measures its time
-    /// stamp counter wrongly, and counts seconds that are none until it notices.
-    pub(super) fn clock_of_a_boot(&mut self) {
-        let facts = self.running.as_ref().map(|running| running.machine.facts());
-        match facts.is_some_and(|facts| facts.accel.kind == AccelKind::Tcg) {
-            true => self.clock.is_of_the_past(),
-            false => self.clock.is_settled(),
-        }
-    }
-
-    fn set_clock(&mut self, session: Arc<dyn GuestSession>) {
-        self.link.send_replace(Link::Coming);
-        self.setting_clock = Some(self.task(|to| async move {
+    pub(super) fn set_clock(&self, ticket: Ticket, session: Arc<dyn GuestSession>) {
+        self.spawn(ticket, |to| async move {
             set(&*session).await;
             to.report(Report::ClockSet).await;
-        }));
-    }
-
-    pub(super) fn on_clock_set(&mut self) {
-        self.setting_clock = None;
-        // One that was stopped meanwhile is set when it runs again.
-        if !self.halted {
-            self.clock.is_settled();
-            self.guest_answers();
-        }
+        });
     }
 }
 

@@ -1,10 +1,10 @@
 //! Settings: stored, and given to the running machine where it can be changed. A change is a task of
-//! its own: QEMU may take 5 s for each of its steps. What must not run beside it waits in `turn`.
+//! its own: QEMU may take 5 s for each of its steps. What must not run beside it waits in `queue`.
 
 use std::sync::Arc;
 
-use super::report::Reporter;
-use super::{Answer, Driver, Report, off_thread};
+use super::task::{Configured, Report, Reporter};
+use super::{Answer, Driver, off_thread};
 use crate::store::file;
 use crate::vm::backend::Machine;
 use crate::vm::definition::Definition;
@@ -15,38 +15,28 @@ use crate::vm::state::{Refusal, State};
 use crate::vm::{Backends, Vm, VmError};
 
 impl Driver {
-    /// Begins a change; `turn` lets one begin at a time.
-    pub(super) fn configure(&mut self, edit: Edit, answer: Answer) {
-        self.is_changing = true;
+    /// Begins a change; `queue` lets one begin at a time.
+    pub(super) fn configure(
+        &mut self,
+        edit: Edit,
+        machine: Option<Arc<dyn Machine>>,
+        in_force: Option<InForce>,
+        answer: Answer,
+    ) {
+        self.queue.is_changing = true;
         let (vm, backends) = (self.vm.clone(), self.backends.clone());
-        let (machine, in_force) = (self.steady_machine(), self.in_force());
-        self.detached(|to| async move {
+        self.detach(|to| async move {
             let mut change = Change { vm, backends, machine, in_force, to };
             let done = change.configure(&edit).await;
-            let Change { in_force, to, .. } = change;
-            to.report(Report::Configured(Box::new(in_force), done, answer)).await;
+            let Change { machine, in_force, to, .. } = change;
+            let configured = Configured { machine, in_force, done, answer };
+            to.report(Report::Configured(Box::new(configured))).await;
         });
     }
 
-    /// In a transition nothing is changed: the settings then wait for the next start.
-    fn steady_machine(&self) -> Option<Arc<dyn Machine>> {
-        let is_steady = matches!(self.state(), State::Running | State::Ready | State::Paused);
-        self.running.as_ref().filter(|_| is_steady).map(|running| Arc::clone(&running.machine))
-    }
-
-    pub(super) fn in_force(&self) -> Option<InForce> {
-        self.vm.view().facts?.in_force
-    }
-
-    /// What the machine has now, as long as it is the same one.
-    pub(super) fn on_configured(&mut self, in_force: Option<InForce>) {
-        if in_force.is_some() && in_force != self.in_force() {
-            self.publish(|view| {
-                if let Some(facts) = &mut view.facts {
-                    facts.in_force = in_force;
-                }
-            });
-        }
+    /// Returns what the machine has of its settings.
+    pub(super) fn in_force(&self) -> Option<&InForce> {
+        self.phase.machine()?.facts.in_force.as_ref()
     }
 }
 

@@ -1,51 +1,64 @@
 //! The memory that the host promises the VM.
 
 use super::Driver;
-use super::warm::WARM;
-use crate::vm::backend::{BackendError, ImageInfo};
-use crate::vm::memory::{Check, Need, Ram};
+use crate::vm::backend::{BackendError, ImageInfo, LaunchPlan};
+use crate::vm::memory::{Check, Need, Ram, Reservation};
 use crate::vm::spec::VmSpec;
-use crate::vm::warm::WarmStatus;
+use crate::vm::warm::{Memory, WarmStatus};
 
 impl Driver {
-    /// Has the host promise what a machine with these settings may come to take, or another amount
-    /// than before.
-    pub(super) fn reserve(&mut self, spec: &VmSpec, ram: Ram) -> Result<(), BackendError> {
-        let check = if spec.overcommit { Check::Waived } else { Check::Strict };
-        let need = self.need(spec, ram);
-        match &self.memory {
-            Some(reservation) => reservation.amend((need, ram), check),
-            None => {
-                let ledger = &self.backends.memory;
-                self.memory = Some(ledger.reserve(&self.vm, (need, ram), check)?);
-                Ok(())
-            }
-        }
+    /// Has the host promise what a machine with these settings may come to take.
+    pub(super) fn reserve(&self, spec: &VmSpec, ram: Ram) -> Result<Reservation, BackendError> {
+        let (need, check) = (self.need(spec, ram), check(spec));
+        self.backends.memory.reserve(&self.vm, (need, ram), check)
     }
 
-    /// Enters a machine that runs already.
+    /// Has it promise another amount than before: by now it is known how the machine starts, and
+    /// settings may have changed.
+    pub(super) fn amend(&self, plan: &LaunchPlan) -> Result<(), BackendError> {
+        let ram = match plan.memory {
+            Memory::Clone(_) => Ram::CopyOnWrite,
+            Memory::Own | Memory::CaptureTarget { .. } => Ram::Own,
+        };
+        let amended =
+            |held: &Reservation| held.amend((self.need(&plan.spec, ram), ram), check(&plan.spec));
+        self.phase.memory().map_or(Ok(()), amended)
+    }
+
+    /// Corrects what a machine that runs was promised.
     pub(super) fn reserve_for_running(&mut self) {
-        let spec = match self.in_force() {
+        let Some(running) = self.phase.machine() else { return };
+        let spec = match &running.facts.in_force {
             // The balloon may give back what it was started with.
-            Some(now) => VmSpec { memory: now.memory, ..now.spec },
+            Some(now) => VmSpec { memory: now.memory, ..now.spec.clone() },
             None => VmSpec::clone(&self.vm.spec()),
         };
-        let is_clone = self.vm.view().facts.is_some_and(|facts| facts.warm == WARM);
-        let ram = if is_clone { Ram::CopyOnWrite } else { Ram::Own };
-        let entered = self.reserve(&VmSpec { overcommit: true, ..spec }, ram);
+        let ram = if running.is_clone() { Ram::CopyOnWrite } else { Ram::Own };
+        let need = (self.need(&spec, ram), ram);
+        let entered = match &running.memory {
+            Some(held) => held.amend(need, Check::Waived).map(|()| None),
+            None => self.backends.memory.reserve(&self.vm, need, Check::Waived).map(Some),
+        };
         debug_assert!(entered.is_ok(), "nothing was checked");
+        if let (Ok(Some(new)), Some(running)) = (entered, self.phase.machine_mut()) {
+            running.memory = Some(new);
+        }
     }
 
     /// Says what the next start's memory will be made of, as far as can be told at once.
     pub(super) fn likely_ram(&self, image: &ImageInfo) -> Ram {
         let is_warm = matches!(image.warm, WarmStatus::Warm(_));
-        let goes_on = is_warm && !self.vm.dir().disk().exists();
-        if goes_on { Ram::CopyOnWrite } else { Ram::Own }
+        let is_loaded = is_warm && !self.vm.dir().disk().exists();
+        if is_loaded { Ram::CopyOnWrite } else { Ram::Own }
     }
 
     fn need(&self, spec: &VmSpec, ram: Ram) -> Need {
         Need::of(spec.memory, self.backends.hypervisor.memory_overhead(spec), ram)
     }
+}
+
+fn check(spec: &VmSpec) -> Check {
+    if spec.overcommit { Check::Waived } else { Check::Strict }
 }
 
 #[cfg(test)]

@@ -1,60 +1,86 @@
 //! The task that drives one VM: the only writer of its state.
 //!
-//! It hears three things, in this order: what the machine reports, what its own background tasks
-//! report (a launch, a connection attempt, the patience of a stop), and what users ask. Nothing
-//! here takes long: whatever may is a task that reports back, so `kill` is heard at any time.
+//! What a VM is at is one value, its [`Phase`]. The driver hears three things, in this order: what the
+//! machine reports, what its own background tasks report, and what users ask. Each is an input of
+//! [`Phase::step`], a pure function that returns the next phase and the effects: words, and tasks that
+//! report back. Nothing is awaited in the loop, so `kill` is heard at any time.
 //!
-//! What is admitted is decided in `state.rs`; how a thing is done, by the backends. The phases of a
-//! machine's life are in `adopt.rs`, `start.rs`, `reach.rs` and `stop.rs`, settings in `configure.rs`,
-//! verbs that QEMU carries out at once in `verb.rs`; here are the loop, what is published, and users' requests.
+//! ```text
+//!                     pin, snapshot                  retire
+//!      ┌─ UsingDisk ◀───────────────┐   ┌──────────────────────────▶ Removing ──▶ Removed
+//!      └──── done ────────────────▶ Off ◀────────── stays ─────────────┘
+//!                                 ▲ │ ▲ ▲
+//!         called off, failed      │ │ │ │  QEMU ended
+//!      ┌──────────────────────────┘ │ │ └───────────────────────────────────┐
+//!      │               start        │ │                                     │
+//!   Starting ◀──────────────────────┘ │          ┌── Running, Idle ─────────┤
+//!   Planning ─▶ Launching ─▶ CalledOff│          │   ▲ done   │ snapshot,   │
+//!      │            │           │     │          │   │        ▼ suspend,    │
+//!      │            │ greeted   │     │     stop,│  Running,    capture     │
+//!      │            └───────────┼─────┼─────kill │  Snapshot or Capture ────┤
+//!      │                        │     │          ▼           │ kill         │
+//!      │                        └─────┼──▶ Running, Stopping ◀──────────────┘
+//!                                     │
+//!   an earlier daemon's QEMU:         │ ended
+//!      Unreachable ── kill ──▶ EndingSilent
+//!         │  ▲                     │
+//!         │  └──── not ended ──────┘
+//!         └── it answers ──▶ Running, Idle
+//! ```
+//!
+//! The published [`State`](super::state::State) follows from the phase, in [`Phase::state`] alone. A request passes
+//! `queue.rs` (a change of settings may be under way) and `check.rs` (is it possible now?), and then
+//! takes a step in `requested.rs`; what machines and tasks report takes one in `reported.rs`. The
+//! effects are listed in `effect.rs`, and the tasks are in `start`, `connect`, `clock`, `stop`,
+//! `snapshot`, `suspended`, `warm`, `configure`, `verb`, `pin`, `remove` and `adopt`.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 use uuid::Uuid;
 
-use self::clock::GuestClock;
-use self::report::{Report, Reporter, Task};
-use self::snapshot::Snapshotting;
-use self::start::Starting;
-use self::verb::MachineVerb;
-use super::backend::{
-    Adoption, BackendError, ExitReport, GuestSession, Launched, Lifetime, MachineEvent, SnapshotOp,
-};
+use self::phase::{Input, Phase, Rest, StartStage};
+use self::queue::Queue;
+use self::task::{Report, Sent};
+use super::backend::{Adoption, BackendError, ExitReport, Lifetime, MachineEvent};
 use super::definition::Definition;
 use super::dropped::DroppedSnapshots;
 use super::events::Event;
 use super::exec::{Exec, Link};
-use super::memory::Reservation;
 use super::settings::Held;
-use super::spec::{Edit, VmSettings, VmSpec};
-use super::state::{Command, State, admit};
+use super::spec::{VmSettings, VmSpec};
 use super::stream::Bell;
 use super::{Backends, Request, Shared, View, Vm, VmError, VmId, one_line};
 use crate::store::file;
 use crate::store::layout::VmDir;
 
 mod adopt;
+mod check;
 mod clock;
 mod configure;
+mod connect;
 mod dropped;
-mod hold;
+mod effect;
 mod memory;
 mod paused_by_daemon;
-mod reach;
+mod phase;
+mod pin;
+mod queue;
 mod recover;
 pub(crate) mod remove;
-mod report;
+mod reported;
+mod requested;
+mod running;
 mod snapshot;
 mod start;
 mod stop;
 pub(crate) mod suspended;
+mod task;
 #[cfg(test)]
 mod tests;
-mod turn;
 mod verb;
 pub(crate) mod warm;
 
@@ -82,11 +108,22 @@ pub async fn spawn(new_vm: NewVm, backends: Backends) -> Vm {
         Ok(_) => adopt::find(&backends, &new_vm.dir, new_vm.uuid).await,
         Err(_) => Adoption::NeverRan,
     };
-    let (asks, inbox) = mpsc::channel(16);
+    let (requests, inbox) = mpsc::channel(16);
     let (link, links) = watch::channel(Link::Off);
-    let vm = Vm(Arc::new(shared(new_vm, &backends, asks, links)));
-    let mut driver = Driver::new(vm.clone(), backends, inbox, link);
-    driver.settle(adoption);
+    let (shared, rest) = shared(new_vm, &backends, requests, links);
+    let vm = Vm(Arc::new(shared));
+    let (reporter, reports) = mpsc::channel(16);
+    let mut driver = Driver {
+        vm: vm.clone(),
+        backends,
+        phase: Phase::Off(rest),
+        queue: Queue::default(),
+        inbox,
+        reports,
+        reporter,
+        link,
+    };
+    driver.advance(Input::Report(Report::Found(adoption)));
     tokio::spawn(driver.run());
     vm
 }
@@ -94,32 +131,32 @@ pub async fn spawn(new_vm: NewVm, backends: Backends) -> Vm {
 fn shared(
     new_vm: NewVm,
     backends: &Backends,
-    asks: mpsc::Sender<Request>,
+    requests: mpsc::Sender<Request>,
     links: watch::Receiver<Link>,
-) -> Shared {
+) -> (Shared, Rest) {
     let now = SystemTime::now();
-    let (definition, state) = match new_vm.definition {
-        Ok(definition) => (definition, State::Stopped),
+    let (definition, rest) = match new_vm.definition {
+        Ok(definition) => (definition, Rest::Stopped),
         Err(reason) => {
             let settings = VmSettings::new(VmSpec::default());
-            (Definition::new(new_vm.uuid, now, settings), State::Broken(reason))
+            (Definition::new(new_vm.uuid, now, settings), Rest::Broken(reason))
         }
     };
     let console = backends.guests.console(new_vm.dir.0.clone());
-    Shared {
+    let shared = Shared {
         id: new_vm.id,
         uuid: new_vm.uuid,
         created: definition.created,
         name: RwLock::new(new_vm.name),
         settings: Held::new(definition.settings, definition.created, &new_vm.dir),
-        view: watch::Sender::new(View::new(state, definition.created)),
+        view: watch::Sender::new(View::new(rest.state(), definition.created)),
         bell: Bell::default(),
         hypervisor: Arc::clone(&backends.hypervisor),
         pending: Mutex::default(),
         dropped: DroppedSnapshots::open(&new_vm.dir),
         failure: Mutex::new((None, definition.created)),
         exec: Exec::new(new_vm.dir.0.clone(), links, tokio::runtime::Handle::current()),
-        asks,
+        requests,
         console,
         events: Arc::clone(&backends.events),
         guests: Arc::clone(&backends.guests),
@@ -127,7 +164,8 @@ fn shared(
         machine: RwLock::default(),
         lifetime: new_vm.lifetime,
         dir: new_vm.dir,
-    }
+    };
+    (shared, rest)
 }
 
 /// Where the answer to a request goes.
@@ -136,36 +174,14 @@ type Answer = oneshot::Sender<Result<(), VmError>>;
 struct Driver {
     vm: Vm,
     backends: Backends,
+    phase: Phase,
+    queue: Queue,
     inbox: mpsc::Receiver<Request>,
-    reports: mpsc::Receiver<(u64, Report)>,
-    reporter: mpsc::Sender<(u64, Report)>,
-    /// Counts lives of the machine: reports of an earlier one are not heard.
-    life: u64,
-    /// When the present wait for the guest began: its start, or the loss of what was ready.
-    begun: Instant,
+    reports: mpsc::Receiver<Sent>,
+    /// Where tasks report.
+    reporter: mpsc::Sender<Sent>,
+    /// The way into the guest, for `exec`.
     link: watch::Sender<Link>,
-    running: Option<Launched>,
-    session: Option<Arc<dyn GuestSession>>,
-    /// Its processors stand still, whatever for.
-    halted: bool,
-    starting: Option<Starting>,
-    preparing: Option<Task>,
-    reaching: Option<Task>,
-    searching: Option<Task>,
-    stopping: Option<Task>,
-    snapshotting: Option<Snapshotting>,
-    /// The image that is being made of it.
-    pinned_by: Option<String>,
-    /// It is being removed: requests wait until it is gone (`true`) or stays.
-    retiring: Option<oneshot::Receiver<bool>>,
-    /// What the host has promised it, from its start to its end.
-    memory: Option<Reservation>,
-    /// A change of settings is under way.
-    is_changing: bool,
-    /// Requests that wait for its end.
-    waiting: VecDeque<Request>,
-    clock: GuestClock,
-    setting_clock: Option<Task>,
 }
 
 impl Drop for Driver {
@@ -174,108 +190,113 @@ impl Drop for Driver {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let reason = "a fault in aqfs; `aq umount` and `aq mount` find the VM again";
-            self.enter(State::Failed(reason.to_owned()));
+            self.phase = Phase::Off(Rest::Failed(reason.to_owned()));
+            self.publish();
         }
     }
 }
 
 impl Driver {
-    fn new(
-        vm: Vm,
-        backends: Backends,
-        inbox: mpsc::Receiver<Request>,
-        link: watch::Sender<Link>,
-    ) -> Self {
-        let (reporter, reports) = mpsc::channel(16);
-        Self {
-            vm,
-            backends,
-            inbox,
-            reports,
-            reporter,
-            life: 0,
-            begun: Instant::now(),
-            link,
-            running: None,
-            session: None,
-            halted: false,
-            starting: None,
-            preparing: None,
-            reaching: None,
-            searching: None,
-            stopping: None,
-            snapshotting: None,
-            pinned_by: None,
-            retiring: None,
-            memory: None,
-            is_changing: false,
-            waiting: VecDeque::new(),
-            clock: GuestClock::default(),
-            setting_clock: None,
-        }
-    }
-
     async fn run(mut self) {
-        loop {
-            if let Some(ask) = self.next_in_turn() {
-                if self.carry_out(ask) == Life::Over {
-                    return;
-                }
+        while !self.phase.is_removed() {
+            if !self.phase.is_removing()
+                && let Some(request) = self.queue.next()
+            {
+                self.carry_out(request);
                 continue;
             }
             tokio::select! {
                 biased;
-                event = next_event(&mut self.running) => self.on_event(event),
-                Some((life, report)) = self.reports.recv() => {
-                    match life == self.life {
-                        true => self.on_report(report),
-                        false => self.on_late_report(report),
+                event = next_event(&mut self.phase) => self.advance(Input::Event(event)),
+                Some(sent) = self.reports.recv() => {
+                    if let Some(report) = sent.heard() {
+                        self.on_report(report);
                     }
                 }
-                is_gone = remove::outcome(&mut self.retiring) => {
-                    if self.on_retired(is_gone) == Life::Over {
-                        return;
-                    }
-                }
-                ask = self.inbox.recv(), if self.retiring.is_none() => match ask {
-                    Some(ask) => {
-                        if self.on_ask(ask) == Life::Over {
-                            return;
-                        }
-                    }
+                request = self.inbox.recv(), if !self.phase.is_removing() => match request {
+                    Some(request) => self.on_request(request),
                     None => return,
                 },
             }
         }
     }
 
-    // ----- what is published -------------------------------------------------------------------
-
-    fn publish(&self, change: impl FnOnce(&mut View)) {
-        self.vm.0.view.send_modify(change);
-        self.vm.0.bell.ring();
+    fn carry_out(&mut self, mut request: Request) {
+        if let Request::Command(command, _) = &mut request
+            && let Some(instead) = self.kill_of_suspended(command)
+        {
+            *command = instead;
+            return self.advance(Input::Request(request, None));
+        }
+        match self.check(&request) {
+            Ok(memory) => self.advance(Input::Request(request, memory)),
+            Err(error) => request.refuse(error),
+        }
     }
 
-    fn enter(&self, state: State) {
-        let old = self.vm.state();
-        if old == state {
+    fn on_report(&mut self, report: Report) {
+        let report = match report {
+            Report::Planned(Ok(plan)) => Report::Planned(self.amend(&plan).map(|()| plan)),
+            report => report,
+        };
+        self.advance(Input::Report(report));
+    }
+
+    /// Takes one step, publishes what it led to, and performs its effects.
+    fn advance(&mut self, input: Input) {
+        let (phase, step) = std::mem::take(&mut self.phase).step(input, Instant::now());
+        self.phase = phase;
+        step.first.into_iter().for_each(|effect| self.perform(effect));
+        self.publish();
+        step.then.into_iter().for_each(|effect| self.perform(effect));
+    }
+
+    /// Publishes what readers may see of the phase.
+    fn publish(&self) {
+        self.publish_link();
+        let old = self.vm.view();
+        let new = self.view(&old);
+        if new == old {
             return;
         }
-        tracing::info!(vm = %self.vm.name(), from = old.word(), to = %state, "state");
-        let event = Event::Status(state.to_string());
-        self.publish(|view| {
-            view.doing = None;
-            view.since = SystemTime::now();
-            view.state = state;
-        });
-        if self.state().is_off() {
+        let state = (new.state != old.state).then(|| new.state.clone());
+        self.vm.0.view.send_replace(new);
+        self.vm.0.bell.ring();
+        let Some(state) = state else { return };
+        tracing::info!(vm = %self.vm.name(), from = old.state.word(), to = %state, "state");
+        if state.is_off() {
             self.vm.follow_image_without_disk();
         }
-        self.vm.tell(&event);
+        self.vm.tell(&Event::Status(state.to_string()));
     }
 
-    fn state(&self) -> State {
-        self.vm.state()
+    fn view(&self, old: &View) -> View {
+        let state = self.phase.state();
+        let running = self.phase.machine();
+        View {
+            since: if state == old.state { old.since } else { SystemTime::now() },
+            state,
+            doing: self.phase.start_stage().and_then(|stage| self.doing(stage)),
+            facts: running.map(|running| running.facts.clone()),
+            ready_after: running.and_then(|running| running.ready_after),
+        }
+    }
+
+    fn doing(&self, stage: &StartStage) -> Option<String> {
+        match stage {
+            StartStage::Planning { .. } => Some(format!("image {}", self.vm.spec().image)),
+            StartStage::Launching => Some("QEMU".to_owned()),
+            StartStage::CalledOff => None,
+        }
+    }
+
+    fn publish_link(&self) {
+        let new = self.phase.link();
+        self.link.send_if_modified(|old| {
+            let is_new = !old.is(&new);
+            *old = new;
+            is_new
+        });
     }
 
     fn note(&self, text: &str) {
@@ -283,116 +304,11 @@ impl Driver {
         let line = format!("aq: {}\n", one_line(text));
         drop(tokio::task::spawn_blocking(move || file::append(&path, line.as_bytes())));
     }
-
-    // ----- users -------------------------------------------------------------------------------
-
-    fn carry_out(&mut self, ask: Request) -> Life {
-        match ask {
-            Request::Command(command, answer) => return self.on_command(command, answer),
-            Request::Configure(edit, answer) => self.configure(edit, answer),
-            Request::Hold(image, answer) => self.hold(image, answer),
-            Request::Capture(to, answer) => self.capture(to, answer),
-            Request::DropSnapshot(tag, by, answer) => self.drop_snapshot(tag, by, answer),
-            Request::Retire(by, answer) => self.retire(by, answer),
-        }
-        Life::GoesOn
-    }
-
-    fn on_command(&mut self, command: Command, answer: Answer) -> Life {
-        if command == Command::Kill && self.gives_up_suspended() {
-            self.give_up_suspended(answer);
-            return Life::GoesOn;
-        }
-        if let Err(refusal) = admit(&self.state(), &command, self.vm.spec().protect) {
-            drop(answer.send(Err(self.explained(refusal).into())));
-            return Life::GoesOn;
-        }
-        match command {
-            Command::Start { paused } => return self.start(paused, answer),
-            Command::Stop { seconds } => {
-                self.stop(Duration::from_secs(seconds));
-                drop(answer.send(Ok(())));
-            }
-            Command::Kill if matches!(self.state(), State::Unreachable(_)) => {
-                self.kill_silent(answer);
-            }
-            Command::Kill => {
-                self.kill();
-                drop(answer.send(Ok(())));
-            }
-            Command::Pause => self.machine_command(MachineVerb::Pause, answer),
-            Command::Resume => self.machine_command(MachineVerb::Resume, answer),
-            Command::Reset => self.machine_command(MachineVerb::Reset, answer),
-            Command::PressKeys { chords } => {
-                self.machine_command(MachineVerb::PressKeys(chords), answer);
-            }
-            Command::Resize { bytes } => self.configure(Edit::Disk(bytes), answer),
-            Command::AddPort(forward) => self.configure(Edit::AddPort(forward), answer),
-            Command::RemovePort(forward) => self.configure(Edit::RemovePort(forward), answer),
-            Command::Suspend => self.suspend(answer),
-            Command::Take(tag) => self.snapshot(SnapshotOp::Take(tag), answer),
-            Command::Restore(tag) => self.snapshot(SnapshotOp::Restore(tag), answer),
-            Command::Drop(tag) => self.snapshot(SnapshotOp::Drop(tag), answer),
-            Command::RenameSnapshot { from, to } => {
-                self.snapshot(SnapshotOp::Rename { from, to }, answer);
-            }
-            Command::Remove => {
-                self.link.send_replace(Link::Off);
-                drop(answer.send(Ok(())));
-                return Life::Over;
-            }
-        }
-        Life::GoesOn
-    }
-
-    fn on_event(&mut self, event: MachineEvent) {
-        match event {
-            MachineEvent::Paused => self.on_paused(),
-            MachineEvent::Resumed => self.on_resumed(),
-            MachineEvent::Reset => {
-                self.vm.tell(&Event::Reset);
-                self.on_reset();
-            }
-            MachineEvent::Announced => self.on_announced(),
-            MachineEvent::ShutDown { by_guest } => self.on_shut_down(by_guest),
-            MachineEvent::DiskFull => self.on_disk_full(),
-            MachineEvent::Exited(report) => self.on_exited(&report),
-        }
-    }
-
-    fn on_paused(&mut self) {
-        self.halted = true;
-        self.clock.stop();
-        if matches!(self.state(), State::Running | State::Ready) {
-            self.enter(State::Paused);
-        }
-    }
-
-    fn on_shut_down(&mut self, by_guest: bool) {
-        if by_guest {
-            self.note("the guest has shut down");
-        }
-        self.enter(State::Stopping);
-    }
-
-    fn on_disk_full(&mut self) {
-        let error = BackendError::NoSpace { what: "the VM's disk: it is paused".to_owned() };
-        self.note(&error.to_string());
-        self.vm.note_outcome(Err::<(), _>(error));
-        self.on_paused();
-    }
 }
 
-/// Whether the driver goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Life {
-    GoesOn,
-    Over,
-}
-
-async fn next_event(running: &mut Option<Launched>) -> MachineEvent {
-    match running {
-        Some(launched) => launched.events.recv().await.unwrap_or_else(|| {
+async fn next_event(phase: &mut Phase) -> MachineEvent {
+    match phase.machine_mut() {
+        Some(running) => running.events.recv().await.unwrap_or_else(|| {
             // The watcher of the process is gone without a report: nothing is known any more.
             MachineEvent::Exited(ExitReport {
                 clean: false,

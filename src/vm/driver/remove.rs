@@ -5,11 +5,10 @@
 
 use tokio::sync::oneshot;
 
-use super::{Driver, Life, off_thread};
+use super::task::Report;
+use super::{Driver, off_thread};
 use crate::vm::backend::BackendError;
 use crate::vm::dropped::{Mark, Remover};
-use crate::vm::exec::Link;
-use crate::vm::state::{Command, admit};
 use crate::vm::{Vm, VmError};
 
 /// The agreement of a VM to its removal. Dropping it without [`Self::done`] keeps the VM.
@@ -25,41 +24,17 @@ impl Removal {
 }
 
 /// Where the agreement goes.
-type RemovalAnswer = oneshot::Sender<Result<Removal, VmError>>;
+pub(super) type RemovalAnswer = oneshot::Sender<Result<Removal, VmError>>;
 
 impl Driver {
-    /// Agrees to the removal by a process, or refuses.
-    pub(super) fn retire(&mut self, by: Remover, answer: RemovalAnswer) {
-        if let Err(refusal) = admit(&self.state(), &Command::Remove, self.vm.spec().protect) {
-            drop(answer.send(Err(self.explained(refusal).into())));
-            return;
-        }
-        let (end, ended) = oneshot::channel();
-        self.retiring = Some(ended);
+    /// Agrees to the removal by a process.
+    pub(super) fn retire(&self, by: Remover, answer: RemovalAnswer) {
         let vm = self.vm.clone();
-        drop(tokio::spawn(async move {
-            let is_gone = retired(&vm, by, answer).await;
-            // A driver that has ended has nothing to hear.
-            let _heard = end.send(is_gone);
-        }));
-    }
-
-    pub(super) fn on_retired(&mut self, is_gone: bool) -> Life {
-        self.retiring = None;
-        if is_gone {
-            self.link.send_replace(Link::Off);
-            return Life::Over;
-        }
-        Life::GoesOn
-    }
-}
-
-/// Waits for the outcome of a removal, if one is under way.
-pub(super) async fn outcome(retiring: &mut Option<oneshot::Receiver<bool>>) -> bool {
-    match retiring {
-        // Without an outcome it is not gone.
-        Some(ended) => ended.await.unwrap_or(false),
-        None => std::future::pending().await,
+        self.detach(|to| async move {
+            // A VM whose removal meets a fault of ours stays.
+            let outcome = tokio::spawn(async move { retired(&vm, by, answer).await }).await;
+            to.report(Report::Retired { is_gone: outcome.unwrap_or(false) }).await;
+        });
     }
 }
 

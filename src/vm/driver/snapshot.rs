@@ -6,120 +6,162 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::effect::{Effect, Step};
+use super::running::RunningMachine;
 use super::suspended::{self, SUSPENDED};
-use super::{Answer, Driver, Report, Task, dropped, paused_by_daemon};
+use super::task::{Report, Task, Ticket};
+use super::{Answer, Driver, dropped, paused_by_daemon};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, Machine, SnapshotInfo, SnapshotOp};
 use crate::vm::dropped::Remover;
-use crate::vm::state::{Command, Refusal, State, admit};
-use crate::vm::{Vm, VmError, one_line};
-use tokio::sync::oneshot;
+use crate::vm::state::Refusal;
+use crate::vm::{Vm, one_line};
 
 /// How long a request waits for the end: dropping a snapshot, or taking one of a VM that is off,
-/// takes some 20 ms. What takes longer goes on behind it; `status` and `wait` tell.
-const ANSWER: Duration = Duration::from_millis(500);
+/// takes some 20 ms. What takes longer continues behind it; `status` and `wait` tell.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What follows an operation that went well.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Then {
-    GoOn,
+    /// The machine is as it was.
+    Continue,
     /// QEMU ends.
     End,
 }
 
 /// An operation under way.
-pub(super) struct Snapshotting {
+#[derive(Debug)]
+pub(super) struct SnapshotJob {
     op: SnapshotOp,
     then: Then,
-    /// The state to go back to.
-    before: State,
-    answer: Option<oneshot::Sender<Result<(), VmError>>>,
+    answer: Option<Answer>,
     _task: Task,
+    _reminder: Task,
+}
+
+/// What is known of a snapshot that is not in the disk.
+#[derive(Debug)]
+pub(super) enum PendingSnapshot {
+    Taking,
+    /// It could not be taken, for this reason.
+    Failed(String),
+    /// It is in the disk now.
+    Taken,
+}
+
+impl SnapshotJob {
+    /// Begins an operation in the machine or, without one, in the disk.
+    pub(super) fn begin(
+        op: SnapshotOp,
+        by: Remover,
+        machine: Option<&Arc<dyn Machine>>,
+        answer: Answer,
+        step: &mut Step,
+    ) -> Self {
+        if let SnapshotOp::Take(tag) = &op {
+            step.first(Effect::List(tag.clone(), PendingSnapshot::Taking));
+        }
+        let (task, ticket) = Task::new();
+        let machine = machine.map(Arc::clone);
+        step.then(Effect::Snapshot { ticket, machine, op: op.clone(), by });
+        Self::new(op, Then::Continue, task, answer, step)
+    }
+
+    /// Begins to save everything, with the processors stopped, so that nothing happens after it.
+    pub(super) fn begin_suspend(running: &RunningMachine, answer: Answer, step: &mut Step) -> Self {
+        let (task, ticket) = Task::new();
+        let (machine, was_paused) = (Arc::clone(&running.machine), running.is_paused);
+        step.then(Effect::Suspend { ticket, machine, was_paused });
+        Self::new(SnapshotOp::Take(SUSPENDED.to_owned()), Then::End, task, answer, step)
+    }
+
+    fn new(op: SnapshotOp, then: Then, task: Task, answer: Answer, step: &mut Step) -> Self {
+        let (reminder, ticket) = Task::new();
+        step.then(Effect::Remind(ticket, ANSWER_TIMEOUT, Report::SnapshotOverdue));
+        Self { op, then, answer: Some(answer), _task: task, _reminder: reminder }
+    }
+
+    pub(super) fn restores(&self) -> bool {
+        matches!(self.op, SnapshotOp::Restore(_))
+    }
+
+    pub(super) fn ends_machine(&self) -> bool {
+        self.then == Then::End
+    }
+
+    /// Tells who waits that the work continues.
+    pub(super) fn overdue(&mut self, step: &mut Step) {
+        if let Some(answer) = self.answer.take() {
+            step.answer(answer, Ok::<_, BackendError>(()));
+        }
+    }
+
+    /// Ends it, and tells who waits; without anybody who waits, `error` has a failure.
+    pub(super) fn end(self, done: Result<(), BackendError>, step: &mut Step) {
+        self.list(&done, step);
+        if let (SnapshotOp::Restore(tag), Ok(())) = (&self.op, &done) {
+            step.note(format!("restored {tag}"));
+        }
+        match (self.answer, done) {
+            (Some(answer), done) => step.answer(answer, done),
+            (None, Err(error)) => step.then(Effect::Failed(error.into())),
+            (None, Ok(())) => {}
+        }
+    }
+
+    /// A snapshot that was taken is in the disk now; one that failed stays listed with its reason
+    /// until it is dropped or taken again.
+    fn list(&self, done: &Result<(), BackendError>, step: &mut Step) {
+        let SnapshotOp::Take(tag) = &self.op else { return };
+        // Users see nothing of it but its error.
+        if tag == SUSPENDED {
+            return;
+        }
+        let pending = match done {
+            Ok(()) => PendingSnapshot::Taken,
+            Err(error) => PendingSnapshot::Failed(one_line(&error.to_string())),
+        };
+        step.first(Effect::List(tag.clone(), pending));
+    }
 }
 
 impl Driver {
-    /// Drops a snapshot for a process.
-    pub(super) fn drop_snapshot(&mut self, tag: String, by: Remover, answer: Answer) {
-        let command = Command::Drop(tag.clone());
-        match admit(&self.state(), &command, self.vm.spec().protect) {
-            Ok(()) => self.snapshot_for(by, SnapshotOp::Drop(tag), answer),
-            Err(refusal) => drop(answer.send(Err(self.explained(refusal).into()))),
-        }
-    }
-
-    /// Begins an operation that the policy has admitted.
-    pub(super) fn snapshot(&mut self, op: SnapshotOp, answer: Answer) {
-        self.snapshot_for(None, op, answer);
-    }
-
-    fn snapshot_for(&mut self, by: Remover, op: SnapshotOp, answer: Answer) {
-        match self.check_snapshot(&op) {
-            Ok(()) => self.begin_snapshot(by, op, answer),
-            Err(refusal) => drop(answer.send(Err(refusal.into()))),
-        }
-    }
-
-    /// Gives up what `suspend` has saved of a VM that is off; says whether there was anything.
-    pub(super) fn gives_up_suspended(&self) -> bool {
-        matches!(self.state(), State::Stopped | State::Failed(_)) && self.suspended().is_some()
-    }
-
-    /// Gives it up: the next start boots.
-    pub(super) fn give_up_suspended(&mut self, answer: Answer) {
-        let tag = self.suspended().unwrap_or(SUSPENDED);
-        self.begin_snapshot(None, SnapshotOp::Drop(tag.to_owned()), answer);
-    }
-
-    fn begin_snapshot(&mut self, by: Remover, op: SnapshotOp, answer: Answer) {
-        if let SnapshotOp::Take(tag) = &op {
-            self.vm.0.pending.lock().insert(tag.clone(), None);
-        }
-        let before = self.state();
-        self.enter(State::Saving);
-        let machine = self.running.as_ref().map(|running| Arc::clone(&running.machine));
-        let (vm, work, suspended) = (self.vm.clone(), op.clone(), self.suspended());
-        let task = self.task(|to| async move {
+    pub(super) fn snapshot(
+        &self,
+        ticket: Ticket,
+        machine: Option<Arc<dyn Machine>>,
+        op: SnapshotOp,
+        by: Remover,
+    ) {
+        let (vm, suspended) = (self.vm.clone(), self.suspended());
+        self.spawn(ticket, |to| async move {
             let done = match machine {
-                Some(machine) => machine.snapshot(&work).await,
-                None => while_off(&vm, &work, by, suspended).await,
+                Some(machine) => machine.snapshot(&op).await,
+                None => while_off(&vm, &op, by, suspended).await,
             };
-            to.report(Report::Snapshot(done)).await;
+            to.report(Report::SnapshotDone(done)).await;
         });
-        self.detached(|to| async move {
-            tokio::time::sleep(ANSWER).await;
-            to.report(Report::SnapshotOverdue).await;
-        });
-        let (then, answer) = (Then::GoOn, Some(answer));
-        self.snapshotting = Some(Snapshotting { op, then, before, answer, _task: task });
     }
 
-    /// Saves everything, with the processors stopped, so that nothing happens after it.
-    pub(super) fn suspend(&mut self, answer: oneshot::Sender<Result<(), VmError>>) {
-        let Some(machine) = self.running.as_ref().map(|running| Arc::clone(&running.machine))
-        else {
-            return;
-        };
-        if self.in_force().is_some_and(|i| i.spec.ephemeral) {
-            drop(answer.send(Err(Refusal::Ephemeral.into())));
-            return;
-        }
-        let op = SnapshotOp::Take(SUSPENDED.to_owned());
-        let (before, stale) = (self.state(), self.suspended());
-        self.enter(State::Saving);
-        let (vm, was_paused) = (self.vm.clone(), before == State::Paused);
-        let task = self.task(|to| async move {
+    pub(super) fn suspend(&self, ticket: Ticket, machine: Arc<dyn Machine>, was_paused: bool) {
+        let (vm, stale) = (self.vm.clone(), self.suspended());
+        self.spawn(ticket, |to| async move {
             let done = match was_paused {
                 true => suspended::save(&*machine, stale).await,
                 false => stop_and_save(&*machine, stale, vm.dir()).await,
             };
-            to.report(Report::Snapshot(done)).await;
+            to.report(Report::SnapshotDone(done)).await;
         });
-        self.detached(|to| async move {
-            tokio::time::sleep(ANSWER).await;
-            to.report(Report::SnapshotOverdue).await;
-        });
-        let (then, answer) = (Then::End, Some(answer));
-        self.snapshotting = Some(Snapshotting { op, then, before, answer, _task: task });
+    }
+
+    pub(super) fn list_pending(&self, tag: String, pending: PendingSnapshot) {
+        let mut list = self.vm.0.pending.lock();
+        match pending {
+            PendingSnapshot::Taking => drop(list.insert(tag, None)),
+            PendingSnapshot::Failed(reason) => drop(list.insert(tag, Some(reason))),
+            PendingSnapshot::Taken => drop(list.remove(&tag)),
+        }
     }
 
     /// Returns the snapshot that the next start resumes, if there is one.
@@ -127,13 +169,12 @@ impl Driver {
         suspended::saved(&*self.backends.hypervisor, self.vm.dir())
     }
 
-    fn check_snapshot(&self, op: &SnapshotOp) -> Result<(), Refusal> {
+    /// Says whether a snapshot operation is possible, with the disk and the snapshots that there are.
+    pub(super) fn check_snapshot(&self, op: &SnapshotOp) -> Result<(), Refusal> {
         if !self.vm.dir().disk().exists() {
             return Err(Refusal::NoDisk);
         }
-        if self.in_force().is_some_and(|i| i.spec.ephemeral) {
-            return Err(Refusal::Ephemeral);
-        }
+        self.check_not_ephemeral()?;
         let known = self.vm.snapshots();
         let find = |tag: &str| known.iter().find(|s| s.tag == tag);
         match op {
@@ -150,7 +191,9 @@ impl Driver {
             SnapshotOp::Rename { .. } => Ok(()),
             SnapshotOp::Restore(tag) | SnapshotOp::Drop(tag) => match find(tag) {
                 None => Err(Refusal::NoSnapshot { tag: tag.clone() }),
-                Some(found) if matches!(op, SnapshotOp::Restore(_)) && self.running.is_some() => {
+                Some(found)
+                    if matches!(op, SnapshotOp::Restore(_)) && self.phase.machine().is_some() =>
+                {
                     check_live(found, &known)
                 }
                 Some(_) => Ok(()),
@@ -158,75 +201,10 @@ impl Driver {
         }
     }
 
-    /// Tells who waits that the work goes on.
-    pub(super) fn on_snapshot_overdue(&mut self) {
-        if let Some(answer) = self.snapshotting.as_mut().and_then(|s| s.answer.take()) {
-            drop(answer.send(Ok(())));
-        }
-    }
-
-    pub(super) fn on_snapshot(&mut self, done: Result<(), BackendError>) {
-        // The end of QEMU is an event of its own, which is on its way and tells how it ended.
-        if self.running.is_some() && done.as_ref().is_err_and(BackendError::is_the_end) {
-            return;
-        }
-        let Some(Snapshotting { op, then, before, answer, .. }) = self.snapshotting.take() else {
-            return;
-        };
-        self.settle_pending(&op, &done);
-        if let (SnapshotOp::Restore(tag), Ok(())) = (&op, &done) {
-            self.note(&format!("restored {tag}"));
-            self.after_restore();
-        }
-        if then == Then::End && done.is_ok() {
-            self.kill();
-        } else if self.state() == State::Saving {
-            self.enter_again(before);
-        }
-        let done = done.map_err(VmError::from);
-        match answer {
-            Some(answer) => drop(answer.send(done)),
-            None if done.is_err() => self.vm.note_outcome(done),
-            None => {}
-        }
-    }
-
-    /// Gives up what was under way when QEMU ended; the state is the caller's to set.
-    pub(super) fn abandon_snapshot(&mut self, error: BackendError) {
-        let Some(Snapshotting { op, answer, .. }) = self.snapshotting.take() else { return };
-        let done = Err(error);
-        self.settle_pending(&op, &done);
-        if let Some(answer) = answer {
-            drop(answer.send(done.map_err(VmError::from)));
-        }
-    }
-
-    /// A snapshot that was taken is in the disk now; one that failed stays listed with its reason
-    /// until it is dropped or taken again.
-    fn settle_pending(&self, op: &SnapshotOp, done: &Result<(), BackendError>) {
-        let SnapshotOp::Take(tag) = op else { return };
-        // Users see nothing of it but its error.
-        if tag == SUSPENDED {
-            return;
-        }
-        let mut pending = self.vm.0.pending.lock();
-        match done {
-            Ok(()) => drop(pending.remove(tag)),
-            Err(error) => drop(pending.insert(tag.clone(), Some(one_line(&error.to_string())))),
-        }
-    }
-
-    /// A guest that was brought back has the clock of then, and knows nothing of our connection.
-    fn after_restore(&mut self) {
-        if self.running.is_none() {
-            return;
-        }
-        self.session = None;
-        self.link.send_replace(crate::vm::exec::Link::Coming);
-        self.setting_clock = None;
-        self.clock.is_of_the_past();
-        self.begun = std::time::Instant::now();
-        self.reach(super::reach::Announcement::Missed);
+    /// What is saved in a disk that is thrown away would be lost.
+    pub(super) fn check_not_ephemeral(&self) -> Result<(), Refusal> {
+        let is_ephemeral = self.in_force().is_some_and(|now| now.spec.ephemeral);
+        if is_ephemeral { Err(Refusal::Ephemeral) } else { Ok(()) }
     }
 }
 

@@ -4,10 +4,9 @@
 
 use std::sync::Arc;
 
-use super::{Answer, Driver, Report, suspended};
-use crate::vm::VmError;
+use super::task::Report;
+use super::{Answer, Driver, suspended};
 use crate::vm::backend::{BackendError, Machine};
-use crate::vm::state::Refusal;
 
 /// What is asked of a machine that runs.
 #[derive(Debug)]
@@ -19,7 +18,7 @@ pub(super) enum MachineVerb {
 }
 
 impl MachineVerb {
-    fn word(&self) -> &'static str {
+    pub(super) fn word(&self) -> &'static str {
         match self {
             Self::Pause => "pause",
             Self::Resume => "resume",
@@ -44,33 +43,11 @@ impl MachineVerb {
 
 impl Driver {
     /// Sends a verb to the machine; a QEMU that hangs does not keep `kill` from being heard.
-    pub(super) fn machine_command(&self, verb: MachineVerb, answer: Answer) {
-        let Some(running) = &self.running else {
-            let refusal = Refusal::Off { verb: verb.word(), state: self.state().to_string() };
-            drop(answer.send(Err(refusal.into())));
-            return;
-        };
-        let (machine, saved) = (Arc::clone(&running.machine), self.suspended());
-        self.detached(|to| async move {
+    pub(super) fn send_verb(&self, machine: Arc<dyn Machine>, verb: MachineVerb, answer: Answer) {
+        let saved = self.suspended();
+        self.detach(|to| async move {
             let done = verb.send(&*machine, saved).await;
-            to.report(Report::MachineVerb(verb, done, answer)).await;
+            to.report(Report::MachineVerb(machine, verb, done, answer)).await;
         });
-    }
-
-    pub(super) fn on_machine_verb(
-        &mut self,
-        verb: &MachineVerb,
-        done: Result<(), BackendError>,
-        answer: Answer,
-    ) {
-        if done.is_ok() {
-            match verb {
-                MachineVerb::Pause => self.on_paused(),
-                MachineVerb::Resume => self.on_resumed(),
-                MachineVerb::Reset => self.on_reset(),
-                MachineVerb::PressKeys(_) => {}
-            }
-        }
-        drop(answer.send(done.map_err(VmError::from)));
     }
 }

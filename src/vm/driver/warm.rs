@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use super::recover::release_capture;
-use super::{Driver, Report, Reporter, off_thread, paused_by_daemon};
+use super::task::{Report, Reporter};
+use super::{Driver, off_thread, paused_by_daemon};
 use crate::store::layout::VmDir;
 use crate::store::operation::{self, Kind, Operation};
 use crate::vm::backend::{
@@ -16,7 +17,7 @@ use crate::vm::backend::{
 };
 use crate::vm::live::InForce;
 use crate::vm::spec::{ImageSettings, VmSettings, VmSpec};
-use crate::vm::state::{Refusal, State};
+use crate::vm::state::Refusal;
 use crate::vm::warm::{Captured, Layer, Memory, Shape, Template, asks_for_a_boot};
 use crate::vm::{Backends, Vm, VmError, one_line};
 
@@ -214,20 +215,20 @@ pub(super) async fn end(mut launched: Launched) {
 type Reachable = (Arc<dyn Machine>, Arc<dyn GuestSession>);
 
 /// Where the answer to a request to freeze goes.
-type CaptureAnswer = oneshot::Sender<Result<Captured, VmError>>;
+pub(super) type CaptureAnswer = oneshot::Sender<Result<Captured, VmError>>;
 
 impl Driver {
-    /// Freezes the guest into a directory. The VM is `saving` until the answer's hold is dropped;
-    /// the guest runs on.
-    pub(super) fn capture(&mut self, to: PathBuf, answer: CaptureAnswer) {
-        let (machine, session) = match self.check_capture() {
-            Ok(parts) => parts,
-            Err(refusal) => return drop(answer.send(Err(refusal.into()))),
-        };
-        let before = self.state();
-        self.enter(State::Saving);
-        let (vm, backends, in_force) = (self.vm.clone(), self.backends.clone(), self.in_force());
-        self.detached(|reporter| async move {
+    /// Copies the guest's memory and disk into a directory, and ends the capture when the answer's
+    /// hold is dropped. The guest runs on.
+    pub(super) fn capture(
+        &self,
+        (machine, session): Reachable,
+        in_force: Option<InForce>,
+        to: PathBuf,
+        answer: CaptureAnswer,
+    ) {
+        let (vm, backends) = (self.vm.clone(), self.backends.clone());
+        self.detach(|reporter| async move {
             let plan = running_plan(&vm, &backends, &*machine, in_force);
             let captured = match plan {
                 Ok(plan) => capture(&backends, &*machine, &*session, &plan, &to).await,
@@ -248,27 +249,15 @@ impl Driver {
             drop(released.await);
             // A disk of ours is gone by now.
             if is_captured && vm.0.lifetime == Lifetime::Own {
-                release_capture(&backends, Some(machine), &vm.dir().0).await;
+                release_capture(&backends, Some(Arc::clone(&machine)), &vm.dir().0).await;
             }
-            reporter.report(Report::CaptureEnded(before)).await;
+            reporter.report(Report::CaptureEnded(machine)).await;
         });
     }
 
-    fn check_capture(&self) -> Result<Reachable, Refusal> {
+    pub(super) fn check_capture(&self) -> Result<(), Refusal> {
         self.vm.admit_capture()?;
-        if self.in_force().is_some_and(|i| i.spec.ephemeral) {
-            return Err(Refusal::Ephemeral);
-        }
-        let not_ready = || Refusal::NotReady { verb: "source", state: self.state().word() };
-        let (running, session) =
-            self.running.as_ref().zip(self.session.as_ref()).ok_or_else(not_ready)?;
-        Ok((Arc::clone(&running.machine), Arc::clone(session)))
-    }
-
-    pub(super) fn on_capture_ended(&mut self, before: State) {
-        if self.state() == State::Saving {
-            self.enter_again(before);
-        }
+        self.check_not_ephemeral()
     }
 }
 

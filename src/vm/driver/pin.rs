@@ -1,25 +1,21 @@
-//! Holding a VM that is off: nobody starts or removes it while its disk is read.
+//! Pinning a VM that is off: nobody starts or removes it while an image is made of its disk.
 
 use tokio::sync::oneshot;
 
-use super::{Driver, Report, dropped};
+use super::task::Report;
+use super::{Driver, dropped};
 use crate::vm::VmError;
 use crate::vm::backend::Hold;
 use crate::vm::state::{Refusal, State};
 
 /// Where the answer goes.
-type HoldAnswer = oneshot::Sender<Result<Hold, VmError>>;
+pub(super) type PinAnswer = oneshot::Sender<Result<Hold, VmError>>;
 
 impl Driver {
-    /// Holds the VM, which is `saving` for so long.
-    pub(super) fn hold(&mut self, image: String, answer: HoldAnswer) {
-        if let Err(refusal) = self.check_hold() {
-            return drop(answer.send(Err(self.explained(refusal).into())));
-        }
-        let (before, vm) = (self.state(), self.vm.clone());
-        self.pinned_by = Some(image);
-        self.enter(State::Saving);
-        self.detached(|to| async move {
+    /// Pins the VM until the answer is dropped.
+    pub(super) fn pin(&self, answer: PinAnswer) {
+        let vm = self.vm.clone();
+        self.detach(|to| async move {
             if let Err(error) = dropped::drop_now(&vm).await {
                 // It is listed again, and is read with the rest.
                 vm.note_outcome(Err::<(), _>(error));
@@ -28,12 +24,12 @@ impl Driver {
             drop(answer.send(Ok(Hold(hold))));
             // It is never sent to: its end is the message.
             drop(released.await);
-            to.report(Report::Released(before)).await;
+            to.report(Report::Unpinned).await;
         });
     }
 
-    fn check_hold(&self) -> Result<(), Refusal> {
-        match self.state() {
+    pub(super) fn check_pin(&self) -> Result<(), Refusal> {
+        match self.phase.state() {
             State::Stopped | State::Failed(_) if self.vm.dir().disk().exists() => Ok(()),
             State::Stopped | State::Failed(_) => Err(Refusal::NoDisk),
             State::Unreachable(reason) => Err(Refusal::Occupied { verb: "source", reason }),
@@ -47,9 +43,9 @@ impl Driver {
         }
     }
 
-    /// Says what a VM that is held is busy with, and when that is over.
+    /// Says what a VM that is pinned is busy with, and when that is over.
     pub(super) fn explained(&self, refusal: Refusal) -> Refusal {
-        let Some(image) = self.pinned_by.clone() else { return refusal };
+        let Some(image) = self.phase.pinned_by().map(str::to_owned) else { return refusal };
         match refusal {
             Refusal::Busy { verb, .. } | Refusal::MustStop { verb, .. } => {
                 Refusal::Held { verb, image }
@@ -73,13 +69,6 @@ impl Driver {
             | Refusal::Ephemeral
             | Refusal::SuspendedEphemeral
             | Refusal::Broken { .. }) => other,
-        }
-    }
-
-    pub(super) fn on_released(&mut self, before: State) {
-        self.pinned_by = None;
-        if self.running.is_none() && self.starting.is_none() {
-            self.enter(before);
         }
     }
 }
