@@ -26,7 +26,7 @@ use super::memory::{Ledger, Ram};
 use super::spec::net::Forward;
 use super::spec::{AccelChoice, ImageSettings, VmSpec};
 use super::stream::{Bell, Listener, Readiness, Stream};
-use super::warm::{Capture, Layer, Shape, Template, WarmStatus};
+use super::warm::{Capture, Layer, Memory, Shape, Template, WarmStatus};
 use crate::programs::Program;
 use crate::store::failures::Failures;
 use crate::vm::VmError;
@@ -136,6 +136,58 @@ pub(crate) fn clean_exit() -> MachineEvent {
     MachineEvent::Exited(report)
 }
 
+/// Makes a machine without a driver.
+pub(crate) fn launched(script: &Arc<Script>, plan: LaunchPlan) -> Launched {
+    machine::launched(script, plan)
+}
+
+/// Makes a machine that does not answer.
+pub(crate) fn silent(script: &Arc<Script>) -> Arc<dyn SilentMachine> {
+    Arc::new(machine::Silent(Arc::clone(script), Uuid::nil()))
+}
+
+/// Makes a connection to a guest.
+pub(crate) fn session(script: &Arc<Script>) -> Arc<dyn GuestSession> {
+    Arc::new(guest::FakeSession(Arc::clone(script)))
+}
+
+/// Makes the plan of a machine with the built-in settings.
+pub(crate) fn plan() -> LaunchPlan {
+    LaunchPlan {
+        uuid: Uuid::nil(),
+        name: "vm1".into(),
+        dir: "/nowhere".into(),
+        spec: VmSpec::default(),
+        image: boot_image("tiny"),
+        accel: accel(),
+        hardware: Hardware::NEWEST,
+        paused: false,
+        base: Vec::new(),
+        memory: Memory::Own,
+        cold: None,
+        lifetime: Lifetime::Own,
+    }
+}
+
+fn accel() -> Accel {
+    Accel { kind: AccelKind::Tcg, cpu: "max".into(), reason: "fake".into() }
+}
+
+fn boot_image(name: &str) -> BootImage {
+    BootImage {
+        name: name.to_owned(),
+        digest: "sha256:0".into(),
+        disk: "/nowhere".into(),
+        format: DiskFormat::Raw,
+        disk_size: 0,
+        kernel: None,
+        initrd: None,
+        cmdline: String::new(),
+        announces: false,
+        seed: SeedKind::FwCfg,
+    }
+}
+
 #[derive(Debug)]
 struct Fake(Arc<Script>);
 
@@ -157,7 +209,7 @@ impl Hypervisor for Fake {
                 reason: "fake".into(),
             });
         }
-        Ok(Accel { kind: AccelKind::Tcg, cpu: "max".into(), reason: "fake".into() })
+        Ok(accel())
     }
 
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched, BackendError> {
@@ -166,30 +218,7 @@ impl Hypervisor for Fake {
         }
         snapshots::make_disk(&plan.dir);
         self.0.disk.lock().get_or_insert(plan.spec.disk);
-        let (to, events) = mpsc::channel(16);
-        *self.0.events.lock() = Some(to.clone());
-        let bound = plan.spec.ports.iter().map(|f| Bound { forward: *f, port: f.host }).collect();
-        let facts = RunFacts {
-            pid: 1,
-            pid_start: 1,
-            uuid: plan.uuid,
-            since: SystemTime::now(),
-            accel: plan.accel,
-            qemu_version: "0".into(),
-            machine: "fake".into(),
-            hardware: plan.hardware,
-            ssh_port: 22,
-            image_digest: plan.image.digest,
-            announces: false,
-            in_force: Some(InForce::at_start(&plan.spec, bound)),
-            warm: plan.cold.map_or("no".into(), |reason| format!("no: {reason}")),
-            shape: None,
-        };
-        let (script, paused) = (Arc::clone(&self.0), AtomicBool::new(plan.paused));
-        let (dir, events_to) = (plan.dir.clone(), Mutex::new(to));
-        let machine = Arc::new(FakeMachine { facts, dir, script, paused, events: events_to });
-        self.0.machines.lock().insert(plan.uuid, Arc::clone(&machine));
-        Ok(Launched { machine, events, paused: plan.paused, clock_is_behind: false })
+        Ok(machine::launched(&self.0, plan))
     }
 
     fn memory_available(&self) -> u64 {
@@ -382,18 +411,7 @@ impl Images for Fake {
     }
 
     async fn ensure(&self, name: &str) -> Result<BootImage, BackendError> {
-        Ok(BootImage {
-            name: name.to_owned(),
-            digest: "sha256:0".into(),
-            disk: "/nowhere".into(),
-            format: DiskFormat::Raw,
-            disk_size: 0,
-            kernel: None,
-            initrd: None,
-            cmdline: String::new(),
-            announces: false,
-            seed: SeedKind::FwCfg,
-        })
+        Ok(boot_image(name))
     }
 
     fn listen(&self) -> Listener {

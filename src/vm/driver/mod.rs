@@ -6,26 +6,31 @@
 //! report back. Nothing is awaited in the loop, so `kill` is heard at any time.
 //!
 //! ```text
-//!                     pin, snapshot                  retire
-//!      ┌─ UsingDisk ◀───────────────┐   ┌──────────────────────────▶ Removing ──▶ Removed
-//!      └──── done ────────────────▶ Off ◀────────── stays ─────────────┘
-//!                                 ▲ │ ▲ ▲
-//!         called off, failed      │ │ │ │  QEMU ended
-//!      ┌──────────────────────────┘ │ │ └───────────────────────────────────┐
-//!      │               start        │ │                                     │
-//!   Starting ◀──────────────────────┘ │          ┌── Running, Idle ─────────┤
-//!   Planning ─▶ Launching ─▶ CalledOff│          │   ▲ done   │ snapshot,   │
-//!      │            │           │     │          │   │        ▼ suspend,    │
-//!      │            │ greeted   │     │     stop,│  Running,    capture     │
-//!      │            └───────────┼─────┼─────kill │  Snapshot or Capture ────┤
-//!      │                        │     │          ▼           │ kill         │
-//!      │                        └─────┼──▶ Running, Stopping ◀──────────────┘
-//!                                     │
-//!   an earlier daemon's QEMU:         │ ended
-//!      Unreachable ── kill ──▶ EndingSilent
-//!         │  ▲                     │
-//!         │  └──── not ended ──────┘
-//!         └── it answers ──▶ Running, Idle
+//!                 take, restore, drop, pin
+//!             ┌──────────────────────────────▶ UsingDisk ──┐
+//!             │ ◀──────────────── done ────────────────────┘
+//!             │   retire                   gone
+//!   ┌───────▶ Off ─────────▶ Removing ─────────────▶ Removed
+//!   │         │ ▲ ◀──────────────┘ stays
+//!   │   start │ │ failed, called off
+//!   │         ▼ │
+//!   │       Starting: Planning ──▶ Launching ──▶ CalledOff
+//!   │                                 │ greeted      │ greeted
+//!   │                                 ▼              │
+//!   │   ┌────▶ Running, Idle ─────────┐              │
+//!   │   │ done   │ take, restore,     │ stop, kill   │
+//!   │   │        ▼ suspend, capture   ▼              ▼
+//!   │   └── Running, Snapshot ──────▶ Running, Stopping
+//!   │       Running, Capture    kill, suspended
+//!   │
+//!   └── QEMU ended: from each Running
+//!
+//!   A QEMU that an earlier daemon has started, and that does not answer:
+//!
+//!       Unreachable ──── kill ────▶ EndingSilent ──── ended ────▶ Off
+//!          │  ▲                         │
+//!          │  └─────── not ended ───────┘
+//!          └── it answers ──▶ Running, Idle;  it has ended ──▶ Off
 //! ```
 //!
 //! The published [`State`](super::state::State) follows from the phase, in [`Phase::state`] alone. A request passes
@@ -234,11 +239,13 @@ impl Driver {
         }
     }
 
-    fn on_report(&mut self, report: Report) {
-        let report = match report {
-            Report::Planned(Ok(plan)) => Report::Planned(self.amend(&plan).map(|()| plan)),
-            report => report,
-        };
+    fn on_report(&mut self, mut report: Report) {
+        if let Report::Planned(planned) = &mut report
+            && let Ok(plan) = planned
+            && let Err(error) = self.amend(plan)
+        {
+            *planned = Err(error);
+        }
         self.advance(Input::Report(report));
     }
 

@@ -5,6 +5,9 @@
 //! The steps that requests lead to are in `requested.rs`, those that machines and tasks lead to in
 //! `reported.rs`.
 
+#[cfg(test)]
+mod tests;
+
 use std::mem;
 
 use tokio::time::Instant;

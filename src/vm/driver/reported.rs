@@ -2,7 +2,6 @@
 //! leaving a phase drops its tasks. Work that nothing ends early is checked here, by its machine.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::Answer;
 use super::connect::Announcement;
@@ -10,14 +9,15 @@ use super::effect::{Effect, Step};
 use super::phase::{Activity, DiskUse, Phase, Rest, Start, StartStage};
 use super::running::RunningMachine;
 use super::snapshot::SnapshotJob;
-use super::task::{Configured, LaunchKind, Report, Task};
+use super::task::{Configured, Done, LaunchKind, Report, Task};
 use super::verb::MachineVerb;
 use crate::vm::backend::{
-    Adoption, BackendError, ExitReport, GuestSession, LaunchPlan, Launched, Machine, MachineEvent,
-    SilentMachine,
+    Adoption, BackendError, ExitReport, LaunchPlan, Launched, Machine, MachineEvent, SilentMachine,
 };
 use crate::vm::events::Event;
 use crate::vm::one_line;
+
+const DONE: Done = Ok(());
 
 impl Phase {
     // ----- machines ----------------------------------------------------------------------------
@@ -58,8 +58,10 @@ impl Phase {
             Report::Found(adoption) => self.on_found(adoption, step),
             Report::Silent(found, answer) => self.on_silent(found, answer, step),
             Report::SilentEnded(ended) => self.on_silent_ended(ended, step),
-            Report::Connected(session, took) => self.on_connected(session, took, step),
-            Report::ClockSet => self.on_clock_set(step),
+            Report::Connected(session, took) => {
+                self.with_machine(|machine| machine.connected(session, took, step))
+            }
+            Report::ClockSet => self.with_machine(|machine| machine.clock_set(step)),
             Report::Lost => self.on_lost(step),
             Report::Note(text) => {
                 step.note(text);
@@ -90,12 +92,13 @@ impl Phase {
     // ----- starts ------------------------------------------------------------------------------
 
     fn on_planned(self, planned: Result<Box<LaunchPlan>, BackendError>, step: &mut Step) -> Self {
-        let Self::Starting(mut start) = self else { return self };
+        let Self::Starting(start @ Start { stage: StartStage::Planning { .. }, .. }) = self else {
+            return self;
+        };
         match planned {
             Ok(plan) => {
-                start.stage = StartStage::Launching;
                 step.then(Effect::Launch(plan));
-                Self::Starting(start)
+                Self::Starting(Start { stage: StartStage::Launching, ..start })
             }
             Err(error) => start.failed(error, step),
         }
@@ -165,12 +168,12 @@ impl Phase {
     ) -> Self {
         // It may have been found to answer, or to have ended, meanwhile.
         let Self::Unreachable { reason, search } = self else {
-            step.answer(answer, Ok::<_, BackendError>(()));
+            step.answer(answer, DONE);
             return self.kill(step);
         };
         match found {
             Ok(machine) => {
-                step.answer(answer, Ok::<_, BackendError>(()));
+                step.answer(answer, DONE);
                 let (task, ticket) = Task::new();
                 step.then(Effect::EndSilent(ticket, machine));
                 Self::EndingSilent { reason, _end: task }
@@ -182,7 +185,7 @@ impl Phase {
         }
     }
 
-    fn on_silent_ended(self, ended: Result<(), BackendError>, step: &mut Step) -> Self {
+    fn on_silent_ended(self, ended: Done, step: &mut Step) -> Self {
         let Self::EndingSilent { reason, .. } = self else { return self };
         match ended {
             Ok(()) => {
@@ -198,21 +201,9 @@ impl Phase {
 
     // ----- the guest ---------------------------------------------------------------------------
 
-    fn on_connected(
-        mut self,
-        session: Arc<dyn GuestSession>,
-        took: Duration,
-        step: &mut Step,
-    ) -> Self {
-        if let Some(machine) = self.machine_mut() {
-            machine.connected(session, took, step);
-        }
-        self
-    }
-
-    fn on_clock_set(mut self, step: &mut Step) -> Self {
-        if let Some(machine) = self.machine_mut() {
-            machine.clock_set(step);
+    fn with_machine(mut self, act: impl FnOnce(&mut RunningMachine)) -> Self {
+        if let Self::Running(machine, _) = &mut self {
+            act(machine);
         }
         self
     }
@@ -234,7 +225,7 @@ impl Phase {
         mut self,
         asked: &Arc<dyn Machine>,
         verb: &MachineVerb,
-        done: Result<(), BackendError>,
+        done: Done,
         answer: Answer,
         step: &mut Step,
     ) -> Self {
@@ -266,7 +257,7 @@ impl Phase {
 
     // ----- snapshots, captures, images ---------------------------------------------------------
 
-    fn on_snapshot_done(self, done: Result<(), BackendError>, step: &mut Step) -> Self {
+    fn on_snapshot_done(self, done: Done, step: &mut Step) -> Self {
         match self {
             Self::UsingDisk(rest, DiskUse::Snapshot(job)) => {
                 job.end(done, step);
@@ -316,21 +307,14 @@ impl Phase {
         if let Self::UsingDisk(rest, DiskUse::Image(_)) = self { Self::Off(rest) } else { self }
     }
 
-    fn on_capture_ended(self, captured: &Arc<dyn Machine>, step: &mut Step) -> Self {
-        match self {
-            Self::Running(mut machine, Activity::Capture) if machine.is(captured) => {
-                machine.settle(step);
-                Self::Running(machine, Activity::Idle)
-            }
-            other @ (Self::Running(..)
-            | Self::Off(_)
-            | Self::UsingDisk(..)
-            | Self::Removing(_)
-            | Self::Removed(_)
-            | Self::Starting(_)
-            | Self::Unreachable { .. }
-            | Self::EndingSilent { .. }) => other,
+    fn on_capture_ended(mut self, captured: &Arc<dyn Machine>, step: &mut Step) -> Self {
+        if let Self::Running(machine, activity @ Activity::Capture) = &mut self
+            && machine.is(captured)
+        {
+            *activity = Activity::Idle;
+            machine.settle(step);
         }
+        self
     }
 
     fn on_retired(self, is_gone: bool) -> Self {
@@ -438,7 +422,7 @@ fn machine_snapshot_done(
     mut machine: Box<RunningMachine>,
     activity: Activity,
     job: SnapshotJob,
-    done: Result<(), BackendError>,
+    done: Done,
     step: &mut Step,
 ) -> Phase {
     if job.restores() && done.is_ok() {

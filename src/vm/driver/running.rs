@@ -221,10 +221,16 @@ impl RunningMachine {
         took: Duration,
         step: &mut Step,
     ) {
-        self.ready_after = Some(took);
-        if let Contact::Connecting(task) = mem::take(&mut self.contact) {
-            self.contact = Contact::Connected(session, task);
-        }
+        self.contact = match mem::take(&mut self.contact) {
+            Contact::Connecting(task) => {
+                self.ready_after = Some(took);
+                Contact::Connected(session, task)
+            }
+            other @ (Contact::None
+            | Contact::Connected(..)
+            | Contact::SettingClock { .. }
+            | Contact::Open(..)) => other,
+        };
         self.open(step);
     }
 

@@ -9,10 +9,10 @@ use std::time::Duration;
 use super::effect::{Effect, Step};
 use super::running::RunningMachine;
 use super::suspended::{self, SUSPENDED};
-use super::task::{Report, Task, Ticket};
+use super::task::{Done, Report, Task, Ticket};
 use super::{Answer, Driver, dropped, paused_by_daemon};
 use crate::store::layout::VmDir;
-use crate::vm::backend::{BackendError, Machine, SnapshotInfo, SnapshotOp};
+use crate::vm::backend::{Machine, SnapshotInfo, SnapshotOp};
 use crate::vm::dropped::Remover;
 use crate::vm::state::Refusal;
 use crate::vm::{Vm, one_line};
@@ -93,12 +93,12 @@ impl SnapshotJob {
     /// Tells who waits that the work continues.
     pub(super) fn overdue(&mut self, step: &mut Step) {
         if let Some(answer) = self.answer.take() {
-            step.answer(answer, Ok::<_, BackendError>(()));
+            step.answer(answer, Done::Ok(()));
         }
     }
 
     /// Ends it, and tells who waits; without anybody who waits, `error` has a failure.
-    pub(super) fn end(self, done: Result<(), BackendError>, step: &mut Step) {
+    pub(super) fn end(self, done: Done, step: &mut Step) {
         self.list(&done, step);
         if let (SnapshotOp::Restore(tag), Ok(())) = (&self.op, &done) {
             step.note(format!("restored {tag}"));
@@ -112,7 +112,7 @@ impl SnapshotJob {
 
     /// A snapshot that was taken is in the disk now; one that failed stays listed with its reason
     /// until it is dropped or taken again.
-    fn list(&self, done: &Result<(), BackendError>, step: &mut Step) {
+    fn list(&self, done: &Done, step: &mut Step) {
         let SnapshotOp::Take(tag) = &self.op else { return };
         // Users see nothing of it but its error.
         if tag == SUSPENDED {
@@ -222,11 +222,7 @@ fn check_live(wanted: &SnapshotInfo, known: &[SnapshotInfo]) -> Result<(), Refus
 
 /// A guest that cannot be saved goes on as if nothing had been asked; if not even that works, its
 /// status tells. One that is saved stays marked as long as its machine is there.
-async fn stop_and_save(
-    machine: &dyn Machine,
-    stale: Option<&'static str>,
-    dir: &VmDir,
-) -> Result<(), BackendError> {
+async fn stop_and_save(machine: &dyn Machine, stale: Option<&'static str>, dir: &VmDir) -> Done {
     paused_by_daemon::begin(dir).await?;
     let saved = async {
         machine.pause().await?;
@@ -242,12 +238,7 @@ async fn stop_and_save(
 
 /// What is dropped is only marked, and what is marked is dropped before anything else is done. Who
 /// goes back in time does not want what was suspended after it any more.
-async fn while_off(
-    vm: &Vm,
-    op: &SnapshotOp,
-    by: Remover,
-    suspended: Option<&'static str>,
-) -> Result<(), BackendError> {
+async fn while_off(vm: &Vm, op: &SnapshotOp, by: Remover, suspended: Option<&'static str>) -> Done {
     if let SnapshotOp::Drop(tag) = op
         && suspended != Some(tag)
     {

@@ -17,6 +17,9 @@ use crate::vm::backend::{
 };
 use crate::vm::live::InForce;
 
+/// How work ended.
+pub(super) type Done = Result<(), BackendError>;
+
 /// What the driver's own tasks report.
 #[derive(Debug)]
 pub(super) enum Report {
@@ -31,7 +34,7 @@ pub(super) enum Report {
     /// A machine that does not answer is surely the VM's, or is not; who asked for its end waits.
     Silent(Result<Arc<dyn SilentMachine>, BackendError>, Answer),
     /// It has ended, or has not.
-    SilentEnded(Result<(), BackendError>),
+    SilentEnded(Done),
     /// An exec in the guest has worked, after so long.
     Connected(Arc<dyn GuestSession>, Duration),
     /// The guest's clock is set, as far as it can be.
@@ -41,11 +44,11 @@ pub(super) enum Report {
     /// Words for the log.
     Note(String),
     /// A verb that QEMU carries out at once is done, or was refused.
-    MachineVerb(Arc<dyn Machine>, MachineVerb, Result<(), BackendError>, Answer),
+    MachineVerb(Arc<dyn Machine>, MachineVerb, Done, Answer),
     /// A change of settings is over.
     Configured(Box<Configured>),
     /// What was done with a snapshot is done.
-    SnapshotDone(Result<(), BackendError>),
+    SnapshotDone(Done),
     /// The request for it has waited long enough.
     SnapshotOverdue,
     /// The image that was made of the VM is done.
@@ -55,7 +58,7 @@ pub(super) enum Report {
     /// The guest had its time to shut down.
     StopOverdue,
     /// `kill` is over; the machine's `Exited` event says the rest.
-    Killed(Result<(), BackendError>),
+    Killed(Done),
     /// The VM's directory is gone, or stays.
     Retired { is_gone: bool },
 }

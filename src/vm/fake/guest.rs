@@ -49,7 +49,7 @@ impl IdentityPort for FakePort {
 }
 
 #[derive(Debug)]
-struct FakeSession(Arc<Script>);
+pub(super) struct FakeSession(pub(super) Arc<Script>);
 
 #[async_trait]
 impl GuestSession for FakeSession {

@@ -11,6 +11,38 @@ pub(super) struct FakeMachine {
     pub(super) events: Mutex<mpsc::Sender<MachineEvent>>,
 }
 
+/// Makes the machine of a plan.
+pub(super) fn launched(script: &Arc<Script>, plan: LaunchPlan) -> Launched {
+    let (to, events) = mpsc::channel(16);
+    *script.events.lock() = Some(to.clone());
+    let bound = plan.spec.ports.iter().map(|f| Bound { forward: *f, port: f.host }).collect();
+    let facts = RunFacts {
+        pid: 1,
+        pid_start: 1,
+        uuid: plan.uuid,
+        since: SystemTime::now(),
+        accel: plan.accel,
+        qemu_version: "0".into(),
+        machine: "fake".into(),
+        hardware: plan.hardware,
+        ssh_port: 22,
+        image_digest: plan.image.digest,
+        announces: false,
+        in_force: Some(InForce::at_start(&plan.spec, bound)),
+        warm: plan.cold.map_or("no".into(), |reason| format!("no: {reason}")),
+        shape: None,
+    };
+    let machine = Arc::new(FakeMachine {
+        facts,
+        dir: plan.dir,
+        script: Arc::clone(script),
+        paused: AtomicBool::new(plan.paused),
+        events: Mutex::new(to),
+    });
+    script.machines.lock().insert(plan.uuid, Arc::clone(&machine));
+    Launched { machine, events, paused: plan.paused, clock_is_behind: false }
+}
+
 impl FakeMachine {
     async fn call(&self, name: &'static str, event: Option<MachineEvent>) {
         self.script.calls.lock().push(name);
