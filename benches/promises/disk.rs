@@ -48,7 +48,7 @@ pub(crate) fn off() -> Vec<Row> {
     ]
 }
 
-/// A VM that runs: for how long its guest stands still.
+/// A VM that runs: for how long its guest is paused.
 pub(crate) fn running() -> Vec<Row> {
     let aq = Mounted::with_image();
     aq.boot("vm1");

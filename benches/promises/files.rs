@@ -76,7 +76,7 @@ pub(crate) fn listing() -> Vec<Row> {
     ]
 }
 
-/// The same where some of the VMs run: what `.metrics` and `.host` tell of them is in the listing with `-A`.
+/// The same where some of the VMs run: what `.metrics` and `.host` say of them is in the listing with `-A`.
 pub(crate) fn listing_running() -> Vec<Row> {
     let aq = Mounted::with_image();
     for n in 0..VMS {

@@ -1,4 +1,4 @@
-//! The smallest filesystem on fuser: one file with a few frozen bytes, read past the page cache as
+//! The smallest filesystem on fuser: one file with a few constant bytes, read past the page cache as
 //! ours are, and a directory with many. What it costs is what FUSE costs.
 
 use std::ffi::OsStr;

@@ -1,6 +1,6 @@
 //! The promises in numbers, each measured beside its reference in the same run: `make bench`.
 //!
-//! A miss is told and does not fail: timings say as much about the machine as about aqfs.
+//! A miss is reported and does not fail: timings say as much about the machine as about aqfs.
 //! An argument picks the benchmarks whose name contains it.
 
 #![allow(clippy::print_stdout, reason = "a benchmark's output is its purpose")]

@@ -1,4 +1,4 @@
-//! Measurements and how they are told: medians, ratios taken in one run, promises beside them.
+//! Measurements and how they are reported: medians, ratios taken in one run, promises beside them.
 
 use std::time::{Duration, Instant};
 
@@ -64,7 +64,7 @@ impl Row {
         }
     }
 
-    /// Renders the row; `MISS` is told and is no failure, as timings depend on the machine.
+    /// Renders the row; `MISS` is reported and is no failure, as timings depend on the machine.
     pub(crate) fn render(&self) -> String {
         let Self { what, measured, beside, promise, kept } = self;
         let verdict = if *kept { "ok" } else { "MISS" };

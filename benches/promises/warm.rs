@@ -1,4 +1,4 @@
-//! Warm images: starts that go on instead of booting, many at once, and what each costs.
+//! Warm images: starts that resume instead of booting, many at once, and what each costs.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -106,13 +106,13 @@ impl Bare {
         let mut qemu = Command::new(&arguments[0]);
         qemu.args(&arguments[1..]).current_dir(&self.dir);
         let mut qemu = Killed(qemu.spawn().expect("QEMU starts"));
-        self.go_on();
+        self.resume();
         until_ssh_speaks(port, &mut qemu.0);
         assert!(ssh(&self.key, port).args([GUEST, "true"]).status().expect("ssh runs").success());
         began.elapsed()
     }
 
-    fn go_on(&self) {
+    fn resume(&self) {
         let mut socket = None;
         eventually("QEMU's socket", BOOT, || {
             socket = UnixStream::connect(self.dir.join("qmp")).ok();
@@ -124,15 +124,15 @@ impl Bare {
             {"capability": "events", "state": true}]}"#;
         let incoming = format!(r#"{{"uri": "exec:cat {state}"}}"#);
         until(&mut qmp, "QMP");
-        ask(&mut qmp, "qmp_capabilities", "{}");
-        ask(&mut qmp, "migrate-set-capabilities", &capabilities.replace('\n', " "));
-        ask(&mut qmp, "migrate-incoming", &incoming);
+        execute(&mut qmp, "qmp_capabilities", "{}");
+        execute(&mut qmp, "migrate-set-capabilities", &capabilities.replace('\n', " "));
+        execute(&mut qmp, "migrate-incoming", &incoming);
         until(&mut qmp, "\"completed\"");
-        ask(&mut qmp, "cont", "{}");
+        execute(&mut qmp, "cont", "{}");
     }
 }
 
-fn ask(qmp: &mut BufReader<UnixStream>, command: &str, arguments: &str) {
+fn execute(qmp: &mut BufReader<UnixStream>, command: &str, arguments: &str) {
     let line = format!("{{\"execute\": \"{command}\", \"arguments\": {arguments}}}\n");
     qmp.get_mut().write_all(line.as_bytes()).expect("sent");
     until(qmp, "\"return\"");

@@ -36,7 +36,7 @@ fn they_become_settings_of_what_is_made_and_of_what_is_started() {
 }
 
 #[test]
-fn a_value_that_is_no_use_is_told_by_the_name_of_its_variable() {
+fn an_invalid_value_is_reported_by_the_name_of_its_variable() {
     let aq = Mounted::new();
     let table = [
         ("AQ_HOST_KEY=/nosuch/key", "/nosuch/key: No such file"),
@@ -62,7 +62,7 @@ fn a_value_that_is_no_use_is_told_by_the_name_of_its_variable() {
 
 #[cfg(feature = "qemu_tests")]
 #[test]
-fn a_machine_has_what_they_say_and_the_users_key_opens_it() {
+fn a_vm_has_what_they_say_and_the_users_key_opens_it() {
     let aq = Mounted::with_image();
     let script = r#"ssh-keygen -q -t ed25519 -N '' -C users-key -f 'my key'; export AQ_HOST_KEY='my key'
         export AQ_CPU=qemu64 AQ_MACHINE_OVERRIDE=q35,hpet=off AQ_KERNEL_APPEND_EXTRA=aq.test=1
@@ -77,7 +77,7 @@ fn a_machine_has_what_they_say_and_the_users_key_opens_it() {
     assert!(aq.exec("vm1", "cat /proc/cmdline").ends_with(" aq.test=1"));
     assert!(aq.exec("vm1", "grep -m1 model.name /proc/cpuinfo").contains("QEMU Virtual CPU"));
     assert!(std::fs::metadata(aq.scratch().join("qemu.log")).is_ok_and(|log| log.len() > 0));
-    // Nobody else's key opens it any more, ours included.
+    // No other key opens it any more, ours included.
     aq.exec("vm1", "cd /root/.ssh; grep users-key authorized_keys > x; cat x > authorized_keys");
     let script = "echo one > f; aq scp f vm1:/tmp/ 2>/dev/null; echo $?
         export AQ_HOST_KEY='my key'; aq scp f vm1:/tmp/g && echo 'cat /tmp/g' | aq console vm1";

@@ -67,7 +67,7 @@ fn signals_reach_the_command_and_a_second_one_ends_it_for_good() {
         until grep -qs up two; do sleep 0.05; done; kill -INT $P; sleep 0.5; kill -INT $P; wait $P; echo $?";
     assert_eq!(aq.cli(script).ok(), "130");
     no_jobs(&aq);
-    // The same with a pipe that nobody reads any more.
+    // The same with a pipe whose reader has gone.
     let said = aq.cli("aq exec vm1 yes | head -n1; echo ${PIPESTATUS[0]}");
     assert_eq!((said.stdout.as_str(), said.stderr.as_str()), ("y\n141\n", ""));
     no_jobs(&aq);
@@ -75,7 +75,7 @@ fn signals_reach_the_command_and_a_second_one_ends_it_for_good() {
 }
 
 #[test]
-fn a_guest_that_goes_off_is_told() {
+fn a_guest_that_goes_off_is_reported() {
     let aq = Mounted::booted();
     let said = aq.cli(
         "aq exec vm1 'echo up; sleep 300' > out & P=$!

@@ -141,7 +141,7 @@ mod with_guests {
     }
 
     #[test]
-    fn a_snapshot_of_a_running_vm_is_gone_on_from_by_every_shard() {
+    fn every_shard_resumes_the_snapshot_of_a_running_vm() {
         let aq = Mounted::with_image();
         aq.cli("aq new src; aq start src; aq exec src 'echo provisioned > /run/state'").ok();
         let said = aq.cli("aq snapshot create src live && aq rm -f --erase src");
@@ -169,7 +169,7 @@ mod with_guests {
         let said = aq.cli_within(script, BOOT * 2);
         assert_eq!(said.stdout, "0\n[s-0] 0\n[s-1] 1\n[s-2] 2\n", "{said:?}");
         assert!(aq.read(".error").contains("not enough memory"), "{}", aq.read(".error"));
-        // With nobody to wait for it is told.
+        // Where there is no shard to wait for, it is reported.
         aq.sh("echo 4T > .defaults/memory").ok();
         let said = aq.cli("aq fanout tiny 1 true");
         assert!(said.code == 1 && said.stderr.contains("not enough memory"), "{said:?}");

@@ -106,8 +106,8 @@ fn bash_completes_names() {
     }
     // Those that are off are not offered where one is needed that runs.
     let asked = |command: &str| {
-        let ask = "COMPLETE=bash _CLAP_IFS=' ' _CLAP_COMPLETE_INDEX=2";
-        aq.cli(&format!("{ask} aq -- aq {command} vm-")).ok()
+        let request = "COMPLETE=bash _CLAP_IFS=' ' _CLAP_COMPLETE_INDEX=2";
+        aq.cli(&format!("{request} aq -- aq {command} vm-")).ok()
     };
     assert_eq!(asked("start"), "vm-one vm-two");
     assert_eq!((asked("exec"), asked("stop")), (String::new(), String::new()));
@@ -203,13 +203,13 @@ fn what_is_installed_works_and_goes_again() {
 }
 
 #[test]
-fn the_service_tells_systemd_when_it_is_mounted_and_leaves_when_told() {
+fn the_service_notifies_systemd_when_it_is_mounted_and_ends_on_sigterm() {
     let home = Home::new();
     let script = r#"mkdir ~/aq; export NOTIFY_SOCKET=$HOME/notify
-        socat -u UNIX-RECV:$NOTIFY_SOCKET CREATE:$HOME/told & S=$!
+        socat -u UNIX-RECV:$NOTIFY_SOCKET CREATE:$HOME/notified & S=$!
         until [ -S $NOTIFY_SOCKET ]; do sleep 0.05; done
         aq mount --foreground ~/aq 2> ~/log & P=$!
-        until grep -qs READY=1 ~/told; do sleep 0.05; done; ls -A ~/aq | grep -c version
+        until grep -qs READY=1 ~/notified; do sleep 0.05; done; ls -A ~/aq | grep -c version
         kill -TERM $P; wait $P; echo $?; ls -A ~/aq | wc -l; kill $S"#;
     assert_eq!(home.cli(script).ok(), "1\n0\n0");
 }

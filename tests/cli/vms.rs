@@ -64,7 +64,7 @@ fn no_name_leads_out_of_the_tree() {
 }
 
 #[test]
-fn a_stopped_vm_is_told_at_once() {
+fn a_stopped_vm_is_reported_at_once() {
     let aq = Mounted::new();
     aq.cli("aq new vm1; touch f").ok();
     let commands =
@@ -196,7 +196,7 @@ mod with_a_guest {
     }
 
     #[test]
-    fn a_taken_port_is_told_at_once_and_ports_are_this_hosts_alone() {
+    fn a_taken_port_is_reported_at_once_and_ports_are_this_hosts_alone() {
         let aq = Mounted::with_image();
         let script = r#"
             python3 -c 'import socket,time
@@ -222,7 +222,7 @@ print(s.getsockname()[1],flush=True); time.sleep(60)' > port & P=$!
         aq.sh("echo -nonsense > vm1/config/qemu_args").ok();
         let said = aq.cli("aq start vm1");
         assert!(said.code == 1 && said.stderr.contains("nonsense"), "{said:?}");
-        // A disk that does not boot: QEMU runs, and nobody ever answers.
+        // A disk that does not boot: QEMU runs, and the guest never answers.
         aq.sh("truncate -s 32M $SCRATCH/x.raw; mkdir .images/x; echo $SCRATCH/x.raw > .images/x/source").ok();
         aq.cli("aq new --from-snapshot x vm2").ok();
         let said = aq.cli("aq start --timeout 3 vm2");

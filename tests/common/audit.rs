@@ -9,7 +9,7 @@ use aqfs::store::operation;
 
 use super::{BOOT, Mounted, eventually};
 
-/// What is thought of clusters that are lost, which `qemu-img check` ends with 3 for.
+/// Whether leaked clusters are an error, which `qemu-img check` ends with 3 for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Leaks {
     /// The next start repairs them.
@@ -37,15 +37,16 @@ pub(crate) fn disks(aq: &Mounted, leaks: Leaks, found: &mut Vec<String>) {
     }
 }
 
-/// Beside lost clusters, only marks of what is shared that do not agree with the counts: of two steps
-/// of QEMU's, each safe, the second was not taken. They are put right together with what is lost.
+/// Says whether `qemu-img check` found only leaked clusters and COPIED flags that differ from the
+/// reference counts. QEMU writes both in two steps, each safe; a kill between them leaves this, and a
+/// repair mends it.
 fn is_harmless(said: &[u8]) -> bool {
     let said = String::from_utf8_lossy(said);
     let mut faults = said.lines().filter(|l| l.starts_with("ERROR"));
     faults.all(|l| l.contains("OFLAG_COPIED"))
 }
 
-/// No half image is listed or left, and who uses which is as the disks say.
+/// No unfinished image is listed or left, and the counts of users agree with the disks.
 pub(crate) fn images(aq: &Mounted, found: &mut Vec<String>) {
     for image in aq.sh("ls .images").ok().lines() {
         let status = aq.read(&format!(".images/{image}/status"));
@@ -82,7 +83,7 @@ fn current(store: &Layout, image: &str) -> PathBuf {
     }
 }
 
-/// A frozen machine, or what is kept of one for its clones' disks.
+/// A template, or what is kept of one for its clones' disks.
 fn is_whole(template: &Path) -> bool {
     let has = |name: &str| template.join(name).exists();
     has("disk.qcow2") && has("template.json") == has("ram") && has("ram") == has("state")
@@ -122,16 +123,16 @@ pub(crate) fn processes(aq: &Mounted, found: &mut Vec<String>) {
     );
 }
 
-/// Every file in the store is one that somebody owns.
+/// Every file in the store has a name that the layout knows.
 pub(crate) fn files(aq: &Mounted, found: &mut Vec<String>) {
     let store = aq.store();
-    strangers(store.root(), Layout::NAMES, found);
-    strangers(&store.trash(), &[], found);
+    unknown(store.root(), Layout::NAMES, found);
+    unknown(&store.trash(), &[], found);
     for vm in names(&store.vms()) {
-        strangers(&store.vms().join(vm), VmDir::NAMES, found);
+        unknown(&store.vms().join(vm), VmDir::NAMES, found);
     }
     for image in names(&store.images()) {
-        strangers(
+        unknown(
             &store.image(&image),
             &[
                 "image.json",
@@ -149,10 +150,10 @@ pub(crate) fn files(aq: &Mounted, found: &mut Vec<String>) {
     }
 }
 
-fn strangers(dir: &Path, owned: &[&str], found: &mut Vec<String>) {
-    let strange = names(dir).into_iter().filter(|name| !owned.contains(&name.as_str()));
+fn unknown(dir: &Path, owned: &[&str], found: &mut Vec<String>) {
+    let unknown = names(dir).into_iter().filter(|name| !owned.contains(&name.as_str()));
     found.extend(
-        strange.map(|name| format!("nobody owns {}/{name}{}", dir.display(), unfinished(dir))),
+        unknown.map(|name| format!("unknown file {}/{name}{}", dir.display(), unfinished(dir))),
     );
 }
 

@@ -29,7 +29,7 @@ pub(crate) fn install(store: &Path) {
     }
     link_tree(&from.images().join("tiny"), &to.images().join("tiny")).expect("linking the image");
     aqfs::store::file::private_dir(&to.cache()).expect("the store's cache");
-    // There is none where hints alone have told.
+    // There is no verdict where hints alone have decided.
     drop(fs::copy(from.accel_verdict(), to.accel_verdict()));
 }
 

@@ -34,7 +34,7 @@ pub(crate) fn assert_errno<T: std::fmt::Debug>(result: io::Result<T>, expected: 
 }
 
 /// Waits until `condition` holds: for facts that give no event, such as the end of a process that
-/// is nobody's child. Panics naming `what` when `bound` has passed.
+/// is not our child. Panics naming `what` when `bound` has passed.
 #[track_caller]
 pub(crate) fn eventually(what: &str, bound: Duration, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + bound;

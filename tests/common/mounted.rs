@@ -213,7 +213,7 @@ impl Mounted {
         self.sh(&format!("{script}; cat {vm}/wait")).ok();
     }
 
-    /// Stops every process in a guest but its first, so that it obeys nobody any more.
+    /// Stops every process in a guest but its first, so that it answers no request.
     #[track_caller]
     pub(crate) fn deafen(&self, vm: &str) {
         // The SSH server is stopped too: the answer never comes.
@@ -286,13 +286,13 @@ impl Mounted {
         proc::of_store(self.store.root(), "qemu-img")
     }
 
-    /// Unmounts and says what the daemon has left behind.
+    /// Unmounts and lists what the daemon has left behind.
     fn leave(&self) -> Vec<String> {
         let daemon = lock::owner(&self.store.lock()).map(|o| o.pid).filter(|&p| serves(p));
         let mut left = Vec::from_iter(self.unmount());
         left.extend(daemon.and_then(|pid| self.outlasts(pid)));
-        left.extend(strangers(self.root.path(), "run"));
-        left.extend(strangers(self.root.path(), "tmp"));
+        left.extend(entries(self.root.path(), "run"));
+        left.extend(entries(self.root.path(), "tmp"));
         left
     }
 
@@ -356,7 +356,7 @@ fn serves(pid: u32) -> bool {
     proc::process(pid).is_some_and(|p| p.name == "aq" && p.state != 'Z')
 }
 
-fn strangers(root: &Path, name: &str) -> Vec<String> {
+fn entries(root: &Path, name: &str) -> Vec<String> {
     let entries = fs::read_dir(root.join(name)).into_iter().flatten().flatten();
     entries.map(|e| e.path().display().to_string()).collect()
 }

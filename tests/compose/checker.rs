@@ -191,7 +191,7 @@ impl Guests {
     }
 }
 
-/// What a directory's `mark` and `data` say, as the probe tells it.
+/// What a directory's `mark` and `data` say, as the probe reports it.
 fn content(mark: u32) -> String {
     if mark == 0 {
         return "0".to_owned();
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn an_identity_stays_and_is_nobody_elses() {
+    fn an_identity_stays_and_is_unique() {
         let mut guests = Guests::default();
         let words = |word: &str| [word.to_owned(), format!("{word}2"), format!("{word}3")];
         assert!(guests.identify("a", 1, &words("x")).is_ok());

@@ -63,7 +63,7 @@ fn restore(model: &mut Model, step: &Step) {
     }
 }
 
-/// Waits for the end, and for the guest, whose clock is set after it stood for long.
+/// Waits for the end, and for the guest, whose clock is set after a long pause.
 fn until_back(model: &Model, step: &Step) -> String {
     let ready = model.vms.get(&step.vm).is_some_and(|vm| vm.power == Power::Ready);
     let done = until_done(model, step);
@@ -185,7 +185,7 @@ pub(crate) static DISKS: &[Operation] = &[
             running(vm)?;
             has_disk(vm)
         },
-        ask: |step| format!("echo suspend > {}/ctl", step.vm),
+        request: |step| format!("echo suspend > {}/ctl", step.vm),
         wait: until_done,
         then: suspend,
     },
@@ -198,7 +198,7 @@ pub(crate) static DISKS: &[Operation] = &[
             has_disk(vm)?;
             require(!vm.snapshots.contains_key(&step.word), No::Errno(EEXIST))
         },
-        ask: |step| format!("mkdir {}/snapshots/{}", step.vm, step.word),
+        request: |step| format!("mkdir {}/snapshots/{}", step.vm, step.word),
         wait: until_back,
         then: take,
     },
@@ -207,7 +207,7 @@ pub(crate) static DISKS: &[Operation] = &[
         weight: 20,
         words: taken_tags,
         fits: can_restore,
-        ask: |step| format!("echo restore {} > {}/ctl", step.word, step.vm),
+        request: |step| format!("echo restore {} > {}/ctl", step.word, step.vm),
         wait: until_back,
         then: restore,
     },
@@ -220,7 +220,7 @@ pub(crate) static DISKS: &[Operation] = &[
             has_disk(vm)?;
             require(vm.snapshots.contains_key(&step.word), No::Errno(ENOENT))
         },
-        ask: |step| format!("rmdir {}/snapshots/{}", step.vm, step.word),
+        request: |step| format!("rmdir {}/snapshots/{}", step.vm, step.word),
         wait: until_back,
         then: |model, step| {
             let Some(vm) = model.vms.get_mut(&step.vm) else { return };
@@ -241,7 +241,7 @@ pub(crate) static DISKS: &[Operation] = &[
             require(vm.running.is_none(), No::Errno(EBUSY))?;
             require(!vm.snapshots.contains_key(to), No::Errno(EEXIST))
         },
-        ask: |step| {
+        request: |step| {
             let (from, to) = pair(step);
             format!("mv -T {0}/snapshots/{from} {0}/snapshots/{to}", step.vm)
         },
@@ -259,7 +259,7 @@ pub(crate) static DISKS: &[Operation] = &[
         weight: 8,
         words: images,
         fits: can_publish,
-        ask: |step| make_image(&step.word, &step.vm),
+        request: |step| make_image(&step.word, &step.vm),
         wait: |model, step| {
             format!("{}\n{}", until_made(&step.word, &step.vm), until_back(model, step))
         },
@@ -275,7 +275,7 @@ pub(crate) static DISKS: &[Operation] = &[
             require(vm.disk.is_some() && vm.snapshots.contains_key(tag), No::Unfit)?;
             require(vm.running.is_none(), No::Errno(EBUSY))
         },
-        ask: |step| {
+        request: |step| {
             let (tag, image) = pair(step);
             make_image(image, &format!("{}@{tag}", step.vm))
         },
@@ -287,7 +287,7 @@ pub(crate) static DISKS: &[Operation] = &[
         weight: 2,
         words: every_image,
         fits: |model, step| require(model.images.contains_key(&step.word), No::Unfit),
-        ask: |step| format!("echo warm > .images/{}/ctl", step.word),
+        request: |step| format!("echo warm > .images/{}/ctl", step.word),
         wait: |_, step| {
             format!(
                 "timeout 240 cat .images/{0}/wait > /dev/null; grep -q ^yes .images/{0}/warm",
@@ -304,7 +304,7 @@ pub(crate) static DISKS: &[Operation] = &[
             let image = model.images.get(&step.word).ok_or(No::Unfit)?;
             require(image.template.is_some(), No::Unfit)
         },
-        ask: |step| format!("echo cold > .images/{}/ctl", step.word),
+        request: |step| format!("echo cold > .images/{}/ctl", step.word),
         wait: nothing,
         then: |model, step| {
             if let Some(image) = model.images.get_mut(&step.word) {
@@ -320,7 +320,7 @@ pub(crate) static DISKS: &[Operation] = &[
             require(model.images.contains_key(&step.word), No::Unfit)?;
             require(!model.is_used(&step.word), No::Errno(EBUSY))
         },
-        ask: |step| format!("rmdir .images/{}", step.word),
+        request: |step| format!("rmdir .images/{}", step.word),
         wait: nothing,
         then: |model, step| drop(model.images.remove(&step.word)),
     },
@@ -329,7 +329,7 @@ pub(crate) static DISKS: &[Operation] = &[
         weight: 6,
         words: settings,
         fits: can_set,
-        ask: |step| {
+        request: |step| {
             let (key, value) = pair(step);
             format!("echo {value} > {}/config/{key}", step.vm)
         },
@@ -341,7 +341,7 @@ pub(crate) static DISKS: &[Operation] = &[
         weight: 2,
         words: |_, _| ["2", "3", "4"].map(str::to_owned).to_vec(),
         fits: can_resize,
-        ask: |step| format!("echo resize {}G > {}/ctl", step.word, step.vm),
+        request: |step| format!("echo resize {}G > {}/ctl", step.word, step.vm),
         wait: nothing,
         then: resize,
     },

@@ -1,5 +1,5 @@
 //! Every feature after every other: random sequences of all that the tree can do, on real guests,
-//! against a plain model of what each VM's disk and memory hold, and of who it is.
+//! against a plain model of what each VM's disk and memory hold, and of its identity.
 //!
 //! A sequence has a store and a mount of its own, and follows from its seed. One that fails is
 //! shrunk to few steps and printed as shell lines that can be pasted. `make compose SECONDS=3600
@@ -7,7 +7,7 @@
 //!
 //! The rows of `operations` and `disks` are what can be done, `model` is what it changes, `runner`
 //! does it and `checker` looks. Kills in the *middle* of an operation are `torture`'s.
-#![allow(clippy::print_stdout, reason = "what is done is told as it goes on")]
+#![allow(clippy::print_stdout, reason = "reports each sequence as it ends")]
 
 mod checker;
 #[path = "../common/mod.rs"]
@@ -52,7 +52,7 @@ fn every_feature_after_every_other() {
         if let Some(failure) = runner::run(&steps, &mut counts) {
             match again(&steps, failure) {
                 Some((steps, finding)) => {
-                    println!("{}", told(seed, &steps, &finding));
+                    println!("{}", report_of(seed, &steps, &finding));
                     findings += 1;
                 }
                 None => seen_once += 1,
@@ -61,7 +61,7 @@ fn every_feature_after_every_other() {
     }
     report(sequences, &counts);
     println!("{findings} findings, and {seen_once} seen once and not again by the same steps");
-    assert_eq!(findings, 0, "findings, told above");
+    assert_eq!(findings, 0, "findings, reported above");
 }
 
 fn number(variable: &str) -> Option<u64> {
@@ -129,7 +129,7 @@ fn ending(model: &mut Model, steps: &mut Vec<Step>) {
 }
 
 /// Does the same once more, and shrinks it if it fails again. What does not, as a bound that was too
-/// tight on a busy machine, is told, and is no finding.
+/// tight on a busy machine, is reported, and is no finding.
 fn again(steps: &[Step], failure: Failure) -> Option<(Vec<Step>, Finding)> {
     let kind = failure.finding.kind;
     println!("seen after {} steps: {kind}\n# {}", failure.at + 1, failure.finding.text);
@@ -151,7 +151,7 @@ fn again(steps: &[Step], failure: Failure) -> Option<(Vec<Step>, Finding)> {
 }
 
 /// Says how to see a failure.
-fn told(seed: u64, steps: &[Step], finding: &Finding) -> String {
+fn report_of(seed: u64, steps: &[Step], finding: &Finding) -> String {
     let (kind, text) = (&finding.kind, finding.text.replace('\n', "\n# "));
     format!("FOUND by sequence {seed}: {kind}\n{BEFORE}\n{}\n# {text}\n", pasted(steps))
 }
@@ -214,7 +214,9 @@ fn pasted(steps: &[Step]) -> String {
                 lines.push(step.lines(&model));
                 (step.operation.then)(&mut model, step);
             }
-            Err(No::Errno(_)) => lines.push(format!("{}   # refused", (step.operation.ask)(step))),
+            Err(No::Errno(_)) => {
+                lines.push(format!("{}   # refused", (step.operation.request)(step)));
+            }
             Err(No::Unfit) => {}
         }
     }

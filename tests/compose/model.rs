@@ -13,7 +13,7 @@ pub(crate) const TAGS: &[&str] = &["s", "t", "suspended"];
 /// How many QEMUs run at most.
 pub(crate) const ROOM: usize = 3;
 
-/// What the settings are where nobody says anything else. Of `tiny`, GiB and MiB.
+/// The default settings of `tiny`, in GiB and MiB.
 const DISK: u32 = 2;
 const MEMORY: u32 = 256;
 const CPUS: u32 = 1;
@@ -121,7 +121,7 @@ pub(crate) struct Image {
     pub(crate) disk: Disk,
     /// Where there is no template, what VMs made from it are like unless they say otherwise.
     pub(crate) shape: Shape,
-    /// The machine that VMs made from it go on from, its disk's size included.
+    /// The template that VMs made from it resume, its disk's size included.
     pub(crate) template: Option<(Memory, Shape, u32)>,
 }
 
@@ -191,7 +191,7 @@ impl Model {
         }
     }
 
-    /// Starts a VM: it goes on from what was suspended or from its image's template, or boots.
+    /// Starts a VM: it resumes what was suspended or its image's template, or boots.
     pub(crate) fn start(&mut self, name: &str, power: Power) {
         let vm = &self.vms[name];
         let shape = self.shape(vm);
@@ -207,7 +207,7 @@ impl Model {
         };
         let Some(vm) = self.vms.get_mut(name) else { return };
         let thrown = vm.set.ephemeral.then_some(disk);
-        // A guest that goes on has the disk of then; it becomes larger at a start that boots.
+        // A resumed guest has the disk of the saved state; it grows at a start that boots.
         let grown = vm.set.disk.filter(|_| vm.suspended.is_none()).unwrap_or(0);
         let disk = Disk { size: disk.size.max(grown), ..disk };
         let suspended = vm.suspended.take().and_then(|saved| Some(saved.memory?.0));
@@ -223,7 +223,7 @@ impl Model {
         vm.set_power(power);
     }
 
-    /// Says whether a VM whose disk is of a size would go on from its image's template.
+    /// Says whether a VM whose disk is of a size would resume its image's template.
     fn fits(&self, vm: &Vm, size: u32) -> bool {
         let template = self.images.get(&vm.image).and_then(|image| image.template.as_ref());
         template.is_some_and(|(_, shape, disk)| (*shape, *disk) == (self.shape(vm), size))

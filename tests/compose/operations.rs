@@ -27,7 +27,7 @@ pub(crate) struct Operation {
     pub(crate) words: fn(&Model, &str) -> Vec<String>,
     pub(crate) fits: fn(&Model, &Step) -> Fits,
     /// The line that is accepted or refused.
-    pub(crate) ask: fn(&Step) -> String,
+    pub(crate) request: fn(&Step) -> String,
     /// What returns when it is done.
     pub(crate) wait: fn(&Model, &Step) -> String,
     /// Carries it out in the model.
@@ -55,8 +55,8 @@ impl Step {
 
     /// Returns the whole of it as shell lines.
     pub(crate) fn lines(&self, model: &Model) -> String {
-        let (ask, wait) = ((self.operation.ask)(self), (self.operation.wait)(model, self));
-        if wait.is_empty() { ask } else { format!("{ask}\n{wait}") }
+        let (request, wait) = ((self.operation.request)(self), (self.operation.wait)(model, self));
+        if wait.is_empty() { request } else { format!("{request}\n{wait}") }
     }
 }
 
@@ -188,7 +188,7 @@ pub(crate) static POWER: &[Operation] = &[
         weight: 4,
         words: images,
         fits: |model, step| require(!model.vms.contains_key(&step.vm), No::Errno(EEXIST)),
-        ask: |step| match step.word.as_str() {
+        request: |step| match step.word.as_str() {
             "tiny" => format!("mkdir {}", step.vm),
             image => format!("mkdir {0} && echo {image} > {0}/config/image", step.vm),
         },
@@ -200,7 +200,7 @@ pub(crate) static POWER: &[Operation] = &[
         weight: 24,
         words: none,
         fits: can_start,
-        ask: |step| ctl(step, "start"),
+        request: |step| ctl(step, "start"),
         wait: until_ready,
         then: |model, step| model.start(&step.vm, Power::Ready),
     },
@@ -209,7 +209,7 @@ pub(crate) static POWER: &[Operation] = &[
         weight: 3,
         words: none,
         fits: can_start,
-        ask: |step| ctl(step, "start paused"),
+        request: |step| ctl(step, "start paused"),
         wait: until_done,
         then: |model, step| model.start(&step.vm, Power::Paused),
     },
@@ -218,7 +218,7 @@ pub(crate) static POWER: &[Operation] = &[
         weight: 40,
         words: next_mark,
         fits: is_ready,
-        ask: |step| {
+        request: |step| {
             let text = WRITE.replace("MARK", &step.word);
             format!("echo '{text}' > {0}/exec && cat {0}/exec", step.vm)
         },
@@ -230,7 +230,7 @@ pub(crate) static POWER: &[Operation] = &[
         weight: 6,
         words: none,
         fits: |model, step| runs_for(model, step, EALREADY),
-        ask: |step| ctl(step, "stop"),
+        request: |step| ctl(step, "stop"),
         wait: until_done,
         then: |model, step| model.end(&step.vm, Power::Off),
     },
@@ -243,7 +243,7 @@ pub(crate) static POWER: &[Operation] = &[
             vm if vm.power == Power::Off && vm.suspended.is_some() => Ok(()),
             _ => runs_for(model, step, EALREADY),
         },
-        ask: |step| ctl(step, "kill"),
+        request: |step| ctl(step, "kill"),
         wait: until_done,
         then: |model, step| model.end(&step.vm, Power::Off),
     },
@@ -252,7 +252,7 @@ pub(crate) static POWER: &[Operation] = &[
         weight: 2,
         words: none,
         fits: is_ready,
-        ask: |step| format!("echo poweroff > {}/exec", step.vm),
+        request: |step| format!("echo poweroff > {}/exec", step.vm),
         wait: |_, step| until_status(step, "stopped"),
         then: |model, step| model.end(&step.vm, Power::Off),
     },
@@ -261,7 +261,7 @@ pub(crate) static POWER: &[Operation] = &[
         weight: 2,
         words: none,
         fits: |model, step| running(vm(model, step)?).map(drop).map_err(|_| No::Unfit),
-        ask: |step| format!("kill -KILL $(sed -n 's/^pid //p' {}/info)", step.vm),
+        request: |step| format!("kill -KILL $(sed -n 's/^pid //p' {}/info)", step.vm),
         wait: |_, step| until_status(step, "failed"),
         then: |model, step| model.end(&step.vm, Power::Failed),
     },
@@ -274,7 +274,7 @@ pub(crate) static POWER: &[Operation] = &[
             Power::Paused => Err(No::Errno(EALREADY)),
             Power::Off | Power::Failed => Err(No::Errno(EHOSTDOWN)),
         },
-        ask: |step| ctl(step, "pause"),
+        request: |step| ctl(step, "pause"),
         wait: |_, step| match step.word.as_str() {
             "0" => String::new(),
             seconds => format!("sleep {seconds}"),
@@ -290,7 +290,7 @@ pub(crate) static POWER: &[Operation] = &[
             Power::Ready => Err(No::Errno(EALREADY)),
             Power::Off | Power::Failed => Err(No::Errno(EHOSTDOWN)),
         },
-        ask: |step| ctl(step, "resume"),
+        request: |step| ctl(step, "resume"),
         wait: until_ready,
         then: |model, step| set_power(model, &step.vm, Power::Ready),
     },
@@ -302,7 +302,7 @@ pub(crate) static POWER: &[Operation] = &[
             runs_for(model, step, EHOSTDOWN)?;
             is_ready(model, step)
         },
-        ask: |step| ctl(step, "reset"),
+        request: |step| ctl(step, "reset"),
         wait: until_ready,
         then: |model, step| model.reboot(&step.vm),
     },
@@ -315,7 +315,7 @@ pub(crate) static POWER: &[Operation] = &[
             require(step.vm != step.word, No::Unfit)?;
             require(!model.vms.contains_key(&step.word), No::Errno(EEXIST))
         },
-        ask: |step| format!("mv -T {} {}", step.vm, step.word),
+        request: |step| format!("mv -T {} {}", step.vm, step.word),
         wait: nothing,
         then: |model, step| {
             if let Some(vm) = model.vms.remove(&step.vm) {
@@ -328,7 +328,7 @@ pub(crate) static POWER: &[Operation] = &[
         weight: 6,
         words: none,
         fits: removable,
-        ask: |step| format!("rm -r {}", step.vm),
+        request: |step| format!("rm -r {}", step.vm),
         wait: nothing,
         then: |model, step| model.remove(&step.vm),
     },
@@ -337,7 +337,7 @@ pub(crate) static POWER: &[Operation] = &[
         weight: 2,
         words: none,
         fits: removable,
-        ask: |step| format!("rmdir {}", step.vm),
+        request: |step| format!("rmdir {}", step.vm),
         wait: nothing,
         then: |model, step| model.remove(&step.vm),
     },
@@ -349,7 +349,7 @@ pub(crate) static POWER: &[Operation] = &[
             require(model.trash.iter().any(|r| r.name == step.word), No::Unfit)?;
             require(!model.vms.contains_key(&step.vm), No::Errno(EEXIST))
         },
-        ask: |step| format!("mv -T $(ls -d {} | tail -n 1) {}", newest(step), step.vm),
+        request: |step| format!("mv -T $(ls -d {} | tail -n 1) {}", newest(step), step.vm),
         wait: nothing,
         then: undo,
     },
@@ -361,7 +361,7 @@ pub(crate) static POWER: &[Operation] = &[
             let newest = model.trash.iter().any(|r| r.name == step.word);
             require(newest, No::Unfit)
         },
-        ask: |step| format!("rmdir $(ls -d {} | tail -n 1)", newest(step)),
+        request: |step| format!("rmdir $(ls -d {} | tail -n 1)", newest(step)),
         wait: nothing,
         then: |model, step| drop(model.take_removed(&step.word)),
     },
@@ -370,7 +370,7 @@ pub(crate) static POWER: &[Operation] = &[
         weight: 1,
         words: none,
         fits: |model, _| require(model.live() > 0, No::Unfit),
-        ask: |_| {
+        request: |_| {
             "cd /; kill -KILL $(sed 's/.*\"pid\":\\([0-9]*\\).*/\\1/' $STORE/lock); \
              aq mount $AQ_MOUNT --store $STORE && cd $AQ_MOUNT"
                 .to_owned()
@@ -383,7 +383,7 @@ pub(crate) static POWER: &[Operation] = &[
         weight: 1,
         words: none,
         fits: |model, _| require(model.live() > 0, No::Unfit),
-        ask: |_| {
+        request: |_| {
             "cd /; aq umount $AQ_MOUNT && aq mount $AQ_MOUNT --store $STORE && cd $AQ_MOUNT"
                 .to_owned()
         },

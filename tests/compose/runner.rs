@@ -113,7 +113,7 @@ impl Runner {
     }
 
     fn refused(&self, step: &Step, errno: i32) -> Checked {
-        let said = self.sh(&(step.operation.ask)(step));
+        let said = self.sh(&(step.operation.request)(step));
         let words = io::Error::from_raw_os_error(errno).to_string();
         let words = words.split(" (os error").next().unwrap_or_default();
         if said.code != 0 && said.stderr.contains(words) {
@@ -123,7 +123,7 @@ impl Runner {
         Err(Finding::new(&kind, format!("{words} expected: {}", said_in_words(&said))))
     }
 
-    /// Looks at everything that tells without a guest, and into the guests that the step is about.
+    /// Looks at everything that can be seen without a guest, and into the guests of the step.
     fn look(&mut self, step: &Step, touched: bool) -> Checked {
         checker::tree(&self.aq, &self.model)?;
         let all = step.operation.name.contains("mount") || step.operation.name.contains("daemon");

@@ -20,7 +20,7 @@ fn a_stale_mount_is_cleaned_up_and_the_vms_are_there_again() {
 }
 
 #[test]
-fn a_second_daemon_on_a_store_is_told_of_the_first() {
+fn a_second_daemon_on_a_store_is_refused_and_names_the_first() {
     let aq = Mounted::new();
     let script =
         r#"mkdir "$SCRATCH/other" && "$AQ" mount "$SCRATCH/other" --store "$SCRATCH/store""#;

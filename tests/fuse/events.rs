@@ -1,10 +1,10 @@
-//! What tells programs that something has happened: `events`, `.error`, `.metrics`, POLLPRI and
+//! How programs learn that something has happened: `events`, `.error`, `.metrics`, POLLPRI and
 //! inotify.
 
 use crate::common::Mounted;
 
 #[test]
-fn the_life_of_a_vm_is_told_to_who_listens() {
+fn readers_of_events_see_the_life_of_a_vm() {
     let aq = Mounted::new();
     let said = aq.events_of(
         ".events",
@@ -20,7 +20,7 @@ fn the_life_of_a_vm_is_told_to_who_listens() {
 }
 
 #[test]
-fn one_vms_file_tells_of_that_vm_alone() {
+fn one_vms_file_has_the_events_of_that_vm_alone() {
     let aq = Mounted::new();
     aq.sh("mkdir vm1 vm2").ok();
     let said = aq.events_of(
@@ -32,7 +32,7 @@ fn one_vms_file_tells_of_that_vm_alone() {
 }
 
 #[test]
-fn failures_anywhere_are_listed_with_who_and_why() {
+fn failures_anywhere_are_listed_with_path_and_reason() {
     let aq = Mounted::new();
     let said = aq
         .sh("mkdir vm1; echo nonsense > vm1/ctl; echo 0 > vm1/config/cpus; echo x > vm1/new
@@ -67,7 +67,7 @@ fn metrics_are_of_prometheus_form() {
 }
 
 #[test]
-fn a_value_that_is_kept_open_tells_by_poll_that_it_has_changed() {
+fn a_value_that_is_kept_open_reports_by_poll_that_it_has_changed() {
     let aq = Mounted::new();
     let script = r#"
 import os, select

@@ -65,7 +65,7 @@ impl Machine {
     fn set_up(&self) -> Output {
         let mut setup = Command::new("/bin/sh");
         setup.arg(self.path("bin/setup")).arg("run");
-        setup.env("PATH", self.path("bin")).env("WORLD", self.0.path());
+        setup.env("PATH", self.path("bin")).env("MACHINE", self.0.path());
         shell::finish(&mut setup, SHORT)
     }
 
@@ -148,7 +148,7 @@ const ONLY_FUSERMOUNT: &str = "mkdir $SCRATCH/bin; ln -s $(command -v fusermount
 const MOUNT: &str = "PATH=$SCRATCH/bin $AQ mount $AQ_MOUNT --store $SCRATCH/store";
 
 #[test]
-fn what_is_not_installed_is_told_at_the_mount_and_before_any_work() {
+fn what_is_not_installed_is_reported_at_the_mount_and_before_any_work() {
     let aq = Mounted::new();
     let said = aq.cli(&format!("aq umount; {ONLY_FUSERMOUNT}; {MOUNT}"));
     let words = "qemu-system-x86_64, qemu-img";

@@ -13,7 +13,7 @@ fn names_of_jobs() {
     assert!(aq.sh("mkdir vm1/jobs/last").failed().contains("File exists"));
     assert!(aq.sh("mkdir vm1/jobs/.b").failed().contains("Invalid argument"));
     assert!(aq.sh("mv -T vm1/jobs/b vm1/jobs/last").failed().contains("jobs/last"));
-    // Who has no last job finds a link that leads nowhere, which `tar` and `cp -r` can copy.
+    // A process without a last job finds a link that leads nowhere, which `tar` and `cp -r` can copy.
     assert_eq!(aq.sh("readlink vm1/jobs/last").ok(), ".none");
     assert!(aq.sh("cat vm1/jobs/last/status").failed().contains("No such file"));
     aq.sh("rm -r vm1").ok();

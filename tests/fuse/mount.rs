@@ -29,7 +29,7 @@ fn mount_command(dir: &Path) -> Command {
 }
 
 #[test]
-fn the_version_is_told_without_a_mount() {
+fn the_version_is_printed_without_a_mount() {
     let said = shell::finish(Command::new(AQ).arg("--version"), SHORT).ok();
     assert_eq!(said, format!("aq {}", env!("CARGO_PKG_VERSION")));
 }

@@ -15,19 +15,21 @@ fn guests_outlive_a_killed_daemon() {
     vms.iter().for_each(|vm| aq.wait_for_ready(vm));
     let pids = vms.map(|vm| aq.info(vm, "pid"));
     let logs = vms.map(|vm| aq.vm_dir(vm).console_log());
-    let later = "(trap '' HUP; sleep 3; echo said-to-nobody > /dev/console) > /dev/null 2>&1 &";
+    let later =
+        "(trap '' HUP; sleep 3; echo said-without-a-daemon > /dev/console) > /dev/null 2>&1 &";
     vms.iter().for_each(|vm| drop(aq.exec(vm, later)));
     aq.kill_daemon();
     eventually("every guest has spoken", BOOT, || {
-        logs.iter()
-            .all(|log| fs::read_to_string(log).unwrap_or_default().contains("said-to-nobody"))
+        logs.iter().all(|log| {
+            fs::read_to_string(log).unwrap_or_default().contains("said-without-a-daemon")
+        })
     });
     aq.mount();
     for (vm, pid) in vms.iter().zip(pids) {
         aq.wait_for_ready(vm);
         assert_eq!(aq.info(vm, "pid"), pid);
         assert_eq!(aq.exec(vm, "hostname"), *vm);
-        assert!(aq.read(&format!("{vm}/console.log")).contains("said-to-nobody"));
+        assert!(aq.read(&format!("{vm}/console.log")).contains("said-without-a-daemon"));
     }
     assert_eq!(aq.qemus().len(), 3);
     aq.sh("for vm in *; do echo kill > $vm/ctl; cat $vm/wait; rmdir $vm; done").ok();
@@ -66,7 +68,7 @@ fn a_qemu_that_dies_under_the_daemon_is_a_failure() {
 }
 
 /// A VM whose QEMU does not answer the daemon that finds it, as while it writes a snapshot of a large
-/// memory; returns its process and what tells its boot from others.
+/// memory; returns its process and the id of its boot.
 fn unreachable(aq: &Mounted) -> (u32, String) {
     aq.boot("vm1");
     let qemu: u32 = aq.info("vm1", "pid").parse().expect("a pid");

@@ -1,4 +1,4 @@
-//! What a user gets wrong, and only QEMU or the guest can tell: an errno, a sentence in `error`, and
+//! What a user gets wrong, and only QEMU or the guest can find: an errno, a sentence in `error`, and
 //! the next start works.
 
 use crate::common::{Mounted, assert_errno};
@@ -19,7 +19,7 @@ fn arguments_that_qemu_does_not_know() {
 }
 
 #[test]
-fn a_guest_that_never_answers_keeps_nobody_for_ever() {
+fn a_guest_that_never_answers_keeps_no_reader_for_ever() {
     let aq = Mounted::with_image();
     aq.sh("mkdir vm1 && echo 'start paused' > vm1/ctl").ok();
     assert_eq!(aq.sh("timeout 2 cat vm1/ready").code, 124);

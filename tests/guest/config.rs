@@ -26,7 +26,7 @@ fn serve_in(aq: &Mounted, vm: &str, port: u16) {
 }
 
 #[test]
-fn a_fifo_as_a_setting_is_refused_at_once_and_holds_nobody() {
+fn a_fifo_as_a_setting_is_refused_at_once_and_delays_no_one() {
     let aq = Mounted::with_image();
     aq.sh("mkfifo $SCRATCH/fifo; mkdir vm1 vm2 vm3").ok();
     for key in ["kernel", "initrd", "firmware", "cdrom"] {
@@ -101,7 +101,8 @@ fn a_port_that_is_taken_fails_the_start_with_its_name() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = taken.local_addr().expect("its number").port();
     aq.sh("mkdir vm1").ok();
-    aq.write("vm1/config/ports", &format!("{port}:80")).expect("nobody asks while it is off");
+    aq.write("vm1/config/ports", &format!("{port}:80"))
+        .expect("no guest has to agree while it is off");
     assert_errno(aq.write("vm1/ctl", "start"), libc::EADDRINUSE);
     let error = aq.read("vm1/error");
     assert!(error.starts_with(&format!("host port tcp:127.0.0.1:{port}:80 is taken")), "{error}");
@@ -301,9 +302,12 @@ fn a_guest_that_the_host_cannot_hold_is_refused_at_once() {
     aq.sh("mkdir vm1 && echo 4T > vm1/config/memory").ok();
     assert_errno(aq.write("vm1/ctl", "start"), libc::ENOMEM);
     assert_eq!(aq.read("vm1/status"), "stopped");
-    let told = aq.read("vm1/error");
-    assert!(told.contains("4194304 for the guest") && told.contains("stop small, "), "{told}");
-    // Who insists hears it from QEMU.
+    let reported = aq.read("vm1/error");
+    assert!(
+        reported.contains("4194304 for the guest") && reported.contains("stop small, "),
+        "{reported}"
+    );
+    // A user who insists gets QEMU's own error.
     aq.write("vm1/config/overcommit", "1").expect("a setting");
     assert_errno(aq.write("vm1/ctl", "start"), libc::ENOMEM);
     assert!(

@@ -40,7 +40,7 @@ fn no_damage_keeps_the_tree_from_being_mounted() {
     aq.make_off("vm1");
     aq.make_off("gone");
     aq.sh("ln -s tiny .images/stable; echo 512M > .defaults/memory; rmdir gone").ok();
-    // What is done, what is told of it, and how it is undone.
+    // What is damaged, what is reported, and how it is undone.
     let table = [
         ("echo '{' > aliases.json", "aliases.json.unusable@", "true"),
         ("echo {} > aliases.json; chmod 000 aliases.json", "aliases.json.unusable@", "true"),
@@ -68,12 +68,12 @@ fn no_damage_keeps_the_tree_from_being_mounted() {
         ),
         ("mv trash t; echo > trash", "trash.unusable@", "rm -r trash trash.*; mv t trash"),
     ];
-    for (damage, told, undo) in table {
+    for (damage, reported, undo) in table {
         let mounted = remount(&aq, damage);
         assert_eq!(mounted.code, 0, "{damage}: {mounted:?}");
-        assert!(mounted.stderr.contains(told), "{damage}: {mounted:?}");
-        assert!(told.is_empty() == mounted.stderr.is_empty(), "{damage}: {mounted:?}");
-        assert!(aq.read(".error").contains(told), "{damage}: {}", aq.read(".error"));
+        assert!(mounted.stderr.contains(reported), "{damage}: {mounted:?}");
+        assert!(reported.is_empty() == mounted.stderr.is_empty(), "{damage}: {mounted:?}");
+        assert!(aq.read(".error").contains(reported), "{damage}: {}", aq.read(".error"));
         assert_eq!(aq.read("vm1/status"), "stopped", "{damage}");
         aq.sh("ls -lR . > /dev/null; mkdir vm2; rmdir vm2").ok();
         remount(&aq, undo).ok();
@@ -129,12 +129,12 @@ fn what_becomes_due_and_cannot_be_erased_is_no_error_of_another_removal() {
 }
 
 #[test]
-fn what_is_due_and_cannot_be_erased_is_nobodys_error() {
+fn what_is_due_and_cannot_be_erased_fails_no_operation() {
     let aq = Mounted::with_image();
     aq.make_off("vm1");
     let old = "mkdir trash/old@5; echo > trash/old@5/disk.qcow2; chmod 500 trash/old@5";
     remount(&aq, old).ok();
-    crate::common::eventually("the failure told", crate::common::mounted::SHORT, || {
+    crate::common::eventually("the failure reported", crate::common::mounted::SHORT, || {
         aq.read(".error").contains("remove what is left")
     });
     aq.sh("rmdir vm1").ok();

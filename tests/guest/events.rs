@@ -1,4 +1,4 @@
-//! What tells programs that something has happened to a guest: `events` and inotify.
+//! How programs learn that something has happened to a guest: `events` and inotify.
 
 use rustix::process::Signal;
 
@@ -26,7 +26,8 @@ fn every_status_is_an_event_and_a_change_for_inotify() {
     assert_eq!(said, expected);
 }
 
-/// A daemon that is killed while it waits for itself would keep the mount, and who waits in it.
+/// A daemon that is killed while it waits for itself would keep the mount, and every process that
+/// waits in it.
 #[test]
 fn the_daemon_has_another_process_touch_its_mount_which_ends_with_it() {
     let aq = Mounted::with_image();

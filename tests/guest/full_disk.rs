@@ -2,7 +2,7 @@
 //! so, what was there stays usable, and what was half written is given back.
 //!
 //! The store lies on a small tmpfs. Mounting that takes a user namespace, in which the test runs again.
-#![allow(clippy::print_stdout, reason = "that it is skipped is told")]
+#![allow(clippy::print_stdout, reason = "says that it is skipped")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -81,8 +81,8 @@ impl Small {
     fn full(&self, command: &str) {
         let said = self.aq.sh(command).failed();
         assert!(said.contains("No space left on device"), "{command}: {said}");
-        let told = self.aq.sh("tail -n 1 .error").ok();
-        assert!(told.contains(" 28 no space left for "), "{command}: {told}");
+        let reported = self.aq.sh("tail -n 1 .error").ok();
+        assert!(reported.contains(" 28 no space left for "), "{command}: {reported}");
     }
 
     #[track_caller]
@@ -109,7 +109,7 @@ fn a_full_disk_costs_nothing_that_was_there() {
     snapshot_of_a_vm_that_runs(&small);
     the_daemons_own_log(&small);
     publication(&small);
-    frozen_machines(&small);
+    templates(&small);
     first_start(&small);
     drop(small.aq);
     rustix::mount::unmount(dir.path(), rustix::mount::UnmountFlags::DETACH).expect("unmounted");
@@ -132,8 +132,8 @@ fn snapshot_of_a_vm_that_runs(small: &Small) {
     let before = small.free();
     small.fill(16 * MIB);
     aq.sh("mkdir vm1/snapshots/live; cat vm1/wait");
-    let told = aq.read("vm1/error");
-    assert!(told.starts_with("no space left for the snapshot"), "{told}");
+    let reported = aq.read("vm1/error");
+    assert!(reported.starts_with("no space left for the snapshot"), "{reported}");
     assert!(aq.read("vm1/snapshots/live/status").starts_with("failed: no space left"));
     small.make_room();
     // The guest may have met the full disk as well.
@@ -180,20 +180,20 @@ fn publication(small: &Small) {
     eventually("the image", BOOT, || aq.read(".images/x/status") == "ready");
 }
 
-/// A frozen machine: of a VM that runs, which runs on, and of one that is booted for it.
-fn frozen_machines(small: &Small) {
+/// A template: of a VM that runs, which is resumed, and of one that is booted for it.
+fn templates(small: &Small) {
     let aq = &small.aq;
     aq.boot_existing("vm1");
     let before = small.free();
     aq.sh("mkdir .images/live").ok();
     small.fill(16 * MIB);
     aq.sh("echo vm1 > .images/live/source; cat .images/live/wait vm1/wait");
-    let told = aq.read(".images/live/status");
-    assert!(told.starts_with("failed: no space left"), "{told}");
+    let reported = aq.read(".images/live/status");
+    assert!(reported.starts_with("failed: no space left"), "{reported}");
     small.has_its_data();
     aq.sh("echo 128M > .defaults/memory; echo warm > .images/tiny/ctl; cat .images/tiny/wait");
-    let told = aq.read(".images/tiny/warm");
-    assert!(told.starts_with("failed: no space left"), "{told}");
+    let reported = aq.read(".images/tiny/warm");
+    assert!(reported.starts_with("failed: no space left"), "{reported}");
     assert_eq!(aq.read(".images/tiny/status"), "ready");
     small.make_room();
     assert!(small.free() + 4 * MIB > before, "{} of {before} are left", small.free());

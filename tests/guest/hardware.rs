@@ -92,7 +92,7 @@ fn an_image_that_is_warm_in_the_first_hardware_keeps_its_clones_warm() {
     assert_eq!(aq.info("c", "warm"), "yes");
     has(&aq, "c", "1");
     runs(&aq, "c", &pid);
-    // Who insists on another one boots.
+    // An explicit other version boots.
     aq.sh("echo 2 > b/config/hardware").ok();
     aq.boot_existing("b");
     has(&aq, "b", "2");
@@ -102,7 +102,7 @@ fn an_image_that_is_warm_in_the_first_hardware_keeps_its_clones_warm() {
 }
 
 #[test]
-fn what_nobody_has_noted_is_found_out() {
+fn hardware_that_was_not_recorded_is_detected() {
     let (aq, pid) = first();
     let vm = aq.vm_dir("vm1");
     suspend(&aq, "vm1");

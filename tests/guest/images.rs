@@ -20,8 +20,8 @@ fn made(aq: &Mounted, image: &str) {
 fn refused(aq: &Mounted, command: &str, errno: &str, sentence: &str) {
     let said = aq.sh(command).failed();
     assert!(said.contains(errno), "{command}: {said}");
-    let told = aq.sh("tail -n 1 .error; head -n 1 .error").ok();
-    assert!(told.contains(sentence), "{command}: {told}");
+    let reported = aq.sh("tail -n 1 .error; head -n 1 .error").ok();
+    assert!(reported.contains(sentence), "{command}: {reported}");
 }
 
 /// Names in the store that are no finished or defined image.
@@ -225,8 +225,8 @@ fn tiny_made_again_is_for_new_vms_and_disks_keep_what_they_were_made_from() {
     aq.cli("aq umount \"$AQ_MOUNT\"").ok();
     make_older(&aq);
     aq.mount();
-    let told = "0, this aqfs has 1; `echo refresh > ctl` makes the image again";
-    assert_eq!(aq.read(".images/tiny/recipe"), told);
+    let reported = "0, this aqfs has 1; `echo refresh > ctl` makes the image again";
+    assert_eq!(aq.read(".images/tiny/recipe"), reported);
     let doctor = aq.cli("AQ_STORE=${SCRATCH}/store aq doctor").stdout;
     assert!(doctor.contains("the image tiny was made by recipe 0, this aqfs has 1"), "{doctor}");
     aq.boot("vm1");

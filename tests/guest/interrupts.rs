@@ -60,7 +60,7 @@ fn ctrl_c_in_a_terminal() {
 }
 
 #[test]
-fn a_reader_keeps_the_mount_and_is_let_go_when_the_daemon_ends() {
+fn a_reader_keeps_the_mount_and_returns_when_the_daemon_ends() {
     let aq = Mounted::with_image();
     aq.sh("mkdir vm1 && echo 'start paused' > vm1/ctl").ok();
     let cat = parked_cat(&aq, "vm1/ready");

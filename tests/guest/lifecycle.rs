@@ -63,7 +63,7 @@ fn behind(aq: &Mounted, vm: &str) -> i64 {
 }
 
 #[test]
-fn a_guest_that_is_ready_has_the_right_clock_whatever_it_stood_still_for() {
+fn a_guest_that_is_ready_has_the_right_clock_after_every_kind_of_pause() {
     let aq = Mounted::booted();
     aq.sh("echo pause > vm1/ctl && sleep 4 && echo resume > vm1/ctl").ok();
     assert!(behind(&aq, "vm1") <= 1, "after a pause");
@@ -113,7 +113,7 @@ fn a_running_vm_survives_every_way_of_removing_it() {
 }
 
 #[test]
-fn a_qemu_that_hangs_holds_up_neither_kill_nor_names() {
+fn a_qemu_that_hangs_delays_neither_kill_nor_names() {
     let aq = Mounted::booted();
     aq.qemus().iter().for_each(|&pid| crate::common::proc::kill(pid, Signal::STOP));
     let script = "(for n in 1 2 3; do echo 128M > vm1/config/memory; done) 2> /dev/null & sleep 0.5

@@ -80,7 +80,7 @@ fn a_hundred_parked_readers() {
     let idle = usage(aq.daemon()).cpu_ms;
     thread::sleep(Duration::from_secs(2));
     let idle = usage(aq.daemon()).cpu_ms - idle;
-    assert!(idle <= 20, "{idle} ms in 2 s with nobody waiting");
+    assert!(idle <= 20, "{idle} ms in 2 s with no reader waiting");
 }
 
 #[test]
@@ -132,9 +132,9 @@ fn a_console_reader_that_never_reads() {
     );
     assert!(beside < QUICK && worst < Duration::from_secs(1), "{beside:?}, {worst:?}");
     assert!(used < before + 24 * MIB, "{used}");
-    assert!(eager.try_wait().expect("our child").is_none(), "the reader that reads goes on");
+    assert!(eager.try_wait().expect("our child").is_none(), "the reader that reads is not ended");
     drop((eager.kill(), eager.wait()));
-    // Who comes late gets the newest bytes there are.
+    // A late reader gets the newest bytes there are.
     let mut last = vec![0; 2 << 20];
     let read = lazy[0].read(&mut last).expect("bytes");
     assert!(read > 0);

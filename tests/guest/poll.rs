@@ -29,9 +29,9 @@ fn talk(aq: &Mounted, name: &str) -> File {
     file.unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
-fn poll_for(file: &File, wanted: PollFlags, patience: Timespec) -> PollFlags {
+fn poll_for(file: &File, wanted: PollFlags, timeout: Timespec) -> PollFlags {
     let mut fds = [PollFd::new(file, wanted)];
-    poll(&mut fds, Some(&patience)).expect("poll");
+    poll(&mut fds, Some(&timeout)).expect("poll");
     fds[0].revents()
 }
 
@@ -118,10 +118,10 @@ impl Edges {
         Self { epoll }
     }
 
-    fn next(&self, patience: Timespec) -> Option<EventFlags> {
+    fn next(&self, timeout: Timespec) -> Option<EventFlags> {
         let mut found: Vec<epoll::Event> = Vec::with_capacity(4);
         let space = rustix::buffer::spare_capacity(&mut found);
-        epoll::wait(&self.epoll, space, Some(&patience)).expect("epoll");
+        epoll::wait(&self.epoll, space, Some(&timeout)).expect("epoll");
         found.first().map(|event| event.flags)
     }
 }
@@ -132,7 +132,7 @@ fn an_edge_comes_for_each_new_output_and_none_without() {
     let mut exec = talk(&aq, "vm1/exec");
     set_nonblocking(&exec, true);
     let edges = Edges::of(&exec, EventFlags::IN);
-    // Nothing has been asked: a read is at the end at once or has to wait, and then tells.
+    // Nothing has been asked: a read is at the end at once or has to wait, and then it is reported.
     while edges.next(QUIET).is_some() {}
     for round in 0..5 {
         let command = format!("echo answer {round}\n");
@@ -160,7 +160,7 @@ fn drain(file: &mut File, edges: &Edges) -> String {
 }
 
 #[test]
-fn the_console_tells_its_edges() {
+fn the_console_reports_its_edges() {
     let aq = Mounted::booted();
     let mut console = talk(&aq, "vm1/console");
     set_nonblocking(&console, true);

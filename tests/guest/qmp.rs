@@ -133,7 +133,7 @@ fn the_status_follows_what_is_done_here_and_everybody_hears_of_it() {
 }
 
 #[test]
-fn who_does_not_read_holds_up_nobody() {
+fn a_client_that_does_not_read_delays_no_other() {
     let aq = paused();
     let deaf = Client::open(&aq);
     let schema = b"{\"execute\": \"query-qmp-schema\"}\n";

@@ -1,4 +1,4 @@
-//! Going back to a memory that is another machine's, and daemons that die while a machine goes back.
+//! Restores of a memory that another machine saved, and daemons that die during a restore.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -29,7 +29,7 @@ fn load_over_qmp(aq: &Mounted) {
 }
 
 #[test]
-fn another_machine_is_not_brought_back_and_loses_nothing() {
+fn a_snapshot_of_another_machine_is_not_restored_and_nothing_is_lost() {
     let aq = with_live_snapshot();
     set_cpus(&aq, 2);
     aq.boot_existing("vm1");
@@ -38,7 +38,7 @@ fn another_machine_is_not_brought_back_and_loses_nothing() {
     let error = aq.read("vm1/error");
     assert!(error.contains("cpus is 2, the snapshot's is 1; set it so"), "{error}");
     assert_eq!(aq.exec("vm1", "cat /root/x"), "two");
-    // The same for what was suspended: as it was, it goes on.
+    // The same for what was suspended: unchanged, it is resumed.
     let pid = aq.exec("vm1", "sleep 100000 > /dev/null 2>&1 & echo $!");
     aq.sh("echo suspend > vm1/ctl; cat vm1/wait; echo 3 > vm1/config/cpus; echo start > vm1/ctl")
         .failed();
@@ -58,7 +58,7 @@ fn another_machine_is_not_brought_back_and_loses_nothing() {
 }
 
 #[test]
-fn a_machine_that_went_back_half_way_is_ended_and_boots_from_the_disk_of_then() {
+fn a_machine_that_was_restored_half_way_is_ended_and_boots_from_the_snapshots_disk() {
     let aq = with_live_snapshot();
     let uuid = aq.info("vm1", "uuid").parse().expect("a UUID");
     set_cpus(&aq, 2);
@@ -72,7 +72,7 @@ fn a_machine_that_went_back_half_way_is_ended_and_boots_from_the_disk_of_then() 
     aq.sh("qemu-img check -q vm1/disk").ok();
     aq.boot_existing("vm1");
     assert_eq!(aq.exec("vm1", "cat /root/x"), "one");
-    // The same behind the back of a daemon, told by the next one.
+    // The same while no daemon runs; the next one reports it.
     load_over_qmp(&aq);
     aq.kill_daemon();
     aq.mount();

@@ -62,7 +62,7 @@ impl Clone {
         assert_eq!(self.qmp(vm, &on.replace('\n', " ")), r#"{"return": {}}"#);
     }
 
-    /// Saves memory and disk as earlier versions did, and those who use QEMU directly do.
+    /// Saves memory and disk as earlier versions did, and as users of QEMU's own commands do.
     fn save_over_qmp(&self, vm: &str, tag: &str) {
         let save =
             r#"{"execute": "human-monitor-command", "arguments": {"command-line": "savevm TAG"}}"#;

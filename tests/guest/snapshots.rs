@@ -81,7 +81,7 @@ fn a_vm_that_runs_is_brought_back_with_its_processes_and_the_right_time() {
 }
 
 #[test]
-fn what_was_suspended_goes_on_at_the_next_start() {
+fn what_was_suspended_is_resumed_at_the_next_start() {
     let aq = Mounted::booted();
     let pid = aq.exec("vm1", "sleep 100000 > /dev/null 2>&1 & echo $!; echo one > /tmp/x");
     aq.sh("echo suspend > vm1/ctl; cat vm1/wait").ok();
@@ -141,7 +141,7 @@ fn suspended_by_an_earlier_version(aq: &Mounted, vm: &str) {
 }
 
 #[test]
-fn what_an_earlier_version_has_suspended_goes_on() {
+fn what_an_earlier_version_has_suspended_is_resumed() {
     let aq = Mounted::with_image();
     for vm in ["vm1", "vm2"] {
         aq.boot(vm);
@@ -186,7 +186,7 @@ fn what_a_suspend_cut_short_has_saved_takes_no_guest_back() {
 }
 
 #[test]
-fn a_machine_that_was_to_go_on_and_has_not_run_is_started_anew() {
+fn a_machine_that_was_loaded_and_has_not_run_is_started_anew() {
     let aq = Mounted::with_image();
     aq.sh("mkdir vm1; echo 'start paused' > vm1/ctl").ok();
     // A daemon that dies before it has the saved state loaded leaves the like of this.

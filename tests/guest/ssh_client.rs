@@ -89,8 +89,8 @@ impl Drop for Fixture {
     fn drop(&mut self) {
         let pid = self.child.id();
         let children = format!("/proc/{pid}/task/{pid}/children");
-        let patience = Instant::now() + Duration::from_secs(3);
-        while Instant::now() < patience
+        let deadline = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < deadline
             && std::fs::read_to_string(&children).is_ok_and(|list| !list.trim().is_empty())
         {
             std::thread::sleep(Duration::from_millis(5));
@@ -229,9 +229,9 @@ for_each_server! {
     exits_signals_input_and_order => super::exits_signals_input_and_order,
     bulk_output_is_whole => super::bulk_output_is_whole,
     a_stalled_command_stalls_no_other => super::a_stalled_command_stalls_no_other,
-    strangers_are_told_apart => super::strangers_are_told_apart,
+    a_wrong_host_key_and_a_refused_key_are_different_errors => super::a_wrong_host_key_and_a_refused_key_are_different_errors,
     dropping_hangs_up => super::dropping_hangs_up,
-    a_lost_connection_is_told => super::a_lost_connection_is_told,
+    a_lost_connection_is_reported => super::a_lost_connection_is_reported,
     latency_of_true => super::latency_of_true,
     more_commands_than_connections => super::more_commands_than_connections,
 }
@@ -302,7 +302,7 @@ async fn a_stalled_command_stalls_no_other(server: Server) {
     assert_eq!(gate.bytes.load(Ordering::Relaxed), (32 << 20) + 5);
 }
 
-async fn strangers_are_told_apart(server: Server) {
+async fn a_wrong_host_key_and_a_refused_key_are_different_errors(server: Server) {
     let fixture = Fixture::start(server).await;
     drop(fixture.connect().await);
     let vm = VmDir(fixture.at.dir.clone());
@@ -314,8 +314,8 @@ async fn strangers_are_told_apart(server: Server) {
     assert!(matches!(error, BackendError::WrongHostKey), "{error}");
     std::fs::write(&public, right).unwrap();
     let elsewhere = Layout::new(fixture.path("elsewhere"));
-    let stranger = SshGuests::new(&elsewhere, Handle::current());
-    let error = stranger.connect(&fixture.at).await.unwrap_err();
+    let other_client = SshGuests::new(&elsewhere, Handle::current());
+    let error = other_client.connect(&fixture.at).await.unwrap_err();
     assert!(matches!(error, BackendError::KeyRefused { ref user } if user == "root"), "{error}");
     fixture.connect().await;
 }
@@ -349,7 +349,7 @@ async fn dropping_hangs_up(server: Server) {
     assert_eq!(run(&*session, "true").await.0.unwrap(), Exit::Code(0));
 }
 
-async fn a_lost_connection_is_told(server: Server) {
+async fn a_lost_connection_is_reported(server: Server) {
     let fixture = Fixture::start(server).await;
     let session = fixture.connect().await;
     let (exit, text) = run(&*session, "echo here; sleep 0.3; kill -KILL $PPID; sleep 2").await;
@@ -460,8 +460,8 @@ fn dropbear_and_openssh_read_the_same_public_key() {
     }
 }
 
-/// dropbear closes channels that still wait for their command when it hears of the end of a child,
-/// so it is told of one over and over.
+/// dropbear closes channels that still wait for their command when a child ends: here one child after
+/// another ends.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "needs root: run by tools/test root"]
 async fn no_command_is_lost_or_doubled() {

@@ -1,9 +1,9 @@
 //! Kills at random moments: the daemon, QEMU and `qemu-img`, in the middle of all that changes disks
 //! and images. Whatever was hit, nothing is lost, nothing is left behind, and all of it starts again.
 //!
-//! `tools/torture [MOMENTS [SEED]]` runs more of them; which operation, whom and when follows from
-//! the seed.
-#![allow(clippy::print_stdout, reason = "what was done when is told as it goes on")]
+//! `tools/torture [MOMENTS [SEED]]` runs more of them; the operation, the victim and the moment
+//! follow from the seed.
+#![allow(clippy::print_stdout, reason = "reports what is done as it is done")]
 
 mod operations;
 
@@ -40,7 +40,7 @@ struct Torture {
     random: Rng,
     /// The operations that may come.
     among: Vec<usize>,
-    /// What the guest has been told to remember.
+    /// The number that the guest must remember.
     count: u64,
     /// How long each operation takes when nothing happens to it, as far as that is known.
     usual: Vec<Duration>,
@@ -79,9 +79,10 @@ impl Torture {
         self.usual[which] = took.unwrap_or(self.usual[which].mul_f64(1.25));
         let found = self.verify(operation);
         for finding in found {
-            let told = format!("{n}: {}, {victim:?} after {delay:?}: {finding}", operation.name);
-            println!("FOUND {told}");
-            self.findings.push(told);
+            let reported =
+                format!("{n}: {}, {victim:?} after {delay:?}: {finding}", operation.name);
+            println!("FOUND {reported}");
+            self.findings.push(reported);
         }
     }
 
@@ -159,8 +160,8 @@ impl Torture {
         self.aq.sh("ls").ok().lines().map(str::to_owned).collect()
     }
 
-    /// Ends a VM, in whatever state it was found. One that runs goes on, and remembers what it is
-    /// told from now on.
+    /// Ends a VM, in whatever state it was found. One that runs is resumed, and remembers the
+    /// next number from now on.
     fn bring_down(&mut self, vm: &str, past: Past, found: &mut Vec<String>) {
         let look = format!("cat {vm}/wait > /dev/null; cat {vm}/status");
         let mut status = self.aq.sh(&look).ok();
@@ -172,7 +173,7 @@ impl Torture {
             status = self.aq.sh(&format!("sleep 1; {look}")).ok();
         }
         if status == "paused" {
-            found.push(format!("{vm} is paused, and nobody has asked for it"));
+            found.push(format!("{vm} is paused, and no user has paused it"));
         }
         if status == "running" || status == "ready" {
             let ready = self.aq.sh(&format!("timeout 60 cat {vm}/ready"));
@@ -199,11 +200,11 @@ impl Torture {
             return;
         }
         let next = self.count + 1;
-        let tell = format!(
+        let script = format!(
             "echo 'echo {next} > /root/count; sync; cat /root/count' > vm/exec; cat vm/exec"
         );
         // A QEMU that was killed a moment ago may not be seen to be gone yet.
-        if self.aq.sh(&tell).stdout.trim() == next.to_string() {
+        if self.aq.sh(&script).stdout.trim() == next.to_string() {
             self.count = next;
         }
     }

@@ -32,7 +32,7 @@ fn leave_screen(terminal: &Terminal) {
     terminal.until_foreground("bash");
 }
 
-/// Edits a file in the guest with vi, in a window of a size told to the guest.
+/// Edits a file in the guest with vi, in a window whose size the guest knows.
 #[track_caller]
 fn edit(aq: &Mounted, terminal: &Terminal, text: &str) {
     terminal.enter("stty rows 30 cols 90; vi /root/note");

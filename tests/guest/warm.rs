@@ -1,4 +1,4 @@
-//! Warm images: VMs that go on from a frozen machine, each as a machine of its own.
+//! Warm images: VMs that resume a template, each with an identity of its own.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +10,7 @@ use aqfs::store::operation::{self, Kind};
 use rustix::process::Signal;
 
 /// What must differ from clone to clone, a word each. The random bytes are read first.
-const WHO: &str = "head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n'; echo
+const IDENTITY: &str = "head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \\n'; echo
     cat /proc/sys/kernel/random/uuid /proc/sys/kernel/hostname /etc/machine-id \
         /sys/class/net/eth0/address; od -An -tx1 -v /run/aqfs/seed/dropbear_ed25519_host_key |
     tr -d ' \\n'; echo; date +%s";
@@ -23,16 +23,16 @@ fn warm(aq: &Mounted, image: &str) {
     assert!(aq.read(&format!(".images/{image}/warm")).starts_with("yes: cpus 1 memory 256M"));
 }
 
-/// Makes a VM that goes on from an image's frozen machine.
+/// Makes a VM that resumes an image's template.
 fn clone(aq: &Mounted, name: &str, image: &str) {
     aq.sh(&format!("mkdir {name} && echo {image} > {name}/config/image")).ok();
     aq.boot_existing(name);
     assert_eq!(aq.info(name, "warm"), "yes");
 }
 
-/// Asks a clone who it is; checks its name and its clock on the way.
+/// Reads a clone's identity; checks its name and its clock on the way.
 fn identity(aq: &Mounted, name: &str) -> Vec<String> {
-    let mut words: Vec<_> = aq.exec(name, WHO).lines().map(str::to_owned).collect();
+    let mut words: Vec<_> = aq.exec(name, IDENTITY).lines().map(str::to_owned).collect();
     let time: u64 = words.pop().and_then(|t| t.parse().ok()).expect("a time");
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("now");
     assert!(now.as_secs().abs_diff(time) <= 1, "{name}'s clock shows {time}");
@@ -40,7 +40,7 @@ fn identity(aq: &Mounted, name: &str) -> Vec<String> {
     words
 }
 
-/// The directory of the frozen machine in an image.
+/// The directory of the template in an image.
 fn template(aq: &Mounted, image: &str) -> PathBuf {
     let dir = fs::read_dir(aq.store().templates(image)).expect("templates");
     let found: Vec<_> = dir.map(|e| e.expect("an entry").path()).collect();
@@ -81,7 +81,7 @@ fn clones_are_ready_soon_and_none_is_like_another() {
 }
 
 #[test]
-fn sixteen_at_once_are_sixteen_machines() {
+fn sixteen_at_once_are_sixteen_vms() {
     let aq = Mounted::with_image();
     warm(&aq, "tiny");
     let names: Vec<String> = (1..=16).map(|n| format!("vm{n}")).collect();
@@ -211,14 +211,14 @@ fn an_image_carries_its_machines_settings_to_new_vms_and_changes_none_that_has_a
 }
 
 #[test]
-fn a_guest_whose_host_key_cannot_be_replaced_is_not_frozen() {
+fn a_guest_whose_host_key_cannot_be_replaced_is_not_captured() {
     let aq = Mounted::booted();
     aq.exec("vm1", "mv /run/aqfs/dropbear.pid /run/kept");
     let balloon = "ls -d /sys/bus/virtio/drivers/virtio_balloon/virtio*";
     let before = aq.exec("vm1", balloon);
     aq.sh("mkdir .images/live && echo vm1 > .images/live/source; cat .images/live/wait vm1/wait");
-    let told = aq.read(".images/live/status");
-    assert!(told.contains("identity of its own: it has neither the SSH server"), "{told}");
+    let reported = aq.read(".images/live/status");
+    assert!(reported.contains("identity of its own: it has neither the SSH server"), "{reported}");
     assert_eq!(aq.read("vm1/status"), "ready");
     assert_eq!(aq.exec("vm1", balloon), before);
     aq.exec("vm1", "mv /run/kept /run/aqfs/dropbear.pid");
@@ -227,12 +227,12 @@ fn a_guest_whose_host_key_cannot_be_replaced_is_not_frozen() {
 }
 
 #[test]
-fn a_daemon_killed_while_it_freezes_or_clones_leaves_nothing_by_half() {
+fn a_daemon_killed_while_it_captures_or_clones_leaves_nothing_unfinished() {
     let aq = Mounted::with_image();
     aq.sh("echo warm > .images/tiny/ctl").ok();
     eventually("it boots", BOOT, || !aq.qemus().is_empty());
     proc::kill(aq.daemon(), Signal::KILL);
-    // Nobody else owns that machine.
+    // No VM owns that machine.
     eventually("its machine is gone", BOOT, || aq.qemus().is_empty());
     aq.mount();
     assert_eq!(aq.read(".images/tiny/warm"), "no");
@@ -245,7 +245,7 @@ fn a_daemon_killed_while_it_freezes_or_clones_leaves_nothing_by_half() {
     let vm = aq.store().vm(aq.info("vm1", "uuid").parse().expect("a UUID"));
     assert!(!operation::is_open(&vm, Kind::Personalize).expect("operations"));
     let status = aq.read("vm1/status");
-    // It was ready already, or it is not there: never a machine that does not know who it is.
+    // It was ready already, or it is off: it never runs without an identity of its own.
     if status != "ready" {
         assert!(status.starts_with("failed: the daemon ended") || status == "stopped", "{status}");
         assert!(aq.qemus().is_empty());
@@ -255,14 +255,14 @@ fn a_daemon_killed_while_it_freezes_or_clones_leaves_nothing_by_half() {
 }
 
 #[test]
-fn a_guest_that_stood_still_when_the_daemon_died_goes_on() {
+fn a_guest_that_was_paused_by_a_daemon_that_died_is_resumed() {
     let aq = Mounted::booted();
     let pid = aq.exec("vm1", "sleep 100000 > /dev/null 2>&1 & echo $!");
     let vm = aq.vm_dir("vm1");
     let requests =
         ["mkdir .images/live && echo vm1 > .images/live/source &", "echo suspend > vm1/ctl &"];
     for request in requests {
-        // QEMU says that the processors stop, and the daemon is gone while they stand still.
+        // QEMU reports that the vCPUs stop, and the daemon dies while they are paused.
         let script = format!(
             "exec 3<>vm1/qmp; {request}
              while read -r line <&3; do case $line in *STOP*) kill -KILL {}; break;; esac; done; wait",

@@ -1,4 +1,4 @@
-//! The fuzz targets' corpus, without a fuzzer: what was once worth keeping is tried in every run.
+//! The fuzz targets' corpus, without a fuzzer: every input that was kept is tried in every run.
 
 #[path = "../../fuzz/properties.rs"]
 mod properties;

@@ -165,7 +165,7 @@ pub(crate) const ROWS: &[Row] = &[
     ("python", "value", "python3 -c 'import mmap; f = open(\"off/status\"); print(f.read(3), f.seek(0), f.read())'", Says("sto 0 stopped\n\n")),
     ("python", "value", "python3 -c 'import os; print(os.pread(os.open(\"off/status\", 0), 4, 4))'", Says("b'ped\\n'\n")),
     ("python", "control", "python3 -c 'with open(\"off/ctl\", \"w\") as f: f.write(\"bogus\")'", Fails("OSError: [Errno 22]")),
-    // Python itself swallows what close(2) has answered for a file that nobody closes.
+    // Python itself swallows what close(2) has answered for a file that no one closes.
     ("python", "control", "python3 -c 'open(\"off/ctl\", \"w\").write(\"bogus\")'", Ends(0)),
     ("python", "control", "python3 -c 'f = open(\"on/ctl\", \"r+b\", 0); f.write(b\"pause\\nresume\\n\"); print(f.read())'", Says("b'ok\\nok\\n'\n")),
     ("python", "stream", "python3 -c 'f = open(\"on/exec\", \"r+b\", 0); f.write(b\"echo a\\n\"); print(f.read()); f.write(b\"echo b\\n\"); print(f.read())'", Says("b'a\\n'\nb'b\\n'\n")),
