@@ -20,11 +20,11 @@ use crate::guest::SshGuests;
 use crate::image::ImageStore;
 use crate::qemu::Qemu;
 use crate::registry::{Registry, RegistryError};
-use crate::store::failures::Failures;
+use crate::store::failure_log::FailureLog;
 use crate::store::layout::Layout;
 use crate::store::lock::{LockError, Owner, StoreLock};
 use crate::store::rolling::Rolling;
-use crate::store::{aside, file};
+use crate::store::{file, quarantine};
 use crate::tree::Tree;
 use crate::vm::Backends;
 use crate::vm::backend::BackendError;
@@ -171,7 +171,7 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     file::private_dir(layout.root()).map_err(failed(layout.root().display().to_string()))?;
     let owner = Owner { pid: std::process::id(), mount: dir.clone() };
     let _lock = StoreLock::take(&layout.lock(), &owner)?;
-    let failures = Arc::<Failures>::default();
+    let failures = Arc::<FailureLog>::default();
     let log = start_log(&layout, config.mode, &failures)?;
     // A daemon whose working directory lies in its own mount would wait for itself.
     std::env::set_current_dir("/").map_err(failed("/"))?;
@@ -226,7 +226,7 @@ fn runtime() -> Result<Runtime, RunError> {
 async fn registry(
     layout: &Layout,
     config: &MountConfig,
-    failures: Arc<Failures>,
+    failures: Arc<FailureLog>,
 ) -> Result<Arc<Registry>, RunError> {
     let images = Arc::new(ImageStore::open(layout.clone(), &failures)?);
     let qemu = Qemu::new(layout.clone(), images.clone());
@@ -249,7 +249,7 @@ async fn registry(
 }
 
 /// The terminal is the parent's, and the log is in the store.
-fn report_failures(failures: &Failures) {
+fn report_failures(failures: &FailureLog) {
     for failure in failures.list() {
         // The parent may be gone.
         drop(writeln!(io::stderr(), "aq: {}", failure.text));
@@ -261,7 +261,7 @@ fn report_failures(failures: &Failures) {
 fn start_log(
     layout: &Layout,
     mode: Mode,
-    failures: &Failures,
+    failures: &FailureLog,
 ) -> Result<Option<Arc<Rolling>>, RunError> {
     let filter = EnvFilter::try_from_env("AQ_LOG").unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
@@ -282,9 +282,9 @@ fn start_log(
 }
 
 /// A log that cannot be written is put aside.
-fn usable_log(layout: &Layout, failures: &Failures) -> Result<Rolling, RunError> {
+fn usable_log(layout: &Layout, failures: &FailureLog) -> Result<Rolling, RunError> {
     if let Err(RunError::Io { error, .. }) = open_log(layout) {
-        aside::put(&layout.daemon_log(), &error, failures);
+        quarantine::quarantine(&layout.daemon_log(), &error, failures);
     }
     open_log(layout)
 }

@@ -21,7 +21,7 @@ use super::source::{BuildError, ImageSource, Progress};
 use super::template;
 use super::tiny::Tiny;
 use crate::programs::{self, Program};
-use crate::store::failures::Failures;
+use crate::store::failure_log::FailureLog;
 use crate::store::file;
 use crate::store::layout::{Layout, TEMPLATES, VmDir};
 use crate::sys;
@@ -52,14 +52,14 @@ impl ImageStore {
     ///
     /// # Errors
     /// The store's directories cannot be made or read.
-    pub fn open(layout: Layout, failures: &Failures) -> Result<Self, BackendError> {
+    pub fn open(layout: Layout, failures: &FailureLog) -> Result<Self, BackendError> {
         let tiny = Arc::new(Tiny::new(layout.cache()));
         Self::with_sources(layout, failures, Arc::clone(&tiny), vec![("tiny", tiny)])
     }
 
     pub(super) fn with_sources(
         layout: Layout,
-        failures: &Failures,
+        failures: &FailureLog,
         tiny: Arc<Tiny>,
         sources: Vec<(&str, Arc<dyn ImageSource>)>,
     ) -> Result<Self, BackendError> {

@@ -40,7 +40,7 @@ struct Fixture {
 }
 
 fn with_sources(layout: Layout, sources: Vec<(&str, Arc<dyn ImageSource>)>) -> ImageStore {
-    ImageStore::with_sources(layout, &Failures::default(), tiny(), sources).unwrap()
+    ImageStore::with_sources(layout, &FailureLog::default(), tiny(), sources).unwrap()
 }
 
 fn tiny() -> Arc<Tiny> {
@@ -160,7 +160,7 @@ async fn a_damaged_image_is_listed_and_says_so_and_others_are_whole() {
     fs::create_dir(layout.image("folder").join("image.json")).unwrap();
     fs::create_dir(layout.image("half").join(".tmpx")).unwrap();
     fs::write(layout.images().join(".half"), "not a directory").unwrap();
-    let failures = Failures::default();
+    let failures = FailureLog::default();
     let store = ImageStore::with_sources(layout.clone(), &failures, tiny(), vec![]).unwrap();
     for name in ["json", "folder"] {
         let info = store.info(name).unwrap();

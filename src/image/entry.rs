@@ -13,7 +13,7 @@ use super::manifest::Manifest;
 use super::source::ImageSource;
 use super::template::StoredTemplate;
 use super::versions;
-use crate::store::failures::Failures;
+use crate::store::failure_log::FailureLog;
 use crate::store::file;
 use crate::store::layout::Layout;
 use crate::vm::backend::{BackendError, ImageInfo, ImageStatus, Recipes};
@@ -236,7 +236,10 @@ impl ImageVersion {
 
 /// Removes half-built images and reads the finished ones. A damaged image is left alone and listed
 /// as failed; one that is built in is made again when it is needed.
-pub(super) fn scan(layout: &Layout, failures: &Failures) -> io::Result<Vec<(String, ImageEntry)>> {
+pub(super) fn scan(
+    layout: &Layout,
+    failures: &FailureLog,
+) -> io::Result<Vec<(String, ImageEntry)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(layout.images())? {
         let entry = entry?;

@@ -9,7 +9,7 @@ use super::super::catalogue::ImageStore;
 use super::super::source::{BuildError, ImageSource, Progress};
 use super::super::tiny::Tiny;
 use super::*;
-use crate::store::failures::Failures;
+use crate::store::failure_log::FailureLog;
 use crate::vm::backend::{DiskFormat, ImageStatus, Images};
 use crate::vm::spec::{VmSettings, VmSpec};
 
@@ -94,7 +94,7 @@ impl Fixture {
 fn open(layout: &Layout, source: &Arc<Made>) -> ImageStore {
     let tiny = Arc::new(Tiny::new("/nowhere".into()));
     let sources: Vec<(_, Arc<dyn ImageSource>)> = vec![("made", Arc::clone(source) as _)];
-    ImageStore::with_sources(layout.clone(), &Failures::default(), tiny, sources).unwrap()
+    ImageStore::with_sources(layout.clone(), &FailureLog::default(), tiny, sources).unwrap()
 }
 
 #[tokio::test]

@@ -1,7 +1,6 @@
-//! Second names of images: symbolic links that users make in `.images`.
+//! Aliases of images: symbolic links that users make in `.images`.
 //!
-//! An alias is a name for people and scripts: it is looked up when it is used, and no VM depends
-//! on it.
+//! An alias is resolved when it is used, and no VM depends on it.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,19 +8,19 @@ use std::path::PathBuf;
 
 use parking_lot::Mutex;
 
-use crate::store::failures::Failures;
-use crate::store::{aside, file};
+use crate::store::failure_log::FailureLog;
+use crate::store::{file, quarantine};
 
 /// The aliases of a store.
 #[derive(Debug)]
 pub struct Aliases {
     path: PathBuf,
-    /// Held by who changes them, while the file is written. Who looks for one never waits for that.
-    turn: Mutex<()>,
+    /// Held by a change while it writes the file. A look-up does not wait for it.
+    writer: Mutex<()>,
     links: Mutex<Links>,
 }
 
-/// A second name.
+/// An alias, without its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Alias {
     /// Its number, never given twice: a renamed alias is the same to the kernel.
@@ -45,13 +44,13 @@ impl Links {
 }
 
 impl Aliases {
-    /// Reads them from a file; there are none where it is not. One that cannot be used is put aside.
-    pub fn open(path: PathBuf, failures: &Failures) -> Self {
+    /// Reads them from a file; without one there are none. A file that cannot be used is quarantined.
+    pub fn open(path: PathBuf, failures: &FailureLog) -> Self {
         let stored: BTreeMap<String, String> =
-            aside::read_json(&path, failures).unwrap_or_default();
+            quarantine::read_json(&path, failures).unwrap_or_default();
         let mut links = Links::default();
         stored.into_iter().for_each(|(alias, image)| links.add(alias, image));
-        Self { path, turn: Mutex::default(), links: Mutex::new(links) }
+        Self { path, writer: Mutex::default(), links: Mutex::new(links) }
     }
 
     /// Finds an alias.
@@ -79,7 +78,7 @@ impl Aliases {
         self.change(|links| links.add(name.to_owned(), image.to_owned()))
     }
 
-    /// Gives an alias another name; one that has it makes way.
+    /// Gives an alias another name, and replaces one that has it.
     pub(super) fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.change(|links| {
             if let Some(alias) = links.by_name.remove(from) {
@@ -103,7 +102,7 @@ impl Aliases {
 
     /// One change at a time, so that the last one is what is kept.
     fn change(&self, change: impl FnOnce(&mut Links)) -> io::Result<()> {
-        let _turn = self.turn.lock();
+        let _only = self.writer.lock();
         let mut changed = self.links.lock().clone();
         change(&mut changed);
         let stored: BTreeMap<_, _> =
@@ -122,7 +121,7 @@ mod tests {
     fn they_are_kept_and_go_with_their_image() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("aliases.json");
-        let aliases = Aliases::open(path.clone(), &Failures::default());
+        let aliases = Aliases::open(path.clone(), &FailureLog::default());
         let image = |aliases: &Aliases, name: &str| aliases.get(name).map(|alias| alias.image);
         aliases.add("stable", "web-1").unwrap();
         aliases.add("next", "web-2").unwrap();
@@ -130,7 +129,7 @@ mod tests {
         aliases.rename("next", "stable").unwrap();
         assert_eq!(aliases.by_id(id), aliases.get("stable"));
         assert_eq!(image(&aliases, "next"), None);
-        let again = Aliases::open(path, &Failures::default());
+        let again = Aliases::open(path, &FailureLog::default());
         assert_eq!(image(&again, "stable").as_deref(), Some("web-2"));
         again.add("old", "web-1").unwrap();
         again.remove("old").unwrap();

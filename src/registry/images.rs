@@ -1,4 +1,4 @@
-//! Images as far as VMs come into it: which VMs use one, and VMs that become one.
+//! Images as far as VMs are concerned: which VMs use one, and VMs that are made into one.
 //!
 //! Not here: how an image is made, and what is there of it (`vm::backend::Images`).
 
@@ -20,9 +20,9 @@ use crate::vm::{Vm, VmError};
 pub enum ImageCommand {
     /// Make it.
     Pull,
-    /// Freeze a machine that has booted from it, for new VMs to go on from.
+    /// Capture a machine that has booted from it, as the template of new VMs.
     Warm,
-    /// Forget that machine.
+    /// Remove that template.
     Cold,
     /// Make it again, beside the present one.
     Refresh,
@@ -35,7 +35,7 @@ impl Registry {
     }
 
     /// Lists the VMs whose disk is, or will be, made from an image; those in the trash too, which
-    /// would be worth nothing without it.
+    /// could not be restored without it.
     pub fn users_of(&self, image: &str) -> Vec<String> {
         let listed = self.list().into_iter().filter(|(_, vm)| vm.spec().image == image);
         let removed = self.trash().list().into_iter();
@@ -66,7 +66,7 @@ impl Registry {
         .await
     }
 
-    /// Gives an image a second name and returns its number.
+    /// Gives an image an alias and returns its number.
     ///
     /// # Errors
     /// `NoImage`, `ImageExists` where the alias is a name already, or what the disk answered.
@@ -89,7 +89,7 @@ impl Registry {
         to_its_end(async move { Ok(on_disk("the aliases", add).await?) }).await
     }
 
-    /// Renames a second name; one of the new name makes way.
+    /// Renames an alias, and replaces one of the new name.
     ///
     /// # Errors
     /// `ImageExists` where the new name is an image's own, or what the disk answered.
@@ -105,7 +105,7 @@ impl Registry {
         to_its_end(async move { Ok(on_disk("the aliases", rename).await?) }).await
     }
 
-    /// Takes a second name away.
+    /// Removes an alias.
     ///
     /// # Errors
     /// What the disk answered.
@@ -114,7 +114,7 @@ impl Registry {
         to_its_end(async move { Ok(on_disk("the aliases", remove).await?) }).await
     }
 
-    /// Says whether an image could be removed, as far as VMs come into it.
+    /// Says whether the VMs allow an image to be removed.
     ///
     /// # Errors
     /// `ImageBusy` naming those that use it.
@@ -145,7 +145,7 @@ impl Registry {
         let recipe = match text.parse()? {
             Origin::Tiny => Recipe::Tiny,
             Origin::File(path) => Recipe::File(path),
-            Origin::Vm { vm, tag } => self.published((&image, text), &vm, tag).await?,
+            Origin::Vm { vm, tag } => self.recipe_of_vm((&image, text), &vm, tag).await?,
         };
         self.with_images(move |images| images.assign(&image, recipe)).await
     }
@@ -192,8 +192,9 @@ impl Registry {
         (commands.len(), None)
     }
 
-    /// A VM as a recipe: one that runs with its memory, one that is off held while it is copied.
-    async fn published(
+    /// Makes a recipe of a VM: one that runs is captured with its memory, one that is off is pinned while its
+    /// disk is copied.
+    async fn recipe_of_vm(
         &self,
         (image, origin): (&str, String),
         name: &str,
@@ -208,7 +209,7 @@ impl Registry {
         if snapshot.is_none() && !vm.state().is_off() {
             vm.admit_capture().map_err(VmError::from)?;
             let base = base()?;
-            let machine = Arc::new(Live(vm.clone()));
+            let machine = Arc::new(LiveVm(vm.clone()));
             return Ok(Recipe::Live(Box::new(LivePublication { origin, machine, base })));
         }
         let hold = Some(vm.hold(image.to_owned()).await?);
@@ -234,24 +235,24 @@ impl Registry {
     }
 }
 
-/// A user's VM that is frozen as it runs.
+/// A user's VM that is captured while it runs.
 #[derive(Debug)]
-struct Live(Vm);
+struct LiveVm(Vm);
 
 #[async_trait]
-impl Capture for Live {
+impl Capture for LiveVm {
     async fn capture(
         &self,
         to: &Path,
         progress: &(dyn Fn(&str) + Send + Sync),
     ) -> Result<Captured, BackendError> {
-        progress("freezing");
-        self.0.capture(to.to_owned()).await.map_err(in_words)
+        progress("capturing");
+        self.0.capture(to.to_owned()).await.map_err(as_backend_error)
     }
 }
 
-/// A builder of images knows only what lies outside of VMs: of a refusal, the words are left.
-pub(super) fn in_words(error: VmError) -> BackendError {
+/// Images do not know a VM's refusals: only the sentence is kept.
+pub(super) fn as_backend_error(error: VmError) -> BackendError {
     match error {
         VmError::Backend(error) => error,
         other @ (VmError::Refused(_)

@@ -1,5 +1,4 @@
-//! Names being given or taken away: one operation at a time for each name, none that waits for another
-//! name's.
+//! Locks of names: one operation at a time on each name, and none waits for an operation on another name.
 //!
 //! Not here: which names are taken (`registry`).
 
@@ -22,7 +21,7 @@ type Lock = Arc<tokio::sync::Mutex<()>>;
 #[derive(Debug, Default)]
 pub(super) struct NameLocks(Mutex<HashMap<String, Lock>>);
 
-/// Names that nobody else gives or takes away until this is dropped.
+/// Names on which no other operation begins until this is dropped.
 #[derive(Debug)]
 pub(super) struct NameGuard<'a> {
     locks: &'a NameLocks,
@@ -30,7 +29,7 @@ pub(super) struct NameGuard<'a> {
 }
 
 impl NameLocks {
-    /// Waits for names, for 10 s at the most.
+    /// Locks names; waits for each for 10 s at most.
     ///
     /// # Errors
     /// [`RegistryError::NameBusy`].
@@ -55,7 +54,7 @@ impl Drop for NameGuard<'_> {
         let mut locks = self.locks.0.lock();
         for (name, held) in &mut self.held {
             drop(held.take());
-            // Nobody else waits for it.
+            // No other operation waits for it.
             if locks.get(name).is_some_and(|lock| Arc::strong_count(lock) == 1) {
                 locks.remove(name);
             }

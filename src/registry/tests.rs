@@ -1,10 +1,12 @@
-//! Names being given and taken away, over a world of fakes.
+//! Operations on names, over fake backends.
 
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use super::*;
 use crate::vm::caller::ProcessId;
+use crate::vm::dropped::Remover;
 use crate::vm::fake::{Script, backends, clean_exit};
 use crate::vm::state::State;
 

@@ -12,9 +12,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::store::failures::Failures;
+use crate::store::failure_log::FailureLog;
 use crate::store::layout::VmDir;
-use crate::store::{aside, file};
+use crate::store::{file, quarantine};
 use crate::vm::definition::Definition;
 
 /// How long a removed VM is kept.
@@ -27,12 +27,12 @@ pub struct Removed {
     pub id: u64,
     /// `vm1@1795182212`
     pub name: String,
-    /// Where it lies now.
+    /// Its directory now.
     pub dir: VmDir,
     /// When it was removed.
     pub since: SystemTime,
-    /// The image that its disk was made from; `None` if its definition is damaged. Known from the
-    /// start, as each look at who uses an image asks for it.
+    /// The image that its disk was made from; `None` if its definition is damaged. Read once, because
+    /// listing an image's users needs it for each VM.
     image: Option<String>,
 }
 
@@ -53,7 +53,7 @@ impl Removed {
 pub struct Trash {
     dir: PathBuf,
     items: Mutex<Items>,
-    /// Rung when a VM comes in.
+    /// Notified when a VM comes in.
     pub(super) arrived: Notify,
 }
 
@@ -61,8 +61,8 @@ pub struct Trash {
 struct Items {
     by_name: BTreeMap<String, Removed>,
     next_id: u64,
-    /// What an erasure has not finished.
-    rest: Vec<PathBuf>,
+    /// Directories that could not be erased yet.
+    leftovers: Vec<PathBuf>,
 }
 
 impl Items {
@@ -80,10 +80,10 @@ fn image_of(dir: &VmDir) -> Option<String> {
 
 impl Trash {
     /// Opens the trash in a directory, made if need be. Nothing is erased yet. A directory that cannot
-    /// be used is put aside.
-    pub fn open(dir: PathBuf, failures: &Failures) -> Self {
+    /// be used is quarantined.
+    pub fn open(dir: PathBuf, failures: &FailureLog) -> Self {
         let items = read(&dir).or_else(|error| {
-            aside::put(&dir, &error, failures);
+            quarantine::quarantine(&dir, &error, failures);
             read(&dir)
         });
         let items = items.unwrap_or_else(|error| {
@@ -109,8 +109,8 @@ impl Trash {
         self.items.lock().by_name.values().find(|item| item.id == id).cloned()
     }
 
-    /// Takes in the VM that lies at `from`. One that has never run, and so has no disk, is erased at
-    /// once. If this fails, the VM lies where it was.
+    /// Takes in the VM whose directory is `from`. One that has never run, and so has no disk, is erased at
+    /// once. If this fails, the directory is where it was.
     pub(super) fn put(&self, from: &VmDir, name: &str, now: SystemTime) -> io::Result<()> {
         // One that cannot be looked into is kept.
         if let Ok(false) = from.disk().try_exists() {
@@ -131,7 +131,7 @@ impl Trash {
         Ok(())
     }
 
-    /// Gives a removed VM back: it then lies at `to`.
+    /// Moves a removed VM's directory to `to`.
     pub(super) fn take(&self, item: &Removed, to: &VmDir) -> io::Result<()> {
         fs::rename(&item.dir.0, &to.0)?;
         self.items.lock().by_name.remove(&item.name);
@@ -145,27 +145,27 @@ impl Trash {
     /// What the disk answered. If it is not in the list any more, a part of it is left.
     pub(super) fn erase(&self, name: &str) -> io::Result<bool> {
         let Some(item) = self.get(name) else { return Ok(false) };
-        let doomed = doom(&item.dir.0)?;
+        let hidden = hide(&item.dir.0)?;
         self.items.lock().by_name.remove(name);
-        fs::remove_dir_all(&doomed).map(|()| true).map_err(|e| left(&e, &doomed))
+        fs::remove_dir_all(&hidden).map(|()| true).map_err(|e| incomplete(&e, &hidden))
     }
 
     /// Hides a directory and erases it. What cannot be erased now is left to [`Self::sweep`].
     fn discard(&self, dir: &Path) -> io::Result<()> {
-        let doomed = doom(dir)?;
-        if fs::remove_dir_all(&doomed).is_err() {
-            self.items.lock().rest.push(doomed);
+        let hidden = hide(dir)?;
+        if fs::remove_dir_all(&hidden).is_err() {
+            self.items.lock().leftovers.push(hidden);
             self.arrived.notify_one();
         }
         Ok(())
     }
 
-    /// Erases what is due, and what an earlier erasure has left. Each failure is told once.
-    pub(super) fn sweep(&self, now: SystemTime, failures: &Failures) {
-        let rest = std::mem::take(&mut self.items.lock().rest);
-        for doomed in rest {
-            if let Err(error) = fs::remove_dir_all(&doomed) {
-                failures.note(&doomed, &error, left(&error, &doomed).to_string());
+    /// Erases what is due, and what an earlier erasure has left. Each failure is reported once.
+    pub(super) fn sweep(&self, now: SystemTime, failures: &FailureLog) {
+        let leftovers = std::mem::take(&mut self.items.lock().leftovers);
+        for hidden in leftovers {
+            if let Err(error) = fs::remove_dir_all(&hidden) {
+                failures.note(&hidden, &error, incomplete(&error, &hidden).to_string());
             }
         }
         for item in self.list().into_iter().filter(|item| item.until() <= now) {
@@ -178,7 +178,7 @@ impl Trash {
     /// Returns how long nothing is due; `None`: until something comes in.
     pub(super) fn idle(&self, now: SystemTime) -> Option<Duration> {
         let items = self.items.lock();
-        if !items.rest.is_empty() {
+        if !items.leftovers.is_empty() {
             return Some(Duration::ZERO);
         }
         let due = items.by_name.values().map(Removed::until).min()?;
@@ -199,7 +199,7 @@ fn read(dir: &Path) -> io::Result<Items> {
             }
             // An erasure that was not finished.
             None if entry.file_name().as_encoded_bytes().starts_with(b".") => {
-                items.rest.push(entry.path());
+                items.leftovers.push(entry.path());
             }
             None => {}
         }
@@ -218,22 +218,23 @@ fn rename(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Renames before it is removed: a crash in the middle leaves nothing that looks like a VM.
-fn doom(dir: &Path) -> io::Result<PathBuf> {
-    let mut doomed = std::ffi::OsString::from(".");
-    doomed.push(dir.file_name().unwrap_or_default());
-    let doomed = dir.with_file_name(doomed);
-    fs::rename(dir, &doomed)?;
-    Ok(doomed)
+/// Gives a directory a hidden name before it is removed: a crash in the middle leaves nothing that looks like
+/// a VM.
+fn hide(dir: &Path) -> io::Result<PathBuf> {
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(dir.file_name().unwrap_or_default());
+    let hidden = dir.with_file_name(hidden);
+    fs::rename(dir, &hidden)?;
+    Ok(hidden)
 }
 
-fn left(error: &io::Error, doomed: &Path) -> io::Error {
+fn incomplete(error: &io::Error, hidden: &Path) -> io::Error {
     let text =
-        format!("not all of it can be erased ({error}); remove what is left: {}", doomed.display());
+        format!("not all of it can be erased ({error}); remove what is left: {}", hidden.display());
     io::Error::new(error.kind(), text)
 }
 
-/// A host that dies now may undo the rename, and shows the VM where it was.
+/// Makes a rename durable. Without that, the VM may be where it was after the host has lost power.
 fn sync(dir: &Path) {
     if let Err(error) = file::sync_dir(dir) {
         tracing::warn!(dir = %dir.display(), %error, "not synced");
@@ -266,14 +267,14 @@ mod tests {
     }
 
     fn open(root: &Path) -> Trash {
-        Trash::open(root.join("trash"), &Failures::default())
+        Trash::open(root.join("trash"), &FailureLog::default())
     }
 
     #[test]
     fn what_is_removed_is_kept_for_a_day_and_can_be_taken_back() {
         let root = tempfile::tempdir().unwrap();
         let now = UNIX_EPOCH + Duration::from_secs(1_000_000);
-        let (trash, failures) = (open(root.path()), Failures::default());
+        let (trash, failures) = (open(root.path()), FailureLog::default());
         assert_eq!(trash.idle(now), None);
         let (a, b) = (vm(root.path(), "a"), vm(root.path(), "b"));
         trash.put(&a, "vm1", now).unwrap();
@@ -319,10 +320,10 @@ mod tests {
     }
 
     #[test]
-    fn a_trash_that_is_a_file_is_put_aside() {
+    fn a_trash_that_is_a_file_is_quarantined() {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join("trash"), "x").unwrap();
-        let failures = Failures::default();
+        let failures = FailureLog::default();
         let trash = Trash::open(root.path().join("trash"), &failures);
         assert!(failures.print().contains("trash.unusable@"));
         trash.put(&vm(root.path(), "a"), "vm1", SystemTime::now()).unwrap();
@@ -330,10 +331,10 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_erased_is_told_once_and_keeps_nothing_else() {
+    fn what_cannot_be_erased_is_reported_once_and_delays_nothing_else() {
         let root = tempfile::tempdir().unwrap();
         let now = UNIX_EPOCH + Duration::from_secs(1_000_000);
-        let (trash, failures) = (open(root.path()), Failures::default());
+        let (trash, failures) = (open(root.path()), FailureLog::default());
         for name in ["a", "b"] {
             trash.put(&vm(root.path(), name), name, now).unwrap();
         }
@@ -344,7 +345,10 @@ mod tests {
         trash.sweep(now + KEPT * 2, &failures);
         trash.sweep(now + KEPT * 2, &failures);
         assert!(trash.list().is_empty());
-        let told = failures.print();
-        assert!(told.lines().count() == 1 && told.contains("remove what is left"), "{told}");
+        let reported = failures.print();
+        assert!(
+            reported.lines().count() == 1 && reported.contains("remove what is left"),
+            "{reported}"
+        );
     }
 }

@@ -1,8 +1,8 @@
 //! Files that another program appends to without end, as QEMU does with a guest's console: their
-//! older part is given back to the disk, and whoever reads them goes on.
+//! older part is freed, and readers continue.
 //!
-//! The part is punched out, so that every offset stays what it was, for the writer and for readers.
-//! Where the file system cannot do that, the file begins anew.
+//! A hole is punched there, so every offset stays the same for the writer and for readers.
+//! Where the file system cannot do that, the file is truncated.
 
 use std::fs::File;
 use std::io;
@@ -14,14 +14,14 @@ use rustix::io::Errno;
 
 use crate::disk::sparse;
 
-/// How much of a file's end is kept, and shown.
+/// Bytes at a file's end that are kept, and shown.
 pub const KEPT: u64 = 1 << 20;
-/// How much more may lie on the disk before that is put right.
+/// Bytes beyond those that the file may take before its older part is freed.
 const SLACK: u64 = 1 << 20;
-/// What is given back begins and ends with a block.
+/// The freed part begins and ends with a block.
 const BLOCK: u64 = 4096;
 
-/// Gives the disk back what lies before the end that is kept; says whether there was anything.
+/// Frees what lies before the end that is kept; says whether there was anything.
 ///
 /// # Errors
 /// What opening or changing the file answers; a file that is not there is no error.
@@ -46,8 +46,8 @@ pub fn bound(path: &Path) -> io::Result<bool> {
 #[derive(Debug)]
 pub struct Tail {
     path: PathBuf,
-    /// Where the reader's offset 0 lies in the file. It moves forward when the file loses what the
-    /// reader has not read, and back when the file begins anew.
+    /// The reader's offset 0 in the file. It moves forward when bytes are freed that the reader has
+    /// not read, and back when the file is truncated.
     origin: Mutex<i64>,
 }
 
@@ -83,7 +83,7 @@ impl Tail {
             Ok(at) if at == length => at,
             // Only a hole follows if the file is shortened at this moment.
             Ok(at) if at < length => sparse::next_data(file, at)?.map_or(at, |data| data.start),
-            // It has begun anew since.
+            // The file has been truncated since.
             Ok(_) | Err(_) => 0,
         };
         *origin = place.cast_signed().saturating_sub_unsigned(offset);
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn the_older_part_is_given_back_and_the_end_stays_where_it_was() {
+    fn the_older_part_is_freed_and_the_end_stays_where_it_was() {
         let mut log = Log::new();
         for _ in 0..20 {
             log.print(1 << 16);
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_begins_anew_is_read_from_its_start() {
+    fn a_file_that_was_truncated_is_read_from_its_start() {
         let mut log = Log::new();
         log.print(1 << 17);
         let tail = Tail::open(log.path());

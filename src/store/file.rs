@@ -11,8 +11,8 @@ use tempfile::NamedTempFile;
 /// How the names of files begin that are not whole yet.
 const TEMPORARY: &str = ".tmp";
 
-/// Removes what a process that was killed has left of [`replace`] and [`create`] in a directory, if
-/// there is one. Only for who knows that nobody else writes there.
+/// Removes the temporary files that a killed process has left of [`replace`] and [`create`] in a directory,
+/// if there is one. Nothing else may write there meanwhile.
 ///
 /// # Errors
 /// Whatever reading the directory or removing answers.
@@ -107,8 +107,8 @@ pub fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
     File::options().append(true).create(true).mode(0o600).open(path)?.write_all(bytes)
 }
 
-/// Opens a file that a user has named, to read it: a regular file or an error, and nobody waits, as
-/// one would for the other end of a FIFO.
+/// Opens a file that a user has named, to read it. It is a regular file, or an error: opening a FIFO would
+/// wait for its other end.
 ///
 /// # Errors
 /// What opening answers; `InvalidInput` for what is not a regular file.
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn only_regular_files_are_opened_and_nobody_waits_for_a_fifo() {
+    fn only_regular_files_are_opened_and_a_fifo_is_not_waited_for() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         fs::write(at("file"), b"x").unwrap();

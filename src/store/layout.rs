@@ -3,22 +3,22 @@
 //! ```text
 //! STORE/                       $XDG_DATA_HOME/aqfs
 //!   lock                       flock of the daemon; holds its pid and mount
-//!   turn                       flock of whoever is about to start the daemon
-//!   daemon.log                 what a daemon in the background says
-//!   daemon.log.old             what it said before the log was full
+//!   turn                       flock of the process that is about to start the daemon
+//!   daemon.log                 the log of a daemon in the background
+//!   daemon.log.old             the log before that, which was full
 //!   defaults.json              what a new VM's settings start from
-//!   aliases.json               second names of images
+//!   aliases.json               aliases of images
 //!   ssh/id_ed25519{,.pub}      the key that opens every guest
 //!   vms/UUID/                  one VM: named by UUID, so that renaming a VM moves nothing
 //!     vm.json                  its definition: settings
-//!     format                   the version of what else lies here, since 2
+//!     format                   the version of this directory's format, since 2
 //!     name                     its name, apart so that damage to the definition does not lose it
 //!     disk.qcow2               its disk, made at the first start
-//!     dropped.json             snapshots that were dropped, and are still in the disk
+//!     dropped.json             snapshots to be dropped, which the disk still has
 //!     temporary.qcow2          what an ephemeral VM writes, until QEMU has opened it
 //!     host_key{,.pub}          its SSH host key
 //!     known_hosts              that key as other SSH clients want it
-//!     seed.tar                 what it is told at boot (guest::seed)
+//!     seed.tar                 its configuration at boot (guest::seed)
 //!     cidata.img               the same for cloud-init (guest::nocloud), where the image has it
 //!     template                 whose disk its disk is an overlay on, if it is a clone
 //!     image_settings.json      what the image carried to the VM when its disk was made
@@ -28,7 +28,7 @@
 //!     qmp  serial  identity    QEMU's sockets
 //!     console.log  qemu.log    the serial line's scrollback; QEMU's stderr and our notes
 //!   images/NAME/               a finished image: `image.json` and what it names
-//!   images/NAME/warm/ID/       a machine frozen in it: `template.json` and what it names
+//!   images/NAME/warm/ID/       a template: `template.json` and what it names
 //!   images/NAME/versions/ID/   the same, made again by `refresh`, of the same form
 //!   images/NAME/current        of an image made again: the version that new VMs are made from
 //!   images/NAME/source         of one that is not finished: what it is to be made from
@@ -80,7 +80,7 @@ impl Layout {
         self.root.join("lock")
     }
 
-    /// Returns the file that is locked by who is about to start a daemon.
+    /// Returns the file that is locked by the process that is about to start a daemon.
     pub fn turn(&self) -> PathBuf {
         self.root.join("turn")
     }
@@ -130,7 +130,7 @@ impl Layout {
         self.image(name).join("source")
     }
 
-    /// Returns the second names of images.
+    /// Returns the aliases of images.
     pub fn aliases(&self) -> PathBuf {
         self.root.join("aliases.json")
     }
@@ -146,7 +146,7 @@ impl Layout {
         self.image(image).join("current")
     }
 
-    /// Returns the directory of the machines frozen in the first version of an image.
+    /// Returns the directory of the templates of an image's first version.
     pub fn templates(&self, image: &str) -> PathBuf {
         self.image(image).join(TEMPLATES)
     }
@@ -167,7 +167,7 @@ impl Layout {
     }
 }
 
-/// The directory of frozen machines in that of their image.
+/// The directory of templates in that of their image.
 pub const TEMPLATES: &str = "warm";
 
 /// One VM's directory.
@@ -229,7 +229,7 @@ impl VmDir {
         self.0.join("memories.json")
     }
 
-    /// Returns the marks of snapshots that were dropped and are still in the disk.
+    /// Returns the marks of snapshots to be dropped, which the disk still has.
     pub fn dropped_snapshots(&self) -> PathBuf {
         self.0.join("dropped.json")
     }
@@ -239,7 +239,7 @@ impl VmDir {
         self.0.join("host_key")
     }
 
-    /// Returns the file that tells other SSH clients the guest's host key.
+    /// Returns the file that has the guest's host key for other SSH clients.
     pub fn known_hosts(&self) -> PathBuf {
         self.0.join("known_hosts")
     }
@@ -308,7 +308,7 @@ pub mod names {
     pub const QMP: &str = "qmp";
     /// The serial line's socket.
     pub const SERIAL: &str = "serial";
-    /// The socket of the virtio-serial port on which a guest is told who it is.
+    /// The socket of the virtio-serial port over which a clone is personalized.
     pub const IDENTITY: &str = "identity";
     /// The serial line's scrollback.
     pub const CONSOLE_LOG: &str = "console.log";

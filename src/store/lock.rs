@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-/// How long the lock of a daemon that was killed may be held: until its last thread has ended, and what it
-/// was about to start has begun.
-const LINGERS: Duration = Duration::from_secs(5);
+/// How long the lock of a killed daemon may stay held: until its last thread has ended, and a program that
+/// it was starting has closed the file.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY: Duration = Duration::from_millis(10);
 
-/// Who serves a store.
+/// The daemon that serves a store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     /// The daemon's process number.
@@ -70,7 +70,7 @@ impl StoreLock {
                 Err(TryLockError::Error(e)) => return Err(failed(e)),
                 Err(TryLockError::WouldBlock) => {}
             }
-            if begun.elapsed() > LINGERS
+            if begun.elapsed() > RELEASE_TIMEOUT
                 || !owner_of(&mut file).is_some_and(|o| crate::proc::is_gone(o.pid))
             {
                 return Err(taken(path, &mut file));
@@ -82,7 +82,7 @@ impl StoreLock {
     }
 }
 
-/// Reads who holds, or last held, the lock at `path`.
+/// Reads which daemon holds, or last held, the lock at `path`.
 pub fn owner(path: &Path) -> Option<Owner> {
     super::file::read_json(path).ok()
 }
@@ -100,7 +100,7 @@ fn owner_of(file: &mut File) -> Option<Owner> {
 
 fn taken(path: &Path, file: &mut File) -> LockError {
     let owner = owner_of(file).map_or_else(
-        || "which has not said who it is".to_owned(),
+        || "whose pid is not recorded".to_owned(),
         |o| format!("pid {}, mounted at {}", o.pid, o.mount.display()),
     );
     LockError::Taken { store: path.parent().unwrap_or(path).to_owned(), owner }
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_daemon_is_told_of_the_first() {
+    fn the_second_daemon_is_refused_and_learns_of_the_first() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let owner = Owner { pid: std::process::id(), mount: "/home/u/aq".into() };

@@ -21,12 +21,12 @@ pub struct Rolling {
 #[derive(Debug)]
 struct Open {
     file: File,
-    /// What is done with a new file, for who else writes to it.
+    /// Called with each new file, for another program that writes to it.
     follower: Option<fn(&File) -> io::Result<()>>,
 }
 
 impl Rolling {
-    /// Opens it, to go on where it ends.
+    /// Opens it, to continue at its end.
     ///
     /// # Errors
     /// What opening answers.
@@ -35,7 +35,7 @@ impl Rolling {
         Ok(Self { path, longest: LONGEST, open: Mutex::new(Open { file, follower: None }) })
     }
 
-    /// Gives the file to who else writes to it, now and whenever there is a new one.
+    /// Calls `follower` with the file now, and with each new file: another program writes to it too.
     ///
     /// # Errors
     /// What `follower` answers.
@@ -51,7 +51,7 @@ impl Rolling {
     }
 
     /// Begins a new file when the present one is long enough; as long as that fails, the present
-    /// one goes on.
+    /// one grows.
     fn roll(&self, open: &mut Open) -> io::Result<()> {
         if open.file.metadata()?.len() < self.longest {
             return Ok(());

@@ -1,8 +1,8 @@
-//! Output kept for its readers: a command's bytes, from the first one, for whoever reads them late
-//! or twice. The first 64 KiB lie in memory, what follows in an unlinked file that is written
-//! round and round, so that neither memory nor disk grows beyond a bound.
+//! Output kept for its readers: a command's bytes, from the first one, also for a late or a second
+//! reader. The first 64 KiB are in memory. What follows is in an unlinked file, a ring buffer, so
+//! that neither memory nor disk grows beyond a limit.
 //!
-//! Nothing waits here: an append takes what fits, and who appends decides how to wait.
+//! Nothing waits here: an append takes what fits, and its caller decides how to wait.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
@@ -39,7 +39,7 @@ struct Inner {
     next_reader: u64,
 }
 
-/// One reader of a [`Spool`], with a cursor of its own. Dropping it lets go of what it holds back.
+/// One reader of a [`Spool`], with its own cursor. Dropping it frees what only it has not read.
 #[derive(Debug)]
 pub struct Reader {
     spool: Arc<Spool>,
@@ -69,8 +69,8 @@ impl Spool {
     }
 
     /// Takes as many of `bytes` as fit and says how many. It is full when as much is kept as may
-    /// be and the slowest reader has read none of it, or when nobody reads at all; a reader that
-    /// reads on or goes away may make room.
+    /// be and the slowest reader has read none of it, or without any reader; a reader that reads or is
+    /// dropped may make room.
     ///
     /// # Errors
     /// Whatever making or writing the file answers; `ENOSPC` on a full disk.

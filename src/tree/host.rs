@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::registry::Registry;
-pub use crate::store::failures::{Failure, Failures};
+pub use crate::store::failure_log::{Failure, FailureLog};
 
 /// The object of the root's rows.
 #[derive(Clone, Debug)]
@@ -11,5 +11,5 @@ pub struct Host {
     /// The VMs.
     pub registry: Arc<Registry>,
     /// The newest failures.
-    pub failures: Arc<Failures>,
+    pub failures: Arc<FailureLog>,
 }

@@ -10,8 +10,8 @@ use parking_lot::RwLock;
 
 use super::spec::{Key, VmSpec};
 use super::{VmError, WriteMode, driver};
-use crate::store::failures::Failures;
-use crate::store::{aside, file};
+use crate::store::failure_log::FailureLog;
+use crate::store::{file, quarantine};
 
 /// The settings that a new VM starts from, and that `default` in a VM's `config/` means.
 #[derive(Debug)]
@@ -33,8 +33,8 @@ struct Current {
 impl Defaults {
     /// Reads the stored defaults; without such a file they are the built-in ones. `image` stands
     /// in for the stored default image and is not stored. A file that cannot be used is put aside.
-    pub fn open(path: PathBuf, image: Option<String>, failures: &Failures) -> Self {
-        let stored = aside::read_json(&path, failures).unwrap_or_default();
+    pub fn open(path: PathBuf, image: Option<String>, failures: &FailureLog) -> Self {
+        let stored = quarantine::read_json(&path, failures).unwrap_or_default();
         let modified = std::fs::metadata(&path).and_then(|m| m.modified());
         let changed = modified.unwrap_or_else(|_| SystemTime::now());
         let state = RwLock::new(Current { stored: Arc::new(stored), image, changed });
@@ -107,7 +107,7 @@ mod tests {
     async fn they_are_stored_and_an_image_for_one_run_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("defaults.json");
-        let open = |image| Arc::new(Defaults::open(path.clone(), image, &Failures::default()));
+        let open = |image| Arc::new(Defaults::open(path.clone(), image, &FailureLog::default()));
         let defaults = open(Some("debian".to_owned()));
         set(&defaults, "memory", "1G").await.unwrap();
         assert_eq!((defaults.spec().memory, defaults.spec().image.as_str()), (1 << 30, "debian"));
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn damage_is_told_and_not_overwritten() {
         let dir = tempfile::tempdir().unwrap();
-        let (path, failures) = (dir.path().join("defaults.json"), Failures::default());
+        let (path, failures) = (dir.path().join("defaults.json"), FailureLog::default());
         std::fs::write(&path, "{\"cpus\": ").unwrap();
         assert_eq!(Defaults::open(path, None, &failures).spec(), VmSpec::default());
         assert!(failures.print().contains("defaults.json.unusable@"));

@@ -28,7 +28,7 @@ use super::spec::{AccelChoice, ImageSettings, VmSpec};
 use super::stream::{Bell, Listener, Readiness, Stream};
 use super::warm::{Capture, Layer, Memory, Shape, Template, WarmStatus};
 use crate::programs::Program;
-use crate::store::failures::Failures;
+use crate::store::failure_log::FailureLog;
 use crate::vm::VmError;
 
 /// What a test says of the backends, and sees of it.
@@ -117,7 +117,7 @@ impl Script {
 /// Makes a world that follows a script.
 pub(crate) fn backends(script: &Arc<Script>) -> Backends {
     let fake = Arc::new(Fake(Arc::clone(script)));
-    let defaults = Defaults::open("/nowhere/defaults.json".into(), None, &Failures::default());
+    let defaults = Defaults::open("/nowhere/defaults.json".into(), None, &FailureLog::default());
     Backends {
         hypervisor: fake.clone(),
         memory: Ledger::new(fake.clone()),

@@ -55,7 +55,7 @@ use self::state::{Command, Refusal, State};
 use self::stream::{Bell, Listener};
 use self::warm::Captured;
 use crate::programs;
-use crate::store::failures::Failures;
+use crate::store::failure_log::FailureLog;
 use crate::store::layout::VmDir;
 
 /// Why something asked of a VM was not done.
@@ -109,7 +109,7 @@ pub struct Backends {
     /// Takes what happens to them.
     pub events: Arc<Feed>,
     /// Takes what fails, of requests and of the store.
-    pub failures: Arc<Failures>,
+    pub failures: Arc<FailureLog>,
     /// Promises them the host's memory.
     pub memory: Arc<Ledger>,
 }

@@ -13,7 +13,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use aqfs::image::ImageStore;
-use aqfs::store::failures::Failures;
+use aqfs::store::failure_log::FailureLog;
 use aqfs::store::layout::Layout;
 use aqfs::vm::backend::{BootImage, Images};
 
@@ -39,7 +39,7 @@ impl Store {
 
     async fn tiny(&self) -> BootImage {
         let _alone = BUILDING.lock().await;
-        let store = ImageStore::open(Layout::new(self.0.path()), &Failures::default()).unwrap();
+        let store = ImageStore::open(Layout::new(self.0.path()), &FailureLog::default()).unwrap();
         let since = Instant::now();
         let image = store.ensure("tiny").await.unwrap();
         let info = store.info("tiny").unwrap();

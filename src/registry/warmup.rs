@@ -1,4 +1,4 @@
-//! `warm` of an image: a VM that nobody sees boots from it, is frozen, and is gone.
+//! `warm` of an image: a VM that is in no list boots from it, is captured, and is removed.
 
 use std::future::Future;
 use std::io;
@@ -11,7 +11,7 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::images::in_words;
+use super::images::as_backend_error;
 use super::{Registry, RegistryError};
 use crate::store::file;
 use crate::store::layout::VmDir;
@@ -27,11 +27,11 @@ use crate::vm::{Backends, Vm, VmId};
 const BOOT_TIMEOUT: Duration = Duration::from_secs(600);
 /// How long its QEMU may take to end: `kill` is given up sooner.
 const END_TIMEOUT: Duration = Duration::from_secs(30);
-/// The VM's directory in that of what is frozen, while there is one.
+/// The VM's directory in that of the template, while there is one.
 const VM: &str = "vm";
 
 impl Registry {
-    /// Has a machine frozen in an image, in the background.
+    /// Has a machine captured in an image, in the background.
     ///
     /// # Errors
     /// `NoImage`, `ImageBusy` while the image is being made or warmed.
@@ -49,8 +49,8 @@ impl Registry {
     }
 }
 
-/// What new VMs are like, but for what concerns the VM and not the machine: its ports may be
-/// somebody's, and it is not kept.
+/// Returns the settings of new VMs that describe the machine. Those of the VM are left out: its ports may be
+/// in use, and it is removed in the end.
 fn as_new_vms(defaults: VmSpec, image: &str) -> VmSpec {
     VmSpec {
         image: image.to_owned(),
@@ -68,7 +68,7 @@ struct WarmupVm {
     id: VmId,
     definition: Definition,
     backends: Backends,
-    /// The VM's tasks live on it; who freezes may be on any thread.
+    /// Runs the VM's tasks: `capture` may be called on a thread without a runtime.
     runtime: Handle,
 }
 
@@ -80,14 +80,14 @@ impl Capture for WarmupVm {
         progress: &(dyn Fn(&str) + Send + Sync),
     ) -> Result<Captured, BackendError> {
         let dir = VmDir(to.join(VM));
-        file::private_dir(&dir.0).map_err(|e| BackendError::io("the VM to freeze", &e))?;
+        file::private_dir(&dir.0).map_err(|e| BackendError::io("the VM to capture", &e))?;
         progress("booting");
-        let born = driver::spawn(self.new_vm(dir), self.backends.clone());
-        let vm = on(&self.runtime, async { Ok(born.await) }).await?;
+        let spawned = driver::spawn(self.new_vm(dir), self.backends.clone());
+        let vm = on(&self.runtime, async { Ok(spawned.await) }).await?;
         let booted = on(&self.runtime, booted(vm.clone())).await;
-        progress("freezing");
+        progress("capturing");
         let captured = match booted {
-            Ok(()) => vm.capture(to.to_owned()).await.map_err(in_words),
+            Ok(()) => vm.capture(to.to_owned()).await.map_err(as_backend_error),
             Err(error) => Err(error),
         };
         on(&self.runtime, ended(vm)).await?;
@@ -110,19 +110,19 @@ impl WarmupVm {
     }
 }
 
-/// Runs work where VMs live.
+/// Runs work on the runtime that runs VMs.
 async fn on<T: Send + 'static>(
     runtime: &Handle,
     work: impl Future<Output = Result<T, BackendError>> + Send + 'static,
 ) -> Result<T, BackendError> {
     let done = runtime.spawn(work).await;
-    done.unwrap_or_else(|e| Err(BackendError::io("the VM to freeze", &io::Error::other(e))))
+    done.unwrap_or_else(|e| Err(BackendError::io("the VM to capture", &io::Error::other(e))))
 }
 
 /// Boots a VM and waits for its guest.
 async fn booted(vm: Vm) -> Result<(), BackendError> {
     let mut listener = vm.listen();
-    vm.perform(Command::Start { paused: false }).await.map_err(in_words)?;
+    vm.perform(Command::Start { paused: false }).await.map_err(as_backend_error)?;
     let answers = async {
         while vm.state() != State::Ready {
             if vm.state().is_off() {
@@ -143,7 +143,7 @@ async fn booted(vm: Vm) -> Result<(), BackendError> {
 async fn ended(vm: Vm) -> Result<(), BackendError> {
     let mut listener = vm.listen();
     if !vm.state().is_off() {
-        vm.perform(Command::Kill).await.map_err(in_words)?;
+        vm.perform(Command::Kill).await.map_err(as_backend_error)?;
     }
     let off = async {
         while !vm.state().is_off() {
@@ -153,7 +153,7 @@ async fn ended(vm: Vm) -> Result<(), BackendError> {
     let stays =
         || BackendError::PersonalizationFailed { reason: "its VM cannot be ended".to_owned() };
     timeout(END_TIMEOUT, off).await.map_err(|_| stays())?;
-    vm.perform(Command::Remove).await.map_err(in_words)
+    vm.perform(Command::Remove).await.map_err(as_backend_error)
 }
 
 #[cfg(test)]
@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_concerns_a_vm_alone_is_not_taken_over() {
+    fn settings_that_concern_a_vm_alone_are_left_out() {
         let defaults = VmSpec {
             memory: 512 << 20,
             ports: vec!["8080:80".parse().unwrap()],

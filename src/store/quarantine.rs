@@ -1,5 +1,5 @@
-//! Files of the store that cannot be used: damaged, unreadable, or a directory. They are put aside
-//! under a telling name, so that nothing is lost and the daemon continues without them.
+//! Files of the store that cannot be used: damaged, unreadable, or a directory. Each is renamed to
+//! `NAME.unusable@TIME`, so that nothing is lost and the daemon continues without it.
 
 use std::fs;
 use std::io;
@@ -8,23 +8,23 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::de::DeserializeOwned;
 
-use super::failures::Failures;
+use super::failure_log::FailureLog;
 use super::file;
 
 /// Reads a JSON file; `None` if there is none that can be used.
-pub fn read_json<T: DeserializeOwned>(path: &Path, failures: &Failures) -> Option<T> {
+pub fn read_json<T: DeserializeOwned>(path: &Path, failures: &FailureLog) -> Option<T> {
     match file::read_json(path) {
         Ok(value) => Some(value),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => {
-            put(path, &error, failures);
+            quarantine(path, &error, failures);
             None
         }
     }
 }
 
-/// Puts aside what cannot be used for a reason, and tells where it is.
-pub fn put(path: &Path, error: &io::Error, failures: &Failures) {
+/// Renames a file that cannot be used, and reports its new name and the reason.
+pub fn quarantine(path: &Path, error: &io::Error, failures: &FailureLog) {
     let (shown, aside) = (path.display(), free_name(path));
     let text = match fs::rename(path, &aside) {
         Ok(()) => format!(
@@ -60,9 +60,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_cannot_be_used_is_kept_under_another_name_and_told() {
+    fn what_cannot_be_used_is_renamed_and_reported() {
         let dir = tempfile::tempdir().unwrap();
-        let (path, failures) = (dir.path().join("x.json"), Failures::default());
+        let (path, failures) = (dir.path().join("x.json"), FailureLog::default());
         assert_eq!(read_json::<u32>(&path, &failures), None);
         assert!(failures.list().is_empty());
         fs::write(&path, "{").unwrap();
@@ -71,10 +71,10 @@ mod tests {
         assert_eq!(read_json::<u32>(&path, &failures), None);
         assert!(!path.exists());
         let kept: Vec<_> = fs::read_dir(dir.path()).unwrap().flatten().map(|e| e.path()).collect();
-        let told = failures.print();
+        let reported = failures.print();
         assert!(
-            kept.len() == 2 && kept.iter().all(|k| told.contains(&*k.to_string_lossy())),
-            "{told}"
+            kept.len() == 2 && kept.iter().all(|k| reported.contains(&*k.to_string_lossy())),
+            "{reported}"
         );
         fs::write(&path, "7").unwrap();
         assert_eq!(read_json(&path, &failures), Some(7));

@@ -1,4 +1,4 @@
-//! The newest failures, for `.error`: of requests, and of what the daemon does by itself.
+//! The newest failures, for `.error`: of requests, and of what the daemon does on its own.
 //!
 //! Not here: which errno a failure has (`fuse::errno`).
 
@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
-/// Failures that `.error` shows.
+/// FailureLog that `.error` shows.
 const KEPT: usize = 64;
 /// What damage counts as: "structure needs cleaning".
 const EUCLEAN: i32 = 117;
@@ -19,9 +19,9 @@ const EUCLEAN: i32 = 117;
 pub struct Failure {
     /// When.
     pub time: SystemTime,
-    /// The thread that asked; 0 if it is in another pid namespace, or nobody asked.
+    /// The thread that made the request; 0 without a request, or if it is in another pid namespace.
     pub pid: u32,
-    /// The file: a path in the mount, or an absolute one on the host where nobody asked.
+    /// The file: a path in the mount; without a request, an absolute path on the host.
     pub path: String,
     /// The errno.
     pub errno: i32,
@@ -31,9 +31,9 @@ pub struct Failure {
 
 /// The newest failures.
 #[derive(Debug, Default)]
-pub struct Failures(Mutex<VecDeque<Failure>>);
+pub struct FailureLog(Mutex<VecDeque<Failure>>);
 
-impl Failures {
+impl FailureLog {
     /// Adds one.
     pub fn add(&self, failure: Failure) {
         let mut newest = self.0.lock();
@@ -43,7 +43,7 @@ impl Failures {
         newest.push_back(failure);
     }
 
-    /// Adds one that nobody has asked for, about a file of the store, and logs it.
+    /// Adds a failure without a request, about a file of the store, and logs it.
     pub fn note(&self, path: &Path, error: &io::Error, text: String) {
         let errno = error.raw_os_error().unwrap_or(EUCLEAN);
         tracing::warn!("{text}");
