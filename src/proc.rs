@@ -18,8 +18,8 @@ pub struct Stat {
     pub session: u32,
     /// Processor time in clock ticks.
     pub ticks: u64,
-    /// When it started, in clock ticks since the host's boot. It tells a process from a later one
-    /// with the same number.
+    /// When it started, in clock ticks since the host's boot. It distinguishes a process from a
+    /// later one with the same number.
     pub start: u64,
     /// Resident memory in pages.
     pub resident: u64,

@@ -1,6 +1,6 @@
 //! The environment: a row of [`VARIABLES`] is a variable and what it does.
 //!
-//! Those of the bash tool that shape a machine become settings of the VM that is made or started,
+//! Those of the bash tool that shape a machine are settings of the VM that is made or started,
 //! so that what it runs with is in its `config/` and nowhere else. All are read before anything is
 //! done.
 //!

@@ -1,4 +1,4 @@
-//! Random operations on the tree, over a world of fakes, against a plain model of what it promises.
+//! Random operations on the tree, over fakes, against a plain model of what it promises.
 //! After every operation the whole tree and the store are compared with the model.
 //!
 //! [`reference`] is the model and what may be done; [`system`] does it to a tree. A sequence that

@@ -324,7 +324,7 @@ impl Model {
         }
     }
 
-    /// An answer that nobody hears is no failure to tell of.
+    /// A failure whose answer is dropped is not reported.
     fn unheard(&mut self, op: &Op) -> Result<(), i32> {
         let before = self.vms.clone();
         let outcome = self.perform(op);

@@ -224,9 +224,12 @@ impl System {
             if first.is_err() {
                 let second = answered(open.write(b"# again", IoMode::Blocking)).await;
                 assert_eq!(second, Err(libc::ECANCELED));
-                let told = answered(open.read(0, 4096, IoMode::Blocking)).await?;
-                let told = String::from_utf8(told).expect("text");
-                assert!(told.lines().last().is_some_and(|l| l.starts_with("error: ")), "{told}");
+                let results = answered(open.read(0, 4096, IoMode::Blocking)).await?;
+                let results = String::from_utf8(results).expect("text");
+                assert!(
+                    results.lines().last().is_some_and(|l| l.starts_with("error: ")),
+                    "{results}"
+                );
             }
             first.map(drop)
         })
@@ -330,7 +333,7 @@ impl System {
         for name in self.names(self.find(dir).expect("a directory")) {
             let path = [dir, &[name.as_str()]].concat();
             let attr = self.tree().attr(self.find(&path).expect("it is listed")).expect("it is");
-            // What `info` tells of a process changes between two looks.
+            // The figures of a process in `info` change between two reads.
             if matches!(attr.kind, Kind::Value | Kind::Setting) && name != "info" {
                 let content = self.read(&path).expect("a value");
                 assert_eq!(content.len() as u64, attr.size, "{path:?}");

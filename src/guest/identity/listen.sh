@@ -1,5 +1,5 @@
-# Has a program wait on the identity port, to be told later who this guest is (personalize.sh).
-# Runs over SSH while the machine is still the one that will be frozen.
+# Starts a shell that waits on the identity port for this guest's later identity (personalize.sh).
+# Runs over SSH before the machine is captured.
 fail() {
     echo "$*" >&2
     exit 1
@@ -15,10 +15,10 @@ for port in /sys/class/virtio-ports/*; do
 done
 [ -n "$device" ] || fail 'it has no virtio-serial port org.aqfs.identity; stop and start it first'
 
-# What a first boot has begun must not go on in every clone.
+# The work of a first boot must end here: it would continue in every clone.
 if command -v cloud-init >/dev/null; then timeout 300 cloud-init status --wait >/dev/null 2>&1; fi
 
-# Clones must not share their random numbers. The kernel that notices its own copying is best.
+# Clones must not share their random numbers. Best is a kernel that detects the copy by itself.
 if ls -d /sys/bus/*/drivers/vmgenid/*:* >/dev/null 2>&1; then
     reseed=vmgenid
 elif command -v perl >/dev/null; then
@@ -27,14 +27,14 @@ else
     fail 'its kernel has no vmgenid, and it has no perl to reseed its random numbers with'
 fi
 
-# A frozen guest must not give memory back: it is not its own.
+# A clone must not give memory back: it shares the template's.
 for balloon in /sys/bus/virtio/drivers/virtio_balloon/virtio*; do
     [ -e "$balloon" ] || continue
     echo "${balloon##*/}" >/sys/bus/virtio/drivers/virtio_balloon/unbind
 done
 
 sync
-# $fork is the mark of the last copying so far; see personalize.sh.
+# $fork is the time of the last copy that the kernel has logged; see personalize.sh.
 setsid sh -c '
     exec 3<>"$1" && reseed=$2
     log=$(dmesg) fork=none

@@ -1,12 +1,12 @@
-# Makes the guest the machine that variables describe. These functions come over the identity port
-# to the shell that listen.sh has left there, before the guest is frozen; the variables and the call of
-# `become` when it goes on as another, before anything else can know of this copy.
-# Every program started here costs some 10 ms of a clone's start under translation: builtins where
-# they do.
+# Gives the guest the identity that variables describe. The host sends these functions over the identity
+# port to the shell that listen.sh has started there, before the guest is captured. It sends the
+# variables and the call of `become` when a clone resumes, before anything can connect to the clone.
+# Templates of earlier versions know the function by this name.
+# Each program started here costs about 10 ms of a clone's start under TCG: builtins where possible.
 seed=/run/aqfs/seed
 # In images that are built here.
 pid=/run/aqfs/dropbear.pid
-# In others.
+# In other images.
 sshd=/run/sshd.pid
 key=/etc/ssh/ssh_host_ed25519_key
 
@@ -15,15 +15,15 @@ fail() {
     exit 1
 }
 
-# Finds before the guest is frozen what would keep its clones from a host key of their own.
+# Finds, before the guest is captured, what would prevent a clone's own host key.
 check() {
     if [ -e $pid ]; then return; fi
     [ -e $key ] || fail "it has neither the SSH server of images that are built here nor $key"
     kill -0 "$(cat $sshd)" || fail "$sshd is not of a server that runs"
 } 2>/dev/null
 
-# Whether the kernel has said that it was copied since it was frozen; $fork is the time at which it
-# last said so before (listen.sh).
+# Whether the kernel has logged a copy since the capture; $fork is the time of the last such line
+# before the capture (listen.sh).
 has_forked() {
     if [ "$fork" = none ]; then
         case $(dmesg) in *'virtual machine fork'*) return 0 ;; *) return 1 ;; esac
@@ -57,8 +57,8 @@ uptime() {
     uptime=$((${up%.*} * 100 + 1${up#*.} - 100))
 }
 
-# To the nearest second. On a busy host every step takes its time: it is asked for only now, was true
-# half-way between question and answer, and is set again if setting it took long.
+# To the nearest second. On a busy host each step may take long: the time is asked for only now, counts
+# from half-way between question and answer, and is set again if setting it took long.
 set_clock() {
     uptime
     asked=$uptime
@@ -89,19 +89,19 @@ rename() {
 readdress() {
     for nic in /sys/bus/virtio/drivers/virtio_net/virtio*/net/*; do
         nic=${nic##*/}
-        # Who leases addresses has leased this one to the old network address, and would give the new
-        # one another, at which nothing arrives. Each VM's network is its own.
+        # The DHCP server has leased this address to the old MAC address, and would give the new one
+        # another, at which nothing arrives. Each VM's network is its own.
         if [ ! -e $pid ]; then
             case $(ip -4 addr show dev "$nic") in *dynamic*) return ;; esac
         fi
-        # The network is told at once; it would send to the old address for seconds.
+        # Announces the address at once; the network would send to the old one for seconds.
         echo 1 >"/proc/sys/net/ipv4/conf/$nic/arp_notify"
         ip link set dev "$nic" address "$mac" || fail "$nic does not take the address $mac"
         break
     done
 }
 
-# The SSH server has random numbers of its own, and a key that is not this machine's.
+# The SSH server has a random state of its own, and the host key of the captured machine.
 silence() {
     if [ -e $pid ]; then
         read -r dropbear <$pid
@@ -116,7 +116,7 @@ rekey() {
         echo "$machine_id" >$seed/machine-id
         printf "$dropbear_key" >$seed/dropbear_ed25519_host_key
         tries=0
-        # The port is free when the old one is quite gone.
+        # The port becomes free when the old server has ended.
         until dropbear -s -P $pid -r $seed/dropbear_ed25519_host_key 4<&-; do
             tries=$((tries + 1))
             if [ $tries -gt 50 ]; then fail 'dropbear does not start'; fi
