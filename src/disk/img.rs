@@ -125,7 +125,7 @@ pub struct Conversion<'a> {
 }
 
 impl Conversion<'_> {
-    /// Carries it out, and blocks for as long as that takes. `progress` hears how many percent are
+    /// Carries it out, and blocks for as long as that takes. `progress` gets how many percent are
     /// copied.
     ///
     /// # Errors

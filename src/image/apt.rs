@@ -23,7 +23,7 @@ const APT_CACHE: Tool = Tool { name: "apt-cache", remedy: REMEDY };
 
 /// Which lists of packages apt goes by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Lists {
+enum PackageLists {
     /// The system's.
     System,
     /// Our own, in the cache.
@@ -34,12 +34,12 @@ enum Lists {
 #[derive(Debug)]
 pub(super) struct Apt {
     dir: PathBuf,
-    lists: Lists,
+    lists: PackageLists,
 }
 
 /// What is wanted of the distribution.
 #[derive(Debug)]
-pub(super) struct Wanted<'a> {
+pub(super) struct PackageQuery<'a> {
     /// Alternatives, of which the first that exists is taken, with the packages it leads to
     /// whose names start with one of `follow`.
     pub(super) any_of: &'a [&'a str],
@@ -64,14 +64,14 @@ impl Apt {
         }
         let status = dir.join("status");
         fs::write(&status, "").map_err(|e| BuildError::io(&status, &e))?;
-        let lists = Lists::System;
+        let lists = PackageLists::System;
         Ok(Self { dir, lists })
     }
 
     /// Returns the archives of all that is wanted, fetching those that are not in the cache.
     pub(super) fn fetch(
         &mut self,
-        wanted: &[Wanted<'_>],
+        wanted: &[PackageQuery<'_>],
         progress: &Progress,
     ) -> Result<Vec<PathBuf>, BuildError> {
         match self.try_fetch(wanted, progress) {
@@ -79,7 +79,7 @@ impl Apt {
             other => return other,
         }
         progress.fetching("fetching the distribution's package lists");
-        self.lists = Lists::Own;
+        self.lists = PackageLists::Own;
         let complaint = self.update()?;
         let result = self.try_fetch(wanted, progress);
         result.map_err(|error| explain(error, complaint))
@@ -97,7 +97,7 @@ impl Apt {
 
     fn try_fetch(
         &self,
-        wanted: &[Wanted<'_>],
+        wanted: &[PackageQuery<'_>],
         progress: &Progress,
     ) -> Result<Vec<PathBuf>, BuildError> {
         progress.fetching("asking apt for the packages");
@@ -116,7 +116,7 @@ impl Apt {
     }
 
     /// Returns the names of all that is wanted, dependencies included.
-    fn resolve(&self, wanted: &[Wanted<'_>]) -> Result<BTreeSet<String>, BuildError> {
+    fn resolve(&self, wanted: &[PackageQuery<'_>]) -> Result<BTreeSet<String>, BuildError> {
         let mut query = self.command(&APT_CACHE);
         query.args(["depends", "--recurse", "--no-recommends", "--no-suggests"]);
         query.args(["--no-conflicts", "--no-breaks", "--no-replaces"]);
@@ -136,7 +136,7 @@ impl Apt {
         Ok(names)
     }
 
-    /// Asks apt which files the packages are. (Not from where they lie: apt leaves those out.)
+    /// Asks apt which files the packages are. (Not from where they are: apt leaves those out.)
     fn archives(&self, names: &BTreeSet<String>) -> Result<Vec<Archive>, BuildError> {
         let mut query = self.command(&APT_GET);
         query.args(["-qq", "--print-uris", "download", "--"]);
@@ -166,7 +166,7 @@ impl Apt {
         };
         set("Dir::Cache", &self.dir.join("cache"));
         set("Dir::State::status", &self.dir.join("status"));
-        if self.lists == Lists::Own {
+        if self.lists == PackageLists::Own {
             set("Dir::State::lists", &self.dir.join("state/lists"));
         }
         for option in [

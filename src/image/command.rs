@@ -45,14 +45,14 @@ impl Tool {
     }
 
     /// Starts a call whose standard output is read while it runs.
-    pub(super) fn stream(&self, command: &mut Command) -> Result<Running, BuildError> {
+    pub(super) fn stream(&self, command: &mut Command) -> Result<RunningTool, BuildError> {
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|e| self.not_started(&e))?;
         let stdout = child.stdout.take();
-        Ok(Running { tool: self.name, child, stdout })
+        Ok(RunningTool { tool: self.name, child, stdout })
     }
 
     fn not_started(&self, error: &io::Error) -> BuildError {
@@ -67,13 +67,13 @@ impl Tool {
 
 /// A call that runs.
 #[derive(Debug)]
-pub(super) struct Running {
+pub(super) struct RunningTool {
     tool: &'static str,
     child: Child,
     stdout: Option<ChildStdout>,
 }
 
-impl Running {
+impl RunningTool {
     /// Takes its standard output.
     pub(super) fn stdout(&mut self) -> Option<ChildStdout> {
         self.stdout.take()

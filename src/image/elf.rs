@@ -124,7 +124,7 @@ fn find_exact(packages: &FileTree, path: &str) -> Result<String, BuildError> {
         .ok_or_else(|| absent(path))
 }
 
-/// Returns where a path lies after the merge.
+/// Returns where a path is after the merge.
 fn in_usr(path: &str) -> String {
     if path.starts_with("usr/") { path.to_owned() } else { format!("usr/{path}") }
 }

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -34,14 +34,14 @@ pub(super) struct ImageEntry {
     pub(super) present: Option<ImageVersion>,
     /// Earlier versions, which disks may be overlays on.
     pub(super) older: Vec<ImageVersion>,
-    pub(super) warmth: Warmth,
+    pub(super) warmth: TemplateStatus,
     pub(super) progress: String,
     pub(super) changed: SystemTime,
 }
 
 /// Whether an image has a template.
 #[derive(Clone, Debug, Default)]
-pub(super) enum Warmth {
+pub(super) enum TemplateStatus {
     #[default]
     Cold,
     /// One is being captured: how far that is.
@@ -77,7 +77,7 @@ impl Default for ImageEntry {
             phase: BuildPhase::Absent,
             present: None,
             older: Vec::new(),
-            warmth: Warmth::Cold,
+            warmth: TemplateStatus::Cold,
             progress: String::new(),
             changed: SystemTime::now(),
         }
@@ -88,7 +88,7 @@ impl ImageEntry {
     fn found(finished: ImageVersion, older: Vec<ImageVersion>) -> Self {
         let changed = fs::metadata(&finished.dir).and_then(|m| m.modified());
         Self {
-            warmth: Warmth::found(&finished.dir),
+            warmth: TemplateStatus::found(&finished.dir),
             changed: changed.unwrap_or_else(|_| SystemTime::now()),
             spec: finished.manifest.source.clone(),
             phase: BuildPhase::Ready(Box::new(finished)),
@@ -106,13 +106,16 @@ impl ImageEntry {
         current.into_iter().chain(&self.present).chain(&self.older)
     }
 
-    /// One that was defined, and not finished when the last daemon ended.
+    /// Makes the entry of an image that was defined, and not finished when the last daemon ended.
     fn unfinished(spec: &str) -> Self {
         let source = match spec.parse() {
             Ok(Origin::File(path)) => {
                 DiskFile::new(path).map(|d| Arc::new(d) as Arc<dyn ImageSource>)
             }
-            _ => return Self { spec: spec.to_owned(), ..Self::default() },
+            // `tiny` comes with the program; a VM has changed since, or is gone.
+            Ok(Origin::Tiny | Origin::Vm { .. }) | Err(_) => {
+                return Self { spec: spec.to_owned(), ..Self::default() };
+            }
         };
         let (source, phase) = match source {
             Ok(source) => (Some(source), BuildPhase::Absent),
@@ -121,7 +124,7 @@ impl ImageEntry {
         Self { source, phase, spec: spec.to_owned(), ..Self::default() }
     }
 
-    /// One whose definition cannot be read.
+    /// Makes the entry of an image whose definition cannot be read.
     fn damaged(name: &str, error: &io::Error) -> Self {
         let reason = format!(
             "its definition cannot be read: {error}; put it back in the store, or `rmdir .images/{name}`"
@@ -157,11 +160,11 @@ impl ImageEntry {
 
     pub(super) fn set_phase(&mut self, phase: BuildPhase) {
         match &phase {
-            // It is warmed as soon as it is ready.
+            // An image may be built because it is to be warmed.
             _ if self.warmth.is_under_way() => {}
-            BuildPhase::Ready(finished) => self.warmth = Warmth::found(&finished.dir),
+            BuildPhase::Ready(finished) => self.warmth = TemplateStatus::found(&finished.dir),
             BuildPhase::Absent | BuildPhase::UnderWay(_) | BuildPhase::Failed(_) => {
-                self.warmth = Warmth::Cold;
+                self.warmth = TemplateStatus::Cold;
             }
         }
         self.phase = phase;
@@ -171,10 +174,11 @@ impl ImageEntry {
     /// What it carries to its VMs.
     pub(super) fn settings(&self) -> ImageSettings {
         match (&self.phase, &self.warmth) {
-            (BuildPhase::Ready(_), Warmth::Warm(_, stored)) => stored.settings(),
-            (BuildPhase::Ready(_), Warmth::Cold | Warmth::Warming(_) | Warmth::Failed(_)) => {
-                self.settings_of_disk()
-            }
+            (BuildPhase::Ready(_), TemplateStatus::Warm(_, stored)) => stored.settings(),
+            (
+                BuildPhase::Ready(_),
+                TemplateStatus::Cold | TemplateStatus::Warming(_) | TemplateStatus::Failed(_),
+            ) => self.settings_of_disk(),
             (BuildPhase::Absent | BuildPhase::UnderWay(_) | BuildPhase::Failed(_), _) => {
                 ImageSettings::default()
             }
@@ -234,47 +238,51 @@ impl ImageVersion {
     }
 }
 
-/// Removes half-built images and reads the finished ones. A damaged image is left alone and listed
-/// as failed; one that is built in is made again when it is needed.
+/// Removes half-built images and reads the others.
 pub(super) fn scan(
     layout: &Layout,
     failures: &FailureLog,
 ) -> io::Result<Vec<(String, ImageEntry)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(layout.images())? {
-        let entry = entry?;
-        let (path, name) = (entry.path(), entry.file_name());
-        let Ok(name) = name.into_string() else {
-            continue;
-        };
+        let path = entry?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
         if name.starts_with('.') {
-            if let Err(error) = fs::remove_dir_all(&path) {
-                let text = format!("cannot clear away {}: {error}", path.display());
-                failures.note(&path, &error, text);
-            }
-            continue;
-        }
-        let dir = versions::current_dir(layout, &name);
-        match Manifest::read(&dir) {
-            Ok(manifest) => {
-                let older = versions::older(layout, &name, &dir);
-                found.push((name, ImageEntry::found(ImageVersion::new(manifest, dir), older)));
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_dir() => {
-                if let Err(error) = file::sweep(&path) {
-                    tracing::warn!(name, %error, "half written files stay");
-                }
-                let spec = fs::read_to_string(layout.image_source(&name)).unwrap_or_default();
-                found.push((name, ImageEntry::unfinished(spec.trim_end())));
-            }
-            Err(error) => {
-                let text = format!("image {name} cannot be used: {error}");
-                failures.note(&path, &error, text);
-                if path.is_dir() {
-                    found.push((name.clone(), ImageEntry::damaged(&name, &error)));
-                }
-            }
+            remove_half_built(&path, failures);
+        } else if let Some(image) = read(layout, failures, name, &path) {
+            found.push((name.to_owned(), image));
         }
     }
     Ok(found)
+}
+
+fn remove_half_built(path: &Path, failures: &FailureLog) {
+    if let Err(error) = fs::remove_dir_all(path) {
+        let text = format!("cannot clear away {}: {error}", path.display());
+        failures.note(path, &error, text);
+    }
+}
+
+/// Reads the image `name` in the directory `path`. A damaged image is left alone and listed as
+/// failed; one that is built in is made again when it is needed.
+fn read(layout: &Layout, failures: &FailureLog, name: &str, path: &Path) -> Option<ImageEntry> {
+    let dir = versions::current_dir(layout, name);
+    match Manifest::read(&dir) {
+        Ok(manifest) => {
+            let older = versions::older(layout, name, &dir);
+            Some(ImageEntry::found(ImageVersion::new(manifest, dir), older))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_dir() => {
+            if let Err(error) = file::sweep(path) {
+                tracing::warn!(name, %error, "half written files stay");
+            }
+            let spec = fs::read_to_string(layout.image_source(name)).unwrap_or_default();
+            Some(ImageEntry::unfinished(spec.trim_end()))
+        }
+        Err(error) => {
+            let text = format!("image {name} cannot be used: {error}");
+            failures.note(path, &error, text);
+            path.is_dir().then(|| ImageEntry::damaged(name, &error))
+        }
+    }
 }

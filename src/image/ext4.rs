@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use super::command::Tool;
-use super::file_tree::{Body, FileTree, Node};
+use super::file_tree::{FileBody, FileNode, FileTree};
 use super::source::BuildError;
 use crate::programs::last_line;
 
@@ -97,12 +97,12 @@ fn write_script(tree: &FileTree, time: u32, scratch: &Path) -> Result<String, Bu
         let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir);
         let _infallible = writeln!(script, "cd /{dir}");
         let _infallible = match &node.body {
-            Body::Directory => writeln!(script, "mkdir {name}"),
-            Body::Symlink(target) => {
+            FileBody::Directory => writeln!(script, "mkdir {name}"),
+            FileBody::Symlink(target) => {
                 safe_name(target)?;
                 writeln!(script, "symlink {name} {target}")
             }
-            Body::File(bytes) => {
+            FileBody::File(bytes) => {
                 let content = scratch.join(number.to_string());
                 fs::write(&content, bytes).map_err(|e| BuildError::io(&content, &e))?;
                 writeln!(script, "write {number} {name}")
@@ -114,11 +114,11 @@ fn write_script(tree: &FileTree, time: u32, scratch: &Path) -> Result<String, Bu
 }
 
 /// Adds the commands that give a file to root.
-fn own(script: &mut String, name: &str, node: &Node, time: u32) {
+fn own(script: &mut String, name: &str, node: &FileNode, time: u32) {
     let kind = match node.body {
-        Body::Directory => 0o040_000,
-        Body::File(_) => 0o100_000,
-        Body::Symlink(_) => 0o120_000,
+        FileBody::Directory => 0o040_000,
+        FileBody::File(_) => 0o100_000,
+        FileBody::Symlink(_) => 0o120_000,
     };
     let mode = kind | u32::from(node.mode);
     let _infallible = writeln!(script, "sif {name} mode 0{mode:o}");

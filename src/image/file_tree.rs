@@ -6,16 +6,16 @@ use std::sync::Arc;
 
 /// A file, with its permission bits.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Node {
+pub(super) struct FileNode {
     /// Permission bits, without the type.
     pub(super) mode: u16,
     /// What it is.
-    pub(super) body: Body,
+    pub(super) body: FileBody,
 }
 
 /// What a file is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Body {
+pub(super) enum FileBody {
     /// A directory.
     Directory,
     /// A regular file.
@@ -26,32 +26,32 @@ pub(super) enum Body {
 
 /// Files by path, relative to the root, without `.` and `..`; parents come before children.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct FileTree(BTreeMap<String, Node>);
+pub(super) struct FileTree(BTreeMap<String, FileNode>);
 
 impl FileTree {
     /// Adds a directory.
     pub(super) fn directory(&mut self, path: &str, mode: u16) {
-        let body = Body::Directory;
-        self.insert(path, Node { mode, body });
+        let body = FileBody::Directory;
+        self.insert(path, FileNode { mode, body });
     }
 
     /// Adds a regular file.
     pub(super) fn file(&mut self, path: &str, mode: u16, bytes: impl Into<Arc<[u8]>>) {
-        let body = Body::File(bytes.into());
-        self.insert(path, Node { mode, body });
+        let body = FileBody::File(bytes.into());
+        self.insert(path, FileNode { mode, body });
     }
 
     /// Adds a symbolic link.
     pub(super) fn symlink(&mut self, path: &str, target: &str) {
-        let body = Body::Symlink(target.to_owned());
-        self.insert(path, Node { mode: 0o777, body });
+        let body = FileBody::Symlink(target.to_owned());
+        self.insert(path, FileNode { mode: 0o777, body });
     }
 
     /// Adds whatever it is, and the directories above it. What is there already is replaced,
     /// except a directory by a directory's default.
-    fn insert(&mut self, path: &str, node: Node) {
+    fn insert(&mut self, path: &str, node: FileNode) {
         for (at, _) in path.match_indices('/') {
-            let parent = || Node { mode: 0o755, body: Body::Directory };
+            let parent = || FileNode { mode: 0o755, body: FileBody::Directory };
             self.0.entry(path[..at].to_owned()).or_insert_with(parent);
         }
         self.0.insert(path.to_owned(), node);
@@ -63,7 +63,7 @@ impl FileTree {
     }
 
     /// Goes through all files, every directory before what is in it.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Node)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &FileNode)> {
         self.0.iter().map(|(path, node)| (path.as_str(), node))
     }
 
@@ -72,9 +72,9 @@ impl FileTree {
         let mut path = path.to_owned();
         for _ in 0..8 {
             match &self.0.get(&path)?.body {
-                Body::File(bytes) => return Some(Arc::clone(bytes)),
-                Body::Symlink(target) => path = join(&path, target),
-                Body::Directory => return None,
+                FileBody::File(bytes) => return Some(Arc::clone(bytes)),
+                FileBody::Symlink(target) => path = join(&path, target),
+                FileBody::Directory => return None,
             }
         }
         None

@@ -5,7 +5,7 @@ use std::io;
 
 use cpio::newc::{Builder, ModeFileType, trailer};
 
-use super::file_tree::{Body, FileTree};
+use super::file_tree::{FileBody, FileTree};
 use super::source::BuildError;
 
 /// Returns the archive; every file gets the time `mtime`, in seconds since 1970.
@@ -17,9 +17,9 @@ fn write(tree: &FileTree, mtime: u32) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
     for ((path, node), ino) in tree.iter().zip(1..) {
         let (file_type, bytes) = match &node.body {
-            Body::Directory => (ModeFileType::Directory, &[][..]),
-            Body::File(bytes) => (ModeFileType::Regular, &bytes[..]),
-            Body::Symlink(target) => (ModeFileType::Symlink, target.as_bytes()),
+            FileBody::Directory => (ModeFileType::Directory, &[][..]),
+            FileBody::File(bytes) => (ModeFileType::Regular, &bytes[..]),
+            FileBody::Symlink(target) => (ModeFileType::Symlink, target.as_bytes()),
         };
         let size = u32::try_from(bytes.len()).map_err(io::Error::other)?;
         let mut entry = Builder::new(path)

@@ -84,7 +84,7 @@ impl Kernel {
                 newest = newest.max(unpack::package(deb, &mut tree, |p| is_wanted(p, &wanted))?);
             }
             let (kernel, unknown) = Self::from_tree(&tree)?;
-            // A dependency that nobody foresaw: once more, with it. It ends, as `wanted` grows.
+            // A dependency that is not in the list: once more, with it. It ends, as `wanted` grows.
             let before = wanted.len();
             wanted.extend(unknown);
             if wanted.len() == before {

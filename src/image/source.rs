@@ -97,7 +97,7 @@ pub(super) enum BuildError {
         /// What is wrong with it.
         reason: String,
     },
-    /// What lies outside of images refused.
+    /// Another part refused.
     #[error(transparent)]
     Backend(BackendError),
     /// The system refused.

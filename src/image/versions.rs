@@ -44,7 +44,7 @@ pub(super) fn dirs(layout: &Layout, name: &str) -> Vec<PathBuf> {
     std::iter::once(layout.image(name)).chain(later).collect()
 }
 
-/// Finds the versions beside the current one, which lies in `current`.
+/// Finds the versions beside the current one, which is in `current`.
 pub(super) fn older(layout: &Layout, name: &str, current: &Path) -> Vec<ImageVersion> {
     let others = dirs(layout, name).into_iter().filter(|dir| dir != current);
     let read = |dir: PathBuf| Some(ImageVersion::new(Manifest::read(&dir).ok()?, dir));
@@ -133,7 +133,8 @@ impl Catalogue {
         Some(version.manifest.boot(name, &version.dir))
     }
 
-    /// Says whether a VM's disk lies on this version, or will: anything else would be damage.
+    /// Checks that a VM's disk is, or will be, an overlay on this version: on another one its data
+    /// would be damaged.
     pub(super) fn check_version(
         &self,
         vm: &VmDir,

@@ -1,4 +1,4 @@
-//! Images that are made again while disks lie on them.
+//! Images that are made again while disks are overlays on them.
 
 use std::time::SystemTime;
 
@@ -82,7 +82,7 @@ impl Fixture {
         vm
     }
 
-    /// What a VM's disk lies on.
+    /// What a VM's disk is an overlay on.
     async fn base(&self, vm: &VmDir) -> String {
         let image = self.store.ensure_for("made", &vm.0).await.unwrap();
         assert_eq!(self.store.boot_of("made", &vm.0).as_ref(), Some(&image));

@@ -1,6 +1,6 @@
 //! Templates of warm images: captured, found, forgotten, erased.
 //!
-//! Not here: what lies on disk of one (`template`).
+//! Not here: their files (`template`).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::catalogue::{Catalogue, spawn_thread, under_way};
-use super::entry::{BuildPhase, Warmth};
+use super::entry::{BuildPhase, TemplateStatus};
 use super::source::{BuildError, Progress};
 use super::template::{self, StoredTemplate};
 use super::versions;
@@ -21,7 +21,7 @@ use crate::vm::backend::BackendError;
 use crate::vm::one_line;
 use crate::vm::warm::{Capture, Layer, Template, WarmStatus};
 
-impl Warmth {
+impl TemplateStatus {
     /// Finds the newest template of the image in `dir`.
     pub(super) fn found(dir: &Path) -> Self {
         let newest = template::list(&dir.join(TEMPLATES)).into_iter().next();
@@ -47,7 +47,7 @@ impl Catalogue {
         let checked = stored.check(&dir, below);
         if stored != before {
             self.change(name, |image| {
-                if let Warmth::Warm(there, noted) = &mut image.warmth
+                if let TemplateStatus::Warm(there, noted) = &mut image.warmth
                     && *there == dir
                 {
                     **noted = stored;
@@ -60,7 +60,7 @@ impl Catalogue {
     fn template_in(&self, name: &str) -> Option<(PathBuf, StoredTemplate, Layer)> {
         let images = self.images.lock();
         let image = images.get(name)?;
-        let (BuildPhase::Ready(finished), Warmth::Warm(dir, stored)) =
+        let (BuildPhase::Ready(finished), TemplateStatus::Warm(dir, stored)) =
             (&image.phase, &image.warmth)
         else {
             return None;
@@ -84,7 +84,7 @@ impl Catalogue {
         if matches!(image.phase, BuildPhase::UnderWay(_)) || image.warmth.is_under_way() {
             return Err(under_way(name));
         }
-        image.warmth = Warmth::Warming("starting".to_owned());
+        image.warmth = TemplateStatus::Warming("starting".to_owned());
         drop(images);
         self.bell.ring();
         let (catalogue, owned) = (Arc::clone(self), name.to_owned());
@@ -122,13 +122,13 @@ impl Catalogue {
     }
 
     fn report_warming(&self, name: &str, words: &str) {
-        self.change(name, |image| image.warmth = Warmth::Warming(words.to_owned()));
+        self.change(name, |image| image.warmth = TemplateStatus::Warming(words.to_owned()));
     }
 
     fn settle_warmth(&self, name: &str, captured: Result<(), BackendError>) {
         let found = match captured {
-            Ok(()) => Warmth::found(&versions::current_dir(&self.layout, name)),
-            Err(error) => Warmth::Failed(one_line(&error.to_string())),
+            Ok(()) => TemplateStatus::found(&versions::current_dir(&self.layout, name)),
+            Err(error) => TemplateStatus::Failed(one_line(&error.to_string())),
         };
         self.change(name, |image| image.warmth = found);
         self.sweep();
@@ -141,7 +141,7 @@ impl Catalogue {
         if image.warmth.is_under_way() {
             return Err(under_way(name));
         }
-        image.warmth = Warmth::Cold;
+        image.warmth = TemplateStatus::Cold;
         drop(images);
         self.bell.ring();
         let all = versions::current_dir(&self.layout, name).join(TEMPLATES);
@@ -169,8 +169,10 @@ impl Catalogue {
         let settled = images.iter().filter(|(_, image)| !image.warmth.is_under_way());
         let old = settled.flat_map(|(name, image)| {
             let newest = match &image.warmth {
-                Warmth::Warm(dir, _) => Some(dir.clone()),
-                Warmth::Cold | Warmth::Warming(_) | Warmth::Failed(_) => None,
+                TemplateStatus::Warm(dir, _) => Some(dir.clone()),
+                TemplateStatus::Cold | TemplateStatus::Warming(_) | TemplateStatus::Failed(_) => {
+                    None
+                }
             };
             let all = versions::dirs(&self.layout, name).into_iter().map(|dir| dir.join(TEMPLATES));
             let entries = all.filter_map(|dir| fs::read_dir(dir).ok()).flatten();
@@ -187,7 +189,7 @@ impl Catalogue {
     }
 }
 
-impl Warmth {
+impl TemplateStatus {
     pub(super) fn is_under_way(&self) -> bool {
         matches!(self, Self::Warming(_))
     }

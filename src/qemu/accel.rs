@@ -28,7 +28,7 @@ const TCG_CPU: &str = "max";
 
 /// Whether `/dev/kvm` can be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Device {
+enum KvmDevice {
     /// It opens.
     Opens,
     /// It does not, for this reason.
@@ -37,15 +37,15 @@ enum Device {
 
 /// What can be seen without running anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Hints {
-    device: Device,
+struct KvmHints {
+    device: KvmDevice,
     /// The processor's flags have vmx or svm, or there are no flags.
     virtualizes: bool,
 }
 
 /// What follows for a choice.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Step {
+enum Decision {
     Use(Accel),
     Refuse(String),
     Probe,
@@ -53,28 +53,28 @@ enum Step {
 
 /// Decides by hints. An explicit `kvm` is probed even without vmx or svm: some hypervisors hide the
 /// flags.
-fn by_hints(choice: AccelChoice, hints: &Hints) -> Step {
+fn by_hints(choice: AccelChoice, hints: &KvmHints) -> Decision {
     match (choice, &hints.device) {
-        (AccelChoice::Tcg, _) => Step::Use(tcg("asked for in config/accel")),
-        (AccelChoice::Auto, Device::Unusable(reason)) => Step::Use(tcg(reason)),
-        (AccelChoice::Kvm, Device::Unusable(reason)) => Step::Refuse(reason.clone()),
-        (AccelChoice::Auto, Device::Opens) if !hints.virtualizes => {
-            Step::Use(tcg("the host's processor shows neither vmx nor svm"))
+        (AccelChoice::Tcg, _) => Decision::Use(tcg("asked for in config/accel")),
+        (AccelChoice::Auto, KvmDevice::Unusable(reason)) => Decision::Use(tcg(reason)),
+        (AccelChoice::Kvm, KvmDevice::Unusable(reason)) => Decision::Refuse(reason.clone()),
+        (AccelChoice::Auto, KvmDevice::Opens) if !hints.virtualizes => {
+            Decision::Use(tcg("the host's processor shows neither vmx nor svm"))
         }
-        (AccelChoice::Auto | AccelChoice::Kvm, Device::Opens) => Step::Probe,
+        (AccelChoice::Auto | AccelChoice::Kvm, KvmDevice::Opens) => Decision::Probe,
     }
 }
 
 /// Decides by the probe.
-fn by_verdict(choice: AccelChoice, verdict: ProbeResult) -> Step {
+fn by_verdict(choice: AccelChoice, verdict: ProbeResult) -> Decision {
     match verdict {
-        ProbeResult::Works { cpu } => Step::Use(Accel {
+        ProbeResult::Works { cpu } => Decision::Use(Accel {
             kind: AccelKind::Kvm,
             cpu,
             reason: "a Linux kernel has booted under KVM here".to_owned(),
         }),
-        ProbeResult::Fails { reason } if choice == AccelChoice::Kvm => Step::Refuse(reason),
-        ProbeResult::Fails { reason } => Step::Use(tcg(&reason)),
+        ProbeResult::Fails { reason } if choice == AccelChoice::Kvm => Decision::Refuse(reason),
+        ProbeResult::Fails { reason } => Decision::Use(tcg(&reason)),
     }
 }
 
@@ -82,12 +82,12 @@ fn tcg(reason: &str) -> Accel {
     Accel { kind: AccelKind::Tcg, cpu: TCG_CPU.to_owned(), reason: reason.to_owned() }
 }
 
-fn look() -> Hints {
+fn look() -> KvmHints {
     let opened = File::options().read(true).write(true).open("/dev/kvm");
     // Without it there is no hint, and the probe decides.
     let cpuinfo = crate::proc::cpuinfo();
-    Hints {
-        device: opened.map_or_else(|e| Device::Unusable(why_closed(&e)), |_| Device::Opens),
+    KvmHints {
+        device: opened.map_or_else(|e| KvmDevice::Unusable(why_closed(&e)), |_| KvmDevice::Opens),
         virtualizes: virtualizes(&cpuinfo),
     }
 }
@@ -131,13 +131,13 @@ struct StoredProbe {
 
 /// Chooses accelerators. KVM is probed once, for all callers.
 #[derive(Debug)]
-pub struct Chooser {
+pub struct AccelChooser {
     layout: Layout,
     images: Arc<dyn Images>,
     verdict: OnceCell<ProbeResult>,
 }
 
-impl Chooser {
+impl AccelChooser {
     /// Makes one that takes its kernel from `images` and stores the result of its probe under
     /// `layout`.
     pub fn new(layout: Layout, images: Arc<dyn Images>) -> Self {
@@ -155,41 +155,41 @@ impl Chooser {
         qemu: &Installation,
     ) -> Result<Accel, BackendError> {
         let step = match by_hints(choice, &look()) {
-            Step::Probe => by_verdict(choice, self.verdict(qemu).await),
-            step @ (Step::Use(_) | Step::Refuse(_)) => step,
+            Decision::Probe => by_verdict(choice, self.verdict(qemu).await),
+            step @ (Decision::Use(_) | Decision::Refuse(_)) => step,
         };
         match step {
-            Step::Use(accel) => Ok(accel),
-            Step::Refuse(reason) => Err(refusal(choice, reason)),
-            Step::Probe => Err(refusal(choice, "KVM has not been probed".to_owned())),
+            Decision::Use(accel) => Ok(accel),
+            Decision::Refuse(reason) => Err(refusal(choice, reason)),
+            Decision::Probe => Err(refusal(choice, "KVM has not been probed".to_owned())),
         }
     }
 
     /// Decides as far as is known without a probe.
-    fn foreseen(&self, choice: AccelChoice) -> Step {
+    fn foreseen(&self, choice: AccelChoice) -> Decision {
         match (by_hints(choice, &look()), self.verdict.get()) {
-            (Step::Probe, Some(verdict)) => by_verdict(choice, verdict.clone()),
+            (Decision::Probe, Some(verdict)) => by_verdict(choice, verdict.clone()),
             (step, _) => step,
         }
     }
 
-    /// Returns what a choice comes to, TCG where that is not known yet.
+    /// Returns the accelerator of a choice, TCG where that is not known yet.
     pub fn likely(&self, choice: AccelChoice) -> AccelKind {
         match self.foreseen(choice) {
-            Step::Use(accel) => accel.kind,
-            Step::Refuse(_) | Step::Probe => AccelKind::Tcg,
+            Decision::Use(accel) => accel.kind,
+            Decision::Refuse(_) | Decision::Probe => AccelKind::Tcg,
         }
     }
 
     /// Says in one line what `auto` means here, as far as that is known without a probe.
     pub fn known(&self) -> String {
         match self.foreseen(AccelChoice::Auto) {
-            Step::Use(Accel { kind: AccelKind::Kvm, reason, .. }) => format!("kvm: {reason}"),
-            Step::Use(Accel { kind: AccelKind::Tcg, reason, .. }) => {
+            Decision::Use(Accel { kind: AccelKind::Kvm, reason, .. }) => format!("kvm: {reason}"),
+            Decision::Use(Accel { kind: AccelKind::Tcg, reason, .. }) => {
                 format!("tcg: {reason} (slower, and no security boundary)")
             }
-            Step::Refuse(reason) => reason,
-            Step::Probe => "not known yet: the first start probes KVM".to_owned(),
+            Decision::Refuse(reason) => reason,
+            Decision::Probe => "not known yet: the first start probes KVM".to_owned(),
         }
     }
 
@@ -247,9 +247,9 @@ pub async fn examine(layout: &Layout, qemu: &Installation, kernel: Option<&Path>
     let hints = look();
     let step = by_hints(AccelChoice::Auto, &hints);
     match (hints.device, step) {
-        (Device::Unusable(reason), _) => KvmVerdict::Closed(reason),
-        (Device::Opens, Step::Use(accel)) => KvmVerdict::Hidden(accel.reason),
-        (Device::Opens, _) => match (kept(layout, qemu), kernel) {
+        (KvmDevice::Unusable(reason), _) => KvmVerdict::Closed(reason),
+        (KvmDevice::Opens, Decision::Use(accel)) => KvmVerdict::Hidden(accel.reason),
+        (KvmDevice::Opens, _) => match (kept(layout, qemu), kernel) {
             (Some(verdict), _) => kvm_verdict(verdict),
             (None, Some(kernel)) => kvm_verdict(probe(kernel).await),
             (None, None) => KvmVerdict::Untried,
@@ -296,26 +296,30 @@ fn keep(layout: &Layout, kept: &StoredProbe) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn hints(device: Device, virtualizes: bool) -> Hints {
-        Hints { device, virtualizes }
+    fn hints(device: KvmDevice, virtualizes: bool) -> KvmHints {
+        KvmHints { device, virtualizes }
     }
 
     #[test]
     fn hints_decide_what_they_can() {
-        let closed = || Device::Unusable("there is no /dev/kvm".into());
+        let closed = || KvmDevice::Unusable("there is no /dev/kvm".into());
         let none = "the host's processor shows neither vmx nor svm";
         let table = [
             (
                 AccelChoice::Tcg,
-                hints(Device::Opens, true),
-                Step::Use(tcg("asked for in config/accel")),
+                hints(KvmDevice::Opens, true),
+                Decision::Use(tcg("asked for in config/accel")),
             ),
-            (AccelChoice::Auto, hints(closed(), true), Step::Use(tcg("there is no /dev/kvm"))),
-            (AccelChoice::Kvm, hints(closed(), true), Step::Refuse("there is no /dev/kvm".into())),
-            (AccelChoice::Auto, hints(Device::Opens, false), Step::Use(tcg(none))),
-            (AccelChoice::Kvm, hints(Device::Opens, false), Step::Probe),
-            (AccelChoice::Auto, hints(Device::Opens, true), Step::Probe),
-            (AccelChoice::Kvm, hints(Device::Opens, true), Step::Probe),
+            (AccelChoice::Auto, hints(closed(), true), Decision::Use(tcg("there is no /dev/kvm"))),
+            (
+                AccelChoice::Kvm,
+                hints(closed(), true),
+                Decision::Refuse("there is no /dev/kvm".into()),
+            ),
+            (AccelChoice::Auto, hints(KvmDevice::Opens, false), Decision::Use(tcg(none))),
+            (AccelChoice::Kvm, hints(KvmDevice::Opens, false), Decision::Probe),
+            (AccelChoice::Auto, hints(KvmDevice::Opens, true), Decision::Probe),
+            (AccelChoice::Kvm, hints(KvmDevice::Opens, true), Decision::Probe),
         ];
         for (choice, hints, expected) in table {
             assert_eq!(by_hints(choice, &hints), expected, "{choice:?} {hints:?}");
@@ -325,10 +329,10 @@ mod tests {
     #[test]
     fn a_failed_probe_is_a_reason_for_tcg_and_a_refusal_of_kvm() {
         let fails = || ProbeResult::Fails { reason: "slow".into() };
-        assert_eq!(by_verdict(AccelChoice::Auto, fails()), Step::Use(tcg("slow")));
-        assert_eq!(by_verdict(AccelChoice::Kvm, fails()), Step::Refuse("slow".into()));
+        assert_eq!(by_verdict(AccelChoice::Auto, fails()), Decision::Use(tcg("slow")));
+        assert_eq!(by_verdict(AccelChoice::Kvm, fails()), Decision::Refuse("slow".into()));
         let works = ProbeResult::Works { cpu: "host".into() };
-        let Step::Use(accel) = by_verdict(AccelChoice::Auto, works) else {
+        let Decision::Use(accel) = by_verdict(AccelChoice::Auto, works) else {
             panic!("KVM works and is not used");
         };
         assert_eq!((accel.kind, accel.cpu.as_str()), (AccelKind::Kvm, "host"));

@@ -9,10 +9,10 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use uuid::Uuid;
 
-use super::connect::{self, Status};
+use super::connect::{self, VcpuStatus};
 use super::events::EventSink;
 use super::live_snapshot::{self, LastRestore};
-use super::machine::{Parts, watch_end};
+use super::machine::{MachineParts, watch_end};
 use super::process::{Process, argument_of, last_words, started_at};
 use super::qmp::{Qmp, QmpError};
 use super::run_record::RunRecord;
@@ -94,15 +94,15 @@ async fn take_over(
     }
     let last_restore = live_snapshot::last_restore(&qmp).await?;
     let status = connect::status(&qmp).await?;
-    if status == Status::DiskFull {
+    if status == VcpuStatus::DiskFull {
         sink.push(MachineEvent::DiskFull);
     }
     if connect::has_announced(&qmp).await? {
         sink.push(MachineEvent::Announced);
     }
     let ended = watch_end(Arc::clone(&process));
-    let parts = Parts { facts, dir: dir.clone(), qmp, process, ended };
-    let launched = parts.run((sink, events), status != Status::Runs);
+    let parts = MachineParts { facts, dir: dir.clone(), qmp, process, ended };
+    let launched = parts.run((sink, events), status != VcpuStatus::Runs);
     Ok(match last_restore {
         LastRestore::Done => Adoption::Running(Launched { clock_is_behind: true, ..launched }),
         // A failed restore leaves the vCPUs paused: a guest that runs was reset since.

@@ -19,7 +19,7 @@ use tokio::time::sleep;
 
 use super::install::Installation;
 use super::launch;
-use super::machine::Parts;
+use super::machine::MachineParts;
 use super::migrate::{COMPLETED, DEVICES_TIMEOUT, MEMORY_TIMEOUT, Migration, Transfer};
 use super::qmp::{Qmp, QmpError};
 use super::{migrate, vm_disk};
@@ -130,7 +130,7 @@ fn is_preallocated(accel: AccelKind, memory: u64, room: u64) -> bool {
 
 async fn copy_memory(
     source: &CaptureSource<'_>,
-    target: &Parts,
+    target: &MachineParts,
     to: &Path,
 ) -> Result<Duration, BackendError> {
     let (near, far) = UnixStream::pair().map_err(|e| BackendError::io("a socket", &e))?;

@@ -38,13 +38,13 @@ const SEED_KEY: &str = "opt/org.aqfs/seed";
 
 /// What a launch needs beside its plan.
 #[derive(Clone, Debug)]
-pub struct Facts<'a> {
+pub struct LaunchDetails<'a> {
     /// The machine type with its version: `pc-q35-7.2`.
     pub machine: &'a str,
     /// A fresh generation: a guest that sees a new one reseeds its random numbers.
     pub generation: Uuid,
     /// Whether the VM's directory holds a seed.
-    pub seed: Seed,
+    pub seed: SeedMedium,
     /// The descriptor under which a clone finds a sealed copy of its template's memory; without one
     /// it maps the file itself, which it must not be able to write.
     pub ram: Option<RawFd>,
@@ -52,7 +52,7 @@ pub struct Facts<'a> {
 
 /// Whether a VM has a seed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seed {
+pub enum SeedMedium {
     /// It is handed over in fw_cfg.
     FwCfg,
     /// It is a disk of its own.
@@ -65,13 +65,16 @@ pub enum Seed {
 ///
 /// # Errors
 /// A path of the image that is not UTF-8, which JSON cannot carry; settings that do not fit it.
-pub fn arguments(plan: &LaunchPlan, facts: &Facts<'_>) -> Result<Vec<OsString>, BackendError> {
+pub fn arguments(
+    plan: &LaunchPlan,
+    facts: &LaunchDetails<'_>,
+) -> Result<Vec<OsString>, BackendError> {
     let mut args = Args::default();
     identity(&mut args, plan);
     machine(&mut args, plan, facts)?;
     kernel(&mut args, plan)?;
     disk(&mut args, plan)?;
-    if facts.seed == Seed::Nocloud {
+    if facts.seed == SeedMedium::Nocloud {
         cidata(&mut args);
     }
     drive(&mut args, plan)?;
@@ -115,7 +118,11 @@ fn identity(args: &mut Args, plan: &LaunchPlan) {
 }
 
 /// Without USB, SATA and SMBus: nothing hangs on them, and a guest would spend its boot probing.
-fn machine(args: &mut Args, plan: &LaunchPlan, facts: &Facts<'_>) -> Result<(), BackendError> {
+fn machine(
+    args: &mut Args,
+    plan: &LaunchPlan,
+    facts: &LaunchDetails<'_>,
+) -> Result<(), BackendError> {
     let version = facts.machine;
     let off = "usb=off,vmport=off,smbus=off,sata=off";
     args.pair("-machine", format!("{version},{off},memory-backend=ram"));
@@ -154,7 +161,7 @@ pub fn hardware_of(processors: &str) -> Hardware {
 }
 
 /// The memory. Of a template's, a machine changes its own copy only.
-fn ram(plan: &LaunchPlan, facts: &Facts<'_>) -> Result<Value, BackendError> {
+fn ram(plan: &LaunchPlan, facts: &LaunchDetails<'_>) -> Result<Value, BackendError> {
     let (file, shared) = match &plan.memory {
         Memory::Own => (None, false),
         Memory::CaptureTarget { ram, .. } => (Some(ram), true),
@@ -218,7 +225,7 @@ fn kernel(args: &mut Args, plan: &LaunchPlan) -> Result<(), BackendError> {
     Ok(())
 }
 
-/// The boot loader on the disk would not hear of them.
+/// A boot loader on the disk would ignore them.
 fn refuse_without_kernel(spec: &VmSpec) -> Result<(), BackendError> {
     let given = [("initrd", spec.initrd.is_some()), ("cmdline", spec.cmdline.is_some())];
     match given.into_iter().find(|(_, given)| *given) {
@@ -363,7 +370,7 @@ pub fn devices_in_words(plan: &LaunchPlan) -> String {
     words.join(" ")
 }
 
-fn devices(args: &mut Args, plan: &LaunchPlan, facts: &Facts<'_>) {
+fn devices(args: &mut Args, plan: &LaunchPlan, facts: &LaunchDetails<'_>) {
     // Port 0: the kernel picks a free one, which is read back over QMP.
     let mut net = format!("user,id={NET_ID},hostfwd=tcp:127.0.0.1:0-:22");
     for forward in &plan.spec.ports {
@@ -394,7 +401,7 @@ pub fn rule(forward: &Forward) -> String {
 
 /// The serial line, QMP, the ready port (its data goes nowhere: that the guest opens it is the
 /// news), the identity port and the seed.
-fn channels(args: &mut Args, facts: &Facts<'_>) {
+fn channels(args: &mut Args, facts: &LaunchDetails<'_>) {
     let (serial, log, qmp) = (names::SERIAL, names::CONSOLE_LOG, names::QMP);
     let server = "server=on,wait=off";
     args.pair(
@@ -416,7 +423,7 @@ fn channels(args: &mut Args, facts: &Facts<'_>) {
         "-device",
         format!("virtserialport,chardev=identity,name={IDENTITY_PORT},id=identity"),
     );
-    if facts.seed == Seed::FwCfg {
+    if facts.seed == SeedMedium::FwCfg {
         let seed = names::SEED;
         args.pair("-fw_cfg", format!("name={SEED_KEY},file={seed}"));
     }

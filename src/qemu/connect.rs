@@ -103,7 +103,7 @@ pub async fn uuid(qmp: &Qmp) -> Result<Option<Uuid>, QmpError> {
 
 /// What the processors do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Status {
+pub enum VcpuStatus {
     /// They run.
     Runs,
     /// They are stopped.
@@ -116,13 +116,13 @@ pub enum Status {
 ///
 /// # Errors
 /// QMP's own.
-pub async fn status(qmp: &Qmp) -> Result<Status, QmpError> {
+pub async fn status(qmp: &Qmp) -> Result<VcpuStatus, QmpError> {
     let answer = qmp.execute("query-status", json!({})).await?;
     Ok(match answer["status"].as_str() {
-        _ if answer["running"] == true => Status::Runs,
+        _ if answer["running"] == true => VcpuStatus::Runs,
         // Of all errors only a lack of space stops our machines.
-        Some("io-error") => Status::DiskFull,
-        _ => Status::Paused,
+        Some("io-error") => VcpuStatus::DiskFull,
+        _ => VcpuStatus::Paused,
     })
 }
 

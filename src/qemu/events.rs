@@ -12,8 +12,8 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::sleep;
 
 use super::cmdline::READY_ID;
-use super::connect::{self, Status};
-use super::qmp::{Event, Qmp, QmpError};
+use super::connect::{self, VcpuStatus};
+use super::qmp::{Qmp, QmpError, QmpEvent};
 use crate::vm::backend::MachineEvent;
 
 /// The capacity of the queue to the VM's task.
@@ -28,13 +28,13 @@ const RETRY: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub struct EventSink {
     sender: mpsc::Sender<MachineEvent>,
-    taken: Arc<Mutex<Taken>>,
+    taken: Arc<Mutex<SinkState>>,
     lost: Arc<Notify>,
 }
 
 /// What has come in.
 #[derive(Debug, Default)]
-struct Taken {
+struct SinkState {
     count: u64,
     shut_down: bool,
     /// A reset or an announcement was lost since QEMU was last asked.
@@ -49,7 +49,7 @@ impl EventSink {
     }
 
     /// Takes one of QEMU's events.
-    pub fn take(&self, event: &Event) {
+    pub fn take(&self, event: &QmpEvent) {
         if let Some(event) = translate(event) {
             self.push(event);
         }
@@ -112,7 +112,7 @@ impl EventSink {
     }
 
     /// Queues the present state, unless events have arrived since the count was `before`.
-    fn report(&self, before: u64, (status, announced): (Status, bool)) -> bool {
+    fn report(&self, before: u64, (status, announced): (VcpuStatus, bool)) -> bool {
         let mut taken = self.taken.lock();
         if taken.count != before {
             return false;
@@ -123,9 +123,9 @@ impl EventSink {
             events.extend(announced.then_some(MachineEvent::Announced));
         }
         events.push(match status {
-            Status::Runs => MachineEvent::Resumed,
-            Status::Paused => MachineEvent::Paused,
-            Status::DiskFull => MachineEvent::DiskFull,
+            VcpuStatus::Runs => MachineEvent::Resumed,
+            VcpuStatus::Paused => MachineEvent::Paused,
+            VcpuStatus::DiskFull => MachineEvent::DiskFull,
         });
         if taken.shut_down {
             events.push(MachineEvent::ShutDown { by_guest: false });
@@ -135,7 +135,7 @@ impl EventSink {
     }
 }
 
-async fn now(qmp: &Qmp) -> Result<(Status, bool), QmpError> {
+async fn now(qmp: &Qmp) -> Result<(VcpuStatus, bool), QmpError> {
     Ok((connect::status(qmp).await?, connect::has_announced(qmp).await?))
 }
 
@@ -151,7 +151,7 @@ fn is_chatter(event: &MachineEvent) -> bool {
     }
 }
 
-fn translate(event: &Event) -> Option<MachineEvent> {
+fn translate(event: &QmpEvent) -> Option<MachineEvent> {
     let (name, data) = (event.name.as_str(), &event.data);
     match name {
         "STOP" => Some(MachineEvent::Paused),
@@ -196,7 +196,7 @@ mod tests {
             ("POWERDOWN", Value::Null, None),
         ];
         for (name, data, expected) in table {
-            let event = Event { name: name.into(), data };
+            let event = QmpEvent { name: name.into(), data };
             assert_eq!(translate(&event), expected, "{event:?}");
         }
     }

@@ -1,6 +1,6 @@
 //! Memory: what a QEMU takes beside its guest's, and what the host could give.
 //!
-//! Not here: what has been promised to whom, and who is refused (`vm::memory`).
+//! Not here: what has been promised to which VM, and which start is refused (`vm::memory`).
 
 use std::fs;
 use std::path::Path;

@@ -19,7 +19,7 @@ use crate::{programs, sys};
 /// 1 s nested in another hypervisor. A KVM that needs longer gains little over TCG, which was
 /// measured to take 2.4 s on two slow processors.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a QEMU that failed may take to vanish.
+/// How long a QEMU that failed may take to end.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 /// What a kernel's first line holds. Without `earlyprintk` it appears when the console does: by
 /// then memory, interrupts and clocks have been set up, so much has worked.

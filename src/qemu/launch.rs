@@ -10,13 +10,14 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-use super::cmdline::{self, Facts, Seed};
+use super::cmdline::{self, LaunchDetails, SeedMedium};
 use super::events::EventSink;
 use super::install::{Installation, PROGRAM, not_started};
-use super::machine::{Ended, Parts, died, end_of, live, watch_end};
+use super::machine::{Ended, MachineParts, died, end_of, live, watch_end};
 use super::process::{self, Process};
 use super::qmp::{Qmp, QmpError};
-use super::{connect, rename, repair, run_record, vm_disk};
+use super::vm_disk::{self, TemporaryDisk};
+use super::{connect, rename, repair, run_record};
 use crate::store::layout::VmDir;
 use crate::store::operation::{self, Kind};
 use crate::vm::backend::{BackendError, LaunchPlan, Launched, MachineEvent, RunFacts, SeedKind};
@@ -33,7 +34,7 @@ const RETRY: Duration = Duration::from_millis(2);
 /// How long the greeting of a QEMU that is just starting may take. It needs some 50 ms; where many
 /// start at once, seconds. A write of `start` is answered sooner in any case.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a process may take to vanish after SIGKILL, or to be reaped after its socket closed.
+/// How long a process may take to end after SIGKILL, or to be reaped after its socket closed.
 const END_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Starts the machine of `plan`; `ram` is a sealed copy of a clone's memory, where QEMU needs one.
@@ -46,7 +47,7 @@ pub(super) async fn launch(
     qemu: &Installation,
     ram: Option<Arc<OwnedFd>>,
 ) -> Result<Launched, BackendError> {
-    let Brought { parts, events, guard } = bring_up(plan, qemu, ram).await?;
+    let StartedMachine { parts, events, guard } = bring_up(plan, qemu, ram).await?;
     run_record::write(&parts.dir, &parts.facts).await?;
     guard.disarm();
     let paused = plan.paused || plan.memory != Memory::Own;
@@ -55,13 +56,13 @@ pub(super) async fn launch(
 
 /// A machine that has greeted. It ends when this is dropped.
 #[derive(Debug)]
-pub(super) struct Brought {
-    pub(super) parts: Parts,
+pub(super) struct StartedMachine {
+    pub(super) parts: MachineParts,
     events: (EventSink, mpsc::Receiver<MachineEvent>),
-    guard: Guard,
+    guard: KillOnDrop,
 }
 
-impl Brought {
+impl StartedMachine {
     /// Ends the machine.
     pub(super) async fn end(self) {
         // Whatever it answers, the guard kills it.
@@ -77,31 +78,15 @@ pub(super) async fn bring_up(
     plan: &LaunchPlan,
     qemu: &Installation,
     ram: Option<Arc<OwnedFd>>,
-) -> Result<Brought, BackendError> {
+) -> Result<StartedMachine, BackendError> {
     let dir = VmDir(plan.dir.clone());
     refuse_second(&dir).await?;
-    let at = dir.clone();
-    let recover = move || {
-        run_record::clear(&at);
-        // Of an earlier machine, which has ended.
-        operation::end(&at, Kind::PausedByDaemon)?;
-        Ok(rename::recover(&at))
-    };
-    off_thread(recover, "the VM's directory").await??;
-    repair::begin_whole(&dir).await?;
-    let (image, base, spec) = (plan.image.name.clone(), plan.base.clone(), plan.spec.clone());
-    let check =
-        move || Ok(vm_disk::check_base(&image, &base).and_then(|()| cmdline::check_files(&spec)));
-    off_thread(check, "the files of a start").await??;
-    vm_disk::ensure(&dir, plan).await?;
-    vm_disk::grow(&dir, plan.spec.disk).await?;
-    let _overlay = match plan.spec.ephemeral {
-        true => Some(vm_disk::temporary(&dir, plan.spec.disk).await?),
-        false => None,
-    };
+    recover(&dir).await?;
+    check_files(plan).await?;
+    let _temporary_disk = make_disk(&dir, plan).await?;
     let since = SystemTime::now();
     let process = Arc::new(spawn(plan, qemu, &dir, ram.as_deref())?);
-    let guard = Guard(Some(Arc::clone(&process)));
+    let guard = KillOnDrop(Some(Arc::clone(&process)));
     let ended = watch_end(Arc::clone(&process));
     let (sink, events) = EventSink::new();
     let greeted = greeted(&dir, &sink, &process, &ended).await;
@@ -111,8 +96,40 @@ pub(super) async fn bring_up(
         Err(QmpError::Closed) => return Err(died(&dir, end_of_bounded(&ended).await)),
         Err(error) => return Err(error.into()),
     };
-    let parts = Parts { facts, dir, qmp, process, ended };
-    Ok(Brought { parts, events: (sink, events), guard })
+    let parts = MachineParts { facts, dir, qmp, process, ended };
+    Ok(StartedMachine { parts, events: (sink, events), guard })
+}
+
+/// Removes what an earlier machine has left, and undoes or completes what was interrupted.
+async fn recover(dir: &VmDir) -> Result<(), BackendError> {
+    let at = dir.clone();
+    let recover = move || {
+        run_record::clear(&at);
+        // Of an earlier machine, which has ended.
+        operation::end(&at, Kind::PausedByDaemon)?;
+        Ok(rename::recover(&at))
+    };
+    off_thread(recover, "the VM's directory").await??;
+    repair::begin_whole(dir).await
+}
+
+/// Refuses files that QEMU must not open, and those that are not there.
+async fn check_files(plan: &LaunchPlan) -> Result<(), BackendError> {
+    let (image, base, spec) = (plan.image.name.clone(), plan.base.clone(), plan.spec.clone());
+    let check =
+        move || Ok(vm_disk::check_base(&image, &base).and_then(|()| cmdline::check_files(&spec)));
+    off_thread(check, "the files of a start").await?
+}
+
+/// Makes the disk as large as the plan has it; of an ephemeral VM, with an overlay for what it
+/// writes.
+async fn make_disk(dir: &VmDir, plan: &LaunchPlan) -> Result<Option<TemporaryDisk>, BackendError> {
+    vm_disk::ensure(dir, plan).await?;
+    vm_disk::grow(dir, plan.spec.disk).await?;
+    match plan.spec.ephemeral {
+        true => vm_disk::temporary(dir, plan.spec.disk).await.map(Some),
+        false => Ok(None),
+    }
 }
 
 /// A second QEMU would take the first one's sockets away before it fails on the disk's lock.
@@ -182,11 +199,11 @@ fn spawn(
     ram: Option<&OwnedFd>,
 ) -> Result<Process, BackendError> {
     let seed = match plan.image.seed {
-        SeedKind::FwCfg if dir.seed().exists() => Seed::FwCfg,
-        SeedKind::Nocloud if dir.cidata().exists() => Seed::Nocloud,
-        SeedKind::FwCfg | SeedKind::Nocloud => Seed::Absent,
+        SeedKind::FwCfg if dir.seed().exists() => SeedMedium::FwCfg,
+        SeedKind::Nocloud if dir.cidata().exists() => SeedMedium::Nocloud,
+        SeedKind::FwCfg | SeedKind::Nocloud => SeedMedium::Absent,
     };
-    let facts = Facts {
+    let facts = LaunchDetails {
         machine: machine(plan, qemu),
         generation: Uuid::new_v4(),
         seed,
@@ -198,15 +215,15 @@ fn spawn(
 
 /// Kills a QEMU whose launch does not complete: nothing would own it.
 #[derive(Debug)]
-struct Guard(Option<Arc<Process>>);
+struct KillOnDrop(Option<Arc<Process>>);
 
-impl Guard {
+impl KillOnDrop {
     fn disarm(mut self) {
         self.0 = None;
     }
 }
 
-impl Drop for Guard {
+impl Drop for KillOnDrop {
     fn drop(&mut self) {
         if let Some(process) = &self.0
             && let Err(error) = process.signal(Signal::KILL)

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::connect::{self, Status};
+use super::connect::{self, VcpuStatus};
 use super::qmp::Qmp;
 use super::{migrate, vm_disk};
 use crate::store::layout::VmDir;
@@ -60,7 +60,7 @@ async fn carry_out(qmp: &Qmp, op: &SnapshotOp) -> Result<(), BackendError> {
         }
     };
     forget_ended(qmp).await?;
-    let ran = connect::status(qmp).await? == Status::Runs;
+    let ran = connect::status(qmp).await? == VcpuStatus::Runs;
     let job = format!("{OURS}{}", uuid::Uuid::new_v4().simple());
     // QEMU may answer only when the job has concluded: it does both on one thread.
     qmp.execute_within(command, arguments(command, &job, tag), JOB_TIMEOUT).await?;

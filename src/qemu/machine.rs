@@ -91,7 +91,7 @@ fn is_clean(status: &str, shut_down: bool) -> bool {
 
 /// The parts of a machine just started or found.
 #[derive(Debug)]
-pub struct Parts {
+pub struct MachineParts {
     /// What is known about it.
     pub facts: RunFacts,
     /// Its directory.
@@ -104,7 +104,7 @@ pub struct Parts {
     pub ended: Ended,
 }
 
-impl Parts {
+impl MachineParts {
     /// Puts the machine together, and follows it to its end.
     pub fn run(
         self,
@@ -112,7 +112,7 @@ impl Parts {
         paused: bool,
     ) -> Launched {
         let (killed, unusable) = (AtomicBool::new(false), OnceLock::new());
-        let machine = Arc::new(Running { parts: self, killed, unusable });
+        let machine = Arc::new(RunningQemu { parts: self, killed, unusable });
         tokio::spawn(Arc::clone(&machine).follow(sink));
         Launched { machine, events, paused, clock_is_behind: false }
     }
@@ -120,16 +120,16 @@ impl Parts {
 
 /// A QEMU that runs.
 #[derive(Debug)]
-struct Running {
-    parts: Parts,
+struct RunningQemu {
+    parts: MachineParts,
     killed: AtomicBool,
     /// Why it cannot be used any more.
     unusable: OnceLock<BackendError>,
 }
 
-impl Running {
-    /// Waits for the end, reports it as the last event and forgets an end that was wanted. Nobody
-    /// follows a machine that was given up while it runs: its connection closes, for the next.
+impl RunningQemu {
+    /// Waits for the end, reports it as the last event and removes the record after a wanted end.
+    /// Stops when the receiver of events is gone: the connection closes, for the next daemon.
     async fn follow(self: Arc<Self>, sink: EventSink) {
         let status = loop {
             tokio::select! {
@@ -139,7 +139,7 @@ impl Running {
                 () = sink.loses() => sink.make_up(&self.parts.qmp).await,
             }
         };
-        // QEMU's last events may still be on their way to us; nothing comes after its end.
+        // QEMU's last events may not have arrived yet; nothing is queued after its end.
         timeout(END_TIMEOUT, self.parts.qmp.closed()).await.ok();
         let clean = is_clean(&status, sink.has_shut_down());
         if clean {
@@ -147,7 +147,7 @@ impl Running {
         }
         let report = self.report(status, clean);
         let wanted = report.clean || self.killed.load(Ordering::Relaxed);
-        // Nobody may listen any more; the record is then put right all the same.
+        // The receiver may be gone; the record is removed all the same.
         sink.end(MachineEvent::Exited(report)).await;
         if wanted {
             run_record::forget(&self.parts.dir, &self.parts.facts);
@@ -189,7 +189,7 @@ impl Running {
 }
 
 #[async_trait]
-impl Machine for Running {
+impl Machine for RunningQemu {
     fn facts(&self) -> &RunFacts {
         &self.parts.facts
     }
@@ -247,7 +247,7 @@ impl Machine for Running {
     }
 
     async fn snapshot(&self, op: &SnapshotOp) -> Result<(), BackendError> {
-        let Parts { qmp, dir, facts, .. } = &self.parts;
+        let MachineParts { qmp, dir, facts, .. } = &self.parts;
         let mut ignores_shared = false;
         if let SnapshotOp::Restore(tag) = op {
             snapshot_shapes::check(dir, tag, facts)?;

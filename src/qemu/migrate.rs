@@ -10,7 +10,7 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::timeout;
 
-use super::qmp::{Event, Qmp, QmpError};
+use super::qmp::{Qmp, QmpError, QmpEvent};
 use crate::vm::backend::BackendError;
 
 /// The name of a descriptor that is handed over for a migration.
@@ -71,7 +71,7 @@ async fn set(qmp: &Qmp, capabilities: &[(&str, bool)]) -> Result<(), QmpError> {
 #[derive(Debug)]
 pub(super) struct Migration<'a> {
     qmp: &'a Qmp,
-    events: Receiver<Event>,
+    events: Receiver<QmpEvent>,
 }
 
 impl<'a> Migration<'a> {

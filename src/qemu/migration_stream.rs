@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::disk::vmstate;
 
-/// The bytes in which the section lies: it has some 100.
+/// How many bytes are read: the section has some 100.
 const LENGTH: usize = 1024;
 /// How a stream begins: `QEVM` and its version.
 const MAGIC: &[u8] = b"QEVM\0\0\0\x03";
@@ -30,7 +30,7 @@ pub(super) fn ignores_shared(disk: &Path, tag: &str) -> bool {
 
 /// Returns the capabilities in the first bytes of a stream; `None` if it does not list them.
 fn capabilities(start: &[u8]) -> Option<Vec<&[u8]>> {
-    let mut stream = Stream(start);
+    let mut stream = ByteReader(start);
     if stream.take(MAGIC.len())? != MAGIC || stream.byte()? != CONFIGURATION {
         return None;
     }
@@ -48,9 +48,9 @@ fn capabilities(start: &[u8]) -> Option<Vec<&[u8]>> {
 }
 
 /// What is left of the bytes; nothing is returned from beyond their end.
-struct Stream<'a>(&'a [u8]);
+struct ByteReader<'a>(&'a [u8]);
 
-impl<'a> Stream<'a> {
+impl<'a> ByteReader<'a> {
     fn take(&mut self, length: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(length)?;
         self.0 = rest;

@@ -61,7 +61,7 @@ use crate::vm::hardware::Hardware;
 use crate::vm::memory::Ram;
 use crate::vm::spec::{AccelChoice, VmSpec};
 use crate::vm::warm::{Memory, Shape};
-use accel::Chooser;
+use accel::AccelChooser;
 use install::Installation;
 use logs::LogLimiter;
 use template_memfd::TemplateMemfd;
@@ -69,7 +69,7 @@ use template_memfd::TemplateMemfd;
 /// The QEMU of this host.
 #[derive(Debug)]
 pub struct Qemu {
-    chooser: Chooser,
+    chooser: AccelChooser,
     installation: OnceCell<Installation>,
     sealed: TemplateMemfd,
     logs: LogLimiter,
@@ -79,7 +79,7 @@ impl Qemu {
     /// Makes the hypervisor of the store at `layout`. The kernel of `images`' default image proves
     /// whether KVM works. Nothing is run yet.
     pub fn new(layout: Layout, images: Arc<dyn Images>) -> Self {
-        let (chooser, installation) = (Chooser::new(layout, images), OnceCell::new());
+        let (chooser, installation) = (AccelChooser::new(layout, images), OnceCell::new());
         Self {
             chooser,
             installation,

@@ -49,12 +49,12 @@ struct Command {
 #[derive(Debug)]
 pub struct Talk {
     access: MonitorAccess,
-    inner: Mutex<Inner>,
+    inner: Mutex<TalkState>,
     bell: Bell,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct TalkState {
     unread: VecDeque<u8>,
     /// Commands without an answer yet.
     ahead: usize,
@@ -63,7 +63,7 @@ struct Inner {
 }
 
 impl Conversation {
-    /// Begins one with the greeting that QEMU gave.
+    /// Opens one, which begins with QEMU's greeting.
     pub fn open(qmp: &Qmp, access: MonitorAccess) -> Self {
         let talk = Arc::new(Talk { access, inner: Mutex::default(), bell: Bell::default() });
         talk.say(qmp.greeting());
@@ -73,7 +73,7 @@ impl Conversation {
         Self { access, talk, line: Mutex::default(), commands }
     }
 
-    /// Takes one line, or what there is of it, and says how much that was.
+    /// Takes bytes up to the end of a line; returns how many.
     fn take_line(&self, line: &mut Vec<u8>, data: &[u8]) -> Result<usize, VmError> {
         let end = data.iter().position(|&byte| byte == b'\n');
         let piece = &data[..end.map_or(data.len(), |n| n + 1)];
@@ -106,7 +106,7 @@ impl Conversation {
 
 fn parse(line: &[u8]) -> Result<Command, String> {
     let wrong = |e: serde_json::Error| format!("JSON parse error, {e}");
-    // Also bounds how deep it is nested: QEMU's answer to what is too deep for it bears no id.
+    // Limits the nesting too: QEMU's answer to JSON that is nested too deep has no id.
     if !serde_json::from_slice::<Value>(line).map_err(wrong)?.is_object() {
         return Err("QMP input must be a JSON object".to_owned());
     }
@@ -205,7 +205,7 @@ impl Talk {
     }
 }
 
-impl Inner {
+impl TalkState {
     fn has_room(&self) -> bool {
         self.ahead < AHEAD && self.unread.len() <= UNREAD
     }

@@ -74,7 +74,7 @@ impl From<QmpError> for BackendError {
 
 /// Something that QEMU reports by itself.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Event {
+pub struct QmpEvent {
     /// Its name, such as `STOP`.
     pub name: String,
     /// Its data, `null` if it has none.
@@ -83,36 +83,36 @@ pub struct Event {
 
 /// One line from QEMU.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Line {
+pub enum QmpMessage {
     /// The first line, with QEMU's version: `7.2.22`.
     Greeting(String),
     /// An event.
-    Event(Event),
+    Event(QmpEvent),
     /// The answer to the command with this number, or QEMU's description of the error.
     Reply(u64, Result<Value, String>),
     /// Anything else, which is passed over.
     Garbage,
 }
 
-/// Reads one line of QEMU's. Never fails: what is not understood is [`Line::Garbage`].
-pub fn parse(line: &[u8]) -> Line {
+/// Reads one line of QEMU's. Never fails: what is not understood is [`QmpMessage::Garbage`].
+pub fn parse(line: &[u8]) -> QmpMessage {
     let Ok(Value::Object(mut object)) = serde_json::from_slice(line) else {
-        return Line::Garbage;
+        return QmpMessage::Garbage;
     };
     if let Some(version) = object.get("QMP").and_then(version) {
-        return Line::Greeting(version);
+        return QmpMessage::Greeting(version);
     }
     if let Some(Value::String(name)) = object.remove("event") {
         let data = object.remove("data").unwrap_or(Value::Null);
-        return Line::Event(Event { name, data });
+        return QmpMessage::Event(QmpEvent { name, data });
     }
     let Some(id) = object.get("id").and_then(Value::as_u64) else {
-        return Line::Garbage;
+        return QmpMessage::Garbage;
     };
     match (object.remove("return"), object.remove("error")) {
-        (Some(value), _) => Line::Reply(id, Ok(value)),
-        (None, Some(error)) => Line::Reply(id, Err(description(&error))),
-        (None, None) => Line::Garbage,
+        (Some(value), _) => QmpMessage::Reply(id, Ok(value)),
+        (None, Some(error)) => QmpMessage::Reply(id, Err(description(&error))),
+        (None, None) => QmpMessage::Garbage,
     }
 }
 
@@ -130,7 +130,7 @@ type Pending = Arc<Mutex<Option<HashMap<u64, Waiting>>>>;
 /// Conversations that want events.
 type Talks = Arc<Mutex<Vec<Weak<Talk>>>>;
 
-/// Who waits for a reply.
+/// The receiver of a reply.
 #[derive(Debug)]
 enum Waiting {
     /// A command of our own.
@@ -148,7 +148,7 @@ pub struct Qmp {
     writer: Arc<tokio::sync::Mutex<OwnedWriteHalf>>,
     pending: Pending,
     talks: Talks,
-    events: broadcast::Sender<Event>,
+    events: broadcast::Sender<QmpEvent>,
     closed: watch::Receiver<bool>,
     runtime: Handle,
 }
@@ -163,7 +163,7 @@ impl Qmp {
     pub async fn open(
         stream: UnixStream,
         limit: Duration,
-        mut on_event: impl FnMut(Event) + Send + 'static,
+        mut on_event: impl FnMut(QmpEvent) + Send + 'static,
     ) -> Result<Self, QmpError> {
         let (reader, writer) = stream.into_split();
         let mut reader = BufReader::new(reader);
@@ -176,8 +176,8 @@ impl Qmp {
         let ends = (Arc::clone(&pending), Arc::clone(&talks), closing);
         let events = broadcast::Sender::new(EVENTS);
         let sender = events.clone();
-        let emit = move |event: Event| {
-            // Nobody listens most of the time.
+        let emit = move |event: QmpEvent| {
+            // Most of the time there is no receiver.
             let _listeners = sender.send(event.clone());
             on_event(event);
         };
@@ -212,7 +212,7 @@ impl Qmp {
         &self.runtime
     }
 
-    /// Lets a conversation hear events, and the connection's end.
+    /// Subscribes a conversation to events, and to the connection's end.
     pub(super) fn join(&self, talk: &Arc<Talk>) {
         let mut talks = self.talks.lock();
         talks.retain(|talk| talk.strong_count() > 0);
@@ -238,8 +238,8 @@ impl Qmp {
         self.send(render(number)).await
     }
 
-    /// Returns what hears every event from now on. One that does not listen loses the oldest.
-    pub fn events(&self) -> broadcast::Receiver<Event> {
+    /// Subscribes to all events from now on. A receiver that lags loses the oldest.
+    pub fn events(&self) -> broadcast::Receiver<QmpEvent> {
         self.events.subscribe()
     }
 
@@ -359,8 +359,8 @@ async fn greeting(reader: &mut BufReader<OwnedReadHalf>) -> Result<(String, Vec<
     loop {
         let line = read_line(reader).await.ok_or(QmpError::Closed)?;
         match parse(&line) {
-            Line::Greeting(version) => return Ok((version, line)),
-            other @ (Line::Event(_) | Line::Reply(..) | Line::Garbage) => {
+            QmpMessage::Greeting(version) => return Ok((version, line)),
+            other @ (QmpMessage::Event(_) | QmpMessage::Reply(..) | QmpMessage::Garbage) => {
                 tracing::warn!(?other, "QMP: something came before the greeting");
             }
         }
@@ -378,16 +378,16 @@ async fn read_line(reader: &mut BufReader<OwnedReadHalf>) -> Option<Vec<u8>> {
 async fn serve(
     mut reader: BufReader<OwnedReadHalf>,
     (pending, talks, closing): (Pending, Talks, watch::Sender<bool>),
-    mut on_event: impl FnMut(Event),
+    mut on_event: impl FnMut(QmpEvent),
 ) {
     while let Some(line) = read_line(&mut reader).await {
         match parse(&line) {
-            Line::Event(event) => {
+            QmpMessage::Event(event) => {
                 listeners(&talks).for_each(|talk| talk.event(&line));
                 on_event(event);
             }
-            Line::Reply(id, result) => answer(&pending, id, result, &line),
-            other @ (Line::Greeting(_) | Line::Garbage) => {
+            QmpMessage::Reply(id, result) => answer(&pending, id, result, &line),
+            other @ (QmpMessage::Greeting(_) | QmpMessage::Garbage) => {
                 tracing::warn!(?other, "QMP: unexpected line");
             }
         }
@@ -404,7 +404,7 @@ fn listeners(talks: &Talks) -> impl Iterator<Item = Arc<Talk>> {
 
 fn answer(pending: &Pending, id: u64, result: Result<Value, String>, line: &[u8]) {
     match pending.lock().as_mut().and_then(|p| p.remove(&id)) {
-        // Nobody waits for it any more: a caller may give up at any time.
+        // The caller may have been cancelled.
         Some(Waiting::Own(waiting)) => drop(waiting.send(result)),
         Some(Waiting::Talk(talk, id)) => talk.answer(line, id.as_deref()),
         None => {}

@@ -1,7 +1,8 @@
 //! Another name for a snapshot of a VM that is off.
 //!
-//! The open operation `RenameSnapshot` holds the old bytes. It is written before the disk changes, and
-//! removed when the disk has the new name; so a crash at any moment leaves the old name or the new one.
+//! The open operation `RenameSnapshot` holds the old bytes. It is written before the disk changes,
+//! and removed when the disk has the new name; so a crash at any moment leaves the old name or the
+//! new one.
 //!
 //! Not here: what is written to the disk (`disk::snapshot_table`).
 

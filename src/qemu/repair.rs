@@ -1,8 +1,9 @@
-//! What a program leaves in a disk when it is killed while it changes it: never a wrong byte, as
-//! QEMU orders what it writes, but clusters that are counted and that nobody uses.
+//! Frees leaked clusters: a program that is killed while it changes a disk leaves clusters that
+//! count as used and are not. The guest's data stay intact, as QEMU orders its writes.
 //!
-//! As long as a program changes the disk, the operation `ChangeDisk` is open. A start that finds it open
-//! looks for lost clusters first, which takes some milliseconds for each gigabyte in the disk.
+//! As long as a program changes the disk, the operation `ChangeDisk` is open. A start that finds it
+//! open looks for leaked clusters first, which takes some milliseconds for each gigabyte in the
+//! disk.
 
 use std::io;
 use std::path::Path;
@@ -16,11 +17,11 @@ use crate::store::layout::VmDir;
 use crate::store::operation::{self, Kind, Operation};
 use crate::vm::backend::BackendError;
 
-/// How often a disk is looked at that somebody else uses.
+/// How often a disk is polled that another program uses.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Writes down that the disk is being changed. On a full disk that may fail, and the change goes on all
-/// the same: dropping a snapshot makes room.
+/// Writes down that the disk is being changed. On a full disk that may fail, and the change goes on
+/// all the same: dropping a snapshot makes room.
 ///
 /// # Errors
 /// Only if it cannot be known what was cut short.
@@ -48,7 +49,7 @@ enum Earlier {
 /// Writes down that the disk has been changed, and is whole.
 pub(super) fn end(dir: &VmDir) {
     if let Err(error) = operation::end(dir, Kind::ChangeDisk) {
-        // The next change looks for lost clusters in vain, no more.
+        // The next change looks for leaked clusters in vain, no more.
         tracing::warn!(dir = %dir.0.display(), %error, "a change of the disk stays noted");
     }
 }
@@ -64,8 +65,8 @@ pub(super) async fn marked(
     Ok(())
 }
 
-/// Writes down that the disk is being changed, after what was lost in it is given back: by a program
-/// that was killed, or by a snapshot for whose memory there was no room.
+/// Writes down that the disk is being changed, and frees the clusters that were leaked before: by a
+/// program that was killed, or by a snapshot for whose memory there was no room.
 ///
 /// # Errors
 /// As [`operation::list`] for a damaged list.
@@ -83,14 +84,14 @@ pub(super) async fn begin_whole(dir: &VmDir) -> Result<(), BackendError> {
         Err(error) => Err(error),
     };
     if let Err(error) = repaired {
-        // It costs space only; and a disk that is worse off, QEMU refuses itself.
-        tracing::warn!(dir = %dir.0.display(), %error, "clusters may be lost");
+        // Leaks cost space only. QEMU itself refuses a disk with worse damage.
+        tracing::warn!(dir = %dir.0.display(), %error, "clusters may be leaked");
     }
     Ok(())
 }
 
-/// Waits for a `qemu-img` that has outlived the daemon that started it: it is about to end, and
-/// what it does is whole then. One that hangs is told by the lock that it holds.
+/// Waits for a `qemu-img` that has outlived the daemon that started it: it is about to end, and its
+/// change is complete then. It holds the lock of the disk for as long as it runs.
 async fn let_finish(disk: &Path) {
     let deadline = Instant::now() + img::TIMEOUT;
     while is_in_use(disk) && Instant::now() < deadline {

@@ -21,7 +21,7 @@ pub struct RunRecord {
 }
 
 impl RunRecord {
-    /// Says whether it is of the host's current boot; `None` if that cannot be told.
+    /// Says whether it is of the host's current boot; `None` if that is unknown.
     pub fn is_of_this_boot(&self) -> Option<bool> {
         Some(self.boot_id == boot_id().ok()?)
     }

@@ -155,7 +155,7 @@ proptest! {
 }
 
 #[test]
-fn a_crash_at_any_byte_leaves_what_undo_makes_the_old_name() {
+fn a_crash_at_any_byte_can_be_undone() {
     let image = Image::new(65536, &["first", "second", "third"]);
     for to in ["x", "a-name-that-is-longer"] {
         let rename = image.prepare("second", to).unwrap();

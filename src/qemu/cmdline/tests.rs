@@ -43,13 +43,13 @@ pub(in crate::qemu) fn plan_on(base: Vec<Layer>) -> LaunchPlan {
     LaunchPlan { base, ..plan(AccelKind::Tcg, "max") }
 }
 
-fn facts(seed: Seed) -> Facts<'static> {
+fn facts(seed: SeedMedium) -> LaunchDetails<'static> {
     let generation = Uuid::from_u128(1);
-    Facts { machine: "pc-q35-7.2", generation, seed, ram: Some(9) }
+    LaunchDetails { machine: "pc-q35-7.2", generation, seed, ram: Some(9) }
 }
 
 /// One option with its value a line.
-fn lines(plan: &LaunchPlan, seed: Seed) -> String {
+fn lines(plan: &LaunchPlan, seed: SeedMedium) -> String {
     let args = arguments(plan, &facts(seed)).unwrap();
     let words: Vec<_> = args.iter().map(|a| a.to_string_lossy()).collect();
     let mut text = words.join(" ");
@@ -61,7 +61,7 @@ fn lines(plan: &LaunchPlan, seed: Seed) -> String {
 
 #[test]
 fn a_directly_booted_guest_under_tcg() {
-    insta::assert_snapshot!(lines(&plan(AccelKind::Tcg, "max"), Seed::FwCfg), @r#"
+    insta::assert_snapshot!(lines(&plan(AccelKind::Tcg, "max"), SeedMedium::FwCfg), @r#"
     -nodefaults
     -no-user-config
     -display none
@@ -111,7 +111,7 @@ fn a_disk_booted_guest_under_kvm() {
     plan.spec.memory = 2 << 30;
     plan.spec.qemu_args = vec!["-device".into(), "pcie-root-port,id=x".into()];
     plan.paused = true;
-    insta::assert_snapshot!(lines(&plan, Seed::Absent), @r#"
+    insta::assert_snapshot!(lines(&plan, SeedMedium::Absent), @r#"
     -nodefaults
     -no-user-config
     -display none
@@ -157,7 +157,7 @@ fn the_newest_hardware_is_the_first_with_room_behind_everything_else() {
         ..plan(AccelKind::Tcg, "max")
     };
     let first = LaunchPlan { hardware: Hardware::FIRST, ..newest.clone() };
-    let [newest, first] = [newest, first].map(|plan| lines(&plan, Seed::FwCfg));
+    let [newest, first] = [newest, first].map(|plan| lines(&plan, SeedMedium::FwCfg));
     let room: Vec<_> = newest.lines().filter(|l| l.contains("pcie-root-port")).collect();
     assert_eq!(room.len(), SPARE_PORTS as usize);
     let without = newest.lines().filter(|line| !room.contains(line)).collect::<Vec<_>>().join("\n");
@@ -183,7 +183,7 @@ fn every_setting_has_its_place() {
     plan.spec.ephemeral = true;
     plan.spec.mac = Some("52:54:00:00:00:01".parse().unwrap());
     plan.spec.ports = vec!["8080:80".parse().unwrap(), "udp:0.0.0.0:0:53".parse().unwrap()];
-    let args = arguments(&plan, &facts(Seed::Absent)).unwrap();
+    let args = arguments(&plan, &facts(SeedMedium::Absent)).unwrap();
     let of = |option: &str| values(&args, option);
     assert_eq!(of("-kernel"), ["/boot/my kernel"]);
     assert_eq!(of("-initrd"), Vec::<String>::new());
@@ -201,7 +201,7 @@ fn every_setting_has_its_place() {
     let drive = "ide-cd,bus=ahci.0,drive=disc,id=cdrom0".to_owned();
     assert!(devices.contains(&drive), "{devices:?}");
     plan.spec.initrd = Some("/boot/initrd".into());
-    let args = arguments(&plan, &facts(Seed::Absent)).unwrap();
+    let args = arguments(&plan, &facts(SeedMedium::Absent)).unwrap();
     assert_eq!(values(&args, "-initrd"), ["/boot/initrd"]);
 }
 
@@ -209,7 +209,7 @@ fn every_setting_has_its_place() {
 fn a_cloud_image_has_its_seed_as_a_second_disk() {
     let mut plan = plan(AccelKind::Tcg, "max");
     plan.image.kernel = None;
-    let args = arguments(&plan, &facts(Seed::Nocloud)).unwrap();
+    let args = arguments(&plan, &facts(SeedMedium::Nocloud)).unwrap();
     let disks: Vec<_> = values(&args, "-device")
         .into_iter()
         .filter_map(|d| {
@@ -226,10 +226,10 @@ fn a_command_line_needs_a_kernel_to_take_it() {
     let mut plan = plan(AccelKind::Tcg, "max");
     plan.image.kernel = None;
     plan.spec.cmdline = Some("quiet".into());
-    let error = arguments(&plan, &facts(Seed::Absent)).unwrap_err();
+    let error = arguments(&plan, &facts(SeedMedium::Absent)).unwrap_err();
     assert!(matches!(error, BackendError::Unfit { key: "cmdline", .. }), "{error}");
     plan.spec.kernel = Some("/boot/vmlinuz".into());
-    assert!(arguments(&plan, &facts(Seed::Absent)).is_ok());
+    assert!(arguments(&plan, &facts(SeedMedium::Absent)).is_ok());
 }
 
 #[test]
@@ -269,7 +269,7 @@ fn a_path_that_is_not_utf8_is_refused_with_its_reason() {
     use std::os::unix::ffi::OsStringExt;
     let mut plan = plan(AccelKind::Tcg, "max");
     plan.base[0].path = OsString::from_vec(b"/images/\xff.raw".to_vec()).into();
-    let error = arguments(&plan, &facts(Seed::Absent)).unwrap_err();
+    let error = arguments(&plan, &facts(SeedMedium::Absent)).unwrap_err();
     assert!(error.to_string().contains("not UTF-8"), "{error}");
 }
 
@@ -278,11 +278,11 @@ proptest! {
     #[test]
     fn no_string_leaves_its_place(path in "/\\PC{0,40}", cmdline in "\\PC{1,40}", name in "\\PC{0,20}") {
         let mut plan = plan(AccelKind::Tcg, "max");
-        let usual = arguments(&plan, &facts(Seed::Absent)).unwrap();
+        let usual = arguments(&plan, &facts(SeedMedium::Absent)).unwrap();
         plan.base[0].path = (&path).into();
         plan.image.cmdline.clone_from(&cmdline);
         plan.name.clone_from(&name);
-        let args = arguments(&plan, &facts(Seed::Absent)).unwrap();
+        let args = arguments(&plan, &facts(SeedMedium::Absent)).unwrap();
         let changed: Vec<_> = (0..args.len()).filter(|i| args[*i] != usual[*i]).collect();
         prop_assert_eq!(args.len(), usual.len());
         for i in changed {
@@ -316,7 +316,7 @@ fn a_clone_maps_a_templates_memory_and_waits_for_its_state() {
         shape: Shape::sample(),
     });
     let of = |plan: &LaunchPlan, ram, option: &str| {
-        let args = arguments(plan, &Facts { ram, ..facts(Seed::FwCfg) }).unwrap();
+        let args = arguments(plan, &LaunchDetails { ram, ..facts(SeedMedium::FwCfg) }).unwrap();
         values(&args, option).remove(0)
     };
     let ram = |plan: &LaunchPlan, fd| -> Value {
@@ -329,7 +329,7 @@ fn a_clone_maps_a_templates_memory_and_waits_for_its_state() {
     let path = json!("/store/warm/ram");
     assert_eq!(fields(&own), [path, json!(false), json!(true), json!("off")]);
     assert_eq!(of(&plan, None, "-incoming"), "defer");
-    let args = arguments(&plan, &facts(Seed::FwCfg)).unwrap();
+    let args = arguments(&plan, &facts(SeedMedium::FwCfg)).unwrap();
     assert!(!args.contains(&"-S".into()), "its vCPUs are paused as they were captured");
     let disk: Value = serde_json::from_str(&of(&plan, None, "-blockdev")).unwrap();
     assert_eq!(disk["backing"]["file"]["filename"], "/store/warm/disk.qcow2");

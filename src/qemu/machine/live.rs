@@ -9,7 +9,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::Running;
+use super::RunningQemu;
 use crate::qemu::cmdline::{self, DISC_NODES, DISK_NODE, DRIVE_ID, NET_ID};
 use crate::qemu::{connect, run_record};
 use crate::vm::backend::{BackendError, RunFacts};
@@ -17,7 +17,7 @@ use crate::vm::driver::off_thread;
 use crate::vm::live::InForce;
 use crate::vm::spec::net::{Forward, Protocol};
 
-impl Running {
+impl RunningQemu {
     pub(super) async fn balloon(&self, bytes: u64) -> Result<(), BackendError> {
         self.ask_with("balloon", json!({"value": bytes})).await.map(drop)
     }

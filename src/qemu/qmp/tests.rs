@@ -12,20 +12,20 @@ const GREETING: &str = concat!(
 
 #[test]
 fn every_kind_of_line_is_told_apart() {
-    let event = Event { name: "STOP".into(), data: Value::Null };
+    let event = QmpEvent { name: "STOP".into(), data: Value::Null };
     let table = [
-        (GREETING, Line::Greeting("7.2.22".into())),
-        (r#"{"event": "STOP", "timestamp": {}}"#, Line::Event(event)),
-        (r#"{"return": 3, "id": 7}"#, Line::Reply(7, Ok(json!(3)))),
+        (GREETING, QmpMessage::Greeting("7.2.22".into())),
+        (r#"{"event": "STOP", "timestamp": {}}"#, QmpMessage::Event(event)),
+        (r#"{"return": 3, "id": 7}"#, QmpMessage::Reply(7, Ok(json!(3)))),
         (
             r#"{"id": 8, "error": {"class": "GenericError", "desc": "no"}}"#,
-            Line::Reply(8, Err("no".into())),
+            QmpMessage::Reply(8, Err("no".into())),
         ),
-        (r#"{"return": {}}"#, Line::Garbage),
-        (r#"{"id": 9}"#, Line::Garbage),
-        (r#"{"QMP": {}}"#, Line::Garbage),
-        ("[1, 2]", Line::Garbage),
-        ("", Line::Garbage),
+        (r#"{"return": {}}"#, QmpMessage::Garbage),
+        (r#"{"id": 9}"#, QmpMessage::Garbage),
+        (r#"{"QMP": {}}"#, QmpMessage::Garbage),
+        ("[1, 2]", QmpMessage::Garbage),
+        ("", QmpMessage::Garbage),
     ];
     for (line, expected) in table {
         assert_eq!(parse(line.as_bytes()), expected, "{line}");
@@ -62,7 +62,7 @@ impl Far {
     }
 }
 
-async fn connected() -> (Qmp, Far, mpsc::UnboundedReceiver<Event>) {
+async fn connected() -> (Qmp, Far, mpsc::UnboundedReceiver<QmpEvent>) {
     let (near, far) = UnixStream::pair().unwrap();
     let (reader, writer) = far.into_split();
     let lines = BufReader::new(reader).lines();
