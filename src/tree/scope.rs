@@ -67,3 +67,47 @@ impl Scope {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use crate::registry::Registry;
+    use crate::store::layout::Layout;
+    use crate::tree::Tree;
+    use crate::tree::node::Kind;
+    use crate::tree::number::NodeId;
+    use crate::vm::fake::{Script, backends};
+    use crate::vm::state::Command;
+
+    /// Compares the path of every node below a directory with the names that lead to it.
+    fn compare(tree: &Tree, dir: NodeId, path: &str, seen: &mut Vec<String>) {
+        let opened = tree.open_directory(dir).unwrap();
+        for entry in tree.listing(opened.handle).unwrap().entries.iter() {
+            let at = format!("{path}/{}", entry.name);
+            assert_eq!(tree.lookup(dir, &entry.name).unwrap().attr.id, entry.id, "{at}");
+            assert_eq!(tree.scope.path(entry.id), at);
+            if entry.kind == Kind::Directory {
+                compare(tree, entry.id, &at, seen);
+            }
+            seen.push(at);
+        }
+        tree.release_directory(opened.handle);
+    }
+
+    #[tokio::test]
+    async fn every_node_is_found_by_its_name_and_has_its_path() {
+        let (store, script) = (tempfile::tempdir().unwrap(), Arc::<Script>::default());
+        let registry = Registry::open(Layout::new(store.path()), backends(&script)).await.unwrap();
+        let registry = Arc::new(registry);
+        let vm = Arc::clone(&registry).create("vm1".to_owned()).await.unwrap();
+        vm.jobs().make("build").unwrap();
+        vm.perform(Command::Start { paused: false }).await.unwrap();
+        vm.perform(Command::Take("clean".to_owned())).await.unwrap();
+        let (tree, mut seen) = (Tree::new(registry), Vec::new());
+        compare(&tree, NodeId::ROOT, "", &mut seen);
+        for path in ["/vm1/config/cpus", "/vm1/jobs/build/cmd", "/vm1/snapshots/clean/status"] {
+            assert!(seen.iter().any(|p| p == path), "{path} is not listed: {seen:?}");
+        }
+    }
+}
