@@ -137,6 +137,35 @@ fn resident(pid: u32) -> u64 {
     aqfs::proc::usage(pid).rss >> 10
 }
 
+/// Returns the most KiB that a process has had in memory.
+fn peak(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the daemon");
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).expect("a line VmHWM");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+/// A shell that prints the byte which announces a job's process group, and 64 MiB after it without the
+/// end of a line, before it runs a command in which `flood` occurs.
+const FLOODING_SHELL: &str = r#"real=$(readlink -f /bin/sh); cat > /bin/flooding <<EOF
+#!$real sh
+[ "\$FLOODED" ] || case "\$*" in *flood*) export FLOODED=1; printf '\036'; head -c 67108864 /dev/zero;; esac
+exec $real sh "\$@"
+EOF
+chmod 755 /bin/flooding; ln -sf flooding /bin/sh"#;
+
+#[test]
+fn a_shell_that_floods_after_the_mark_of_ours_fills_no_memory() {
+    let aq = Mounted::booted();
+    aq.exec("vm1", FLOODING_SHELL);
+    let sum = sh(&aq, "{ printf '\\036'; head -c 67108864 /dev/zero; echo flood; } | sha256sum");
+    let before = peak(aq.daemon());
+    let script = "mkdir jobs/f; echo 'echo flood' > jobs/f/cmd; cat jobs/f/stdout | sha256sum; cat jobs/f/wait";
+    let said = aq.sh_within(&format!("cd vm1; {script}"), BOOT * 4).ok();
+    assert_eq!(said, format!("{sum}\nexit 0"));
+    let most = peak(aq.daemon());
+    assert!(most < before + (32 << 10), "{before} -> {most} KiB");
+}
+
 #[test]
 fn bulk_goes_through_whole_and_without_memory() {
     let aq = Mounted::booted();
