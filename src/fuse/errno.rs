@@ -134,7 +134,9 @@ fn backend(error: &BackendError) -> i32 {
         BackendError::NoMemory { .. } => libc::ENOMEM,
         BackendError::PortTaken { .. } => libc::EADDRINUSE,
         BackendError::NoFile { .. } => libc::ENOENT,
-        BackendError::Unfit { .. } | BackendError::UnknownKey { .. } => libc::EINVAL,
+        BackendError::NotAFile { .. }
+        | BackendError::Unfit { .. }
+        | BackendError::UnknownKey { .. } => libc::EINVAL,
         BackendError::Io { errno, .. } => ours(*errno),
     }
 }

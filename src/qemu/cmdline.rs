@@ -4,6 +4,7 @@
 //! not ours appears only where QEMU does not parse commas: as a whole argument, or in JSON.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::os::fd::RawFd;
 use std::path::Path;
 
@@ -243,7 +244,7 @@ fn refuse_without_kernel(spec: &VmSpec) -> Result<(), BackendError> {
 /// does this.
 ///
 /// # Errors
-/// `NoFile`, naming the setting.
+/// `NoFile` or `NotAFile`, naming the setting.
 pub fn check_files(spec: &VmSpec) -> Result<(), BackendError> {
     let files = [
         ("kernel", &spec.kernel),
@@ -257,17 +258,16 @@ pub fn check_files(spec: &VmSpec) -> Result<(), BackendError> {
 /// Looks for the file that a setting names.
 ///
 /// # Errors
-/// `NoFile`
+/// `NoFile`, or `NotAFile`.
 pub fn check_file(key: &'static str, path: Option<&Path>) -> Result<(), BackendError> {
     let Some(path) = path else { return Ok(()) };
     // Opened, because what may not be read is as good as absent.
-    match open_regular(path) {
-        Ok(_) => Ok(()),
-        Err(e) => {
-            let (path, reason) = (path.display().to_string(), e.to_string());
-            Err(BackendError::NoFile { key, path, reason })
-        }
-    }
+    let Err(error) = open_regular(path) else { return Ok(()) };
+    let path = path.display().to_string();
+    Err(match error.kind() == ErrorKind::InvalidInput {
+        true => BackendError::NotAFile { key, path },
+        false => BackendError::NoFile { key, path, reason: error.to_string() },
+    })
 }
 
 /// Every node is spelled out down to the base: QEMU then takes no backing file from an image's own

@@ -192,6 +192,16 @@ pub enum BackendError {
         /// The forward as written in the config.
         port: String,
     },
+    /// What a setting names is a directory, a FIFO or a device.
+    #[error(
+        "config/{key}: {path} is not a regular file; `echo none > config/{key}` does without it"
+    )]
+    NotAFile {
+        /// The setting.
+        key: &'static str,
+        /// The path.
+        path: String,
+    },
     /// A file that a setting names is not there.
     #[error("config/{key}: {path}: {reason}; `echo none > config/{key}` does without it")]
     NoFile {
