@@ -146,6 +146,23 @@ impl Header {
         self.features & !HARMLESS != 0
     }
 
+    /// Returns the L1 entries that map a part of the guest's disk, or what lies behind it: for each
+    /// where it is in the file, and the part that it maps.
+    pub(super) fn l1_entries_of(
+        &self,
+        part: &Range<u64>,
+    ) -> impl Iterator<Item = (u64, Range<u64>)> {
+        let (size, table) = (self.bytes_per_l1_entry, self.l1_table);
+        let last = part.end.div_ceil(size).min(u64::from(self.l1_entries));
+        let first = part.start.div_ceil(size).min(last);
+        (first..last).map(move |entry| (table + 8 * entry, entry * size..(entry + 1) * size))
+    }
+
+    /// Returns the length of an L2 entry.
+    pub(super) fn l2_entry_size(&self) -> usize {
+        if self.features & EXTENDED_L2 == 0 { 8 } else { 16 }
+    }
+
     /// Returns where, in the file, the L1 entries are that map nothing of the guest's disk. QEMU
     /// puts a memory there while it saves a snapshot.
     pub(super) fn l1_behind_the_disk(&self) -> Range<u64> {

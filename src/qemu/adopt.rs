@@ -4,6 +4,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::net::UnixStream;
@@ -101,7 +102,8 @@ async fn take_over(
         sink.push(MachineEvent::Announced);
     }
     let ended = watch_end(Arc::clone(&process));
-    let parts = MachineParts { facts, dir: dir.clone(), qmp, process, ended };
+    let may_leak = AtomicBool::new(true);
+    let parts = MachineParts { facts, dir: dir.clone(), qmp, process, ended, may_leak };
     let launched = parts.run((sink, events), status != VcpuStatus::Runs);
     Ok(match last_restore {
         LastRestore::Done => Adoption::Running(Launched { clock_is_behind: true, ..launched }),

@@ -28,6 +28,8 @@ pub const READY_ID: &str = "ready";
 pub const IDENTITY_PORT: &str = "org.aqfs.identity";
 /// The node that takes what the guest writes to its disk.
 pub const DISK_NODE: &str = "disk";
+/// The part of the disk's device that uses that node.
+pub const DISK_BACKEND: &str = "/machine/peripheral/disk0/virtio-backend";
 /// The network's id.
 pub const NET_ID: &str = "net";
 /// The CD-ROM drive's id.

@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use rustix::process::Signal;
@@ -96,7 +97,8 @@ pub(super) async fn bring_up(
         Err(QmpError::Closed) => return Err(died(&dir, end_of_bounded(&ended).await)),
         Err(error) => return Err(error.into()),
     };
-    let parts = MachineParts { facts, dir, qmp, process, ended };
+    let may_leak = AtomicBool::new(false);
+    let parts = MachineParts { facts, dir, qmp, process, ended, may_leak };
     Ok(StartedMachine { parts, events: (sink, events), guard })
 }
 

@@ -27,6 +27,7 @@ use crate::vm::live::InForce;
 use crate::vm::spec::net::Forward;
 use crate::vm::warm::Template;
 
+mod grow;
 pub mod live;
 use crate::vm::stream::Stream;
 
@@ -102,6 +103,9 @@ pub struct MachineParts {
     pub process: Arc<Process>,
     /// That process's end.
     pub ended: Ended,
+    /// QEMU may have leaked clusters of the disk: it has loaded a snapshot, or may have under an earlier
+    /// daemon.
+    pub may_leak: AtomicBool,
 }
 
 impl MachineParts {
@@ -143,7 +147,8 @@ impl RunningQemu {
         timeout(END_TIMEOUT, self.parts.qmp.closed()).await.ok();
         let clean = is_clean(&status, sink.has_shut_down());
         if clean {
-            repair::end(&self.parts.dir);
+            let may_leak = self.parts.may_leak.load(Ordering::Relaxed);
+            repair::end_whole(&self.parts.dir, may_leak).await;
         }
         let report = self.report(status, clean);
         let wanted = report.clean || self.killed.load(Ordering::Relaxed);
@@ -250,6 +255,7 @@ impl Machine for RunningQemu {
         let MachineParts { qmp, dir, facts, .. } = &self.parts;
         let mut ignores_shared = false;
         if let SnapshotOp::Restore(tag) = op {
+            self.parts.may_leak.store(true, Ordering::Relaxed);
             snapshot_shapes::check(dir, tag, facts)?;
             ignores_shared = migration_stream::ignores_shared(&dir.disk(), tag);
         }

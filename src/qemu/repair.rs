@@ -47,7 +47,7 @@ enum Earlier {
 }
 
 /// Writes down that the disk has been changed, and is whole.
-pub(super) fn end(dir: &VmDir) {
+fn end(dir: &VmDir) {
     if let Err(error) = operation::end(dir, Kind::ChangeDisk) {
         // The next change looks for leaked clusters in vain, no more.
         tracing::warn!(dir = %dir.0.display(), %error, "a change of the disk stays noted");
@@ -78,16 +78,32 @@ pub(super) async fn begin_whole(dir: &VmDir) -> Result<(), BackendError> {
     if earlier == Earlier::CutShort {
         let_finish(&dir.disk()).await;
     }
-    let repaired = match drop_unowned_vmstate(&dir.disk()) {
-        Ok(false) if earlier == Earlier::Ended => Ok(()),
-        Ok(_) => img::repair_leaks(&dir.disk()).await,
-        Err(error) => Err(error),
-    };
-    if let Err(error) = repaired {
+    if let Err(error) = make_whole(&dir.disk(), earlier == Earlier::CutShort).await {
         // Leaks cost space only. QEMU itself refuses a disk with worse damage.
         tracing::warn!(dir = %dir.0.display(), %error, "clusters may be leaked");
     }
     Ok(())
+}
+
+/// Writes down that a machine which has ended well changes the disk no more, and repairs what it may have
+/// leaked: QEMU leaks the memory of a snapshot that it has loaded when it loads one of a smaller disk.
+pub(super) async fn end_whole(dir: &VmDir, may_leak: bool) {
+    let whole = match dir.disk().exists() {
+        true => make_whole(&dir.disk(), may_leak).await,
+        false => Ok(()),
+    };
+    match whole {
+        Ok(()) => end(dir),
+        // The next start repairs it.
+        Err(error) => tracing::warn!(dir = %dir.0.display(), %error, "clusters may be leaked"),
+    }
+}
+
+async fn make_whole(disk: &Path, may_leak: bool) -> Result<(), DiskError> {
+    match drop_unowned_vmstate(disk)? || may_leak {
+        true => img::repair_leaks(disk).await,
+        false => Ok(()),
+    }
 }
 
 /// Waits for a `qemu-img` that has outlived the daemon that started it: it is about to end, and its

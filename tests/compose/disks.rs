@@ -121,7 +121,8 @@ fn until_made(image: &str, vm: &str) -> String {
 fn warm(model: &mut Model, step: &Step) {
     if let Some(image) = model.images.get_mut(&step.word) {
         let memory = Memory { mark: 0, hostname: String::new() };
-        image.template = Some((memory, image.gives(), image.disk.size));
+        let size = image.disk.at_least(image.disk_setting).size;
+        image.template = Some((memory, image.gives(), size));
     }
 }
 

@@ -50,6 +50,12 @@ pub(crate) struct Disk {
     pub(crate) size: u32,
 }
 
+impl Disk {
+    pub(crate) fn at_least(self, size: Option<u32>) -> Self {
+        Self { size: self.size.max(size.unwrap_or(0)), ..self }
+    }
+}
+
 /// A guest's memory: its mark, 0 for none, and the host name that the guest knows; none if it has not
 /// booted yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -106,6 +112,8 @@ pub(crate) struct Vm {
     pub(crate) set: Settings,
     /// What its image gave it at the first start, where it has no setting of its own.
     pub(crate) given: Option<Shape>,
+    /// What its image gave it as `disk` then.
+    pub(crate) given_disk: Option<u32>,
     /// There is none before the first start.
     pub(crate) disk: Option<Disk>,
     /// While QEMU runs.
@@ -119,6 +127,8 @@ pub(crate) struct Vm {
 #[derive(Clone, Debug)]
 pub(crate) struct Image {
     pub(crate) disk: Disk,
+    /// The setting `disk` of the VM that it was made from, which may have been larger already.
+    pub(crate) disk_setting: Option<u32>,
     /// Where there is no template, what VMs made from it are like unless they say otherwise.
     pub(crate) shape: Shape,
     /// The template that VMs made from it resume, its disk's size included.
@@ -146,7 +156,8 @@ pub(crate) struct Model {
 impl Default for Model {
     fn default() -> Self {
         let shape = Shape { cpus: CPUS, memory: MEMORY };
-        let tiny = Image { disk: Disk { mark: 0, size: DISK }, shape, template: None };
+        let disk = Disk { mark: 0, size: DISK };
+        let tiny = Image { disk, disk_setting: None, shape, template: None };
         let images = BTreeMap::from([("tiny".to_owned(), tiny)]);
         Self { vms: BTreeMap::new(), trash: Vec::new(), images, next_id: 1, mark: 0 }
     }
@@ -160,6 +171,7 @@ impl Model {
             image: image.to_owned(),
             set: Settings::default(),
             given: None,
+            given_disk: None,
             disk: None,
             running: None,
             suspended: None,
@@ -199,7 +211,9 @@ impl Model {
         let fits = |disk: u32| vm.disk.is_none() && power == Power::Ready && self.fits(vm, disk);
         let image = &self.images[&vm.image];
         let gives = image.gives();
-        let fresh = Disk { size: image.disk.size.max(vm.set.disk.unwrap_or(0)), ..image.disk };
+        let given_disk = if vm.given.is_some() { vm.given_disk } else { image.disk_setting };
+        let setting = vm.set.disk.or(given_disk);
+        let fresh = image.disk.at_least(setting);
         let (disk, mark, warm) = match (&vm.suspended, &image.template) {
             (Some(saved), _) => (saved.disk, None, false),
             (None, Some((memory, ..))) if fits(fresh.size) => (fresh, Some(memory.mark), true),
@@ -207,9 +221,7 @@ impl Model {
         };
         let Some(vm) = self.vms.get_mut(name) else { return };
         let thrown = vm.set.ephemeral.then_some(disk);
-        // A resumed guest has the disk of the saved state; it grows at a start that boots.
-        let grown = vm.set.disk.filter(|_| vm.suspended.is_none()).unwrap_or(0);
-        let disk = Disk { size: disk.size.max(grown), ..disk };
+        let disk = disk.at_least(setting);
         let suspended = vm.suspended.take().and_then(|saved| Some(saved.memory?.0));
         let booted = Memory { mark: mark.unwrap_or(0), hostname: hostname.clone() };
         let memory = suspended.unwrap_or(match power {
@@ -218,6 +230,7 @@ impl Model {
         });
         vm.disk = Some(disk);
         vm.given = vm.given.or(Some(gives));
+        vm.given_disk = given_disk;
         vm.marked.clear();
         vm.running = Some(Running { memory, shape, seed: hostname, warm, thrown });
         vm.set_power(power);
@@ -268,7 +281,9 @@ impl Model {
         let shape = self.shape(vm);
         let running = vm.running.as_ref().filter(|_| saved.is_none());
         let template = running.map(|r| (r.memory.clone(), r.shape, disk.size));
-        self.images.insert(image.to_owned(), Image { disk, shape, template });
+        let disk_setting = vm.set.disk.or(vm.given_disk);
+        let made = Image { disk, disk_setting, shape, template };
+        self.images.insert(image.to_owned(), made);
     }
 }
 
@@ -287,7 +302,8 @@ impl Vm {
     }
 
     pub(crate) fn restore(&mut self, saved: &Saved) {
-        self.disk = Some(saved.disk);
+        let setting = self.running.as_ref().and(self.set.disk.or(self.given_disk));
+        self.disk = Some(saved.disk.at_least(setting));
         self.suspended = None;
         if let (Some(running), Some((memory, _))) = (&mut self.running, &saved.memory) {
             running.memory = memory.clone();

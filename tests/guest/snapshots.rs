@@ -100,6 +100,41 @@ fn what_was_suspended_is_resumed_at_the_next_start() {
     assert_eq!(aq.info("vm1", "suspended"), "no");
 }
 
+/// The disk's size in MiB, and how many bytes behind its first 2 GiB are not zero.
+fn behind_2_gib(aq: &Mounted, vm: &str) -> String {
+    let size = "$(( $(cat /sys/class/block/vda/size) >> 11 ))";
+    let bytes = "$(dd if=/dev/vda bs=1M skip=2048 count=64 2>/dev/null | tr -d '\\0' | wc -c)";
+    aq.exec(vm, &format!("echo 3 > /proc/sys/vm/drop_caches; echo {size} {bytes}"))
+}
+
+fn restore(aq: &Mounted, vm: &str, tag: &str) {
+    aq.sh(&format!("echo 'restore {tag}' > {vm}/ctl; cat {vm}/wait")).ok();
+    aq.wait_for_ready(vm);
+}
+
+#[test]
+fn a_guest_brought_back_has_the_disk_that_its_setting_says_and_nothing_of_a_memory_in_it() {
+    let aq = Mounted::with_image();
+    aq.boot("vm1");
+    aq.sh("mkdir vm1/snapshots/two; cat vm1/wait").ok();
+    restore(&aq, "vm1", "two");
+    aq.sh("echo 'resize 3G' > vm1/ctl; cat vm1/ready").ok();
+    assert_eq!(behind_2_gib(&aq, "vm1"), "3072 0");
+    aq.sh("mkdir vm1/snapshots/three; cat vm1/wait").ok();
+    restore(&aq, "vm1", "three");
+    restore(&aq, "vm1", "two");
+    assert_eq!(behind_2_gib(&aq, "vm1"), "3072 0");
+    aq.sh("echo suspend > vm1/ctl; cat vm1/wait; echo 'resize 4G' > vm1/ctl").ok();
+    agrees(&aq, "vm1", "three two");
+    aq.boot_existing("vm1");
+    assert_eq!(behind_2_gib(&aq, "vm1"), "4096 0");
+    aq.sh("echo suspend > vm1/ctl; cat vm1/wait").ok();
+    aq.boot_existing("vm1");
+    restore(&aq, "vm1", "two");
+    aq.stop("vm1");
+    agrees(&aq, "vm1", "three two");
+}
+
 #[test]
 fn suspended_is_a_name_like_any_other() {
     let aq = Mounted::booted();

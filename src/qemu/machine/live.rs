@@ -10,7 +10,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::RunningQemu;
-use crate::qemu::cmdline::{self, DISC_NODES, DISK_NODE, DRIVE_ID, NET_ID};
+use crate::qemu::cmdline::{self, DISC_NODES, DRIVE_ID, NET_ID};
 use crate::qemu::{connect, run_record};
 use crate::vm::backend::{BackendError, RunFacts};
 use crate::vm::driver::off_thread;
@@ -20,11 +20,6 @@ use crate::vm::spec::net::{Forward, Protocol};
 impl RunningQemu {
     pub(super) async fn balloon(&self, bytes: u64) -> Result<(), BackendError> {
         self.ask_with("balloon", json!({"value": bytes})).await.map(drop)
-    }
-
-    pub(super) async fn resize_disk(&self, bytes: u64) -> Result<(), BackendError> {
-        let arguments = json!({"node-name": DISK_NODE, "size": bytes});
-        self.ask_with("block_resize", arguments).await.map(drop)
     }
 
     /// The new disc is opened before the old one is taken out: one that cannot be read changes
@@ -91,7 +86,7 @@ impl RunningQemu {
         Ok(connect::parse_forwards(&self.monitor(connect::FORWARDS).await?))
     }
 
-    async fn monitor(&self, line: &str) -> Result<String, BackendError> {
+    pub(super) async fn monitor(&self, line: &str) -> Result<String, BackendError> {
         let said = self.ask_with("human-monitor-command", json!({"command-line": line})).await?;
         Ok(said.as_str().unwrap_or_default().to_owned())
     }

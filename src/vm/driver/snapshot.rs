@@ -135,9 +135,10 @@ impl Driver {
         by: Remover,
     ) {
         let (vm, suspended) = (self.vm.clone(), self.suspended());
+        let disk = self.in_force().map_or(0, |in_force| in_force.spec.disk);
         self.spawn(ticket, |to| async move {
             let done = match machine {
-                Some(machine) => machine.snapshot(&op).await,
+                Some(machine) => while_running(&vm, &*machine, &op, disk).await,
                 None => while_off(&vm, &op, by, suspended).await,
             };
             to.report(Report::SnapshotDone(done)).await;
@@ -234,6 +235,19 @@ async fn stop_and_save(machine: &dyn Machine, stale: Option<&'static str>, dir: 
         paused_by_daemon::end(dir);
     }
     saved
+}
+
+/// A guest that is brought back finds a disk of at least `disk` bytes.
+async fn while_running(vm: &Vm, machine: &dyn Machine, op: &SnapshotOp, disk: u64) -> Done {
+    machine.snapshot(op).await?;
+    if let SnapshotOp::Restore(_) = op {
+        let grown = suspended::grow(&*vm.0.hypervisor, machine, vm.dir(), disk).await;
+        // The guest is back all the same; the next start gives its disk the size.
+        if grown.is_err() {
+            vm.note_outcome(grown);
+        }
+    }
+    Ok(())
 }
 
 /// What is dropped is only marked, and what is marked is dropped before anything else is done. Who

@@ -158,46 +158,63 @@ async fn start_in(
     saved: &'static str,
     paused: bool,
 ) -> Result<Launched, BackendError> {
-    let dir = VmDir(plan.dir.clone());
+    let (dir, disk) = (VmDir(plan.dir.clone()), plan.spec.disk);
     let mut launched = backends.hypervisor.launch(plan).await?;
-    go_on(&mut launched, saved, paused, &dir).await?;
+    let resuming = Resuming { hypervisor: &*backends.hypervisor, dir: &dir, saved, disk, paused };
+    resuming.go_on(&mut launched).await?;
     Ok(launched)
 }
 
-/// Goes on from what was saved, in a machine launched with its processors stopped.
-pub(super) async fn go_on(
-    launched: &mut Launched,
+/// What a machine launched with its processors stopped resumes from, and how.
+struct Resuming<'a> {
+    hypervisor: &'a dyn Hypervisor,
+    dir: &'a VmDir,
     saved: &'static str,
+    /// What the disk's size is to be, in bytes.
+    disk: u64,
+    /// The processors stay stopped.
     paused: bool,
-    dir: &VmDir,
-) -> Result<(), BackendError> {
-    if let Err(error) = take_in(&*launched.machine, saved, paused, dir).await {
-        // It has not run: nothing is lost, and the next start tries again.
-        drop(launched.machine.kill().await);
-        paused_by_daemon::end(dir);
-        return Err(BackendError::CannotResume { reason: error.to_string() });
-    }
-    if !paused {
-        // One that QEMU does not run is paused, which its status tells.
-        launched.paused = launched.machine.resume().await.is_err();
-        paused_by_daemon::end(dir);
-    }
-    Ok(())
 }
 
-/// Loads what was saved, which is of no use from then on.
-async fn take_in(
-    machine: &dyn Machine,
-    saved: &'static str,
-    paused: bool,
-    dir: &VmDir,
-) -> Result<(), BackendError> {
-    machine.snapshot(&SnapshotOp::Restore(saved.to_owned())).await?;
-    if !paused {
-        // Without the snapshot, nothing else says that this one is to run.
-        paused_by_daemon::begin(dir).await?;
+impl Resuming<'_> {
+    async fn go_on(&self, launched: &mut Launched) -> Result<(), BackendError> {
+        if let Err(error) = self.take_in(&*launched.machine).await {
+            // It has not run: nothing is lost, and the next start tries again.
+            drop(launched.machine.kill().await);
+            paused_by_daemon::end(self.dir);
+            return Err(BackendError::CannotResume { reason: error.to_string() });
+        }
+        if !self.paused {
+            // One that QEMU does not run is paused, which its status tells.
+            launched.paused = launched.machine.resume().await.is_err();
+            paused_by_daemon::end(self.dir);
+        }
+        Ok(())
     }
-    forget(machine, Some(saved)).await
+
+    /// Loads what was saved, which is of no use from then on.
+    async fn take_in(&self, machine: &dyn Machine) -> Result<(), BackendError> {
+        machine.snapshot(&SnapshotOp::Restore(self.saved.to_owned())).await?;
+        grow(self.hypervisor, machine, self.dir, self.disk).await?;
+        if !self.paused {
+            // Without the snapshot, nothing else says that this one is to run.
+            paused_by_daemon::begin(self.dir).await?;
+        }
+        forget(machine, Some(self.saved)).await
+    }
+}
+
+/// Gives the disk of a machine the size that its settings say: a snapshot brings back that of then.
+pub(super) async fn grow(
+    hypervisor: &dyn Hypervisor,
+    machine: &dyn Machine,
+    dir: &VmDir,
+    bytes: u64,
+) -> Result<(), BackendError> {
+    match hypervisor.disk_size(&dir.0)? {
+        Some(size) if size < bytes => machine.grow_disk(bytes).await,
+        Some(_) | None => Ok(()),
+    }
 }
 
 #[cfg(test)]
