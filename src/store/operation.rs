@@ -5,7 +5,7 @@
 //! the variants of [`Operation`] say how. Without an open operation there is no file. Several can be
 //! open at once: [`Operation::ChangeDisk`] is, as long as a VM runs.
 //!
-//! The file has one writer at a time, and each change replaces it as a whole. It is synced only where
+//! The file has one writer at a time, and each change writes it as a whole. It is synced only where
 //! an operation has to be known after the host has lost power ([`Operation::is_durable`]): the start of a
 //! VM must not wait for the disk once more.
 //!
@@ -93,6 +93,11 @@ struct Stored {
 /// # Errors
 /// `InvalidData` for a file that cannot be read or is not understood, with what is to be done.
 pub fn list(dir: &VmDir) -> io::Result<Vec<Operation>> {
+    let _whole = writer(dir);
+    read(dir)
+}
+
+fn read(dir: &VmDir) -> io::Result<Vec<Operation>> {
     let path = dir.operation();
     let mut operations = match fs::read(&path) {
         Ok(bytes) => parse(&bytes).map_err(|damage| unreadable(&path, &damage))?,
@@ -177,7 +182,7 @@ fn unreadable(path: &Path, fact: &dyn fmt::Display) -> io::Error {
 /// Changes the list of open operations.
 fn update<T>(dir: &VmDir, change: impl FnOnce(&mut Vec<Operation>) -> T) -> io::Result<T> {
     let _only = writer(dir);
-    let before = list(dir)?;
+    let before = read(dir)?;
     let mut after = before.clone();
     let changed = change(&mut after);
     if after != before || markers::exist(dir) {
@@ -207,27 +212,19 @@ fn write(dir: &VmDir, before: &[Operation], after: &[Operation]) -> io::Result<(
     let stored = Stored { version: VERSION, operations: after.to_vec() };
     let mut bytes = serde_json::to_vec(&stored)?;
     bytes.push(b'\n');
-    if is_durable {
-        return file::replace(&path, &bytes);
-    }
-    match file::replace_unsynced(&path, &bytes) {
-        Err(error) if is_full(&error) => overwrite(&path, bytes).map_err(|_| error),
-        written => written,
+    match path.exists() {
+        _ if is_durable => file::replace(&path, &bytes),
+        true => overwrite(&path, bytes),
+        false => file::replace_unsynced(&path, &bytes),
     }
 }
 
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
-/// Writes a shorter list over a longer one, in the space that the file has: an operation ends on a full
-/// disk too. White space fills the rest, so that a single write does it.
+/// Writes a list over another one. To rename a file over it would make ext4 write that file to the disk at
+/// once, which delays a start; and a shorter list fits on a full disk too. White space fills the rest, so
+/// that a single write does it: one of less than a page is whole even if the daemon is killed.
 fn overwrite(path: &Path, mut bytes: Vec<u8>) -> io::Result<()> {
     let file = File::options().write(true).open(path)?;
     let length = usize::try_from(file.metadata()?.len()).unwrap_or(0);
-    if length < bytes.len() {
-        return Err(io::ErrorKind::StorageFull.into());
-    }
-    bytes.resize(length, b'\n');
+    bytes.resize(length.max(bytes.len()), b'\n');
     file.write_all_at(&bytes, 0)
 }
