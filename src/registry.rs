@@ -175,7 +175,7 @@ impl Registry {
             name = fallback_name(vm.uuid());
         }
         self.insert(name, vm);
-        vm.tell(&Event::Found(vm.state().to_string()));
+        vm.emit(&Event::Found(vm.state().to_string()));
     }
 
     fn insert(&self, name: String, vm: &Vm) {

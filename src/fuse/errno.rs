@@ -95,7 +95,7 @@ fn refused(refusal: &Refusal) -> i32 {
         Refusal::Off { .. } => libc::EHOSTDOWN,
         Refusal::Paused { .. } | Refusal::Unreachable { .. } => libc::EHOSTUNREACH,
         Refusal::Busy { .. }
-        | Refusal::Held { .. }
+        | Refusal::Pinned { .. }
         | Refusal::TooMany { .. }
         | Refusal::Occupied { .. }
         | Refusal::InUse { .. }

@@ -22,7 +22,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
-use crate::vm::backend::{BackendError, Exit, OutputSink, Source};
+use crate::vm::backend::{BackendError, Exit, OutputKind, OutputSink};
 
 /// Until the server's first byte: QEMU's user networking accepts before the guest listens and
 /// repeats a lost SYN only seconds later, so a new attempt is through sooner than an old one.
@@ -196,9 +196,9 @@ pub(super) async fn follow(
                 answered = true;
                 taken.notify_one();
             }
-            Some(ChannelMsg::Data { data }) => output.accept(Source::Stdout, &data).await,
+            Some(ChannelMsg::Data { data }) => output.accept(OutputKind::Stdout, &data).await,
             Some(ChannelMsg::ExtendedData { data, ext: STDERR }) => {
-                output.accept(Source::Stderr, &data).await;
+                output.accept(OutputKind::Stderr, &data).await;
             }
             Some(ChannelMsg::ExitStatus { exit_status }) => exit = Some(Exit::Code(exit_status)),
             Some(ChannelMsg::ExitSignal { signal_name, .. }) => {

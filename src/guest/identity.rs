@@ -21,7 +21,7 @@ use super::shell::quoted;
 use super::{authorized_keys, keys};
 use crate::store::layout::{VmDir, names};
 use crate::vm::backend::{
-    BackendError, Exit, GuestSession, IdentityPort, LaunchPlan, OutputSink, Source,
+    BackendError, Exit, GuestSession, IdentityPort, LaunchPlan, OutputKind, OutputSink,
 };
 use crate::vm::spec::net::Mac;
 
@@ -116,7 +116,7 @@ impl IdentityPort for Port {
         }
     }
 
-    async fn tell(&mut self, plan: &LaunchPlan) -> Result<(), BackendError> {
+    async fn personalize(&mut self, plan: &LaunchPlan) -> Result<(), BackendError> {
         let script = script(&self.client_key, plan)?;
         self.ask(&script, "aqfs: time").await?;
         self.ask(&now(), "aqfs: done").await
@@ -196,7 +196,7 @@ impl CommandOutput {
 
 #[async_trait]
 impl OutputSink for CommandOutput {
-    async fn accept(&self, _source: Source, bytes: &[u8]) {
+    async fn accept(&self, _source: OutputKind, bytes: &[u8]) {
         let mut said = self.0.lock();
         if said.len() < 4096 {
             said.extend_from_slice(bytes);

@@ -138,7 +138,7 @@ mod tests {
     use super::*;
     use crate::vm::backend::{Accel, AccelKind, BootImage, DiskFormat, Lifetime, SeedKind};
     use crate::vm::spec::VmSpec;
-    use crate::vm::warm::Memory;
+    use crate::vm::template::Memory;
 
     fn plan(dir: PathBuf) -> LaunchPlan {
         LaunchPlan {

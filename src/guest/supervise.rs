@@ -21,7 +21,8 @@ use super::connection::{GO, GUARD, HANG_UP, OFFERS, broken, follow, mute, untake
 use super::shell::quoted;
 use super::ssh::{Lease, Pool};
 use crate::vm::backend::{
-    BackendError, Control, DiscardOutput, ExecOptions, Exit, JobIo, OutputSink, Source, WindowSize,
+    BackendError, DiscardOutput, ExecOptions, Exit, JobControl, JobIo, OutputKind, OutputSink,
+    WindowSize,
 };
 
 /// Longest command line: dropbear refuses more than 9000 bytes.
@@ -193,14 +194,14 @@ async fn carry_out(
     pool: &Arc<Pool>,
     outgoing: &ChannelWriteHalf<Msg>,
     group: u32,
-    control: Control,
+    control: JobControl,
 ) {
     match control {
-        Control::Resize(WindowSize { columns, rows }) => {
+        JobControl::Resize(WindowSize { columns, rows }) => {
             // `follow` reports a connection that is lost.
             drop(outgoing.window_change(u32::from(columns), u32::from(rows), 0, 0).await);
         }
-        Control::Signal(signal) => kill(pool, group, &signal).await,
+        JobControl::Signal(signal) => kill(pool, group, &signal).await,
     }
 }
 
@@ -320,10 +321,10 @@ struct Filter<'a, O: ?Sized> {
 
 #[async_trait]
 impl<O: OutputSink + ?Sized> OutputSink for Filter<'_, O> {
-    async fn accept(&self, source: Source, bytes: &[u8]) {
+    async fn accept(&self, source: OutputKind, bytes: &[u8]) {
         let rest = match source {
-            Source::Stdout => self.announcement.strip(bytes),
-            Source::Stderr => Cow::Borrowed(bytes),
+            OutputKind::Stdout => self.announcement.strip(bytes),
+            OutputKind::Stderr => Cow::Borrowed(bytes),
         };
         if !rest.is_empty() {
             self.output.accept(source, &rest).await;

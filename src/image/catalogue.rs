@@ -29,7 +29,7 @@ use crate::vm::backend::{BackendError, BootImage, ImageInfo, ImageStatus, Images
 use crate::vm::one_line;
 use crate::vm::spec::ImageSettings;
 use crate::vm::stream::{Bell, Listener};
-use crate::vm::warm::{Capture, Layer, Template};
+use crate::vm::template::{Capture, Layer, Template};
 
 /// The images of a store. Clones are the same store.
 #[derive(Clone, Debug)]

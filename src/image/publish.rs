@@ -15,7 +15,7 @@ use crate::disk::img::Conversion;
 use crate::disk::qcow2::Header;
 use crate::disk::{DiskFormat, Layer};
 use crate::store::layout::TEMPLATES;
-use crate::vm::backend::{BootImage, Hold, LivePublication, Publication};
+use crate::vm::backend::{BootImage, LivePublication, Pin, Publication};
 use crate::vm::spec::ImageSettings;
 
 const FORMAT: DiskFormat = DiskFormat::Qcow2;
@@ -25,7 +25,7 @@ const FORMAT: DiskFormat = DiskFormat::Qcow2;
 pub(super) struct VmDisk {
     publication: Box<Publication>,
     /// Released after the first attempt: the VM may then change.
-    hold: Mutex<Option<Hold>>,
+    hold: Mutex<Option<Pin>>,
 }
 
 impl VmDisk {

@@ -1,7 +1,7 @@
 //! A template of a warm image: `warm/ID/template.json`, and memory, device state and disk beside
 //! it. A damaged one is noticed before a guest runs on it.
 //!
-//! Not here: capturing (`qemu::capture`), and which VMs can be its clones (`vm::warm`).
+//! Not here: capturing (`qemu::capture`), and which VMs can be its clones (`vm::template`).
 
 use std::fs::{self, File};
 use std::io;
@@ -17,7 +17,7 @@ use crate::disk::img::Conversion;
 use crate::disk::{DiskFormat, Layer};
 use crate::store::file;
 use crate::vm::spec::ImageSettings;
-use crate::vm::warm::{Capture, Captured, Shape, Template, names};
+use crate::vm::template::{Capture, Captured, Shape, Template, names};
 
 const NAME: &str = "template.json";
 const DISK: &str = "disk.qcow2";

@@ -19,7 +19,7 @@ use crate::store::file;
 use crate::store::layout::TEMPLATES;
 use crate::vm::backend::BackendError;
 use crate::vm::one_line;
-use crate::vm::warm::{Capture, Layer, Template, WarmStatus};
+use crate::vm::template::{Capture, Layer, Template, WarmStatus};
 
 impl TemplateStatus {
     /// Finds the newest template of the image in `dir`.

@@ -27,7 +27,7 @@ use crate::disk::sparse;
 use crate::store::file;
 use crate::store::layout::VmDir;
 use crate::vm::backend::{AccelKind, BackendError, LaunchPlan, Lifetime};
-use crate::vm::warm::{Memory, names};
+use crate::vm::template::{Memory, names};
 
 /// The node that takes what the guest writes.
 const NODE: &str = "disk";

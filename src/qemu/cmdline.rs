@@ -17,7 +17,7 @@ use crate::vm::backend::{Accel, AccelKind, BackendError, DiskFormat, LaunchPlan}
 use crate::vm::hardware::Hardware;
 use crate::vm::spec::VmSpec;
 use crate::vm::spec::net::{Forward, Mac};
-use crate::vm::warm::{Layer, Memory};
+use crate::vm::template::{Layer, Memory};
 
 /// The name of the virtio-serial port on which the guest announces its SSH server, and its id in
 /// QMP's events.

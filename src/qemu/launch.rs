@@ -27,7 +27,7 @@ use crate::vm::hardware::Devices;
 use crate::vm::live::InForce;
 use crate::vm::spec::VmSpec;
 use crate::vm::spec::net::Forward;
-use crate::vm::warm::{Memory, Shape};
+use crate::vm::template::{Memory, Shape};
 
 /// How often the socket of a starting QEMU is tried: it appears after some 10 ms without an event,
 /// and a try costs a few microseconds.

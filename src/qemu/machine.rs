@@ -25,7 +25,7 @@ use crate::vm::backend::{
 };
 use crate::vm::live::InForce;
 use crate::vm::spec::net::Forward;
-use crate::vm::warm::Template;
+use crate::vm::template::Template;
 
 mod grow;
 pub mod live;

@@ -60,7 +60,7 @@ use crate::vm::backend::{
 use crate::vm::hardware::Hardware;
 use crate::vm::memory::Ram;
 use crate::vm::spec::{AccelChoice, VmSpec};
-use crate::vm::warm::{Memory, Shape};
+use crate::vm::template::{Memory, Shape};
 use accel::AccelChooser;
 use install::Installation;
 use logs::LogLimiter;

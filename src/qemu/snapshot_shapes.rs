@@ -14,7 +14,7 @@ use crate::store::file;
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, RunFacts, SnapshotInfo};
 use crate::vm::hardware::Hardware;
-use crate::vm::warm::Shape;
+use crate::vm::template::Shape;
 
 const VERSION: u32 = 1;
 

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use crate::disk::sparse;
 use crate::vm::backend::BackendError;
 use crate::vm::driver::off_thread;
-use crate::vm::warm::Template;
+use crate::vm::template::Template;
 
 /// How long a copy is kept for the next clone. To make it again takes some 50 ms; it takes as much
 /// of the host's memory as the captured guest had in use.
@@ -94,7 +94,7 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::*;
-    use crate::vm::warm::Shape;
+    use crate::vm::template::Shape;
 
     fn template(dir: &Path, id: &str) -> Template {
         let ram = dir.join("ram");

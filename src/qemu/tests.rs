@@ -28,7 +28,7 @@ use crate::vm::backend::{
 };
 use crate::vm::spec::{AccelChoice, ImageSettings, VmSpec};
 use crate::vm::stream::{Bell, Listener};
-use crate::vm::warm::{Capture, Layer, Memory, Template};
+use crate::vm::template::{Capture, Layer, Memory, Template};
 
 /// `hlt; jmp -1`.
 const IDLE: &[u8] = &[0xf4, 0xeb, 0xfd];

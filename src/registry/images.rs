@@ -12,7 +12,7 @@ use crate::vm::backend::{BackendError, Images, LivePublication, Publication, Rec
 use crate::vm::origin::Origin;
 use crate::vm::spec::ImageSettings;
 use crate::vm::state::Refusal;
-use crate::vm::warm::{Capture, Captured};
+use crate::vm::template::{Capture, Captured};
 use crate::vm::{Vm, VmError};
 
 /// What is asked of an image.
@@ -212,7 +212,7 @@ impl Registry {
             let machine = Arc::new(LiveVm(vm.clone()));
             return Ok(Recipe::Live(Box::new(LivePublication { origin, machine, base })));
         }
-        let hold = Some(vm.hold(image.to_owned()).await?);
+        let hold = Some(vm.pin(image.to_owned()).await?);
         check_snapshot(&vm, snapshot.as_deref())?;
         let base = base()?;
         let layers = self.backends().images.layers(&base, &vm.dir().0)?;

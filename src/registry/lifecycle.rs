@@ -61,7 +61,7 @@ impl Registry {
         };
         let vm = driver::spawn(new_vm, self.backends.clone()).await;
         self.insert(name, &vm);
-        vm.tell(&Event::Created);
+        vm.emit(&Event::Created);
         drop(reservation);
         Ok(vm)
     }
@@ -97,7 +97,7 @@ impl Registry {
         on_disk("cannot move the VM to the trash", put).await?;
         removal.done();
         self.forget(&name, &vm);
-        vm.tell(&Event::Removed);
+        vm.emit(&Event::Removed);
         Ok(())
     }
 
@@ -146,7 +146,7 @@ impl Registry {
         });
         let vm = driver::spawn(found.await?.new_vm(self.fresh_id()), self.backends.clone()).await;
         self.insert(to, &vm);
-        vm.tell(&Event::Created);
+        vm.emit(&Event::Created);
         drop(reservation);
         Ok(())
     }

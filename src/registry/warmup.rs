@@ -20,7 +20,7 @@ use crate::vm::definition::Definition;
 use crate::vm::driver::{self, NewVm};
 use crate::vm::spec::{VmSettings, VmSpec, is_vm_name};
 use crate::vm::state::{Command, State};
-use crate::vm::warm::{Capture, Captured};
+use crate::vm::template::{Capture, Captured};
 use crate::vm::{Backends, Vm, VmId};
 
 /// How long a guest may take to boot: a cloud image sets itself up the first time.

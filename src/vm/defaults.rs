@@ -25,7 +25,7 @@ pub struct Defaults {
 #[derive(Clone, Debug)]
 struct Current {
     stored: Arc<VmSpec>,
-    /// The image that this mount was told to use instead.
+    /// The image that this mount is to use instead.
     image: Option<String>,
     changed: SystemTime,
 }
@@ -41,7 +41,7 @@ impl Defaults {
         Self { path, state, turn: tokio::sync::Mutex::new(()) }
     }
 
-    /// Takes the image that this mount was told to use for the one that is meant by it.
+    /// Takes the image that this mount is to use for the one that is meant by it.
     pub fn settle(&self, meant: impl Fn(&str) -> String) {
         if let Some(image) = &mut self.state.write().image {
             *image = meant(image);

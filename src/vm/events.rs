@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use super::stream::{Bell, Listener, Readiness, Stream};
 use super::{VmError, VmId, one_line};
 
-/// Events kept for readers that are behind; one that is further behind is told how many it missed.
+/// Events kept for readers that are behind; one that is further behind reads how many it missed.
 const KEPT: usize = 1024;
 
 /// What can happen to a VM.

@@ -35,7 +35,7 @@ use crate::store::spool::Spool;
 
 /// How long a command waits for a guest that is coming up. A cold boot under translation takes
 /// half of it on a slow host.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const READY_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long output may still arrive after the VM went off: what the sockets hold, no more.
 const GRACE: Duration = Duration::from_secs(2);
 /// Longest text given to the shell as an argument: dropbear refuses more than 9000 bytes.
@@ -184,7 +184,7 @@ async fn execute(
     job: &Job,
     text: Vec<u8>,
 ) -> Result<Exit, VmError> {
-    let session = reach(&mut link).await?;
+    let session = connected(&mut link).await?;
     job.running();
     let (command, stdin) = match text.len() {
         0..=MAX_ARGUMENT => (text, Vec::new()),
@@ -204,17 +204,17 @@ async fn execute(
     timeout(GRACE, exit).await.map_or_else(|_| Err(lost()), |exit| Ok(exit?))
 }
 
-/// Waits, with patience, until commands can be run.
-async fn reach(link: &mut watch::Receiver<Link>) -> Result<Arc<dyn GuestSession>, VmError> {
+/// Waits until commands can be run, for [`READY_TIMEOUT`] at the most.
+async fn connected(link: &mut watch::Receiver<Link>) -> Result<Arc<dyn GuestSession>, VmError> {
     let settled = async {
         let link = link.wait_for(|link| !matches!(link, Link::Coming)).await;
         link.map(|link| link.clone())
     };
-    match timeout(PATIENCE, settled).await {
+    match timeout(READY_TIMEOUT, settled).await {
         Ok(Ok(Link::Up(session))) => Ok(session),
         Ok(Ok(_)) => Err(VmError::Lost("the VM went off before it was ready".to_owned())),
         Ok(Err(_)) => Err(VmError::Removed),
-        Err(_) => Err(BackendError::GuestTimeout { seconds: PATIENCE.as_secs() }.into()),
+        Err(_) => Err(BackendError::GuestTimeout { seconds: READY_TIMEOUT.as_secs() }.into()),
     }
 }
 

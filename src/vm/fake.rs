@@ -1,4 +1,4 @@
-//! A world of fakes for tests of the layers above: machines that a test plays, guests that answer
+//! Fakes for tests of the layers above: machines that a test plays, guests that answer
 //! at once (`fake::guest`), one image. Never part of the program.
 
 mod guest;
@@ -26,7 +26,7 @@ use super::memory::{Ledger, Ram};
 use super::spec::net::Forward;
 use super::spec::{AccelChoice, ImageSettings, VmSpec};
 use super::stream::{Bell, Listener, Readiness, Stream};
-use super::warm::{Capture, Layer, Memory, Shape, Template, WarmStatus};
+use super::template::{Capture, Layer, Memory, Shape, Template, WarmStatus};
 use crate::programs::Program;
 use crate::store::failure_log::FailureLog;
 use crate::vm::VmError;
@@ -44,7 +44,7 @@ pub(crate) struct Script {
     pub(crate) stubborn: Mutex<bool>,
     /// Of which hardware saved memories are.
     pub(crate) saved_hardware: Mutex<Option<Hardware>>,
-    /// The machine that is frozen in the image.
+    /// The template of the image.
     pub(crate) template: Mutex<Option<Result<Template, String>>>,
     /// How many layers the disk made last was noted to lie on.
     pub(crate) bound: Mutex<usize>,
@@ -52,8 +52,8 @@ pub(crate) struct Script {
     pub(crate) carried: Mutex<ImageSettings>,
     /// The next clone does not take it.
     pub(crate) load_error: Mutex<Option<BackendError>>,
-    /// The next clone cannot become another than that.
-    pub(crate) twin: Mutex<Option<BackendError>>,
+    /// The next clone cannot be personalized, for this reason.
+    pub(crate) personalize_error: Mutex<Option<BackendError>>,
     /// What was asked of machines.
     pub(crate) calls: Mutex<Vec<&'static str>>,
     /// What its shape was changed to.
@@ -114,7 +114,7 @@ impl Script {
     }
 }
 
-/// Makes a world that follows a script.
+/// Makes backends that follow a script.
 pub(crate) fn backends(script: &Arc<Script>) -> Backends {
     let fake = Arc::new(Fake(Arc::clone(script)));
     let defaults = Defaults::open("/nowhere/defaults.json".into(), None, &FailureLog::default());

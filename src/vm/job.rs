@@ -1,6 +1,6 @@
 //! A command in the guest: its text, its options, its output, and how it ended.
 //!
-//! A job is self-contained: what runs it (`exec`) is told nothing but where its output goes and
+//! A job is self-contained: what runs it (`exec`) knows nothing but where its output goes and
 //! where its input comes from. No connection.
 
 pub mod input;
@@ -19,7 +19,7 @@ use self::input::Input;
 use self::order::Order;
 pub use self::output::Output;
 use super::VmError;
-use super::backend::{Control, ExecOptions, Exit, JobIo, Source};
+use super::backend::{ExecOptions, Exit, JobControl, JobIo, OutputKind};
 use super::caller::Caller;
 use super::stream::{Bell, Listener};
 use crate::store::spool::Spool;
@@ -98,8 +98,8 @@ pub struct Job {
     stdout: Arc<Spool>,
     stderr: Arc<Spool>,
     input: Arc<Input>,
-    orders: mpsc::Sender<Control>,
-    pending: tokio::sync::Mutex<mpsc::Receiver<Control>>,
+    orders: mpsc::Sender<JobControl>,
+    pending: tokio::sync::Mutex<mpsc::Receiver<JobControl>>,
     /// Rings after every change of output or state.
     bell: Arc<Bell>,
     /// Woken when readers may have made room in the spool.
@@ -132,7 +132,7 @@ enum State {
 /// How far a job has come, for whoever picks one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
-    /// It runs, will run, or has ended; or its text is complete as far as can be told.
+    /// It runs, will run, or has ended; or its text is complete as far as is known.
     Settled,
     /// Its text is still being written.
     Growing,
@@ -256,7 +256,7 @@ impl Job {
         if let Err(error) = check(text.len(), data) {
             *state = State::Lost(error.clone());
             drop((state, text));
-            self.told();
+            self.touch();
             return Err(error);
         }
         text.extend_from_slice(data);
@@ -280,7 +280,7 @@ impl Job {
         }
         *state = State::Queued;
         drop(state);
-        self.told();
+        self.touch();
         Some(text)
     }
 
@@ -298,11 +298,11 @@ impl Job {
                 change.apply(&mut self.options.lock());
                 Ok(())
             }
-            Order::Tell(control) => self.tell(control),
+            Order::Control(control) => self.send(control),
         }
     }
 
-    fn tell(&self, control: Control) -> Result<(), JobError> {
+    fn send(&self, control: JobControl) -> Result<(), JobError> {
         match *self.state.lock() {
             State::Queued | State::Running if self.origin == Origin::Directory => {}
             State::Queued | State::Running => {
@@ -314,14 +314,14 @@ impl Job {
                 return Err(JobError::NotRunning("it has ended".to_owned()));
             }
         }
-        let resized = matches!(control, Control::Resize(_));
+        let resized = matches!(control, JobControl::Resize(_));
         if resized && self.options.lock().terminal.is_none() {
             return Err(JobError::NoTerminal);
         }
         self.orders.try_send(control).map_err(|_| JobError::TooMany(MAX_ORDERS))
     }
 
-    fn told(&self) {
+    fn touch(&self) {
         self.label.lock().changed = SystemTime::now();
         self.bell.ring();
     }
@@ -329,7 +329,7 @@ impl Job {
     /// Notes that the guest runs it now.
     pub fn running(&self) {
         *self.state.lock() = State::Running;
-        self.told();
+        self.touch();
     }
 
     /// Notes how it ended. Only the first end counts.
@@ -343,7 +343,7 @@ impl Job {
         }
         drop(state);
         self.input.close();
-        self.told();
+        self.touch();
     }
 
     /// Ends it from our side: it counts as lost, and whoever runs it hangs up.
@@ -414,10 +414,10 @@ impl Job {
         apart.then(|| Output::new(self.stderr.reader(), Arc::clone(self)))
     }
 
-    fn spool(&self, source: Source) -> &Arc<Spool> {
+    fn spool(&self, source: OutputKind) -> &Arc<Spool> {
         match source {
-            Source::Stdout => &self.stdout,
-            Source::Stderr => &self.stderr,
+            OutputKind::Stdout => &self.stdout,
+            OutputKind::Stderr => &self.stderr,
         }
     }
 
@@ -447,7 +447,7 @@ impl JobIo for Job {
         self.input.next(on_terminal).await
     }
 
-    async fn control(&self) -> Control {
+    async fn control(&self) -> JobControl {
         match self.pending.lock().await.recv().await {
             Some(control) => control,
             None => std::future::pending().await,

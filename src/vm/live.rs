@@ -34,7 +34,7 @@ pub struct InForce {
     pub memory: u64,
     /// It has a CD-ROM drive.
     pub drive: bool,
-    /// The guest gives memory back when asked; one that went on from a warm image must not.
+    /// The guest gives memory back when asked; one that was loaded from a template must not.
     #[serde(default = "yes")]
     pub balloon: bool,
     /// The ports that lead into it, in the order of the settings.

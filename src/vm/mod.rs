@@ -1,5 +1,5 @@
 //! One VM: what it should be ([`spec`]), which states it has ([`state`]), the task that alone
-//! changes them ([`driver`]), what that task needs from the world ([`backend`]), and the commands
+//! changes them ([`driver`]), what that task needs ([`backend`]), and the commands
 //! run in its guest ([`exec`], [`job`]).
 //!
 //! [`Vm`] is a cheap handle: it sends requests to the driver and reads what the driver publishes.
@@ -27,7 +27,7 @@ mod settings;
 pub mod spec;
 pub mod state;
 pub mod stream;
-pub mod warm;
+pub mod template;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -39,7 +39,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use uuid::Uuid;
 
 use self::backend::{
-    BackendError, Console, Guests, Hold, Hypervisor, Images, Lifetime, Machine, RunFacts,
+    BackendError, Console, Guests, Hypervisor, Images, Lifetime, Machine, Pin, RunFacts,
     SnapshotInfo,
 };
 use self::defaults::Defaults;
@@ -49,11 +49,11 @@ use self::events::{Event, Feed};
 use self::exec::Exec;
 use self::job::JobError;
 use self::memory::Ledger;
-use self::settings::Held;
+use self::settings::CurrentSettings;
 use self::spec::{Edit, Key, SpecError};
 use self::state::{Command, Refusal, State};
 use self::stream::{Bell, Listener};
-use self::warm::Captured;
+use self::template::Captured;
 use crate::programs;
 use crate::store::failure_log::FailureLog;
 use crate::store::layout::VmDir;
@@ -67,7 +67,7 @@ pub enum VmError {
     /// A setting's value was not accepted.
     #[error(transparent)]
     Spec(#[from] SpecError),
-    /// The world did not play along.
+    /// QEMU, the guest, the disk or the host failed.
     #[error(transparent)]
     Backend(#[from] BackendError),
     /// The VM has been removed.
@@ -93,7 +93,7 @@ pub enum VmError {
 }
 
 /// The snapshots that are ours: no user can give these names, or sees them.
-const OURS: [&str; 2] = [driver::warm::CAPTURE_TAG, driver::suspended::SUSPENDED];
+const OURS: [&str; 2] = [driver::capture::CAPTURE_TAG, driver::suspended::SUSPENDED];
 
 /// What VMs are run with.
 #[derive(Clone, Debug)]
@@ -177,10 +177,10 @@ pub(crate) enum Request {
     Command(Command, oneshot::Sender<Result<(), VmError>>),
     /// A change of settings.
     Configure(Edit, oneshot::Sender<Result<(), VmError>>),
-    /// To freeze the guest into a directory.
+    /// To capture the guest into a directory.
     Capture(PathBuf, oneshot::Sender<Result<Captured, VmError>>),
     /// To stay off while this image is made of it.
-    Hold(String, oneshot::Sender<Result<Hold, VmError>>),
+    Pin(String, oneshot::Sender<Result<Pin, VmError>>),
     /// To drop a snapshot, for this process.
     DropSnapshot(String, Remover, oneshot::Sender<Result<(), VmError>>),
     /// To agree to its removal by this process.
@@ -198,7 +198,7 @@ pub(crate) struct Shared {
     dir: VmDir,
     created: SystemTime,
     name: RwLock<String>,
-    settings: Held,
+    settings: CurrentSettings,
     view: watch::Sender<View>,
     bell: Bell,
     hypervisor: Arc<dyn Hypervisor>,
@@ -260,7 +260,7 @@ impl Vm {
     }
 
     /// Adds to the events, under its name at this moment.
-    pub fn tell(&self, event: &Event) {
+    pub fn emit(&self, event: &Event) {
         self.0.events.add(self.id(), &self.0.name.read(), event);
     }
 
@@ -286,7 +286,7 @@ impl Vm {
     pub fn note_outcome<E: std::fmt::Display>(&self, outcome: Result<(), E>) {
         let failure = outcome.err().map(|e| one_line(&e.to_string()));
         if let Some(sentence) = &failure {
-            self.tell(&Event::Failed(sentence.clone()));
+            self.emit(&Event::Failed(sentence.clone()));
         }
         *self.0.failure.lock() = (failure, SystemTime::now());
         self.0.bell.ring();
@@ -342,13 +342,13 @@ impl Vm {
     /// `image` is being made of it.
     ///
     /// # Errors
-    /// [`Refusal::MustStop`] if it is not off, [`Refusal::Held`] if another image is being made of
+    /// [`Refusal::MustStop`] if it is not off, [`Refusal::Pinned`] if another image is being made of
     /// it, [`Refusal::NoDisk`] if it never ran.
-    pub async fn hold(&self, image: String) -> Result<Hold, VmError> {
-        self.ask(|answer| Request::Hold(image, answer)).await
+    pub async fn pin(&self, image: String) -> Result<Pin, VmError> {
+        self.ask(|answer| Request::Pin(image, answer)).await
     }
 
-    /// Says whether it could be frozen now. The driver decides again when it is due.
+    /// Says whether it could be captured now. The driver decides again when it is due.
     ///
     /// # Errors
     /// The refusal.
@@ -371,7 +371,7 @@ impl Vm {
     /// Writes the guest's memory and state into an empty directory, while it runs.
     ///
     /// # Errors
-    /// [`Refusal::NotReady`], or why it cannot be frozen; the guest goes on as it was.
+    /// [`Refusal::NotReady`], or why it cannot be captured; the guest runs as before.
     pub async fn capture(&self, to: PathBuf) -> Result<Captured, VmError> {
         self.ask(|answer| Request::Capture(to, answer)).await
     }

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use super::backend::{ImageStatus, Images};
 use super::state::{Refusal, State};
 use super::stream::{Listener, Readiness, Stream};
-use super::warm::WarmStatus;
+use super::template::WarmStatus;
 use super::{Vm, VmError};
 
 /// What a notice waits for: `None` is "not yet".

@@ -18,7 +18,7 @@ use crate::store::layout::VmDir;
 
 /// The settings of one VM.
 #[derive(Debug)]
-pub(super) struct Held(RwLock<Inner>);
+pub(super) struct CurrentSettings(RwLock<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -30,7 +30,7 @@ struct Inner {
     resolved: (ImageSettings, Arc<VmSpec>),
 }
 
-impl Held {
+impl CurrentSettings {
     /// Takes the settings of the VM in `dir`.
     pub(super) fn new(stored: VmSettings, changed: SystemTime, dir: &VmDir) -> Self {
         let made_with = dir.disk().exists().then(|| read(dir));

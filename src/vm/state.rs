@@ -41,7 +41,7 @@ pub enum State {
     Stopping,
     /// QEMU or the launch died.
     Failed(String),
-    /// A QEMU runs that may be the VM's, and cannot be told what to do.
+    /// A QEMU runs that may be the VM's, and does not answer.
     Unreachable(String),
     /// The files on disk are damaged.
     Broken(String),
@@ -116,7 +116,7 @@ pub enum Command {
     },
     /// End gracefully, and by force after so many seconds.
     Stop {
-        /// The patience.
+        /// How long the guest has.
         seconds: u64,
     },
     /// End QEMU now.
@@ -202,7 +202,7 @@ pub enum Refusal {
         /// The state, with its reason: a failure must not hide behind its consequence.
         state: String,
     },
-    /// Its QEMU cannot be told what to do, and nothing reaches the guest.
+    /// Its QEMU does not answer, and nothing reaches the guest.
     #[error("{verb}: unreachable: {reason}; `echo kill > ctl` ends its QEMU")]
     Unreachable {
         /// What was asked for.
@@ -210,7 +210,7 @@ pub enum Refusal {
         /// Why.
         reason: String,
     },
-    /// Its QEMU runs and cannot be told what to do, so that nothing may be done to its files.
+    /// Its QEMU runs and does not answer, so that nothing may be done to its files.
     #[error("{verb}: its QEMU still runs and is unreachable: {reason}; `echo kill > ctl` ends it")]
     Occupied {
         /// What was asked for.
@@ -248,7 +248,7 @@ pub enum Refusal {
     },
     /// An image is being made of it.
     #[error("{verb}: image {image} is being made of this VM; `cat wait` returns when that is done")]
-    Held {
+    Pinned {
         /// The command's verb.
         verb: &'static str,
         /// The image.

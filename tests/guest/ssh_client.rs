@@ -15,7 +15,7 @@ use aqfs::guest::{SshGuests, keys};
 use aqfs::store::file;
 use aqfs::store::layout::{Layout, VmDir};
 use aqfs::vm::backend::{
-    BackendError, Exit, GuestAddress, GuestSession, Guests, OutputSink, Source,
+    BackendError, Exit, GuestAddress, GuestSession, Guests, OutputKind, OutputSink,
 };
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -141,7 +141,7 @@ fn spawn(command: &mut Command) -> Child {
 /// Collects output; `wait` keeps it waiting in its first chunk.
 #[derive(Default)]
 struct Sink {
-    chunks: Mutex<Vec<(Source, Vec<u8>)>>,
+    chunks: Mutex<Vec<(OutputKind, Vec<u8>)>>,
     arrived: Notify,
 }
 
@@ -155,7 +155,7 @@ impl Sink {
 
 #[async_trait]
 impl OutputSink for Sink {
-    async fn accept(&self, source: Source, bytes: &[u8]) {
+    async fn accept(&self, source: OutputKind, bytes: &[u8]) {
         self.chunks.lock().push((source, bytes.to_vec()));
         self.arrived.notify_one();
     }
@@ -186,7 +186,7 @@ impl Gate {
 
 #[async_trait]
 impl OutputSink for Gate {
-    async fn accept(&self, _: Source, bytes: &[u8]) {
+    async fn accept(&self, _: OutputKind, bytes: &[u8]) {
         self.arrived.notify_one();
         self.permits.acquire().await.unwrap().forget();
         self.bytes.fetch_add(bytes.len(), Ordering::Relaxed);
@@ -246,7 +246,7 @@ async fn exits_signals_input_and_order(server: Server) {
     let sink = Sink::default();
     let command = b"echo a; sleep 0.2; echo b >&2; sleep 0.2; echo c";
     session.exec(command, b"", &sink).await.unwrap();
-    let (out, err) = (Source::Stdout, Source::Stderr);
+    let (out, err) = (OutputKind::Stdout, OutputKind::Stderr);
     let wanted = [(out, b"a\n".to_vec()), (err, b"b\n".to_vec()), (out, b"c\n".to_vec())];
     assert_eq!(*sink.chunks.lock(), wanted);
     let sink = Sink::default();

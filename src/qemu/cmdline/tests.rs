@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::vm::backend::{BootImage, Lifetime, SeedKind};
 use crate::vm::spec::VmSpec;
-use crate::vm::warm::{Shape, Template};
+use crate::vm::template::{Shape, Template};
 
 fn plan(kind: AccelKind, cpu: &str) -> LaunchPlan {
     LaunchPlan {

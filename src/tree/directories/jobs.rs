@@ -14,7 +14,7 @@ use crate::tree::number::{DirectoryId, NodeId, pack_job, unpack_job};
 use crate::tree::owner::NodeOwner;
 use crate::tree::scope::Scope;
 use crate::tree::{Answer, TreeError};
-use crate::vm::backend::Source;
+use crate::vm::backend::OutputKind;
 use crate::vm::caller::Caller;
 use crate::vm::job::{Job, JobError, is_job_name};
 use crate::vm::stream::{Listener, Nothing, Stream};
@@ -83,7 +83,7 @@ static JOB_ROWS: &[Node<JobOwner>] = &[
         mode: 0o400,
         mtime: JobOwner::mtime,
         doc: "what it says on standard error, from the start, to its end",
-        body: Body::Stream(|j, open| Ok(j.output(Source::Stderr, open))),
+        body: Body::Stream(|j, open| Ok(j.output(OutputKind::Stderr, open))),
     },
     Node {
         name: "stdin",
@@ -97,7 +97,7 @@ static JOB_ROWS: &[Node<JobOwner>] = &[
         mode: 0o400,
         mtime: JobOwner::mtime,
         doc: "what it says on standard output, from the start, to its end",
-        body: Body::Stream(|j, open| Ok(j.output(Source::Stdout, open))),
+        body: Body::Stream(|j, open| Ok(j.output(OutputKind::Stdout, open))),
     },
     Node {
         name: "wait",
@@ -131,7 +131,7 @@ impl JobOwner {
         Ok(self.job.obey(line).map_err(VmError::from)?)
     }
 
-    fn output(&self, source: Source, open: &OpenRequest<'_>) -> Arc<dyn Stream> {
+    fn output(&self, source: OutputKind, open: &OpenRequest<'_>) -> Arc<dyn Stream> {
         self.vm.jobs().open_output(&self.job, source, open.crawler)
     }
 }

@@ -62,7 +62,7 @@ pub enum BackendError {
         /// QEMU's words.
         reason: String,
     },
-    /// A guest cannot go on as another one.
+    /// A clone cannot be given an identity of its own.
     #[error("the guest cannot be given an identity of its own: {reason}")]
     PersonalizationFailed {
         /// What is missing, or the guest's own words.

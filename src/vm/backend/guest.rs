@@ -1,4 +1,4 @@
-//! Ways into a guest: SSH sessions, the serial line, and the line that tells a clone who it is.
+//! Ways into a guest: SSH sessions, the serial line, and the port that gives a clone its identity.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -47,7 +47,7 @@ pub enum Exit {
 
 /// Which of a command's outputs bytes came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum OutputKind {
     /// Standard output.
     Stdout,
     /// Standard error.
@@ -58,7 +58,7 @@ pub enum Source {
 #[async_trait]
 pub trait OutputSink: Send + Sync {
     /// Takes a chunk.
-    async fn accept(&self, source: Source, bytes: &[u8]);
+    async fn accept(&self, source: OutputKind, bytes: &[u8]);
 }
 
 /// Takes a command's output and forgets it.
@@ -67,7 +67,7 @@ pub struct DiscardOutput;
 
 #[async_trait]
 impl OutputSink for DiscardOutput {
-    async fn accept(&self, _source: Source, _bytes: &[u8]) {}
+    async fn accept(&self, _source: OutputKind, _bytes: &[u8]) {}
 }
 
 /// The size of a terminal in characters.
@@ -79,9 +79,9 @@ pub struct WindowSize {
     pub rows: u16,
 }
 
-/// What a running command can be told.
+/// What can be asked of a running command.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Control {
+pub enum JobControl {
     /// A signal for all of its processes: a name without `SIG`, or a number.
     Signal(String),
     /// Another size of its terminal.
@@ -94,8 +94,8 @@ pub trait JobIo: OutputSink {
     /// Waits for the next bytes of its input; `None` at the end. First asked when the command runs,
     /// and not again after the end. Dropping the future loses nothing.
     async fn input(&self) -> Option<Vec<u8>>;
-    /// Waits for the next thing to tell it. Dropping the future loses nothing.
-    async fn control(&self) -> Control;
+    /// Waits for the next order. Dropping the future loses nothing.
+    async fn control(&self) -> JobControl;
 }
 
 /// What a command is run with.
@@ -139,7 +139,7 @@ pub trait Guests: fmt::Debug + Send + Sync {
     async fn prepare(&self, plan: &LaunchPlan) -> Result<(), BackendError>;
     /// Connects, logs in and proves it by running `true`: one attempt, bounded.
     async fn connect(&self, at: &GuestAddress) -> Result<Arc<dyn GuestSession>, BackendError>;
-    /// Opens the port on which a guest is told who it is.
+    /// Opens the port on which a guest is given its identity.
     async fn identity(&self, dir: &Path) -> Result<Box<dyn IdentityPort>, BackendError>;
     /// Returns a configuration with which other clients get into a guest without a question.
     fn client_config(&self, host: &ClientHost) -> String;
@@ -147,15 +147,15 @@ pub trait Guests: fmt::Debug + Send + Sync {
     fn console(&self, dir: PathBuf) -> Arc<dyn Console>;
 }
 
-/// A line to a program in the guest that waits to be told who the guest is. It is no SSH: no key is
+/// The way to a program in the guest that waits for the guest's identity. It is no SSH: no key is
 /// exchanged before the guest has random numbers of its own.
 #[async_trait]
 pub trait IdentityPort: fmt::Debug + Send + Sync {
     /// Has the guest of `session` wait on this port.
     async fn arm(&mut self, session: &dyn GuestSession) -> Result<(), BackendError>;
-    /// Tells the guest that it is the machine of `plan`, and returns when it is: with its own
+    /// Gives the guest the identity of `plan`, and returns when it has it: with its own
     /// random numbers, time, name, network address and keys.
-    async fn tell(&mut self, plan: &LaunchPlan) -> Result<(), BackendError>;
+    async fn personalize(&mut self, plan: &LaunchPlan) -> Result<(), BackendError>;
     /// Has the guest wait no more.
     async fn dismiss(&mut self);
 }

@@ -15,7 +15,7 @@ use crate::programs::Program;
 use crate::vm::hardware::Hardware;
 use crate::vm::memory::Ram;
 use crate::vm::spec::{AccelChoice, VmSpec};
-use crate::vm::warm::{Layer, Memory, Shape};
+use crate::vm::template::{Layer, Memory, Shape};
 
 /// Everything that a launch needs; nothing is looked up later.
 #[derive(Clone, Debug)]
@@ -40,7 +40,7 @@ pub struct LaunchPlan {
     pub base: Vec<Layer>,
     /// Where its memory comes from.
     pub memory: Memory,
-    /// Why it boots, where it might have gone on from a warm image.
+    /// Why it boots, where it might have been loaded from a template.
     pub cold: Option<String>,
     /// When it must have ended.
     pub lifetime: Lifetime,
@@ -76,7 +76,7 @@ pub enum Adoption {
     NeverRan,
     /// It runs and is ours again.
     Running(Launched),
-    /// It has ended: why, as far as can be told.
+    /// It has ended: why, as far as is known.
     Ended(String),
     /// A process is there that may be it, but it cannot be adopted; it is left alone until a user asks
     /// for its end.

@@ -1,4 +1,4 @@
-//! Images: what they offer for booting, and how they are made and frozen.
+//! Images: what they offer for booting, and how they are made and captured.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use super::{BackendError, DiskFormat};
 use crate::programs::Program;
 use crate::vm::spec::ImageSettings;
 use crate::vm::stream::Listener;
-use crate::vm::warm::{Capture, Layer, Template, WarmStatus};
+use crate::vm::template::{Capture, Layer, Template, WarmStatus};
 
 /// What an image offers for booting. Every source of images ends in this shape.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,7 +22,7 @@ pub struct BootImage {
     pub name: String,
     /// `sha256:…` over its contents.
     pub digest: String,
-    /// The frozen base disk, absolute.
+    /// The immutable base disk, absolute.
     pub disk: PathBuf,
     /// The base disk's format.
     pub format: DiskFormat,
@@ -36,12 +36,12 @@ pub struct BootImage {
     pub cmdline: String,
     /// The guest opens the virtio-serial port `org.aqfs.ready` when SSH listens, and keeps it open.
     pub announces: bool,
-    /// How the guest is told its name and keys.
+    /// How the guest gets its name and keys.
     #[serde(default)]
     pub seed: SeedKind,
 }
 
-/// How a guest is told its name and its keys at boot.
+/// How a guest gets its name and its keys at boot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SeedKind {
@@ -101,7 +101,7 @@ pub struct ImageInfo {
     pub progress: String,
     /// Last change.
     pub changed: SystemTime,
-    /// Whether a machine is frozen in it.
+    /// Whether it has a template.
     pub warm: WarmStatus,
     /// What it carries to its VMs.
     pub settings: ImageSettings,
@@ -130,7 +130,7 @@ impl fmt::Display for Recipes {
 
 /// Keeps a VM that is off from being started or removed; dropping it lets the VM go.
 #[derive(Debug)]
-pub struct Hold(
+pub struct Pin(
     #[expect(dead_code, reason = "its end is its message")] pub(in crate::vm) oneshot::Sender<()>,
 );
 
@@ -150,7 +150,7 @@ pub struct Publication {
     /// What the image carries to its VMs.
     pub settings: ImageSettings,
     /// Keeps the disk as it is meanwhile.
-    pub hold: Option<Hold>,
+    pub hold: Option<Pin>,
 }
 
 /// A VM that runs and is to become an image.
@@ -186,7 +186,7 @@ pub trait Images: fmt::Debug + Send + Sync {
     fn info(&self, name: &str) -> Option<ImageInfo>;
     /// Returns the settings that an image carries to its VMs; none of one that is not ready.
     fn settings(&self, name: &str) -> ImageSettings;
-    /// Returns those that it would carry without a machine frozen in it.
+    /// Returns those that it would carry without a template.
     fn settings_of_disk(&self, name: &str) -> ImageSettings;
     /// Starts building or fetching in the background; does nothing if it is ready or under way.
     fn begin(&self, name: &str) -> Result<(), BackendError>;
@@ -213,17 +213,17 @@ pub trait Images: fmt::Debug + Send + Sync {
     /// Returns the version of an image for the VM in this directory, as [`Self::boot_of`] and
     /// [`Self::ensure`] do.
     async fn ensure_for(&self, name: &str, dir: &Path) -> Result<BootImage, BackendError>;
-    /// Returns the machine frozen in an image, once it has been checked; `None` if there is none,
-    /// and what is wrong with it if it is not what was frozen.
+    /// Returns the template of an image, once it has been checked; `None` if there is none, and what
+    /// is wrong with it if it is not what was captured.
     async fn template(&self, name: &str) -> Option<Result<Template, String>>;
     /// Returns what the disk in a VM's directory is an overlay on, top first; what a new one would
     /// be if there is none.
     fn layers(&self, image: &BootImage, dir: &Path) -> Result<Vec<Layer>, BackendError>;
     /// Notes what the disk that is going to be made in a VM's directory is an overlay on.
     fn bind(&self, dir: &Path, image: &BootImage, base: &[Layer]) -> Result<(), BackendError>;
-    /// Begins to keep a machine frozen in an image: one that boots from it.
+    /// Begins to make the template of an image, of a machine that boots from it.
     fn warm(&self, name: &str, machine: Arc<dyn Capture>) -> Result<(), BackendError>;
-    /// Forgets the machine frozen in an image.
+    /// Removes the template of an image.
     fn cool(&self, name: &str) -> Result<(), BackendError>;
     /// Returns a listener that hears every change of status and progress.
     fn listen(&self) -> Listener;

@@ -14,7 +14,7 @@ use crate::vm::hardware::Hardware;
 use crate::vm::live::InForce;
 use crate::vm::spec::net::Forward;
 use crate::vm::stream::Stream;
-use crate::vm::warm::{Shape, Template};
+use crate::vm::template::{Shape, Template};
 
 /// How guests' instructions are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,7 +76,7 @@ pub struct RunFacts {
     /// What it has of its settings; `None` if that is not known any more.
     #[serde(default)]
     pub in_force: Option<InForce>,
-    /// `yes` if it went on from a warm image; `no`, with the reason if it might have.
+    /// `yes` if it was loaded from a warm image's template; `no`, with the reason if it might have.
     #[serde(default)]
     pub warm: String,
     /// What it was like when it was started; `None` if that is not known any more.
@@ -154,9 +154,9 @@ pub trait Machine: fmt::Debug + Send + Sync {
     async fn has_run(&self) -> Result<bool, BackendError>;
     /// Stops the processors.
     async fn pause(&self) -> Result<(), BackendError>;
-    /// Lets the processors run.
+    /// Resumes the processors.
     async fn resume(&self) -> Result<(), BackendError>;
-    /// Lets them run that a daemon which is no more had stopped, and gives up what it was at.
+    /// Resumes the processors that an earlier daemon had stopped, and cancels what it had begun.
     async fn recover(&self) -> Result<(), BackendError>;
     /// Resets the machine, as the button does.
     async fn reset(&self) -> Result<(), BackendError>;
@@ -177,10 +177,10 @@ pub trait Machine: fmt::Debug + Send + Sync {
     async fn press_keys(&self, chords: &[Vec<String>]) -> Result<(), BackendError>;
     /// Writes down what it has now, for a later daemon.
     async fn keep(&self, in_force: &InForce) -> Result<(), BackendError>;
-    /// Takes, restores or drops a snapshot, memory included; the processors stand still meanwhile.
+    /// Takes, restores or drops a snapshot, memory included; the processors are stopped meanwhile.
     async fn snapshot(&self, op: &SnapshotOp) -> Result<(), BackendError>;
-    /// Writes its memory and state into an empty directory and goes on; returns how long it stood
-    /// still. `plan` is what it would be started by now. Takes a snapshot of the disk at the same
+    /// Writes its memory and state into an empty directory and resumes; returns how long the
+    /// processors were stopped. `plan` is what it would be started by now. Takes a snapshot of the disk at the same
     /// instant, which stays.
     async fn capture(
         &self,

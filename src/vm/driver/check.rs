@@ -18,7 +18,7 @@ impl Driver {
             Request::Command(command, _) => self.check_command(command)?,
             Request::DropSnapshot(tag, ..) => self.check_command(&Command::Drop(tag.clone()))?,
             Request::Retire(..) => self.check_policy(&Command::Remove)?,
-            Request::Hold(..) => self.check_pin().map_err(|refusal| self.explained(refusal))?,
+            Request::Pin(..) => self.check_pin().map_err(|refusal| self.explained(refusal))?,
             Request::Capture(..) => self.check_capture()?,
             Request::Configure(..) => {}
         }

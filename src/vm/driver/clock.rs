@@ -10,9 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::{Instant, timeout};
 
 use super::Driver;
-use super::stop::Nowhere;
 use super::task::{Report, Ticket};
-use crate::vm::backend::GuestSession;
+use crate::vm::backend::{DiscardOutput, GuestSession};
 
 /// How long setting the guest's clock may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -92,7 +91,7 @@ async fn set_once(session: &dyn GuestSession) {
          s || s sudo -n"
     );
     // A guest that will not have its clock set keeps it: it is no less ready for that.
-    drop(session.exec(command.as_bytes(), b"", &Nowhere).await);
+    drop(session.exec(command.as_bytes(), b"", &DiscardOutput).await);
 }
 
 #[cfg(test)]

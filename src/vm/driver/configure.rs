@@ -72,11 +72,11 @@ impl Change {
         }
         self.change_machine(&old, &new).await?;
         if let Err(error) = self.store(settings).await {
-            // What is not stored must not be in force either; the first failure is the one told.
+            // What is not stored must not be in force either; the first failure is the one reported.
             drop(self.change_machine(&new, &old).await);
             return Err(error);
         }
-        self.vm.tell(&Event::Config(edit.key()));
+        self.vm.emit(&Event::Config(edit.key()));
         Ok(())
     }
 

@@ -216,7 +216,7 @@ mod tests {
         }
         let Fixture { _dir, vm, .. } = off(&["a", "b"]).await;
         drop_snapshot(&vm, "a").await;
-        let hold = vm.hold("x".into()).await.unwrap();
+        let hold = vm.pin("x".into()).await.unwrap();
         assert_eq!(in_disk(&vm), ["b"]);
         drop(hold);
     }

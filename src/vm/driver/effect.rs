@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::capture::CaptureAnswer;
 use super::connect::Announcement;
 use super::pin::PinAnswer;
 use super::remove::RemovalAnswer;
@@ -16,7 +17,6 @@ use super::snapshot::PendingSnapshot;
 use super::stop::ShutDown;
 use super::task::{Report, Ticket};
 use super::verb::MachineVerb;
-use super::warm::CaptureAnswer;
 use super::{Answer, Driver, dropped, paused_by_daemon};
 use crate::vm::backend::{GuestSession, LaunchPlan, Machine, SilentMachine, SnapshotOp};
 use crate::vm::dropped::Remover;
@@ -148,7 +148,7 @@ impl Driver {
     pub(super) fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Note(text) => self.note(&text),
-            Effect::Emit(event) => self.vm.tell(&event),
+            Effect::Emit(event) => self.vm.emit(&event),
             Effect::Failed(error) => self.vm.note_outcome(Err(error)),
             Effect::Answer(answer, result) => drop(answer.send(result)),
             Effect::Refuse(request, error) => request.refuse(error),

@@ -4,7 +4,7 @@ use super::Driver;
 use crate::vm::backend::{BackendError, ImageInfo, LaunchPlan};
 use crate::vm::memory::{Check, Need, Ram, Reservation};
 use crate::vm::spec::VmSpec;
-use crate::vm::warm::{Memory, WarmStatus};
+use crate::vm::template::{Memory, WarmStatus};
 
 impl Driver {
     /// Has the host promise what a machine with these settings may come to take.
@@ -45,7 +45,7 @@ impl Driver {
         }
     }
 
-    /// Says what the next start's memory will be made of, as far as can be told at once.
+    /// Says what the next start's memory will be made of, as far as is known at once.
     pub(super) fn likely_ram(&self, image: &ImageInfo) -> Ram {
         let is_warm = matches!(image.warm, WarmStatus::Warm(_));
         let is_loaded = is_warm && !self.vm.dir().disk().exists();

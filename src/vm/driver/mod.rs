@@ -55,7 +55,7 @@ use super::definition::Definition;
 use super::dropped::DroppedSnapshots;
 use super::events::Event;
 use super::exec::{Exec, Link};
-use super::settings::Held;
+use super::settings::CurrentSettings;
 use super::spec::{VmSettings, VmSpec};
 use super::stream::Bell;
 use super::{Backends, Request, Shared, View, Vm, VmError, VmId, one_line};
@@ -63,6 +63,7 @@ use crate::store::file;
 use crate::store::layout::VmDir;
 
 mod adopt;
+pub(crate) mod capture;
 mod check;
 mod clock;
 mod configure;
@@ -87,7 +88,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 mod verb;
-pub(crate) mod warm;
+mod warm_start;
 
 /// What is needed to bring a VM to life in the daemon.
 #[derive(Debug)]
@@ -153,7 +154,7 @@ fn shared(
         uuid: new_vm.uuid,
         created: definition.created,
         name: RwLock::new(new_vm.name),
-        settings: Held::new(definition.settings, definition.created, &new_vm.dir),
+        settings: CurrentSettings::new(definition.settings, definition.created, &new_vm.dir),
         view: watch::Sender::new(View::new(rest.state(), definition.created)),
         bell: Bell::default(),
         hypervisor: Arc::clone(&backends.hypervisor),
@@ -274,7 +275,7 @@ impl Driver {
         if state.is_off() {
             self.vm.follow_image_without_disk();
         }
-        self.vm.tell(&Event::Status(state.to_string()));
+        self.vm.emit(&Event::Status(state.to_string()));
     }
 
     fn view(&self, old: &View) -> View {

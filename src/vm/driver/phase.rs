@@ -99,7 +99,7 @@ pub(super) enum Activity {
     },
 }
 
-/// What a phase is told.
+/// What a phase reacts to.
 #[derive(Debug)]
 pub(super) enum Input {
     /// A request that the VM's state, settings and files admit; a start comes with the memory that

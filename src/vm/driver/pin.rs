@@ -5,11 +5,11 @@ use tokio::sync::oneshot;
 use super::task::Report;
 use super::{Driver, dropped};
 use crate::vm::VmError;
-use crate::vm::backend::Hold;
+use crate::vm::backend::Pin;
 use crate::vm::state::{Refusal, State};
 
 /// Where the answer goes.
-pub(super) type PinAnswer = oneshot::Sender<Result<Hold, VmError>>;
+pub(super) type PinAnswer = oneshot::Sender<Result<Pin, VmError>>;
 
 impl Driver {
     /// Pins the VM until the answer is dropped.
@@ -21,7 +21,7 @@ impl Driver {
                 vm.note_outcome(Err::<(), _>(error));
             }
             let (hold, released) = oneshot::channel();
-            drop(answer.send(Ok(Hold(hold))));
+            drop(answer.send(Ok(Pin(hold))));
             // It is never sent to: its end is the message.
             drop(released.await);
             to.report(Report::Unpinned).await;
@@ -48,15 +48,15 @@ impl Driver {
         let Some(image) = self.phase.pinned_by().map(str::to_owned) else { return refusal };
         match refusal {
             Refusal::Busy { verb, .. } | Refusal::MustStop { verb, .. } => {
-                Refusal::Held { verb, image }
+                Refusal::Pinned { verb, image }
             }
-            Refusal::InUse { .. } => Refusal::Held { verb: "rmdir", image },
+            Refusal::InUse { .. } => Refusal::Pinned { verb: "rmdir", image },
             other @ (Refusal::Already { .. }
             | Refusal::Off { .. }
             | Refusal::Unreachable { .. }
             | Refusal::Occupied { .. }
             | Refusal::Paused { .. }
-            | Refusal::Held { .. }
+            | Refusal::Pinned { .. }
             | Refusal::TooMany { .. }
             | Refusal::NotReady { .. }
             | Refusal::Protected

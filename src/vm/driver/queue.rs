@@ -55,7 +55,7 @@ impl Driver {
         match request {
             // A refusal is said at once.
             Request::Command(command, _) => must_wait(command) && self.admits(command).is_ok(),
-            Request::Configure(..) | Request::Capture(..) | Request::Hold(..) => true,
+            Request::Configure(..) | Request::Capture(..) | Request::Pin(..) => true,
             Request::DropSnapshot(tag, ..) => self.admits(&Command::Drop(tag.clone())).is_ok(),
             // The VM is off: the change only writes the settings, and must not do so into the trash.
             Request::Retire(..) => self.admits(&Command::Remove).is_ok(),
@@ -94,7 +94,7 @@ impl Request {
             }
             Self::Retire(_, answer) => drop(answer.send(Err(error))),
             Self::Capture(_, answer) => drop(answer.send(Err(error))),
-            Self::Hold(_, answer) => drop(answer.send(Err(error))),
+            Self::Pin(_, answer) => drop(answer.send(Err(error))),
         }
     }
 }

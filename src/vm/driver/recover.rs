@@ -13,8 +13,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::warm::CAPTURE_TAG;
-use super::{paused_by_daemon, suspended, warm};
+use super::capture::CAPTURE_TAG;
+use super::{paused_by_daemon, suspended, warm_start};
 use crate::store::layout::VmDir;
 use crate::store::operation::{self, Operation};
 use crate::vm::Backends;
@@ -56,9 +56,9 @@ async fn personalize(
     adoption: Adoption,
 ) -> Result<Adoption, BackendError> {
     if let Adoption::Running(launched) = adoption {
-        warm::end(launched).await;
+        warm_start::end(launched).await;
     }
-    warm::call_off(backends, dir).await?;
+    warm_start::call_off(backends, dir).await?;
     Ok(Adoption::Ended("the daemon ended while it started; start it again".to_owned()))
 }
 

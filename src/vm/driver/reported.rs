@@ -290,7 +290,7 @@ impl Phase {
         }
     }
 
-    /// Who waits is told that the work continues.
+    /// Answers who waits: the work continues.
     fn on_snapshot_overdue(mut self, step: &mut Step) -> Self {
         if let Self::UsingDisk(_, DiskUse::Snapshot(job))
         | Self::Running(

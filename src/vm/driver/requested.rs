@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Answer;
+use super::capture::CaptureAnswer;
 use super::effect::{Effect, Step};
 use super::phase::{Activity, DiskUse, Phase, Start, StartStage};
 use super::pin::PinAnswer;
@@ -18,7 +19,6 @@ use super::start::START_ANSWER;
 use super::stop::ShutDown;
 use super::task::{Report, Task};
 use super::verb::MachineVerb;
-use super::warm::CaptureAnswer;
 use crate::vm::backend::SnapshotOp;
 use crate::vm::dropped::Remover;
 use crate::vm::memory::Reservation;
@@ -41,7 +41,7 @@ impl Phase {
             Request::DropSnapshot(tag, by, answer) => {
                 self.begin_snapshot(SnapshotOp::Drop(tag), by, answer, step)
             }
-            Request::Hold(image, answer) => self.on_pin(image, answer, step),
+            Request::Pin(image, answer) => self.on_pin(image, answer, step),
             Request::Capture(to, answer) => self.on_capture(to, answer, step),
             Request::Retire(by, answer) => self.on_retire(by, answer, step),
         }
@@ -206,7 +206,7 @@ impl Phase {
 
     fn on_pin(self, image: String, answer: PinAnswer, step: &mut Step) -> Self {
         let Self::Off(rest) = self else {
-            return self.refuse(Request::Hold(image, answer), step);
+            return self.refuse(Request::Pin(image, answer), step);
         };
         step.then(Effect::Pin(answer));
         Self::UsingDisk(rest, DiskUse::Image(image))

@@ -14,7 +14,7 @@ use super::clock::GuestClock;
 use super::connect::Announcement;
 use super::effect::{Effect, Step};
 use super::task::Task;
-use super::warm::WARM;
+use super::warm_start::WARM;
 use crate::vm::backend::{AccelKind, GuestSession, Launched, Machine, MachineEvent, RunFacts};
 use crate::vm::exec::Link;
 use crate::vm::live::InForce;

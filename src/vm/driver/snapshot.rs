@@ -1,7 +1,7 @@
 //! Snapshots: points in a VM's past, kept in its disk.
 //!
 //! Of a VM that is off, `qemu-img` takes, restores and drops them, and they can be renamed; of one
-//! that runs, QEMU does, with its memory. Either way the VM is `saving` meanwhile, and goes on as it was.
+//! that runs, QEMU does, with its memory. Either way the VM is `saving` meanwhile, and is then as it was.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -90,14 +90,14 @@ impl SnapshotJob {
         self.then == Then::End
     }
 
-    /// Tells who waits that the work continues.
+    /// Answers who waits: the work continues.
     pub(super) fn overdue(&mut self, step: &mut Step) {
         if let Some(answer) = self.answer.take() {
             step.answer(answer, Done::Ok(()));
         }
     }
 
-    /// Ends it, and tells who waits; without anybody who waits, `error` has a failure.
+    /// Ends it and answers who waits; when nobody does, `error` shows a failure.
     pub(super) fn end(self, done: Done, step: &mut Step) {
         self.list(&done, step);
         if let (SnapshotOp::Restore(tag), Ok(())) = (&self.op, &done) {
@@ -221,8 +221,8 @@ fn check_live(wanted: &SnapshotInfo, known: &[SnapshotInfo]) -> Result<(), Refus
     }
 }
 
-/// A guest that cannot be saved goes on as if nothing had been asked; if not even that works, its
-/// status tells. One that is saved stays marked as long as its machine is there.
+/// A guest that cannot be saved is resumed; if that fails too, its status is `paused`. The note of
+/// the pause of a guest that is saved stays until its machine has ended.
 async fn stop_and_save(machine: &dyn Machine, stale: Option<&'static str>, dir: &VmDir) -> Done {
     paused_by_daemon::begin(dir).await?;
     let saved = async {

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use super::task::{LaunchKind, Report, Ticket};
-use super::{Driver, dropped, suspended, warm};
+use super::{Driver, dropped, suspended, warm_start};
 use crate::vm::backend::{BackendError, LaunchPlan};
 use crate::vm::memory::Reservation;
 use crate::vm::spec::VmSpec;
 use crate::vm::state::Refusal;
-use crate::vm::warm::Memory;
+use crate::vm::template::Memory;
 use crate::vm::{Backends, Vm, VmError};
 
 /// How long a write of `start` waits for QEMU's greeting before it answers "under way".
@@ -45,7 +45,7 @@ impl Driver {
         plan.paused |= saved.is_some();
         self.detach(|to| async move {
             let launched = match (&plan.memory, saved) {
-                (Memory::Clone(_), _) => warm::start(&backends, plan, &to).await,
+                (Memory::Clone(_), _) => warm_start::start(&backends, plan, &to).await,
                 (Memory::Own | Memory::CaptureTarget { .. }, None) => {
                     backends.hypervisor.launch(plan).await
                 }
@@ -62,7 +62,7 @@ impl Driver {
 /// Does everything that comes before QEMU: image, seed, accelerator.
 async fn plan(vm: &Vm, backends: &Backends, paused: bool) -> Result<LaunchPlan, BackendError> {
     if let Err(error) = dropped::drop_now(vm).await {
-        // It is listed again, and in nobody's way.
+        // It is listed again, and does not prevent a start.
         vm.note_outcome(Err::<(), _>(error));
     }
     let spec = vm.spec();
@@ -87,7 +87,7 @@ async fn plan(vm: &Vm, backends: &Backends, paused: bool) -> Result<LaunchPlan, 
         lifetime: vm.0.lifetime,
     };
     backends.guests.prepare(&plan).await?;
-    warm::choose(backends, &mut plan, &vm.settings()).await?;
+    warm_start::choose(backends, &mut plan, &vm.settings()).await?;
     if !vm.dir().disk().exists() {
         backends.images.bind(&plan.dir, &plan.image, &plan.base)?;
     }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::running::RunningMachine;
 use super::task::{Report, Reporter, Ticket};
 use super::{Driver, clock, suspended};
-use crate::vm::backend::{GuestSession, Machine, OutputSink, Source};
+use crate::vm::backend::{DiscardOutput, GuestSession, Machine};
 
 /// How long the guest has to react to the power button before it is asked over SSH.
 const BUTTON_TIMEOUT: Duration = Duration::from_secs(3);
@@ -55,7 +55,7 @@ impl ShutDown {
     async fn ask_over_ssh(&self, to: &Reporter) {
         let Some(session) = &self.session else { return };
         to.report(Report::Note("no answer to the power button; asking over SSH".to_owned())).await;
-        drop(session.exec(b"poweroff", b"", &Nowhere).await);
+        drop(session.exec(b"poweroff", b"", &DiscardOutput).await);
     }
 }
 
@@ -86,12 +86,4 @@ impl Driver {
             to.report(Report::Killed(machine.kill().await)).await;
         });
     }
-}
-
-/// Takes output that nobody reads.
-pub(super) struct Nowhere;
-
-#[async_trait::async_trait]
-impl OutputSink for Nowhere {
-    async fn accept(&self, _source: Source, _bytes: &[u8]) {}
 }

@@ -44,7 +44,7 @@ pub(super) async fn save(
     machine.snapshot(&SnapshotOp::Take(SUSPENDED.to_owned())).await
 }
 
-/// Lets the processors run. A `suspend` that did not come to its end has left what no start must go
+/// Resumes the processors. A `suspend` that did not come to its end has left what no start must go
 /// on from any more.
 pub(super) async fn resume(
     machine: &dyn Machine,
@@ -65,7 +65,7 @@ pub(super) async fn forget(
     }
 }
 
-/// Finds the machine that an earlier daemon started. One that was to go on from what `suspend` has
+/// Finds the machine that an earlier daemon started. One that was to resume what `suspend` has
 /// saved, and has not run, is ended: nothing is lost, and the next start does it.
 pub(super) async fn adopt(hypervisor: &dyn Hypervisor, dir: PathBuf, uuid: Uuid) -> Adoption {
     let found = hypervisor.adopt(dir.clone(), uuid).await;
@@ -89,8 +89,8 @@ async fn ended_if_it_has_not_run(
     dir: &VmDir,
 ) -> Result<Adoption, BackendError> {
     let Adoption::Running(launched) = &adoption else { return Ok(adoption) };
-    let was_going_on = launched.paused && saved(hypervisor, dir).is_some();
-    if was_going_on && matches!(launched.machine.has_run().await, Ok(false)) {
+    let is_half_resumed = launched.paused && saved(hypervisor, dir).is_some();
+    if is_half_resumed && matches!(launched.machine.has_run().await, Ok(false)) {
         launched.machine.kill().await?;
         return Ok(Adoption::NeverRan);
     }
@@ -161,7 +161,7 @@ async fn start_in(
     let (dir, disk) = (VmDir(plan.dir.clone()), plan.spec.disk);
     let mut launched = backends.hypervisor.launch(plan).await?;
     let resuming = Resuming { hypervisor: &*backends.hypervisor, dir: &dir, saved, disk, paused };
-    resuming.go_on(&mut launched).await?;
+    resuming.resume(&mut launched).await?;
     Ok(launched)
 }
 
@@ -177,7 +177,7 @@ struct Resuming<'a> {
 }
 
 impl Resuming<'_> {
-    async fn go_on(&self, launched: &mut Launched) -> Result<(), BackendError> {
+    async fn resume(&self, launched: &mut Launched) -> Result<(), BackendError> {
         if let Err(error) = self.take_in(&*launched.machine).await {
             // It has not run: nothing is lost, and the next start tries again.
             drop(launched.machine.kill().await);

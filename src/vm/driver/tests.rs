@@ -1,4 +1,4 @@
-//! The driver against a fake backends: what each verb and each event does to the state.
+//! The driver with fake backends: what each verb and each event does to the state.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::vm::fake::{Script, backends, clean_exit};
 use crate::vm::spec::{ImageSettings, VmSettings, VmSpec};
 use crate::vm::state::{Command, Refusal, State};
 use crate::vm::stream::{self, Stream};
-use crate::vm::warm::{Layer, Shape, Template};
+use crate::vm::template::{Layer, Shape, Template};
 use crate::vm::{Backends, Vm, VmError, VmId};
 
 pub(super) const START: Command = Command::Start { paused: false };
@@ -452,7 +452,7 @@ fn operations(dir: &Scratch) -> Vec<Operation> {
     operation::list(&VmDir(dir.0.path().to_owned())).unwrap()
 }
 
-/// Starts a VM whose image holds a frozen machine.
+/// Starts a VM whose image has a template.
 async fn warm_start(prepare: impl FnOnce(&Script)) -> (Fixture, Result<(), VmError>) {
     let fixture = fixture().await;
     *fixture.script.template.lock() = Some(Ok(template()));
@@ -462,11 +462,11 @@ async fn warm_start(prepare: impl FnOnce(&Script)) -> (Fixture, Result<(), VmErr
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clone_is_told_who_it_is_before_anybody_else_hears_of_it() {
+async fn a_clone_is_personalized_before_anybody_else_connects() {
     let (Fixture { _dir: dir, script, vm }, started) = warm_start(|_| ()).await;
     started.unwrap();
     until(&vm, &State::Ready).await;
-    assert_eq!(script.calls.lock()[..3], ["load_template", "resume", "tell"]);
+    assert_eq!(script.calls.lock()[..3], ["load_template", "resume", "personalize"]);
     assert_eq!(operations(&dir), []);
 }
 
@@ -482,10 +482,10 @@ async fn a_state_that_is_not_taken_is_no_reason_not_to_boot() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_clone_that_stays_a_twin_is_ended_and_its_disk_discarded() {
-    let twin = BackendError::PersonalizationFailed { reason: "no vmgenid".into() };
+async fn a_clone_that_cannot_be_personalized_is_ended_and_its_disk_discarded() {
+    let error = BackendError::PersonalizationFailed { reason: "no vmgenid".into() };
     let (Fixture { _dir: dir, script, vm }, started) =
-        warm_start(|script| *script.twin.lock() = Some(twin)).await;
+        warm_start(|script| *script.personalize_error.lock() = Some(error)).await;
     assert!(
         matches!(started, Err(VmError::Backend(BackendError::PersonalizationFailed { .. }))),
         "{started:?}"
@@ -495,7 +495,7 @@ async fn a_clone_that_stays_a_twin_is_ended_and_its_disk_discarded() {
         &State::Failed("the guest cannot be given an identity of its own: no vmgenid".into()),
     )
     .await;
-    assert_eq!(*script.calls.lock(), ["load_template", "resume", "tell", "kill", "discard"]);
+    assert_eq!(*script.calls.lock(), ["load_template", "resume", "personalize", "kill", "discard"]);
     assert_eq!(operations(&dir), []);
 }
 
@@ -556,10 +556,10 @@ async fn adopted_paused(mark: bool) -> (Scratch, Arc<Script>, Vm) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_guest_that_stands_still_for_our_sake_goes_on_under_the_next_daemon() {
+async fn a_guest_that_the_daemon_has_paused_is_resumed_by_the_next_daemon() {
     let (dir, script, vm) = adopted_paused(true).await;
     until(&vm, &State::Ready).await;
-    // Its clock stood still too.
+    // Its clock was stopped too.
     assert!(script.calls.lock().ends_with(&["recover", "exec"]));
     assert_eq!(operations(&dir), []);
 }

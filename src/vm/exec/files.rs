@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use super::{Exec, Playback, Shared};
 use crate::vm::VmError;
-use crate::vm::backend::Source;
+use crate::vm::backend::OutputKind;
 use crate::vm::caller::Caller;
 use crate::vm::job::{Job, JobError, JobId, Stage};
 use crate::vm::stream::{Bell, Listener, Readiness, Stream};
@@ -86,10 +86,10 @@ impl Exec {
     }
 
     /// Opens `stdout` or `stderr`.
-    pub fn open_output(&self, job: &Arc<Job>, source: Source, peek: bool) -> Arc<dyn Stream> {
+    pub fn open_output(&self, job: &Arc<Job>, source: OutputKind, peek: bool) -> Arc<dyn Stream> {
         let output = match source {
-            Source::Stdout => Some(job.output()),
-            Source::Stderr => job.errors(),
+            OutputKind::Stdout => Some(job.output()),
+            OutputKind::Stderr => job.errors(),
         };
         Playback::of(output, peek)
     }

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 
 use super::*;
-use crate::vm::backend::{ExecOptions, JobIo, OutputSink, Source};
+use crate::vm::backend::{ExecOptions, JobIo, OutputKind, OutputSink};
 use crate::vm::caller::ProcessId;
 use crate::vm::job::MAX_COMMAND;
 
@@ -38,11 +38,11 @@ impl GuestSession for Fake {
         if let Some(len) = text.strip_prefix("big ") {
             let len: usize = len.parse().unwrap();
             for chunk in vec![b'x'; len].chunks(32 << 10) {
-                output.accept(Source::Stdout, chunk).await;
+                output.accept(OutputKind::Stdout, chunk).await;
             }
             return Ok(Exit::Code(0));
         }
-        output.accept(Source::Stdout, format!("[{text}]").as_bytes()).await;
+        output.accept(OutputKind::Stdout, format!("[{text}]").as_bytes()).await;
         match text.as_str() {
             "wait" => {
                 let guard = CountDrop(Arc::clone(&self.hung_up));
@@ -246,7 +246,7 @@ async fn a_command_waits_for_a_guest_that_comes_up_but_not_for_ever() {
     let up = fixture.link.send_replace(Link::Coming);
     drop(fixture.echo(&[1], "id"));
     let reader = fixture.open(&[2, 1], ExecAccess::Read);
-    tokio::time::sleep(PATIENCE / 2).await;
+    tokio::time::sleep(READY_TIMEOUT / 2).await;
     assert!(reader.try_read(10).is_none());
     fixture.link.send_replace(up);
     assert_eq!(read_all(&*reader).await.unwrap(), "[id]");

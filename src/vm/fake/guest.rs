@@ -38,9 +38,9 @@ impl IdentityPort for FakePort {
         Ok(())
     }
 
-    async fn tell(&mut self, _plan: &LaunchPlan) -> Result<(), BackendError> {
-        self.0.calls.lock().push("tell");
-        self.0.twin.lock().take().map_or(Ok(()), Err)
+    async fn personalize(&mut self, _plan: &LaunchPlan) -> Result<(), BackendError> {
+        self.0.calls.lock().push("personalize");
+        self.0.personalize_error.lock().take().map_or(Ok(()), Err)
     }
 
     async fn dismiss(&mut self) {
@@ -60,7 +60,7 @@ impl GuestSession for FakeSession {
         output: &dyn OutputSink,
     ) -> Result<Exit, BackendError> {
         self.0.calls.lock().push("exec");
-        output.accept(Source::Stdout, command).await;
+        output.accept(OutputKind::Stdout, command).await;
         Ok(Exit::Code(0))
     }
 
@@ -72,15 +72,15 @@ impl GuestSession for FakeSession {
         io: &dyn JobIo,
     ) -> Result<Exit, BackendError> {
         self.0.calls.lock().push("run");
-        io.accept(Source::Stdout, command).await;
-        io.accept(Source::Stderr, b"err\n").await;
+        io.accept(OutputKind::Stdout, command).await;
+        io.accept(OutputKind::Stderr, b"err\n").await;
         loop {
             tokio::select! {
                 bytes = io.input() => match bytes {
-                    Some(bytes) => io.accept(Source::Stdout, &bytes).await,
+                    Some(bytes) => io.accept(OutputKind::Stdout, &bytes).await,
                     None => return Ok(Exit::Code(3)),
                 },
-                control = io.control() => if let Control::Signal(name) = control {
+                control = io.control() => if let JobControl::Signal(name) = control {
                     return Ok(Exit::Signal(name));
                 },
             }

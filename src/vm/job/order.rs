@@ -3,7 +3,7 @@
 //! What comes after the verb's blank is taken as it is: directories and values need no quotes.
 
 use super::JobError;
-use crate::vm::backend::{Control, ExecOptions, WindowSize};
+use crate::vm::backend::{ExecOptions, JobControl, WindowSize};
 
 /// The verbs, for the documentation.
 pub const VERBS: &str = "signal pty winsize env cwd";
@@ -23,7 +23,7 @@ pub(super) enum Order {
     /// Before the start.
     Prepare(&'static str, Change),
     /// While it runs.
-    Tell(Control),
+    Control(JobControl),
 }
 
 /// A change of what the command is run with.
@@ -50,14 +50,15 @@ impl Change {
 pub(super) fn parse(line: &str) -> Result<Order, JobError> {
     let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
     let (order, usage) = match verb {
-        "signal" => (signal(rest).map(Order::Tell), "signal NAME or NUMBER"),
+        "signal" => (signal(rest).map(Order::Control), "signal NAME or NUMBER"),
         "pty" => (
             size(rest).map(|size| Order::Prepare("pty", Change::Terminal(size))),
             "pty COLUMNSxROWS",
         ),
-        "winsize" => {
-            (size(rest).map(|size| Order::Tell(Control::Resize(size))), "winsize COLUMNSxROWS")
-        }
+        "winsize" => (
+            size(rest).map(|size| Order::Control(JobControl::Resize(size))),
+            "winsize COLUMNSxROWS",
+        ),
         "env" => (variable(rest).map(|change| Order::Prepare("env", change)), "env NAME=VALUE"),
         "cwd" => (directory(rest).map(|change| Order::Prepare("cwd", change)), "cwd DIRECTORY"),
         _ => (None, "signal NAME, pty COLUMNSxROWS, winsize COLUMNSxROWS, env NAME=VALUE, cwd DIR"),
@@ -65,14 +66,14 @@ pub(super) fn parse(line: &str) -> Result<Order, JobError> {
     order.ok_or_else(|| JobError::Usage { line: line.to_owned(), usage })
 }
 
-fn signal(word: &str) -> Option<Control> {
+fn signal(word: &str) -> Option<JobControl> {
     let word = word.trim();
     if let Ok(number) = word.parse::<u8>() {
         let known = (1..=LAST_SIGNAL).contains(&number);
-        return known.then(|| Control::Signal(number.to_string()));
+        return known.then(|| JobControl::Signal(number.to_string()));
     }
     let name = word.strip_prefix("SIG").unwrap_or(word);
-    SIGNALS.contains(&name).then(|| Control::Signal(name.to_owned()))
+    SIGNALS.contains(&name).then(|| JobControl::Signal(name.to_owned()))
 }
 
 fn size(text: &str) -> Option<WindowSize> {
@@ -100,14 +101,14 @@ mod tests {
 
     #[test]
     fn lines_are_taken_as_they_are() {
-        let signal = |name: &str| Order::Tell(Control::Signal(name.into()));
+        let signal = |name: &str| Order::Control(JobControl::Signal(name.into()));
         let size = WindowSize { columns: 100, rows: 30 };
         let table = [
             ("signal INT", signal("INT")),
             ("signal SIGUSR1", signal("USR1")),
             ("signal 9", signal("9")),
             ("pty 100x30", Order::Prepare("pty", Change::Terminal(size))),
-            ("winsize 100x30", Order::Tell(Control::Resize(size))),
+            ("winsize 100x30", Order::Control(JobControl::Resize(size))),
             ("env K= a'b=c ", Order::Prepare("env", Change::Env("K".into(), " a'b=c ".into()))),
             ("env K=", Order::Prepare("env", Change::Env("K".into(), String::new()))),
             ("cwd  it's $HOME ", Order::Prepare("cwd", Change::Cwd(" it's $HOME ".into()))),

@@ -7,12 +7,12 @@ use async_trait::async_trait;
 use super::Job;
 use crate::store::spool::Reader;
 use crate::vm::VmError;
-use crate::vm::backend::{BackendError, OutputSink, Source};
+use crate::vm::backend::{BackendError, OutputKind, OutputSink};
 
 /// Output goes to the spool; a full one keeps the sender waiting until a reader has caught up.
 #[async_trait]
 impl OutputSink for Job {
-    async fn accept(&self, source: Source, mut bytes: &[u8]) {
+    async fn accept(&self, source: OutputKind, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             let mut room = std::pin::pin!(self.room.notified());
             // Registered before the look, so that room made in between is not missed.

@@ -222,7 +222,7 @@ mod tests {
                 | Refusal::NoDisk,
             )
             | Err(Refusal::Ephemeral | Refusal::SuspendedEphemeral) => '?',
-            Err(Refusal::InUse { .. } | Refusal::Held { .. }) => 'i',
+            Err(Refusal::InUse { .. } | Refusal::Pinned { .. }) => 'i',
             Err(Refusal::MustStop { .. }) => 'm',
             Err(Refusal::Protected) => 'p',
             Err(Refusal::Occupied { .. }) => 'u',

@@ -66,7 +66,7 @@ impl Inputs {
         Some(match name {
             "configure" => Request::Configure(Edit::Disk(1), self.answer()),
             "drop" => Request::DropSnapshot(tag(), None, self.answer()),
-            "pin" => Request::Hold(tag(), self.answer()),
+            "pin" => Request::Pin(tag(), self.answer()),
             "capture" => Request::Capture(PathBuf::new(), self.answer()),
             "retire" => Request::Retire(None, self.answer()),
             _ => return None,
@@ -175,7 +175,7 @@ fn died() -> ExitReport {
     ExitReport { clean: false, status, stderr, unusable: None }
 }
 
-/// A phase, and what it is told.
+/// A phase, and what it reacts to.
 struct Machine {
     phase: Phase,
     inputs: Inputs,
@@ -188,12 +188,12 @@ impl Machine {
     fn at(path: &[&str]) -> Self {
         let (inputs, now) = (Inputs::new(), Instant::now());
         let mut machine = Self { phase: Phase::default(), inputs, now, under_way: Vec::new() };
-        path.iter().for_each(|name| drop(machine.told(name)));
+        path.iter().for_each(|name| drop(machine.take(name)));
         machine
     }
 
     /// Takes a step, a second after the last one; returns the names of its effects.
-    fn told(&mut self, name: &str) -> Vec<String> {
+    fn take(&mut self, name: &str) -> Vec<String> {
         let input = self.inputs.named(name, &self.phase);
         self.now += Duration::from_secs(1);
         let (phase, step) = mem::take(&mut self.phase).step(input, self.now);
@@ -396,13 +396,13 @@ fn a_life_has_these_effects() {
     ];
     let mut machine = Machine::at(&[]);
     for (input, effects) in life {
-        assert_eq!(machine.told(input).join(" "), effects, "{input}");
+        assert_eq!(machine.take(input).join(" "), effects, "{input}");
     }
 }
 
 fn next(from: char, path: &[&str], input: &str) -> char {
     let mut machine = Machine::at(path);
-    machine.told(input);
+    machine.take(input);
     assert!(machine.leaves_nobody_waiting(), "{input} in {from}");
     let to = letter(&machine.phase);
     if to == from { '.' } else { to }
@@ -420,7 +420,7 @@ proptest! {
     ) {
         let mut machine = Machine::at(&[]);
         for input in &series {
-            machine.told(input);
+            machine.take(input);
             prop_assert!(machine.leaves_nobody_waiting(), "{input}");
         }
     }

@@ -1,7 +1,7 @@
-//! Warm images: a machine frozen as it ran, and which new machines may go on from it.
+//! Templates: the disk, memory and device state of a machine, from which new machines are loaded.
 //!
-//! Here is what is known of one, and the comparison of shapes: pure. Freezing is `qemu::capture`,
-//! its files are the image store's, and what a clone is told about itself is `guest::identity`.
+//! Here is what is known of one, and the comparison of shapes: pure. Capturing is `qemu::capture`,
+//! its files are the image store's, and a clone's identity is `guest::identity`'s.
 
 use std::fmt::{self, Debug};
 use std::path::{Path, PathBuf};
@@ -10,12 +10,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use super::backend::{AccelKind, BackendError, Hold};
+use super::backend::{AccelKind, BackendError, Pin};
 use super::hardware::Devices;
 use super::spec::{ImageSettings, VmSpec, render_size};
 pub use crate::disk::Layer;
 
-/// What a machine's memory and device state depend on: another one cannot go on from them.
+/// What a machine's memory and device state depend on: another machine cannot load them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shape {
     /// QEMU's version: `7.2.22`.
@@ -40,8 +40,8 @@ pub struct Shape {
 type Fact = (&'static str, fn(&Shape) -> String);
 
 impl Shape {
-    /// Says in what `wanted` differs from this frozen one, first thing first; `None` if in nothing.
-    /// `whose` names the frozen one: "the image's".
+    /// Says in what `wanted` differs from this template, first thing first; `None` if in nothing.
+    /// `whose` names the template's owner: "the image's".
     pub fn difference(&self, wanted: &Self, whose: &str) -> Option<String> {
         let facts: [Fact; 9] = [
             ("QEMU", |s| s.qemu.clone()),
@@ -68,7 +68,7 @@ impl Shape {
 }
 
 /// Names the setting that asks for a boot, if one does: another value than that with which the
-/// frozen guest has booted would have no effect on it.
+/// template's guest has booted would have no effect on it.
 pub fn asks_for_a_boot(spec: &VmSpec, captured: &VmSpec) -> Option<&'static str> {
     let settings = [
         ("kernel", spec.kernel != captured.kernel),
@@ -80,13 +80,13 @@ pub fn asks_for_a_boot(spec: &VmSpec, captured: &VmSpec) -> Option<&'static str>
     settings.into_iter().find(|(_, differs)| *differs).map(|(key, _)| key)
 }
 
-/// Whether a machine is frozen in an image, as `.images/NAME/warm` tells it.
+/// Whether an image has a template, as `.images/NAME/warm` says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum WarmStatus {
     /// There is none.
     #[default]
     Cold,
-    /// It is being frozen: how far that is.
+    /// It is being made: how far that is.
     Warming(String),
     /// What it is like.
     Warm(String),
@@ -105,7 +105,7 @@ impl fmt::Display for WarmStatus {
     }
 }
 
-/// A frozen machine, checked and ready to be gone on from.
+/// A template, checked and ready to be loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
     /// Its name among those of its image.
@@ -137,24 +137,24 @@ pub enum Memory {
     Clone(Template),
 }
 
-/// What a frozen machine left behind: memory and state in the directory that it was given.
+/// What a capture has written: memory and state in the directory that it was given.
 #[derive(Debug)]
 pub struct Captured {
     /// What it was like.
     pub shape: Shape,
     /// The settings that it ran with, as far as its image carries them.
     pub settings: ImageSettings,
-    /// How long its processors stood still.
+    /// How long its processors were stopped.
     pub pause: Duration,
-    /// Its disk, top first; the frozen content is the snapshot `snapshot` of the first.
+    /// Its disk, top first; the captured content is the snapshot `snapshot` of the first.
     pub disk: Vec<Layer>,
     /// The snapshot's name, which is dropped with `hold`.
     pub snapshot: String,
     /// Keeps the disk as it is.
-    pub hold: Hold,
+    pub hold: Pin,
 }
 
-/// The names of the files that freezing writes.
+/// The names of the files that a capture writes.
 pub mod names {
     /// The memory.
     pub const RAM: &str = "ram";
@@ -162,7 +162,7 @@ pub mod names {
     pub const STATE: &str = "state";
 }
 
-/// A machine that can be frozen.
+/// A machine that can be captured.
 #[async_trait]
 pub trait Capture: Debug + Send + Sync {
     /// Writes its memory and state into an empty directory. `progress` takes words for people.

@@ -1,32 +1,21 @@
-//! Warm starts, which go on from a machine frozen in the image, and freezing one.
+//! Warm starts: loading a clone from its image's template.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use tokio::sync::oneshot;
-
-use super::recover::release_capture;
+use super::off_thread;
 use super::task::{Report, Reporter};
-use super::{Driver, off_thread, paused_by_daemon};
 use crate::store::layout::VmDir;
 use crate::store::operation::{self, Kind, Operation};
-use crate::vm::backend::{
-    BackendError, DiskFormat, GuestSession, Hold, LaunchPlan, Launched, Lifetime, Machine,
-    MachineEvent,
-};
-use crate::vm::live::InForce;
-use crate::vm::spec::{ImageSettings, VmSettings, VmSpec};
-use crate::vm::state::Refusal;
-use crate::vm::warm::{Captured, Layer, Memory, Shape, Template, asks_for_a_boot};
-use crate::vm::{Backends, Vm, VmError, one_line};
+use crate::vm::backend::{BackendError, LaunchPlan, Launched, MachineEvent};
+use crate::vm::spec::{VmSettings, VmSpec};
+use crate::vm::template::{Memory, Template, asks_for_a_boot};
+use crate::vm::{Backends, one_line};
 
-/// What `RunFacts::warm` says of a machine that went on from a template.
+/// What `RunFacts::warm` says of a machine that was loaded from a template.
 pub(super) const WARM: &str = "yes";
-/// The snapshot that holds a disk as it was frozen; no user can give this name.
-pub(crate) const CAPTURE_TAG: &str = ".frozen";
 
-/// Decides whether a machine goes on from its image's template, and says why not.
+/// Decides whether a machine is loaded from its image's template, and says why not.
 pub(super) async fn choose(
     backends: &Backends,
     plan: &mut LaunchPlan,
@@ -115,7 +104,7 @@ pub(super) async fn start(
     off_thread(move || operation::begin(&at, Operation::Personalize), NOTE).await?;
     match clone(backends, &plan, to).await {
         Ok(CloneOutcome::Clone(launched)) => Ok(launched),
-        Ok(CloneOutcome::Still(error)) => {
+        Ok(CloneOutcome::NotLoaded(error)) => {
             call_off(backends, &dir).await?;
             boot(backends, plan, &error).await
         }
@@ -145,8 +134,8 @@ async fn end_personalize(dir: &VmDir) -> Result<(), BackendError> {
 
 enum CloneOutcome {
     Clone(Launched),
-    /// It could not go on, for this reason, and has ended.
-    Still(BackendError),
+    /// It could not be loaded, for this reason, and has ended.
+    NotLoaded(BackendError),
 }
 
 async fn clone(
@@ -159,23 +148,24 @@ async fn clone(
     let machine = Arc::clone(&launched.machine);
     tracing::debug!(elapsed = ?begun.elapsed(), "clone: greeted");
     let Memory::Clone(template) = &plan.memory else { return Ok(CloneOutcome::Clone(launched)) };
-    // Connected before anything runs: a frozen guest that finds nobody there waits no more.
+    // Connected before anything runs: a guest that finds nobody there waits no more.
     let port = backends.guests.identity(&plan.dir).await;
     if let Err(error) = machine.load_template(template).await {
-        to.report(Report::Note(format!("cannot go on from the warm image: {error}"))).await;
+        to.report(Report::Note(format!("cannot load the template of the warm image: {error}")))
+            .await;
         end(launched).await;
-        return Ok(CloneOutcome::Still(error));
+        return Ok(CloneOutcome::NotLoaded(error));
     }
     tracing::debug!(elapsed = ?begun.elapsed(), "clone: state taken in");
-    let told = async {
+    let personalized = async {
         let mut port = port?;
         machine.resume().await?;
-        port.tell(plan).await?;
+        port.personalize(plan).await?;
         end_personalize(&VmDir(plan.dir.clone())).await
     };
-    let told = told.await;
-    tracing::debug!(elapsed = ?begun.elapsed(), "clone: told");
-    if let Err(error) = told {
+    let personalized = personalized.await;
+    tracing::debug!(elapsed = ?begun.elapsed(), "clone: personalized");
+    if let Err(error) = personalized {
         end(launched).await;
         return Err(error);
     }
@@ -183,7 +173,7 @@ async fn clone(
     Ok(CloneOutcome::Clone(launched))
 }
 
-/// Boots what could not go on.
+/// Boots what could not be loaded.
 async fn boot(
     backends: &Backends,
     mut plan: LaunchPlan,
@@ -209,112 +199,4 @@ pub(super) async fn end(mut launched: Launched) {
             return;
         }
     }
-}
-
-/// A machine, and a way into its guest.
-type Reachable = (Arc<dyn Machine>, Arc<dyn GuestSession>);
-
-/// Where the answer to a request to freeze goes.
-pub(super) type CaptureAnswer = oneshot::Sender<Result<Captured, VmError>>;
-
-impl Driver {
-    /// Copies the guest's memory and disk into a directory, and ends the capture when the answer's
-    /// hold is dropped. The guest runs on.
-    pub(super) fn capture(
-        &self,
-        (machine, session): Reachable,
-        in_force: Option<InForce>,
-        to: PathBuf,
-        answer: CaptureAnswer,
-    ) {
-        let (vm, backends) = (self.vm.clone(), self.backends.clone());
-        self.detach(|reporter| async move {
-            let plan = running_plan(&vm, &backends, &*machine, in_force);
-            let captured = match plan {
-                Ok(plan) => capture(&backends, &*machine, &*session, &plan, &to).await,
-                Err(error) => Err(error),
-            };
-            let (hold, released) = oneshot::channel();
-            let captured = captured.map(|(shape, settings, pause, disk)| Captured {
-                shape,
-                settings,
-                pause,
-                disk,
-                snapshot: CAPTURE_TAG.to_owned(),
-                hold: Hold(hold),
-            });
-            let is_captured = captured.is_ok();
-            drop(answer.send(captured.map_err(VmError::from)));
-            // Its end is the message.
-            drop(released.await);
-            // A disk of ours is gone by now.
-            if is_captured && vm.0.lifetime == Lifetime::Own {
-                release_capture(&backends, Some(Arc::clone(&machine)), &vm.dir().0).await;
-            }
-            reporter.report(Report::CaptureEnded(machine)).await;
-        });
-    }
-
-    pub(super) fn check_capture(&self) -> Result<(), Refusal> {
-        self.vm.admit_capture()?;
-        self.check_not_ephemeral()
-    }
-}
-
-/// Describes a machine that runs as the plan by which it would be started.
-fn running_plan(
-    vm: &Vm,
-    backends: &Backends,
-    machine: &dyn Machine,
-    in_force: Option<InForce>,
-) -> Result<LaunchPlan, BackendError> {
-    let mut spec = VmSpec::clone(&vm.spec());
-    if let Some(InForce { spec: started, memory, .. }) = in_force {
-        // The login name is no part of the machine.
-        spec = VmSpec { memory, ssh_user: spec.ssh_user, ..started };
-    }
-    if let Some(size) = backends.hypervisor.disk_size(&vm.dir().0)? {
-        spec.disk = size;
-    }
-    let name = &vm.spec().image;
-    let image = backends.images.boot_of(name, &vm.dir().0);
-    let image = image.ok_or_else(|| BackendError::NoImage { name: name.clone() })?;
-    Ok(LaunchPlan {
-        uuid: vm.uuid(),
-        name: vm.name(),
-        dir: vm.dir().0.clone(),
-        spec,
-        base: backends.images.layers(&image, &vm.dir().0)?,
-        image,
-        accel: machine.facts().accel.clone(),
-        hardware: machine.facts().hardware,
-        paused: true,
-        memory: Memory::Own,
-        cold: None,
-        lifetime: Lifetime::Ours,
-    })
-}
-
-async fn capture(
-    backends: &Backends,
-    machine: &dyn Machine,
-    session: &dyn GuestSession,
-    plan: &LaunchPlan,
-    to: &Path,
-) -> Result<(Shape, ImageSettings, Duration, Vec<Layer>), BackendError> {
-    let settings = ImageSettings::of_machine(&plan.spec);
-    let shape = backends.hypervisor.shape(plan).await?;
-    let mut port = backends.guests.identity(&plan.dir).await?;
-    port.arm(session).await?;
-    let dir = VmDir(plan.dir.clone());
-    let pause = async {
-        paused_by_daemon::begin(&dir).await?;
-        let pause = machine.capture(plan, to, CAPTURE_TAG).await;
-        paused_by_daemon::end(&dir);
-        pause
-    };
-    let pause = pause.await;
-    port.dismiss().await;
-    let own = Layer { path: VmDir(plan.dir.clone()).disk(), format: DiskFormat::Qcow2 };
-    Ok((shape, settings, pause?, [vec![own], plan.base.clone()].concat()))
 }
