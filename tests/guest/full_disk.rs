@@ -156,8 +156,8 @@ fn the_daemons_own_log(small: &Small) {
     aq.boot_existing("vm1");
     small.fill(0);
     // More lines than there is room for in the file's last page.
-    let script =
-        "for n in $(seq 40); do echo pause > vm1/ctl; echo resume > vm1/ctl; done; cat vm1/wait";
+    let script = "for n in $(seq 40); do echo pause > vm1/ctl; echo resume > vm1/ctl; done
+        cat vm1/ready > /dev/null; cat vm1/status";
     assert_eq!(aq.sh(script).ok(), "ready");
     small.make_room();
     small.has_its_data();
