@@ -20,8 +20,8 @@ use crate::vm::backend::BackendError;
 /// How often a disk is polled that another program uses.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Writes down that the disk is being changed. On a full disk that may fail, and the change goes on
-/// all the same: dropping a snapshot makes room.
+/// Writes down that the disk is being changed. On a full disk that may fail, and the change is
+/// made all the same: dropping a snapshot makes room.
 ///
 /// # Errors
 /// Only if it cannot be known what was cut short.
