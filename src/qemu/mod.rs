@@ -1,15 +1,17 @@
 //! QEMU as the hypervisor: [`Qemu`] implements `vm::backend::Hypervisor`.
 //!
 //! - [`cmdline`]: a launch as arguments. [`launch`]: starting it. [`machine`]: what then runs.
-//! - [`qmp`], [`connect`]: talking to it; [`monitor`]: users' own conversations. [`process`],
-//!   [`record`]: holding on to it.
-//! - `capture`, `migrate`: a machine's memory as a file, and going on from it.
-//! - [`adopt`]: finding it again after a restart of the daemon.
-//! - [`snapshot`], [`rename`]: points in a VM's past; [`memories`]: of which machines.
-//!   `migration_stream`: what QEMU notes in a saved memory. [`repair`]: what was cut short.
-//! - `logs`: what QEMU writes to without end.
-//! - [`accel`], [`proof`]: KVM or TCG. [`install`]: the program itself. `vm_disk`: a VM's disk.
-//!   [`memory`]: what they take, and what there is.
+//! - [`qmp`], [`connect`]: the daemon's connection; [`monitor`]: users' own. [`process`],
+//!   [`run_record`]: the process, and the record by which a later daemon finds it.
+//! - [`adopt`]: taking over a QEMU that an earlier daemon started. `unresponsive`: one that does
+//!   not answer.
+//! - `capture`, `migrate`: writing a machine's memory to a file, and resuming from it.
+//! - `live_snapshot`, `rename`: snapshots with memory; `snapshot_shapes`: which machine each was
+//!   taken of. `migration_stream`: what QEMU notes in a saved memory. `repair`: undoing what a
+//!   crash cut short. `vm_disk`: a VM's disk.
+//! - `logs`: QEMU's logs, bounded.
+//! - [`accel`], [`kvm_probe`]: KVM or TCG. [`install`]: the installed program. [`host_memory`]: what
+//!   machines take of the host's memory, and what there is.
 //!
 //! Not here: when a machine is started or stopped (`vm::state`), and what is inside the guest.
 

@@ -71,7 +71,7 @@ pub struct OpenedDirectory {
     pub keep: Keep,
 }
 
-/// The names of an open directory, frozen.
+/// The names of an open directory, fixed when it was opened.
 #[derive(Clone, Debug)]
 pub struct Listing {
     /// The names, without `.` and `..`.

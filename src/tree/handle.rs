@@ -76,7 +76,7 @@ pub enum Open {
     Value(OpenValue),
     /// The end of a file on disk, which may grow while it is read: `tail -f` follows it.
     Tail(Arc<Tail>),
-    /// A setting: frozen content, and where writes go.
+    /// A setting: content fixed at open, and where writes go.
     Setting(OpenSetting),
     /// A value that can be written.
     Writable(OpenWritable),
@@ -146,7 +146,7 @@ impl Open {
         }
     }
 
-    /// Reads. The offset counts for frozen content; streams and results continue where they were.
+    /// Reads. The offset counts for fixed content; streams and results continue where they were.
     pub fn read(&self, offset: u64, max: usize, mode: IoMode) -> Answer<Vec<u8>> {
         match self {
             Self::Value(value)

@@ -121,7 +121,7 @@ impl Tree {
         Opened { handle, kind }
     }
 
-    /// Opens a directory: its names are frozen, so that offsets into it stay right.
+    /// Opens a directory: its names are fixed, so that offsets into it stay right.
     ///
     /// # Errors
     /// [`TreeError::NotADirectory`], [`TreeError::NotFound`].

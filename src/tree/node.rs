@@ -142,7 +142,7 @@ impl<T> Body<T> {
 /// The kinds of nodes, as DESIGN and the documentation name them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Exact size, content frozen at open.
+    /// Exact size, content fixed at open.
     Value,
     /// A value that can be written.
     Setting,

@@ -1,4 +1,4 @@
-//! Open values: content that is frozen when a file is opened, as sysfs has it.
+//! Open values: content that is fixed when a file is opened, as in sysfs.
 //!
 //! What the content is belongs to `directories/`.
 

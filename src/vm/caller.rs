@@ -31,8 +31,8 @@ impl Caller {
         self.lineage.first().copied()
     }
 
-    /// Says how closely `self`, a reader, is related to `writer`: smaller is closer, `None` is a
-    /// stranger. The reader's own process comes first, then its parent, then a sibling, then what
+    /// Says how closely `self`, a reader, is related to `writer`: smaller is closer, `None` is
+    /// unrelated. The reader's own process comes first, then its parent, then a sibling, then what
     /// lies further up the reader's side; a process of the same session comes last.
     pub fn kinship(&self, writer: &Self) -> Option<(usize, usize)> {
         if self.uid != writer.uid {

@@ -306,7 +306,7 @@ impl Job {
         match *self.state.lock() {
             State::Queued | State::Running if self.origin == Origin::Directory => {}
             State::Queued | State::Running => {
-                let why = "commands of exec cannot be told anything; `mkdir` a job for that";
+                let why = "a command of exec takes no control lines; `mkdir` a job for that";
                 return Err(JobError::NotRunning(why.to_owned()));
             }
             State::Collecting { .. } => return Err(JobError::NotRunning("new".to_owned())),

@@ -1,7 +1,7 @@
 //! What a running machine has of its settings, and changing that while it runs.
 //!
-//! Which of them wait for the next start follows from here: [`InForce::pending`]. How QEMU is told
-//! is the machine's business.
+//! Which of them wait for the next start follows from here: [`InForce::pending`]. How QEMU is
+//! changed is the part of [`Machine`].
 
 use serde::{Deserialize, Serialize};
 

@@ -269,7 +269,7 @@ mod tests {
             config/overcommit`";
         assert_eq!(refusal(None), alone);
         let largest = Largest { name: "web".into(), bytes: 1500 * MIB };
-        let told = refusal(Some(largest));
-        assert!(told.contains("; stop web, which has 1500 MiB, lower config/memory"), "{told}");
+        let text = refusal(Some(largest));
+        assert!(text.contains("; stop web, which has 1500 MiB, lower config/memory"), "{text}");
     }
 }

@@ -250,7 +250,7 @@ impl BackendError {
     /// Wraps a system error, telling a full disk and a lack of memory apart from the rest.
     #[expect(
         clippy::wildcard_enum_match_arm,
-        reason = "all other kinds are told in the system's words"
+        reason = "all other kinds keep the system's own sentence"
     )]
     pub fn io(what: impl Into<String>, error: &std::io::Error) -> Self {
         let what = what.into();

@@ -209,8 +209,8 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let second = set_later(&vm, "memory", "200M");
         assert!(first.await.unwrap().is_err());
-        let told = second.await.unwrap().unwrap_err().to_string();
-        assert!(told.ends_with("`echo kill > ctl` ends it"), "{told}");
+        let error = second.await.unwrap().unwrap_err().to_string();
+        assert!(error.ends_with("`echo kill > ctl` ends it"), "{error}");
         assert_eq!(vm.spec().memory, 256 << 20);
     }
 }

@@ -18,7 +18,7 @@ use crate::vm::state::Refusal;
 use crate::vm::{Vm, one_line};
 
 /// How long a request waits for the end: dropping a snapshot, or taking one of a VM that is off,
-/// takes some 20 ms. What takes longer continues behind it; `status` and `wait` tell.
+/// takes some 20 ms. What takes longer continues behind it; `status` and `wait` say when it ends.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What follows an operation that went well.

@@ -332,8 +332,8 @@ mod tests {
     async fn a_memory_of_a_later_aqfs_stays_and_is_refused_with_the_next_step() {
         let later = serde_json::from_str("7").unwrap();
         let (vm, _script, _dir) = resumed(Some(later), 0).await;
-        let told = vm.failure().unwrap_or_default() + &vm.state().to_string();
-        assert!(told.contains("of hardware 7, this aqfs has 2; use a later one"), "{told}");
+        let text = vm.failure().unwrap_or_default() + &vm.state().to_string();
+        assert!(text.contains("of hardware 7, this aqfs has 2; use a later one"), "{text}");
         assert!(vm.is_suspended());
     }
 }

@@ -342,10 +342,10 @@ async fn what_prevents_a_warm_start_is_an_event_with_the_next_step() {
     let events = vm.open_events();
     vm.perform(START).await.unwrap();
     until(&vm, &State::Ready).await;
-    let told = String::from_utf8(events.try_read(1 << 16).unwrap().unwrap()).unwrap();
+    let text = String::from_utf8(events.try_read(1 << 16).unwrap().unwrap()).unwrap();
     let expected = " warm no: memory is 512M, the image's is 256M; `echo default > config/memory` \
         takes the image's\n";
-    assert!(told.contains(expected), "{told}");
+    assert!(text.contains(expected), "{text}");
     assert_eq!(vm.failure(), None);
 }
 
