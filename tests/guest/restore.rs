@@ -65,7 +65,8 @@ fn a_machine_that_was_restored_half_way_is_ended_and_boots_from_the_snapshots_di
     aq.boot_existing("vm1");
     // As with a snapshot that was made outside.
     std::fs::remove_file(aq.store().vm(uuid).memories()).expect("the list");
-    aq.sh("echo 'restore live' > vm1/ctl").failed();
+    // The write fails if the load fails within the time that a request waits for its end.
+    aq.sh("echo 'restore live' > vm1/ctl || true").ok();
     let status = aq.sh("cat vm1/wait").ok();
     assert!(status.contains("failed: the snapshot's memory could not be loaded"), "{status}");
     assert!(aq.qemus().is_empty());
