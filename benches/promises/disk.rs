@@ -31,7 +31,7 @@ pub(crate) fn off() -> Vec<Row> {
         let (make, remove) =
             ("qemu-img snapshot -c b vm1/disk; sync vm1/disk", "qemu-img snapshot -d b vm1/disk");
         qemu_take.push(made(&aq, make, remove));
-        let make = "echo vm1 > .images/x/source; cat .images/x/wait";
+        let make = "cat vm1/ready; echo vm1 > .images/x/source; cat .images/x/wait";
         publish.push(made(&aq, make, "rmdir .images/x; mkdir .images/x"));
         let make =
             format!("qemu-img convert -O qcow2 vm1/disk {copy}; sync {copy}; sha256sum {copy}");
@@ -55,7 +55,7 @@ pub(crate) fn running() -> Vec<Row> {
     aq.sh("mkdir .images/x").ok();
     let (mut publish, mut take) = (vec![], vec![]);
     for _ in 0..ROUNDS {
-        let make = "echo vm1 > .images/x/source; cat .images/x/wait";
+        let make = "cat vm1/ready; echo vm1 > .images/x/source; cat .images/x/wait";
         aq.sh_within(make, BOOT).ok();
         publish.push(pause(&aq.read(".images/x/warm")));
         aq.sh("rmdir .images/x; mkdir .images/x; cat vm1/wait").ok();
