@@ -86,7 +86,7 @@ pub(crate) struct Running {
     pub(crate) shape: Shape,
     /// The host name that its guest is given when it boots.
     pub(crate) seed: String,
-    /// It went on from a warm image.
+    /// It was resumed from a template.
     pub(crate) warm: bool,
     /// What its disk is again when it ends, if it runs ephemeral.
     pub(crate) thrown: Option<Disk>,

@@ -307,7 +307,7 @@ fn a_guest_that_the_host_cannot_hold_is_refused_at_once() {
         reported.contains("4194304 for the guest") && reported.contains("stop small, "),
         "{reported}"
     );
-    // A user who insists gets QEMU's own error.
+    // `overcommit` skips the check: QEMU's own error is reported.
     aq.write("vm1/config/overcommit", "1").expect("a setting");
     assert_errno(aq.write("vm1/ctl", "start"), libc::ENOMEM);
     assert!(

@@ -144,7 +144,7 @@ mod tests {
         let forward = Forward { host, .."1:1".parse().unwrap() };
         let error = port_refused(&forward);
         assert!(matches!(error, BackendError::PortTaken { .. }), "{error}");
-        // An address kept for documentation is nobody's.
+        // No host has an address that is reserved for documentation.
         let elsewhere = "tcp:203.0.113.1:0:1".parse().unwrap();
         let error = port_refused(&elsewhere);
         assert!(matches!(error, BackendError::Io { errno: libc::EADDRNOTAVAIL, .. }), "{error}");

@@ -34,7 +34,7 @@ pub enum BackendError {
         /// Its last line on stderr, or a remark that there was none.
         stderr: String,
     },
-    /// What `suspend` has saved cannot be gone on with.
+    /// What `suspend` has saved cannot be resumed.
     #[error(
         "cannot resume the suspended memory: {reason}; `echo kill > ctl` gives it up, and `start` boots then"
     )]

@@ -1,4 +1,4 @@
-//! The guest's clock. It stands while the processors are stopped, whatever for: `pause`, a full disk, a
+//! The guest's clock. It stops while the processors are stopped, whatever for: `pause`, a full disk, a
 //! snapshot, a capture, a daemon that ended meanwhile. It is set over SSH before the guest is `ready`
 //! again, or `stop` presses the power button.
 //!

@@ -37,7 +37,8 @@
 //! `queue.rs` (a change of settings may be under way) and `check.rs` (is it possible now?), and then
 //! takes a step in `requested.rs`; what machines and tasks report takes one in `reported.rs`. The
 //! effects are listed in `effect.rs`, and the tasks are in `start`, `connect`, `clock`, `stop`,
-//! `snapshot`, `suspended`, `warm`, `configure`, `verb`, `pin`, `remove` and `adopt`.
+//! `snapshot`, `suspended`, `warm_start`, `capture`, `configure`, `verb`, `pin`, `remove`, `adopt` and
+//! `recover`.
 
 use std::sync::Arc;
 use std::time::SystemTime;

@@ -1,7 +1,7 @@
 //! A pause of the guest that the daemon makes for an operation of its own and ends itself. It is
 //! written down, so that the guest does not stay paused if the daemon is killed.
 //!
-//! Not here: what the pause is for (`snapshot`, `suspended`, `warm`), and its recovery (`recover`).
+//! Not here: what the pause is for (`snapshot`, `capture`, `qemu::machine::grow`), and its recovery (`recover`).
 
 use super::off_thread;
 use crate::store::layout::VmDir;

@@ -1,5 +1,5 @@
-//! What `suspend` saves: a snapshot with a name that no user can give, from which the next start goes
-//! on. Where it is in the disk, how it is loaded, and when it is of no use any more.
+//! What `suspend` saves: a snapshot with a name that no user can give, which the next start resumes.
+//! Where it is in the disk, how it is loaded, and when it is dropped.
 //!
 //! Earlier versions called it `suspended`, which now is a name like any other. The file `format` in a
 //! VM's directory says that `suspended` is the user's there; a directory without it is an earlier
@@ -44,8 +44,8 @@ pub(super) async fn save(
     machine.snapshot(&SnapshotOp::Take(SUSPENDED.to_owned())).await
 }
 
-/// Resumes the processors. A `suspend` that did not come to its end has left what no start must go
-/// on from any more.
+/// Resumes the processors, and first drops what a `suspend` that failed has saved: a later start
+/// would resume it, and lose what the guest does from now on.
 pub(super) async fn resume(
     machine: &dyn Machine,
     saved: Option<&'static str>,
