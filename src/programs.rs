@@ -3,6 +3,7 @@
 //!
 //! Not here: running them (`qemu`, `disk`, `image`), and what the command line alone needs (`doctor`).
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// Where administrators' programs are: on Debian not in an ordinary user's `PATH`.
@@ -43,6 +44,12 @@ impl Program {
 pub fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|dir| dir.join(name)).find(|p| p.is_file())
+}
+
+/// Says whether a program could not be started because it is not there. A directory of PATH that may
+/// not be entered hides what is not elsewhere.
+pub fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied)
 }
 
 /// Returns those that are not installed.

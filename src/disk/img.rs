@@ -203,8 +203,7 @@ fn command() -> std::process::Command {
 }
 
 fn not_started(what: &str, error: io::Error) -> DiskError {
-    // A directory of PATH that may not be entered hides what is not elsewhere.
-    if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) {
+    if programs::is_absent(&error) {
         return DiskError::Missing { remedy: programs::remedy(&[&programs::QEMU_IMG]) };
     }
     DiskError::io(format!("{PROGRAM}: {what}"), error)

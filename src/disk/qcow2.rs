@@ -87,6 +87,14 @@ impl Header {
         Ok(Self::parse(&bytes)?)
     }
 
+    /// Reads the header of the image at `path`.
+    ///
+    /// # Errors
+    /// As [`Self::read`], and what opening answers.
+    pub fn of(path: &Path) -> io::Result<Self> {
+        Self::read(&File::open(path)?)
+    }
+
     /// Parses the first bytes of an image.
     ///
     /// # Errors
@@ -177,7 +185,7 @@ impl Header {
 /// # Errors
 /// What opening and reading answer.
 pub fn virtual_size(path: &Path) -> io::Result<Option<u64>> {
-    match File::open(path).and_then(|file| Header::read(&file)) {
+    match Header::of(path) {
         Ok(header) => Ok(Some(header.virtual_size)),
         Err(error) if is_no_image(&error) => Ok(None),
         Err(error) => Err(error),

@@ -43,7 +43,7 @@ pub fn start_of(path: &Path, tag: &str, length: usize) -> io::Result<Vec<u8>> {
 /// # Errors
 /// What reading answers.
 pub fn overgrown_by(path: &Path, size: u64) -> io::Result<Range<u64>> {
-    let end = Header::read(&File::open(path)?)?.virtual_size;
+    let end = Header::of(path)?.virtual_size;
     data_within(path, &(end..size))
 }
 

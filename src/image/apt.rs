@@ -60,10 +60,10 @@ impl Apt {
         let dir = cache.join("apt");
         for sub in ["cache/archives/partial", "state/lists/partial", "packages"] {
             let path = dir.join(sub);
-            fs::create_dir_all(&path).map_err(|e| BuildError::io(&path, &e))?;
+            fs::create_dir_all(&path).map_err(BuildError::at(&path))?;
         }
         let status = dir.join("status");
-        fs::write(&status, "").map_err(|e| BuildError::io(&status, &e))?;
+        fs::write(&status, "").map_err(BuildError::at(&status))?;
         let lists = PackageLists::System;
         Ok(Self { dir, lists })
     }

@@ -11,15 +11,16 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use async_trait::async_trait;
-use parking_lot::Mutex;
+use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 
 use super::entry::{BuildPhase, ImageEntry, ImageVersion, scan};
 use super::local_disk::DiskFile;
 use super::manifest;
 use super::publish::{LiveVm, VmDisk};
-use super::source::{BuildError, ImageSource, Progress};
+use super::source::{ImageSource, Progress};
 use super::template;
 use super::tiny::Tiny;
+use super::versions;
 use crate::programs::{self, Program};
 use crate::store::failure_log::FailureLog;
 use crate::store::file;
@@ -46,6 +47,9 @@ pub(super) struct Catalogue {
     pub(super) bell: Bell,
 }
 
+/// An image in the list, which is locked meanwhile.
+pub(super) type LockedEntry<'a> = MappedMutexGuard<'a, ImageEntry>;
+
 impl ImageStore {
     /// Opens the images of a store: removes what an earlier daemon left half-built and looks at
     /// what is there. Only the store's daemon may do so.
@@ -66,7 +70,7 @@ impl ImageStore {
         let dir = layout.images();
         let found = file::private_dir(&dir)
             .and_then(|()| scan(&layout, failures))
-            .map_err(|e| BackendError::io(dir.display().to_string(), &e))?;
+            .map_err(BackendError::at(dir.display()))?;
         let mut images = BTreeMap::from_iter(found);
         for image in images.values_mut().filter(|i| i.spec == tiny.spec()) {
             image.source = Some(Arc::clone(&tiny) as _);
@@ -91,15 +95,15 @@ impl Images for ImageStore {
     }
 
     fn info(&self, name: &str) -> Option<ImageInfo> {
-        self.0.images.lock().get(name).map(|i| i.info(name))
+        self.0.entry(name).ok().map(|i| i.info(name))
     }
 
     fn settings(&self, name: &str) -> ImageSettings {
-        self.0.images.lock().get(name).map(ImageEntry::settings).unwrap_or_default()
+        self.0.entry(name).map(|i| i.settings()).unwrap_or_default()
     }
 
     fn settings_of_disk(&self, name: &str) -> ImageSettings {
-        self.0.images.lock().get(name).map(ImageEntry::settings_of_disk).unwrap_or_default()
+        self.0.entry(name).map(|i| i.settings_of_disk()).unwrap_or_default()
     }
 
     fn begin(&self, name: &str) -> Result<(), BackendError> {
@@ -177,7 +181,7 @@ impl Images for ImageStore {
     fn bind(&self, dir: &Path, image: &BootImage, base: &[Layer]) -> Result<(), BackendError> {
         let vm = VmDir(dir.to_owned());
         let bound = self.0.bind_version(&vm, image).and_then(|()| bind_template(&vm, base));
-        bound.map_err(|e| BackendError::io(dir.display().to_string(), &e))
+        bound.map_err(BackendError::at(dir.display()))
     }
 
     fn warm(&self, name: &str, machine: Arc<dyn Capture>) -> Result<(), BackendError> {
@@ -210,7 +214,7 @@ impl Catalogue {
         let dir = self.layout.image(name);
         // A directory that is not in the list is damaged.
         let made = fs::create_dir(&dir).and_then(|()| file::sync_dir(&self.layout.images()));
-        made.map_err(|e| BackendError::io(dir.display().to_string(), &e))?;
+        made.map_err(BackendError::at(dir.display()))?;
         self.images.lock().insert(name.to_owned(), ImageEntry::default());
         self.bell.ring();
         Ok(())
@@ -220,18 +224,17 @@ impl Catalogue {
         // Dropped after the lock: it may hold a VM, which is released then.
         let source = self.source(recipe)?;
         let _names = self.names_lock.lock();
-        if !self.assignable(&mut self.images.lock(), name, source.spec())?.builtin {
+        if !self.assignable(name, source.spec())?.builtin {
             let (path, text) = (self.layout.image_source(name), format!("{}\n", source.spec()));
             let kept = file::replace(&path, text.as_bytes());
-            kept.map_err(|e| BackendError::io(path.display().to_string(), &e))?;
+            kept.map_err(BackendError::at(path.display()))?;
         }
-        let mut images = self.images.lock();
         // It may have been begun meanwhile.
-        let image = self.assignable(&mut images, name, source.spec())?;
+        let mut image = self.assignable(name, source.spec())?;
         source.spec().clone_into(&mut image.spec);
         image.source = Some(source);
         image.set_phase(BuildPhase::Absent);
-        drop(images);
+        drop(image);
         self.bell.ring();
         Ok(())
     }
@@ -241,25 +244,22 @@ impl Catalogue {
             Recipe::Tiny => Arc::clone(&self.tiny) as _,
             Recipe::File(path) => Arc::new(DiskFile::new(path)?),
             Recipe::Vm(publication) => Arc::new(VmDisk::new(publication)),
-            Recipe::Live(publication) => Arc::new(LiveVm::new(publication)),
+            Recipe::Live(publication) => Arc::new(LiveVm(publication)),
         })
     }
 
     /// One rename, and it is gone; then its files are erased.
     fn remove(&self, name: &str) -> Result<(), BackendError> {
         let _names = self.names_lock.lock();
-        let unknown = || BackendError::NoImage { name: name.to_owned() };
-        let is_under_way = |image: &ImageEntry| matches!(image.phase, BuildPhase::UnderWay(_));
-        if is_under_way(self.images.lock().get(name).ok_or_else(unknown)?) {
+        if self.entry(name)?.is_under_way() {
             return Err(under_way(name));
         }
         let dir = self.layout.image(name);
-        let removed =
-            move_aside(&dir).map_err(|e| BackendError::io(dir.display().to_string(), &e))?;
+        let removed = move_aside(&dir).map_err(BackendError::at(dir.display()))?;
         let mut images = self.images.lock();
         match images.get_mut(name) {
             // It is being made again already.
-            Some(image) if is_under_way(image) => {}
+            Some(image) if image.is_under_way() => {}
             Some(image) if image.builtin => {
                 image.older.clear();
                 image.set_phase(BuildPhase::Absent);
@@ -277,28 +277,26 @@ impl Catalogue {
 }
 
 impl Catalogue {
+    /// Locks the list, for one image of it.
+    pub(super) fn entry(&self, name: &str) -> Result<LockedEntry<'_>, BackendError> {
+        let found = MutexGuard::try_map(self.images.lock(), |images| images.get_mut(name));
+        found.map_err(|_| BackendError::NoImage { name: name.to_owned() })
+    }
+
     /// Returns an image that may be given a source.
-    fn assignable<'a>(
-        &self,
-        images: &'a mut BTreeMap<String, ImageEntry>,
-        name: &str,
-        source: &str,
-    ) -> Result<&'a mut ImageEntry, BackendError> {
-        let unknown = || BackendError::NoImage { name: name.to_owned() };
-        let image = images.get_mut(name).ok_or_else(unknown)?;
-        match &image.phase {
+    fn assignable(&self, name: &str, source: &str) -> Result<LockedEntry<'_>, BackendError> {
+        let image = self.entry(name)?;
+        let exists = match &image.phase {
             BuildPhase::UnderWay(_) => return Err(under_way(name)),
-            BuildPhase::Ready(_) => {
-                return Err(BackendError::ImageExists { name: name.to_owned() });
-            }
+            BuildPhase::Absent => false,
+            BuildPhase::Ready(_) => true,
             // One that is damaged may have VMs.
-            BuildPhase::Failed(_)
-                if !image.builtin
-                    && manifest::is_in(&super::versions::current_dir(&self.layout, name)) =>
-            {
-                return Err(BackendError::ImageExists { name: name.to_owned() });
+            BuildPhase::Failed(_) => {
+                !image.builtin && manifest::is_in(&versions::current_dir(&self.layout, name))
             }
-            BuildPhase::Absent | BuildPhase::Failed(_) => {}
+        };
+        if exists {
+            return Err(BackendError::ImageExists { name: name.to_owned() });
         }
         if image.builtin && image.spec() != source {
             let reason = format!("image {name} is always made from {}", image.spec());
@@ -314,7 +312,7 @@ pub(super) fn spawn_thread(
     work: impl FnOnce() + Send + 'static,
 ) -> Result<(), BackendError> {
     let thread = std::thread::Builder::new().name(name).spawn(work);
-    thread.map(drop).map_err(|e| BackendError::io("a thread to work on an image", &e))
+    thread.map(drop).map_err(BackendError::at("a thread to work on an image"))
 }
 
 pub(super) fn under_way(name: &str) -> BackendError {
@@ -337,9 +335,7 @@ fn move_aside(dir: &Path) -> io::Result<Option<tempfile::TempDir>> {
 
 impl Catalogue {
     pub(super) fn begin(self: &Arc<Self>, name: &str) -> Result<(), BackendError> {
-        let unknown = || BackendError::NoImage { name: name.to_owned() };
-        let mut images = self.images.lock();
-        let image = images.get_mut(name).ok_or_else(unknown)?;
+        let mut image = self.entry(name)?;
         match &image.phase {
             BuildPhase::UnderWay(_) => return Ok(()),
             BuildPhase::Ready(finished) if finished.is_there() => return Ok(()),
@@ -347,7 +343,7 @@ impl Catalogue {
         }
         let source = image.source_to_use(name)?;
         image.start_building();
-        drop(images);
+        drop(image);
         self.bell.ring();
         self.spawn(name, source)
     }
@@ -381,8 +377,7 @@ impl Catalogue {
 
     /// Answers for an image that is neither made nor being made: `None` while it is.
     fn result(&self, name: &str) -> Option<Result<BootImage, BackendError>> {
-        let images = self.images.lock();
-        match &images.get(name)?.phase {
+        match &self.entry(name).ok()?.phase {
             BuildPhase::Absent | BuildPhase::UnderWay(_) => None,
             BuildPhase::Ready(f) => Some(Ok(f.manifest.boot(name, &f.dir))),
             BuildPhase::Failed(error) => Some(Err(error.clone())),
@@ -417,21 +412,16 @@ impl Catalogue {
         progress: &Progress,
     ) -> Result<ImageVersion, BackendError> {
         let images = self.layout.images();
-        let io = |e: &io::Error| BackendError::io(images.display().to_string(), e);
-        let temporary = tempfile::Builder::new()
-            .prefix(&format!(".{name}."))
-            .tempdir_in(&images)
-            .map_err(|e| io(&e))?;
-        let manifest = source
-            .build(temporary.path(), progress)
-            .and_then(|m| m.seal(temporary.path()))
-            .map_err(|e: BuildError| e.into_backend(name))?;
-        if self.is_versioned(name) {
-            return self.publish_version(name, temporary, manifest).map_err(|e| io(&e));
-        }
-        let dir = images.join(name);
-        publish(temporary, &dir).map_err(|e| io(&e))?;
-        Ok(ImageVersion::new(manifest, dir))
+        let hidden = tempfile::Builder::new().prefix(&format!(".{name}.")).tempdir_in(&images);
+        let hidden = hidden.map_err(BackendError::at(images.display()))?;
+        let manifest = source.build(hidden.path(), progress).and_then(|m| m.seal(hidden.path()));
+        let manifest = manifest.map_err(|e| e.into_backend(name))?;
+        let published = match self.is_versioned(name) {
+            true => self.publish_version(name, hidden, manifest),
+            false => publish(hidden, &images.join(name))
+                .map(|()| ImageVersion::new(manifest, images.join(name))),
+        };
+        published.map_err(BackendError::at(images.display()))
     }
 
     fn report(&self, name: &str, status: ImageStatus, line: String) {
@@ -464,8 +454,8 @@ impl Catalogue {
     }
 
     pub(super) fn change(&self, name: &str, change: impl FnOnce(&mut ImageEntry)) {
-        if let Some(image) = self.images.lock().get_mut(name) {
-            change(image);
+        if let Ok(mut image) = self.entry(name) {
+            change(&mut image);
         }
         self.bell.ring();
     }

@@ -5,6 +5,7 @@ use std::sync::mpsc;
 
 use super::*;
 use crate::image::manifest::Manifest;
+use crate::image::source::BuildError;
 use crate::vm::backend::DiskFormat;
 
 /// Builds when the test says so, and as it says.

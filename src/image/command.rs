@@ -4,10 +4,11 @@
 use std::ffi::OsString;
 use std::io;
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{ChildStdout, Command, Output, Stdio};
 
 use super::source::BuildError;
-use crate::programs::last_line;
+use crate::programs::{self, last_line};
+use crate::vm::backend::BackendError;
 
 /// A program, and what to do when it is not there.
 #[derive(Debug)]
@@ -38,62 +39,36 @@ impl Tool {
     /// Runs a call to its end and returns all that it said; that it fails is an error too.
     pub(super) fn run_loud(&self, command: &mut Command) -> Result<Output, BuildError> {
         let output = command.output().map_err(|e| self.not_started(&e))?;
+        self.checked(output)
+    }
+
+    /// Runs a call to its end, and returns what `read` makes of its standard output meanwhile.
+    pub(super) fn stream<T>(
+        &self,
+        command: &mut Command,
+        read: impl FnOnce(ChildStdout) -> T,
+    ) -> Result<Option<T>, BuildError> {
+        let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(|e| self.not_started(&e))?;
+        let result = child.stdout.take().map(read);
+        let output = child.wait_with_output().map_err(BuildError::at(Path::new(self.name)))?;
+        self.checked(output).map(|_| result)
+    }
+
+    fn checked(&self, output: Output) -> Result<Output, BuildError> {
         if output.status.success() {
             return Ok(output);
         }
-        Err(failure(self.name, &output))
-    }
-
-    /// Starts a call whose standard output is read while it runs.
-    pub(super) fn stream(&self, command: &mut Command) -> Result<RunningTool, BuildError> {
-        let mut child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|e| self.not_started(&e))?;
-        let stdout = child.stdout.take();
-        Ok(RunningTool { tool: self.name, child, stdout })
+        let said = last_line(&output.stderr).unwrap_or_else(|| output.status.to_string());
+        Err(BuildError::Tool { tool: self.name, said })
     }
 
     fn not_started(&self, error: &io::Error) -> BuildError {
-        // A directory of PATH that may not be entered hides what is not elsewhere.
-        if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) {
-            BuildError::Missing { program: self.name, remedy: self.remedy }
-        } else {
-            BuildError::io(Path::new(self.name), error)
+        let (program, remedy) = (self.name.to_owned(), self.remedy.to_owned());
+        match programs::is_absent(error) {
+            true => BackendError::Missing { program, remedy }.into(),
+            false => BackendError::io(program, error).into(),
         }
-    }
-}
-
-/// A call that runs.
-#[derive(Debug)]
-pub(super) struct RunningTool {
-    tool: &'static str,
-    child: Child,
-    stdout: Option<ChildStdout>,
-}
-
-impl RunningTool {
-    /// Takes its standard output.
-    pub(super) fn stdout(&mut self) -> Option<ChildStdout> {
-        self.stdout.take()
-    }
-
-    /// Waits for its end.
-    pub(super) fn finish(self) -> Result<(), BuildError> {
-        let output =
-            self.child.wait_with_output().map_err(|e| BuildError::io(Path::new(self.tool), &e))?;
-        if output.status.success() {
-            return Ok(());
-        }
-        Err(failure(self.tool, &output))
-    }
-}
-
-fn failure(tool: &'static str, output: &Output) -> BuildError {
-    BuildError::Tool {
-        tool,
-        said: last_line(&output.stderr).unwrap_or_else(|| output.status.to_string()),
     }
 }
 
@@ -105,7 +80,9 @@ mod tests {
     fn a_program_that_is_not_installed_comes_with_the_remedy() {
         let tool = Tool { name: "no-such-program-here", remedy: "install it" };
         let error = tool.run(&mut tool.command()).unwrap_err();
-        assert!(matches!(error, BuildError::Missing { remedy: "install it", .. }));
+        assert!(
+            matches!(error, BuildError::Backend(BackendError::Missing { remedy, .. }) if remedy == "install it")
+        );
     }
 
     #[test]

@@ -97,31 +97,35 @@ impl ImageEntry {
         }
     }
 
+    /// Returns the version that new VMs are made from, if it is ready.
+    pub(super) fn ready(&self) -> Option<&ImageVersion> {
+        match &self.phase {
+            BuildPhase::Ready(finished) => Some(finished),
+            BuildPhase::Absent | BuildPhase::UnderWay(_) | BuildPhase::Failed(_) => None,
+        }
+    }
+
+    pub(super) fn is_under_way(&self) -> bool {
+        matches!(self.phase, BuildPhase::UnderWay(_))
+    }
+
     /// Lists its versions, in no order.
     pub(super) fn versions(&self) -> impl Iterator<Item = &ImageVersion> {
-        let current = match &self.phase {
-            BuildPhase::Ready(finished) => Some(&**finished),
-            BuildPhase::Absent | BuildPhase::UnderWay(_) | BuildPhase::Failed(_) => None,
-        };
-        current.into_iter().chain(&self.present).chain(&self.older)
+        self.ready().into_iter().chain(&self.present).chain(&self.older)
     }
 
     /// Makes the entry of an image that was defined, and not finished when the last daemon ended.
     fn unfinished(spec: &str) -> Self {
-        let source = match spec.parse() {
-            Ok(Origin::File(path)) => {
-                DiskFile::new(path).map(|d| Arc::new(d) as Arc<dyn ImageSource>)
-            }
+        let mut image = Self { spec: spec.to_owned(), ..Self::default() };
+        match spec.parse() {
+            Ok(Origin::File(path)) => match DiskFile::new(path) {
+                Ok(source) => image.source = Some(Arc::new(source)),
+                Err(error) => image.phase = BuildPhase::Failed(error),
+            },
             // `tiny` comes with the program; a VM has changed since, or is gone.
-            Ok(Origin::Tiny | Origin::Vm { .. }) | Err(_) => {
-                return Self { spec: spec.to_owned(), ..Self::default() };
-            }
-        };
-        let (source, phase) = match source {
-            Ok(source) => (Some(source), BuildPhase::Absent),
-            Err(error) => (None, BuildPhase::Failed(error)),
-        };
-        Self { source, phase, spec: spec.to_owned(), ..Self::default() }
+            Ok(Origin::Tiny | Origin::Vm { .. }) | Err(_) => {}
+        }
+        image
     }
 
     /// Makes the entry of an image whose definition cannot be read.
@@ -159,72 +163,53 @@ impl ImageEntry {
     }
 
     pub(super) fn set_phase(&mut self, phase: BuildPhase) {
-        match &phase {
-            // An image may be built because it is to be warmed.
-            _ if self.warmth.is_under_way() => {}
-            BuildPhase::Ready(finished) => self.warmth = TemplateStatus::found(&finished.dir),
-            BuildPhase::Absent | BuildPhase::UnderWay(_) | BuildPhase::Failed(_) => {
-                self.warmth = TemplateStatus::Cold;
-            }
-        }
         self.phase = phase;
+        // An image may be built because it is to be warmed.
+        if !self.warmth.is_under_way() {
+            self.warmth = self.ready().map(|f| TemplateStatus::found(&f.dir)).unwrap_or_default();
+        }
         self.changed = SystemTime::now();
     }
 
     /// What it carries to its VMs.
     pub(super) fn settings(&self) -> ImageSettings {
-        match (&self.phase, &self.warmth) {
-            (BuildPhase::Ready(_), TemplateStatus::Warm(_, stored)) => stored.settings(),
-            (
-                BuildPhase::Ready(_),
-                TemplateStatus::Cold | TemplateStatus::Warming(_) | TemplateStatus::Failed(_),
-            ) => self.settings_of_disk(),
-            (BuildPhase::Absent | BuildPhase::UnderWay(_) | BuildPhase::Failed(_), _) => {
-                ImageSettings::default()
-            }
+        match self.ready().and(self.warmth.newest()) {
+            Some((_, stored)) => stored.settings(),
+            None => self.settings_of_disk(),
         }
     }
 
     /// What it would carry without a template.
     pub(super) fn settings_of_disk(&self) -> ImageSettings {
-        match &self.phase {
-            BuildPhase::Ready(finished) => finished.manifest.settings.clone(),
-            BuildPhase::Absent | BuildPhase::UnderWay(_) | BuildPhase::Failed(_) => {
-                ImageSettings::default()
-            }
-        }
+        self.ready().map(|finished| finished.manifest.settings.clone()).unwrap_or_default()
     }
 
     pub(super) fn info(&self, name: &str) -> ImageInfo {
-        let (finished, status) = match &self.phase {
-            BuildPhase::Absent => (None, ImageStatus::Absent),
-            BuildPhase::UnderWay(status) => (None, status.clone()),
-            BuildPhase::Ready(finished) => (Some(finished), ImageStatus::Ready),
-            BuildPhase::Failed(error) => (None, ImageStatus::Failed(error.to_string())),
+        let status = match &self.phase {
+            BuildPhase::Absent => ImageStatus::Absent,
+            BuildPhase::UnderWay(status) => status.clone(),
+            BuildPhase::Ready(_) => ImageStatus::Ready,
+            BuildPhase::Failed(error) => ImageStatus::Failed(error.to_string()),
         };
-        let kind = self.source.as_ref().map(|s| s.kind());
-        let manifest = finished.map(|f| &f.manifest);
+        let (source, manifest) = (self.source.as_ref(), self.ready().map(|f| &f.manifest));
+        let kind = source.map(|s| s.kind());
+        let present = source.and_then(|s| s.recipe());
         ImageInfo {
             name: name.to_owned(),
             source: self.spec().to_owned(),
             kind: manifest.map(|m| m.kind.as_str()).or(kind).unwrap_or_default().to_owned(),
             parent: manifest.and_then(Manifest::parent).unwrap_or_default().to_owned(),
             digest: manifest.map(|m| m.digest.clone()).unwrap_or_default(),
-            size: finished.map_or(0, |f| f.size),
+            size: self.ready().map_or(0, |f| f.size),
             status,
             progress: self.progress.clone(),
             changed: self.changed,
             warm: self.warmth.status(),
             settings: self.settings(),
-            recipe: self.recipes(manifest),
+            recipe: manifest
+                .zip(present)
+                .map(|(m, present)| Recipes { made_by: m.recipe, present }),
         }
-    }
-}
-
-impl ImageEntry {
-    fn recipes(&self, manifest: Option<&Manifest>) -> Option<Recipes> {
-        let present = self.source.as_ref()?.recipe()?;
-        manifest.map(|manifest| Recipes { made_by: manifest.recipe, present })
     }
 }
 

@@ -38,12 +38,12 @@ pub(super) fn make(
     time: u32,
     scratch: &Path,
 ) -> Result<(), BuildError> {
-    let file = File::create(disk).map_err(|e| BuildError::io(disk, &e))?;
-    file.set_len(size).map_err(|e| BuildError::io(disk, &e))?;
+    let file = File::create(disk).map_err(BuildError::at(disk))?;
+    file.set_len(size).map_err(BuildError::at(disk))?;
     MKE2FS.run(&mut mke2fs(disk, time))?;
-    fs::create_dir(scratch).map_err(|e| BuildError::io(scratch, &e))?;
+    fs::create_dir(scratch).map_err(BuildError::at(scratch))?;
     fill(tree, disk, time, scratch)?;
-    fs::remove_dir_all(scratch).map_err(|e| BuildError::io(scratch, &e))?;
+    fs::remove_dir_all(scratch).map_err(BuildError::at(scratch))?;
     let checked = E2FSCK.run(at_time(E2FSCK.command(), time).arg("-fn").arg(disk));
     checked.map(drop)
 }
@@ -71,7 +71,7 @@ fn at_time(mut command: Command, time: u32) -> Command {
 fn fill(tree: &FileTree, disk: &Path, time: u32, scratch: &Path) -> Result<(), BuildError> {
     let script = scratch.join("script");
     let text = write_script(tree, time, scratch)?;
-    fs::write(&script, text).map_err(|e| BuildError::io(&script, &e))?;
+    fs::write(&script, text).map_err(BuildError::at(&script))?;
     let mut command = at_time(DEBUGFS.command(), time);
     command.current_dir(scratch).args(["-w", "-f", "script"]).arg(disk);
     let output = DEBUGFS.run_loud(&mut command)?;
@@ -104,7 +104,7 @@ fn write_script(tree: &FileTree, time: u32, scratch: &Path) -> Result<String, Bu
             }
             FileBody::File(bytes) => {
                 let content = scratch.join(number.to_string());
-                fs::write(&content, bytes).map_err(|e| BuildError::io(&content, &e))?;
+                fs::write(&content, bytes).map_err(BuildError::at(&content))?;
                 writeln!(script, "write {number} {name}")
             }
         };

@@ -40,7 +40,7 @@ impl DiskFile {
     /// What opening answers, or `BadSource` saying why it cannot become an image.
     pub(super) fn new(path: PathBuf) -> Result<Self, BackendError> {
         let spec = path.display().to_string();
-        let header = read_header(&path).map_err(|e| BackendError::io(&spec, &e))?;
+        let header = read_header(&path).map_err(BackendError::at(&spec))?;
         let refused = |reason| BackendError::BadSource { origin: spec.clone(), reason };
         format_of(&path, &header).map_err(refused)?;
         Ok(Self { path, spec })
@@ -58,7 +58,7 @@ impl ImageSource for DiskFile {
 
     fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest, BuildError> {
         progress.building("copying");
-        let header = read_header(&self.path).map_err(|e| BuildError::io(&self.path, &e))?;
+        let header = read_header(&self.path).map_err(BuildError::at(&self.path))?;
         let bad = |reason| BuildError::malformed(&self.spec, reason);
         let format = format_of(&self.path, &header).map_err(bad)?;
         let name = manifest::disk_name(format);
@@ -69,7 +69,7 @@ impl ImageSource for DiskFile {
             progress.copying(&Conversion { layers, snapshot: None, to: &to, base: None })?;
         }
         // The copy is what counts: the original may have changed since it was looked at.
-        let header = read_header(&disk).map_err(|e| BuildError::io(&disk, &e))?;
+        let header = read_header(&disk).map_err(BuildError::at(&disk))?;
         format_of(&disk, &header).map_err(bad)?;
         progress.building("computing the digest");
         let disk_size = virtual_size(&disk, format, &header)?;
@@ -141,7 +141,7 @@ fn refuse_other_files(header: &Header) -> Result<(), String> {
 fn virtual_size(disk: &Path, format: DiskFormat, header: &[u8; HEADER]) -> Result<u64, BuildError> {
     let damaged = |error| BuildError::malformed(disk.display().to_string(), error);
     let size = match format {
-        DiskFormat::Raw => std::fs::metadata(disk).map_err(|e| BuildError::io(disk, &e))?.len(),
+        DiskFormat::Raw => std::fs::metadata(disk).map_err(BuildError::at(disk))?.len(),
         DiskFormat::Qcow2 => Header::parse(header).map_err(damaged)?.virtual_size,
     };
     Ok(size.next_multiple_of(512))

@@ -100,12 +100,12 @@ impl Manifest {
     pub(super) fn seal(mut self, dir: &Path) -> Result<Self, BuildError> {
         self.digest = self.compute_digest(dir)?;
         for path in self.files().map(|p| dir.join(p)) {
-            let failed = |e| BuildError::io(&path, &e);
+            let failed = BuildError::at(&path);
             let file = File::open(&path).map_err(failed)?;
             file.sync_all().map_err(failed)?;
             file.set_permissions(Permissions::from_mode(0o444)).map_err(failed)?;
         }
-        self.write(dir).map_err(|e| BuildError::io(&dir.join(NAME), &e))?;
+        self.write(dir).map_err(BuildError::at(&dir.join(NAME)))?;
         Ok(self)
     }
 
@@ -158,7 +158,7 @@ impl Manifest {
     fn compute_digest(&self, dir: &Path) -> Result<String, BuildError> {
         let mut digest = Sha256::new();
         for path in self.files().map(|p| dir.join(p)) {
-            let failed = |e| BuildError::io(&path, &e);
+            let failed = BuildError::at(&path);
             let length = fs::metadata(&path).map_err(failed)?.len();
             digest.update(length.to_le_bytes());
             hash_file(&mut digest, &path).map_err(failed)?;

@@ -60,16 +60,9 @@ impl ImageSource for VmDisk {
     }
 }
 
-/// A VM that runs.
+/// A VM that runs, and is ready to be captured.
 #[derive(Debug)]
-pub(super) struct LiveVm(Box<LivePublication>);
-
-impl LiveVm {
-    /// Takes a VM that is ready to be captured.
-    pub(super) fn new(publication: Box<LivePublication>) -> Self {
-        Self(publication)
-    }
-}
+pub(super) struct LiveVm(pub(super) Box<LivePublication>);
 
 impl ImageSource for LiveVm {
     fn spec(&self) -> &str {
@@ -82,7 +75,7 @@ impl ImageSource for LiveVm {
 
     fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest, BuildError> {
         let warm = dir.join(TEMPLATES).join(Uuid::new_v4().simple().to_string());
-        fs::create_dir_all(&warm).map_err(|e| BuildError::io(&warm, &e))?;
+        fs::create_dir_all(&warm).map_err(BuildError::at(&warm))?;
         let report = |words: &str| progress.building(words);
         let (captured, _work) = template::capture(&*self.0.machine, &warm, &report)?;
         flatten(&captured.disk, Some(&captured.snapshot), dir, progress)?;
@@ -129,11 +122,10 @@ fn keep(file: Option<&Path>, dir: &Path) -> Result<Option<PathBuf>, BuildError> 
     let to = dir.join(&name);
     fs::hard_link(file, &to)
         .or_else(|_| fs::copy(file, &to).map(drop))
-        .map_err(|e| BuildError::io(file, &e))?;
+        .map_err(BuildError::at(file))?;
     Ok(Some(name))
 }
 
 fn virtual_size(disk: &Path) -> Result<u64, BuildError> {
-    let header = fs::File::open(disk).and_then(|file| Header::read(&file));
-    Ok(header.map_err(|e| BuildError::io(disk, &e))?.virtual_size)
+    Ok(Header::of(disk).map_err(BuildError::at(disk))?.virtual_size)
 }

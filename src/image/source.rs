@@ -65,14 +65,6 @@ impl Progress {
 /// Why an image could not be made.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BuildError {
-    /// A program that is needed is not installed.
-    #[error("{program} is not installed; {remedy}")]
-    Missing {
-        /// The program.
-        program: &'static str,
-        /// What to do.
-        remedy: &'static str,
-    },
     /// A program failed.
     #[error("{tool}: {said}")]
     Tool {
@@ -97,27 +89,15 @@ pub(super) enum BuildError {
         /// What is wrong with it.
         reason: String,
     },
-    /// Another part refused.
+    /// The system, or another part, refused.
     #[error(transparent)]
-    Backend(BackendError),
-    /// The system refused.
-    #[error("{what}: {error}")]
-    Io {
-        /// The file.
-        what: String,
-        /// The system's answer.
-        error: io::Error,
-    },
+    Backend(#[from] BackendError),
 }
 
 impl BuildError {
-    /// Wraps a system error with the file that it concerns.
-    pub(super) fn io(path: &Path, error: &io::Error) -> Self {
-        let error = error.raw_os_error().map_or_else(
-            || io::Error::new(error.kind(), error.to_string()),
-            io::Error::from_raw_os_error,
-        );
-        Self::Io { what: path.display().to_string(), error }
+    /// Wraps the system errors of what is done with a file.
+    pub(super) fn at(path: &Path) -> impl Fn(io::Error) -> Self + Copy {
+        move |error| BackendError::io(path.display().to_string(), &error).into()
     }
 
     /// Says that an input is damaged.
@@ -130,20 +110,14 @@ impl BuildError {
         match self {
             Self::Tool { said, .. } => !is_full(said),
             Self::Unavailable { .. } => true,
-            Self::Missing { .. } | Self::Malformed { .. } | Self::Backend(_) | Self::Io { .. } => {
-                false
-            }
+            Self::Malformed { .. } | Self::Backend(_) => false,
         }
     }
 
     /// Turns it into what a VM's driver understands, for the image `name`.
     pub(super) fn into_backend(self, name: &str) -> BackendError {
         match self {
-            Self::Missing { program, remedy } => {
-                BackendError::Missing { program: program.to_owned(), remedy: remedy.to_owned() }
-            }
             Self::Backend(error) => error,
-            Self::Io { what, error } => BackendError::io(what, &error),
             Self::Tool { tool, said } if is_full(&said) => {
                 BackendError::NoSpace { what: format!("image {name} ({tool}: {said})") }
             }
@@ -160,8 +134,8 @@ impl From<DiskError> for BuildError {
             DiskError::NoSpace { said } | DiskError::QemuImg { said, .. } => {
                 Self::Tool { tool: programs::QEMU_IMG.name, said }
             }
-            DiskError::Io { what, error } => Self::Io { what, error },
             other @ (DiskError::Missing { .. }
+            | DiskError::Io { .. }
             | DiskError::InUse { .. }
             | DiskError::NoRoomInTable { .. }) => Self::Backend(other.into()),
         }
@@ -186,7 +160,7 @@ mod tests {
             tool: "mke2fs",
             said: "Could not allocate block: No space left on device".into(),
         };
-        let io = BuildError::io(Path::new("x"), &io::Error::from_raw_os_error(libc::ENOSPC));
+        let io = BuildError::at(Path::new("x"))(io::Error::from_raw_os_error(libc::ENOSPC));
         for error in [tool, io] {
             let error = error.into_backend("tiny");
             assert!(matches!(error, BackendError::NoSpace { .. }), "{error:?}");

@@ -50,7 +50,7 @@ impl StoredTemplate {
     ) -> Result<Self, BuildError> {
         let seal = |name| {
             let path = dir.join(name);
-            Fingerprint::of(&path).map_err(|e| BuildError::io(&path, &e))
+            Fingerprint::of(&path).map_err(BuildError::at(&path))
         };
         let stored = Self {
             version: VERSION,
@@ -68,7 +68,7 @@ impl StoredTemplate {
 
     fn write(&self, dir: &Path) -> Result<(), BuildError> {
         let path = dir.join(NAME);
-        file::replace_json(&path, self).map_err(|e| BuildError::io(&path, &e))
+        file::replace_json(&path, self).map_err(BuildError::at(&path))
     }
 
     /// Reads the one in `dir`.
@@ -119,7 +119,7 @@ pub(super) fn capture(
     dir: &Path,
     report: &(dyn Fn(&str) + Send + Sync),
 ) -> Result<(Captured, TempDir), BuildError> {
-    let io = |e: io::Error| BuildError::io(dir, &e);
+    let io = BuildError::at(dir);
     let work = tempfile::Builder::new().prefix(".work").tempdir_in(dir).map_err(io)?;
     let captured = futures::executor::block_on(machine.capture(work.path(), report));
     let captured = captured.map_err(BuildError::Backend)?;
@@ -146,7 +146,7 @@ pub(super) fn copy_disk(
     let to = disk_in(dir);
     let (layers, snapshot) = (&captured.disk, Some(captured.snapshot.as_str()));
     progress.copying(&Conversion { layers, snapshot, to: &to, base: Some(base) })?;
-    File::open(&to.path).and_then(|f| f.sync_all()).map_err(|e| BuildError::io(&to.path, &e))
+    File::open(&to.path).and_then(|f| f.sync_all()).map_err(BuildError::at(&to.path))
 }
 
 /// Lists the templates below `dir`, newest first. Other directories are skipped.

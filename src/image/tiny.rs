@@ -166,7 +166,7 @@ impl ImageSource for Tiny {
             });
         }
         let _alone = self.building.lock();
-        file::private_dir(&self.cache).map_err(|e| BuildError::io(&self.cache, &e))?;
+        file::private_dir(&self.cache).map_err(BuildError::at(&self.cache))?;
         let mut apt = Apt::new(&self.cache)?;
         let inputs = self.kernel(&mut apt, progress)?;
         step(progress, 2, "writing the kernel");
@@ -202,14 +202,14 @@ fn step(progress: &Progress, number: u32, what: &str) {
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
-    fs::write(path, bytes).map_err(|e| BuildError::io(path, &e))
+    fs::write(path, bytes).map_err(BuildError::at(path))
 }
 
 /// Writes a file and leaves out pages of zeros: a kernel's ELF file has 25 MB of them.
 fn write_sparse(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
     use std::os::unix::fs::FileExt;
     const PAGE: usize = 4096;
-    let failed = |e| BuildError::io(path, &e);
+    let failed = BuildError::at(path);
     let file = fs::File::create(path).map_err(failed)?;
     file.set_len(bytes.len() as u64).map_err(failed)?;
     for (page, at) in bytes.chunks(PAGE).zip((0..).step_by(PAGE)) {
@@ -294,11 +294,10 @@ fn applets(busybox: &[u8], dir: &Path) -> Result<Vec<String>, BuildError> {
     use std::os::unix::fs::PermissionsExt;
     let path = dir.join("busybox");
     write(&path, busybox)?;
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o700))
-        .map_err(|e| BuildError::io(&path, &e))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).map_err(BuildError::at(&path))?;
     let tool = Tool { name: "busybox", remedy: "" };
     let output = tool.run(std::process::Command::new(&path).arg("--list-full"))?;
-    fs::remove_file(&path).map_err(|e| BuildError::io(&path, &e))?;
+    fs::remove_file(&path).map_err(BuildError::at(&path))?;
     let text = String::from_utf8_lossy(&output);
     let in_usr = |path: &str| format!("usr/{}", path.trim_start_matches("usr/"));
     let paths = text.lines().filter(|path| path.contains('/'));

@@ -40,14 +40,11 @@ pub(super) fn package(
     tree: &mut FileTree,
     wanted: impl Fn(&str) -> bool,
 ) -> Result<u32, BuildError> {
-    let mut running = DPKG_DEB.stream(DPKG_DEB.command().arg("--fsys-tarfile").arg(deb))?;
-    let result = match running.stdout() {
-        Some(stdout) => read_tar(stdout, tree, wanted),
-        None => Ok(0),
-    };
+    let mut call = DPKG_DEB.command();
+    call.arg("--fsys-tarfile").arg(deb);
     // The program's own words explain a broken stream better than the stream does.
-    running.finish()?;
-    result.map_err(|e| BuildError::io(deb, &e))
+    let result = DPKG_DEB.stream(&mut call, |tar| read_tar(tar, tree, wanted))?;
+    result.unwrap_or(Ok(0)).map_err(BuildError::at(deb))
 }
 
 fn read_tar(

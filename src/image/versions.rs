@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::catalogue::{Catalogue, publish, under_way};
-use super::entry::{BuildPhase, ImageEntry, ImageVersion};
+use super::entry::{ImageEntry, ImageVersion};
 use super::manifest::Manifest;
 use crate::store::file;
 use crate::store::layout::{Layout, TEMPLATES, VmDir};
@@ -54,14 +54,12 @@ pub(super) fn older(layout: &Layout, name: &str, current: &Path) -> Vec<ImageVer
 impl Catalogue {
     /// Begins to make an image again, beside the present version. One that is not there is made.
     pub(super) fn refresh(self: &Arc<Self>, name: &str) -> Result<(), BackendError> {
-        let unknown = || BackendError::NoImage { name: name.to_owned() };
-        let mut images = self.images.lock();
-        let image = images.get_mut(name).ok_or_else(unknown)?;
-        if matches!(image.phase, BuildPhase::UnderWay(_)) || image.warmth.is_under_way() {
+        let mut image = self.entry(name)?;
+        if image.is_under_way() || image.warmth.is_under_way() {
             return Err(under_way(name));
         }
-        let BuildPhase::Ready(present) = image.phase.clone() else {
-            drop(images);
+        let Some(present) = image.ready().cloned() else {
+            drop(image);
             return self.begin(name);
         };
         let source = image.source.clone().filter(|source| source.recipe().is_some());
@@ -69,9 +67,9 @@ impl Catalogue {
             let reason = "it is not made again; `mkdir` another image beside it".to_owned();
             return Err(BackendError::BadSource { origin: image.spec().to_owned(), reason });
         };
-        image.present = Some(*present);
+        image.present = Some(present);
         image.start_building();
-        drop(images);
+        drop(image);
         self.bell.ring();
         self.spawn(name, source)
     }
@@ -100,9 +98,8 @@ impl Catalogue {
     }
 
     fn same_content(&self, name: &str, manifest: &Manifest) -> Option<ImageVersion> {
-        let images = self.images.lock();
-        let versions = images.get(name)?.versions();
-        let mut present = versions.filter(|version| version.is_there());
+        let image = self.entry(name).ok()?;
+        let mut present = image.versions().filter(|version| version.is_there());
         present.find(|version| version.manifest.digest == manifest.digest).cloned()
     }
 
@@ -119,7 +116,7 @@ impl Catalogue {
 
     /// Says whether an image has, or is about to have, more than the version in its own directory.
     pub(super) fn is_versioned(&self, name: &str) -> bool {
-        self.images.lock().get(name).is_some_and(|image| image.present.is_some())
+        self.entry(name).is_ok_and(|image| image.present.is_some())
             || self.layout.current_version(name).exists()
     }
 
@@ -127,9 +124,8 @@ impl Catalogue {
     /// no disk, or no such version.
     pub(super) fn version_of(&self, name: &str, vm: &VmDir) -> Option<BootImage> {
         let dir = version_dir(&self.layout, name, &version_file(vm)?);
-        let images = self.images.lock();
-        let mut versions = images.get(name)?.versions();
-        let version = versions.find(|v| v.dir == dir && v.is_there())?;
+        let image = self.entry(name).ok()?;
+        let version = image.versions().find(|v| v.dir == dir && v.is_there())?;
         Some(version.manifest.boot(name, &version.dir))
     }
 

@@ -4,14 +4,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use uuid::Uuid;
 
 use super::catalogue::{Catalogue, spawn_thread, under_way};
-use super::entry::{BuildPhase, TemplateStatus};
+use super::entry::TemplateStatus;
 use super::source::{BuildError, Progress};
 use super::template::{self, StoredTemplate};
 use super::versions;
@@ -26,6 +25,18 @@ impl TemplateStatus {
     pub(super) fn found(dir: &Path) -> Self {
         let newest = template::list(&dir.join(TEMPLATES)).into_iter().next();
         newest.map_or(Self::Cold, |(path, stored)| Self::Warm(path, Box::new(stored)))
+    }
+
+    pub(super) fn is_under_way(&self) -> bool {
+        matches!(self, Self::Warming(_))
+    }
+
+    /// Returns the template that there is, and its directory.
+    pub(super) fn newest(&self) -> Option<(&Path, &StoredTemplate)> {
+        match self {
+            Self::Warm(dir, stored) => Some((dir, stored)),
+            Self::Cold | Self::Warming(_) | Self::Failed(_) => None,
+        }
     }
 
     /// Describes it.
@@ -58,19 +69,11 @@ impl Catalogue {
     }
 
     fn template_in(&self, name: &str) -> Option<(PathBuf, StoredTemplate, Layer)> {
-        let images = self.images.lock();
-        let image = images.get(name)?;
-        let (BuildPhase::Ready(finished), TemplateStatus::Warm(dir, stored)) =
-            (&image.phase, &image.warmth)
-        else {
-            return None;
-        };
+        let image = self.entry(name).ok()?;
+        let (finished, (dir, stored)) = image.ready().zip(image.warmth.newest())?;
         let boot = finished.manifest.boot(name, &finished.dir);
-        Some((
-            dir.clone(),
-            StoredTemplate::clone(stored),
-            Layer { path: boot.disk, format: boot.format },
-        ))
+        let below = Layer { path: boot.disk, format: boot.format };
+        Some((dir.to_owned(), stored.clone(), below))
     }
 
     pub(super) fn warm(
@@ -78,14 +81,12 @@ impl Catalogue {
         name: &str,
         machine: Arc<dyn Capture>,
     ) -> Result<(), BackendError> {
-        let unknown = || BackendError::NoImage { name: name.to_owned() };
-        let mut images = self.images.lock();
-        let image = images.get_mut(name).ok_or_else(unknown)?;
-        if matches!(image.phase, BuildPhase::UnderWay(_)) || image.warmth.is_under_way() {
+        let mut image = self.entry(name)?;
+        if image.is_under_way() || image.warmth.is_under_way() {
             return Err(under_way(name));
         }
         image.warmth = TemplateStatus::Warming("starting".to_owned());
-        drop(images);
+        drop(image);
         self.bell.ring();
         let (catalogue, owned) = (Arc::clone(self), name.to_owned());
         let work = move || {
@@ -101,7 +102,7 @@ impl Catalogue {
     fn capture(self: &Arc<Self>, name: &str, machine: &dyn Capture) -> Result<(), BackendError> {
         futures::executor::block_on(self.ensure(name))?;
         let all = versions::current_dir(&self.layout, name).join(TEMPLATES);
-        let io = |e: io::Error| BackendError::io(all.display().to_string(), &e);
+        let io = |e| BackendError::at(all.display())(e);
         file::private_dir(&all).map_err(io)?;
         let hidden = tempfile::Builder::new().prefix(".").tempdir_in(&all).map_err(io)?;
         let report = |words: &str| self.report_warming(name, words);
@@ -135,18 +136,16 @@ impl Catalogue {
     }
 
     pub(super) fn cool(&self, name: &str) -> Result<(), BackendError> {
-        let unknown = || BackendError::NoImage { name: name.to_owned() };
-        let mut images = self.images.lock();
-        let image = images.get_mut(name).ok_or_else(unknown)?;
+        let mut image = self.entry(name)?;
         if image.warmth.is_under_way() {
             return Err(under_way(name));
         }
         image.warmth = TemplateStatus::Cold;
-        drop(images);
+        drop(image);
         self.bell.ring();
         let all = versions::current_dir(&self.layout, name).join(TEMPLATES);
         for (dir, _) in template::list(&all) {
-            template::forget(&dir).map_err(|e| BackendError::io(dir.display().to_string(), &e))?;
+            template::forget(&dir).map_err(BackendError::at(dir.display()))?;
         }
         self.sweep();
         Ok(())
@@ -168,16 +167,11 @@ impl Catalogue {
         let images = self.images.lock();
         let settled = images.iter().filter(|(_, image)| !image.warmth.is_under_way());
         let old = settled.flat_map(|(name, image)| {
-            let newest = match &image.warmth {
-                TemplateStatus::Warm(dir, _) => Some(dir.clone()),
-                TemplateStatus::Cold | TemplateStatus::Warming(_) | TemplateStatus::Failed(_) => {
-                    None
-                }
-            };
+            let newest = image.warmth.newest().map(|(dir, _)| dir);
             let all = versions::dirs(&self.layout, name).into_iter().map(|dir| dir.join(TEMPLATES));
             let entries = all.filter_map(|dir| fs::read_dir(dir).ok()).flatten();
             let dirs = entries.filter_map(Result::ok).map(|e| e.path());
-            dirs.filter(move |dir| Some(dir) != newest.as_ref())
+            dirs.filter(move |dir| Some(&**dir) != newest)
         });
         old.collect()
     }
@@ -186,12 +180,6 @@ impl Catalogue {
     fn needed(&self) -> BTreeSet<String> {
         let ids = self.vm_dirs().filter_map(|dir| fs::read_to_string(dir.template()).ok());
         ids.map(|id| id.trim_end().to_owned()).collect()
-    }
-}
-
-impl TemplateStatus {
-    pub(super) fn is_under_way(&self) -> bool {
-        matches!(self, Self::Warming(_))
     }
 }
 

@@ -281,7 +281,7 @@ fn host_fingerprint(
     qemu: &Installation,
 ) -> Result<HostFingerprint, BackendError> {
     Ok(HostFingerprint {
-        boot_id: boot_id().map_err(|e| BackendError::io("the host's boot id", &e))?,
+        boot_id: boot_id().map_err(BackendError::at("the host's boot id"))?,
         qemu_version: qemu.version.clone(),
         kernel: image.digest.clone(),
     })

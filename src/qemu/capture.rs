@@ -106,7 +106,7 @@ fn target_plan(plan: &LaunchPlan, to: &Path) -> Result<LaunchPlan, BackendError>
         copy(from.seed(), dir.seed())?;
         copy(from.cidata(), dir.cidata()).map(drop)
     };
-    prepare().map_err(|e| BackendError::io(RAM, &e))?;
+    prepare().map_err(BackendError::at(RAM))?;
     let room = rustix::fs::statvfs(to).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize));
     let prepared = is_preallocated(plan.accel.kind, plan.spec.memory, room);
     let mut target = plan.clone();
@@ -133,15 +133,15 @@ async fn copy_memory(
     target: &MachineParts,
     to: &Path,
 ) -> Result<Duration, BackendError> {
-    let (near, far) = UnixStream::pair().map_err(|e| BackendError::io("a socket", &e))?;
+    let (near, far) = UnixStream::pair().map_err(BackendError::at("a socket"))?;
     let mut incoming = Migration::new(&target.qmp, Transfer::Whole).await?;
     incoming.receive(&OwnedFd::from(far)).await?;
     let pause = source.copy(near.into()).await?;
     incoming.wait_for(COMPLETED, MEMORY_TIMEOUT).await?;
     let path = to.join(names::STATE);
     let state = File::options().read(true).write(true).create_new(true).mode(0o600).open(path);
-    let state = state.map_err(|e| BackendError::io(STATE, &e))?;
-    let synced = state.try_clone().map_err(|e| BackendError::io(STATE, &e))?;
+    let state = state.map_err(BackendError::at(STATE))?;
+    let synced = state.try_clone().map_err(BackendError::at(STATE))?;
     let mut saving = Migration::new(&target.qmp, Transfer::DevicesOnly).await?;
     saving.send(&state.into()).await?;
     saving.wait_for(COMPLETED, DEVICES_TIMEOUT).await?;
@@ -232,7 +232,7 @@ async fn resume(qmp: &Qmp) -> Result<(), QmpError> {
 
 /// Loads a template's device state into a clone, whose vCPUs have never run.
 pub(super) async fn load_template(qmp: &Qmp, state: &Path) -> Result<(), BackendError> {
-    let opened = File::open(state).map_err(|e| BackendError::io(STATE, &e))?;
+    let opened = File::open(state).map_err(BackendError::at(STATE))?;
     let mut incoming = Migration::new(qmp, Transfer::DevicesOnly).await?;
     incoming.receive(&opened.into()).await?;
     incoming.wait_for(COMPLETED, DEVICES_TIMEOUT).await?;

@@ -1,5 +1,6 @@
 //! Which QEMU is installed: its version and the machine type that we use. Asked once.
 
+use std::io;
 use std::process::{Output, Stdio};
 use std::time::Duration;
 
@@ -58,20 +59,11 @@ async fn ask(args: &[&str]) -> Result<String, BackendError> {
 }
 
 /// Says why QEMU could not be started.
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "all other kinds are reported in the system's words"
-)]
-pub fn not_started(error: &std::io::Error) -> BackendError {
-    match error.kind() {
-        // A directory of PATH that may not be entered hides what is not elsewhere.
-        std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => {
-            BackendError::Missing {
-                program: PROGRAM.to_owned(),
-                remedy: programs::remedy(&[&programs::EMULATOR]),
-            }
-        }
-        _ => BackendError::io(format!("start {PROGRAM}"), error),
+pub fn not_started(error: &io::Error) -> BackendError {
+    let remedy = programs::remedy(&[&programs::EMULATOR]);
+    match programs::is_absent(error) {
+        true => BackendError::Missing { program: PROGRAM.to_owned(), remedy },
+        false => BackendError::io(format!("start {PROGRAM}"), error),
     }
 }
 

@@ -46,7 +46,7 @@ pub async fn write(dir: &VmDir, facts: &RunFacts) -> Result<(), BackendError> {
     };
     let written = tokio::task::spawn_blocking(write).await;
     let written = written.unwrap_or_else(|e| Err(io::Error::other(e)));
-    written.map_err(|e| BackendError::io(what, &e))
+    written.map_err(BackendError::at(what))
 }
 
 /// Reads the record: `None` if there is none, and an error's text if it is damaged.

@@ -103,7 +103,7 @@ pub(super) async fn temporary(dir: &VmDir, size: u64) -> Result<TemporaryDisk, B
 pub(super) fn check_base(image: &str, base: &[Layer]) -> Result<(), BackendError> {
     let refused = |reason: String| BackendError::ImageFailed { name: image.to_owned(), reason };
     for layer in base.iter().filter(|layer| layer.format == DiskFormat::Qcow2) {
-        let header = File::open(&layer.path).and_then(|file| Header::read(&file));
+        let header = Header::of(&layer.path);
         let unreadable = |e| refused(format!("cannot read {}: {e}", layer.path.display()));
         if header.map_err(unreadable)?.has_data_file() {
             return Err(refused("its qcow2 header names another data file".to_owned()));

@@ -80,7 +80,7 @@ impl Capture for WarmupVm {
         progress: &(dyn Fn(&str) + Send + Sync),
     ) -> Result<Captured, BackendError> {
         let dir = VmDir(to.join(VM));
-        file::private_dir(&dir.0).map_err(|e| BackendError::io("the VM to capture", &e))?;
+        file::private_dir(&dir.0).map_err(BackendError::at("the VM to capture"))?;
         progress("booting");
         let spawned = driver::spawn(self.new_vm(dir), self.backends.clone());
         let vm = on(&self.runtime, async { Ok(spawned.await) }).await?;

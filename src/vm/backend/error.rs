@@ -2,7 +2,8 @@
 //!
 //! Not here: the errno of each (`fuse::errno`).
 
-use std::io::ErrorKind;
+use std::fmt;
+use std::io::{self, ErrorKind};
 
 use crate::disk::DiskError;
 use crate::programs;
@@ -247,12 +248,17 @@ impl BackendError {
         matches!(self, Self::QemuDied { .. } | Self::HalfRestored { .. })
     }
 
+    /// Wraps the system errors of what is done with `what`, as [`Self::io`] does.
+    pub fn at(what: impl fmt::Display) -> impl FnOnce(io::Error) -> Self {
+        move |error| Self::io(what.to_string(), &error)
+    }
+
     /// Wraps a system error, telling a full disk and a lack of memory apart from the rest.
     #[expect(
         clippy::wildcard_enum_match_arm,
         reason = "all other kinds keep the system's own sentence"
     )]
-    pub fn io(what: impl Into<String>, error: &std::io::Error) -> Self {
+    pub fn io(what: impl Into<String>, error: &io::Error) -> Self {
         let what = what.into();
         // By the kind: a library may have wrapped the system's own error.
         match error.kind() {
