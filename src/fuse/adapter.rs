@@ -177,7 +177,7 @@ impl Filesystem for Adapter {
         let done = match name.to_str() {
             Some(name) => {
                 let by = Requester { caller: &|| caller::of(req), now: SystemTime::now() };
-                self.tree.request_unlink(NodeId(parent.0), name, &by)
+                self.tree.request_removal(Tree::unlink, NodeId(parent.0), name, &by)
             }
             None => Answer::Now(Err(TreeError::NeverFound)),
         };
@@ -208,7 +208,8 @@ impl Filesystem for Adapter {
         match text(name) {
             Ok(name) => {
                 let by = Requester { caller: &|| caller::of(req), now: SystemTime::now() };
-                let removed = self.tree.request_remove_directory(NodeId(parent.0), name, &by);
+                let removed =
+                    self.tree.request_removal(Tree::remove_directory, NodeId(parent.0), name, &by);
                 let about = (parent, Wait::Directory);
                 self.park.answer(req, about, removed, |done| done_or_error(done, reply));
             }

@@ -4,9 +4,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use futures::{FutureExt, TryFutureExt};
+
 use super::TreeError;
+use super::control::noted;
 use super::names::Entry;
 use super::node::{Attr, Keep, Kind};
+use crate::vm::Vm;
 use crate::vm::caller::Caller;
 
 /// The process that makes a request, and when.
@@ -37,10 +41,18 @@ impl<T> Answer<T> {
         found.map_or_else(|error| Self::Now(Err(error)), answer)
     }
 
-    pub(super) fn later(
-        future: impl Future<Output = Result<T, TreeError>> + Send + 'static,
+    pub(super) fn later<E: Into<TreeError>>(
+        future: impl Future<Output = Result<T, E>> + Send + 'static,
     ) -> Self {
-        Self::Later(Box::pin(future))
+        Self::Later(Box::pin(future.err_into()))
+    }
+
+    /// Answers later, and notes how it went in the VM's `error` file.
+    pub(super) fn noted<E: Into<TreeError>>(
+        vm: Option<Vm>,
+        future: impl Future<Output = Result<T, E>> + Send + 'static,
+    ) -> Self {
+        Self::later(future.map(move |done| noted(vm.as_ref(), done.map_err(E::into))))
     }
 }
 

@@ -7,12 +7,11 @@ use std::collections::VecDeque;
 use std::future::ready;
 use std::sync::Arc;
 
-use futures::FutureExt;
 use futures::future::BoxFuture;
+use futures::{FutureExt, TryFutureExt};
 use parking_lot::Mutex;
 
 use super::node::VerbOutcome;
-use super::value::OpenValue;
 use super::verbs::{LONGEST_WRITE, Verb, parse_lines};
 use super::{Answer, TreeError};
 use crate::vm::Vm;
@@ -99,41 +98,38 @@ fn failed(error: TreeError) -> VerbOutcome {
     VerbOutcome { succeeded: 0, failure: Some(error) }
 }
 
-/// An open value that can be written.
-pub struct OpenWritable {
+/// Where what is written to an open value goes.
+pub struct Assignment {
+    /// The VM whose `error` shows failures.
     vm: Option<Vm>,
-    pub(super) value: OpenValue,
     set: Write<Result<(), TreeError>>,
 }
 
-impl std::fmt::Debug for OpenWritable {
+impl std::fmt::Debug for Assignment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("OpenWritable").field("value", &self.value).finish_non_exhaustive()
+        f.debug_struct("Assignment").finish_non_exhaustive()
     }
 }
 
-impl OpenWritable {
+impl Assignment {
     pub(super) fn new(
         vm: Option<Vm>,
-        value: OpenValue,
         set: impl Fn(&str) -> BoxFuture<'static, Result<(), TreeError>> + Send + Sync + 'static,
     ) -> Self {
-        Self { vm, value, set: Box::new(set) }
+        Self { vm, set: Box::new(set) }
     }
 
     pub(super) fn write(&self, data: &[u8]) -> Answer<usize> {
         let (vm, length) = (self.vm.clone(), data.len());
         match text_of(data) {
-            Ok(text) => Answer::later(
-                (self.set)(text).map(move |done| noted(vm.as_ref(), done.map(|()| length))),
-            ),
+            Ok(text) => Answer::noted(vm, (self.set)(text).map_ok(move |()| length)),
             Err(error) => Answer::Now(noted(vm.as_ref(), Err(error))),
         }
     }
 }
 
 /// Reads one write.
-pub(super) fn text_of(data: &[u8]) -> Result<&str, TreeError> {
+fn text_of(data: &[u8]) -> Result<&str, TreeError> {
     if data.len() > LONGEST_WRITE {
         return Err(TreeError::TooBig(LONGEST_WRITE));
     }
@@ -151,17 +147,10 @@ impl<C> Commands<C> {
     /// Reads lines up to the first bad one. The whole write is read before anything is done; a bad
     /// line is reported after the good ones before it, as if each had been written alone.
     pub(super) fn parse(verbs: &'static [Verb<C>], text: &str) -> Self {
-        let mut commands = Self { good: Vec::new(), fault: None };
-        for line in parse_lines(verbs, text) {
-            match line {
-                Ok(command) => commands.good.push(command),
-                Err(error) => {
-                    commands.fault = Some(error.into());
-                    break;
-                }
-            }
-        }
-        commands
+        let mut fault = None;
+        let good =
+            parse_lines(verbs, text).map_while(|line| line.map_err(|e| fault = Some(e)).ok());
+        Self { good: good.collect(), fault: fault.map(TreeError::from) }
     }
 
     /// Has `run` carry out the commands, which answers how many succeeded and why the next failed.
@@ -188,18 +177,10 @@ pub(super) fn each_line(
     text: &str,
     carry_out: impl Fn(&str) -> Result<(), TreeError>,
 ) -> BoxFuture<'static, VerbOutcome> {
-    let lines = text.lines().filter(|l| !l.trim().is_empty() && !l.starts_with('#'));
-    let mut outcome = VerbOutcome::default();
-    for line in lines {
-        match carry_out(line) {
-            Ok(()) => outcome.succeeded += 1,
-            Err(error) => {
-                outcome.failure = Some(error);
-                break;
-            }
-        }
-    }
-    ready(outcome).boxed()
+    let mut lines = text.lines().filter(|l| !l.trim().is_empty() && !l.starts_with('#'));
+    let mut succeeded = 0;
+    let failure = lines.find_map(|line| carry_out(line).map(|()| succeeded += 1).err());
+    ready(VerbOutcome { succeeded, failure }).boxed()
 }
 
 /// Notes how it went in the VM's `error` file.

@@ -41,15 +41,32 @@ pub(super) struct Descriptor<T: 'static> {
 }
 
 impl<T: 'static> Descriptor<T> {
+    /// Describes a directory in which nobody makes a name. What else it has is said beside this, as
+    /// `Descriptor { rows: || ROWS, ..Descriptor::new(…) }`.
+    pub(super) const fn new(
+        id: u8,
+        resolve: fn(&Scope, u64) -> Result<T, TreeError>,
+        path: fn(&T) -> String,
+        mtime: fn(&T) -> SystemTime,
+    ) -> Self {
+        Self {
+            id: DirectoryId(id),
+            page: None,
+            mode: 0o700,
+            rows: || &[],
+            resolve,
+            path,
+            mtime,
+            names: |_, _| Box::new(NoNames),
+            members: &[],
+            is_slow: false,
+        }
+    }
+
     /// Returns the number of the directory about this object.
     pub(super) fn node(&self, object: u64) -> NodeId {
         NodeId::directory(self.id, object)
     }
-}
-
-/// The `names` of a directory in which users make none.
-pub(super) fn no_names<T>(_: &Scope, _: &T) -> Box<dyn Names> {
-    Box::new(NoNames)
 }
 
 /// A [`Descriptor`] without the type of its object, so that the tree treats all of them alike.

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::control::OpenWritable;
+use super::control::Assignment;
 use super::descriptor::Descriptor;
 use super::handle::{Open, OpenRequest};
 use super::names::{Entry, Names};
@@ -78,9 +78,13 @@ impl<T: NodeOwner> Bound<T> {
         Entry { name, id, kind: node.body.kind() }
     }
 
+    fn mtime(&self, node: &Node<T>) -> SystemTime {
+        node.mtime.unwrap_or(self.kind.mtime)(&self.owner)
+    }
+
     /// Returns size and time of last change, without reading a whole file for them.
     fn extent(&self, node: &Node<T>) -> (u64, SystemTime) {
-        let mtime = (node.mtime)(&self.owner);
+        let mtime = self.mtime(node);
         let size = match &node.body {
             Body::Tail(path) => return tail_extent(&path(&self.owner), mtime),
             Body::Value(render) | Body::SlowValue(render) | Body::WritableValue(render, _) => {
@@ -119,10 +123,10 @@ impl<T: NodeOwner> Bound<T> {
             Body::Directory(_) => Err(TreeError::IsADirectory),
             // The kernel follows links by itself.
             Body::Link(_) => Err(TreeError::NotOffered("links are followed, not opened")),
-            Body::Value(render) => Ok(Open::Value(self.live(*render))),
-            Body::SlowValue(render) => Ok(Open::Value(self.live(*render).slow())),
+            Body::Value(render) => Ok(Open::Value(self.live(*render), None)),
+            Body::SlowValue(render) => Ok(Open::Value(self.live(*render).slow(), None)),
             Body::Tail(path) => Ok(Open::tail(path(&owner))),
-            Body::Page(text) => Ok(Open::Value(OpenValue::fixed(text.to_vec()))),
+            Body::Page(text) => Ok(Open::Value(OpenValue::fixed(text.to_vec()), None)),
             Body::Stream(open) => Open::stream(open(&owner, request), request, vm),
             Body::Setting(key) => self.open_setting(key, request),
             Body::Control(carry_out) => {
@@ -131,8 +135,8 @@ impl<T: NodeOwner> Bound<T> {
             }
             Body::WritableValue(render, set) => {
                 let set = *set;
-                let value = self.live(*render);
-                Ok(Open::Writable(OpenWritable::new(vm, value, move |text| set(&owner, text))))
+                let assignment = Assignment::new(vm, move |text| set(&owner, text));
+                Ok(Open::Value(self.live(*render), Some(assignment)))
             }
         }
     }
@@ -144,7 +148,8 @@ impl<T: NodeOwner> Bound<T> {
     ) -> Result<Open, TreeError> {
         let settings = self.owner.settings().ok_or(TreeError::NotFound)?;
         let value = self.live_with(move |owner: &T| setting_text(owner, key));
-        Ok(Open::Setting(settings.clone().open(key, value, request.append)))
+        let assign = settings.clone().assignment(key, request.append);
+        Ok(Open::Value(value, Some(Assignment::new(self.owner.vm().cloned(), assign))))
     }
 }
 
@@ -188,7 +193,7 @@ impl<T: NodeOwner> Directory for Bound<T> {
 
     fn outline(&self, row: usize) -> Result<Attr, TreeError> {
         let node = self.row(row)?;
-        Ok(self.row_attr(row, node, (0, (node.mtime)(&self.owner))))
+        Ok(self.row_attr(row, node, (0, self.mtime(node))))
     }
 
     fn kind(&self, row: usize) -> Kind {

@@ -6,12 +6,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use futures::FutureExt;
 use futures::future::BoxFuture;
+use futures::{FutureExt, TryFutureExt};
 
-use super::control::{OpenControl, OpenWritable, noted};
+use super::control::{Assignment, OpenControl, noted};
 use super::node::VerbOutcome;
-use super::settings::OpenSetting;
 use super::value::OpenValue;
 use super::{Answer, TreeError};
 use crate::store::bounded::Tail;
@@ -72,14 +71,10 @@ pub enum IoMode {
 /// An open file.
 #[derive(Debug)]
 pub enum Open {
-    /// A value.
-    Value(OpenValue),
+    /// A value, and where writes go: nowhere if it cannot be written.
+    Value(OpenValue, Option<Assignment>),
     /// The end of a file on disk, which may grow while it is read: `tail -f` follows it.
     Tail(Arc<Tail>),
-    /// A setting: content fixed at open, and where writes go.
-    Setting(OpenSetting),
-    /// A value that can be written.
-    Writable(OpenWritable),
     /// A control file.
     Control(Arc<OpenControl>),
     /// A stream.
@@ -131,29 +126,15 @@ impl Open {
         match stream {
             Ok(stream) => Ok(Self::Stream(OpenStream { stream, crawler, vm })),
             // An error would end a `cp -r` or `grep -r` that has not asked for this file.
-            Err(_) if crawler => Ok(Self::Value(OpenValue::fixed(Vec::new()))),
+            Err(_) if crawler => Ok(Self::Value(OpenValue::fixed(Vec::new()), None)),
             Err(error) => Err(error),
-        }
-    }
-
-    /// Returns the value whose content a read gives, if it is one.
-    fn value(&self) -> Option<&OpenValue> {
-        match self {
-            Self::Value(value)
-            | Self::Setting(OpenSetting { value, .. })
-            | Self::Writable(OpenWritable { value, .. }) => Some(value),
-            Self::Tail(_) | Self::Control(_) | Self::Stream(_) => None,
         }
     }
 
     /// Reads. The offset counts for fixed content; streams and results continue where they were.
     pub fn read(&self, offset: u64, max: usize, mode: IoMode) -> Answer<Vec<u8>> {
         match self {
-            Self::Value(value)
-            | Self::Setting(OpenSetting { value, .. })
-            | Self::Writable(OpenWritable { value, .. }) => {
-                Answer::Now(Ok(value.read(offset, max)))
-            }
+            Self::Value(value, _) => Answer::Now(Ok(value.read(offset, max))),
             Self::Tail(tail) => read_tail(Arc::clone(tail), offset, max),
             Self::Control(control) => Answer::Now(Ok(control.read(max))),
             Self::Stream(stream) => stream.read(max, mode),
@@ -163,9 +144,8 @@ impl Open {
     /// Writes.
     pub fn write(&self, data: &[u8], mode: IoMode) -> Answer<usize> {
         match self {
-            Self::Value(_) | Self::Tail(_) => Answer::Now(Err(TreeError::ReadOnly)),
-            Self::Setting(setting) => setting.write(data),
-            Self::Writable(writable) => writable.write(data),
+            Self::Value(_, Some(assignment)) => assignment.write(data),
+            Self::Value(_, None) | Self::Tail(_) => Answer::Now(Err(TreeError::ReadOnly)),
             Self::Control(control) => OpenControl::write(control, data),
             Self::Stream(stream) => stream.write(data, mode),
         }
@@ -174,9 +154,7 @@ impl Open {
     /// Says what could be done now.
     pub fn poll(&self) -> Polled {
         match self {
-            Self::Value(value)
-            | Self::Setting(OpenSetting { value, .. })
-            | Self::Writable(OpenWritable { value, .. }) => value.poll(),
+            Self::Value(value, _) => value.poll(),
             // A read of these never waits: at their end it answers 0 bytes.
             Self::Tail(_) | Self::Control(_) => Polled::ALWAYS,
             Self::Stream(stream) => stream.poll(),
@@ -185,7 +163,7 @@ impl Open {
 
     /// Says whether reading at an offset makes the content again, by a look at the disk.
     pub(super) fn remakes_slowly(&self, offset: u64) -> bool {
-        self.value().is_some_and(|value| value.remakes_slowly(offset))
+        matches!(self, Self::Value(value, _) if value.remakes_slowly(offset))
     }
 
     /// A descriptor of this open file was closed.
@@ -211,10 +189,7 @@ impl OpenStream {
             None | Some(Err(_)) if self.crawler => Answer::Now(Ok(Vec::new())),
             Some(result) => Answer::Now(self.noted(result)),
             None if mode == IoMode::NonBlocking => Answer::Now(Err(TreeError::WouldBlock)),
-            None => {
-                let (vm, read) = (self.vm.clone(), stream::read(Arc::clone(&self.stream), max));
-                Answer::later(read.map(move |r| noted(vm.as_ref(), r.map_err(TreeError::from))))
-            }
+            None => Answer::noted(self.vm.clone(), stream::read(Arc::clone(&self.stream), max)),
         }
     }
 
@@ -223,12 +198,12 @@ impl OpenStream {
             Some(result) => Answer::Now(self.noted(result)),
             None if mode == IoMode::NonBlocking => Answer::Now(Err(TreeError::WouldBlock)),
             None => {
-                let vm = self.vm.clone();
                 let write = stream::write(Arc::clone(&self.stream), data.to_vec());
-                Answer::later(write.map(move |written| match written {
-                    Some(result) => noted(vm.as_ref(), result.map_err(TreeError::from)),
+                let written = |done: Option<Result<_, VmError>>| match done {
+                    Some(result) => result.map_err(TreeError::from),
                     None => Err(TreeError::WouldBlock),
-                }))
+                };
+                Answer::noted(self.vm.clone(), write.map(written))
             }
         }
     }
@@ -249,5 +224,5 @@ impl OpenStream {
 /// Reads a log on a thread that may wait for the disk.
 fn read_tail(tail: Arc<Tail>, offset: u64, max: usize) -> Answer<Vec<u8>> {
     let read = driver::off_thread(move || tail.read(offset, max), "a log");
-    Answer::later(read.map(|bytes| bytes.map_err(|e| TreeError::Vm(e.into()))))
+    Answer::later(read.map_err(VmError::from))
 }

@@ -1,10 +1,11 @@
 //! `.metrics`: figures in Prometheus' text format, with base units and `_total` for counters.
 
 use std::fmt::Write;
+use std::sync::Arc;
 
-use super::host::Host;
 use super::render::disk_bytes;
 use crate::proc;
+use crate::registry::Registry;
 use crate::vm::Vm;
 use crate::vm::state::State;
 
@@ -69,9 +70,9 @@ const METRICS: &[Metric] = &[
 ];
 
 /// Prints all figures.
-pub(super) fn print(host: &Host) -> String {
+pub(super) fn print(registry: &Arc<Registry>) -> String {
     let mut text = String::new();
-    let vms = host.registry.list();
+    let vms = registry.list();
     states(&mut text, &vms);
     for metric in METRICS {
         head(&mut text, metric.name, metric.kind, metric.help);

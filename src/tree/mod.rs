@@ -10,7 +10,6 @@ mod directories;
 mod directory;
 mod error;
 pub mod handle;
-pub mod host;
 pub mod manual;
 mod metrics;
 pub mod names;
@@ -36,13 +35,13 @@ use parking_lot::Mutex;
 use self::control::noted;
 use self::directory::Directory;
 use self::handle::{Open, OpenRequest};
-use self::host::{Failure, Host};
 use self::names::Names;
 use self::node::{Attr, Keep, Kind};
 use self::number::{NodeId, Numbers};
 use self::refused::Refused;
 use self::scope::Scope;
 use crate::registry::Registry;
+use crate::store::failure_log::{Failure, FailureLog};
 use crate::vm::caller::Caller;
 use crate::vm::one_line;
 use crate::vm::state::Command;
@@ -64,10 +63,7 @@ impl Tree {
     /// Returns the tree over a registry.
     pub fn new(registry: Arc<Registry>) -> Arc<Self> {
         Arc::new(Self {
-            scope: Scope {
-                host: Host { failures: Arc::clone(&registry.backends().failures), registry },
-                numbers: Numbers::default(),
-            },
+            scope: Scope { registry, numbers: Numbers::default() },
             open: Mutex::default(),
             listings: Mutex::default(),
             next_handle: AtomicU64::new(1),
@@ -275,15 +271,18 @@ impl Tree {
         if error.is_worth_noting() {
             let path = self.scope.path(id);
             let text = one_line(&error.to_string());
-            self.scope.host.failures.add(Failure { time, pid, path, errno, text });
+            self.failures().add(Failure { time, pid, path, errno, text });
         }
     }
 
     /// Remembers a fault of the daemon itself, for `.error`.
     pub fn note_fault(&self, time: SystemTime, errno: i32, text: &str) {
         let (pid, path) = (std::process::id(), "/".to_owned());
-        let failure = Failure { time, pid, path, errno, text: text.to_owned() };
-        self.scope.host.failures.add(failure);
+        self.failures().add(Failure { time, pid, path, errno, text: text.to_owned() });
+    }
+
+    fn failures(&self) -> &FailureLog {
+        &self.scope.registry.backends().failures
     }
 }
 

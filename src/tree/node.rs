@@ -23,13 +23,90 @@ pub(super) struct Node<T: 'static> {
     pub(super) name: &'static str,
     /// Its permissions.
     pub(super) mode: u16,
-    /// When its content last changed. It must not move while the content stays: editors compare it
-    /// before they write.
-    pub(super) mtime: fn(&T) -> SystemTime,
+    /// When its content last changed; `None`: with its directory. It must not move while the content
+    /// stays: editors compare it before they write.
+    pub(super) mtime: Option<fn(&T) -> SystemTime>,
     /// One line: what it is for. `mountpoint-docs/` has the rest.
     pub(super) doc: &'static str,
     /// What reading and writing it means.
     pub(super) body: Body<T>,
+}
+
+impl<T> Node<T> {
+    pub(super) const fn new(
+        name: &'static str,
+        mode: u16,
+        doc: &'static str,
+        body: Body<T>,
+    ) -> Self {
+        Self { name, mode, mtime: None, doc, body }
+    }
+
+    pub(super) const fn value(
+        name: &'static str,
+        doc: &'static str,
+        render: fn(&T) -> String,
+    ) -> Self {
+        Self::new(name, 0o444, doc, Body::Value(render))
+    }
+
+    pub(super) const fn slow_value(
+        name: &'static str,
+        doc: &'static str,
+        render: fn(&T) -> String,
+    ) -> Self {
+        Self::new(name, 0o444, doc, Body::SlowValue(render))
+    }
+
+    pub(super) const fn tail(
+        name: &'static str,
+        doc: &'static str,
+        path: fn(&T) -> PathBuf,
+    ) -> Self {
+        Self::new(name, 0o444, doc, Body::Tail(path))
+    }
+
+    pub(super) const fn page(name: &'static str, doc: &'static str, text: &'static [u8]) -> Self {
+        Self::new(name, 0o444, doc, Body::Page(text))
+    }
+
+    pub(super) const fn setting(key: &'static Key) -> Self {
+        Self::new(key.name, 0o600, key.doc, Body::Setting(key))
+    }
+
+    pub(super) const fn control(
+        name: &'static str,
+        doc: &'static str,
+        carry_out: CarryOut<T>,
+    ) -> Self {
+        Self::new(name, 0o600, doc, Body::Control(carry_out))
+    }
+
+    pub(super) const fn stream(
+        name: &'static str,
+        mode: u16,
+        doc: &'static str,
+        open: OpenStream<T>,
+    ) -> Self {
+        Self::new(name, mode, doc, Body::Stream(open))
+    }
+
+    pub(super) const fn link(name: &'static str, doc: &'static str, target: Target<T>) -> Self {
+        Self::new(name, 0o777, doc, Body::Link(target))
+    }
+
+    pub(super) const fn directory(
+        name: &'static str,
+        doc: &'static str,
+        kind: &'static dyn AnyDescriptor,
+    ) -> Self {
+        Self::new(name, 0o700, doc, Body::Directory(kind))
+    }
+
+    /// Says when the content last changed, of a row that does not change with its directory.
+    pub(super) const fn follows(self, mtime: fn(&T) -> SystemTime) -> Self {
+        Self { mtime: Some(mtime), ..self }
+    }
 }
 
 /// Opens a stream of an object.
@@ -38,6 +115,9 @@ pub(super) type OpenStream<T> = fn(&T, &OpenRequest<'_>) -> Result<Arc<dyn Strea
 pub(super) type CarryOut<T> = fn(&T, &str) -> BoxFuture<'static, VerbOutcome>;
 /// Sets a value to the text of one write.
 pub(super) type SetValue<T> = fn(&T, &str) -> BoxFuture<'static, Result<(), TreeError>>;
+
+/// Finds where a link leads; `None`: it leads nowhere at present.
+pub(super) type Target<T> = fn(&T, &dyn Fn() -> Caller) -> Option<PathBuf>;
 
 /// How the lines of one write to a control file went.
 #[derive(Debug, Default)]
@@ -66,8 +146,8 @@ pub(super) enum Body<T: 'static> {
     Control(CarryOut<T>),
     /// Bytes that come and go; a read may park.
     Stream(OpenStream<T>),
-    /// A symbolic link, whose target may depend on the caller; `None`: it has none at present.
-    Link(fn(&T, &dyn Fn() -> Caller) -> Option<PathBuf>),
+    /// A symbolic link, whose target may depend on the caller.
+    Link(Target<T>),
     /// A directory about the same object.
     Directory(&'static dyn AnyDescriptor),
 }
@@ -81,49 +161,18 @@ impl<T> std::fmt::Debug for Body<T> {
 impl<T> Body<T> {
     /// Says whether size and content need a look at the disk, or at all VMs.
     pub(super) fn is_slow(&self) -> bool {
-        match self {
-            Self::SlowValue(_) | Self::Tail(_) => true,
-            Self::Value(_)
-            | Self::Page(_)
-            | Self::Setting(_)
-            | Self::WritableValue(..)
-            | Self::Control(_)
-            | Self::Stream(_)
-            | Self::Link(_)
-            | Self::Directory(_) => false,
-        }
+        matches!(self, Self::SlowValue(_) | Self::Tail(_))
     }
 
     /// Says how long the kernel may remember the attributes.
     pub(super) fn keep(&self) -> Keep {
-        match self {
-            Self::Page(_) => Keep::Forever,
-            Self::Value(_)
-            | Self::SlowValue(_)
-            | Self::Tail(_)
-            | Self::Setting(_)
-            | Self::WritableValue(..)
-            | Self::Control(_)
-            | Self::Stream(_)
-            | Self::Link(_)
-            | Self::Directory(_) => Keep::Never,
-        }
+        if matches!(self, Self::Page(_)) { Keep::Forever } else { Keep::Never }
     }
 
     /// Returns the directory that the row is, if it is one.
     pub(super) fn directory(&self) -> Option<&'static dyn AnyDescriptor> {
-        match self {
-            Self::Directory(kind) => Some(*kind),
-            Self::Value(_)
-            | Self::SlowValue(_)
-            | Self::Tail(_)
-            | Self::Page(_)
-            | Self::Setting(_)
-            | Self::WritableValue(..)
-            | Self::Control(_)
-            | Self::Stream(_)
-            | Self::Link(_) => None,
-        }
+        let Self::Directory(kind) = self else { return None };
+        Some(*kind)
     }
 
     /// Returns the kind, from which open flags, sizes and documentation follow.

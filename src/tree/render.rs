@@ -4,9 +4,10 @@
 
 use std::fmt::Write;
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-use super::host::Host;
+use crate::registry::Registry;
 use crate::store::layout::VmDir;
 use crate::vm::Vm;
 use crate::vm::backend::RunFacts;
@@ -21,8 +22,7 @@ pub(super) fn version() -> String {
 }
 
 /// The text of `.host`.
-pub(super) fn host(host: &Host) -> String {
-    let registry = &host.registry;
+pub(super) fn host(registry: &Arc<Registry>) -> String {
     let mut table = KeyValueTable::default();
     for (key, value) in registry.backends().hypervisor.facts() {
         table.add(key, &value);

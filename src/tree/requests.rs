@@ -42,10 +42,15 @@ impl<T: Send + 'static> Answer<T> {
 }
 
 impl Tree {
-    fn off_thread<T: Send + 'static>(
+    /// Does `work` at once or, if it is slow, on another thread.
+    fn work<T: Send + 'static>(
         self: &Arc<Self>,
+        is_slow: bool,
         work: impl FnOnce(&Arc<Self>) -> Answer<T> + Send + 'static,
     ) -> Answer<T> {
+        if !is_slow {
+            return work(self);
+        }
         let tree = Arc::clone(self);
         Answer::off_thread(move || work(&tree))
     }
@@ -70,7 +75,7 @@ impl Tree {
     pub fn request_lookup(self: &Arc<Self>, parent: NodeId, name: &str) -> Answer<Found> {
         if Self::is_slow_directory(parent) {
             let name = name.to_owned();
-            return self.off_thread(move |tree| Answer::Now(tree.lookup(parent, &name)));
+            return self.work(true, move |tree| Answer::Now(tree.lookup(parent, &name)));
         }
         let found = self.scope.directory(parent).and_then(|directory| {
             let id = Self::find(&*directory, name)?;
@@ -91,10 +96,7 @@ impl Tree {
 
     /// As [`Tree::attr`].
     pub fn request_attr(self: &Arc<Self>, id: NodeId) -> Answer<Attr> {
-        match Self::is_slow(id) {
-            true => self.off_thread(move |tree| Answer::Now(tree.attr(id))),
-            false => Answer::Now(self.attr(id)),
-        }
+        self.work(Self::is_slow(id), move |tree| Answer::Now(tree.attr(id)))
     }
 
     /// As [`Tree::open`].
@@ -103,7 +105,7 @@ impl Tree {
             return Answer::Now(self.open(id, request));
         }
         let OpenRequest { access, append, crawler, .. } = *request;
-        let opened = self.off_thread(move |tree| {
+        let opened = self.work(true, move |tree| {
             // Whose job a file is about is asked of none of these.
             let caller: &dyn Fn() -> Caller = &Caller::default;
             Answer::Now(tree.open_only(id, &OpenRequest { access, append, crawler, caller }))
@@ -116,46 +118,24 @@ impl Tree {
 
     /// As [`Tree::open_directory`].
     pub fn request_open_directory(self: &Arc<Self>, id: NodeId) -> Answer<OpenedDirectory> {
-        if !Self::is_slow_directory(id) {
-            return Answer::Now(self.open_directory(id));
-        }
         let tree = Arc::clone(self);
-        let listed = self.off_thread(move |tree| Answer::Now(tree.list(id)));
+        let listed = self.work(Self::is_slow_directory(id), move |tree| Answer::Now(tree.list(id)));
         listed.map(move |listing| listing.map(|listing| tree.enter_listing(listing)))
     }
 
-    /// As [`Tree::remove_directory`].
-    pub fn request_remove_directory(
+    /// As [`Tree::remove_directory`] or [`Tree::unlink`], which `remove` is.
+    pub fn request_removal(
         self: &Arc<Self>,
-        parent: NodeId,
-        name: &str,
-        by: &Requester<'_>,
-    ) -> Answer<()> {
-        self.request_removal(parent, name, by, Self::remove_directory)
-    }
-
-    /// As [`Tree::unlink`].
-    pub fn request_unlink(
-        self: &Arc<Self>,
-        parent: NodeId,
-        name: &str,
-        by: &Requester<'_>,
-    ) -> Answer<()> {
-        self.request_removal(parent, name, by, Self::unlink)
-    }
-
-    fn request_removal(
-        self: &Arc<Self>,
-        parent: NodeId,
-        name: &str,
-        by: &Requester<'_>,
         remove: fn(&Self, NodeId, &str, &Requester<'_>) -> Answer<()>,
+        parent: NodeId,
+        name: &str,
+        by: &Requester<'_>,
     ) -> Answer<()> {
         if !Self::is_slow_directory(parent) {
             return remove(self, parent, name, by);
         }
         let (name, caller, now) = (name.to_owned(), (by.caller)(), by.now);
-        self.off_thread(move |tree| {
+        self.work(true, move |tree| {
             remove(tree, parent, &name, &Requester { caller: &|| caller.clone(), now })
         })
     }
@@ -166,11 +146,9 @@ impl Tree {
         from: (NodeId, &str),
         to: (NodeId, &str),
     ) -> Answer<()> {
-        if !Self::is_slow_directory(from.0) {
-            return self.rename(from, to);
-        }
+        let is_slow = Self::is_slow_directory(from.0);
         let ((from, old), (to, new)) = ((from.0, from.1.to_owned()), (to.0, to.1.to_owned()));
-        self.off_thread(move |tree| tree.rename((from, &old), (to, &new)))
+        self.work(is_slow, move |tree| tree.rename((from, &old), (to, &new)))
     }
 
     /// Says whether the kernel may remember a node's attributes if it may remember its name.

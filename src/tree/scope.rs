@@ -1,26 +1,32 @@
 //! The scope: what directories are found in, and how a node is found by its number.
 
+use std::sync::Arc;
+
 use super::TreeError;
 use super::descriptor;
 use super::directory::Directory;
-use super::host::Host;
 use super::node::Attr;
 use super::number::{NodeId, Numbers};
+use crate::registry::Registry;
 use crate::vm::{Vm, VmId};
 
 /// What directories are found in.
 #[derive(Clone, Debug)]
 pub(super) struct Scope {
-    /// The VMs, and what failed lately.
-    pub(super) host: Host,
+    pub(super) registry: Arc<Registry>,
     /// Numbers given to names that have none of their own.
     pub(super) numbers: Numbers,
 }
 
 impl Scope {
+    /// Finds what the files at the root are about: all VMs, of which there is one number.
+    pub(super) fn host(&self, _: u64) -> Result<Arc<Registry>, TreeError> {
+        Ok(Arc::clone(&self.registry))
+    }
+
     /// Finds a VM by its number.
     pub(super) fn vm(&self, id: u64) -> Result<Vm, TreeError> {
-        self.host.registry.by_id(VmId(id)).ok_or(TreeError::NotFound)
+        self.registry.by_id(VmId(id)).ok_or(TreeError::NotFound)
     }
 
     /// Finds a directory by its number.

@@ -4,16 +4,14 @@
 
 use std::sync::Arc;
 
-use futures::FutureExt;
 use futures::future::BoxFuture;
+use futures::{FutureExt, TryFutureExt};
 use parking_lot::Mutex;
 
-use super::control::{noted, text_of};
-use super::value::OpenValue;
-use super::{Answer, TreeError};
+use super::TreeError;
 use crate::registry::Registry;
 use crate::vm::spec::{Key, VmSpec};
-use crate::vm::{Vm, VmError, WriteMode};
+use crate::vm::{Vm, WriteMode};
 
 /// All settings of one owner.
 #[derive(Clone, Debug)]
@@ -22,15 +20,6 @@ pub(super) struct Settings {
     pub(super) vm: Option<Vm>,
     /// Knows the second names of images.
     pub(super) registry: Arc<Registry>,
-}
-
-/// An open setting.
-#[derive(Debug)]
-pub struct OpenSetting {
-    of: Settings,
-    key: &'static Key,
-    pub(super) value: OpenValue,
-    mode: Mutex<WriteMode>,
 }
 
 impl Settings {
@@ -47,23 +36,31 @@ impl Settings {
         }
     }
 
-    /// Opens one.
-    pub(super) fn open(self, key: &'static Key, value: OpenValue, append: bool) -> OpenSetting {
+    /// Returns what assigns to one that is opened.
+    pub(super) fn assignment(
+        self,
+        key: &'static Key,
+        append: bool,
+    ) -> impl Fn(&str) -> BoxFuture<'static, Result<(), TreeError>> {
         let mode = Mutex::new(if append { WriteMode::Append } else { WriteMode::Replace });
-        OpenSetting { of: self, key, value, mode }
+        move |text| {
+            // What comes after the first write of `>` belongs to the same list.
+            let mode = std::mem::replace(&mut *mode.lock(), WriteMode::Append);
+            self.assign(key, self.resolved(key, text), mode)
+        }
     }
 
     fn assign(
         &self,
         key: &'static Key,
-        text: &str,
+        text: String,
         mode: WriteMode,
-    ) -> BoxFuture<'static, Result<(), VmError>> {
-        let text = self.resolved(key, text);
+    ) -> BoxFuture<'static, Result<(), TreeError>> {
         match self.vm.clone() {
-            Some(vm) => Box::pin(vm.configure(key, text, mode)),
+            Some(vm) => vm.configure(key, text, mode).err_into().boxed(),
             None => {
-                Box::pin(Arc::clone(&self.registry.backends().defaults).assign(key, text, mode))
+                let defaults = Arc::clone(&self.registry.backends().defaults);
+                defaults.assign(key, text, mode).err_into().boxed()
             }
         }
     }
@@ -74,22 +71,5 @@ impl Settings {
             "image" => self.registry.resolve_alias(text.trim()),
             _ => text.to_owned(),
         }
-    }
-}
-
-impl OpenSetting {
-    pub(super) fn write(&self, data: &[u8]) -> Answer<usize> {
-        let vm = self.of.vm.clone();
-        let text = match text_of(data) {
-            Ok(text) => text,
-            Err(error) => return Answer::Now(noted(vm.as_ref(), Err(error))),
-        };
-        // What comes after the first write of `>` belongs to the same list.
-        let mode = std::mem::replace(&mut *self.mode.lock(), WriteMode::Append);
-        let length = data.len();
-        let done = self.of.assign(self.key, text, mode);
-        Answer::later(done.map(move |result| {
-            noted(vm.as_ref(), result.map(|()| length).map_err(TreeError::from))
-        }))
     }
 }

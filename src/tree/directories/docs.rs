@@ -1,42 +1,28 @@
 //! `.docs`: the pages of `mountpoint-docs/`, which are part of the program.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::SystemTime;
 
 use include_dir::{Dir, include_dir};
 
-use crate::tree::descriptor::{Descriptor, no_names};
-use crate::tree::host::Host;
-use crate::tree::node::{Body, Node};
-use crate::tree::number::DirectoryId;
+use crate::registry::Registry;
+use crate::tree::descriptor::Descriptor;
+use crate::tree::node::Node;
+use crate::tree::scope::Scope;
 
 /// The pages.
 static PAGES: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/mountpoint-docs");
 
 /// `.docs`
-pub(super) static DOCS: Descriptor<Host> = Descriptor {
-    id: DirectoryId(1),
-    page: None,
+pub(super) static DOCS: Descriptor<Arc<Registry>> = Descriptor {
     mode: 0o555,
     rows: || &ROWS,
-    resolve: |scope, _| Ok(scope.host.clone()),
-    path: |_| "/.docs".to_owned(),
-    mtime: |_| SystemTime::UNIX_EPOCH,
-    names: no_names,
-    members: &[],
-    is_slow: false,
+    ..Descriptor::new(1, Scope::host, |_| "/.docs".to_owned(), |_| SystemTime::UNIX_EPOCH)
 };
 
-static ROWS: LazyLock<Vec<Node<Host>>> = LazyLock::new(|| {
+static ROWS: LazyLock<Vec<Node<Arc<Registry>>>> = LazyLock::new(|| {
     let pages = PAGES.files().filter_map(|f| Some((f.path().to_str()?, f.contents())));
-    let row = |(name, text)| Node {
-        name,
-        mode: 0o444,
-        mtime: |_: &Host| SystemTime::UNIX_EPOCH,
-        doc: "a page of the documentation",
-        body: Body::Page(text),
-    };
-    pages.map(row).collect()
+    pages.map(|(name, text)| Node::page(name, "a page of the documentation", text)).collect()
 });
 
 #[cfg(test)]

@@ -3,23 +3,21 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use futures::FutureExt;
 use futures::future::BoxFuture;
+use futures::{FutureExt, TryFutureExt};
 
 use super::{aliases, line};
 use crate::registry::Registry;
 use crate::registry::aliases::Alias;
 use crate::tree::control::Commands;
-use crate::tree::descriptor::{Descriptor, no_names};
-use crate::tree::host::Host;
+use crate::tree::descriptor::Descriptor;
 use crate::tree::names::{Entry, Names};
 use crate::tree::node::{Body, Kind, Node, VerbOutcome};
-use crate::tree::number::{DirectoryId, Named, NodeId, Numbers};
+use crate::tree::number::{Named, NodeId, Numbers};
 use crate::tree::owner::NodeOwner;
 use crate::tree::scope::Scope;
 use crate::tree::verbs::IMAGE_VERBS;
 use crate::tree::{Answer, TreeError};
-use crate::vm::Vm;
 use crate::vm::backend::ImageInfo;
 use crate::vm::caller::Caller;
 use crate::vm::notice::Notice;
@@ -27,128 +25,70 @@ use crate::vm::spec::is_object_name;
 use crate::vm::stream::Stream;
 
 /// `.images`
-pub(super) static IMAGES: Descriptor<Host> = Descriptor {
-    id: DirectoryId(2),
+pub(super) static IMAGES: Descriptor<Arc<Registry>> = Descriptor {
     page: Some(".images/"),
-    mode: 0o700,
-    rows: || &[],
-    resolve: |scope, _| Ok(scope.host.clone()),
-    path: |_| "/.images".to_owned(),
-    mtime: Host::mtime,
-    names: |scope, host| {
-        let (registry, numbers) = (Arc::clone(&host.registry), scope.numbers.clone());
+    names: |scope, registry| {
+        let (registry, numbers) = (Arc::clone(registry), scope.numbers.clone());
         Box::new(ImageNames { registry, numbers })
     },
     members: &[&IMAGE, &aliases::ALIAS],
-    is_slow: false,
+    ..Descriptor::new(2, Scope::host, |_| "/.images".to_owned(), |registry| registry.changed())
 };
 
 /// `.images/NAME`
 static IMAGE: Descriptor<ImageOwner> = Descriptor {
-    id: DirectoryId(3),
     page: Some(".images/NAME/"),
-    mode: 0o700,
     rows: || ROWS,
-    resolve: ImageOwner::resolve,
-    path: |i| format!("/.images/{}", i.info.name),
-    mtime: ImageOwner::mtime,
-    names: no_names,
-    members: &[],
-    is_slow: false,
+    ..Descriptor::new(
+        3,
+        ImageOwner::resolve,
+        |i| format!("/.images/{}", i.info.name),
+        ImageOwner::mtime,
+    )
 };
 
 static ROWS: &[Node<ImageOwner>] = &[
-    Node {
-        name: "config",
-        mode: 0o444,
-        mtime: ImageOwner::mtime,
-        doc: "the settings that it carries to its VMs, `key value` a line",
-        body: Body::Value(|i| i.info.settings.table()),
-    },
-    Node {
-        name: "ctl",
-        mode: 0o600,
-        mtime: ImageOwner::mtime,
-        doc: "verbs, one a line: pull warm cold refresh",
-        body: Body::Control(ImageOwner::carry_out),
-    },
-    Node {
-        name: "digest",
-        mode: 0o444,
-        mtime: ImageOwner::mtime,
-        doc: "sha256 over its contents; empty until it is ready",
-        body: Body::Value(|i| line(&i.info.digest)),
-    },
-    Node {
-        name: "kind",
-        mode: 0o444,
-        mtime: ImageOwner::mtime,
-        doc: "what sort of source it has",
-        body: Body::Value(|i| line(&i.info.kind)),
-    },
-    Node {
-        name: "parent",
-        mode: 0o444,
-        mtime: ImageOwner::mtime,
-        doc: "the image that the VM it was made from used; empty for others",
-        body: Body::Value(|i| line(&i.info.parent)),
-    },
-    Node {
-        name: "progress",
-        mode: 0o444,
-        mtime: ImageOwner::mtime,
-        doc: "what is being done, in one line",
-        body: Body::Value(|i| line(&i.info.progress)),
-    },
-    Node {
-        name: "recipe",
-        mode: 0o444,
-        mtime: ImageOwner::mtime,
-        doc: "of tiny: the number of the recipe that it was made by, and of the present one if that is another",
-        body: Body::Value(|i| line(&i.recipe())),
-    },
-    Node {
-        name: "refs",
-        mode: 0o444,
-        mtime: ImageOwner::mtime,
-        doc: "how many VMs use it",
-        body: Body::Value(|i| line(&i.registry.users_of(&i.info.name).len().to_string())),
-    },
-    Node {
-        name: "size",
-        mode: 0o444,
-        mtime: ImageOwner::mtime,
-        doc: "bytes on disk",
-        body: Body::Value(|i| line(&i.info.size.to_string())),
-    },
-    Node {
-        name: "source",
-        mode: 0o600,
-        mtime: ImageOwner::mtime,
-        doc: "what it is made from: builtin:tiny, a disk's path, VM or VM@SNAPSHOT",
-        body: Body::WritableValue(ImageOwner::source, ImageOwner::set_source),
-    },
-    Node {
-        name: "status",
-        mode: 0o444,
-        mtime: ImageOwner::mtime,
-        doc: "one word: absent fetching building ready failed",
-        body: Body::Value(|i| line(&i.info.status.to_string())),
-    },
-    Node {
-        name: "wait",
-        mode: 0o444,
-        mtime: ImageOwner::mtime,
-        doc: "blocks while it is being made or warmed, then the status",
-        body: Body::Stream(|i, _| Ok(i.open_wait())),
-    },
-    Node {
-        name: "warm",
-        mode: 0o444,
-        mtime: ImageOwner::mtime,
-        doc: "whether new VMs resume from a machine captured in it: `no`, `yes: …`, `warming: …`, `failed: …`",
-        body: Body::Value(|i| line(&i.info.warm.to_string())),
-    },
+    Node::value("config", "the settings that it carries to its VMs, `key value` a line", |i| {
+        i.info.settings.table()
+    }),
+    Node::control("ctl", "verbs, one a line: pull warm cold refresh", ImageOwner::carry_out),
+    Node::value("digest", "sha256 over its contents; empty until it is ready", |i| {
+        line(&i.info.digest)
+    }),
+    Node::value("kind", "what sort of source it has", |i| line(&i.info.kind)),
+    Node::value("parent", "the image that the VM it was made from used; empty for others", |i| {
+        line(&i.info.parent)
+    }),
+    Node::value("progress", "what is being done, in one line", |i| line(&i.info.progress)),
+    Node::value(
+        "recipe",
+        "of tiny: the number of the recipe that it was made by, and of the present one if that is another",
+        |i| line(&i.recipe()),
+    ),
+    Node::value("refs", "how many VMs use it", |i| {
+        line(&i.registry.users_of(&i.info.name).len().to_string())
+    }),
+    Node::value("size", "bytes on disk", |i| line(&i.info.size.to_string())),
+    Node::new(
+        "source",
+        0o600,
+        "what it is made from: builtin:tiny, a disk's path, VM or VM@SNAPSHOT",
+        Body::WritableValue(ImageOwner::source, ImageOwner::set_source),
+    ),
+    Node::value("status", "one word: absent fetching building ready failed", |i| {
+        line(&i.info.status.to_string())
+    }),
+    Node::stream(
+        "wait",
+        0o444,
+        "blocks while it is being made or warmed, then the status",
+        |i, _| Ok(i.open_wait()),
+    ),
+    Node::value(
+        "warm",
+        "whether new VMs resume from a machine captured in it: `no`, `yes: …`, `warming: …`, `failed: …`",
+        |i| line(&i.info.warm.to_string()),
+    ),
 ];
 
 /// An image as its rows see it.
@@ -160,7 +100,7 @@ struct ImageOwner {
 
 impl ImageOwner {
     fn resolve(scope: &Scope, number: u64) -> Result<Self, TreeError> {
-        let registry = Arc::clone(&scope.host.registry);
+        let registry = Arc::clone(&scope.registry);
         let named = scope.numbers.named(number).ok_or(TreeError::NotFound)?;
         let info = registry.backends().images.info(&named.name).ok_or(TreeError::NotFound)?;
         Ok(Self { registry, info })
@@ -187,8 +127,7 @@ impl ImageOwner {
 
     fn set_source(&self, text: &str) -> BoxFuture<'static, Result<(), TreeError>> {
         let registry = Arc::clone(&self.registry);
-        let done = registry.set_image_source(self.info.name.clone(), text.to_owned());
-        done.map(|done| done.map_err(TreeError::from)).boxed()
+        registry.set_image_source(self.info.name.clone(), text.to_owned()).err_into().boxed()
     }
 
     fn open_wait(&self) -> Arc<dyn Stream> {
@@ -203,10 +142,6 @@ impl ImageOwner {
 }
 
 impl NodeOwner for ImageOwner {
-    fn vm(&self) -> Option<&Vm> {
-        None
-    }
-
     fn admit_removal(&self) -> Result<(), TreeError> {
         Ok(self.registry.admit_image_removal(&self.info.name)?)
     }
@@ -254,7 +189,7 @@ impl Names for ImageNames {
         }
         let id = self.id(name);
         let made = Arc::clone(&self.registry).create_image(name.to_owned());
-        Answer::later(made.map(move |made| made.map(|()| id).map_err(TreeError::from)))
+        Answer::later(made.map_ok(move |()| id))
     }
 
     fn link(&self, name: &str, target: &str) -> Answer<NodeId> {
@@ -262,7 +197,7 @@ impl Names for ImageNames {
             return Answer::Now(Err(TreeError::BadName(name.to_owned())));
         }
         let made = Arc::clone(&self.registry).link_image(name.to_owned(), target.to_owned());
-        Answer::later(made.map(|made| made.map(aliases::id).map_err(TreeError::from)))
+        Answer::later(made.map_ok(aliases::id))
     }
 
     fn rename(&self, from: &str, to: &str) -> Answer<()> {
@@ -272,22 +207,19 @@ impl Names for ImageNames {
         if !is_object_name(to) {
             return Answer::Now(Err(TreeError::BadName(to.to_owned())));
         }
-        let done = Arc::clone(&self.registry).rename_alias(from.to_owned(), to.to_owned());
-        Answer::later(done.map(|done| done.map_err(TreeError::from)))
+        Answer::later(Arc::clone(&self.registry).rename_alias(from.to_owned(), to.to_owned()))
     }
 
     fn unlink(&self, name: &str) -> Option<Answer<()>> {
         self.alias(name)?;
-        let removed = Arc::clone(&self.registry).unlink_image(name.to_owned());
-        Some(Answer::later(removed.map(|done| done.map_err(TreeError::from))))
+        Some(Answer::later(Arc::clone(&self.registry).unlink_image(name.to_owned())))
     }
 
     fn remove(&self, name: &str, _caller: &dyn Fn() -> Caller) -> Answer<()> {
         if self.alias(name).is_some() {
             return Answer::Now(Err(TreeError::NotADirectory));
         }
-        let removed = Arc::clone(&self.registry).remove_image(name.to_owned());
-        Answer::later(removed.map(|done| done.map_err(TreeError::from)))
+        Answer::later(Arc::clone(&self.registry).remove_image(name.to_owned()))
     }
 
     fn count(&self) -> usize {
@@ -295,16 +227,12 @@ impl Names for ImageNames {
     }
 
     fn entries(&self) -> Vec<Entry> {
-        let entry = |name: String| {
-            let id = self.id(&name);
-            Entry { name, id, kind: Kind::Directory }
+        let alias = |(name, alias): (String, Alias)| {
+            let id = aliases::id(alias.id);
+            Entry { name, id, kind: Kind::Link }
         };
-        let alias = |(name, alias): (String, Alias)| Entry {
-            name,
-            id: aliases::id(alias.id),
-            kind: Kind::Link,
-        };
-        let images = self.registry.backends().images.list().into_iter().map(|i| entry(i.name));
+        let image = |image: ImageInfo| Entry::directory(self.id(&image.name), image.name);
+        let images = self.registry.backends().images.list().into_iter().map(image);
         images.chain(self.registry.aliases().list().into_iter().map(alias)).collect()
     }
 }

@@ -6,11 +6,11 @@ use std::time::SystemTime;
 
 use super::line;
 use crate::tree::control::{self, noted};
-use crate::tree::descriptor::{Descriptor, no_names};
+use crate::tree::descriptor::Descriptor;
 use crate::tree::handle::OpenRequest;
 use crate::tree::names::{Entry, Names};
-use crate::tree::node::{Body, Kind, Node};
-use crate::tree::number::{DirectoryId, NodeId, pack_job, unpack_job};
+use crate::tree::node::Node;
+use crate::tree::number::{NodeId, pack_job, unpack_job};
 use crate::tree::owner::NodeOwner;
 use crate::tree::scope::Scope;
 use crate::tree::{Answer, TreeError};
@@ -22,90 +22,61 @@ use crate::vm::{Vm, VmError};
 
 /// `VM/jobs`. Names that are not among its rows are jobs.
 pub(super) static JOBS: Descriptor<Vm> = Descriptor {
-    id: DirectoryId(9),
     page: Some("VM/jobs/"),
-    mode: 0o700,
     rows: || JOBS_ROWS,
-    resolve: |scope, id| scope.vm(id),
-    path: |vm| format!("/{}/jobs", vm.name()),
-    mtime: Vm::created,
     names: |_, vm| Box::new(JobNames(vm.clone())),
     members: &[&JOB],
-    is_slow: false,
+    ..Descriptor::new(9, Scope::vm, |vm| format!("/{}/jobs", vm.name()), Vm::created)
 };
 
 /// `VM/jobs/NAME`. Its object is a VM's number and a job's, packed ([`pack_job`]).
 static JOB: Descriptor<JobOwner> = Descriptor {
-    id: DirectoryId(10),
     page: Some("VM/jobs/NAME/"),
-    mode: 0o700,
     rows: || JOB_ROWS,
-    resolve: JobOwner::resolve,
-    path: |j| format!("/{}/jobs/{}", j.vm.name(), j.job.name()),
-    mtime: JobOwner::mtime,
-    names: no_names,
-    members: &[],
-    is_slow: false,
+    ..Descriptor::new(
+        10,
+        JobOwner::resolve,
+        |j| format!("/{}/jobs/{}", j.vm.name(), j.job.name()),
+        JobOwner::mtime,
+    )
 };
 
-static JOBS_ROWS: &[Node<Vm>] = &[Node {
-    name: "last",
-    mode: 0o777,
-    mtime: Vm::configured,
-    doc: "the caller's last command, of `exec` or of `jobs`",
-    body: Body::Link(|vm, caller| Some(last_job(vm, &caller()))),
-}];
+static JOBS_ROWS: &[Node<Vm>] = &[Node::link(
+    "last",
+    "the caller's last command, of `exec` or of `jobs`",
+    |vm: &Vm, caller| Some(last_job(vm, &caller())),
+)
+.follows(Vm::configured)];
 
 static JOB_ROWS: &[Node<JobOwner>] = &[
-    Node {
-        name: "cmd",
-        mode: 0o600,
-        mtime: JobOwner::mtime,
-        doc: "the command: it starts when the file is closed",
-        body: Body::Stream(open_cmd),
-    },
-    Node {
-        name: "ctl",
-        mode: 0o600,
-        mtime: JobOwner::mtime,
-        doc: "lines: signal NAME, winsize COLUMNSxROWS; before the start pty COLUMNSxROWS, env NAME=VALUE, cwd DIR",
-        body: Body::Control(|j, text| control::each_line(text, |line| j.command(line))),
-    },
-    Node {
-        name: "status",
-        mode: 0o444,
-        mtime: JobOwner::mtime,
-        doc: "`new`, `running`, `exit 3`, `signal TERM`, `lost: reason`",
-        body: Body::Value(|j| line(&j.job.status_line())),
-    },
-    Node {
-        name: "stderr",
-        mode: 0o400,
-        mtime: JobOwner::mtime,
-        doc: "what it says on standard error, from the start, to its end",
-        body: Body::Stream(|j, open| Ok(j.output(OutputKind::Stderr, open))),
-    },
-    Node {
-        name: "stdin",
-        mode: 0o600,
-        mtime: JobOwner::mtime,
-        doc: "its standard input; the last closing is its end",
-        body: Body::Stream(open_stdin),
-    },
-    Node {
-        name: "stdout",
-        mode: 0o400,
-        mtime: JobOwner::mtime,
-        doc: "what it says on standard output, from the start, to its end",
-        body: Body::Stream(|j, open| Ok(j.output(OutputKind::Stdout, open))),
-    },
-    Node {
-        name: "wait",
-        mode: 0o444,
-        mtime: JobOwner::mtime,
-        doc: "blocks until the command has ended, then gives the status",
-        body: Body::Stream(|j, _| Ok(j.vm.jobs().open_wait(&j.job))),
-    },
+    Node::stream("cmd", 0o600, "the command: it starts when the file is closed", open_cmd),
+    Node::control(
+        "ctl",
+        "lines: signal NAME, winsize COLUMNSxROWS; before the start pty COLUMNSxROWS, env NAME=VALUE, cwd DIR",
+        |j, text| control::each_line(text, |line| j.command(line)),
+    ),
+    Node::value("status", "`new`, `running`, `exit 3`, `signal TERM`, `lost: reason`", |j| {
+        line(&j.job.status_line())
+    }),
+    Node::stream(
+        "stderr",
+        0o400,
+        "what it says on standard error, from the start, to its end",
+        |j, open| Ok(j.output(OutputKind::Stderr, open)),
+    ),
+    Node::stream("stdin", 0o600, "its standard input; the last closing is its end", open_stdin),
+    Node::stream(
+        "stdout",
+        0o400,
+        "what it says on standard output, from the start, to its end",
+        |j, open| Ok(j.output(OutputKind::Stdout, open)),
+    ),
+    Node::stream(
+        "wait",
+        0o444,
+        "blocks until the command has ended, then gives the status",
+        |j, _| Ok(j.vm.jobs().open_wait(&j.job)),
+    ),
 ];
 
 /// A job as its rows see it.
@@ -200,8 +171,7 @@ impl Names for JobNames {
     }
 
     fn entries(&self) -> Vec<Entry> {
-        let entry =
-            |job: Arc<Job>| Entry { name: job.name(), id: self.id(&job), kind: Kind::Directory };
+        let entry = |job: Arc<Job>| Entry::directory(self.id(&job), job.name());
         self.0.jobs().list().into_iter().map(entry).collect()
     }
 

@@ -2,14 +2,12 @@
 
 use std::time::SystemTime;
 
-use futures::FutureExt;
-
 use super::line;
 use crate::tree::control::noted;
-use crate::tree::descriptor::{Descriptor, no_names};
+use crate::tree::descriptor::Descriptor;
 use crate::tree::names::{Entry, Names};
-use crate::tree::node::{Body, Kind, Node};
-use crate::tree::number::{DirectoryId, Named, NodeId, Numbers};
+use crate::tree::node::Node;
+use crate::tree::number::{Named, NodeId, Numbers};
 use crate::tree::owner::NodeOwner;
 use crate::tree::scope::Scope;
 use crate::tree::{Answer, TreeError, render};
@@ -17,65 +15,41 @@ use crate::vm::backend::SnapshotInfo;
 use crate::vm::caller::Caller;
 use crate::vm::spec::is_object_name;
 use crate::vm::state::Command;
-use crate::vm::{Snapshot, Vm, VmError};
+use crate::vm::{Snapshot, Vm};
 
 /// `VM/snapshots`
 pub(super) static SNAPSHOTS: Descriptor<Vm> = Descriptor {
-    id: DirectoryId(12),
     page: Some("VM/snapshots/"),
-    mode: 0o700,
-    rows: || &[],
-    resolve: |scope, id| scope.vm(id),
-    path: |vm| format!("/{}/snapshots", vm.name()),
-    mtime: Vm::created,
     names: |scope, vm| Box::new(SnapshotNames { vm: vm.clone(), numbers: scope.numbers.clone() }),
     members: &[&SNAPSHOT],
     is_slow: true,
+    ..Descriptor::new(12, Scope::vm, |vm| format!("/{}/snapshots", vm.name()), Vm::created)
 };
 
 /// `VM/snapshots/TAG`
 static SNAPSHOT: Descriptor<SnapshotOwner> = Descriptor {
-    id: DirectoryId(13),
     page: Some("VM/snapshots/TAG/"),
-    mode: 0o700,
     rows: || ROWS,
-    resolve: SnapshotOwner::resolve,
-    path: |s| format!("/{}/snapshots/{}", s.vm.name(), s.snapshot.tag),
-    mtime: SnapshotOwner::mtime,
-    names: no_names,
-    members: &[],
     is_slow: true,
+    ..Descriptor::new(
+        13,
+        SnapshotOwner::resolve,
+        |s| format!("/{}/snapshots/{}", s.vm.name(), s.snapshot.tag),
+        SnapshotOwner::mtime,
+    )
 };
 
 static ROWS: &[Node<SnapshotOwner>] = &[
-    Node {
-        name: "created",
-        mode: 0o444,
-        mtime: SnapshotOwner::mtime,
-        doc: "when it was taken, in seconds since 1970",
-        body: Body::Value(|s| line(&s.show(|info| render::seconds(info.created)))),
-    },
-    Node {
-        name: "memory",
-        mode: 0o444,
-        mtime: SnapshotOwner::mtime,
-        doc: "bytes of memory in it; 0 if the VM was off",
-        body: Body::Value(|s| line(&s.show(|info| info.memory.to_string()))),
-    },
-    Node {
-        name: "size",
-        mode: 0o444,
-        mtime: SnapshotOwner::mtime,
-        doc: "the disk's virtual size at that time, in bytes",
-        body: Body::Value(|s| line(&s.show(|info| info.disk_size.to_string()))),
-    },
-    Node {
-        name: "status",
-        mode: 0o444,
-        mtime: SnapshotOwner::mtime,
-        doc: "creating, ok, or failed with the reason",
-        body: Body::Value(|s| line(&s.snapshot.status)),
-    },
+    Node::value("created", "when it was taken, in seconds since 1970", |s| {
+        line(&s.show(|info| render::seconds(info.created)))
+    }),
+    Node::value("memory", "bytes of memory in it; 0 if the VM was off", |s| {
+        line(&s.show(|info| info.memory.to_string()))
+    }),
+    Node::value("size", "the disk's virtual size at that time, in bytes", |s| {
+        line(&s.show(|info| info.disk_size.to_string()))
+    }),
+    Node::value("status", "creating, ok, or failed with the reason", |s| line(&s.snapshot.status)),
 ];
 
 /// A snapshot as its rows see it.
@@ -133,10 +107,8 @@ impl SnapshotNames {
         SNAPSHOT.node(self.numbers.number(self.named(tag)))
     }
 
-    fn command(&self, command: Command) -> impl Future<Output = Result<(), TreeError>> + use<> {
-        let vm = self.vm.clone();
-        let done = self.vm.clone().carry_out(command);
-        done.map(move |done| noted(Some(&vm), done.map_err(TreeError::from)))
+    fn command(&self, command: Command) -> Answer<()> {
+        Answer::noted(Some(self.vm.clone()), self.vm.clone().carry_out(command))
     }
 }
 
@@ -146,10 +118,7 @@ impl Names for SnapshotNames {
     }
 
     fn entries(&self) -> Vec<Entry> {
-        let entry = |s: Snapshot| {
-            let id = self.id(&s.tag);
-            Entry { name: s.tag, id, kind: Kind::Directory }
-        };
+        let entry = |s: Snapshot| Entry::directory(self.id(&s.tag), s.tag);
         // What others have called by what cannot be a file's name can only be seen by qemu-img.
         let nameable = |s: &Snapshot| !s.tag.is_empty() && !s.tag.contains(['/', '\0']);
         self.vm.all_snapshots().into_iter().filter(nameable).map(entry).collect()
@@ -168,18 +137,15 @@ impl Names for SnapshotNames {
             return Answer::Now(Err(TreeError::BadName(name.to_owned())));
         }
         let id = self.id(name);
-        Answer::later(self.command(Command::Take(name.to_owned())).map(move |d| d.map(|()| id)))
+        self.command(Command::Take(name.to_owned())).map(move |done| done.map(|()| id))
     }
 
     fn remove(&self, name: &str, caller: &dyn Fn() -> Caller) -> Answer<()> {
         if self.vm.forget_failed_snapshot(name) {
             return Answer::Now(Ok(()));
         }
-        let vm = self.vm.clone();
-        let dropped = vm.clone().drop_snapshot(name.to_owned(), caller().process());
-        let outcome =
-            move |done: Result<(), VmError>| noted(Some(&vm), done.map_err(TreeError::from));
-        Answer::later(dropped.map(outcome))
+        let dropped = self.vm.clone().drop_snapshot(name.to_owned(), caller().process());
+        Answer::noted(Some(self.vm.clone()), dropped)
     }
 
     fn move_out(&self, _name: &str, to: (NodeId, &str)) -> Answer<()> {
@@ -201,6 +167,6 @@ impl Names for SnapshotNames {
         let (from, to) = (from.to_owned(), to.to_owned());
         let renamed = self.command(Command::RenameSnapshot { from, to });
         // It keeps its number: a process in its directory stays there.
-        Answer::later(renamed.map(move |done| done.inspect(|()| numbers.exchange(old, new))))
+        renamed.map(move |done| done.inspect(|()| numbers.exchange(old, new)))
     }
 }

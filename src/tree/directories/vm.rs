@@ -11,12 +11,12 @@ use super::jobs::JOBS;
 use super::line;
 use super::snapshots::SNAPSHOTS;
 use crate::tree::control::Commands;
-use crate::tree::descriptor::{Descriptor, no_names};
+use crate::tree::descriptor::Descriptor;
 use crate::tree::handle::{Access, OpenRequest};
-use crate::tree::node::{Body, Node, VerbOutcome};
-use crate::tree::number::DirectoryId;
+use crate::tree::node::{Node, VerbOutcome};
 use crate::tree::owner::NodeOwner;
 use crate::tree::render;
+use crate::tree::scope::Scope;
 use crate::tree::verbs::VM_VERBS;
 use crate::vm::Vm;
 use crate::vm::backend::{ConsoleAccess, MonitorAccess};
@@ -25,146 +25,105 @@ use crate::vm::notice::Notice;
 
 /// `VM`
 pub(super) static VM: Descriptor<Vm> = Descriptor {
-    id: DirectoryId(4),
     page: Some("VM/"),
-    mode: 0o700,
     rows: || ROWS,
-    resolve: |scope, id| scope.vm(id),
-    path: |vm| format!("/{}", vm.name()),
-    // No name in it comes or goes.
-    mtime: Vm::created,
-    names: no_names,
-    members: &[],
-    is_slow: false,
+    ..Descriptor::new(4, Scope::vm, |vm| format!("/{}", vm.name()), Vm::created)
 };
 
 static ROWS: &[Node<Vm>] = &[
-    Node {
-        name: "config",
-        mode: 0o700,
-        mtime: Vm::created,
-        doc: "settings, a file each",
-        body: Body::Directory(&CONFIG),
-    },
-    Node {
-        name: "console",
-        mode: 0o600,
-        mtime: Vm::created,
-        doc: "the serial line, live, both directions",
-        body: Body::Stream(|vm, open| Ok(vm.open_console(console_access(open))?)),
-    },
-    Node {
-        name: "console.log",
-        mode: 0o444,
-        mtime: Vm::configured,
-        doc: "what the serial line has printed (the last 1 MiB)",
-        body: Body::Tail(|vm| vm.dir().console_log()),
-    },
-    Node {
-        name: "ctl",
-        mode: 0o600,
-        mtime: Vm::created,
-        doc: "verbs, one a line: start stop kill pause resume reset suspend restore resize port key",
-        body: Body::Control(carry_out),
-    },
-    Node {
-        name: "disk",
-        mode: 0o777,
-        mtime: Vm::configured,
-        doc: "leads to the disk's qcow2 file, for `qemu-img`",
-        body: Body::Link(|vm, _| Some(vm.dir().disk())),
-    },
-    Node {
-        name: "error",
-        mode: 0o444,
-        mtime: Vm::failure_changed,
-        doc: "`ok`, or the last failure in one sentence",
-        body: Body::Value(|vm| line(vm.failure().as_deref().unwrap_or("ok"))),
-    },
-    Node {
-        name: "events",
-        mode: 0o444,
-        mtime: state_changed,
-        doc: "what happens to this VM from now on, a line each",
-        body: Body::Stream(|vm, _| Ok(vm.open_events())),
-    },
-    Node {
-        name: "exec",
-        mode: 0o600,
-        mtime: Vm::created,
-        doc: "commands in the guest, over SSH: write one, read its output",
-        body: Body::Stream(|vm, open| Ok(vm.open_exec((open.caller)(), exec_access(open))?)),
-    },
-    Node {
-        name: "info",
-        mode: 0o444,
-        mtime: state_changed,
-        doc: "facts, `key value` a line: uuid, pid, image, accel, ssh_port, memory in use …",
-        body: Body::SlowValue(render::info),
-    },
-    Node {
-        name: "jobs",
-        mode: 0o700,
-        mtime: Vm::created,
-        doc: "commands as directories: `mkdir` one, write its `cmd`; `last` is the caller's last",
-        body: Body::Directory(&JOBS),
-    },
-    Node {
-        name: "log",
-        mode: 0o444,
-        mtime: Vm::configured,
-        doc: "QEMU's stderr and the daemon's notes (the last 1 MiB)",
-        body: Body::Tail(|vm| vm.dir().log()),
-    },
-    Node {
-        name: "qmp",
-        mode: 0o600,
-        mtime: Vm::configured,
-        doc: "QEMU's own protocol, a JSON object a line; each open is a conversation of its own",
-        body: Body::Stream(|vm, open| Ok(vm.open_monitor(monitor_access(open))?)),
-    },
-    Node {
-        name: "ready",
-        mode: 0o444,
-        mtime: state_changed,
-        doc: "blocks until a command has run in the guest, then says how long that took",
-        body: Body::Stream(|vm, _| Ok(Arc::new(Notice::ready(vm)?))),
-    },
-    Node {
-        name: "snapshots",
-        mode: 0o700,
-        mtime: Vm::created,
-        doc: "points in its past: mkdir takes one, rmdir drops it, `restore TAG` goes back",
-        body: Body::Directory(&SNAPSHOTS),
-    },
-    Node {
-        name: "ssh_config",
-        mode: 0o444,
-        mtime: state_changed,
-        doc: "for OpenSSH's programs: `ssh -F vm1/ssh_config vm1`, scp, sftp, rsync, ansible",
-        body: Body::Value(Vm::client_config),
-    },
-    Node {
-        name: "status",
-        mode: 0o444,
-        mtime: state_changed,
-        doc: "one word: stopped starting running ready paused saving stopping failed unreachable broken",
-        body: Body::Value(|vm| line(&vm.state().to_string())),
-    },
-    Node {
-        name: "tty",
-        mode: 0o777,
-        mtime: Vm::configured,
-        doc: "leads to a real terminal on the serial line, for `screen`, `picocom`, `tio`",
-        body: Body::Link(|vm, _| Some(terminal(vm))),
-    },
-    Node {
-        name: "wait",
-        mode: 0o444,
-        mtime: state_changed,
-        doc: "blocks while the VM starts, saves or stops, then gives the status",
-        body: Body::Stream(|vm, _| Ok(Arc::new(Notice::wait(vm)))),
-    },
+    Node::directory("config", "settings, a file each", &CONFIG),
+    Node::stream("console", 0o600, "the serial line, live, both directions", |vm, open| {
+        Ok(vm.open_console(console_access(open))?)
+    }),
+    Node::tail("console.log", "what the serial line has printed (the last 1 MiB)", |vm: &Vm| {
+        vm.dir().console_log()
+    })
+    .follows(Vm::configured),
+    Node::control(
+        "ctl",
+        "verbs, one a line: start stop kill pause resume reset suspend restore resize port key",
+        carry_out,
+    ),
+    Node::link("disk", "leads to the disk's qcow2 file, for `qemu-img`", |vm: &Vm, _| {
+        Some(vm.dir().disk())
+    })
+    .follows(Vm::configured),
+    Node::value("error", "`ok`, or the last failure in one sentence", |vm: &Vm| {
+        line(vm.failure().as_deref().unwrap_or("ok"))
+    })
+    .follows(Vm::failure_changed),
+    Node::stream(
+        "events",
+        0o444,
+        "what happens to this VM from now on, a line each",
+        |vm: &Vm, _| Ok(vm.open_events()),
+    )
+    .follows(state_changed),
+    Node::stream(
+        "exec",
+        0o600,
+        "commands in the guest, over SSH: write one, read its output",
+        |vm, open| Ok(vm.open_exec((open.caller)(), exec_access(open))?),
+    ),
+    Node::slow_value(
+        "info",
+        "facts, `key value` a line: uuid, pid, image, accel, ssh_port, memory in use …",
+        render::info,
+    )
+    .follows(state_changed),
+    Node::directory(
+        "jobs",
+        "commands as directories: `mkdir` one, write its `cmd`; `last` is the caller's last",
+        &JOBS,
+    ),
+    Node::tail("log", "QEMU's stderr and the daemon's notes (the last 1 MiB)", |vm: &Vm| {
+        vm.dir().log()
+    })
+    .follows(Vm::configured),
+    Node::stream(
+        "qmp",
+        0o600,
+        "QEMU's own protocol, a JSON object a line; each open is a conversation of its own",
+        |vm: &Vm, open| Ok(vm.open_monitor(monitor_access(open))?),
+    )
+    .follows(Vm::configured),
+    Node::stream(
+        "ready",
+        0o444,
+        "blocks until a command has run in the guest, then says how long that took",
+        |vm: &Vm, _| Ok(Arc::new(Notice::ready(vm)?)),
+    )
+    .follows(state_changed),
+    Node::directory(
+        "snapshots",
+        "points in its past: mkdir takes one, rmdir drops it, `restore TAG` goes back",
+        &SNAPSHOTS,
+    ),
+    Node::value(
+        "ssh_config",
+        "for OpenSSH's programs: `ssh -F vm1/ssh_config vm1`, scp, sftp, rsync, ansible",
+        Vm::client_config,
+    )
+    .follows(state_changed),
+    Node::value(
+        "status",
+        "one word: stopped starting running ready paused saving stopping failed unreachable broken",
+        |vm: &Vm| line(&vm.state().to_string()),
+    )
+    .follows(state_changed),
+    Node::link(
+        "tty",
+        "leads to a real terminal on the serial line, for `screen`, `picocom`, `tio`",
+        |vm: &Vm, _| Some(terminal(vm)),
+    )
+    .follows(Vm::configured),
+    Node::stream(
+        "wait",
+        0o444,
+        "blocks while the VM starts, saves or stops, then gives the status",
+        |vm: &Vm, _| Ok(Arc::new(Notice::wait(vm))),
+    )
+    .follows(state_changed),
 ];
 
 fn state_changed(vm: &Vm) -> SystemTime {
