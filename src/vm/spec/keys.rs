@@ -5,6 +5,7 @@
 use std::path::Path;
 
 use super::net::Forward;
+pub use super::parse::forward;
 use super::{
     MAX_DISK, MAX_MEMORY, MIN_DISK, MIN_MEMORY, SpecError, VmSpec, parse, render_accel, render_size,
 };
@@ -114,8 +115,17 @@ impl Key {
     }
 }
 
+/// No two have the same name.
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl Eq for Key {}
+
 /// What is to be done to settings.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Edit {
     /// Text was written to a setting's file.
     Write(&'static Key, String, WriteMode),
@@ -128,6 +138,15 @@ pub enum Edit {
 }
 
 impl Edit {
+    /// Returns the verb for it.
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Self::Write(..) => "config",
+            Self::Disk(_) => "resize",
+            Self::AddPort(_) | Self::RemovePort(_) => "port",
+        }
+    }
+
     /// Names the setting.
     pub fn key(&self) -> &'static str {
         match self {
@@ -169,235 +188,144 @@ pub fn disk_size(text: &str) -> Result<u64, SpecError> {
     parse::sized("disk", text, MIN_DISK, MAX_DISK, "16M to 64T")
 }
 
-/// Reads a forward, as `ports` and the verb `port` take it.
-///
-/// # Errors
-/// [`SpecError`]
-pub fn forward(text: &str) -> Result<Forward, SpecError> {
-    parse::forward(text)
+/// A row: the setting in the field of [`VmSpec`] of that name. It has one `value`, or is a list to which
+/// each line adds an `element`.
+macro_rules! key {
+    ($name:ident, takes: $takes:ident, carried: $carried:ident, doc: $doc:literal,
+     render: $render:expr, value: |$text:ident| $value:expr,) => {
+        key! { @row $name, $takes, $carried, $doc, $render, false,
+        |spec, $text| $value.map(|value| spec.$name = value) }
+    };
+    ($name:ident, takes: $takes:ident, carried: $carried:ident, doc: $doc:literal,
+     render: $render:expr, element: $add:expr,) => {
+        key! { @row $name, $takes, $carried, $doc, $render, true, $add }
+    };
+    (@row $name:ident, $takes:ident, $carried:ident, $doc:literal, $render:expr, $list:literal,
+     $parse:expr) => {
+        Key {
+            name: stringify!($name),
+            doc: $doc,
+            takes: Takes::$takes,
+            render: $render,
+            parse: $parse,
+            reset: |spec, defaults| spec.$name.clone_from(&defaults.$name),
+            list: $list,
+            carried: Carried::$carried,
+        }
+    };
 }
 
 /// Every setting.
 pub static KEYS: &[Key] = &[
-    Key {
-        name: "image",
+    key! { image, takes: AtStart, carried: Never,
         doc: "image that the disk is made from at the first start: a name or an alias in .images",
-        takes: Takes::AtStart,
         render: |s| s.image.clone(),
-        parse: |s, v| parse::image_name(v).map(|v| s.image = v),
-        reset: |s, d| s.image.clone_from(&d.image),
-        list: false,
-        carried: Carried::Never,
+        value: |v| parse::image_name(v),
     },
-    Key {
-        name: "cpus",
+    key! { cpus, takes: AtStart, carried: Always,
         doc: "virtual processors, 1 to 255",
-        takes: Takes::AtStart,
         render: |s| s.cpus.to_string(),
-        parse: |s, v| parse::cpus(v).map(|v| s.cpus = v),
-        reset: |s, d| s.cpus = d.cpus,
-        list: false,
-        carried: Carried::Always,
+        value: |v| parse::cpus(v),
     },
-    Key {
-        name: "memory",
+    key! { memory, takes: AtStart, carried: Always,
         doc: "guest memory: a number with K, M, G or T (powers of 1024)",
-        takes: Takes::AtStart,
         render: |s| render_size(s.memory),
-        parse: |s, v| memory(v).map(|v| s.memory = v),
-        reset: |s, d| s.memory = d.memory,
-        list: false,
-        carried: Carried::Always,
+        value: |v| memory(v),
     },
-    Key {
-        name: "disk",
+    key! { disk, takes: AtStart, carried: Always,
         doc: "virtual size of the disk: a number with K, M, G or T (powers of 1024); it only grows",
-        takes: Takes::AtStart,
         render: |s| render_size(s.disk),
-        parse: |s, v| disk_size(v).map(|v| s.disk = v),
-        reset: |s, d| s.disk = d.disk,
-        list: false,
-        carried: Carried::Always,
+        value: |v| disk_size(v),
     },
-    Key {
-        name: "hostname",
+    key! { hostname, takes: AtStart, carried: Never,
         doc: "the guest's host name; `default` is the VM's name",
-        takes: Takes::AtStart,
         render: |s| s.hostname.clone().unwrap_or_else(|| "default".to_owned()),
-        parse: |s, v| parse::hostname(v).map(|v| s.hostname = Some(v)),
-        reset: |s, d| s.hostname.clone_from(&d.hostname),
-        list: false,
-        carried: Carried::Never,
+        value: |v| parse::hostname(v).map(Some),
     },
-    Key {
-        name: "mac",
+    key! { mac, takes: AtStart, carried: Never,
         doc: "the network address; `default` is derived from the UUID",
-        takes: Takes::AtStart,
         render: |s| s.mac.map_or_else(|| "default".to_owned(), |m| m.to_string()),
-        parse: |s, v| parse::mac(v).map(|v| s.mac = Some(v)),
-        reset: |s, d| s.mac = d.mac,
-        list: false,
-        carried: Carried::Never,
+        value: |v| parse::mac(v).map(Some),
     },
-    Key {
-        name: "ports",
+    key! { ports, takes: AtStart, carried: Never,
         doc: "ports of the host that lead into the guest, one a line: 8080:80, udp:127.0.0.1:53:53",
-        takes: Takes::AtStart,
         render: |s| lines(&s.ports),
-        parse: |s, v| parse::forward(v).and_then(|v| s.add_port(v)),
-        reset: |s, d| s.ports.clone_from(&d.ports),
-        list: true,
-        carried: Carried::Never,
+        element: |s, v| parse::forward(v).and_then(|v| s.add_port(v)),
     },
-    Key {
-        name: "accel",
+    key! { accel, takes: AtStart, carried: Warm,
         doc: "accelerator: auto, kvm or tcg",
-        takes: Takes::AtStart,
         render: |s| render_accel(s.accel).to_owned(),
-        parse: |s, v| parse::accel(v).map(|v| s.accel = v),
-        reset: |s, d| s.accel = d.accel,
-        list: false,
-        carried: Carried::Warm,
+        value: |v| parse::accel(v),
     },
-    Key {
-        name: "machine",
+    key! { machine, takes: AtStart, carried: Always,
         doc: "machine type: q35 (the newest that QEMU has) or a version such as pc-q35-7.2",
-        takes: Takes::AtStart,
         render: |s| s.machine.clone().unwrap_or_else(|| "q35".to_owned()),
-        parse: |s, v| parse::machine(v).map(|v| s.machine = v),
-        reset: |s, d| s.machine.clone_from(&d.machine),
-        list: false,
-        carried: Carried::Always,
+        value: |v| parse::machine(v),
     },
-    Key {
-        name: "hardware",
+    key! { hardware, takes: AtStart, carried: Never,
         doc: "version of the virtual hardware, 1 or 2; `newest` is also that of a memory to resume from",
-        takes: Takes::AtStart,
         render: |s| s.hardware.map_or_else(|| parse::NEWEST.to_owned(), |h| h.to_string()),
-        parse: |s, v| parse::hardware(v).map(|v| s.hardware = v),
-        reset: |s, d| s.hardware = d.hardware,
-        list: false,
-        carried: Carried::Never,
+        value: |v| parse::hardware(v),
     },
-    Key {
-        name: "kernel",
+    key! { kernel, takes: AtStart, carried: Always,
         doc: "path of a kernel on the host, instead of the image's; `none` is the image's",
-        takes: Takes::AtStart,
         render: |s| render_path(s.kernel.as_deref()),
-        parse: |s, v| parse::path("kernel", v).map(|v| s.kernel = v),
-        reset: |s, d| s.kernel.clone_from(&d.kernel),
-        list: false,
-        carried: Carried::Always,
+        value: |v| parse::path("kernel", v),
     },
-    Key {
-        name: "initrd",
+    key! { initrd, takes: AtStart, carried: Always,
         doc: "path of an initial RAM disk; `none` is the image's, or nothing beside a kernel of your own",
-        takes: Takes::AtStart,
         render: |s| render_path(s.initrd.as_deref()),
-        parse: |s, v| parse::path("initrd", v).map(|v| s.initrd = v),
-        reset: |s, d| s.initrd.clone_from(&d.initrd),
-        list: false,
-        carried: Carried::Always,
+        value: |v| parse::path("initrd", v),
     },
-    Key {
-        name: "cmdline",
+    key! { cmdline, takes: AtStart, carried: Always,
         doc: "added to the image's kernel command line; `none` adds nothing",
-        takes: Takes::AtStart,
         render: |s| s.cmdline.clone().unwrap_or_else(none),
-        parse: |s, v| parse::cmdline(v).map(|v| s.cmdline = v),
-        reset: |s, d| s.cmdline.clone_from(&d.cmdline),
-        list: false,
-        carried: Carried::Always,
+        value: |v| parse::cmdline(v),
     },
-    Key {
-        name: "firmware",
+    key! { firmware, takes: AtStart, carried: Always,
         doc: "path of a firmware on the host, such as an OVMF.fd; `none` is QEMU's BIOS",
-        takes: Takes::AtStart,
         render: |s| render_path(s.firmware.as_deref()),
-        parse: |s, v| parse::path("firmware", v).map(|v| s.firmware = v),
-        reset: |s, d| s.firmware.clone_from(&d.firmware),
-        list: false,
-        carried: Carried::Always,
+        value: |v| parse::path("firmware", v),
     },
-    Key {
-        name: "cdrom",
+    key! { cdrom, takes: AtStart, carried: Warm,
         doc: "path of an ISO image on the host; `none` is an empty drive",
-        takes: Takes::AtStart,
         render: |s| render_path(s.cdrom.as_deref()),
-        parse: |s, v| parse::path("cdrom", v).map(|v| s.cdrom = v),
-        reset: |s, d| s.cdrom.clone_from(&d.cdrom),
-        list: false,
-        carried: Carried::Warm,
+        value: |v| parse::path("cdrom", v),
     },
-    Key {
-        name: "ephemeral",
+    key! { ephemeral, takes: AtStart, carried: Never,
         doc: "1: what the guest writes to its disk is gone when the VM ends",
-        takes: Takes::AtStart,
         render: |s| switch(s.ephemeral),
-        parse: |s, v| parse::switch("ephemeral", v).map(|v| s.ephemeral = v),
-        reset: |s, d| s.ephemeral = d.ephemeral,
-        list: false,
-        carried: Carried::Never,
+        value: |v| parse::switch("ephemeral", v),
     },
-    Key {
-        name: "ssh_user",
+    key! { ssh_user, takes: AtOnce, carried: Always,
         doc: "login name for exec and files in the guest",
-        takes: Takes::AtOnce,
         render: |s| s.ssh_user.clone(),
-        parse: |s, v| parse::user(v).map(|v| s.ssh_user = v),
-        reset: |s, d| s.ssh_user.clone_from(&d.ssh_user),
-        list: false,
-        carried: Carried::Always,
+        value: |v| parse::user(v),
     },
-    Key {
-        name: "ssh_key",
+    key! { ssh_key, takes: AtStart, carried: Never,
         doc: "further public keys that open the guest, one a line",
-        takes: Takes::AtStart,
         render: |s| s.ssh_key.join("\n"),
-        parse: |s, v| parse::ssh_key(v).and_then(|v| add_key(s, v)),
-        reset: |s, d| s.ssh_key.clone_from(&d.ssh_key),
-        list: true,
-        carried: Carried::Never,
+        element: |s, v| parse::ssh_key(v).and_then(|v| add_key(s, v)),
     },
-    Key {
-        name: "overcommit",
+    key! { overcommit, takes: AtOnce, carried: Never,
         doc: "1: started even if the host may not have the memory for it",
-        takes: Takes::AtOnce,
         render: |s| switch(s.overcommit),
-        parse: |s, v| parse::switch("overcommit", v).map(|v| s.overcommit = v),
-        reset: |s, d| s.overcommit = d.overcommit,
-        list: false,
-        carried: Carried::Never,
+        value: |v| parse::switch("overcommit", v),
     },
-    Key {
-        name: "autostart",
+    key! { autostart, takes: AtOnce, carried: Never,
         doc: "1: started when the tree is mounted",
-        takes: Takes::AtOnce,
         render: |s| switch(s.autostart),
-        parse: |s, v| parse::switch("autostart", v).map(|v| s.autostart = v),
-        reset: |s, d| s.autostart = d.autostart,
-        list: false,
-        carried: Carried::Never,
+        value: |v| parse::switch("autostart", v),
     },
-    Key {
-        name: "protect",
+    key! { protect, takes: AtOnce, carried: Never,
         doc: "1 forbids removing the VM",
-        takes: Takes::AtOnce,
         render: |s| switch(s.protect),
-        parse: |s, v| parse::switch("protect", v).map(|v| s.protect = v),
-        reset: |s, d| s.protect = d.protect,
-        list: false,
-        carried: Carried::Never,
+        value: |v| parse::switch("protect", v),
     },
-    Key {
-        name: "qemu_args",
+    key! { qemu_args, takes: AtStart, carried: Warm,
         doc: "further arguments for QEMU, one a line",
-        takes: Takes::AtStart,
         render: |s| s.qemu_args.join("\n"),
-        parse: |s, v| parse::qemu_arg(v).map(|v| s.qemu_args.push(v)),
-        reset: |s, d| s.qemu_args.clone_from(&d.qemu_args),
-        list: true,
-        carried: Carried::Warm,
+        element: |s, v| parse::qemu_arg(v).map(|v| s.qemu_args.push(v)),
     },
 ];
 

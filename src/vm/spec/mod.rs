@@ -130,54 +130,30 @@ impl VmSpec {
 
 /// Why a value was not accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "each error's sentence says it")]
 pub enum SpecError {
-    /// It is not of the right form.
     #[error("{key}: {value:?} is not {expected}")]
     Malformed {
-        /// The setting.
         key: &'static str,
-        /// What was written.
         value: String,
         /// What would be right, with an example.
         expected: &'static str,
     },
-    /// It is of the right form and out of range.
     #[error("{key}: {value} is out of range ({range})")]
-    OutOfRange {
-        /// The setting.
-        key: &'static str,
-        /// What was written.
-        value: String,
-        /// The range.
-        range: &'static str,
-    },
-    /// The list has it already.
+    OutOfRange { key: &'static str, value: String, range: &'static str },
     #[error("{key}: {value} is there already")]
     Duplicate {
-        /// The setting.
         key: &'static str,
         /// What was written, or what it collides with.
         value: String,
     },
-    /// The list does not have it.
     #[error("{key}: {value} is not in the list; `cat config/{key}` shows it")]
-    NotThere {
-        /// The setting.
-        key: &'static str,
-        /// What was asked for.
-        value: String,
-    },
-    /// A disk is never made smaller.
+    NotThere { key: &'static str, value: String },
     #[error(
         "disk: {wanted} is smaller than the disk, which has {size}; shrinking would cut off the \
          guest's file system"
     )]
-    Shrinks {
-        /// What was asked for.
-        wanted: String,
-        /// The size that the disk has.
-        size: String,
-    },
+    Shrinks { wanted: String, size: String },
 }
 
 impl VmSpec {

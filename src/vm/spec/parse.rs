@@ -33,11 +33,18 @@ fn out_of_range(key: &'static str, value: &str, range: &'static str) -> SpecErro
     SpecError::OutOfRange { key, value: value.to_owned(), range }
 }
 
+/// Takes a value that fits as it is.
+fn text(
+    key: &'static str,
+    value: &str,
+    fits: bool,
+    expected: &'static str,
+) -> Result<String, SpecError> {
+    fits.then(|| value.to_owned()).ok_or_else(|| malformed(key, value, expected))
+}
+
 pub(super) fn image_name(value: &str) -> Result<String, SpecError> {
-    let expected = "the name of an image, such as tiny";
-    is_object_name(value)
-        .then(|| value.to_owned())
-        .ok_or_else(|| malformed("image", value, expected))
+    text("image", value, is_object_name(value), "the name of an image, such as tiny")
 }
 
 pub(super) fn cpus(value: &str) -> Result<u32, SpecError> {
@@ -72,9 +79,8 @@ pub(super) fn hostname(value: &str) -> Result<String, SpecError> {
             && !l.ends_with('-')
             && l.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-')
     };
-    (value.len() <= 253 && value.split('.').all(label))
-        .then(|| value.to_owned())
-        .ok_or_else(|| malformed("hostname", value, "a host name such as web-1.example.org"))
+    let fits = value.len() <= 253 && value.split('.').all(label);
+    text("hostname", value, fits, "a host name such as web-1.example.org")
 }
 
 pub(super) fn mac(value: &str) -> Result<Mac, SpecError> {
@@ -86,7 +92,7 @@ pub(super) fn mac(value: &str) -> Result<Mac, SpecError> {
 ///
 /// # Errors
 /// [`SpecError::Malformed`].
-pub(super) fn forward(value: &str) -> Result<Forward, SpecError> {
+pub fn forward(value: &str) -> Result<Forward, SpecError> {
     let expected = "[tcp:|udp:][ADDRESS:]HOST_PORT:GUEST_PORT, such as 8080:80; addresses are IPv4";
     value.parse().map_err(|_| malformed("ports", value, expected))
 }
@@ -100,9 +106,8 @@ pub(super) fn accel(value: &str) -> Result<AccelChoice, SpecError> {
 
 pub(super) fn user(value: &str) -> Result<String, SpecError> {
     let good = |c: u8| c.is_ascii_alphanumeric() || b"._-".contains(&c);
-    (!value.is_empty() && value.len() <= 32 && !value.starts_with('-') && value.bytes().all(good))
-        .then(|| value.to_owned())
-        .ok_or_else(|| malformed("ssh_user", value, "a login name such as root"))
+    let fits = (1..=32).contains(&value.len()) && !value.starts_with('-');
+    text("ssh_user", value, fits && value.bytes().all(good), "a login name such as root")
 }
 
 /// Reads a line of an OpenSSH `.pub` file: type, key, comment. Options are not taken: they would
@@ -118,9 +123,8 @@ pub(super) fn ssh_key(value: &str) -> Result<String, SpecError> {
                 .bytes()
                 .all(|c| c.is_ascii_alphanumeric() || b"+/".contains(&c))
     };
-    (known && words.next().is_some_and(body) && !has_control(value))
-        .then(|| value.to_owned())
-        .ok_or_else(|| malformed("ssh_key", value, "a line of a .pub file: ssh-ed25519 AAAA… me"))
+    let fits = known && words.next().is_some_and(body) && !has_control(value);
+    text("ssh_key", value, fits, "a line of a .pub file: ssh-ed25519 AAAA… me")
 }
 
 pub(super) fn path(key: &'static str, value: &str) -> Result<Option<PathBuf>, SpecError> {
@@ -180,9 +184,7 @@ pub(super) fn switch(key: &'static str, value: &str) -> Result<bool, SpecError> 
 
 pub(super) fn qemu_arg(value: &str) -> Result<String, SpecError> {
     let expected = "one argument of QEMU without control characters";
-    (!has_control(value))
-        .then(|| value.to_owned())
-        .ok_or_else(|| malformed("qemu_args", value, expected))
+    text("qemu_args", value, !has_control(value), expected)
 }
 
 fn has_control(value: &str) -> bool {
