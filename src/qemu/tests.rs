@@ -159,6 +159,10 @@ struct OneKernel(Option<std::path::PathBuf>);
 
 #[async_trait]
 impl Images for OneKernel {
+    fn missing(&self, _name: &str) -> Vec<&'static crate::programs::Program> {
+        Vec::new()
+    }
+
     fn settings(&self, _: &str) -> ImageSettings {
         ImageSettings::default()
     }

@@ -268,7 +268,7 @@ pub(super) fn as_backend_error(error: VmError) -> BackendError {
 fn check_snapshot(vm: &Vm, tag: Option<&str>) -> Result<(), VmError> {
     match tag {
         Some(tag) if !vm.snapshots().iter().any(|s| s.tag == tag) => {
-            Err(Refusal::NoSnapshot { tag: tag.to_owned() }.into())
+            Err(Refusal::NoSnapshot(tag.to_owned()).into())
         }
         _ => Ok(()),
     }

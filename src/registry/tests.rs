@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use super::*;
+use crate::vm::backend::SnapshotOp;
 use crate::vm::caller::ProcessId;
 use crate::vm::dropped::Remover;
 use crate::vm::fake::{Script, backends, clean_exit};
@@ -36,7 +37,7 @@ impl Fixture {
             listener.rung().await;
         }
         for tag in tags {
-            vm.perform(Command::Take((*tag).to_owned())).await.unwrap();
+            vm.perform(SnapshotOp::Take((*tag).to_owned()).into()).await.unwrap();
         }
         vm
     }

@@ -92,7 +92,7 @@ pub(super) fn print(registry: &Arc<Registry>) -> String {
 fn states(text: &mut String, vms: &[(String, Vm)]) {
     head(text, "aqfs_vms", "gauge", "Virtual machines by state.");
     for word in State::WORDS {
-        let count = vms.iter().filter(|(_, vm)| vm.state().word() == *word).count();
+        let count = vms.iter().filter(|(_, vm)| vm.state().word() == word).count();
         sample(text, "aqfs_vms", &format!("state=\"{word}\""), real(count as u64));
     }
 }

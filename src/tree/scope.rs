@@ -83,6 +83,7 @@ mod tests {
     use crate::tree::Tree;
     use crate::tree::node::Kind;
     use crate::tree::number::NodeId;
+    use crate::vm::backend::SnapshotOp;
     use crate::vm::fake::{Script, backends};
     use crate::vm::state::Command;
 
@@ -109,7 +110,7 @@ mod tests {
         let vm = Arc::clone(&registry).create("vm1".to_owned()).await.unwrap();
         vm.jobs().make("build").unwrap();
         vm.perform(Command::Start { paused: false }).await.unwrap();
-        vm.perform(Command::Take("clean".to_owned())).await.unwrap();
+        vm.perform(SnapshotOp::Take("clean".to_owned()).into()).await.unwrap();
         let (tree, mut seen) = (Tree::new(registry), Vec::new());
         compare(&tree, NodeId::ROOT, "", &mut seen);
         for path in ["/vm1/config/cpus", "/vm1/jobs/build/cmd", "/vm1/snapshots/clean/status"] {

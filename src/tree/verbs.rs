@@ -3,8 +3,9 @@
 //! Parsing only: what a verb does is the driver's business, when it may be done `vm::state`'s.
 
 use crate::registry::images::ImageCommand;
-use crate::vm::spec::SpecError;
+use crate::vm::backend::SnapshotOp;
 use crate::vm::spec::keys::{disk_size, forward};
+use crate::vm::spec::{Edit, SpecError};
 use crate::vm::state::Command;
 
 /// The longest text that one write to a control file may hold, as in kernfs.
@@ -135,7 +136,7 @@ pub static VM_VERBS: &[Verb] = &[
         usage: "TAG",
         doc: "go back to a snapshot; a VM that runs, with its memory",
         parse: |args| match args {
-            [tag] => Ok(Command::Restore((*tag).to_owned())),
+            [tag] => Ok(SnapshotOp::Restore((*tag).to_owned()).into()),
             _ => Err(Fault::Form),
         },
     },
@@ -144,7 +145,7 @@ pub static VM_VERBS: &[Verb] = &[
         usage: "SIZE",
         doc: "make the disk larger, also while the VM runs; the same as writing config/disk",
         parse: |args| match args {
-            [size] => Ok(Command::Resize { bytes: disk_size(size)? }),
+            [size] => Ok(Command::Configure(Edit::Disk(disk_size(size)?))),
             _ => Err(Fault::Form),
         },
     },
@@ -153,8 +154,8 @@ pub static VM_VERBS: &[Verb] = &[
         usage: "add|del [tcp:|udp:][ADDRESS:]HOST_PORT:GUEST_PORT",
         doc: "open or close a port of the host that leads into the guest; see config/ports",
         parse: |args| match args {
-            ["add", spec] => Ok(Command::AddPort(forward(spec)?)),
-            ["del", spec] => Ok(Command::RemovePort(forward(spec)?)),
+            ["add", spec] => Ok(Command::Configure(Edit::AddPort(forward(spec)?))),
+            ["del", spec] => Ok(Command::Configure(Edit::RemovePort(forward(spec)?))),
             _ => Err(Fault::Form),
         },
     },
@@ -309,9 +310,9 @@ mod tests {
         let forward = "tcp:127.0.0.1:8080:80".parse().unwrap();
         let expected = [
             Ok(Command::PressKeys { chords }),
-            Ok(Command::AddPort(forward)),
-            Ok(Command::RemovePort(forward)),
-            Ok(Command::Resize { bytes: 3 << 30 }),
+            Ok(Command::Configure(Edit::AddPort(forward))),
+            Ok(Command::Configure(Edit::RemovePort(forward))),
+            Ok(Command::Configure(Edit::Disk(3 << 30))),
         ];
         let text = "key ctrl-alt-del enter\nport add 8080:80\nport del tcp:8080:80\nresize 3G";
         assert_eq!(parse(text), expected);

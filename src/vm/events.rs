@@ -179,10 +179,6 @@ impl Stream for Events {
         (taken > 0).then(|| Ok(cursor.rest.drain(..taken).collect()))
     }
 
-    fn try_write(&self, _data: &[u8]) -> Option<Result<usize, VmError>> {
-        None
-    }
-
     fn readiness(&self) -> Readiness {
         let cursor = self.at.lock();
         let log = self.feed.log.lock();

@@ -29,8 +29,8 @@ use super::VmError;
 use super::backend::{BackendError, Exit, GuestSession};
 use super::caller::Caller;
 use super::job::{Job, Origin, Output, Stage};
-use super::state::Refusal;
-use super::stream::{Bell, Listener, Readiness, Stream};
+use super::state::{Asked, Refusal};
+use super::stream::{Listener, Nothing, Readiness, Stream};
 use crate::store::spool::Spool;
 
 /// How long a command waits for a guest that is coming up. A cold boot under translation takes
@@ -55,13 +55,10 @@ pub enum Link {
 impl Link {
     /// Says whether both are the same way.
     pub(super) fn is(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Off, Self::Off) | (Self::Coming, Self::Coming) => true,
-            (Self::Up(session), Self::Up(other)) => Arc::ptr_eq(session, other),
-            (Self::Off | Self::Coming | Self::Up(_), Self::Off | Self::Coming | Self::Up(_)) => {
-                false
-            }
+        if let (Self::Up(session), Self::Up(other)) = (self, other) {
+            return Arc::ptr_eq(session, other);
         }
+        std::mem::discriminant(self) == std::mem::discriminant(other)
     }
 }
 
@@ -163,7 +160,7 @@ impl Shared {
 }
 
 fn off() -> VmError {
-    VmError::Refused(Refusal::Off { verb: "exec", state: "off".to_owned() })
+    Refusal::Off(Asked { verb: "exec", state: "off".to_owned() }).into()
 }
 
 /// Nobody waits for a text that it would have to finish itself.
@@ -229,7 +226,6 @@ struct Draft {
     shared: Arc<Shared>,
     writer: Caller,
     text: Mutex<Text>,
-    silence: Bell,
 }
 
 #[derive(Debug)]
@@ -243,7 +239,7 @@ enum Text {
 
 impl Draft {
     fn new(shared: Arc<Shared>, writer: Caller) -> Self {
-        Self { shared, writer, text: Mutex::new(Text::Empty), silence: Bell::default() }
+        Self { shared, writer, text: Mutex::new(Text::Empty) }
     }
 
     /// Text that comes after a reader has started the command begins the next one.
@@ -267,10 +263,6 @@ impl Draft {
 }
 
 impl Stream for Draft {
-    fn try_read(&self, _: usize) -> Option<Result<Vec<u8>, VmError>> {
-        Some(Ok(Vec::new()))
-    }
-
     fn try_write(&self, data: &[u8]) -> Option<Result<usize, VmError>> {
         if data.is_empty() {
             return Some(Ok(0));
@@ -281,10 +273,6 @@ impl Stream for Draft {
 
     fn readiness(&self) -> Readiness {
         Readiness { readable: false, writable: true, hung_up: false }
-    }
-
-    fn listen(&self) -> Listener {
-        self.silence.listen()
     }
 
     fn flush(&self) {
@@ -307,13 +295,11 @@ impl Drop for Draft {
 struct Playback {
     output: Option<Output>,
     peek: bool,
-    /// Of a playback without a command.
-    silence: Bell,
 }
 
 impl Playback {
     fn of(output: Option<Output>, peek: bool) -> Arc<dyn Stream> {
-        Arc::new(Self { output, peek, silence: Bell::default() })
+        Arc::new(Self { output, peek })
     }
 }
 
@@ -327,10 +313,6 @@ impl Stream for Playback {
         }
     }
 
-    fn try_write(&self, _: &[u8]) -> Option<Result<usize, VmError>> {
-        Some(Ok(0))
-    }
-
     fn readiness(&self) -> Readiness {
         let ended = |o: &Output| o.job().is_over() && !o.has_bytes();
         Readiness {
@@ -342,7 +324,7 @@ impl Stream for Playback {
 
     fn listen(&self) -> Listener {
         let output = self.output.as_ref();
-        output.map_or_else(|| self.silence.listen(), |o| o.job().listen())
+        output.map_or_else(|| Nothing.listen(), |o| o.job().listen())
     }
 }
 

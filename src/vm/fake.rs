@@ -328,6 +328,10 @@ impl Stream for Silence {
 
 #[async_trait]
 impl Images for Fake {
+    fn missing(&self, _name: &str) -> Vec<&'static Program> {
+        Vec::new()
+    }
+
     fn list(&self) -> Vec<ImageInfo> {
         self.info("tiny").into_iter().collect()
     }

@@ -31,52 +31,31 @@ const MAX_ORDERS: usize = 64;
 
 /// Why something asked of a job was not done.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "each error's sentence says it")]
 pub enum JobError {
-    /// The name is taken.
     #[error("there is a job {0} already")]
     Exists(String),
-    /// The name has not the right form.
     #[error("{0:?} cannot name a job: letters, digits, `.`, `_` and `-`, 64 at the most")]
     BadName(String),
-    /// There is no such job.
     #[error("no such job")]
     Absent,
-    /// It has been started.
     #[error("it has been started: {0} comes before; `mkdir` another job")]
     Started(&'static str),
-    /// It does not run.
     #[error("the command does not run: {0}")]
     NotRunning(String),
-    /// Too much waits for its start.
     #[error("more than {0} lines wait for the command to start")]
     TooMany(usize),
-    /// It has no terminal.
     #[error("the job has no terminal; `pty 80x24` before the start gives it one")]
     NoTerminal,
-    /// Its input has ended.
     #[error("the command's input has ended; open stdin before the command is written")]
     InputEnded,
-    /// A line of its `ctl` is none.
     #[error("{line:?}: usage: {usage}")]
-    Usage {
-        /// What was written.
-        line: String,
-        /// What would be right.
-        usage: &'static str,
-    },
+    Usage { line: String, usage: &'static str },
 }
 
 /// A job's number among those of its VM; never given twice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct JobId(pub u64);
-
-/// Says whether a job may have this name.
-pub fn is_job_name(name: &str) -> bool {
-    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    (1..=64).contains(&name.len())
-        && name.chars().all(fits)
-        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
-}
 
 /// Who has made a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -430,7 +409,8 @@ impl Job {
     }
 }
 
-fn check(before: usize, data: &[u8]) -> Result<(), VmError> {
+/// Says whether `data` may follow so many bytes of a command.
+pub(super) fn check(before: usize, data: &[u8]) -> Result<(), VmError> {
     if data.contains(&0) {
         return Err(VmError::Nul);
     }

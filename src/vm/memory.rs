@@ -28,6 +28,8 @@ pub struct Need {
     pub guest: u64,
     /// For QEMU itself.
     pub overhead: u64,
+    /// What the guest's is made of.
+    pub ram: Ram,
 }
 
 impl Need {
@@ -36,8 +38,8 @@ impl Need {
     /// changes.
     pub fn of(memory: u64, overhead: u64, ram: Ram) -> Self {
         match ram {
-            Ram::Own => Self { guest: memory, overhead },
-            Ram::CopyOnWrite => Self { guest: memory / 10, overhead: 32 << 20 },
+            Ram::Own => Self { guest: memory, overhead, ram },
+            Ram::CopyOnWrite => Self { guest: memory / 10, overhead: 32 << 20, ram },
         }
     }
 
@@ -131,8 +133,7 @@ struct Promises {
 #[derive(Debug)]
 struct Promise {
     vm: Vm,
-    ram: Ram,
-    bytes: u64,
+    need: Need,
 }
 
 impl Ledger {
@@ -154,15 +155,14 @@ impl Ledger {
     pub fn reserve(
         self: &Arc<Self>,
         vm: &Vm,
-        (need, ram): (Need, Ram),
+        need: Need,
         check: Check,
     ) -> Result<Reservation, BackendError> {
         let mut promises = self.promises.lock();
         self.check(&promises, None, need, check)?;
         promises.last += 1;
         let number = promises.last;
-        let promise = Promise { vm: vm.clone(), ram, bytes: need.total() };
-        promises.by_number.insert(number, promise);
+        promises.by_number.insert(number, Promise { vm: vm.clone(), need });
         Ok(Reservation { ledger: Arc::clone(self), number })
     }
 
@@ -177,8 +177,8 @@ impl Ledger {
             return Ok(());
         }
         let others = promises.by_number.iter().filter(|(n, _)| Some(**n) != own);
-        let largest = others.map(|(_, p)| p).max_by_key(|p| p.bytes);
-        let largest = largest.map(|p| Largest { name: p.vm.name(), bytes: p.bytes });
+        let largest = others.map(|(_, p)| p).max_by_key(|p| p.need.total());
+        let largest = largest.map(|p| Largest { name: p.vm.name(), bytes: p.need.total() });
         admit(need, self.supply_beside(promises, own), largest)
             .map_err(|shortage| BackendError::NoMemory { what: shortage.to_string() })
     }
@@ -194,8 +194,8 @@ impl Ledger {
     /// What a VM has been promised and has not taken yet.
     fn outstanding(&self, promise: &Promise) -> u64 {
         let facts = promise.vm.view().facts;
-        let taken = facts.map_or(0, |f| self.hypervisor.memory_taken(&f, promise.ram));
-        promise.bytes.saturating_sub(taken)
+        let taken = facts.map_or(0, |f| self.hypervisor.memory_taken(&f, promise.need.ram));
+        promise.need.total().saturating_sub(taken)
     }
 }
 
@@ -212,11 +212,11 @@ impl Reservation {
     ///
     /// # Errors
     /// `NoMemory`; the promise is then as it was.
-    pub fn amend(&self, (need, ram): (Need, Ram), check: Check) -> Result<(), BackendError> {
+    pub fn amend(&self, need: Need, check: Check) -> Result<(), BackendError> {
         let mut promises = self.ledger.promises.lock();
         self.ledger.check(&promises, Some(self.number), need, check)?;
         if let Some(promise) = promises.by_number.get_mut(&self.number) {
-            (promise.ram, promise.bytes) = (ram, need.total());
+            promise.need = need;
         }
         Ok(())
     }

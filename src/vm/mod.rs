@@ -40,7 +40,7 @@ use uuid::Uuid;
 
 use self::backend::{
     BackendError, Console, Guests, Hypervisor, Images, Lifetime, Machine, Pin, RunFacts,
-    SnapshotInfo,
+    SnapshotInfo, SnapshotOp,
 };
 use self::defaults::Defaults;
 use self::driver::remove::Removal;
@@ -51,7 +51,7 @@ use self::job::JobError;
 use self::memory::Ledger;
 use self::settings::CurrentSettings;
 use self::spec::{Edit, Key, SpecError};
-use self::state::{Command, Refusal, State};
+use self::state::{Command, Refusal, State, policy};
 use self::stream::{Bell, Listener};
 use self::template::Captured;
 use crate::programs;
@@ -60,34 +60,22 @@ use crate::store::layout::VmDir;
 
 /// Why something asked of a VM was not done.
 #[derive(Clone, Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "each error's sentence says it")]
 pub enum VmError {
-    /// The state does not admit it.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// A setting's value was not accepted.
     #[error(transparent)]
     Spec(#[from] SpecError),
-    /// QEMU, the guest, the disk or the host failed.
     #[error(transparent)]
     Backend(#[from] BackendError),
-    /// The VM has been removed.
     #[error("the VM has been removed")]
     Removed,
-    /// More text than a command may have.
     #[error("{what} is longer than {limit} bytes")]
-    TooLong {
-        /// What was written.
-        what: &'static str,
-        /// The bound.
-        limit: usize,
-    },
-    /// A command line holds a NUL byte.
+    TooLong { what: &'static str, limit: usize },
     #[error("a command cannot hold a NUL byte")]
     Nul,
-    /// A job does not admit it.
     #[error(transparent)]
     Job(#[from] JobError),
-    /// The command's connection was lost before it ended.
     #[error("lost: {0}")]
     Lost(String),
 }
@@ -144,12 +132,6 @@ pub struct View {
     pub ready_after: Option<Duration>,
 }
 
-impl View {
-    fn new(state: State, now: SystemTime) -> Self {
-        Self { state, since: now, doing: None, facts: None, ready_after: None }
-    }
-}
-
 /// A snapshot as `snapshots/TAG` shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
@@ -170,21 +152,25 @@ pub enum WriteMode {
     Append,
 }
 
-/// A request to the driver.
+/// A request to the driver, and where its answer goes.
 #[derive(Debug)]
-pub(crate) enum Request {
-    /// A verb of `ctl`.
-    Command(Command, oneshot::Sender<Result<(), VmError>>),
-    /// A change of settings.
-    Configure(Edit, oneshot::Sender<Result<(), VmError>>),
+pub(crate) struct Request {
+    action: Action,
+    answer: Answer,
+}
+
+type Answer = oneshot::Sender<Result<(), VmError>>;
+
+/// What the driver is asked for.
+#[derive(Debug)]
+pub(crate) enum Action {
+    Command(Command),
+    /// To stay off, with the disk as it is, until the receiver hears the end: this image is made of it.
+    Pin(String, oneshot::Receiver<()>),
     /// To capture the guest into a directory.
-    Capture(PathBuf, oneshot::Sender<Result<Captured, VmError>>),
-    /// To stay off while this image is made of it.
-    Pin(String, oneshot::Sender<Result<Pin, VmError>>),
-    /// To drop a snapshot, for this process.
-    DropSnapshot(String, Remover, oneshot::Sender<Result<(), VmError>>),
-    /// To agree to its removal by this process.
-    Retire(Remover, oneshot::Sender<Result<Removal, VmError>>),
+    Capture(PathBuf, oneshot::Sender<Captured>),
+    /// To agree to its removal by this process, whose outcome the receiver hears.
+    Retire(Remover, oneshot::Receiver<()>),
 }
 
 /// A VM. Cloning copies the handle, not the VM.
@@ -201,7 +187,7 @@ pub(crate) struct Shared {
     settings: CurrentSettings,
     view: watch::Sender<View>,
     bell: Bell,
-    hypervisor: Arc<dyn Hypervisor>,
+    backends: Backends,
     /// Snapshots that are not in the disk: being taken (`None`), or failed for this reason.
     pending: Mutex<BTreeMap<String, Option<String>>>,
     /// Snapshots that are in the disk and were dropped.
@@ -210,12 +196,9 @@ pub(crate) struct Shared {
     requests: mpsc::Sender<Request>,
     console: Arc<dyn Console>,
     exec: Exec,
-    guests: Arc<dyn Guests>,
-    images: Arc<dyn Images>,
     /// The machine that runs, for conversations that the driver has no part in.
     machine: RwLock<Option<Arc<dyn Machine>>>,
     lifetime: Lifetime,
-    events: Arc<Feed>,
 }
 
 impl Vm {
@@ -261,7 +244,7 @@ impl Vm {
 
     /// Adds to the events, under its name at this moment.
     pub fn emit(&self, event: &Event) {
-        self.0.events.add(self.id(), &self.0.name.read(), event);
+        self.0.backends.events.add(self.id(), &self.0.name.read(), event);
     }
 
     /// Waits while the VM is `running`: until its guest answers, or it is something else.
@@ -302,7 +285,7 @@ impl Vm {
 
     /// Lists the snapshots in its disk, without those that were dropped.
     pub fn snapshots(&self) -> Vec<SnapshotInfo> {
-        let all = self.0.hypervisor.snapshots(&self.0.dir.0);
+        let all = self.0.backends.hypervisor.snapshots(&self.0.dir.0);
         let is_listed =
             |s: &SnapshotInfo| !OURS.contains(&s.tag.as_str()) && !self.0.dropped.hides(s);
         all.into_iter().filter(is_listed).collect()
@@ -310,7 +293,7 @@ impl Vm {
 
     /// Says whether it is off and its next start resumes what `suspend` has saved.
     pub fn is_suspended(&self) -> bool {
-        let saved = || driver::suspended::saved(&*self.0.hypervisor, &self.0.dir);
+        let saved = || driver::suspended::saved(&*self.0.backends.hypervisor, &self.0.dir);
         self.state().is_off() && saved().is_some()
     }
 
@@ -345,7 +328,9 @@ impl Vm {
     /// [`Refusal::MustStop`] if it is not off, [`Refusal::Pinned`] if another image is being made of
     /// it, [`Refusal::NoDisk`] if it never ran.
     pub async fn pin(&self, image: String) -> Result<Pin, VmError> {
-        self.ask(|answer| Request::Pin(image, answer)).await
+        let (pin, end) = oneshot::channel();
+        self.ask(Action::Pin(image, end)).await?;
+        Ok(Pin(pin))
     }
 
     /// Says whether it could be captured now. The driver decides again when it is due.
@@ -353,19 +338,7 @@ impl Vm {
     /// # Errors
     /// The refusal.
     pub fn admit_capture(&self) -> Result<(), Refusal> {
-        let verb = "source";
-        match self.state() {
-            State::Ready => Ok(()),
-            State::Paused => Err(Refusal::Paused { verb }),
-            State::Unreachable(reason) => Err(Refusal::Unreachable { verb, reason }),
-            state @ (State::Stopped
-            | State::Starting
-            | State::Running
-            | State::Saving
-            | State::Stopping
-            | State::Failed(_)
-            | State::Broken(_)) => Err(Refusal::NotReady { verb, state: state.word() }),
-        }
+        policy::CAPTURE.admit(&self.state())
     }
 
     /// Writes the guest's memory and state into an empty directory, while it runs.
@@ -373,7 +346,9 @@ impl Vm {
     /// # Errors
     /// [`Refusal::NotReady`], or why it cannot be captured; the guest runs as before.
     pub async fn capture(&self, to: PathBuf) -> Result<Captured, VmError> {
-        self.ask(|answer| Request::Capture(to, answer)).await
+        let (captured, result) = oneshot::channel();
+        self.ask(Action::Capture(to, captured)).await?;
+        result.await.map_err(|_| VmError::Removed)
     }
 
     /// Carries out a verb, owning the handle.
@@ -390,7 +365,7 @@ impl Vm {
     /// # Errors
     /// The refusal, or what went wrong.
     pub async fn perform(&self, command: Command) -> Result<(), VmError> {
-        self.ask(|answer| Request::Command(command, answer)).await
+        self.ask(Action::Command(command)).await
     }
 
     /// Carries out verbs one after the other until one fails: how many went well, and the failure.
@@ -415,8 +390,7 @@ impl Vm {
         text: String,
         mode: WriteMode,
     ) -> Result<(), VmError> {
-        let edit = Edit::Write(key, text, mode);
-        self.ask(|answer| Request::Configure(edit, answer)).await
+        self.perform(Command::Configure(Edit::Write(key, text, mode))).await
     }
 
     /// Drops a snapshot for a process. Of a VM that is off it is only marked: if that process then
@@ -425,7 +399,7 @@ impl Vm {
     /// # Errors
     /// The refusal, or what the disk answered.
     pub async fn drop_snapshot(self, tag: String, by: Remover) -> Result<(), VmError> {
-        self.ask(|answer| Request::DropSnapshot(tag, by, answer)).await
+        self.perform(Command::Snapshot(SnapshotOp::Drop(tag), by)).await
     }
 
     /// Has it agree to its removal by a process: it does nothing until the agreement is dropped. What
@@ -434,7 +408,9 @@ impl Vm {
     /// # Errors
     /// The refusal, or what the disk answered.
     pub async fn retire(&self, by: Remover) -> Result<Removal, VmError> {
-        self.ask(|answer| Request::Retire(by, answer)).await
+        let (removal, outcome) = oneshot::channel();
+        self.ask(Action::Retire(by, outcome)).await?;
+        Ok(Removal(removal))
     }
 
     /// Takes note of its new name, which is stored already.
@@ -443,12 +419,9 @@ impl Vm {
         self.0.bell.ring();
     }
 
-    async fn ask<T>(
-        &self,
-        request: impl FnOnce(oneshot::Sender<Result<T, VmError>>) -> Request,
-    ) -> Result<T, VmError> {
+    async fn ask(&self, action: Action) -> Result<(), VmError> {
         let (answer, result) = oneshot::channel();
-        self.0.requests.send(request(answer)).await.map_err(|_| VmError::Removed)?;
+        self.0.requests.send(Request { action, answer }).await.map_err(|_| VmError::Removed)?;
         result.await.unwrap_or(Err(VmError::Removed))
     }
 }

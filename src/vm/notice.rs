@@ -1,5 +1,5 @@
 //! The files that say one line when the time has come: `ready` and `wait` of a VM, `wait` of an
-//! image.
+//! image and of a job.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::backend::{ImageStatus, Images};
-use super::state::{Refusal, State};
+use super::state::{State, policy};
 use super::stream::{Listener, Readiness, Stream};
 use super::template::WarmStatus;
 use super::{Vm, VmError};
@@ -20,19 +20,14 @@ pub struct Notice {
     condition: Condition,
     /// Rings when the condition may have changed.
     listener: Listener,
-    line: Mutex<Line>,
+    /// What is still to be read of the line; `None` before it has come.
+    line: Mutex<Option<Vec<u8>>>,
 }
 
 impl fmt::Debug for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Notice").field("line", &self.line).finish_non_exhaustive()
     }
-}
-
-#[derive(Debug)]
-enum Line {
-    Awaited,
-    Rest(Vec<u8>),
 }
 
 impl Notice {
@@ -52,51 +47,42 @@ impl Notice {
 
     /// Returns the `wait` file of an image: its line is the status once nothing is being made.
     pub fn image(images: &Arc<dyn Images>, name: &str) -> Self {
-        let (own, name) = (Arc::clone(images), name.to_owned());
-        let condition = move || settled_image(&*own, &name);
-        Self {
-            listener: images.listen(),
-            condition: Box::new(condition),
-            line: Mutex::new(Line::Awaited),
-        }
+        let (listener, images, name) = (images.listen(), Arc::clone(images), name.to_owned());
+        Self::when(listener, move || settled_image(&*images, &name))
+    }
+
+    /// Returns one whose condition may change when the listener hears something.
+    pub(super) fn when(
+        listener: Listener,
+        condition: impl Fn() -> Option<Result<String, VmError>> + Send + Sync + 'static,
+    ) -> Self {
+        Self { condition: Box::new(condition), listener, line: Mutex::default() }
     }
 
     fn new(vm: &Vm, condition: fn(&Vm) -> Option<Result<String, VmError>>) -> Self {
-        let own = vm.clone();
-        Self {
-            listener: vm.listen(),
-            condition: Box::new(move || condition(&own)),
-            line: Mutex::new(Line::Awaited),
-        }
+        let (listener, vm) = (vm.listen(), vm.clone());
+        Self::when(listener, move || condition(&vm))
     }
 }
 
 impl Stream for Notice {
     fn try_read(&self, max: usize) -> Option<Result<Vec<u8>, VmError>> {
         let mut line = self.line.lock();
-        if let Line::Awaited = *line {
+        if line.is_none() {
             match (self.condition)()? {
-                Ok(text) => *line = Line::Rest(format!("{text}\n").into_bytes()),
+                Ok(text) => *line = Some(format!("{text}\n").into_bytes()),
                 Err(error) => return Some(Err(error)),
             }
         }
-        let Line::Rest(rest) = &mut *line else {
-            return None;
-        };
+        let rest = line.as_mut()?;
         let taken = rest.len().min(max);
         Some(Ok(rest.drain(..taken).collect()))
     }
 
-    fn try_write(&self, _data: &[u8]) -> Option<Result<usize, VmError>> {
-        None
-    }
-
     fn readiness(&self) -> Readiness {
-        let (due, hung_up) = match &*self.line.lock() {
-            Line::Awaited => ((self.condition)().is_some(), false),
-            Line::Rest(rest) => (true, rest.is_empty()),
-        };
-        Readiness { readable: due, writable: false, hung_up }
+        let line = self.line.lock();
+        let readable = line.is_some() || (self.condition)().is_some();
+        Readiness { readable, writable: false, hung_up: line.as_ref().is_some_and(Vec::is_empty) }
     }
 
     fn listen(&self) -> Listener {
@@ -106,20 +92,11 @@ impl Stream for Notice {
 
 fn ready_line(vm: &Vm) -> Option<Result<String, VmError>> {
     let view = vm.view();
-    match &view.state {
-        State::Ready => {
-            let took = view.ready_after.unwrap_or_default().as_millis();
-            Some(Ok(format!("ready {took}ms")))
-        }
-        state @ (State::Stopped | State::Failed(_) | State::Broken(_)) => {
-            Some(Err(Refusal::Off { verb: "ready", state: state.to_string() }.into()))
-        }
-        State::Unreachable(reason) => {
-            let refusal = Refusal::Unreachable { verb: "ready", reason: reason.clone() };
-            Some(Err(refusal.into()))
-        }
-        State::Starting | State::Running | State::Paused | State::Saving | State::Stopping => None,
+    if view.state == State::Ready {
+        let took = view.ready_after.unwrap_or_default().as_millis();
+        return Some(Ok(format!("ready {took}ms")));
     }
+    policy::use_of_machine("ready").admit(&view.state).err().map(|refusal| Err(refusal.into()))
 }
 
 fn settled_line(vm: &Vm) -> Option<Result<String, VmError>> {

@@ -9,14 +9,14 @@ use super::backend::{ClientHost, Console, ConsoleAccess, MonitorAccess};
 use super::caller::Caller;
 use super::exec::{Exec, ExecAccess};
 use super::job::Job;
-use super::state::{Refusal, State};
+use super::state::{Asked, Refusal, State, policy};
 use super::stream::Stream;
 use super::{Vm, VmError};
 
 impl Vm {
     /// Opens a stream of what happens to it from now on.
     pub fn open_events(&self) -> Arc<dyn Stream> {
-        self.0.events.open(Some(self.id()))
+        self.0.backends.events.open(Some(self.id()))
     }
 
     /// Returns the serial line.
@@ -48,7 +48,8 @@ impl Vm {
     /// [`Refusal::Off`] while no machine runs.
     pub fn open_monitor(&self, access: MonitorAccess) -> Result<Arc<dyn Stream>, VmError> {
         let machine = self.0.machine.read();
-        let off = || Refusal::Off { verb: "qmp", state: self.state().to_string() };
+        let state = || self.state().to_string();
+        let off = || Refusal::Off(Asked { verb: "qmp", state: state() });
         Ok(machine.as_ref().ok_or_else(off)?.monitor(access))
     }
 
@@ -61,7 +62,7 @@ impl Vm {
             (_, Some(facts)) => Ok(facts.ssh_port),
             (state, None) => Err(format!("is {}; `echo start > ctl` first", state.word())),
         };
-        self.0.guests.client_config(&ClientHost {
+        self.0.backends.guests.client_config(&ClientHost {
             name: self.name(),
             uuid: self.uuid(),
             dir: self.dir().0.clone(),
@@ -100,10 +101,10 @@ impl Vm {
     }
 
     fn expect_running(&self, verb: &'static str) -> Result<(), VmError> {
-        match self.state() == State::Paused {
-            true => Err(Refusal::Paused { verb }.into()),
-            false => Ok(()),
-        }
+        let state = self.state();
+        let is_paused = state == State::Paused;
+        let paused = || Refusal::Paused(Asked { verb, state: state.to_string() });
+        if is_paused { Err(paused().into()) } else { Ok(()) }
     }
 
     /// Refuses in the name of `verb` while no QEMU runs and none is coming.
@@ -111,17 +112,6 @@ impl Vm {
     /// # Errors
     /// [`Refusal::Off`], [`Refusal::Unreachable`].
     pub fn expect_on(&self, verb: &'static str) -> Result<(), VmError> {
-        match self.state() {
-            state @ (State::Stopped | State::Failed(_) | State::Broken(_)) => {
-                Err(Refusal::Off { verb, state: state.to_string() }.into())
-            }
-            State::Unreachable(reason) => Err(Refusal::Unreachable { verb, reason }.into()),
-            State::Starting
-            | State::Running
-            | State::Ready
-            | State::Paused
-            | State::Saving
-            | State::Stopping => Ok(()),
-        }
+        Ok(policy::use_of_machine(verb).admit(&self.state())?)
     }
 }

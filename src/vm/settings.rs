@@ -78,7 +78,7 @@ impl Vm {
     /// Returns what the image carries to the VM, if these are its settings.
     pub(super) fn image_settings(&self, settings: &VmSettings) -> ImageSettings {
         let made_with = self.0.settings.0.read().made_with.clone();
-        made_with.unwrap_or_else(|| self.0.images.settings(settings.image()))
+        made_with.unwrap_or_else(|| self.0.backends.images.settings(settings.image()))
     }
 
     /// Puts stored settings into force.
@@ -99,7 +99,7 @@ impl Vm {
         if self.dir().disk().exists() {
             return Ok(());
         }
-        let carried = self.0.images.settings(self.settings().image());
+        let carried = self.0.backends.images.settings(self.settings().image());
         let (path, stored) = (self.dir().image_settings(), carried.clone());
         let keep = move || match stored.is_empty() {
             true => file::remove(&path),

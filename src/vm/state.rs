@@ -18,9 +18,11 @@
 use std::fmt;
 
 pub use self::policy::admit;
-use super::spec::net::Forward;
+use super::backend::SnapshotOp;
+use super::dropped::Remover;
+use super::spec::Edit;
 
-mod policy;
+pub(super) mod policy;
 
 /// The state of a VM, as `status` prints it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +51,7 @@ pub enum State {
 
 impl State {
     /// All words, in the order of a VM's life.
-    pub const WORDS: &[&str] = &[
+    pub const WORDS: [&str; 10] = [
         "stopped",
         "starting",
         "running",
@@ -64,17 +66,22 @@ impl State {
 
     /// Returns the word.
     pub fn word(&self) -> &'static str {
+        Self::WORDS[self.index()]
+    }
+
+    /// Returns its place in [`Self::WORDS`].
+    fn index(&self) -> usize {
         match self {
-            Self::Stopped => "stopped",
-            Self::Starting => "starting",
-            Self::Running => "running",
-            Self::Ready => "ready",
-            Self::Paused => "paused",
-            Self::Saving => "saving",
-            Self::Stopping => "stopping",
-            Self::Failed(_) => "failed",
-            Self::Unreachable(_) => "unreachable",
-            Self::Broken(_) => "broken",
+            Self::Stopped => 0,
+            Self::Starting => 1,
+            Self::Running => 2,
+            Self::Ready => 3,
+            Self::Paused => 4,
+            Self::Saving => 5,
+            Self::Stopping => 6,
+            Self::Failed(_) => 7,
+            Self::Unreachable(_) => 8,
+            Self::Broken(_) => 9,
         }
     }
 
@@ -91,18 +98,11 @@ impl State {
 
 impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Failed(reason) | Self::Unreachable(reason) | Self::Broken(reason) => {
-                write!(f, "{}: {reason}", self.word())
-            }
-            Self::Stopped
-            | Self::Starting
-            | Self::Running
-            | Self::Ready
-            | Self::Paused
-            | Self::Saving
-            | Self::Stopping => f.write_str(self.word()),
+        f.write_str(self.word())?;
+        if let Self::Failed(reason) | Self::Unreachable(reason) | Self::Broken(reason) = self {
+            write!(f, ": {reason}")?;
         }
+        Ok(())
     }
 }
 
@@ -127,190 +127,92 @@ pub enum Command {
     Resume,
     /// Press the reset button.
     Reset,
-    /// Make the disk larger.
-    Resize {
-        /// Its size in bytes.
-        bytes: u64,
-    },
-    /// Add a port of the host that leads into the guest.
-    AddPort(Forward),
-    /// Take it away.
-    RemovePort(Forward),
     /// Press keys on the guest's keyboard.
     PressKeys {
         /// Keys to be pressed together, one such chord after the other.
         chords: Vec<Vec<String>>,
     },
+    /// Change a setting.
+    Configure(Edit),
     /// Save everything to disk and end QEMU; the next start resumes it.
     Suspend,
-    /// Take a snapshot.
-    Take(String),
-    /// Go back to a snapshot.
-    Restore(String),
-    /// Drop a snapshot.
-    Drop(String),
-    /// Give a snapshot another name.
-    RenameSnapshot {
-        /// Its name.
-        from: String,
-        /// The new one.
-        to: String,
-    },
+    /// Do something with a snapshot, for this process.
+    Snapshot(SnapshotOp, Remover),
     /// Remove the VM.
     Remove,
 }
 
-impl Command {
-    /// Returns the verb.
-    pub fn verb(&self) -> &'static str {
-        match self {
-            Self::Start { .. } => "start",
-            Self::Stop { .. } => "stop",
-            Self::Kill => "kill",
-            Self::Pause => "pause",
-            Self::Resume => "resume",
-            Self::Reset => "reset",
-            Self::Resize { .. } => "resize",
-            Self::AddPort(_) | Self::RemovePort(_) => "port",
-            Self::PressKeys { .. } => "key",
-            Self::Suspend => "suspend",
-            Self::Take(_) => "mkdir",
-            Self::Restore(_) => "restore",
-            Self::Drop(_) => "rmdir",
-            Self::RenameSnapshot { .. } => "mv",
-            Self::Remove => "rmdir",
-        }
+impl From<SnapshotOp> for Command {
+    fn from(op: SnapshotOp) -> Self {
+        Self::Snapshot(op, None)
+    }
+}
+
+/// What was asked for, and the state that it met.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// The verb.
+    pub verb: &'static str,
+    /// The state, with its reason where there is one: a failure must not hide behind its consequence.
+    pub state: String,
+}
+
+impl fmt::Display for Asked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.verb, self.state)
     }
 }
 
 /// Why a command is not carried out. The state does not change.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "each error's sentence says it")]
 pub enum Refusal {
-    /// It is so already.
-    #[error("{verb}: already {state}")]
-    Already {
-        /// The command's verb.
-        verb: &'static str,
-        /// The state, with its reason.
-        state: String,
-    },
-    /// The VM is off.
-    #[error("{verb}: {state}; `echo start > ctl` first")]
-    Off {
-        /// The command's verb.
-        verb: &'static str,
-        /// The state, with its reason: a failure must not hide behind its consequence.
-        state: String,
-    },
+    #[error("{}: already {}", .0.verb, .0.state)]
+    Already(Asked),
+    #[error("{0}; `echo start > ctl` first")]
+    Off(Asked),
     /// Its QEMU does not answer, and nothing reaches the guest.
-    #[error("{verb}: unreachable: {reason}; `echo kill > ctl` ends its QEMU")]
-    Unreachable {
-        /// What was asked for.
-        verb: &'static str,
-        /// Why.
-        reason: String,
-    },
+    #[error("{0}; `echo kill > ctl` ends its QEMU")]
+    Unreachable(Asked),
     /// Its QEMU runs and does not answer, so that nothing may be done to its files.
-    #[error("{verb}: its QEMU still runs and is unreachable: {reason}; `echo kill > ctl` ends it")]
-    Occupied {
-        /// What was asked for.
-        verb: &'static str,
-        /// Why.
-        reason: String,
-    },
-    /// The processors are stopped, so the guest cannot answer.
-    #[error("{verb}: paused; `echo resume > ctl` first")]
-    Paused {
-        /// What was asked for.
-        verb: &'static str,
-    },
-    /// Another transition runs.
-    #[error("{verb}: busy {state}; `cat wait` returns when that is over")]
-    Busy {
-        /// The command's verb.
-        verb: &'static str,
-        /// The state's word.
-        state: &'static str,
-    },
-    /// It runs, and so cannot be removed.
-    #[error("rmdir: {state}; `echo stop > ctl; cat wait` first")]
-    InUse {
-        /// The state's word.
-        state: &'static str,
-    },
-    /// It is not off, and its disk is in use.
-    #[error("{verb}: the VM is {state}; `echo stop > ctl` first, then `cat wait`")]
-    MustStop {
-        /// What was asked for.
-        verb: &'static str,
-        /// The state's word.
-        state: &'static str,
-    },
-    /// An image is being made of it.
+    #[error("{}: its QEMU still runs and is {}; `echo kill > ctl` ends it", .0.verb, .0.state)]
+    Occupied(Asked),
+    #[error("{0}; `echo resume > ctl` first")]
+    Paused(Asked),
+    #[error("{}: busy {}; `cat wait` returns when that is over", .0.verb, .0.state)]
+    Busy(Asked),
+    #[error("{0}; `echo stop > ctl; cat wait` first")]
+    InUse(Asked),
+    #[error("{}: the VM is {}; `echo stop > ctl` first, then `cat wait`", .0.verb, .0.state)]
+    MustStop(Asked),
+    #[error("{}: the VM is {}; `cat ready` waits for its guest", .0.verb, .0.state)]
+    NotReady(Asked),
+    /// The VM's files are damaged.
+    #[error("{0}")]
+    Broken(Asked),
     #[error("{verb}: image {image} is being made of this VM; `cat wait` returns when that is done")]
-    Pinned {
-        /// The command's verb.
-        verb: &'static str,
-        /// The image.
-        image: String,
-    },
-    /// More wait for a change of settings than may.
-    #[error(
-        "{waiting} requests wait for a change of settings already; try again when they are done"
-    )]
-    TooMany {
-        /// How many.
-        waiting: usize,
-    },
-    /// Its guest does not answer yet, or not any more.
-    #[error("{verb}: the VM is {state}; `cat ready` waits for its guest")]
-    NotReady {
-        /// What was asked for.
-        verb: &'static str,
-        /// The state's word.
-        state: &'static str,
-    },
-    /// `config/protect` is 1.
+    Pinned { verb: &'static str, image: String },
+    #[error("{0} requests wait for a change of settings already; try again when they are done")]
+    TooMany(usize),
     #[error("rmdir: protected; `echo 0 > config/protect` first")]
     Protected,
-    /// There is no such snapshot.
-    #[error("no snapshot named {tag}; `ls snapshots` lists them")]
-    NoSnapshot {
-        /// The name.
-        tag: String,
-    },
-    /// There is one of that name.
-    #[error("a snapshot named {tag} exists; `rmdir snapshots/{tag}` drops it")]
-    SnapshotExists {
-        /// The name.
-        tag: String,
-    },
-    /// A VM that runs cannot go back to a time when it was off.
-    #[error("snapshot {tag} was taken while the VM was off; `echo stop > ctl; cat wait` first")]
-    NoMemory {
-        /// The name.
-        tag: String,
-    },
+    #[error("no snapshot named {0}; `ls snapshots` lists them")]
+    NoSnapshot(String),
+    #[error("a snapshot named {0} exists; `rmdir snapshots/{0}` drops it")]
+    SnapshotExists(String),
+    /// A VM that runs cannot go back to a time when it was off, as in this snapshot.
+    #[error("snapshot {0} was taken while the VM was off; `echo stop > ctl; cat wait` first")]
+    NoMemory(String),
     /// QEMU would go back to another one.
     #[error(
         "restore: {tag} is also the number of snapshot {other}, for which QEMU would take it; \
          `echo stop > ctl; cat wait`, then restore, or `mv snapshots/{tag} snapshots/NAME`"
     )]
-    NumberOfAnother {
-        /// The name.
-        tag: String,
-        /// The name of the one with that number.
-        other: String,
-    },
-    /// There is nothing to take a snapshot of.
+    NumberOfAnother { tag: String, other: String },
     #[error("there is no disk yet: it is made at the first start")]
     NoDisk,
-    /// The image cannot be changed any more.
-    #[error("image: the VM already has a disk made from {image}; make a new VM for another image")]
-    HasDisk {
-        /// The image that its disk was made from.
-        image: String,
-    },
+    #[error("image: the VM already has a disk made from {0}; make a new VM for another image")]
+    HasDisk(String),
     /// What the machine writes is thrown away at its end.
     #[error("snapshots: the VM runs ephemeral, and they would vanish with it; stop it first")]
     Ephemeral,
@@ -320,14 +222,6 @@ pub enum Refusal {
          `echo 0 > config/ephemeral`, or `echo kill > ctl` to give up what is suspended"
     )]
     SuspendedEphemeral,
-    /// The VM's files are damaged.
-    #[error("{verb}: broken: {reason}")]
-    Broken {
-        /// The command's verb.
-        verb: &'static str,
-        /// What is damaged.
-        reason: String,
-    },
 }
 
 #[cfg(test)]

@@ -29,40 +29,37 @@ pub struct Readiness {
 /// An open stream file. Dropping it is its release.
 pub trait Stream: fmt::Debug + Send + Sync + 'static {
     /// Takes at most `max` bytes: `None` if there are none yet, an empty vector at end of file.
-    fn try_read(&self, max: usize) -> Option<Result<Vec<u8>, VmError>>;
+    /// One that is only written is at its end.
+    fn try_read(&self, _max: usize) -> Option<Result<Vec<u8>, VmError>> {
+        Some(Ok(Vec::new()))
+    }
 
-    /// Takes in some of `data` and says how much: `None` if there is no room yet.
-    fn try_write(&self, data: &[u8]) -> Option<Result<usize, VmError>>;
+    /// Takes in some of `data` and says how much: `None` if there is no room yet, as in one that is
+    /// only read.
+    fn try_write(&self, _data: &[u8]) -> Option<Result<usize, VmError>> {
+        None
+    }
 
     /// Says what could be done now.
     fn readiness(&self) -> Readiness;
 
-    /// Returns a receiver of the bell that rings after every change of the answers above.
-    fn listen(&self) -> Listener;
+    /// Returns a receiver of the bell that rings after every change of the answers above. By default
+    /// they never change.
+    fn listen(&self) -> Listener {
+        Bell::default().listen()
+    }
 
     /// A descriptor of this open file was closed (FUSE's FLUSH): not necessarily the last one.
     fn flush(&self) {}
 }
 
 /// A stream that is at its end.
-#[derive(Debug, Default)]
-pub struct Nothing(Bell);
+#[derive(Debug)]
+pub struct Nothing;
 
 impl Stream for Nothing {
-    fn try_read(&self, _max: usize) -> Option<Result<Vec<u8>, VmError>> {
-        Some(Ok(Vec::new()))
-    }
-
-    fn try_write(&self, _data: &[u8]) -> Option<Result<usize, VmError>> {
-        None
-    }
-
     fn readiness(&self) -> Readiness {
         Readiness { readable: true, writable: false, hung_up: true }
-    }
-
-    fn listen(&self) -> Listener {
-        self.0.listen()
     }
 }
 

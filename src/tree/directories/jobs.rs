@@ -16,7 +16,8 @@ use crate::tree::scope::Scope;
 use crate::tree::{Answer, TreeError};
 use crate::vm::backend::OutputKind;
 use crate::vm::caller::Caller;
-use crate::vm::job::{Job, JobError, is_job_name};
+use crate::vm::job::{Job, JobError};
+use crate::vm::spec::is_object_name;
 use crate::vm::stream::{Listener, Nothing, Stream};
 use crate::vm::{Vm, VmError};
 
@@ -142,7 +143,7 @@ fn open_cmd(owner: &JobOwner, open: &OpenRequest<'_>) -> Result<Arc<dyn Stream>,
 /// as `cp -r` and `grep -r` do, meet no error.
 fn open_stdin(owner: &JobOwner, open: &OpenRequest<'_>) -> Result<Arc<dyn Stream>, TreeError> {
     if !open.access.writes() {
-        return Ok(Arc::new(Nothing::default()));
+        return Ok(Arc::new(Nothing));
     }
     Ok(owner.job.input().open().map_err(VmError::from)?)
 }
@@ -176,7 +177,7 @@ impl Names for JobNames {
     }
 
     fn is_possible(&self, name: &str) -> bool {
-        is_job_name(name)
+        is_object_name(name)
     }
 
     fn make(&self, name: &str) -> Answer<NodeId> {

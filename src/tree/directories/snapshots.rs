@@ -11,10 +11,9 @@ use crate::tree::number::{Named, NodeId, Numbers};
 use crate::tree::owner::NodeOwner;
 use crate::tree::scope::Scope;
 use crate::tree::{Answer, TreeError, render};
-use crate::vm::backend::SnapshotInfo;
+use crate::vm::backend::{SnapshotInfo, SnapshotOp};
 use crate::vm::caller::Caller;
 use crate::vm::spec::is_object_name;
-use crate::vm::state::Command;
 use crate::vm::{Snapshot, Vm};
 
 /// `VM/snapshots`
@@ -83,7 +82,7 @@ impl NodeOwner for SnapshotOwner {
     }
 
     fn admit_removal(&self) -> Result<(), TreeError> {
-        let drop = Command::Drop(self.snapshot.tag.clone());
+        let drop = SnapshotOp::Drop(self.snapshot.tag.clone()).into();
         match &self.snapshot.info {
             Some(_) => Ok(self.vm.would_admit(&drop)?),
             // One that could not be taken is not in the disk: dropping it needs nothing of the VM.
@@ -107,8 +106,8 @@ impl SnapshotNames {
         SNAPSHOT.node(self.numbers.number(self.named(tag)))
     }
 
-    fn command(&self, command: Command) -> Answer<()> {
-        Answer::noted(Some(self.vm.clone()), self.vm.clone().carry_out(command))
+    fn command(&self, op: SnapshotOp) -> Answer<()> {
+        Answer::noted(Some(self.vm.clone()), self.vm.clone().carry_out(op.into()))
     }
 }
 
@@ -137,7 +136,7 @@ impl Names for SnapshotNames {
             return Answer::Now(Err(TreeError::BadName(name.to_owned())));
         }
         let id = self.id(name);
-        self.command(Command::Take(name.to_owned())).map(move |done| done.map(|()| id))
+        self.command(SnapshotOp::Take(name.to_owned())).map(move |done| done.map(|()| id))
     }
 
     fn remove(&self, name: &str, caller: &dyn Fn() -> Caller) -> Answer<()> {
@@ -165,7 +164,7 @@ impl Names for SnapshotNames {
         let numbers = self.numbers.clone();
         let (old, new) = (self.named(from), self.named(to));
         let (from, to) = (from.to_owned(), to.to_owned());
-        let renamed = self.command(Command::RenameSnapshot { from, to });
+        let renamed = self.command(SnapshotOp::Rename { from, to });
         // It keeps its number: a process in its directory stays there.
         renamed.map(move |done| done.inspect(|()| numbers.exchange(old, new)))
     }

@@ -10,227 +10,87 @@ use crate::programs;
 
 /// What went wrong outside the policy: a variant per fact, so that each has its own errno.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each error's sentence says it")]
 pub enum BackendError {
-    /// Programs that we start are not installed.
     #[error("{program} {} not installed; {remedy}", if program.contains(", ") { "are" } else { "is" })]
-    Missing {
-        /// The program's name, or several with commas.
-        program: String,
-        /// What to do about it.
-        remedy: String,
-    },
-    /// The accelerator that the config demands cannot be used.
+    Missing { program: String, remedy: String },
     #[error("no {wanted} here: {reason}; `echo auto > config/accel` picks what works")]
-    NoAccelerator {
-        /// The word in `config/accel`.
-        wanted: String,
-        /// Why it cannot be used.
-        reason: String,
-    },
-    /// QEMU ended before it was asked to.
+    NoAccelerator { wanted: String, reason: String },
     #[error("QEMU ended ({status}): {stderr}")]
-    QemuDied {
-        /// `exit 1`, `signal KILL`.
-        status: String,
-        /// Its last line on stderr, or a remark that there was none.
-        stderr: String,
-    },
-    /// What `suspend` has saved cannot be resumed.
+    QemuDied { status: String, stderr: String },
     #[error(
         "cannot resume the suspended memory: {reason}; `echo kill > ctl` gives it up, and `start` boots then"
     )]
-    CannotResume {
-        /// QEMU's words.
-        reason: String,
-    },
-    /// A snapshot's memory is of a machine of another shape.
+    CannotResume { reason: String },
     #[error(
         "the memory in snapshot {tag} is another machine's: {difference}; set it so and start again, \
          or restore while the VM is off, which brings back the disk alone"
     )]
-    OtherMachine {
-        /// The snapshot.
-        tag: String,
-        /// In what they differ.
-        difference: String,
-    },
+    OtherMachine { tag: String, difference: String },
     /// Going back failed half-way: the machine has lost its memory, and was ended.
     #[error(
         "the snapshot's memory could not be loaded: {reason}; the disk is back as it was then, and \
          `start` boots from it"
     )]
-    HalfRestored {
-        /// QEMU's words.
-        reason: String,
-    },
-    /// A clone cannot be given an identity of its own.
+    HalfRestored { reason: String },
     #[error("the guest cannot be given an identity of its own: {reason}")]
-    PersonalizationFailed {
-        /// What is missing, or the guest's own words.
-        reason: String,
-    },
-    /// The process that may be the VM's QEMU is not surely it, and so not ended.
+    PersonalizationFailed { reason: String },
     #[error("{doubt}; `{look}` shows what runs, and `kill -KILL PID` ends it")]
-    NotSurelyOurs {
-        /// Which process, and what speaks against it.
-        doubt: String,
-        /// A command to look with.
-        look: String,
-    },
-    /// QEMU did not do what QMP asked of it.
+    NotSurelyOurs { doubt: String, look: String },
     #[error("QEMU refused {command}: {text}")]
-    QmpRefused {
-        /// The QMP command.
-        command: String,
-        /// QEMU's own description.
-        text: String,
-    },
-    /// QEMU did not answer on QMP in time.
+    QmpRefused { command: String, text: String },
     #[error("QEMU did not answer {command} within {seconds} s; `echo kill > ctl` ends it")]
-    QmpTimeout {
-        /// The QMP command, or `greeting`.
-        command: String,
-        /// The bound.
-        seconds: u64,
-    },
-    /// There is no such image.
+    QmpTimeout { command: String, seconds: u64 },
     #[error("no image named {name}; `ls .images` lists them")]
-    NoImage {
-        /// The name in `config/image`.
-        name: String,
-    },
-    /// An image has no source.
+    NoImage { name: String },
     #[error("image {name} has no source; `echo SOURCE > .images/{name}/source`")]
-    NoSource {
-        /// The image.
-        name: String,
-    },
-    /// An image cannot be made from this source.
+    NoSource { name: String },
     #[error("source {origin}: {reason}")]
-    BadSource {
-        /// The source.
-        origin: String,
-        /// Why, and what would do.
-        reason: String,
-    },
-    /// There is an image of that name.
+    BadSource { origin: String, reason: String },
     #[error("image {name} exists; `rmdir .images/{name}` removes it")]
-    ImageExists {
-        /// The image.
-        name: String,
-    },
-    /// An image is in use, or being made.
+    ImageExists { name: String },
     #[error("image {name}: {reason}")]
-    ImageBusy {
-        /// The image.
-        name: String,
-        /// By whom, and the next step.
-        reason: String,
-    },
-    /// An image could not be built or fetched.
+    ImageBusy { name: String, reason: String },
     #[error("image {name}: {reason}")]
-    ImageFailed {
-        /// The image.
-        name: String,
-        /// The cause and the next step.
-        reason: String,
-    },
-    /// The guest cannot be reached over SSH.
+    ImageFailed { name: String, reason: String },
     #[error("guest unreachable: {reason}")]
-    Unreachable {
-        /// What was tried and how it failed.
-        reason: String,
-    },
-    /// The guest did not answer within the bound.
+    Unreachable { reason: String },
     #[error(
         "the guest did not answer over SSH within {seconds} s; `cat console.log` shows how far it got"
     )]
-    GuestTimeout {
-        /// The bound.
-        seconds: u64,
-    },
-    /// The guest refused our key.
+    GuestTimeout { seconds: u64 },
     #[error("the guest refused our key for user {user}; see config/ssh_user")]
-    KeyRefused {
-        /// The login name tried.
-        user: String,
-    },
-    /// The guest's host key is not the one that we made for it.
+    KeyRefused { user: String },
     #[error(
         "the guest shows another SSH host key than the one made for it; refusing to talk to it"
     )]
     WrongHostKey,
-    /// A command for a terminal is too long to be sent.
     #[error("a command on a terminal has {limit} bytes at the most; copy it into the guest first")]
-    TooLong {
-        /// The bound.
-        limit: usize,
-    },
-    /// The host's disk is full.
+    TooLong { limit: usize },
     #[error("no space left for {what}; free some, then try again")]
-    NoSpace {
-        /// The file or its purpose.
-        what: String,
-    },
-    /// The host does not have the memory.
+    NoSpace { what: String },
     #[error("not enough memory: {what}")]
-    NoMemory {
-        /// Who wanted how much.
-        what: String,
-    },
-    /// The disk's table of snapshots would take more or fewer clusters.
+    NoMemory { what: String },
     #[error(
         "the disk's table of snapshots is to the byte full: another name has to be of {length} \
          bytes too, or `rmdir` one snapshot first"
     )]
-    NoRoomInTable {
-        /// The length of the old name.
-        length: usize,
-    },
-    /// A host port is taken.
+    NoRoomInTable { length: usize },
     #[error("host port {port} is taken; `ss -lnp` shows by whom, config/ports has the list")]
-    PortTaken {
-        /// The forward as written in the config.
-        port: String,
-    },
-    /// What a setting names is a directory, a FIFO or a device.
+    PortTaken { port: String },
     #[error(
         "config/{key}: {path} is not a regular file; `echo none > config/{key}` does without it"
     )]
-    NotAFile {
-        /// The setting.
-        key: &'static str,
-        /// The path.
-        path: String,
-    },
-    /// A file that a setting names is not there.
+    NotAFile { key: &'static str, path: String },
     #[error("config/{key}: {path}: {reason}; `echo none > config/{key}` does without it")]
-    NoFile {
-        /// The setting.
-        key: &'static str,
-        /// The path.
-        path: String,
-        /// Why it cannot be used.
-        reason: String,
-    },
-    /// Settings that do not fit each other or the image.
+    NoFile { key: &'static str, path: String, reason: String },
     #[error("config/{key}: {reason}")]
-    Unfit {
-        /// The setting.
-        key: &'static str,
-        /// Why, and the next step.
-        reason: String,
-    },
-    /// QEMU knows no such key.
+    Unfit { key: &'static str, reason: String },
     #[error(
         "no key named {key}; names are QEMU's: a to z, 0 to 9, f1 to f12, ctrl, alt, shift, ret, \
          esc, spc, tab, backspace, delete, up, down, left, right …"
     )]
-    UnknownKey {
-        /// What was asked for.
-        key: String,
-    },
-    /// Anything else that the host's system calls answered.
+    UnknownKey { key: String },
     #[error("{what}: {error}")]
     Io {
         /// What was being done, with the path.

@@ -96,9 +96,7 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
     /// Says what is known of the hypervisor and the accelerators, as rows of `.host`, at once.
     fn facts(&self) -> Vec<(&'static str, String)>;
     /// Returns the programs that it cannot do without and that are not installed, at once.
-    fn missing(&self) -> Vec<&'static Program> {
-        Vec::new()
-    }
+    fn missing(&self) -> Vec<&'static Program>;
     /// Picks an accelerator: the verdict of `auto` is proven once and cached.
     async fn accel(&self, choice: AccelChoice) -> Result<Accel, BackendError>;
     /// Returns the bytes of memory that machines could take now, within the limits that hold here.

@@ -192,9 +192,7 @@ pub trait Images: fmt::Debug + Send + Sync {
     fn begin(&self, name: &str) -> Result<(), BackendError>;
     /// Returns the programs that making this image takes and that are not installed, at once; none
     /// if it is made.
-    fn missing(&self, _name: &str) -> Vec<&'static Program> {
-        Vec::new()
-    }
+    fn missing(&self, name: &str) -> Vec<&'static Program>;
     /// Begins to make an image again beside the present one, which stays for the disks made from it.
     fn refresh(&self, name: &str) -> Result<(), BackendError>;
     /// Returns an image that is ready.

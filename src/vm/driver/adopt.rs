@@ -29,34 +29,29 @@ impl Driver {
     /// Looks again for a machine that runs and could not be adopted, until it can be or has ended, or
     /// until the user asks for something else.
     pub(super) fn search(&self, ticket: Ticket) {
-        let (vm, backends) = (self.vm.clone(), self.backends.clone());
-        self.spawn(ticket, |to| async move {
-            let found = loop {
+        let vm = self.vm.clone();
+        self.spawn(ticket, |_| async move {
+            loop {
                 tokio::time::sleep(SEARCH_INTERVAL).await;
-                match find(&backends, vm.dir(), vm.uuid()).await {
-                    Adoption::Unclear(_) => {}
-                    found @ (Adoption::NeverRan | Adoption::Running(_) | Adoption::Ended(_)) => {
-                        break found;
-                    }
+                let found = find(&vm.0.backends, vm.dir(), vm.uuid()).await;
+                if !matches!(found, Adoption::Unclear(_)) {
+                    break Report::Found(found);
                 }
-            };
-            to.report(Report::Found(found)).await;
+            }
         });
     }
 
     /// Finds the process of a machine that does not answer, if it is surely the VM's.
     pub(super) fn find_silent(&self, answer: Answer) {
-        let (vm, backends) = (self.vm.clone(), self.backends.clone());
-        self.detach(|to| async move {
-            let found = backends.hypervisor.silent(vm.dir().0.clone(), vm.uuid()).await;
-            to.report(Report::Silent(found, answer)).await;
+        let vm = self.vm.clone();
+        self.detach(|_| async move {
+            let found = vm.0.backends.hypervisor.silent(vm.dir().0.clone(), vm.uuid()).await;
+            Report::Silent(found, answer)
         });
     }
 
     pub(super) fn end_silent(&self, ticket: Ticket, machine: Arc<dyn SilentMachine>) {
-        self.spawn(ticket, |to| async move {
-            to.report(Report::SilentEnded(machine.kill().await)).await;
-        });
+        self.spawn(ticket, |_| async move { Report::SilentEnded(machine.kill().await) });
     }
 }
 
@@ -67,7 +62,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::super::tests::{START, Scratch, until, vm_in};
-    use crate::vm::backend::BackendError;
+    use crate::vm::backend::{BackendError, SnapshotOp};
     use crate::vm::fake::{Script, backends};
     use crate::vm::notice::Notice;
     use crate::vm::state::{Command, Refusal, State};
@@ -89,7 +84,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_machine_that_does_not_answer_is_not_removed_and_can_be_ended() {
         let (_dir, script, vm) = silent().await;
-        for command in [START, Command::Stop { seconds: 1 }, Command::Take("a".into())] {
+        for command in [START, Command::Stop { seconds: 1 }, SnapshotOp::Take("a".into()).into()] {
             let refused = vm.perform(command).await;
             let is_occupied = matches!(refused, Err(VmError::Refused(Refusal::Occupied { .. })));
             assert!(is_occupied, "{refused:?}");

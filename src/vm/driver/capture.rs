@@ -1,87 +1,90 @@
-//! Capturing a machine that runs: its memory and device state go into a directory, its disk is held
-//! by a snapshot until it is copied.
+//! What an image is made of. A VM that is off is pinned: nobody starts or removes it meanwhile. One that
+//! runs is captured: its memory and device state go into a directory, its disk is held by a snapshot
+//! until it is copied.
 //!
 //! Not here: how QEMU writes them (`qemu::capture`), and what an image makes of them (`image`).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use super::recover::release_capture;
+use super::start::plan_to_boot;
 use super::task::Report;
-use super::{Driver, paused_by_daemon};
-use crate::store::layout::VmDir;
+use super::{Answer, Driver, dropped, paused_by_daemon};
 use crate::vm::backend::{
-    BackendError, DiskFormat, GuestSession, LaunchPlan, Lifetime, Machine, Pin,
+    BackendError, DiskFormat, GuestSession, LaunchPlan, Lifetime, Machine, Pin, RunFacts,
 };
 use crate::vm::live::InForce;
 use crate::vm::spec::{ImageSettings, VmSpec};
-use crate::vm::state::Refusal;
-use crate::vm::template::{Captured, Layer, Memory, Shape};
-use crate::vm::{Backends, Vm, VmError};
+use crate::vm::template::{Captured, Layer};
+use crate::vm::{Vm, VmError};
 
 /// The snapshot that holds a disk as it was captured; no user can give this name.
 pub(crate) const CAPTURE_TAG: &str = ".frozen";
 
-/// A machine, and a way into its guest.
-type Reachable = (Arc<dyn Machine>, Arc<dyn GuestSession>);
-
-/// Where the answer to a request to capture goes.
-pub(super) type CaptureAnswer = oneshot::Sender<Result<Captured, VmError>>;
+/// A capture to be made.
+#[derive(Debug)]
+pub(super) struct Capture {
+    pub(super) machine: Arc<dyn Machine>,
+    /// The way into its guest.
+    pub(super) session: Arc<dyn GuestSession>,
+    pub(super) in_force: Option<InForce>,
+    pub(super) to: PathBuf,
+    pub(super) captured: oneshot::Sender<Captured>,
+    pub(super) answer: Answer,
+}
 
 impl Driver {
-    /// Copies the guest's memory and disk into a directory, and ends the capture when the answer's
-    /// hold is dropped. The guest runs on.
-    pub(super) fn capture(
-        &self,
-        (machine, session): Reachable,
-        in_force: Option<InForce>,
-        to: PathBuf,
-        answer: CaptureAnswer,
-    ) {
-        let (vm, backends) = (self.vm.clone(), self.backends.clone());
-        self.detach(|reporter| async move {
-            let plan = running_plan(&vm, &backends, &*machine, in_force);
-            let captured = match plan {
-                Ok(plan) => capture(&backends, &*machine, &*session, &plan, &to).await,
+    /// Pins the VM until `end` hears from its pin, which is never sent to: its end is the message.
+    pub(super) fn pin(&self, end: oneshot::Receiver<()>, answer: Answer) {
+        let vm = self.vm.clone();
+        self.detach(|_| async move {
+            if let Err(error) = dropped::drop_now(&vm).await {
+                // It is listed again, and is read with the rest.
+                vm.note_outcome(Err::<(), _>(error));
+            }
+            drop(answer.send(Ok(())));
+            drop(end.await);
+            Report::Unpinned
+        });
+    }
+
+    /// Copies the guest's memory and disk into a directory, and ends the capture when the hold of what
+    /// was captured is dropped. The guest runs on.
+    pub(super) fn capture(&self, asked: Capture) {
+        let vm = self.vm.clone();
+        self.detach(|_| async move {
+            let Capture { machine, session, in_force, to, captured: result, answer } = asked;
+            let (hold, released) = oneshot::channel();
+            let captured = match running_plan(&vm, &*machine, in_force) {
+                Ok(plan) => capture(&vm, &*machine, &*session, &plan, &to, Pin(hold)).await,
                 Err(error) => Err(error),
             };
-            let (hold, released) = oneshot::channel();
-            let captured = captured.map(|(shape, settings, pause, disk)| Captured {
-                shape,
-                settings,
-                pause,
-                disk,
-                snapshot: CAPTURE_TAG.to_owned(),
-                hold: Pin(hold),
-            });
             let is_captured = captured.is_ok();
-            drop(answer.send(captured.map_err(VmError::from)));
+            // Who gives up waiting does not hear it, which drops the hold.
+            let answered = captured.map(|captured| drop(result.send(captured)));
+            drop(answer.send(answered.map_err(VmError::from)));
             // Its end is the message.
             drop(released.await);
             // A disk of ours is gone by now.
             if is_captured && vm.0.lifetime == Lifetime::Own {
-                release_capture(&backends, Some(Arc::clone(&machine)), &vm.dir().0).await;
+                let machine = Some(Arc::clone(&machine));
+                release_capture(&vm.0.backends, machine, &vm.dir().0).await;
             }
-            reporter.report(Report::CaptureEnded(machine)).await;
+            Report::CaptureEnded(machine)
         });
-    }
-
-    pub(super) fn check_capture(&self) -> Result<(), Refusal> {
-        self.vm.admit_capture()?;
-        self.check_not_ephemeral()
     }
 }
 
 /// Describes a machine that runs as the plan by which it would be started.
 fn running_plan(
     vm: &Vm,
-    backends: &Backends,
     machine: &dyn Machine,
     in_force: Option<InForce>,
 ) -> Result<LaunchPlan, BackendError> {
+    let backends = &vm.0.backends;
     let mut spec = VmSpec::clone(&vm.spec());
     if let Some(InForce { spec: started, memory, .. }) = in_force {
         // The login name is no part of the machine.
@@ -93,42 +96,38 @@ fn running_plan(
     let name = &vm.spec().image;
     let image = backends.images.boot_of(name, &vm.dir().0);
     let image = image.ok_or_else(|| BackendError::NoImage { name: name.clone() })?;
-    Ok(LaunchPlan {
-        uuid: vm.uuid(),
-        name: vm.name(),
-        dir: vm.dir().0.clone(),
-        spec,
-        base: backends.images.layers(&image, &vm.dir().0)?,
-        image,
-        accel: machine.facts().accel.clone(),
-        hardware: machine.facts().hardware,
-        paused: true,
-        memory: Memory::Own,
-        cold: None,
-        lifetime: Lifetime::Ours,
-    })
+    let RunFacts { accel, hardware, .. } = machine.facts().clone();
+    let (paused, lifetime) = (true, Lifetime::Ours);
+    Ok(LaunchPlan { hardware, paused, lifetime, ..plan_to_boot(vm, spec, image, accel)? })
 }
 
 async fn capture(
-    backends: &Backends,
+    vm: &Vm,
     machine: &dyn Machine,
     session: &dyn GuestSession,
     plan: &LaunchPlan,
     to: &Path,
-) -> Result<(Shape, ImageSettings, Duration, Vec<Layer>), BackendError> {
-    let settings = ImageSettings::of_machine(&plan.spec);
+    hold: Pin,
+) -> Result<Captured, BackendError> {
+    let (backends, dir) = (&vm.0.backends, vm.dir());
     let shape = backends.hypervisor.shape(plan).await?;
     let mut port = backends.guests.identity(&plan.dir).await?;
     port.arm(session).await?;
-    let dir = VmDir(plan.dir.clone());
     let pause = async {
-        paused_by_daemon::begin(&dir).await?;
+        paused_by_daemon::begin(dir).await?;
         let pause = machine.capture(plan, to, CAPTURE_TAG).await;
-        paused_by_daemon::end(&dir);
+        paused_by_daemon::end(dir);
         pause
     };
     let pause = pause.await;
     port.dismiss().await;
-    let own = Layer { path: VmDir(plan.dir.clone()).disk(), format: DiskFormat::Qcow2 };
-    Ok((shape, settings, pause?, [vec![own], plan.base.clone()].concat()))
+    let own = Layer { path: dir.disk(), format: DiskFormat::Qcow2 };
+    Ok(Captured {
+        shape,
+        settings: ImageSettings::of_machine(&plan.spec),
+        pause: pause?,
+        disk: [vec![own], plan.base.clone()].concat(),
+        snapshot: CAPTURE_TAG.to_owned(),
+        hold,
+    })
 }

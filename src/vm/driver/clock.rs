@@ -63,9 +63,9 @@ impl GuestClock {
 
 impl Driver {
     pub(super) fn set_clock(&self, ticket: Ticket, session: Arc<dyn GuestSession>) {
-        self.spawn(ticket, |to| async move {
+        self.spawn(ticket, |_| async move {
             set(&*session).await;
-            to.report(Report::ClockSet).await;
+            Report::ClockSet
         });
     }
 }
@@ -101,7 +101,7 @@ mod tests {
     use tokio::time::sleep;
 
     use super::super::tests::{START, Scratch, until, vm_in};
-    use crate::vm::backend::MachineEvent;
+    use crate::vm::backend::{MachineEvent, SnapshotOp};
     use crate::vm::fake::{Script, backends};
     use crate::vm::state::{Command, State};
     use std::sync::Arc;
@@ -170,7 +170,7 @@ mod tests {
             events.send(MachineEvent::Resumed).await.unwrap();
             until(vm, &State::Ready).await;
             *script.slow.lock() = Duration::from_secs(2);
-            vm.perform(Command::Take("s".into())).await.unwrap();
+            vm.perform(SnapshotOp::Take("s".into()).into()).await.unwrap();
             events.send(MachineEvent::Paused).await.unwrap();
             sleep(Duration::from_secs(1)).await;
             events.send(MachineEvent::Resumed).await.unwrap();

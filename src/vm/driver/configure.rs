@@ -1,5 +1,5 @@
 //! Settings: stored, and given to the running machine where it can be changed. A change is a task of
-//! its own: QEMU may take 5 s for each of its steps. What must not run beside it waits in `queue`.
+//! its own: QEMU may take 5 s for each of its steps. What must not run beside it waits in `admission`.
 
 use std::sync::Arc;
 
@@ -11,11 +11,11 @@ use crate::vm::definition::Definition;
 use crate::vm::events::Event;
 use crate::vm::live::InForce;
 use crate::vm::spec::{Edit, SpecError, VmSettings, VmSpec, render_size};
-use crate::vm::state::{Refusal, State};
-use crate::vm::{Backends, Vm, VmError};
+use crate::vm::state::{Asked, Refusal, State};
+use crate::vm::{Vm, VmError};
 
 impl Driver {
-    /// Begins a change; `queue` lets one begin at a time.
+    /// Begins a change; `admission` lets one begin at a time.
     pub(super) fn configure(
         &mut self,
         edit: Edit,
@@ -24,13 +24,12 @@ impl Driver {
         answer: Answer,
     ) {
         self.queue.is_changing = true;
-        let (vm, backends) = (self.vm.clone(), self.backends.clone());
+        let vm = self.vm.clone();
         self.detach(|to| async move {
-            let mut change = Change { vm, backends, machine, in_force, to };
+            let mut change = Change { vm, machine, in_force, to };
             let done = change.configure(&edit).await;
-            let Change { machine, in_force, to, .. } = change;
-            let configured = Configured { machine, in_force, done, answer };
-            to.report(Report::Configured(Box::new(configured))).await;
+            let Change { machine, in_force, .. } = change;
+            Report::Configured(Box::new(Configured { machine, in_force, done, answer }))
         });
     }
 
@@ -43,7 +42,6 @@ impl Driver {
 /// A change of settings under way.
 struct Change {
     vm: Vm,
-    backends: Backends,
     /// The machine, if it is to be changed too.
     machine: Option<Arc<dyn Machine>>,
     /// What the machine has.
@@ -53,19 +51,17 @@ struct Change {
 
 impl Change {
     async fn configure(&mut self, edit: &Edit) -> Result<(), VmError> {
-        if let State::Broken(reason) = self.vm.state() {
-            return Err(Refusal::Broken { verb: "config", reason }.into());
-        }
         let (settings, old) = (self.vm.settings(), self.vm.spec());
         let image = self.vm.image_settings(&settings);
-        let settings = settings.edited(edit, &image, &self.backends.defaults.spec())?;
+        let settings = settings.edited(edit, &image, &self.vm.0.backends.defaults.spec())?;
         let new = settings.resolve(&self.vm.image_settings(&settings));
         if new.image != old.image && self.vm.dir().disk().exists() {
-            return Err(Refusal::HasDisk { image: old.image.clone() }.into());
+            return Err(Refusal::HasDisk(old.image.clone()).into());
         }
         // Its disk is about to be made of the present one.
         if new.image != old.image && self.vm.state() == State::Starting {
-            return Err(Refusal::Busy { verb: "config", state: State::Starting.word() }.into());
+            let state = State::Starting.to_string();
+            return Err(Refusal::Busy(Asked { verb: "config", state }).into());
         }
         if new.disk != old.disk {
             self.refuse_shrinking(&new)?;
@@ -82,7 +78,7 @@ impl Change {
 
     /// A disk that was enlarged and is not started yet may still be made smaller again.
     fn refuse_shrinking(&self, new: &VmSpec) -> Result<(), VmError> {
-        let there = self.backends.hypervisor.disk_size(&self.vm.dir().0)?;
+        let there = self.vm.0.backends.hypervisor.disk_size(&self.vm.dir().0)?;
         let running = self.in_force.as_ref().map(|i| i.spec.disk);
         match there.max(running).filter(|size| new.disk < *size) {
             None => Ok(()),
@@ -126,7 +122,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::super::tests::{START, Scratch, set, until, vm_in};
-    use crate::vm::backend::BackendError;
+    use crate::vm::backend::{BackendError, SnapshotOp};
     use crate::vm::fake::{Script, backends};
     use crate::vm::state::{Command, Refusal, State};
     use crate::vm::{Vm, VmError};
@@ -173,7 +169,7 @@ mod tests {
         let two = set_later(&vm, "memory", "200M");
         tokio::task::yield_now().await;
         let began = Instant::now();
-        vm.perform(Command::Take("a".into())).await.unwrap();
+        vm.perform(SnapshotOp::Take("a".into()).into()).await.unwrap();
         assert_eq!(began.elapsed().as_secs(), 120);
         one.await.unwrap().unwrap();
         two.await.unwrap().unwrap();

@@ -43,7 +43,7 @@ impl Driver {
             dir: self.vm.dir().0.clone(),
         };
         let must_wait = facts.announces && announcement == Announcement::Awaited;
-        let guests = Arc::clone(&self.backends.guests);
+        let guests = Arc::clone(&self.vm.0.backends.guests);
         self.spawn(ticket, |to| async move {
             if must_wait {
                 tokio::time::sleep(ANNOUNCE_TIMEOUT).await;
@@ -59,7 +59,7 @@ impl Driver {
             };
             to.report(Report::Connected(Arc::clone(&session), since.elapsed())).await;
             session.closed().await;
-            to.report(Report::Lost).await;
+            Report::Lost
         });
     }
 }

@@ -23,7 +23,7 @@ use crate::vm::{Vm, one_line};
 const KEPT: Duration = Duration::from_secs(60);
 
 /// What is being done with marks, for error sentences.
-const MARKS: &str = "the marks of dropped snapshots";
+pub(super) const MARKS: &str = "the marks of dropped snapshots";
 
 /// Marks a snapshot as dropped, and has it dropped in a minute.
 pub(super) async fn mark(vm: &Vm, tag: &str, by: Remover) -> Result<(), BackendError> {
@@ -96,10 +96,10 @@ async fn drop_marked(vm: &Vm) -> Result<(), BackendError> {
 
 async fn drop_one(vm: &Vm, mark: &Mark) -> Result<(), BackendError> {
     let dir = vm.dir().0.clone();
-    if !vm.0.hypervisor.snapshots(&dir).iter().any(|s| mark.is_of(s)) {
+    if !vm.0.backends.hypervisor.snapshots(&dir).iter().any(|s| mark.is_of(s)) {
         return Ok(());
     }
-    vm.0.hypervisor.snapshot(dir, &SnapshotOp::Drop(mark.tag.clone())).await
+    vm.0.backends.hypervisor.snapshot(dir, &SnapshotOp::Drop(mark.tag.clone())).await
 }
 
 /// Lifts the marks of a VM whose machine was found running: its snapshots are QEMU's to drop.
@@ -163,7 +163,7 @@ mod tests {
         script.report(clean_exit()).await;
         until(&vm, &State::Stopped).await;
         for tag in tags {
-            vm.perform(Command::Take((*tag).to_owned())).await.unwrap();
+            vm.perform(SnapshotOp::Take((*tag).to_owned()).into()).await.unwrap();
         }
         script.calls.lock().clear();
         Fixture { _dir: dir, script, vm }
@@ -174,7 +174,7 @@ mod tests {
     }
 
     fn in_disk(vm: &Vm) -> Vec<String> {
-        vm.0.hypervisor.snapshots(&vm.dir().0).into_iter().map(|s| s.tag).collect()
+        vm.0.backends.hypervisor.snapshots(&vm.dir().0).into_iter().map(|s| s.tag).collect()
     }
 
     async fn drop_snapshot(vm: &Vm, tag: &str) {
@@ -187,7 +187,7 @@ mod tests {
         drop_snapshot(&vm, "a").await;
         assert_eq!((listed(&vm), in_disk(&vm)), (vec!["b".into()], vec!["a".into(), "b".into()]));
         assert!(vm.clone().drop_snapshot("a".into(), ME).await.is_err());
-        assert!(vm.perform(Command::Restore("a".into())).await.is_err());
+        assert!(vm.perform(SnapshotOp::Restore("a".into()).into()).await.is_err());
         sleep(Duration::from_secs(50)).await;
         drop_snapshot(&vm, "b").await;
         sleep(Duration::from_secs(50)).await;
@@ -200,9 +200,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn it_goes_before_the_disk_is_changed() {
         let changes: [(&str, Command); 4] = [
-            ("a b", Command::Take("a".into())),
-            ("b", Command::Restore("b".into())),
-            ("c", Command::RenameSnapshot { from: "b".into(), to: "c".into() }),
+            ("a b", SnapshotOp::Take("a".into()).into()),
+            ("b", SnapshotOp::Restore("b".into()).into()),
+            ("c", SnapshotOp::Rename { from: "b".into(), to: "c".into() }.into()),
             ("b", START),
         ];
         for (after, change) in changes {
@@ -232,7 +232,7 @@ mod tests {
         assert!(vm.failure().unwrap().contains("no space"), "{:?}", vm.failure());
         drop_snapshot(&vm, "a").await;
         *script.disk_error.lock() = full();
-        assert!(vm.perform(Command::Take("a".into())).await.is_err());
+        assert!(vm.perform(SnapshotOp::Take("a".into()).into()).await.is_err());
         assert!(in_disk(&vm).len() == 1);
         // It does not keep a guest from starting.
         drop_snapshot(&vm, "a").await;

@@ -3,27 +3,25 @@
 //! Not here: which steps have which effects (`phase`); how they are done (the modules that are named
 //! in [`Driver::perform`]).
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::capture::CaptureAnswer;
+use super::capture::Capture;
 use super::connect::Announcement;
-use super::pin::PinAnswer;
-use super::remove::RemovalAnswer;
 use super::snapshot::PendingSnapshot;
 use super::stop::ShutDown;
 use super::task::{Report, Ticket};
 use super::verb::MachineVerb;
 use super::{Answer, Driver, dropped, paused_by_daemon};
+use crate::vm::VmError;
 use crate::vm::backend::{GuestSession, LaunchPlan, Machine, SilentMachine, SnapshotOp};
 use crate::vm::dropped::Remover;
 use crate::vm::events::Event;
 use crate::vm::live::InForce;
 use crate::vm::spec::Edit;
-use crate::vm::{Request, VmError};
 
 /// One step of the state machine: when it happens, and the effects that it collects.
 #[derive(Debug)]
@@ -68,7 +66,6 @@ pub(super) enum Effect {
     /// A sentence for `error`.
     Failed(VmError),
     Answer(Answer, Result<(), VmError>),
-    Refuse(Request, VmError),
     /// Ends a change of settings, and answers who asked for it.
     EndChange(Answer, Result<(), VmError>),
 
@@ -125,14 +122,8 @@ pub(super) enum Effect {
         machine: Arc<dyn Machine>,
         was_paused: bool,
     },
-    Capture {
-        machine: Arc<dyn Machine>,
-        session: Arc<dyn GuestSession>,
-        in_force: Option<InForce>,
-        to: PathBuf,
-        answer: CaptureAnswer,
-    },
-    Pin(PinAnswer),
+    Capture(Capture),
+    Pin(oneshot::Receiver<()>, Answer),
     /// Changes settings, and the machine where it can follow.
     Configure {
         edit: Edit,
@@ -141,7 +132,7 @@ pub(super) enum Effect {
         answer: Answer,
     },
     /// Agrees to the VM's removal.
-    Retire(Remover, RemovalAnswer),
+    Retire(Remover, oneshot::Receiver<()>, Answer),
 }
 
 impl Driver {
@@ -151,7 +142,6 @@ impl Driver {
             Effect::Emit(event) => self.vm.emit(&event),
             Effect::Failed(error) => self.vm.note_outcome(Err(error)),
             Effect::Answer(answer, result) => drop(answer.send(result)),
-            Effect::Refuse(request, error) => request.refuse(error),
             Effect::EndChange(answer, done) => self.end_change(answer, done),
             Effect::Attach(machine) => self.attach(Some(machine)),
             Effect::Detach => self.attach(None),
@@ -178,14 +168,12 @@ impl Driver {
             Effect::Suspend { ticket, machine, was_paused } => {
                 self.suspend(ticket, machine, was_paused);
             }
-            Effect::Capture { machine, session, in_force, to, answer } => {
-                self.capture((machine, session), in_force, to, answer);
-            }
-            Effect::Pin(answer) => self.pin(answer),
+            Effect::Capture(asked) => self.capture(asked),
+            Effect::Pin(end, answer) => self.pin(end, answer),
             Effect::Configure { edit, machine, in_force, answer } => {
                 self.configure(edit, machine, in_force, answer);
             }
-            Effect::Retire(by, answer) => self.retire(by, answer),
+            Effect::Retire(by, outcome, answer) => self.retire(by, outcome, answer),
         }
     }
 
@@ -199,9 +187,9 @@ impl Driver {
     }
 
     fn remind(&self, ticket: Ticket, after: Duration, report: Report) {
-        self.spawn(ticket, |to| async move {
+        self.spawn(ticket, |_| async move {
             tokio::time::sleep(after).await;
-            to.report(report).await;
+            report
         });
     }
 }

@@ -9,8 +9,7 @@ use crate::vm::template::{Memory, WarmStatus};
 impl Driver {
     /// Has the host promise what a machine with these settings may come to take.
     pub(super) fn reserve(&self, spec: &VmSpec, ram: Ram) -> Result<Reservation, BackendError> {
-        let (need, check) = (self.need(spec, ram), check(spec));
-        self.backends.memory.reserve(&self.vm, (need, ram), check)
+        self.vm.0.backends.memory.reserve(&self.vm, self.need(spec, ram), check(spec))
     }
 
     /// Has it promise another amount than before: by now it is known how the machine starts, and
@@ -21,7 +20,7 @@ impl Driver {
             Memory::Own | Memory::CaptureTarget { .. } => Ram::Own,
         };
         let amended =
-            |held: &Reservation| held.amend((self.need(&plan.spec, ram), ram), check(&plan.spec));
+            |held: &Reservation| held.amend(self.need(&plan.spec, ram), check(&plan.spec));
         self.phase.memory().map_or(Ok(()), amended)
     }
 
@@ -34,10 +33,10 @@ impl Driver {
             None => VmSpec::clone(&self.vm.spec()),
         };
         let ram = if running.is_clone() { Ram::CopyOnWrite } else { Ram::Own };
-        let need = (self.need(&spec, ram), ram);
+        let need = self.need(&spec, ram);
         let entered = match &running.memory {
             Some(held) => held.amend(need, Check::Waived).map(|()| None),
-            None => self.backends.memory.reserve(&self.vm, need, Check::Waived).map(Some),
+            None => self.vm.0.backends.memory.reserve(&self.vm, need, Check::Waived).map(Some),
         };
         debug_assert!(entered.is_ok(), "nothing was checked");
         if let (Ok(Some(new)), Some(running)) = (entered, self.phase.machine_mut()) {
@@ -53,7 +52,7 @@ impl Driver {
     }
 
     fn need(&self, spec: &VmSpec, ram: Ram) -> Need {
-        Need::of(spec.memory, self.backends.hypervisor.memory_overhead(spec), ram)
+        Need::of(spec.memory, self.vm.0.backends.hypervisor.memory_overhead(spec), ram)
     }
 }
 

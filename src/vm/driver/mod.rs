@@ -34,22 +34,21 @@
 //! ```
 //!
 //! The published [`State`](super::state::State) follows from the phase, in [`Phase::state`] alone. A request passes
-//! `queue.rs` (a change of settings may be under way) and `check.rs` (is it possible now?), and then
-//! takes a step in `requested.rs`; what machines and tasks report takes one in `reported.rs`. The
+//! `admission.rs` (is it possible now, or must it wait?), and then takes a step in `requested.rs`; what machines and tasks report takes one in `reported.rs`. The
 //! effects are listed in `effect.rs`, and the tasks are in `start`, `connect`, `clock`, `stop`,
-//! `snapshot`, `suspended`, `warm_start`, `capture`, `configure`, `verb`, `pin`, `remove`, `adopt` and
+//! `snapshot`, `suspended`, `warm_start`, `capture`, `configure`, `verb`, `remove`, `adopt` and
 //! `recover`.
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use self::admission::Queue;
 use self::phase::{Input, Phase, Rest, StartStage};
-use self::queue::Queue;
 use self::task::{Report, Sent};
 use super::backend::{Adoption, BackendError, ExitReport, Lifetime, MachineEvent};
 use super::definition::Definition;
@@ -59,13 +58,13 @@ use super::exec::{Exec, Link};
 use super::settings::CurrentSettings;
 use super::spec::{VmSettings, VmSpec};
 use super::stream::Bell;
-use super::{Backends, Request, Shared, View, Vm, VmError, VmId, one_line};
+use super::{Action, Answer, Backends, Request, Shared, View, Vm, VmId, one_line};
 use crate::store::file;
 use crate::store::layout::VmDir;
 
+mod admission;
 mod adopt;
 pub(crate) mod capture;
-mod check;
 mod clock;
 mod configure;
 mod connect;
@@ -74,8 +73,6 @@ mod effect;
 mod memory;
 mod paused_by_daemon;
 mod phase;
-mod pin;
-mod queue;
 mod recover;
 pub(crate) mod remove;
 mod reported;
@@ -122,7 +119,6 @@ pub async fn spawn(new_vm: NewVm, backends: Backends) -> Vm {
     let (reporter, reports) = mpsc::channel(16);
     let mut driver = Driver {
         vm: vm.clone(),
-        backends,
         phase: Phase::Off(rest),
         queue: Queue::default(),
         inbox,
@@ -156,18 +152,21 @@ fn shared(
         created: definition.created,
         name: RwLock::new(new_vm.name),
         settings: CurrentSettings::new(definition.settings, definition.created, &new_vm.dir),
-        view: watch::Sender::new(View::new(rest.state(), definition.created)),
+        view: watch::Sender::new(View {
+            state: rest.state(),
+            since: definition.created,
+            doing: None,
+            facts: None,
+            ready_after: None,
+        }),
         bell: Bell::default(),
-        hypervisor: Arc::clone(&backends.hypervisor),
+        backends: backends.clone(),
         pending: Mutex::default(),
         dropped: DroppedSnapshots::open(&new_vm.dir),
         failure: Mutex::new((None, definition.created)),
         exec: Exec::new(new_vm.dir.0.clone(), links, tokio::runtime::Handle::current()),
         requests,
         console,
-        events: Arc::clone(&backends.events),
-        guests: Arc::clone(&backends.guests),
-        images: Arc::clone(&backends.images),
         machine: RwLock::default(),
         lifetime: new_vm.lifetime,
         dir: new_vm.dir,
@@ -175,12 +174,8 @@ fn shared(
     (shared, rest)
 }
 
-/// Where the answer to a request goes.
-type Answer = oneshot::Sender<Result<(), VmError>>;
-
 struct Driver {
     vm: Vm,
-    backends: Backends,
     phase: Phase,
     queue: Queue,
     inbox: mpsc::Receiver<Request>,
@@ -229,13 +224,13 @@ impl Driver {
     }
 
     fn carry_out(&mut self, mut request: Request) {
-        if let Request::Command(command, _) = &mut request
+        if let Action::Command(command) = &mut request.action
             && let Some(instead) = self.kill_of_suspended(command)
         {
             *command = instead;
             return self.advance(Input::Request(request, None));
         }
-        match self.check(&request) {
+        match self.check(&request.action) {
             Ok(memory) => self.advance(Input::Request(request, memory)),
             Err(error) => request.refuse(error),
         }

@@ -20,7 +20,7 @@ use super::task::{Report, Task};
 use crate::vm::backend::MachineEvent;
 use crate::vm::exec::Link;
 use crate::vm::memory::Reservation;
-use crate::vm::state::{Refusal, State};
+use crate::vm::state::{Asked, Refusal, State};
 use crate::vm::{Request, VmError};
 
 /// What a VM is at, with all that belongs to it.
@@ -151,16 +151,10 @@ impl Phase {
 
     /// Returns the way into the guest.
     pub(super) fn link(&self) -> Link {
-        match self {
-            Self::Off(_)
-            | Self::UsingDisk(..)
-            | Self::Removing(_)
-            | Self::Removed(_)
-            | Self::Unreachable { .. }
-            | Self::EndingSilent { .. } => Link::Off,
-            Self::Starting(_) => Link::Coming,
-            Self::Running(machine, _) => machine.link(),
+        if let Self::Starting(_) = self {
+            return Link::Coming;
         }
+        self.machine().map_or(Link::Off, RunningMachine::link)
     }
 
     /// Says what a VM that starts waits for.
@@ -180,16 +174,10 @@ impl Phase {
 
     /// Returns what the host has promised a start or a machine.
     pub(super) fn memory(&self) -> Option<&Reservation> {
-        match self {
-            Self::Starting(start) => start.memory.as_ref(),
-            Self::Running(machine, _) => machine.memory.as_ref(),
-            Self::Off(_)
-            | Self::UsingDisk(..)
-            | Self::Removing(_)
-            | Self::Removed(_)
-            | Self::Unreachable { .. }
-            | Self::EndingSilent { .. } => None,
+        if let Self::Starting(start) = self {
+            return start.memory.as_ref();
         }
+        self.machine()?.memory.as_ref()
     }
 
     pub(super) fn is_removing(&self) -> bool {
@@ -224,7 +212,8 @@ impl Start {
             StartStage::Planning { .. } => {
                 step.first(Effect::Detach);
                 let by = "stopped by another request".to_owned();
-                self.answer(Err(Refusal::Already { verb: "start", state: by }.into()), step);
+                let refusal = Refusal::Already(Asked { verb: "start", state: by });
+                self.answer(Err(refusal.into()), step);
                 Phase::Off(Rest::Stopped)
             }
         }
@@ -248,13 +237,16 @@ impl Activity {
         }
     }
 
+    /// The machine is being ended by a task.
+    pub(super) fn stopping(self, task: Option<Task>) -> Self {
+        Self::Stopping { task, unfinished: self.unfinished() }
+    }
+
     /// The machine shuts down by itself.
     pub(super) fn shutting_down(self) -> Self {
         match self {
             Self::Stopping { .. } => self,
-            Self::Idle | Self::Snapshot(_) | Self::Capture => {
-                Self::Stopping { task: None, unfinished: self.unfinished() }
-            }
+            Self::Idle | Self::Snapshot(_) | Self::Capture => self.stopping(None),
         }
     }
 }

@@ -83,10 +83,8 @@ async fn drop_capture(backends: &Backends, dir: &VmDir, adoption: &Adoption) {
     if !backends.hypervisor.snapshots(&dir.0).iter().any(|s| s.tag == CAPTURE_TAG) {
         return;
     }
-    let machine = match adoption {
-        Adoption::Running(launched) => Some(Arc::clone(&launched.machine)),
-        Adoption::NeverRan | Adoption::Ended(_) | Adoption::Unclear(_) => None,
-    };
+    let running = if let Adoption::Running(launched) = adoption { Some(launched) } else { None };
+    let machine = running.map(|launched| Arc::clone(&launched.machine));
     release_capture(backends, machine, &dir.0).await;
 }
 

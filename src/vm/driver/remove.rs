@@ -5,15 +5,15 @@
 
 use tokio::sync::oneshot;
 
+use super::dropped::MARKS;
 use super::task::Report;
-use super::{Driver, off_thread};
-use crate::vm::backend::BackendError;
-use crate::vm::dropped::{Mark, Remover};
-use crate::vm::{Vm, VmError};
+use super::{Answer, Driver, off_thread};
+use crate::vm::Vm;
+use crate::vm::dropped::Remover;
 
 /// The agreement of a VM to its removal. Dropping it without [`Self::done`] keeps the VM.
 #[derive(Debug)]
-pub struct Removal(oneshot::Sender<()>);
+pub struct Removal(pub(in crate::vm) oneshot::Sender<()>);
 
 impl Removal {
     /// Says that the VM's directory is not its own any more.
@@ -23,34 +23,32 @@ impl Removal {
     }
 }
 
-/// Where the agreement goes.
-pub(super) type RemovalAnswer = oneshot::Sender<Result<Removal, VmError>>;
-
 impl Driver {
     /// Agrees to the removal by a process.
-    pub(super) fn retire(&self, by: Remover, answer: RemovalAnswer) {
+    pub(super) fn retire(&self, by: Remover, outcome: oneshot::Receiver<()>, answer: Answer) {
         let vm = self.vm.clone();
-        self.detach(|to| async move {
+        self.detach(|_| async move {
             // A VM whose removal meets a fault of ours stays.
-            let outcome = tokio::spawn(async move { retired(&vm, by, answer).await }).await;
-            to.report(Report::Retired { is_gone: outcome.unwrap_or(false) }).await;
+            let retired =
+                tokio::spawn(async move { retired(&vm, by, outcome, answer).await }).await;
+            Report::Retired { is_gone: retired.unwrap_or(false) }
         });
     }
 }
 
 /// Lifts the marks of whoever removes the VM, and waits for the outcome.
-async fn retired(vm: &Vm, by: Remover, answer: RemovalAnswer) -> bool {
+async fn retired(vm: &Vm, by: Remover, outcome: oneshot::Receiver<()>, answer: Answer) -> bool {
     let _disk = vm.0.dropped.disk().lock_owned().await;
-    let before = match begin(vm, by).await {
+    let owner = vm.clone();
+    let before = match off_thread(move || owner.0.dropped.begin_removal(by), MARKS).await {
         Ok(before) => before,
         Err(error) => {
             drop(answer.send(Err(error.into())));
             return false;
         }
     };
-    let (done, outcome) = oneshot::channel();
-    // An answer that nobody hears is dropped, and with it the agreement.
-    drop(answer.send(Ok(Removal(done))));
+    // Whoever does not hear the answer drops the agreement.
+    drop(answer.send(Ok(())));
     if outcome.await.is_ok() {
         return true;
     }
@@ -62,11 +60,4 @@ async fn retired(vm: &Vm, by: Remover, answer: RemovalAnswer) -> bool {
     // It has no error of its own.
     drop(off_thread(cancelled, MARKS).await);
     false
-}
-
-const MARKS: &str = "the marks of dropped snapshots";
-
-async fn begin(vm: &Vm, by: Remover) -> Result<Vec<Mark>, BackendError> {
-    let vm = vm.clone();
-    off_thread(move || vm.0.dropped.begin_removal(by), MARKS).await
 }

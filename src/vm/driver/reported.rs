@@ -67,6 +67,12 @@ impl Phase {
                 step.note(text);
                 self
             }
+            Report::ButtonPressed(done) => {
+                if let Err(error) = done {
+                    step.note(error.to_string());
+                }
+                self
+            }
             Report::MachineVerb(machine, verb, done, answer) => {
                 self.on_verb_done(&machine, &verb, done, answer, step)
             }
@@ -123,14 +129,14 @@ impl Phase {
             return Self::Running(machine, Activity::Idle).kill(step);
         }
         machine.say_why_it_boots(step);
-        let announcement = match (kind, machine.is_clone()) {
+        let announcement = match kind {
             // A guest that is resumed has opened its port long ago, and its clock shows the past.
-            (LaunchKind::Resumed, true | false) => {
+            LaunchKind::Resumed => {
                 machine.clock_of_the_past();
                 Announcement::Missed
             }
-            (LaunchKind::New, true) => Announcement::Missed,
-            (LaunchKind::New, false) => {
+            LaunchKind::New if machine.is_clone() => Announcement::Missed,
+            LaunchKind::New => {
                 machine.clock_of_a_boot();
                 Announcement::Awaited
             }
@@ -148,16 +154,11 @@ impl Phase {
     // ----- machines of an earlier daemon -------------------------------------------------------
 
     fn on_found(self, adoption: Adoption, step: &mut Step) -> Self {
-        match self {
-            Self::Off(rest) => adopted(rest, adoption, step),
-            Self::Unreachable { .. } => adopted(Rest::Stopped, adoption, step),
-            other @ (Self::UsingDisk(..)
-            | Self::Removing(_)
-            | Self::Removed(_)
-            | Self::Starting(_)
-            | Self::Running(..)
-            | Self::EndingSilent { .. }) => other,
+        if let Self::Off(rest) = self {
+            return adopted(rest, adoption, step);
         }
+        let is_unreachable = matches!(self, Self::Unreachable { .. });
+        if is_unreachable { adopted(Rest::Stopped, adoption, step) } else { self }
     }
 
     fn on_silent(
@@ -258,35 +259,26 @@ impl Phase {
     // ----- snapshots, captures, images ---------------------------------------------------------
 
     fn on_snapshot_done(self, done: Done, step: &mut Step) -> Self {
-        match self {
-            Self::UsingDisk(rest, DiskUse::Snapshot(job)) => {
-                job.end(done, step);
-                Self::Off(rest)
-            }
-            // The end of QEMU is an event of its own, which is on its way and says how it ended.
-            Self::Running(machine, activity)
-                if done.as_ref().is_err_and(BackendError::is_the_end) =>
-            {
-                Self::Running(machine, activity)
-            }
-            Self::Running(machine, Activity::Snapshot(job)) => {
+        if let Self::UsingDisk(rest, DiskUse::Snapshot(job)) = self {
+            job.end(done, step);
+            return Self::Off(rest);
+        }
+        let Self::Running(machine, activity) = self else { return self };
+        // The end of QEMU is an event of its own, which is on its way and says how it ended.
+        if done.as_ref().is_err_and(BackendError::is_the_end) {
+            return Self::Running(machine, activity);
+        }
+        match activity {
+            Activity::Snapshot(job) => {
                 machine_snapshot_done(machine, Activity::Idle, job, done, step)
             }
-            Self::Running(machine, Activity::Stopping { task, unfinished: Some(job) }) => {
+            Activity::Stopping { task, unfinished: Some(job) } => {
                 let activity = Activity::Stopping { task, unfinished: None };
                 machine_snapshot_done(machine, activity, job, done, step)
             }
-            other @ (Self::UsingDisk(_, DiskUse::Image(_))
-            | Self::Running(
-                _,
-                Activity::Idle | Activity::Capture | Activity::Stopping { unfinished: None, .. },
-            )
-            | Self::Off(_)
-            | Self::Removing(_)
-            | Self::Removed(_)
-            | Self::Starting(_)
-            | Self::Unreachable { .. }
-            | Self::EndingSilent { .. }) => other,
+            Activity::Idle | Activity::Capture | Activity::Stopping { unfinished: None, .. } => {
+                Self::Running(machine, activity)
+            }
         }
     }
 
@@ -428,7 +420,7 @@ fn machine_snapshot_done(
     if job.restores() && done.is_ok() {
         machine.restored(step);
     }
-    let ends = job.ends_machine() && done.is_ok();
+    let ends = job.ends_machine && done.is_ok();
     job.end(done, step);
     if matches!(activity, Activity::Idle) {
         machine.settle(step);

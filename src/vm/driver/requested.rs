@@ -1,18 +1,18 @@
 //! The steps that requests lead to.
 //!
 //! Each request has been admitted by the policy (`state::admit`) and by the VM's files and settings
-//! (`check.rs`). One that meets another phase all the same is refused as busy.
+//! (`admission.rs`). One that meets another phase all the same is refused as busy.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use super::Answer;
-use super::capture::CaptureAnswer;
+use super::capture::Capture;
 use super::effect::{Effect, Step};
 use super::phase::{Activity, DiskUse, Phase, Start, StartStage};
-use super::pin::PinAnswer;
-use super::remove::RemovalAnswer;
 use super::running::RunningMachine;
 use super::snapshot::SnapshotJob;
 use super::start::START_ANSWER;
@@ -23,27 +23,24 @@ use crate::vm::backend::SnapshotOp;
 use crate::vm::dropped::Remover;
 use crate::vm::memory::Reservation;
 use crate::vm::spec::Edit;
-use crate::vm::state::{Command, Refusal};
-use crate::vm::{Request, VmError};
+use crate::vm::state::{Asked, Command, Refusal};
+use crate::vm::template::Captured;
+use crate::vm::{Action, Request, VmError};
 
 const DONE: Result<(), VmError> = Ok(());
 
 impl Phase {
     pub(super) fn on_request(
         self,
-        request: Request,
+        Request { action, answer }: Request,
         memory: Option<Reservation>,
         step: &mut Step,
     ) -> Self {
-        match request {
-            Request::Command(command, answer) => self.on_command(command, answer, memory, step),
-            Request::Configure(edit, answer) => self.on_configure(edit, answer, step),
-            Request::DropSnapshot(tag, by, answer) => {
-                self.begin_snapshot(SnapshotOp::Drop(tag), by, answer, step)
-            }
-            Request::Pin(image, answer) => self.on_pin(image, answer, step),
-            Request::Capture(to, answer) => self.on_capture(to, answer, step),
-            Request::Retire(by, answer) => self.on_retire(by, answer, step),
+        match action {
+            Action::Command(command) => self.on_command(command, answer, memory, step),
+            Action::Pin(image, end) => self.on_pin(image, end, answer, step),
+            Action::Capture(to, captured) => self.on_capture(to, captured, answer, step),
+            Action::Retire(by, outcome) => self.on_retire(by, outcome, answer, step),
         }
     }
 
@@ -59,26 +56,15 @@ impl Phase {
             Command::Start { paused } => self.on_start(paused, answer, memory, step),
             Command::Stop { seconds } => self.on_stop(Duration::from_secs(seconds), answer, step),
             Command::Kill => self.on_kill(answer, step),
-            Command::Pause => self.on_verb(MachineVerb::Pause, answer, step),
-            Command::Resume => self.on_verb(MachineVerb::Resume, answer, step),
-            Command::Reset => self.on_verb(MachineVerb::Reset, answer, step),
+            Command::Pause => self.on_verb(verb, MachineVerb::Pause, answer, step),
+            Command::Resume => self.on_verb(verb, MachineVerb::Resume, answer, step),
+            Command::Reset => self.on_verb(verb, MachineVerb::Reset, answer, step),
             Command::PressKeys { chords } => {
-                self.on_verb(MachineVerb::PressKeys(chords), answer, step)
+                self.on_verb(verb, MachineVerb::PressKeys(chords), answer, step)
             }
-            Command::Resize { bytes } => self.on_configure(Edit::Disk(bytes), answer, step),
-            Command::AddPort(forward) => self.on_configure(Edit::AddPort(forward), answer, step),
-            Command::RemovePort(forward) => {
-                self.on_configure(Edit::RemovePort(forward), answer, step)
-            }
+            Command::Configure(edit) => self.on_configure(edit, answer, step),
             Command::Suspend => self.on_suspend(answer, step),
-            Command::Take(tag) => self.begin_snapshot(SnapshotOp::Take(tag), None, answer, step),
-            Command::Restore(tag) => {
-                self.begin_snapshot(SnapshotOp::Restore(tag), None, answer, step)
-            }
-            Command::Drop(tag) => self.begin_snapshot(SnapshotOp::Drop(tag), None, answer, step),
-            Command::RenameSnapshot { from, to } => {
-                self.begin_snapshot(SnapshotOp::Rename { from, to }, None, answer, step)
-            }
+            Command::Snapshot(op, by) => self.begin_snapshot(op, by, answer, step),
             Command::Remove => {
                 let Self::Off(rest) = self else { return self.busy(verb, answer, step) };
                 step.answer(answer, DONE);
@@ -114,7 +100,7 @@ impl Phase {
             Ok(machine) => {
                 let (task, ticket) = Task::new();
                 step.then(Effect::ShutDown(ticket, ShutDown::of(&machine, timeout, step.now)));
-                Self::Running(machine, Activity::Stopping { task: Some(task), unfinished: None })
+                Self::Running(machine, Activity::Idle.stopping(Some(task)))
             }
             Err(Self::Starting(start)) => start.call_off(step),
             Err(other) => return other.busy("stop", answer, step),
@@ -136,45 +122,32 @@ impl Phase {
     /// Ends a machine that runs or is coming. Without one there is nothing to end: a VM that is off
     /// may be `saving` too.
     pub(super) fn kill(self, step: &mut Step) -> Self {
-        match self {
-            Self::Starting(start) => start.call_off(step),
-            Self::Running(machine, activity) => {
-                let (task, ticket) = Task::new();
-                step.then(Effect::Kill(ticket, Arc::clone(&machine.machine)));
-                let unfinished = activity.unfinished();
-                Self::Running(machine, Activity::Stopping { task: Some(task), unfinished })
-            }
-            other @ (Self::Off(_)
-            | Self::UsingDisk(..)
-            | Self::Removing(_)
-            | Self::Removed(_)
-            | Self::Unreachable { .. }
-            | Self::EndingSilent { .. }) => other,
+        if let Self::Starting(start) = self {
+            return start.call_off(step);
         }
+        let Self::Running(machine, activity) = self else { return self };
+        let (task, ticket) = Task::new();
+        step.then(Effect::Kill(ticket, Arc::clone(&machine.machine)));
+        Self::Running(machine, activity.stopping(Some(task)))
     }
 
-    fn on_verb(self, verb: MachineVerb, answer: Answer, step: &mut Step) -> Self {
-        let Some(machine) = self.machine() else { return self.busy(verb.word(), answer, step) };
+    fn on_verb(
+        self,
+        name: &'static str,
+        verb: MachineVerb,
+        answer: Answer,
+        step: &mut Step,
+    ) -> Self {
+        let Some(machine) = self.machine() else { return self.busy(name, answer, step) };
         step.then(Effect::SendVerb(Arc::clone(&machine.machine), verb, answer));
         self
     }
 
     /// In a transition the machine is not changed: the settings then wait for the next start.
     fn on_configure(self, edit: Edit, answer: Answer, step: &mut Step) -> Self {
-        let machine = match &self {
-            Self::Running(machine, Activity::Idle) => Some(Arc::clone(&machine.machine)),
-            Self::Running(
-                _,
-                Activity::Snapshot(_) | Activity::Capture | Activity::Stopping { .. },
-            )
-            | Self::Off(_)
-            | Self::UsingDisk(..)
-            | Self::Removing(_)
-            | Self::Removed(_)
-            | Self::Starting(_)
-            | Self::Unreachable { .. }
-            | Self::EndingSilent { .. } => None,
-        };
+        let is_idle = matches!(self, Self::Running(_, Activity::Idle));
+        let machine =
+            self.machine().filter(|_| is_idle).map(|running| Arc::clone(&running.machine));
         let in_force = self.machine().and_then(|machine| machine.facts.in_force.clone());
         step.then(Effect::Configure { edit, machine, in_force, answer });
         self
@@ -204,38 +177,52 @@ impl Phase {
         }
     }
 
-    fn on_pin(self, image: String, answer: PinAnswer, step: &mut Step) -> Self {
-        let Self::Off(rest) = self else {
-            return self.refuse(Request::Pin(image, answer), step);
-        };
-        step.then(Effect::Pin(answer));
+    fn on_pin(
+        self,
+        image: String,
+        end: oneshot::Receiver<()>,
+        answer: Answer,
+        step: &mut Step,
+    ) -> Self {
+        let Self::Off(rest) = self else { return self.busy("source", answer, step) };
+        step.then(Effect::Pin(end, answer));
         Self::UsingDisk(rest, DiskUse::Image(image))
     }
 
-    fn on_capture(self, to: PathBuf, answer: CaptureAnswer, step: &mut Step) -> Self {
+    fn on_capture(
+        self,
+        to: PathBuf,
+        captured: oneshot::Sender<Captured>,
+        answer: Answer,
+        step: &mut Step,
+    ) -> Self {
         let machine = match self.into_idle() {
             Ok(machine) => machine,
-            Err(other) => return other.refuse(Request::Capture(to, answer), step),
+            Err(other) => return other.busy("source", answer, step),
         };
         let Some(session) = machine.session().map(Arc::clone) else {
-            return Self::Running(machine, Activity::Idle)
-                .refuse(Request::Capture(to, answer), step);
+            return Self::Running(machine, Activity::Idle).busy("source", answer, step);
         };
-        step.then(Effect::Capture {
+        step.then(Effect::Capture(Capture {
             machine: Arc::clone(&machine.machine),
             session,
             in_force: machine.facts.in_force.clone(),
             to,
+            captured,
             answer,
-        });
+        }));
         Self::Running(machine, Activity::Capture)
     }
 
-    fn on_retire(self, by: Remover, answer: RemovalAnswer, step: &mut Step) -> Self {
-        let Self::Off(rest) = self else {
-            return self.refuse(Request::Retire(by, answer), step);
-        };
-        step.then(Effect::Retire(by, answer));
+    fn on_retire(
+        self,
+        by: Remover,
+        outcome: oneshot::Receiver<()>,
+        answer: Answer,
+        step: &mut Step,
+    ) -> Self {
+        let Self::Off(rest) = self else { return self.busy("rmdir", answer, step) };
+        step.then(Effect::Retire(by, outcome, answer));
         Self::Removing(rest)
     }
 
@@ -245,14 +232,8 @@ impl Phase {
     }
 
     fn busy(self, verb: &'static str, answer: Answer, step: &mut Step) -> Self {
-        step.answer(answer, Err(Refusal::Busy { verb, state: self.state().word() }));
-        self
-    }
-
-    fn refuse(self, request: Request, step: &mut Step) -> Self {
-        let state = self.state().word();
-        let refusal = Refusal::Busy { verb: "source", state };
-        step.then(Effect::Refuse(request, refusal.into()));
+        let state = self.state().word().to_owned();
+        step.answer(answer, Err(Refusal::Busy(Asked { verb, state })));
         self
     }
 }

@@ -47,15 +47,23 @@ enum Contact {
     #[default]
     None,
     Connecting(Task),
-    /// Nobody may use it yet: the clock is late, and is set when the processors run.
-    Connected(Arc<dyn GuestSession>, Task),
-    SettingClock {
+    Connected {
         session: Arc<dyn GuestSession>,
-        task: Task,
-        _setting: Task,
+        _task: Task,
+        access: Access,
+    },
+}
+
+/// Who may use a connection.
+#[derive(Debug)]
+enum Access {
+    /// Nobody yet: the clock is late, and is set when the processors run.
+    Closed,
+    SettingClock {
+        _task: Task,
     },
     /// Users' commands run over it.
-    Open(Arc<dyn GuestSession>, Task),
+    Open,
 }
 
 impl RunningMachine {
@@ -86,37 +94,25 @@ impl RunningMachine {
 
     /// Returns its state while nothing is done with it.
     pub(super) fn state(&self) -> State {
-        match (self.is_paused, &self.contact) {
+        match (self.is_paused, self.link()) {
             (true, _) => State::Paused,
-            (false, Contact::Open(..)) => State::Ready,
-            (
-                false,
-                Contact::None
-                | Contact::Connecting(_)
-                | Contact::Connected(..)
-                | Contact::SettingClock { .. },
-            ) => State::Running,
+            (false, Link::Up(_)) => State::Ready,
+            (false, Link::Coming | Link::Off) => State::Running,
         }
     }
 
     pub(super) fn link(&self) -> Link {
         match &self.contact {
-            Contact::Open(session, _) => Link::Up(Arc::clone(session)),
-            Contact::None
-            | Contact::Connecting(_)
-            | Contact::Connected(..)
-            | Contact::SettingClock { .. } => Link::Coming,
+            Contact::Connected { session, access: Access::Open, .. } => {
+                Link::Up(Arc::clone(session))
+            }
+            Contact::None | Contact::Connecting(_) | Contact::Connected { .. } => Link::Coming,
         }
     }
 
     /// Returns the connection to its guest, also where users may not use it yet.
     pub(super) fn session(&self) -> Option<&Arc<dyn GuestSession>> {
-        match &self.contact {
-            Contact::None | Contact::Connecting(_) => None,
-            Contact::Connected(session, _)
-            | Contact::SettingClock { session, .. }
-            | Contact::Open(session, _) => Some(session),
-        }
+        if let Contact::Connected { session, .. } = &self.contact { Some(session) } else { None }
     }
 
     pub(super) fn is_late(&self, now: Instant) -> bool {
@@ -153,13 +149,10 @@ impl RunningMachine {
     /// Makes the guest of a machine that runs again usable: its clock may be late, its connection
     /// may be lost.
     pub(super) fn settle(&mut self, step: &mut Step) {
-        match (self.is_paused, &self.contact) {
-            (true, _) => {}
-            (false, Contact::None) => self.reconnect(Announcement::Missed, step),
-            (false, Contact::Connecting(_)) => {}
-            (false, Contact::Connected(..) | Contact::SettingClock { .. } | Contact::Open(..)) => {
-                self.open(step);
-            }
+        match self.contact {
+            Contact::None if !self.is_paused => self.reconnect(Announcement::Missed, step),
+            Contact::Connected { .. } if !self.is_paused => self.open(step),
+            Contact::None | Contact::Connecting(_) | Contact::Connected { .. } => {}
         }
     }
 
@@ -224,12 +217,9 @@ impl RunningMachine {
         self.contact = match mem::take(&mut self.contact) {
             Contact::Connecting(task) => {
                 self.ready_after = Some(took);
-                Contact::Connected(session, task)
+                Contact::Connected { session, _task: task, access: Access::Closed }
             }
-            other @ (Contact::None
-            | Contact::Connected(..)
-            | Contact::SettingClock { .. }
-            | Contact::Open(..)) => other,
+            other @ (Contact::None | Contact::Connected { .. }) => other,
         };
         self.open(step);
     }
@@ -240,22 +230,15 @@ impl RunningMachine {
 
     /// Opens the connection to users once the guest's clock is right.
     fn open(&mut self, step: &mut Step) {
-        let (session, task) = match mem::take(&mut self.contact) {
-            Contact::Connected(session, task)
-            | Contact::SettingClock { session, task, .. }
-            | Contact::Open(session, task) => (session, task),
-            none @ (Contact::None | Contact::Connecting(_)) => {
-                self.contact = none;
-                return;
-            }
-        };
-        self.contact = match (self.is_late(step.now), self.is_paused) {
-            (false, true | false) => Contact::Open(session, task),
-            (true, true) => Contact::Connected(session, task),
+        let (is_late, is_paused) = (self.is_late(step.now), self.is_paused);
+        let Contact::Connected { session, access, .. } = &mut self.contact else { return };
+        *access = match (is_late, is_paused) {
+            (false, _) => Access::Open,
+            (true, true) => Access::Closed,
             (true, false) => {
-                let (setting, ticket) = Task::new();
-                step.then(Effect::SetClock(ticket, Arc::clone(&session)));
-                Contact::SettingClock { session, task, _setting: setting }
+                let (task, ticket) = Task::new();
+                step.then(Effect::SetClock(ticket, Arc::clone(session)));
+                Access::SettingClock { _task: task }
             }
         };
     }

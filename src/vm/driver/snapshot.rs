@@ -21,20 +21,12 @@ use crate::vm::{Vm, one_line};
 /// takes some 20 ms. What takes longer continues behind it; `status` and `wait` say when it ends.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// What follows an operation that went well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Then {
-    /// The machine is as it was.
-    Continue,
-    /// QEMU ends.
-    End,
-}
-
 /// An operation under way.
 #[derive(Debug)]
 pub(super) struct SnapshotJob {
     op: SnapshotOp,
-    then: Then,
+    /// QEMU ends when it went well.
+    pub(super) ends_machine: bool,
     answer: Option<Answer>,
     _task: Task,
     _reminder: Task,
@@ -65,7 +57,7 @@ impl SnapshotJob {
         let (task, ticket) = Task::new();
         let machine = machine.map(Arc::clone);
         step.then(Effect::Snapshot { ticket, machine, op: op.clone(), by });
-        Self::new(op, Then::Continue, task, answer, step)
+        Self::new(op, false, task, answer, step)
     }
 
     /// Begins to save everything, with the processors stopped, so that nothing happens after it.
@@ -73,21 +65,23 @@ impl SnapshotJob {
         let (task, ticket) = Task::new();
         let (machine, was_paused) = (Arc::clone(&running.machine), running.is_paused);
         step.then(Effect::Suspend { ticket, machine, was_paused });
-        Self::new(SnapshotOp::Take(SUSPENDED.to_owned()), Then::End, task, answer, step)
+        Self::new(SnapshotOp::Take(SUSPENDED.to_owned()), true, task, answer, step)
     }
 
-    fn new(op: SnapshotOp, then: Then, task: Task, answer: Answer, step: &mut Step) -> Self {
+    fn new(
+        op: SnapshotOp,
+        ends_machine: bool,
+        task: Task,
+        answer: Answer,
+        step: &mut Step,
+    ) -> Self {
         let (reminder, ticket) = Task::new();
         step.then(Effect::Remind(ticket, ANSWER_TIMEOUT, Report::SnapshotOverdue));
-        Self { op, then, answer: Some(answer), _task: task, _reminder: reminder }
+        Self { op, ends_machine, answer: Some(answer), _task: task, _reminder: reminder }
     }
 
     pub(super) fn restores(&self) -> bool {
         matches!(self.op, SnapshotOp::Restore(_))
-    }
-
-    pub(super) fn ends_machine(&self) -> bool {
-        self.then == Then::End
     }
 
     /// Answers who waits: the work continues.
@@ -136,23 +130,21 @@ impl Driver {
     ) {
         let (vm, suspended) = (self.vm.clone(), self.suspended());
         let disk = self.in_force().map_or(0, |in_force| in_force.spec.disk);
-        self.spawn(ticket, |to| async move {
-            let done = match machine {
+        self.spawn(ticket, |_| async move {
+            Report::SnapshotDone(match machine {
                 Some(machine) => while_running(&vm, &*machine, &op, disk).await,
                 None => while_off(&vm, &op, by, suspended).await,
-            };
-            to.report(Report::SnapshotDone(done)).await;
+            })
         });
     }
 
     pub(super) fn suspend(&self, ticket: Ticket, machine: Arc<dyn Machine>, was_paused: bool) {
         let (vm, stale) = (self.vm.clone(), self.suspended());
-        self.spawn(ticket, |to| async move {
-            let done = match was_paused {
+        self.spawn(ticket, |_| async move {
+            Report::SnapshotDone(match was_paused {
                 true => suspended::save(&*machine, stale).await,
                 false => stop_and_save(&*machine, stale, vm.dir()).await,
-            };
-            to.report(Report::SnapshotDone(done)).await;
+            })
         });
     }
 
@@ -167,7 +159,7 @@ impl Driver {
 
     /// Returns the snapshot that the next start resumes, if there is one.
     pub(super) fn suspended(&self) -> Option<&'static str> {
-        suspended::saved(&*self.backends.hypervisor, self.vm.dir())
+        suspended::saved(&*self.vm.0.backends.hypervisor, self.vm.dir())
     }
 
     /// Says whether a snapshot operation is possible, with the disk and the snapshots that there are.
@@ -178,27 +170,20 @@ impl Driver {
         self.check_not_ephemeral()?;
         let known = self.vm.snapshots();
         let find = |tag: &str| known.iter().find(|s| s.tag == tag);
-        match op {
-            SnapshotOp::Take(tag) if find(tag).is_some() => {
-                Err(Refusal::SnapshotExists { tag: tag.clone() })
-            }
-            SnapshotOp::Rename { to, .. } if find(to).is_some() => {
-                Err(Refusal::SnapshotExists { tag: to.clone() })
-            }
-            SnapshotOp::Take(_) => Ok(()),
-            SnapshotOp::Rename { from, .. } if find(from).is_none() => {
-                Err(Refusal::NoSnapshot { tag: from.clone() })
-            }
-            SnapshotOp::Rename { .. } => Ok(()),
-            SnapshotOp::Restore(tag) | SnapshotOp::Drop(tag) => match find(tag) {
-                None => Err(Refusal::NoSnapshot { tag: tag.clone() }),
-                Some(found)
-                    if matches!(op, SnapshotOp::Restore(_)) && self.phase.machine().is_some() =>
-                {
-                    check_live(found, &known)
-                }
-                Some(_) => Ok(()),
-            },
+        let (wanted, new) = match op {
+            SnapshotOp::Take(tag) => (None, Some(tag)),
+            SnapshotOp::Restore(tag) | SnapshotOp::Drop(tag) => (Some(tag), None),
+            SnapshotOp::Rename { from, to } => (Some(from), Some(to)),
+        };
+        if let Some(tag) = new.filter(|tag| find(tag).is_some()) {
+            return Err(Refusal::SnapshotExists(tag.clone()));
+        }
+        let Some(tag) = wanted else { return Ok(()) };
+        let found = find(tag).ok_or_else(|| Refusal::NoSnapshot(tag.clone()))?;
+        let is_live = self.phase.machine().is_some();
+        match is_live && matches!(op, SnapshotOp::Restore(_)) {
+            true => check_live(found, &known),
+            false => Ok(()),
         }
     }
 
@@ -213,7 +198,7 @@ impl Driver {
 fn check_live(wanted: &SnapshotInfo, known: &[SnapshotInfo]) -> Result<(), Refusal> {
     let tag = wanted.tag.clone();
     if wanted.memory == 0 {
-        return Err(Refusal::NoMemory { tag });
+        return Err(Refusal::NoMemory(tag));
     }
     match known.iter().find(|s| s.id == tag && s.tag != tag) {
         Some(other) => Err(Refusal::NumberOfAnother { tag, other: other.tag.clone() }),
@@ -241,7 +226,7 @@ async fn stop_and_save(machine: &dyn Machine, stale: Option<&'static str>, dir: 
 async fn while_running(vm: &Vm, machine: &dyn Machine, op: &SnapshotOp, disk: u64) -> Done {
     machine.snapshot(op).await?;
     if let SnapshotOp::Restore(_) = op {
-        let grown = suspended::grow(&*vm.0.hypervisor, machine, vm.dir(), disk).await;
+        let grown = suspended::grow(&*vm.0.backends.hypervisor, machine, vm.dir(), disk).await;
         // The guest is back all the same; the next start gives its disk the size.
         if grown.is_err() {
             vm.note_outcome(grown);
@@ -259,7 +244,7 @@ async fn while_off(vm: &Vm, op: &SnapshotOp, by: Remover, suspended: Option<&'st
         return dropped::mark(vm, tag, by).await;
     }
     dropped::drop_now(vm).await?;
-    let (hypervisor, dir) = (&vm.0.hypervisor, vm.dir().0.clone());
+    let (hypervisor, dir) = (&vm.0.backends.hypervisor, vm.dir().0.clone());
     hypervisor.snapshot(dir.clone(), op).await?;
     if let (SnapshotOp::Restore(_), Some(saved)) = (op, suspended) {
         hypervisor.snapshot(dir, &SnapshotOp::Drop(saved.to_owned())).await?;

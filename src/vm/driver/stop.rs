@@ -44,9 +44,7 @@ impl ShutDown {
                 clock::set(&**session).await;
             }
         }
-        if let Err(error) = self.machine.power_down().await {
-            to.report(Report::Note(error.to_string())).await;
-        }
+        to.report(Report::ButtonPressed(self.machine.power_down().await)).await;
         tokio::time::sleep(BUTTON_TIMEOUT).await;
         self.ask_over_ssh(to).await;
     }
@@ -69,21 +67,15 @@ impl Driver {
                 std::future::pending::<()>().await;
             };
             let _late: Result<(), _> = tokio::time::timeout(how.timeout, asked).await;
-            to.report(Report::StopOverdue).await;
+            Report::StopOverdue
         });
     }
 
     pub(super) fn press_power_button(&self, machine: Arc<dyn Machine>) {
-        self.detach(|to| async move {
-            if let Err(error) = machine.power_down().await {
-                to.report(Report::Note(error.to_string())).await;
-            }
-        });
+        self.detach(|_| async move { Report::ButtonPressed(machine.power_down().await) });
     }
 
     pub(super) fn kill(&self, ticket: Ticket, machine: Arc<dyn Machine>) {
-        self.spawn(ticket, |to| async move {
-            to.report(Report::Killed(machine.kill().await)).await;
-        });
+        self.spawn(ticket, |_| async move { Report::Killed(machine.kill().await) });
     }
 }

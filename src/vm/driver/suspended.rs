@@ -228,7 +228,7 @@ mod tests {
     use crate::vm::state::{Command, State};
 
     fn in_disk(vm: &Vm) -> Vec<String> {
-        vm.0.hypervisor.snapshots(&vm.dir().0).into_iter().map(|s| s.tag).collect()
+        vm.0.backends.hypervisor.snapshots(&vm.dir().0).into_iter().map(|s| s.tag).collect()
     }
 
     /// A VM that an earlier version has left, with its `suspended` of a machine that runs.
@@ -236,7 +236,7 @@ mod tests {
         let vm = vm_in(&backends(script), dir.0.path(), Uuid::new_v4()).await;
         vm.perform(START).await.unwrap();
         until(&vm, &State::Ready).await;
-        vm.perform(Command::Take(EARLIER.into())).await.unwrap();
+        vm.perform(SnapshotOp::Take(EARLIER.into()).into()).await.unwrap();
         fs::remove_file(vm.dir().format()).unwrap();
         vm
     }
@@ -253,7 +253,7 @@ mod tests {
         assert_eq!(in_disk(&vm), [SUSPENDED]);
         vm.perform(START).await.unwrap();
         until(&vm, &State::Ready).await;
-        vm.perform(Command::Take(EARLIER.into())).await.unwrap();
+        vm.perform(SnapshotOp::Take(EARLIER.into()).into()).await.unwrap();
         let vm = vm_in(&backends(&script), dir.0.path(), vm.uuid()).await;
         assert_eq!(in_disk(&vm), [EARLIER]);
     }
@@ -268,12 +268,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_kill_gives_it_up_and_a_restore_does() {
-        for give_up in [Command::Kill, Command::Restore("a".into())] {
+        for give_up in [Command::Kill, SnapshotOp::Restore("a".into()).into()] {
             let (dir, script) = (Scratch(tempfile::tempdir().unwrap()), Arc::<Script>::default());
             let vm = vm_in(&backends(&script), dir.0.path(), Uuid::new_v4()).await;
             vm.perform(START).await.unwrap();
             until(&vm, &State::Ready).await;
-            vm.perform(Command::Take("a".into())).await.unwrap();
+            vm.perform(SnapshotOp::Take("a".into()).into()).await.unwrap();
             vm.perform(Command::Suspend).await.unwrap();
             until(&vm, &State::Stopped).await;
             assert!(vm.is_suspended());

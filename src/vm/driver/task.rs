@@ -43,6 +43,8 @@ pub(super) enum Report {
     Lost,
     /// Words for the log.
     Note(String),
+    /// The power button is pressed, or is not.
+    ButtonPressed(Done),
     /// A verb that QEMU carries out at once is done, or was refused.
     MachineVerb(Arc<dyn Machine>, MachineVerb, Done, Answer),
     /// A change of settings is over.
@@ -121,6 +123,7 @@ impl Sent {
 }
 
 /// The way from a background task to its driver.
+#[derive(Clone)]
 pub(super) struct Reporter {
     task: Option<AbortHandle>,
     to: mpsc::Sender<Sent>,
@@ -143,22 +146,26 @@ impl Reporter {
 }
 
 impl Driver {
-    /// Starts the work of a task.
+    /// Starts the work of a task. What it returns is its last report.
     pub(super) fn spawn<F>(&self, ticket: Ticket, work: impl FnOnce(Reporter) -> F)
     where
-        F: Future<Output = ()> + Send + 'static,
+        F: Future<Output = Report> + Send + 'static,
     {
         let Ticket(registration) = ticket;
-        let reporter = Reporter { task: Some(registration.handle()), to: self.reporter.clone() };
-        drop(tokio::spawn(Abortable::new(work(reporter), registration)));
+        let to = Reporter { task: Some(registration.handle()), to: self.reporter.clone() };
+        drop(tokio::spawn(Abortable::new(reported(work(to.clone()), to), registration)));
     }
 
     /// Starts work that nothing ends early: somebody waits for its answer.
     pub(super) fn detach<F>(&self, work: impl FnOnce(Reporter) -> F)
     where
-        F: Future<Output = ()> + Send + 'static,
+        F: Future<Output = Report> + Send + 'static,
     {
-        let reporter = Reporter { task: None, to: self.reporter.clone() };
-        drop(tokio::spawn(work(reporter)));
+        let to = Reporter { task: None, to: self.reporter.clone() };
+        drop(tokio::spawn(reported(work(to.clone()), to)));
     }
+}
+
+async fn reported(work: impl Future<Output = Report>, to: Reporter) {
+    to.report(work.await).await;
 }

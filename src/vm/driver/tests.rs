@@ -10,9 +10,11 @@ use super::{Definition, NewVm, spawn};
 use crate::programs;
 use crate::store::layout::VmDir;
 use crate::store::operation::{self, Operation};
-use crate::vm::backend::{BackendError, DiskFormat, ExitReport, Lifetime, MachineEvent};
+use crate::vm::backend::{
+    BackendError, DiskFormat, ExitReport, Lifetime, MachineEvent, SnapshotOp,
+};
 use crate::vm::fake::{Script, backends, clean_exit};
-use crate::vm::spec::{ImageSettings, VmSettings, VmSpec};
+use crate::vm::spec::{Edit, ImageSettings, VmSettings, VmSpec};
 use crate::vm::state::{Command, Refusal, State};
 use crate::vm::stream::{self, Stream};
 use crate::vm::template::{Layer, Shape, Template};
@@ -112,7 +114,7 @@ async fn stop_presses_the_button_and_the_guest_obeys() {
 async fn a_fault_of_ours_leaves_nobody_waiting() {
     let Fixture { _dir, vm, script } = ready().await;
     *script.faulty.lock() = true;
-    assert!(vm.perform(Command::Take("now".into())).await.is_err());
+    assert!(vm.perform(SnapshotOp::Take("now".into()).into()).await.is_err());
     let mut listener = vm.listen();
     while !matches!(vm.state(), State::Failed(_)) {
         listener.rung().await;
@@ -234,7 +236,7 @@ async fn a_kill_finds_nothing_to_end_while_a_vm_that_is_off_is_saved() {
     vm.perform(Command::Kill).await.unwrap();
     until(&vm, &State::Stopped).await;
     *script.slow.lock() = Duration::from_secs(60);
-    vm.perform(Command::Take("a".into())).await.unwrap();
+    vm.perform(SnapshotOp::Take("a".into()).into()).await.unwrap();
     assert_eq!(vm.state(), State::Saving);
     vm.perform(Command::Kill).await.unwrap();
     until(&vm, &State::Stopped).await;
@@ -248,7 +250,7 @@ async fn a_qemu_that_dies_while_it_saves_is_never_shown_as_it_was_before() {
     // The connection may be seen to close before the process is seen to end.
     *script.snapshot_error.lock() =
         Some(BackendError::QemuDied { status: "unknown".into(), stderr: stderr.clone() });
-    vm.perform(Command::Take("a".into())).await.unwrap();
+    vm.perform(SnapshotOp::Take("a".into()).into()).await.unwrap();
     assert_eq!(vm.state(), State::Saving);
     let report = ExitReport { clean: false, status, stderr, unusable: None };
     script.report(MachineEvent::Exited(report)).await;
@@ -368,7 +370,7 @@ async fn a_running_machine_follows_its_settings_as_far_as_it_can() {
     set(&vm, "cdrom", "/x.iso").await.unwrap();
     set(&vm, "protect", "1").await.unwrap();
     assert_eq!(pending(&vm), ["cpus", "memory", "cdrom"]);
-    vm.perform(Command::Resize { bytes: 3 << 30 }).await.unwrap();
+    vm.perform(Command::Configure(Edit::Disk(3 << 30))).await.unwrap();
     let keys = vec![vec!["a".to_owned()]];
     vm.perform(Command::PressKeys { chords: keys }).await.unwrap();
     let mebi = |n: u64| n << 20;
@@ -398,12 +400,12 @@ async fn ports_change_all_or_not_at_all() {
     let stored: Definition = crate::store::file::read_json(&vm.dir().definition()).unwrap();
     assert_eq!(stored.settings.resolve(&ImageSettings::default()), *before);
     let forward = |text: &str| text.parse().unwrap();
-    let error = vm.perform(Command::RemovePort(forward("3:3"))).await.unwrap_err();
+    let error = vm.perform(Command::Configure(Edit::RemovePort(forward("3:3")))).await.unwrap_err();
     assert!(error.to_string().starts_with("ports: tcp:127.0.0.1:3:3 is not in"), "{error}");
-    vm.perform(Command::AddPort(forward("0:80"))).await.unwrap();
+    vm.perform(Command::Configure(Edit::AddPort(forward("0:80")))).await.unwrap();
     let bound = vm.view().facts.unwrap().in_force.unwrap().forwards;
     assert_eq!(bound.last().unwrap().actual(), forward("40000:80"));
-    vm.perform(Command::RemovePort(forward("0:80"))).await.unwrap();
+    vm.perform(Command::Configure(Edit::RemovePort(forward("0:80")))).await.unwrap();
     let expected = ["+1", "+2", "-1", "+3", "-3", "+1", "+40000", "-40000"];
     let at = |change: &String| change.replace("tcp:127.0.0.1:", "");
     let done: Vec<_> = script.changes.lock().iter().map(at).collect();
@@ -520,7 +522,7 @@ async fn a_guest_that_answers_first_while_it_is_saved_is_ready_afterwards() {
     until(&vm, &State::Running).await;
     std::fs::write(vm.dir().disk(), "").unwrap();
     *script.slow.lock() = Duration::from_secs(30);
-    vm.perform(Command::Take("s".into())).await.unwrap();
+    vm.perform(SnapshotOp::Take("s".into()).into()).await.unwrap();
     assert_eq!(vm.state(), State::Saving);
     *script.mute.lock() = false;
     until(&vm, &State::Ready).await;
@@ -531,7 +533,7 @@ async fn a_disk_that_fills_up_while_a_guest_is_saved_leaves_it_paused() {
     let Fixture { _dir, script, vm } = ready().await;
     std::fs::write(vm.dir().disk(), "").unwrap();
     *script.slow.lock() = Duration::from_secs(30);
-    vm.perform(Command::Take("s".into())).await.unwrap();
+    vm.perform(SnapshotOp::Take("s".into()).into()).await.unwrap();
     let events = script.events.lock().clone().unwrap();
     events.send(MachineEvent::DiskFull).await.unwrap();
     events.send(MachineEvent::Paused).await.unwrap();
@@ -578,7 +580,7 @@ async fn a_snapshot_that_takes_long_is_answered_before_it_is_done() {
     std::fs::write(vm.dir().disk(), "").unwrap();
     *script.slow.lock() = Duration::from_secs(30);
     let begun = tokio::time::Instant::now();
-    vm.perform(Command::Take("a".into())).await.unwrap();
+    vm.perform(SnapshotOp::Take("a".into()).into()).await.unwrap();
     assert_eq!(begun.elapsed(), Duration::from_millis(500));
     let snapshots = vm.all_snapshots();
     let taken = snapshots.iter().find(|snapshot| snapshot.tag == "a").unwrap();

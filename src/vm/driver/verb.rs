@@ -18,15 +18,6 @@ pub(super) enum MachineVerb {
 }
 
 impl MachineVerb {
-    pub(super) fn word(&self) -> &'static str {
-        match self {
-            Self::Pause => "pause",
-            Self::Resume => "resume",
-            Self::Reset => "reset",
-            Self::PressKeys(_) => "key",
-        }
-    }
-
     async fn send(
         &self,
         machine: &dyn Machine,
@@ -45,9 +36,9 @@ impl Driver {
     /// Sends a verb to the machine; a QEMU that hangs does not keep `kill` from being heard.
     pub(super) fn send_verb(&self, machine: Arc<dyn Machine>, verb: MachineVerb, answer: Answer) {
         let saved = self.suspended();
-        self.detach(|to| async move {
+        self.detach(|_| async move {
             let done = verb.send(&*machine, saved).await;
-            to.report(Report::MachineVerb(machine, verb, done, answer)).await;
+            Report::MachineVerb(machine, verb, done, answer)
         });
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 use super::{Link, Shared, gone, off, run};
 use crate::vm::VmError;
 use crate::vm::caller::Caller;
-use crate::vm::job::{Job, JobId, MAX_COMMAND, Output};
+use crate::vm::job::{self, Job, JobId, Output};
 use crate::vm::stream::{Bell, Listener, Readiness, Stream};
 
 /// Commands of one conversation that may await an answer.
@@ -55,7 +55,7 @@ impl Conversation {
     fn take_line(&self, exchange: &mut Exchange, data: &[u8]) -> Result<usize, VmError> {
         let end = data.iter().position(|&byte| byte == b'\n');
         let piece = &data[..end.map_or(data.len(), |n| n + 1)];
-        if let Err(error) = check_line(&exchange.line, piece) {
+        if let Err(error) = job::check(exchange.line.len(), piece) {
             exchange.line.clear();
             return Err(error);
         }
@@ -80,16 +80,6 @@ impl Conversation {
         }
         Ok(output)
     }
-}
-
-fn check_line(before: &[u8], piece: &[u8]) -> Result<(), VmError> {
-    if piece.contains(&0) {
-        return Err(VmError::Nul);
-    }
-    if before.len() + piece.len() > MAX_COMMAND {
-        return Err(VmError::TooLong { what: "a command", limit: MAX_COMMAND });
-    }
-    Ok(())
 }
 
 /// Runs a conversation's commands one after the other, until the VM is off.

@@ -9,7 +9,8 @@ use crate::vm::VmError;
 use crate::vm::backend::OutputKind;
 use crate::vm::caller::Caller;
 use crate::vm::job::{Job, JobError, JobId, Stage};
-use crate::vm::stream::{Bell, Listener, Readiness, Stream};
+use crate::vm::notice::Notice;
+use crate::vm::stream::{Readiness, Stream};
 
 impl Exec {
     /// `mkdir`
@@ -73,16 +74,12 @@ impl Exec {
         }
         self.0.admit()?;
         self.0.jobs.written(job, caller);
-        Ok(Arc::new(Writing {
-            shared: Arc::clone(&self.0),
-            job: Arc::clone(job),
-            silence: Bell::default(),
-        }))
+        Ok(Arc::new(Writing { shared: Arc::clone(&self.0), job: Arc::clone(job) }))
     }
 
     /// Opens `cmd` for reading: its text.
     pub fn open_text(&self, job: &Job) -> Arc<dyn Stream> {
-        Arc::new(Text { rest: Mutex::new(job.text()), silence: Bell::default() })
+        Arc::new(Text { rest: Mutex::new(job.text()) })
     }
 
     /// Opens `stdout` or `stderr`.
@@ -96,7 +93,8 @@ impl Exec {
 
     /// Opens `wait`.
     pub fn open_wait(&self, job: &Arc<Job>) -> Arc<dyn Stream> {
-        Arc::new(End { job: Arc::clone(job), rest: Mutex::new(None) })
+        let (listener, job) = (job.listen(), Arc::clone(job));
+        Arc::new(Notice::when(listener, move || job.is_over().then(|| Ok(job.status_line()))))
     }
 }
 
@@ -105,14 +103,9 @@ impl Exec {
 struct Writing {
     shared: Arc<Shared>,
     job: Arc<Job>,
-    silence: Bell,
 }
 
 impl Stream for Writing {
-    fn try_read(&self, _: usize) -> Option<Result<Vec<u8>, VmError>> {
-        Some(Ok(Vec::new()))
-    }
-
     fn try_write(&self, data: &[u8]) -> Option<Result<usize, VmError>> {
         Some(match self.job.collect(data) {
             Ok(true) => Ok(data.len()),
@@ -123,10 +116,6 @@ impl Stream for Writing {
 
     fn readiness(&self) -> Readiness {
         Readiness { readable: true, writable: true, hung_up: false }
-    }
-
-    fn listen(&self) -> Listener {
-        self.silence.listen()
     }
 
     fn flush(&self) {
@@ -144,7 +133,6 @@ impl Drop for Writing {
 #[derive(Debug)]
 struct Text {
     rest: Mutex<Vec<u8>>,
-    silence: Bell,
 }
 
 impl Stream for Text {
@@ -154,48 +142,7 @@ impl Stream for Text {
         Some(Ok(rest.drain(..len).collect()))
     }
 
-    fn try_write(&self, _: &[u8]) -> Option<Result<usize, VmError>> {
-        Some(Ok(0))
-    }
-
     fn readiness(&self) -> Readiness {
         Readiness { readable: true, writable: false, hung_up: false }
-    }
-
-    fn listen(&self) -> Listener {
-        self.silence.listen()
-    }
-}
-
-/// `wait`: the status, once the job has ended.
-#[derive(Debug)]
-struct End {
-    job: Arc<Job>,
-    /// What is still to be read of the line.
-    rest: Mutex<Option<Vec<u8>>>,
-}
-
-impl Stream for End {
-    fn try_read(&self, max: usize) -> Option<Result<Vec<u8>, VmError>> {
-        let mut rest = self.rest.lock();
-        if rest.is_none() && self.job.is_over() {
-            *rest = Some(format!("{}\n", self.job.status_line()).into_bytes());
-        }
-        let rest = rest.as_mut()?;
-        let len = rest.len().min(max);
-        Some(Ok(rest.drain(..len).collect()))
-    }
-
-    fn try_write(&self, _: &[u8]) -> Option<Result<usize, VmError>> {
-        Some(Ok(0))
-    }
-
-    fn readiness(&self) -> Readiness {
-        let read = self.rest.lock().as_ref().is_some_and(Vec::is_empty);
-        Readiness { readable: self.job.is_over(), writable: false, hung_up: read }
-    }
-
-    fn listen(&self) -> Listener {
-        self.job.listen()
     }
 }

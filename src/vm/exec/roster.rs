@@ -8,7 +8,8 @@ use parking_lot::Mutex;
 
 use super::stage_for;
 use crate::vm::caller::Caller;
-use crate::vm::job::{Job, JobError, JobId, Origin, is_job_name};
+use crate::vm::job::{Job, JobError, JobId, Origin};
+use crate::vm::spec::is_object_name;
 
 /// Finished jobs kept for readers who come late.
 pub(super) const KEPT: usize = 64;
@@ -32,7 +33,7 @@ impl Inner {
     }
 
     fn admit(&self, name: &str) -> Result<(), JobError> {
-        match is_job_name(name) {
+        match is_object_name(name) {
             false => Err(JobError::BadName(name.to_owned())),
             true if name == LAST || self.named(name).is_some() => {
                 Err(JobError::Exists(name.to_owned()))

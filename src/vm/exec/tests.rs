@@ -270,7 +270,7 @@ async fn a_vm_that_is_off_refuses_and_loses_what_runs() {
     assert_eq!(*fixture.guest.hung_up.lock(), 1);
     for access in [ExecAccess::Write, ExecAccess::Converse] {
         let refused = fixture.exec.open(process(&[1]), access);
-        assert!(matches!(refused, Err(VmError::Refused(Refusal::Off { verb: "exec", .. }))));
+        assert!(matches!(refused, Err(VmError::Refused(Refusal::Off(Asked { verb: "exec", .. })))));
     }
     assert!(fixture.exec.open(process(&[7]), ExecAccess::Read).is_err());
     assert!(fixture.exec.open(process(&[7]), ExecAccess::Peek).is_ok());

@@ -113,10 +113,6 @@ impl Input {
 struct Opening(Arc<Input>);
 
 impl Stream for Opening {
-    fn try_read(&self, _: usize) -> Option<Result<Vec<u8>, VmError>> {
-        Some(Ok(Vec::new()))
-    }
-
     fn try_write(&self, data: &[u8]) -> Option<Result<usize, VmError>> {
         let mut inner = self.0.inner.lock();
         if inner.ended {

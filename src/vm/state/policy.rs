@@ -1,190 +1,107 @@
-//! Which commands each state admits: a pure function, decided command by command, so that neither a
-//! new command nor a new state is admitted by accident.
+//! Which requests each state admits: a pure function of one table, which has a row for each command and a
+//! letter for each state, so that neither a new command nor a new state is admitted by accident.
 
-use super::{Command, Refusal, State};
+use super::{Asked, Command, Refusal, State};
+use crate::vm::backend::SnapshotOp;
+
+/// When a request is admitted.
+pub(in crate::vm) struct Rule {
+    /// Its verb, for error sentences.
+    verb: &'static str,
+    /// It waits until a change of settings is over: it would otherwise meet a machine that is being
+    /// changed. What ends or pauses a machine never waits for it.
+    waits: bool,
+    /// A letter for each state, as [`Rule::admit`] reads it.
+    letters: &'static [u8; State::WORDS.len()],
+}
+
+/// What makes an image of a VM that is off.
+pub(in crate::vm) const PIN: Rule = waiting("source", b"+mmmmmm+ux");
+/// What makes an image of a VM that runs.
+pub(in crate::vm) const CAPTURE: Rule = waiting("source", b"nnn+pnnnrn");
+
+const fn at_once(verb: &'static str, letters: &'static [u8; State::WORDS.len()]) -> Rule {
+    Rule { verb, waits: false, letters }
+}
+
+const fn waiting(verb: &'static str, letters: &'static [u8; State::WORDS.len()]) -> Rule {
+    Rule { verb, waits: true, letters }
+}
+
+/// Says when what uses a machine in the name of `verb` is admitted, once the machine is there.
+pub(in crate::vm) const fn use_of_machine(verb: &'static str) -> Rule {
+    at_once(verb, b"o++++++oro")
+}
+
+impl Command {
+    /// Returns its row. The letters stand for: stopped, starting, running, ready, paused, saving,
+    /// stopping, failed, unreachable, broken.
+    fn rule(&self) -> Rule {
+        match self {
+            Self::Start { .. } => waiting("start", b"+aaaabb+ux"),
+            Self::Stop { .. } => at_once("stop", b"a++++baaux"),
+            Self::Kill => at_once("kill", b"a++++++a+x"),
+            Self::Pause => at_once("pause", b"ob++abboux"),
+            Self::Resume => at_once("resume", b"obaa+bboux"),
+            Self::Reset => at_once("reset", b"ob+++bboux"),
+            Self::PressKeys { .. } => at_once("key", b"ob+++bboux"),
+            Self::Suspend => waiting("suspend", b"ob+++bboux"),
+            Self::Configure(edit) => waiting(edit.verb(), b"+++++++++x"),
+            Self::Snapshot(SnapshotOp::Take(_), _) => waiting("mkdir", b"+b+++bb+ux"),
+            Self::Snapshot(SnapshotOp::Restore(_), _) => waiting("restore", b"+b+++bb+ux"),
+            Self::Snapshot(SnapshotOp::Drop(_), _) => waiting("rmdir", b"+b+++bb+ux"),
+            // QEMU keeps the names in memory, and would write the old one back.
+            Self::Snapshot(SnapshotOp::Rename { .. }, _) => waiting("mv", b"+bmmmbb+ux"),
+            Self::Remove => waiting("rmdir", b"+iiiiii+u+"),
+        }
+    }
+
+    /// Returns the verb.
+    pub fn verb(&self) -> &'static str {
+        self.rule().verb
+    }
+
+    /// Says whether it waits until a change of settings is over.
+    pub fn waits(&self) -> bool {
+        self.rule().waits
+    }
+}
 
 /// Decides whether a command fits the state. `protected` is the setting of that name.
 ///
 /// # Errors
 /// A [`Refusal`], which changes nothing.
 pub fn admit(state: &State, command: &Command, protected: bool) -> Result<(), Refusal> {
-    let asked = Asked { verb: command.verb(), state };
-    match command {
-        Command::Start { .. } => asked.start(),
-        Command::Stop { .. } => asked.stop(),
-        Command::Kill => asked.kill(),
-        Command::Pause => asked.pause(),
-        Command::Resume => asked.resume(),
-        Command::Reset | Command::PressKeys { .. } | Command::Suspend => asked.running(),
-        Command::Resize { .. } | Command::AddPort(_) | Command::RemovePort(_) => asked.setting(),
-        Command::Take(_) | Command::Restore(_) | Command::Drop(_) => asked.snapshot(),
-        Command::RenameSnapshot { .. } => asked.rename_snapshot(),
-        Command::Remove => asked.removal(protected),
+    match protected && *command == Command::Remove {
+        true => Err(Refusal::Protected),
+        false => command.rule().admit(state),
     }
 }
 
-/// A command's verb, and the state that it meets.
-struct Asked<'a> {
-    verb: &'static str,
-    state: &'a State,
-}
-
-impl Asked<'_> {
-    fn start(&self) -> Result<(), Refusal> {
-        match self.state {
-            State::Stopped | State::Failed(_) => Ok(()),
-            State::Saving | State::Stopping => self.busy(),
-            State::Starting | State::Running | State::Ready | State::Paused => self.already(),
-            State::Unreachable(reason) => self.occupied(reason),
-            State::Broken(reason) => self.broken(reason),
-        }
-    }
-
-    fn stop(&self) -> Result<(), Refusal> {
-        match self.state {
-            State::Starting | State::Running | State::Ready | State::Paused => Ok(()),
-            State::Saving => self.busy(),
-            State::Stopped | State::Failed(_) | State::Stopping => self.already(),
-            State::Unreachable(reason) => self.occupied(reason),
-            State::Broken(reason) => self.broken(reason),
-        }
-    }
-
-    fn kill(&self) -> Result<(), Refusal> {
-        match self.state {
-            State::Starting
-            | State::Running
-            | State::Ready
-            | State::Paused
-            | State::Saving
-            | State::Stopping
-            | State::Unreachable(_) => Ok(()),
-            State::Stopped | State::Failed(_) => self.already(),
-            State::Broken(reason) => self.broken(reason),
-        }
-    }
-
-    fn pause(&self) -> Result<(), Refusal> {
-        match self.state {
-            State::Paused => self.already(),
-            State::Running
-            | State::Ready
-            | State::Stopped
-            | State::Starting
-            | State::Saving
-            | State::Stopping
-            | State::Failed(_)
-            | State::Unreachable(_)
-            | State::Broken(_) => self.running(),
-        }
-    }
-
-    fn resume(&self) -> Result<(), Refusal> {
-        match self.state {
-            State::Running | State::Ready => self.already(),
-            State::Paused
-            | State::Stopped
-            | State::Starting
-            | State::Saving
-            | State::Stopping
-            | State::Failed(_)
-            | State::Unreachable(_)
-            | State::Broken(_) => self.running(),
-        }
-    }
-
-    /// What needs a machine that is up.
-    fn running(&self) -> Result<(), Refusal> {
-        match self.state {
-            State::Running | State::Ready | State::Paused => Ok(()),
-            State::Starting | State::Saving | State::Stopping => self.busy(),
-            State::Stopped | State::Failed(_) => self.off(),
-            State::Unreachable(reason) => self.occupied(reason),
-            State::Broken(reason) => self.broken(reason),
-        }
-    }
-
-    /// Settings can be written at any time.
-    fn setting(&self) -> Result<(), Refusal> {
-        match self.state {
-            State::Stopped
-            | State::Starting
-            | State::Running
-            | State::Ready
-            | State::Paused
-            | State::Saving
-            | State::Stopping
-            | State::Failed(_)
-            | State::Unreachable(_) => Ok(()),
-            State::Broken(reason) => self.broken(reason),
-        }
-    }
-
-    /// With QEMU or without it: only not in the middle of something else.
-    fn snapshot(&self) -> Result<(), Refusal> {
-        match self.state {
-            State::Stopped | State::Failed(_) | State::Running | State::Ready | State::Paused => {
-                Ok(())
-            }
-            State::Starting | State::Saving | State::Stopping => self.busy(),
-            State::Unreachable(reason) => self.occupied(reason),
-            State::Broken(reason) => self.broken(reason),
-        }
-    }
-
-    /// QEMU keeps the names in memory, and would write the old one back.
-    fn rename_snapshot(&self) -> Result<(), Refusal> {
-        match self.state {
-            State::Stopped | State::Failed(_) => Ok(()),
-            State::Running | State::Ready | State::Paused => {
-                Err(Refusal::MustStop { verb: self.verb, state: self.state.word() })
-            }
-            State::Starting | State::Saving | State::Stopping => self.busy(),
-            State::Unreachable(reason) => self.occupied(reason),
-            State::Broken(reason) => self.broken(reason),
-        }
-    }
-
-    fn removal(&self, protected: bool) -> Result<(), Refusal> {
-        if protected {
-            return Err(Refusal::Protected);
-        }
-        match self.state {
-            State::Stopped | State::Failed(_) | State::Broken(_) => Ok(()),
-            State::Starting
-            | State::Running
-            | State::Ready
-            | State::Paused
-            | State::Saving
-            | State::Stopping => Err(Refusal::InUse { state: self.state.word() }),
-            State::Unreachable(reason) => self.occupied(reason),
-        }
-    }
-
-    fn already(&self) -> Result<(), Refusal> {
-        Err(Refusal::Already { verb: self.verb, state: self.state.to_string() })
-    }
-
-    fn off(&self) -> Result<(), Refusal> {
-        Err(Refusal::Off { verb: self.verb, state: self.state.to_string() })
-    }
-
-    fn busy(&self) -> Result<(), Refusal> {
-        Err(Refusal::Busy { verb: self.verb, state: self.state.word() })
-    }
-
-    fn occupied(&self, reason: &str) -> Result<(), Refusal> {
-        Err(Refusal::Occupied { verb: self.verb, reason: reason.to_owned() })
-    }
-
-    fn broken(&self, reason: &str) -> Result<(), Refusal> {
-        Err(Refusal::Broken { verb: self.verb, reason: reason.to_owned() })
+impl Rule {
+    /// Reads the state's letter.
+    pub(in crate::vm) fn admit(&self, state: &State) -> Result<(), Refusal> {
+        let asked = Asked { verb: self.verb, state: state.to_string() };
+        Err(match self.letters[state.index()] {
+            b'+' => return Ok(()),
+            b'a' => Refusal::Already(asked),
+            b'o' => Refusal::Off(asked),
+            b'b' => Refusal::Busy(asked),
+            b'i' => Refusal::InUse(asked),
+            b'm' => Refusal::MustStop(asked),
+            b'n' => Refusal::NotReady(Asked { state: state.word().to_owned(), ..asked }),
+            b'p' => Refusal::Paused(asked),
+            b'r' => Refusal::Unreachable(asked),
+            b'u' => Refusal::Occupied(asked),
+            _ => Refusal::Broken(asked),
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vm::spec::Edit;
 
     fn states() -> Vec<State> {
         let reason = || "x".to_owned();
@@ -242,15 +159,15 @@ mod tests {
             (Command::Pause, "ob++abboux"),
             (Command::Resume, "obaa+bboux"),
             (Command::Reset, "ob+++bboux"),
-            (Command::Resize { bytes: 1 << 30 }, "+++++++++x"),
-            (Command::AddPort(forward), "+++++++++x"),
-            (Command::RemovePort(forward), "+++++++++x"),
+            (Command::Configure(Edit::Disk(1 << 30)), "+++++++++x"),
+            (Command::Configure(Edit::AddPort(forward)), "+++++++++x"),
+            (Command::Configure(Edit::RemovePort(forward)), "+++++++++x"),
             (Command::PressKeys { chords: vec![vec!["a".into()]] }, "ob+++bboux"),
             (Command::Suspend, "ob+++bboux"),
-            (Command::Take("a".into()), "+b+++bb+ux"),
-            (Command::Restore("a".into()), "+b+++bb+ux"),
-            (Command::Drop("a".into()), "+b+++bb+ux"),
-            (Command::RenameSnapshot { from: "a".into(), to: "b".into() }, "+bmmmbb+ux"),
+            (SnapshotOp::Take("a".into()).into(), "+b+++bb+ux"),
+            (SnapshotOp::Restore("a".into()).into(), "+b+++bb+ux"),
+            (SnapshotOp::Drop("a".into()).into(), "+b+++bb+ux"),
+            (SnapshotOp::Rename { from: "a".into(), to: "b".into() }.into(), "+bmmmbb+ux"),
             (Command::Remove, "+iiiiii+u+"),
         ];
         for (command, expected) in table {

@@ -13,6 +13,7 @@ use super::super::effect::{Effect, Step};
 use super::super::task::{Configured, LaunchKind, Report};
 use super::super::verb::MachineVerb;
 use super::*;
+use crate::vm::Action;
 use crate::vm::backend::*;
 use crate::vm::fake::{self, Script};
 use crate::vm::spec::Edit;
@@ -32,7 +33,7 @@ impl Inputs {
         Self { script: Arc::default(), asked: Vec::new() }
     }
 
-    fn answer<T: 'static>(&mut self) -> oneshot::Sender<Result<T, VmError>> {
+    fn answer(&mut self) -> Answer {
         let (answer, mut heard) = oneshot::channel();
         let mut is_answered = false;
         self.asked.push(Box::new(move || {
@@ -50,10 +51,10 @@ impl Inputs {
     /// Makes an input by its name in the table.
     fn named(&mut self, name: &str, phase: &Phase) -> Input {
         if let Some(command) = command(name) {
-            return Input::Request(Request::Command(command, self.answer()), None);
+            return self.request(Action::Command(command));
         }
-        if let Some(request) = self.request(name) {
-            return Input::Request(request, None);
+        if let Some(action) = action(name) {
+            return self.request(action);
         }
         if let Some(event) = event(name) {
             return Input::Event(event);
@@ -62,15 +63,8 @@ impl Inputs {
         Input::Report(start.unwrap_or_else(|| self.report_of_machine(name, phase)))
     }
 
-    fn request(&mut self, name: &str) -> Option<Request> {
-        Some(match name {
-            "configure" => Request::Configure(Edit::Disk(1), self.answer()),
-            "drop" => Request::DropSnapshot(tag(), None, self.answer()),
-            "pin" => Request::Pin(tag(), self.answer()),
-            "capture" => Request::Capture(PathBuf::new(), self.answer()),
-            "retire" => Request::Retire(None, self.answer()),
-            _ => return None,
-        })
+    fn request(&mut self, action: Action) -> Input {
+        Input::Request(Request { action, answer: self.answer() }, None)
     }
 
     fn report_of_start(&mut self, name: &str) -> Option<Report> {
@@ -129,6 +123,15 @@ impl Inputs {
     }
 }
 
+fn action(name: &str) -> Option<Action> {
+    Some(match name {
+        "pin" => Action::Pin(tag(), oneshot::channel().1),
+        "capture" => Action::Capture(PathBuf::new(), oneshot::channel().0),
+        "retire" => Action::Retire(None, oneshot::channel().1),
+        _ => return None,
+    })
+}
+
 fn command(name: &str) -> Option<Command> {
     Some(match name {
         "start" => Command::Start { paused: false },
@@ -138,11 +141,13 @@ fn command(name: &str) -> Option<Command> {
         "resume" => Command::Resume,
         "reset" => Command::Reset,
         "key" => Command::PressKeys { chords: Vec::new() },
-        "port" => Command::AddPort("1:1".parse().unwrap()),
+        "port" => Command::Configure(Edit::AddPort("1:1".parse().unwrap())),
         "suspend" => Command::Suspend,
-        "take" => Command::Take(tag()),
-        "restore" => Command::Restore(tag()),
-        "rename" => Command::RenameSnapshot { from: tag(), to: tag() },
+        "take" => SnapshotOp::Take(tag()).into(),
+        "restore" => SnapshotOp::Restore(tag()).into(),
+        "rename" => SnapshotOp::Rename { from: tag(), to: tag() }.into(),
+        "drop" => SnapshotOp::Drop(tag()).into(),
+        "configure" => Command::Configure(Edit::Disk(1)),
         "remove" => Command::Remove,
         _ => return None,
     })
@@ -208,8 +213,6 @@ impl Machine {
     fn perform(&mut self, effect: Effect) {
         if let Effect::Answer(answer, result) | Effect::EndChange(answer, result) = effect {
             drop(answer.send(result));
-        } else if let Effect::Refuse(request, error) = effect {
-            request.refuse(error);
         } else {
             self.under_way.push(effect);
         }
@@ -267,7 +270,7 @@ fn letter(phase: &Phase) -> char {
             Activity::Idle if machine.state() == State::Ready => 'R',
             Activity::Idle => 'r',
             Activity::Snapshot(job) => {
-                if job.ends_machine() {
+                if job.ends_machine {
                     'Z'
                 } else {
                     'S'
