@@ -2,7 +2,7 @@
 //! reading the file again.
 
 use std::fs::{self, File, Metadata};
-use std::io::{self, Read};
+use std::io::{self, BufReader};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
@@ -77,14 +77,8 @@ impl Fingerprint {
 /// # Errors
 /// What opening and reading answer.
 pub fn hash_file(digest: &mut Sha256, path: &Path) -> io::Result<()> {
-    let mut file = File::open(path)?;
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(()),
-            n => digest.update(&buffer[..n]),
-        }
-    }
+    let mut file = BufReader::with_capacity(1 << 20, File::open(path)?);
+    io::copy(&mut file, digest).map(drop)
 }
 
 /// Hashes the pieces that are not all zeros, with their places, and the length.

@@ -226,6 +226,10 @@ pub fn is_in_use(path: &Path) -> bool {
     matches!(LockedDisk::open(path), Err(DiskError::InUse { .. }))
 }
 
+pub(super) fn invalid(text: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}
+
 /// Reads `length` bytes; beyond the end of the file they are 0.
 pub(super) fn read_padded(file: &File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; length];

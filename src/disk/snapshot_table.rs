@@ -17,7 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::DiskError;
-use super::qcow2::{Header, LockedDisk, read_padded, u16_at, u32_at, u64_at};
+use super::qcow2::{Header, LockedDisk, invalid, read_padded, u16_at, u32_at, u64_at};
 
 /// QEMU's own limits: on the size of a table, and on what later versions may add to an entry.
 const MAX_TABLE: u64 = 64 << 20;
@@ -244,10 +244,6 @@ fn bytes(from: &mut impl Read, count: usize) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; count];
     from.read_exact(&mut bytes)?;
     Ok(bytes)
-}
-
-fn invalid(text: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
 #[cfg(test)]

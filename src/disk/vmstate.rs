@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use super::qcow2::{Header, LockedDisk, read_padded, u64_at};
+use super::qcow2::{Header, LockedDisk, invalid, read_padded, u64_at};
 use super::snapshot_table::SnapshotTable;
 
 /// In an L1 or L2 entry: where the cluster is in the file, and that it is compressed.
@@ -107,10 +107,6 @@ pub fn drop_unowned(disk: &LockedDisk) -> io::Result<bool> {
     // On disk before anything counts the clusters as free.
     file.sync_all()?;
     Ok(true)
-}
-
-fn invalid(text: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
 #[cfg(test)]

@@ -325,12 +325,11 @@ pub(super) fn under_way(name: &str) -> BackendError {
 fn move_aside(dir: &Path) -> io::Result<Option<tempfile::TempDir>> {
     let parent = dir.parent().unwrap_or(dir);
     let hidden = tempfile::Builder::new().prefix(".removed.").tempdir_in(parent)?;
-    match fs::rename(dir, hidden.path().join("image")) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other?,
+    let moved = file::if_there(fs::rename(dir, hidden.path().join("image")))?;
+    if moved.is_some() {
+        file::sync_dir(parent)?;
     }
-    file::sync_dir(parent)?;
-    Ok(Some(hidden))
+    Ok(moved.map(|()| hidden))
 }
 
 impl Catalogue {

@@ -199,10 +199,7 @@ impl Catalogue {
         }
         let own = version.manifest.names().map(|name| version.dir.join(name));
         own.collect::<Vec<_>>().iter().try_for_each(|path| file::remove(path))?;
-        match fs::remove_dir_all(version.dir.join(TEMPLATES)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            done => done,
-        }
+        file::if_there(fs::remove_dir_all(version.dir.join(TEMPLATES))).map(drop)
     }
 }
 

@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -99,12 +99,8 @@ fn target_plan(plan: &LaunchPlan, to: &Path) -> Result<LaunchPlan, BackendError>
         file::private_dir(&dir.0)?;
         let ram = File::options().write(true).create_new(true).mode(0o600).open(&ram)?;
         ram.set_len(plan.spec.memory)?;
-        let copy = |from: PathBuf, to| match fs::copy(from, to) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
-            done => done,
-        };
-        copy(from.seed(), dir.seed())?;
-        copy(from.cidata(), dir.cidata()).map(drop)
+        file::if_there(fs::copy(from.seed(), dir.seed()))?;
+        file::if_there(fs::copy(from.cidata(), dir.cidata())).map(drop)
     };
     prepare().map_err(BackendError::at(RAM))?;
     let room = rustix::fs::statvfs(to).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize));

@@ -20,7 +20,7 @@ use super::qmp::{Qmp, QmpError};
 use super::vm_disk::{self, TemporaryDisk};
 use super::{connect, rename, repair, run_record};
 use crate::store::layout::VmDir;
-use crate::store::operation::{self, Kind};
+use crate::store::operation::{self, Operation};
 use crate::vm::backend::{BackendError, LaunchPlan, Launched, MachineEvent, RunFacts, SeedKind};
 use crate::vm::driver::off_thread;
 use crate::vm::hardware::Devices;
@@ -108,7 +108,7 @@ async fn recover(dir: &VmDir) -> Result<(), BackendError> {
     let recover = move || {
         run_record::clear(&at);
         // Of an earlier machine, which has ended.
-        operation::end(&at, Kind::PausedByDaemon)?;
+        operation::end(&at, &Operation::PausedByDaemon)?;
         Ok(rename::recover(&at))
     };
     off_thread(recover, "the VM's directory").await??;

@@ -17,10 +17,12 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal,
     waitid,
 };
+use signal_hook::low_level::signal_name;
 use tokio::io::unix::AsyncFd;
 
 use crate::proc::Stat;
 pub use crate::proc::{argument_of, boot_id, start_time, started_at};
+use crate::store::file;
 use crate::store::layout::VmDir;
 use crate::sys;
 use crate::vm::backend::Lifetime;
@@ -35,25 +37,6 @@ const LAUNCH: &str = "aq: launch ";
 const TAIL: u64 = 64 << 10;
 /// The log is begun anew by a launch that finds it longer than this.
 const LOG_LIMIT: u64 = 1 << 20;
-
-/// The signals that are likely to end QEMU; `SYS` is its sandbox.
-const SIGNALS: &[(Signal, &str)] = &[
-    (Signal::HUP, "HUP"),
-    (Signal::INT, "INT"),
-    (Signal::QUIT, "QUIT"),
-    (Signal::ILL, "ILL"),
-    (Signal::TRAP, "TRAP"),
-    (Signal::ABORT, "ABRT"),
-    (Signal::BUS, "BUS"),
-    (Signal::FPE, "FPE"),
-    (Signal::KILL, "KILL"),
-    (Signal::SEGV, "SEGV"),
-    (Signal::PIPE, "PIPE"),
-    (Signal::TERM, "TERM"),
-    (Signal::XCPU, "XCPU"),
-    (Signal::XFSZ, "XFSZ"),
-    (Signal::SYS, "SYS"),
-];
 
 /// A process and its identity.
 #[derive(Debug)]
@@ -111,10 +94,10 @@ fn describe(status: &WaitIdStatus) -> String {
         return format!("exit {code}");
     }
     let number = status.terminating_signal().unwrap_or(0);
-    SIGNALS
-        .iter()
-        .find(|(signal, _)| signal.as_raw() == number)
-        .map_or_else(|| format!("signal {number}"), |(_, name)| format!("signal {name}"))
+    match signal_name(number) {
+        Some(name) => format!("signal {}", name.trim_start_matches("SIG")),
+        None => format!("signal {number}"),
+    }
 }
 
 /// Starts `program` in the VM's directory: in a session of its own, without stdin, with stdout and
@@ -154,9 +137,7 @@ pub fn spawn(
 
 /// Opens the log and notes the launch in it, which also marks where this launch's lines begin.
 fn open_log(dir: &VmDir, program: &str, args: &[OsString]) -> io::Result<File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    let path = dir.log();
-    let mut log = File::options().append(true).create(true).mode(0o600).open(&path)?;
+    let mut log = file::open_log(&dir.log())?;
     if log.metadata()?.len() > LOG_LIMIT {
         log.set_len(0)?;
     }

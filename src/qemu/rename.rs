@@ -11,7 +11,7 @@ use std::io;
 use crate::disk::qcow2::LockedDisk;
 use crate::disk::snapshot_table::SnapshotRename;
 use crate::store::layout::VmDir;
-use crate::store::operation::{self, Kind, Operation};
+use crate::store::operation::{self, Operation};
 use crate::vm::backend::BackendError;
 
 /// Does what [`rename`] does off the runtime's own threads.
@@ -34,8 +34,9 @@ fn rename(dir: &VmDir, from: &str, to: &str) -> Result<(), BackendError> {
     let disk = LockedDisk::open(&dir.disk())?;
     undo(dir, &disk).map_err(failed)?;
     let rename = SnapshotRename::prepare(&disk, from, to)?;
-    operation::begin(dir, Operation::RenameSnapshot(rename.clone())).map_err(failed)?;
-    let done = rename.finish(&disk).and_then(|()| operation::end(dir, Kind::RenameSnapshot));
+    let operation = Operation::RenameSnapshot(rename.clone());
+    operation::begin(dir, operation.clone()).map_err(failed)?;
+    let done = rename.finish(&disk).and_then(|()| operation::end(dir, &operation));
     if done.is_err() {
         // What cannot be undone now is undone by the recovery.
         undo(dir, &disk).ok();
@@ -59,7 +60,7 @@ pub(super) fn recover(dir: &VmDir) -> Result<(), BackendError> {
 fn undo(dir: &VmDir, disk: &LockedDisk) -> io::Result<()> {
     let Some(rename) = interrupted(dir)? else { return Ok(()) };
     rename.undo(disk)?;
-    operation::end(dir, Kind::RenameSnapshot)
+    operation::end(dir, &Operation::RenameSnapshot(rename))
 }
 
 fn interrupted(dir: &VmDir) -> io::Result<Option<SnapshotRename>> {

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use crate::disk::qcow2::{LockedDisk, is_in_use};
 use crate::disk::{DiskError, img, vmstate};
 use crate::store::layout::VmDir;
-use crate::store::operation::{self, Kind, Operation};
+use crate::store::operation::{self, Operation};
 use crate::vm::backend::BackendError;
 
 /// How often a disk is polled that another program uses.
@@ -48,7 +48,7 @@ enum Earlier {
 
 /// Writes down that the disk has been changed, and is whole.
 fn end(dir: &VmDir) {
-    if let Err(error) = operation::end(dir, Kind::ChangeDisk) {
+    if let Err(error) = operation::end(dir, &Operation::ChangeDisk) {
         // The next change looks for leaked clusters in vain, no more.
         tracing::warn!(dir = %dir.0.display(), %error, "a change of the disk stays noted");
     }

@@ -51,11 +51,7 @@ pub async fn write(dir: &VmDir, facts: &RunFacts) -> Result<(), BackendError> {
 
 /// Reads the record: `None` if there is none, and an error's text if it is damaged.
 pub fn read(dir: &VmDir) -> Result<Option<RunRecord>, String> {
-    match file::read_json(&dir.run()) {
-        Ok(record) => Ok(Some(record)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e.to_string()),
-    }
+    file::if_there(file::read_json(&dir.run())).map_err(|e| e.to_string())
 }
 
 /// Removes the record if it is that of `facts`, after a clean end. A later launch may have written
@@ -78,11 +74,8 @@ pub fn clear(dir: &VmDir) {
     }
 }
 
-fn remove_if_there(path: &Path) {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(path = %path.display(), %error, "cannot remove");
-        }
-        _ => {}
+pub(super) fn remove_if_there(path: &Path) {
+    if let Err(error) = file::remove(path) {
+        tracing::warn!(path = %path.display(), %error, "cannot remove");
     }
 }

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use super::run_record;
 use crate::disk::qcow2::{self, Header};
 use crate::disk::{DiskError, DiskFormat, Layer, img};
 use crate::store::file::{self, sync_dir};
@@ -78,9 +79,7 @@ pub(super) struct TemporaryDisk(PathBuf);
 
 impl Drop for TemporaryDisk {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.0) {
-            tracing::warn!(path = %self.0.display(), %error, "cannot remove");
-        }
+        run_record::remove_if_there(&self.0);
     }
 }
 

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
+use super::file::if_there;
 use crate::disk::sparse;
 
 /// Bytes at a file's end that are kept, and shown.
@@ -26,10 +27,8 @@ const BLOCK: u64 = 4096;
 /// # Errors
 /// What opening or changing the file answers; a file that is not there is no error.
 pub fn bound(path: &Path) -> io::Result<bool> {
-    let file = match File::options().write(true).open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        other => other?,
-    };
+    let file = if_there(File::options().write(true).open(path))?;
+    let Some(file) = file else { return Ok(false) };
     let meta = file.metadata()?;
     let older = meta.len().saturating_sub(KEPT) / BLOCK * BLOCK;
     if meta.blocks() * 512 <= KEPT + SLACK || older == 0 {
@@ -64,10 +63,7 @@ impl Tail {
     /// # Errors
     /// What opening or reading answers.
     pub fn read(&self, offset: u64, max: usize) -> io::Result<Vec<u8>> {
-        let file = match File::open(&self.path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            other => other?,
-        };
+        let Some(file) = if_there(File::open(&self.path))? else { return Ok(Vec::new()) };
         let mut bytes = vec![0; max];
         let read = file.read_at(&mut bytes, self.place(&file, offset)?)?;
         bytes.truncate(read);

@@ -8,6 +8,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tempfile::NamedTempFile;
 
+/// Turns the absence of a file into `None`.
+pub fn if_there<T>(done: io::Result<T>) -> io::Result<Option<T>> {
+    match done {
+        Ok(done) => Ok(Some(done)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// How the names of files begin that are not whole yet.
 const TEMPORARY: &str = ".tmp";
 
@@ -17,11 +26,7 @@ const TEMPORARY: &str = ".tmp";
 /// # Errors
 /// Whatever reading the directory or removing answers.
 pub fn sweep(dir: &Path) -> io::Result<()> {
-    let entries = match fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other?,
-    };
-    for entry in entries {
+    for entry in if_there(fs::read_dir(dir))?.into_iter().flatten() {
         let entry = entry?;
         if entry.file_name().as_encoded_bytes().starts_with(TEMPORARY.as_bytes()) {
             fs::remove_file(entry.path())?;
@@ -92,10 +97,7 @@ pub fn replace_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
 /// # Errors
 /// Whatever unlink(2) answers.
 pub fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        done => done,
-    }
+    if_there(fs::remove_file(path)).map(drop)
 }
 
 /// Adds `bytes` to the end of `path`, in one write.
@@ -103,8 +105,16 @@ pub fn remove(path: &Path) -> io::Result<()> {
 /// # Errors
 /// Whatever opening or writing answers.
 pub fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    open_log(path)?.write_all(bytes)
+}
+
+/// Opens a file to add to its end; it is made if need be, for the owner alone.
+///
+/// # Errors
+/// Whatever opening answers.
+pub fn open_log(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
-    File::options().append(true).create(true).mode(0o600).open(path)?.write_all(bytes)
+    File::options().append(true).create(true).mode(0o600).open(path)
 }
 
 /// Opens a file that a user has named, to read it. It is a regular file, or an error: opening a FIFO would

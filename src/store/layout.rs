@@ -43,11 +43,21 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+/// Defines a method for each name in a directory, which returns its path.
+macro_rules! paths {
+    ($dir:ty { $($(#[$doc:meta])* $method:ident = $name:expr,)* }) => {
+        impl $dir {$(
+            $(#[$doc])*
+            pub fn $method(&self) -> PathBuf {
+                self.0.join($name)
+            }
+        )*}
+    };
+}
+
 /// The store's root.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layout {
-    root: PathBuf,
-}
+pub struct Layout(PathBuf);
 
 impl Layout {
     /// All names there can be in the root.
@@ -67,57 +77,22 @@ impl Layout {
 
     /// Describes a store at an absolute path.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self(root.into())
     }
 
     /// Returns the root itself.
     pub fn root(&self) -> &Path {
-        &self.root
-    }
-
-    /// Returns the file whose lock means "a daemon serves this store".
-    pub fn lock(&self) -> PathBuf {
-        self.root.join("lock")
-    }
-
-    /// Returns the file that is locked by the process that is about to start a daemon.
-    pub fn turn(&self) -> PathBuf {
-        self.root.join("turn")
-    }
-
-    /// Returns the log of a daemon in the background.
-    pub fn daemon_log(&self) -> PathBuf {
-        self.root.join("daemon.log")
-    }
-
-    /// Returns what a new VM's settings start from.
-    pub fn defaults(&self) -> PathBuf {
-        self.root.join("defaults.json")
-    }
-
-    /// Returns our private key; the public one lies beside it with `.pub`.
-    pub fn client_key(&self) -> PathBuf {
-        self.root.join("ssh/id_ed25519")
+        &self.0
     }
 
     /// Lists the directories that hold files of the store itself, beside VMs and images.
     pub fn plain_dirs(&self) -> [PathBuf; 3] {
-        [self.root.clone(), self.root.join("ssh"), self.cache()]
-    }
-
-    /// Returns the directory of all VMs.
-    pub fn vms(&self) -> PathBuf {
-        self.root.join("vms")
+        [self.0.clone(), self.0.join("ssh"), self.cache()]
     }
 
     /// Returns one VM's directory.
     pub fn vm(&self, uuid: Uuid) -> VmDir {
         VmDir(self.vms().join(uuid.to_string()))
-    }
-
-    /// Returns the directory of all images.
-    pub fn images(&self) -> PathBuf {
-        self.root.join("images")
     }
 
     /// Returns an image's directory.
@@ -128,11 +103,6 @@ impl Layout {
     /// Returns what an image that is not made yet is to be made from.
     pub fn image_source(&self, name: &str) -> PathBuf {
         self.image(name).join("source")
-    }
-
-    /// Returns the aliases of images.
-    pub fn aliases(&self) -> PathBuf {
-        self.root.join("aliases.json")
     }
 
     /// Returns the directory of the versions of an image but for the first, which is its own.
@@ -150,20 +120,32 @@ impl Layout {
     pub fn templates(&self, image: &str) -> PathBuf {
         self.image(image).join(TEMPLATES)
     }
+}
 
-    /// Returns the directory of removed VMs.
-    pub fn trash(&self) -> PathBuf {
-        self.root.join("trash")
-    }
-
-    /// Returns the directory of what can be made again.
-    pub fn cache(&self) -> PathBuf {
-        self.root.join("cache")
-    }
-
-    /// Returns the accelerator verdict of the host's current boot.
-    pub fn accel_verdict(&self) -> PathBuf {
-        self.cache().join("accel.json")
+paths! {
+    Layout {
+        /// The file whose lock means "a daemon serves this store".
+        lock = "lock",
+        /// The file that is locked by the process that is about to start a daemon.
+        turn = "turn",
+        /// The log of a daemon in the background.
+        daemon_log = "daemon.log",
+        /// What a new VM's settings start from.
+        defaults = "defaults.json",
+        /// Our private key; the public one lies beside it with `.pub`.
+        client_key = "ssh/id_ed25519",
+        /// The directory of all VMs.
+        vms = "vms",
+        /// The directory of all images.
+        images = "images",
+        /// The aliases of images.
+        aliases = "aliases.json",
+        /// The directory of removed VMs.
+        trash = "trash",
+        /// The directory of what can be made again.
+        cache = "cache",
+        /// The accelerator verdict of the host's current boot.
+        accel_verdict = "cache/accel.json",
     }
 }
 
@@ -199,96 +181,50 @@ impl VmDir {
         "dropped.json",
     ];
 
-    /// Returns the definition.
-    pub fn definition(&self) -> PathBuf {
-        self.0.join("vm.json")
-    }
-
-    /// Returns the file that says which version made the directory what it is; version 1 made none.
-    pub fn format(&self) -> PathBuf {
-        self.0.join("format")
-    }
-
-    /// Returns the file that holds the VM's name.
-    pub fn name(&self) -> PathBuf {
-        self.0.join("name")
-    }
-
-    /// Returns the disk.
-    pub fn disk(&self) -> PathBuf {
-        self.0.join(names::DISK)
-    }
-
-    /// Returns the list of operations that have begun and not ended.
-    pub fn operation(&self) -> PathBuf {
-        self.0.join("operation.json")
-    }
-
-    /// Returns the list of which machine the memory in each snapshot is.
-    pub fn memories(&self) -> PathBuf {
-        self.0.join("memories.json")
-    }
-
-    /// Returns the marks of snapshots to be dropped, which the disk still has.
-    pub fn dropped_snapshots(&self) -> PathBuf {
-        self.0.join("dropped.json")
-    }
-
-    /// Returns the guest's private SSH host key; the public one lies beside it with `.pub`.
-    pub fn host_key(&self) -> PathBuf {
-        self.0.join("host_key")
-    }
-
-    /// Returns the file that has the guest's host key for other SSH clients.
-    pub fn known_hosts(&self) -> PathBuf {
-        self.0.join("known_hosts")
-    }
-
-    /// Returns the seed.
-    pub fn seed(&self) -> PathBuf {
-        self.0.join(names::SEED)
-    }
-
-    /// Returns the seed of a stock cloud image.
-    pub fn cidata(&self) -> PathBuf {
-        self.0.join(names::CIDATA)
-    }
-
-    /// Returns the file that names the template whose disk this VM's disk is an overlay on.
-    pub fn template(&self) -> PathBuf {
-        self.0.join("template")
-    }
-
-    /// Returns the file that says what the image carried when the disk was made.
-    pub fn image_settings(&self) -> PathBuf {
-        self.0.join("image_settings.json")
-    }
-
-    /// Returns the file that names the version of its image that its disk is an overlay on.
-    pub fn image_version(&self) -> PathBuf {
-        self.0.join("image_version")
-    }
-
-    /// Returns the record of the running QEMU.
-    pub fn run(&self) -> PathBuf {
-        self.0.join("run.json")
-    }
-
-    /// Returns QEMU's stderr and our notes.
-    pub fn log(&self) -> PathBuf {
-        self.0.join("qemu.log")
-    }
-
-    /// Returns the serial line's scrollback.
-    pub fn console_log(&self) -> PathBuf {
-        self.0.join(names::CONSOLE_LOG)
-    }
-
     /// Returns the path by which to reach one of QEMU's sockets through `dir`, an open descriptor
     /// of this directory: the address of a Unix socket has room for 108 bytes only, so a deep
     /// store cannot be named in full.
     pub fn socket(dir: std::os::fd::RawFd, name: &str) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{dir}/{name}"))
+    }
+}
+
+paths! {
+    VmDir {
+        /// The definition.
+        definition = "vm.json",
+        /// The file that says which version made the directory what it is; version 1 made none.
+        format = "format",
+        /// The file that holds the VM's name.
+        name = "name",
+        /// The disk.
+        disk = names::DISK,
+        /// The list of operations that have begun and not ended.
+        operation = "operation.json",
+        /// The list of which machine the memory in each snapshot is.
+        memories = "memories.json",
+        /// The marks of snapshots to be dropped, which the disk still has.
+        dropped_snapshots = "dropped.json",
+        /// The guest's private SSH host key; the public one lies beside it with `.pub`.
+        host_key = "host_key",
+        /// The file that has the guest's host key for other SSH clients.
+        known_hosts = "known_hosts",
+        /// The seed.
+        seed = names::SEED,
+        /// The seed of a stock cloud image.
+        cidata = names::CIDATA,
+        /// The file that names the template whose disk this VM's disk is an overlay on.
+        template = "template",
+        /// The file that says what the image carried when the disk was made.
+        image_settings = "image_settings.json",
+        /// The file that names the version of its image that its disk is an overlay on.
+        image_version = "image_version",
+        /// The record of the running QEMU.
+        run = "run.json",
+        /// Returns QEMU's stderr and our notes.
+        log = "qemu.log",
+        /// The serial line's scrollback.
+        console_log = names::CONSOLE_LOG,
     }
 }
 

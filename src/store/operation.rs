@@ -19,6 +19,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
+use std::mem::discriminant;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -48,28 +49,10 @@ pub enum Operation {
     RenameSnapshot(SnapshotRename),
 }
 
-/// An operation without its data. At most one of each kind is open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// [`Operation::Personalize`]
-    Personalize,
-    /// [`Operation::PausedByDaemon`]
-    PausedByDaemon,
-    /// [`Operation::ChangeDisk`]
-    ChangeDisk,
-    /// [`Operation::RenameSnapshot`]
-    RenameSnapshot,
-}
-
 impl Operation {
-    /// Returns its kind.
-    pub fn kind(&self) -> Kind {
-        match self {
-            Self::Personalize => Kind::Personalize,
-            Self::PausedByDaemon => Kind::PausedByDaemon,
-            Self::ChangeDisk => Kind::ChangeDisk,
-            Self::RenameSnapshot(_) => Kind::RenameSnapshot,
-        }
+    /// Says whether both are of one kind, whatever their data. At most one of each kind is open.
+    fn is_like(&self, other: &Self) -> bool {
+        discriminant(self) == discriminant(other)
     }
 
     /// Says whether it has to be known after the host has lost power. Others concern a machine, which
@@ -99,23 +82,21 @@ pub fn list(dir: &VmDir) -> io::Result<Vec<Operation>> {
 
 fn read(dir: &VmDir) -> io::Result<Vec<Operation>> {
     let path = dir.operation();
-    let mut operations = match fs::read(&path) {
-        Ok(bytes) => parse(&bytes).map_err(|damage| unreadable(&path, &damage))?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(unreadable(&path, &error)),
-    };
+    let bytes = file::if_there(fs::read(&path)).map_err(|error| unreadable(&path, &error))?;
+    let operations = bytes.map_or_else(|| Ok(Vec::new()), |bytes| parse(&bytes));
+    let mut operations = operations.map_err(|damage| unreadable(&path, &damage))?;
     let mut of_markers = markers::read(dir)?;
-    of_markers.retain(|found| !holds(&operations, found.kind()));
+    of_markers.retain(|found| !holds(&operations, found));
     operations.append(&mut of_markers);
     Ok(operations)
 }
 
-/// Says whether an operation of a kind is open.
+/// Says whether an operation of this kind is open.
 ///
 /// # Errors
 /// As [`list`].
-pub fn is_open(dir: &VmDir, kind: Kind) -> io::Result<bool> {
-    Ok(holds(&list(dir)?, kind))
+pub fn is_open(dir: &VmDir, operation: &Operation) -> io::Result<bool> {
+    Ok(holds(&list(dir)?, operation))
 }
 
 /// Writes down that an operation begins. Returns the one of its kind that was open before, which a
@@ -125,18 +106,18 @@ pub fn is_open(dir: &VmDir, kind: Kind) -> io::Result<bool> {
 /// As [`list`], or what writing answers; the operation is not open then.
 pub fn begin(dir: &VmDir, operation: Operation) -> io::Result<Option<Operation>> {
     update(dir, |open| {
-        let earlier = take(open, operation.kind());
+        let earlier = take(open, &operation);
         open.push(operation);
         earlier
     })
 }
 
-/// Writes down that the operation of a kind has ended, if one is open.
+/// Writes down that the operation of this kind has ended, if one is open.
 ///
 /// # Errors
 /// As [`list`], or what writing answers; the operation is still open then.
-pub fn end(dir: &VmDir, kind: Kind) -> io::Result<()> {
-    update(dir, |open| take(open, kind)).map(drop)
+pub fn end(dir: &VmDir, operation: &Operation) -> io::Result<()> {
+    update(dir, |open| take(open, operation)).map(drop)
 }
 
 /// Moves what the files of an earlier version say into `operation.json`. Until that is done, [`list`]
@@ -148,12 +129,12 @@ pub fn convert(dir: &VmDir) -> io::Result<()> {
     if markers::exist(dir) { update(dir, |_| ()) } else { Ok(()) }
 }
 
-fn holds(operations: &[Operation], kind: Kind) -> bool {
-    operations.iter().any(|operation| operation.kind() == kind)
+fn holds(operations: &[Operation], wanted: &Operation) -> bool {
+    operations.iter().any(|operation| operation.is_like(wanted))
 }
 
-fn take(operations: &mut Vec<Operation>, kind: Kind) -> Option<Operation> {
-    let at = operations.iter().position(|operation| operation.kind() == kind)?;
+fn take(operations: &mut Vec<Operation>, wanted: &Operation) -> Option<Operation> {
+    let at = operations.iter().position(|operation| operation.is_like(wanted))?;
     Some(operations.remove(at))
 }
 

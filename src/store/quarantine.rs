@@ -13,14 +13,8 @@ use super::file;
 
 /// Reads a JSON file; `None` if there is none that can be used.
 pub fn read_json<T: DeserializeOwned>(path: &Path, failures: &FailureLog) -> Option<T> {
-    match file::read_json(path) {
-        Ok(value) => Some(value),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => {
-            quarantine(path, &error, failures);
-            None
-        }
-    }
+    let read = file::if_there(file::read_json(path));
+    read.inspect_err(|error| quarantine(path, error, failures)).ok().flatten()
 }
 
 /// Renames a file that cannot be used, and reports its new name and the reason.

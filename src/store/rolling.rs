@@ -2,10 +2,11 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use parking_lot::Mutex;
+
+use super::file::open_log;
 
 /// How long the log may be. With the older one twice as much lies on the disk.
 const LONGEST: u64 = 8 << 20;
@@ -31,7 +32,7 @@ impl Rolling {
     /// # Errors
     /// What opening answers.
     pub fn open(path: PathBuf) -> io::Result<Self> {
-        let file = append_to(&path)?;
+        let file = open_log(&path)?;
         Ok(Self { path, longest: LONGEST, open: Mutex::new(Open { file, follower: None }) })
     }
 
@@ -57,7 +58,7 @@ impl Rolling {
             return Ok(());
         }
         fs::rename(&self.path, Self::older(&self.path))?;
-        open.file = append_to(&self.path)?;
+        open.file = open_log(&self.path)?;
         open.follower.map_or(Ok(()), |follower| follower(&open.file))
     }
 }
@@ -73,10 +74,6 @@ impl Write for &Rolling {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-fn append_to(path: &Path) -> io::Result<File> {
-    File::options().append(true).create(true).mode(0o600).open(path)
 }
 
 #[cfg(test)]

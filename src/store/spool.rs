@@ -24,7 +24,7 @@ pub struct Spool {
     inner: Mutex<Inner>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Inner {
     dir: PathBuf,
     /// The length of the head, which never leaves memory before it is given up.
@@ -54,17 +54,7 @@ impl Spool {
 
     /// Makes one with other bounds: `memory` bytes in memory, `retained` altogether.
     pub fn with_bounds(dir: PathBuf, memory: u64, retained: u64) -> Arc<Self> {
-        let inner = Inner {
-            dir,
-            memory,
-            retained,
-            head: VecDeque::new(),
-            file: None,
-            start: 0,
-            end: 0,
-            cursors: BTreeMap::new(),
-            next_reader: 0,
-        };
+        let inner = Inner { dir, memory, retained, ..Inner::default() };
         Arc::new(Self { inner: Mutex::new(inner) })
     }
 

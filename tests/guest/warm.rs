@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use crate::common::{BOOT, Mounted, eventually, proc};
-use aqfs::store::operation::{self, Kind};
+use aqfs::store::operation::{self, Operation};
 use rustix::process::Signal;
 
 /// What must differ from clone to clone, a word each. The random bytes are read first.
@@ -243,7 +243,7 @@ fn a_daemon_killed_while_it_captures_or_clones_leaves_nothing_unfinished() {
     proc::kill(aq.daemon(), Signal::KILL);
     aq.mount();
     let vm = aq.store().vm(aq.info("vm1", "uuid").parse().expect("a UUID"));
-    assert!(!operation::is_open(&vm, Kind::Personalize).expect("operations"));
+    assert!(!operation::is_open(&vm, &Operation::Personalize).expect("operations"));
     let status = aq.read("vm1/status");
     // It was ready already, or it is off: it never runs without an identity of its own.
     if status != "ready" {
@@ -269,14 +269,17 @@ fn a_guest_that_was_paused_by_a_daemon_that_died_is_resumed() {
             aq.daemon()
         );
         aq.sh(&script);
-        assert!(operation::is_open(&vm, Kind::PausedByDaemon).expect("operations"), "{request}");
+        assert!(
+            operation::is_open(&vm, &Operation::PausedByDaemon).expect("operations"),
+            "{request}"
+        );
         aq.mount();
         assert_eq!(aq.sh("cat vm1/ready; cat vm1/status").ok().lines().last(), Some("ready"));
         assert_eq!(
             aq.exec("vm1", &format!("kill -0 {pid} && echo $$ > /root/x; sync; echo on")),
             "on"
         );
-        assert!(!operation::is_open(&vm, Kind::PausedByDaemon).expect("operations"));
+        assert!(!operation::is_open(&vm, &Operation::PausedByDaemon).expect("operations"));
         let list = format!("ls vm1/snapshots; qemu-img snapshot -U -l '{}'", vm.disk().display());
         assert_eq!(aq.sh(&list).ok(), "");
     }

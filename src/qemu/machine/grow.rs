@@ -15,7 +15,7 @@ use crate::disk::vmstate;
 use crate::qemu::cmdline::{DISK_BACKEND, DISK_NODE};
 use crate::qemu::connect::{self, VcpuStatus};
 use crate::qemu::vm_disk;
-use crate::store::operation::{self, Kind, Operation};
+use crate::store::operation::{self, Operation};
 use crate::vm::backend::BackendError;
 use crate::vm::driver::off_thread;
 
@@ -52,7 +52,7 @@ impl RunningQemu {
         };
         let resumed = self.ask("cont").await.map(drop);
         let dir = self.parts.dir.clone();
-        let end = move || operation::end(&dir, Kind::PausedByDaemon);
+        let end = move || operation::end(&dir, &Operation::PausedByDaemon);
         off_thread(end, "the note of a pause").await?;
         grown.and(resumed)
     }

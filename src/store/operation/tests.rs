@@ -31,14 +31,14 @@ fn what_begins_is_listed_in_one_file_until_it_ends() {
     for (count, operation) in all().into_iter().enumerate() {
         assert_eq!(begin(&dir, operation.clone()).unwrap(), None);
         assert_eq!(list(&dir).unwrap(), all()[..=count]);
-        assert!(is_open(&dir, operation.kind()).unwrap());
+        assert!(is_open(&dir, &operation).unwrap());
         assert_eq!(names(&dir), ["operation.json"]);
     }
     for (count, operation) in all().into_iter().enumerate() {
-        end(&dir, operation.kind()).unwrap();
+        end(&dir, &operation).unwrap();
         assert_eq!(list(&dir).unwrap(), all()[count + 1..]);
     }
-    end(&dir, Kind::ChangeDisk).unwrap();
+    end(&dir, &Operation::ChangeDisk).unwrap();
     assert!(names(&dir).is_empty());
 }
 
@@ -59,7 +59,7 @@ fn no_change_is_lost_when_many_threads_write() {
             scope.spawn(move || {
                 for _ in 0..20 {
                     assert_eq!(begin(dir, operation.clone()).unwrap(), None);
-                    end(dir, operation.kind()).unwrap();
+                    end(dir, &operation).unwrap();
                 }
                 begin(dir, operation).unwrap();
             });
@@ -82,7 +82,7 @@ fn each_file_of_an_earlier_version_is_an_operation_until_it_is_converted() {
         assert_eq!(names(&dir), ["operation.json"], "{name}");
         // Killed before it was removed, it is no second operation.
         fs::write(dir.0.join(name), content).unwrap();
-        end(&dir, operation.kind()).unwrap();
+        end(&dir, &operation).unwrap();
         assert!(names(&dir).is_empty(), "{name}");
     }
 }
@@ -101,7 +101,7 @@ fn a_file_that_a_power_loss_has_emptied_stands_for_a_disk_in_change() {
         let (_keep, dir) = vm_dir();
         fs::write(dir.operation(), content).unwrap();
         assert_eq!(list(&dir).unwrap(), [Operation::ChangeDisk]);
-        end(&dir, Kind::ChangeDisk).unwrap();
+        end(&dir, &Operation::ChangeDisk).unwrap();
         assert!(names(&dir).is_empty());
     }
 }
@@ -118,9 +118,11 @@ fn a_damaged_file_is_refused_with_the_next_step_and_stays() {
     ];
     for (content, said) in table {
         fs::write(dir.operation(), content).unwrap();
-        for refused in
-            [list(&dir).map(drop), begin(&dir, rename()).map(drop), end(&dir, Kind::ChangeDisk)]
-        {
+        for refused in [
+            list(&dir).map(drop),
+            begin(&dir, rename()).map(drop),
+            end(&dir, &Operation::ChangeDisk),
+        ] {
             let error = refused.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
             let text = error.to_string();
@@ -138,7 +140,7 @@ fn a_list_is_written_over_another_one() {
     let one = length();
     begin(&dir, Operation::Personalize).unwrap();
     let two = length();
-    end(&dir, Kind::Personalize).unwrap();
+    end(&dir, &Operation::Personalize).unwrap();
     assert!(one < two && length() == two);
     assert_eq!(list(&dir).unwrap(), [Operation::ChangeDisk]);
 }

@@ -5,7 +5,7 @@
 
 use super::off_thread;
 use crate::store::layout::VmDir;
-use crate::store::operation::{self, Kind, Operation};
+use crate::store::operation::{self, Operation};
 use crate::vm::backend::BackendError;
 
 /// Writes down that the daemon is about to pause the guest.
@@ -17,7 +17,7 @@ pub(super) async fn begin(dir: &VmDir) -> Result<(), BackendError> {
 
 /// Writes down that the guest runs again, or has ended.
 pub(super) fn end(dir: &VmDir) {
-    if let Err(error) = operation::end(dir, Kind::PausedByDaemon) {
+    if let Err(error) = operation::end(dir, &Operation::PausedByDaemon) {
         tracing::warn!(dir = %dir.0.display(), %error, "the next daemon resumes the guest in vain");
     }
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::off_thread;
 use super::task::{Report, Reporter};
 use crate::store::layout::VmDir;
-use crate::store::operation::{self, Kind, Operation};
+use crate::store::operation::{self, Operation};
 use crate::vm::backend::{BackendError, LaunchPlan, Launched, MachineEvent};
 use crate::vm::spec::{VmSettings, VmSpec};
 use crate::vm::template::{Memory, Template, asks_for_a_boot};
@@ -22,7 +22,7 @@ pub(super) async fn choose(
     settings: &VmSettings,
 ) -> Result<(), BackendError> {
     let dir = VmDir(plan.dir.clone());
-    if operation::is_open(&dir, Kind::Personalize).map_err(|e| BackendError::io(NOTE, &e))? {
+    if operation::is_open(&dir, &Operation::Personalize).map_err(|e| BackendError::io(NOTE, &e))? {
         call_off(backends, &dir).await?;
         plan.base = backends.images.layers(&plan.image, &plan.dir)?;
     }
@@ -129,7 +129,7 @@ pub(super) async fn call_off(backends: &Backends, dir: &VmDir) -> Result<(), Bac
 
 async fn end_personalize(dir: &VmDir) -> Result<(), BackendError> {
     let dir = dir.clone();
-    off_thread(move || operation::end(&dir, Kind::Personalize), NOTE).await
+    off_thread(move || operation::end(&dir, &Operation::Personalize), NOTE).await
 }
 
 enum CloneOutcome {
