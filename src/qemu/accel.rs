@@ -18,7 +18,7 @@ use super::kvm_probe::{ProbeResult, probe};
 use super::process::boot_id;
 use crate::store::file;
 use crate::store::layout::Layout;
-use crate::vm::backend::{Accel, AccelKind, BackendError, BootImage, Images};
+use crate::vm::backend::{Accel, AccelKind, BackendError, Images};
 use crate::vm::spec::{AccelChoice, VmSpec, render_accel};
 
 /// The processor under TCG: all that QEMU can translate. It boots as fast as a plain one, and its
@@ -26,55 +26,41 @@ use crate::vm::spec::{AccelChoice, VmSpec, render_accel};
 /// beyond the first shell, so that an SSH server would wait.
 const TCG_CPU: &str = "max";
 
-/// Whether `/dev/kvm` can be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum KvmDevice {
-    /// It opens.
-    Opens,
-    /// It does not, for this reason.
-    Unusable(String),
-}
-
 /// What can be seen without running anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct KvmHints {
-    device: KvmDevice,
+    /// Why `/dev/kvm` cannot be used, if so.
+    unusable: Option<String>,
     /// The processor's flags have vmx or svm, or there are no flags.
     virtualizes: bool,
 }
 
-/// What follows for a choice.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Decision {
-    Use(Accel),
-    Refuse(String),
-    Probe,
-}
+/// The accelerator for a choice, or why it is refused.
+type Decision = Result<Accel, String>;
 
-/// Decides by hints. An explicit `kvm` is probed even without vmx or svm: some hypervisors hide the
-/// flags.
-fn by_hints(choice: AccelChoice, hints: &KvmHints) -> Decision {
-    match (choice, &hints.device) {
-        (AccelChoice::Tcg, _) => Decision::Use(tcg("asked for in config/accel")),
-        (AccelChoice::Auto, KvmDevice::Unusable(reason)) => Decision::Use(tcg(reason)),
-        (AccelChoice::Kvm, KvmDevice::Unusable(reason)) => Decision::Refuse(reason.clone()),
-        (AccelChoice::Auto, KvmDevice::Opens) if !hints.virtualizes => {
-            Decision::Use(tcg("the host's processor shows neither vmx nor svm"))
+/// Decides by hints; `None` if only a probe can. An explicit `kvm` is probed even without vmx or svm:
+/// some hypervisors hide the flags.
+fn by_hints(choice: AccelChoice, hints: &KvmHints) -> Option<Decision> {
+    match (choice, &hints.unusable) {
+        (AccelChoice::Tcg, _) => Some(Ok(tcg("asked for in config/accel"))),
+        (AccelChoice::Auto, Some(reason)) => Some(Ok(tcg(reason))),
+        (AccelChoice::Kvm, Some(reason)) => Some(Err(reason.clone())),
+        (AccelChoice::Auto, None) if !hints.virtualizes => {
+            Some(Ok(tcg("the host's processor shows neither vmx nor svm")))
         }
-        (AccelChoice::Auto | AccelChoice::Kvm, KvmDevice::Opens) => Decision::Probe,
+        (AccelChoice::Auto | AccelChoice::Kvm, None) => None,
     }
 }
 
 /// Decides by the probe.
 fn by_verdict(choice: AccelChoice, verdict: ProbeResult) -> Decision {
     match verdict {
-        ProbeResult::Works { cpu } => Decision::Use(Accel {
-            kind: AccelKind::Kvm,
-            cpu,
-            reason: "a Linux kernel has booted under KVM here".to_owned(),
-        }),
-        ProbeResult::Fails { reason } if choice == AccelChoice::Kvm => Decision::Refuse(reason),
-        ProbeResult::Fails { reason } => Decision::Use(tcg(&reason)),
+        ProbeResult::Works { cpu } => {
+            let reason = "a Linux kernel has booted under KVM here".to_owned();
+            Ok(Accel { kind: AccelKind::Kvm, cpu, reason })
+        }
+        ProbeResult::Fails { reason } if choice == AccelChoice::Kvm => Err(reason),
+        ProbeResult::Fails { reason } => Ok(tcg(&reason)),
     }
 }
 
@@ -84,12 +70,9 @@ fn tcg(reason: &str) -> Accel {
 
 fn look() -> KvmHints {
     let opened = File::options().read(true).write(true).open("/dev/kvm");
+    let unusable = opened.err().map(|error| why_closed(&error));
     // Without it there is no hint, and the probe decides.
-    let cpuinfo = crate::proc::cpuinfo();
-    KvmHints {
-        device: opened.map_or_else(|e| KvmDevice::Unusable(why_closed(&e)), |_| KvmDevice::Opens),
-        virtualizes: virtualizes(&cpuinfo),
-    }
+    KvmHints { unusable, virtualizes: virtualizes(&crate::proc::cpuinfo()) }
 }
 
 #[expect(
@@ -154,42 +137,37 @@ impl AccelChooser {
         choice: AccelChoice,
         qemu: &Installation,
     ) -> Result<Accel, BackendError> {
-        let step = match by_hints(choice, &look()) {
-            Decision::Probe => by_verdict(choice, self.verdict(qemu).await),
-            step @ (Decision::Use(_) | Decision::Refuse(_)) => step,
+        let decision = match by_hints(choice, &look()) {
+            Some(decision) => decision,
+            None => by_verdict(choice, self.verdict(qemu).await),
         };
-        match step {
-            Decision::Use(accel) => Ok(accel),
-            Decision::Refuse(reason) => Err(refusal(choice, reason)),
-            Decision::Probe => Err(refusal(choice, "KVM has not been probed".to_owned())),
-        }
+        let wanted = || render_accel(choice).to_owned();
+        decision.map_err(|reason| BackendError::NoAccelerator { wanted: wanted(), reason })
     }
 
     /// Decides as far as is known without a probe.
-    fn foreseen(&self, choice: AccelChoice) -> Decision {
-        match (by_hints(choice, &look()), self.verdict.get()) {
-            (Decision::Probe, Some(verdict)) => by_verdict(choice, verdict.clone()),
-            (step, _) => step,
-        }
+    fn foreseen(&self, choice: AccelChoice) -> Option<Decision> {
+        let by_verdict = || Some(by_verdict(choice, self.verdict.get()?.clone()));
+        by_hints(choice, &look()).or_else(by_verdict)
     }
 
     /// Returns the accelerator of a choice, TCG where that is not known yet.
     pub fn likely(&self, choice: AccelChoice) -> AccelKind {
         match self.foreseen(choice) {
-            Decision::Use(accel) => accel.kind,
-            Decision::Refuse(_) | Decision::Probe => AccelKind::Tcg,
+            Some(Ok(accel)) => accel.kind,
+            Some(Err(_)) | None => AccelKind::Tcg,
         }
     }
 
     /// Says in one line what `auto` means here, as far as that is known without a probe.
     pub fn known(&self) -> String {
         match self.foreseen(AccelChoice::Auto) {
-            Decision::Use(Accel { kind: AccelKind::Kvm, reason, .. }) => format!("kvm: {reason}"),
-            Decision::Use(Accel { kind: AccelKind::Tcg, reason, .. }) => {
+            Some(Ok(Accel { kind: AccelKind::Kvm, reason, .. })) => format!("kvm: {reason}"),
+            Some(Ok(Accel { kind: AccelKind::Tcg, reason, .. })) => {
                 format!("tcg: {reason} (slower, and no security boundary)")
             }
-            Decision::Refuse(reason) => reason,
-            Decision::Probe => "not known yet: the first start probes KVM".to_owned(),
+            Some(Err(reason)) => reason,
+            None => "not known yet: the first start probes KVM".to_owned(),
         }
     }
 
@@ -204,7 +182,11 @@ impl AccelChooser {
 
     async fn recall_or_probe(&self, qemu: &Installation) -> Result<ProbeResult, BackendError> {
         let image = self.images.ensure(&VmSpec::default().image).await?;
-        let host_fingerprint = host_fingerprint(&image, qemu)?;
+        let host_fingerprint = HostFingerprint {
+            boot_id: boot_id().map_err(BackendError::at("the host's boot id"))?,
+            qemu_version: qemu.version.clone(),
+            kernel: image.digest.clone(),
+        };
         let path = self.layout.accel_verdict();
         if let Ok(kept) = file::read_json::<StoredProbe>(&path)
             && kept.host_fingerprint == host_fingerprint
@@ -245,11 +227,11 @@ pub enum KvmVerdict {
 /// `kernel`.
 pub async fn examine(layout: &Layout, qemu: &Installation, kernel: Option<&Path>) -> KvmVerdict {
     let hints = look();
-    let step = by_hints(AccelChoice::Auto, &hints);
-    match (hints.device, step) {
-        (KvmDevice::Unusable(reason), _) => KvmVerdict::Closed(reason),
-        (KvmDevice::Opens, Decision::Use(accel)) => KvmVerdict::Hidden(accel.reason),
-        (KvmDevice::Opens, _) => match (kept(layout, qemu), kernel) {
+    let decision = by_hints(AccelChoice::Auto, &hints);
+    match (hints.unusable, decision) {
+        (Some(reason), _) => KvmVerdict::Closed(reason),
+        (None, Some(Ok(accel))) => KvmVerdict::Hidden(accel.reason),
+        (None, _) => match (kept(layout, qemu), kernel) {
             (Some(verdict), _) => kvm_verdict(verdict),
             (None, Some(kernel)) => kvm_verdict(probe(kernel).await),
             (None, None) => KvmVerdict::Untried,
@@ -272,21 +254,6 @@ fn kept(layout: &Layout, qemu: &Installation) -> Option<ProbeResult> {
     same.then_some(kept.verdict)
 }
 
-fn refusal(choice: AccelChoice, reason: String) -> BackendError {
-    BackendError::NoAccelerator { wanted: render_accel(choice).to_owned(), reason }
-}
-
-fn host_fingerprint(
-    image: &BootImage,
-    qemu: &Installation,
-) -> Result<HostFingerprint, BackendError> {
-    Ok(HostFingerprint {
-        boot_id: boot_id().map_err(BackendError::at("the host's boot id"))?,
-        qemu_version: qemu.version.clone(),
-        kernel: image.digest.clone(),
-    })
-}
-
 fn keep(layout: &Layout, kept: &StoredProbe) -> io::Result<()> {
     file::private_dir(&layout.cache())?;
     file::replace_json(&layout.accel_verdict(), kept)
@@ -296,30 +263,22 @@ fn keep(layout: &Layout, kept: &StoredProbe) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn hints(device: KvmDevice, virtualizes: bool) -> KvmHints {
-        KvmHints { device, virtualizes }
+    fn hints(unusable: Option<String>, virtualizes: bool) -> KvmHints {
+        KvmHints { unusable, virtualizes }
     }
 
     #[test]
     fn hints_decide_what_they_can() {
-        let closed = || KvmDevice::Unusable("there is no /dev/kvm".into());
+        let closed = || Some("there is no /dev/kvm".to_owned());
         let none = "the host's processor shows neither vmx nor svm";
         let table = [
-            (
-                AccelChoice::Tcg,
-                hints(KvmDevice::Opens, true),
-                Decision::Use(tcg("asked for in config/accel")),
-            ),
-            (AccelChoice::Auto, hints(closed(), true), Decision::Use(tcg("there is no /dev/kvm"))),
-            (
-                AccelChoice::Kvm,
-                hints(closed(), true),
-                Decision::Refuse("there is no /dev/kvm".into()),
-            ),
-            (AccelChoice::Auto, hints(KvmDevice::Opens, false), Decision::Use(tcg(none))),
-            (AccelChoice::Kvm, hints(KvmDevice::Opens, false), Decision::Probe),
-            (AccelChoice::Auto, hints(KvmDevice::Opens, true), Decision::Probe),
-            (AccelChoice::Kvm, hints(KvmDevice::Opens, true), Decision::Probe),
+            (AccelChoice::Tcg, hints(None, true), Some(Ok(tcg("asked for in config/accel")))),
+            (AccelChoice::Auto, hints(closed(), true), Some(Ok(tcg("there is no /dev/kvm")))),
+            (AccelChoice::Kvm, hints(closed(), true), Some(Err("there is no /dev/kvm".into()))),
+            (AccelChoice::Auto, hints(None, false), Some(Ok(tcg(none)))),
+            (AccelChoice::Kvm, hints(None, false), None),
+            (AccelChoice::Auto, hints(None, true), None),
+            (AccelChoice::Kvm, hints(None, true), None),
         ];
         for (choice, hints, expected) in table {
             assert_eq!(by_hints(choice, &hints), expected, "{choice:?} {hints:?}");
@@ -329,12 +288,10 @@ mod tests {
     #[test]
     fn a_failed_probe_is_a_reason_for_tcg_and_a_refusal_of_kvm() {
         let fails = || ProbeResult::Fails { reason: "slow".into() };
-        assert_eq!(by_verdict(AccelChoice::Auto, fails()), Decision::Use(tcg("slow")));
-        assert_eq!(by_verdict(AccelChoice::Kvm, fails()), Decision::Refuse("slow".into()));
+        assert_eq!(by_verdict(AccelChoice::Auto, fails()), Ok(tcg("slow")));
+        assert_eq!(by_verdict(AccelChoice::Kvm, fails()), Err("slow".into()));
         let works = ProbeResult::Works { cpu: "host".into() };
-        let Decision::Use(accel) = by_verdict(AccelChoice::Auto, works) else {
-            panic!("KVM works and is not used");
-        };
+        let accel = by_verdict(AccelChoice::Auto, works).expect("KVM works and is not used");
         assert_eq!((accel.kind, accel.cpu.as_str()), (AccelKind::Kvm, "host"));
     }
 

@@ -15,7 +15,7 @@ use super::events::EventSink;
 use super::live_snapshot::{self, LastRestore};
 use super::machine::{MachineParts, watch_end};
 use super::process::{Process, argument_of, last_words, started_at};
-use super::qmp::{Qmp, QmpError};
+use super::qmp::Qmp;
 use super::run_record::RunRecord;
 use super::{cmdline, migrate, run_record};
 use crate::store::layout::VmDir;
@@ -75,11 +75,7 @@ async fn take_over(
         Err(e) => return Ok(Adoption::Unclear(format!("who serves its QMP socket: {e}"))),
     };
     let (sink, events) = EventSink::new();
-    let on_event = {
-        let sink = sink.clone();
-        move |e| sink.take(&e)
-    };
-    let qmp = Qmp::open(stream, GREETING_TIMEOUT, on_event).await?;
+    let qmp = sink.connect(stream, GREETING_TIMEOUT).await?;
     if let Some(doubt) = doubt(&qmp, uuid, &process, &record).await? {
         return Ok(Adoption::Unclear(doubt));
     }
@@ -87,25 +83,39 @@ async fn take_over(
         Ok(Some(record)) => record.facts,
         Ok(None) | Err(_) => rebuild(&qmp, uuid, &process, dir).await?,
     };
-    // Earlier versions left a clone with the capabilities of its start. While a migration is under
-    // way they cannot be changed, and are by whoever ends it.
-    match migrate::reset(&qmp).await {
-        Err(QmpError::Refused { .. }) | Ok(()) => {}
-        Err(error) => return Err(error.into()),
-    }
+    reset_capabilities(&qmp).await?;
     let last_restore = live_snapshot::last_restore(&qmp).await?;
-    let status = connect::status(&qmp).await?;
-    if status == VcpuStatus::DiskFull {
-        sink.push(MachineEvent::DiskFull);
-    }
-    if connect::has_announced(&qmp).await? {
-        sink.push(MachineEvent::Announced);
-    }
+    let paused = report_state(&qmp, &sink).await?;
     let ended = watch_end(Arc::clone(&process));
     let may_leak = AtomicBool::new(true);
     let parts = MachineParts { facts, dir: dir.clone(), qmp, process, ended, may_leak };
-    let launched = parts.run((sink, events), status != VcpuStatus::Runs);
-    Ok(match last_restore {
+    Ok(after_restore(last_restore, parts.run((sink, events), paused)).await)
+}
+
+/// Earlier versions left a clone with the capabilities of its start. While a migration is under way they
+/// cannot be changed, and are by whoever ends it.
+async fn reset_capabilities(qmp: &Qmp) -> Result<(), BackendError> {
+    match migrate::reset(qmp).await {
+        Err(BackendError::QmpRefused { .. }) => Ok(()),
+        done => done,
+    }
+}
+
+/// Reports what the machine has done while no daemon listened; says whether its processors are stopped.
+async fn report_state(qmp: &Qmp, sink: &EventSink) -> Result<bool, BackendError> {
+    let status = connect::status(qmp).await?;
+    if status == VcpuStatus::DiskFull {
+        sink.push(MachineEvent::DiskFull);
+    }
+    if connect::has_announced(qmp).await? {
+        sink.push(MachineEvent::Announced);
+    }
+    Ok(status != VcpuStatus::Runs)
+}
+
+/// Ends a machine that has lost its memory.
+async fn after_restore(last: LastRestore, launched: Launched) -> Adoption {
+    match last {
         LastRestore::Done => Adoption::Running(Launched { clock_is_behind: true, ..launched }),
         // A failed restore leaves the vCPUs paused: a guest that runs was reset since.
         LastRestore::MemoryLost(why) if launched.paused => match launched.machine.kill().await {
@@ -113,7 +123,7 @@ async fn take_over(
             Err(error) => Adoption::Unclear(error.to_string()),
         },
         LastRestore::None | LastRestore::MemoryLost(_) => Adoption::Running(launched),
-    })
+    }
 }
 
 /// The process at the other end, as the kernel knows it.
@@ -128,7 +138,7 @@ async fn doubt(
     uuid: Uuid,
     process: &Process,
     record: &Result<Option<RunRecord>, String>,
-) -> Result<Option<String>, QmpError> {
+) -> Result<Option<String>, BackendError> {
     let pid = process.pid;
     if connect::uuid(qmp).await? != Some(uuid) {
         return Ok(Some(format!("QEMU, pid {pid}, has the UUID of another VM")));

@@ -7,7 +7,6 @@
 //! copy-on-write and loads the device state, which takes the same time whatever the memory's size.
 
 use std::fs::{self, File};
-use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
@@ -17,20 +16,20 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use tokio::time::sleep;
 
+use super::cmdline::DISK_NODE;
 use super::install::Installation;
 use super::launch;
 use super::machine::MachineParts;
 use super::migrate::{COMPLETED, DEVICES_TIMEOUT, MEMORY_TIMEOUT, Migration, Transfer};
-use super::qmp::{Qmp, QmpError};
+use super::qmp::Qmp;
 use super::{migrate, vm_disk};
 use crate::disk::sparse;
 use crate::store::file;
 use crate::store::layout::VmDir;
 use crate::vm::backend::{AccelKind, BackendError, LaunchPlan, Lifetime};
+use crate::vm::driver::off_thread;
 use crate::vm::template::{Memory, names};
 
-/// The node that takes what the guest writes.
-const NODE: &str = "disk";
 /// How long a guest may run while its memory is copied. One that changes it faster than it can be
 /// copied is then stopped until the end.
 const CONVERGENCE: Duration = Duration::from_secs(10);
@@ -71,7 +70,7 @@ pub(super) async fn capture(
         ram.sync_all()
     };
     let captured = match pause {
-        Ok(pause) => off_thread(RAM, settle).await.map(|()| pause),
+        Ok(pause) => off_thread(settle, RAM).await.map(|()| pause),
         Err(error) => Err(error),
     };
     if captured.is_err() {
@@ -142,7 +141,7 @@ async fn copy_memory(
     saving.send(&state.into()).await?;
     saving.wait_for(COMPLETED, DEVICES_TIMEOUT).await?;
     saving.end().await?;
-    off_thread(STATE, move || synced.sync_all()).await?;
+    off_thread(move || synced.sync_all(), STATE).await?;
     Ok(pause)
 }
 
@@ -175,7 +174,7 @@ impl CaptureSource<'_> {
                 since
             }
         };
-        let snapshot = json!({"device": NODE, "name": self.snapshot});
+        let snapshot = json!({"device": DISK_NODE, "name": self.snapshot});
         self.qmp.execute("blockdev-snapshot-internal-sync", snapshot).await?;
         outgoing.continue_after_switchover().await?;
         outgoing.wait_for(COMPLETED, MEMORY_TIMEOUT).await?;
@@ -205,18 +204,18 @@ impl CaptureSource<'_> {
     /// Resumes the guest and removes the snapshot; what fails here shows in the VM's status.
     async fn recover(&self) {
         recover(self.qmp).await.ok();
-        let snapshot = json!({"device": NODE, "name": self.snapshot});
+        let snapshot = json!({"device": DISK_NODE, "name": self.snapshot});
         self.qmp.execute("blockdev-snapshot-delete-internal-sync", snapshot).await.ok();
     }
 }
 
 /// Resumes the vCPUs. QEMU reports a migration as completed a moment before it accepts `cont`, and
 /// has no event for the latter.
-async fn resume(qmp: &Qmp) -> Result<(), QmpError> {
+async fn resume(qmp: &Qmp) -> Result<(), BackendError> {
     let deadline = Instant::now() + FINALIZATION;
     loop {
         match qmp.execute("cont", json!({})).await {
-            Err(QmpError::Refused { text, .. })
+            Err(BackendError::QmpRefused { text, .. })
                 if text.contains("not finalized") && Instant::now() < deadline =>
             {
                 sleep(RETRY).await;
@@ -232,14 +231,7 @@ pub(super) async fn load_template(qmp: &Qmp, state: &Path) -> Result<(), Backend
     let mut incoming = Migration::new(qmp, Transfer::DevicesOnly).await?;
     incoming.receive(&opened.into()).await?;
     incoming.wait_for(COMPLETED, DEVICES_TIMEOUT).await?;
-    Ok(incoming.end().await?)
-}
-
-async fn off_thread(
-    what: &'static str,
-    work: impl FnOnce() -> io::Result<()> + Send + 'static,
-) -> Result<(), BackendError> {
-    crate::vm::driver::off_thread(work, what).await
+    incoming.end().await
 }
 
 #[cfg(test)]

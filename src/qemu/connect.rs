@@ -11,8 +11,9 @@ use tokio::net::UnixStream;
 use uuid::Uuid;
 
 use super::cmdline::READY_ID;
-use super::qmp::{Qmp, QmpError};
+use super::qmp::Qmp;
 use crate::store::layout::{VmDir, names};
+use crate::vm::backend::BackendError;
 use crate::vm::live::Bound;
 use crate::vm::spec::net::{Forward, Protocol};
 
@@ -47,12 +48,12 @@ pub struct Ports {
 /// Returns the ports as they are bound; `wanted` are those of the settings.
 ///
 /// # Errors
-/// QMP's own, or `Refused` if none leads to the SSH server.
-pub async fn ports(qmp: &Qmp, wanted: &[Forward]) -> Result<Ports, QmpError> {
+/// QMP's own, or `QmpRefused` if none leads to the SSH server.
+pub async fn ports(qmp: &Qmp, wanted: &[Forward]) -> Result<Ports, BackendError> {
     let command = "human-monitor-command";
     let answer = qmp.execute(command, json!({"command-line": FORWARDS})).await?;
     let text = answer.as_str().unwrap_or_default();
-    separate_ssh(parse_forwards(text), wanted).ok_or_else(|| QmpError::Refused {
+    separate_ssh(parse_forwards(text), wanted).ok_or_else(|| BackendError::QmpRefused {
         command: FORWARDS.to_owned(),
         text: format!("no forward to port 22 in {:?}", text.trim()),
     })
@@ -96,7 +97,7 @@ fn parse_forward(line: &str) -> Option<Forward> {
 ///
 /// # Errors
 /// QMP's own.
-pub async fn uuid(qmp: &Qmp) -> Result<Option<Uuid>, QmpError> {
+pub async fn uuid(qmp: &Qmp) -> Result<Option<Uuid>, BackendError> {
     let answer = qmp.execute("query-uuid", json!({})).await?;
     Ok(answer["UUID"].as_str().and_then(|u| u.parse().ok()))
 }
@@ -116,7 +117,7 @@ pub enum VcpuStatus {
 ///
 /// # Errors
 /// QMP's own.
-pub async fn status(qmp: &Qmp) -> Result<VcpuStatus, QmpError> {
+pub async fn status(qmp: &Qmp) -> Result<VcpuStatus, BackendError> {
     let answer = qmp.execute("query-status", json!({})).await?;
     Ok(match answer["status"].as_str() {
         _ if answer["running"] == true => VcpuStatus::Runs,
@@ -130,7 +131,7 @@ pub async fn status(qmp: &Qmp) -> Result<VcpuStatus, QmpError> {
 ///
 /// # Errors
 /// QMP's own.
-pub async fn has_announced(qmp: &Qmp) -> Result<bool, QmpError> {
+pub async fn has_announced(qmp: &Qmp) -> Result<bool, BackendError> {
     let answer = qmp.execute("query-chardev", json!({})).await?;
     let open = |c: &Value| c["label"] == READY_ID && c["frontend-open"] == true;
     Ok(answer.as_array().is_some_and(|all| all.iter().any(open)))
@@ -140,7 +141,7 @@ pub async fn has_announced(qmp: &Qmp) -> Result<bool, QmpError> {
 ///
 /// # Errors
 /// QMP's own.
-pub async fn uses_kvm(qmp: &Qmp) -> Result<bool, QmpError> {
+pub async fn uses_kvm(qmp: &Qmp) -> Result<bool, BackendError> {
     let answer = qmp.execute("query-kvm", json!({})).await?;
     Ok(answer["enabled"] == true)
 }

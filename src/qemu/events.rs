@@ -8,13 +8,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::net::UnixStream;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::sleep;
 
 use super::cmdline::READY_ID;
 use super::connect::{self, VcpuStatus};
-use super::qmp::{Qmp, QmpError, QmpEvent};
-use crate::vm::backend::MachineEvent;
+use super::qmp::{Qmp, QmpEvent};
+use crate::vm::backend::{BackendError, MachineEvent};
 
 /// The capacity of the queue to the VM's task.
 const EVENTS: usize = 256;
@@ -48,11 +49,15 @@ impl EventSink {
         (Self { sender, taken: Arc::default(), lost: Arc::default() }, receiver)
     }
 
-    /// Takes one of QEMU's events.
-    pub fn take(&self, event: &QmpEvent) {
-        if let Some(event) = translate(event) {
-            self.push(event);
-        }
+    /// Opens a connection to QEMU whose events are queued here.
+    pub(super) async fn connect(
+        &self,
+        stream: UnixStream,
+        limit: Duration,
+    ) -> Result<Qmp, BackendError> {
+        let sink = self.clone();
+        let take = move |event: QmpEvent| translate(&event).into_iter().for_each(|e| sink.push(e));
+        Qmp::open(stream, limit, take).await
     }
 
     /// Queues an event.
@@ -103,8 +108,8 @@ impl EventSink {
         match now(qmp).await {
             Ok(now) if self.report(before, now) => {}
             // The connection's end is followed by the process's.
-            Err(QmpError::Closed) => {}
-            Ok(_) | Err(QmpError::Timeout { .. } | QmpError::Refused { .. }) => {
+            Err(BackendError::QemuDied { .. }) => {}
+            Ok(_) | Err(_) => {
                 sleep(RETRY).await;
                 self.lost.notify_one();
             }
@@ -135,7 +140,7 @@ impl EventSink {
     }
 }
 
-async fn now(qmp: &Qmp) -> Result<(VcpuStatus, bool), QmpError> {
+async fn now(qmp: &Qmp) -> Result<(VcpuStatus, bool), BackendError> {
     Ok((connect::status(qmp).await?, connect::has_announced(qmp).await?))
 }
 

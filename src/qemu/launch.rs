@@ -16,7 +16,7 @@ use super::events::EventSink;
 use super::install::{Installation, PROGRAM, not_started};
 use super::machine::{Ended, MachineParts, died, end_of, live, watch_end};
 use super::process::{self, Process};
-use super::qmp::{Qmp, QmpError};
+use super::qmp::Qmp;
 use super::vm_disk::{self, TemporaryDisk};
 use super::{connect, rename, repair, run_record};
 use crate::store::layout::VmDir;
@@ -94,8 +94,8 @@ pub(super) async fn bring_up(
     let qmp = greeted.map_err(|error| cause_of(error, &plan.spec))?;
     let facts = match facts(plan, qemu, &qmp, &process, since).await {
         Ok(facts) => facts,
-        Err(QmpError::Closed) => return Err(died(&dir, end_of_bounded(&ended).await)),
-        Err(error) => return Err(error.into()),
+        Err(BackendError::QemuDied { .. }) => return Err(died(&dir, end_of_bounded(&ended).await)),
+        Err(error) => return Err(error),
     };
     let may_leak = AtomicBool::new(false);
     let parts = MachineParts { facts, dir, qmp, process, ended, may_leak };
@@ -248,10 +248,8 @@ async fn greeted(
         status = end_of(ended) => return Err(died(dir, status)),
     };
     match result {
-        Ok(Ok(qmp)) => Ok(qmp),
-        Ok(Err(QmpError::Closed)) => Err(died(dir, end_of_bounded(ended).await)),
-        Ok(Err(error @ QmpError::Refused { .. })) => Err(error.into()),
-        Ok(Err(QmpError::Timeout { .. })) | Err(_) => {
+        Ok(Err(BackendError::QemuDied { .. })) => Err(died(dir, end_of_bounded(ended).await)),
+        Ok(Err(BackendError::QmpTimeout { .. })) | Err(_) => {
             // On an error the guard tries again, and logs it.
             process.signal(Signal::KILL).ok();
             end_of_bounded(ended).await;
@@ -260,18 +258,18 @@ async fn greeted(
                 seconds: GREETING_TIMEOUT.as_secs(),
             })
         }
+        Ok(greeted) => greeted,
     }
 }
 
-async fn open(dir: &VmDir, sink: &EventSink) -> Result<Qmp, QmpError> {
+async fn open(dir: &VmDir, sink: &EventSink) -> Result<Qmp, BackendError> {
     let stream = loop {
         match connect::qmp_socket(dir).await {
             Ok(stream) => break stream,
             Err(_) => sleep(RETRY).await,
         }
     };
-    let sink = sink.clone();
-    Qmp::open(stream, GREETING_TIMEOUT, move |event| sink.take(&event)).await
+    sink.connect(stream, GREETING_TIMEOUT).await
 }
 
 async fn end_of_bounded(ended: &Ended) -> String {
@@ -285,7 +283,7 @@ async fn facts(
     qmp: &Qmp,
     process: &Process,
     since: SystemTime,
-) -> Result<RunFacts, QmpError> {
+) -> Result<RunFacts, BackendError> {
     let ports = connect::ports(qmp, &plan.spec.ports).await?;
     let balloon = plan.memory == Memory::Own;
     Ok(RunFacts {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
+use super::cmdline::DISK_NODE;
 use super::connect::{self, VcpuStatus};
 use super::qmp::Qmp;
 use super::{migrate, vm_disk};
@@ -15,8 +16,6 @@ use crate::vm::backend::{BackendError, SnapshotOp};
 const OURS: &str = "aq-";
 /// QEMU's name for a restore, of the command and of the job.
 const LOAD: &str = "snapshot-load";
-/// The disk's node in the command line: the snapshot and the memory go there.
-const NODE: &str = "disk";
 /// How often a job is polled. QEMU's event at the end of a job may belong to another job.
 const LOOK: Duration = Duration::from_millis(10);
 /// How long a job that an earlier daemon started may take to conclude. QEMU answers nobody while a
@@ -35,11 +34,8 @@ pub(super) async fn run(
     op: &SnapshotOp,
     ignores_shared: bool,
 ) -> Result<(), BackendError> {
-    match op {
-        SnapshotOp::Take(_) | SnapshotOp::Restore(_) => {
-            migrate::ignore_shared(qmp, ignores_shared).await?;
-        }
-        SnapshotOp::Drop(_) | SnapshotOp::Rename { .. } => {}
+    if matches!(op, SnapshotOp::Take(_) | SnapshotOp::Restore(_)) {
+        migrate::ignore_shared(qmp, ignores_shared).await?;
     }
     let done = carry_out(qmp, op).await;
     if ignores_shared {
@@ -154,9 +150,9 @@ pub(super) fn cause_of(error: BackendError, dir: &VmDir) -> BackendError {
 }
 
 fn arguments(command: &str, job: &str, tag: &str) -> Value {
-    let mut arguments = json!({"job-id": job, "tag": tag, "devices": [NODE]});
+    let mut arguments = json!({"job-id": job, "tag": tag, "devices": [DISK_NODE]});
     if command != "snapshot-delete" {
-        arguments["vmstate"] = json!(NODE);
+        arguments["vmstate"] = json!(DISK_NODE);
     }
     arguments
 }

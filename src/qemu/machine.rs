@@ -16,7 +16,7 @@ use super::events::EventSink;
 use super::install::Installation;
 use super::monitor::Conversation;
 use super::process::{Process, last_words};
-use super::qmp::{Qmp, QmpError};
+use super::qmp::Qmp;
 use super::{capture, live_snapshot, migration_stream, repair, run_record, snapshot_shapes};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
@@ -171,8 +171,8 @@ impl RunningQemu {
 
     async fn ask_with(&self, command: &str, arguments: Value) -> Result<Value, BackendError> {
         match self.parts.qmp.execute(command, arguments).await {
-            Err(QmpError::Closed) => Err(self.death().await),
-            result => Ok(result?),
+            Err(BackendError::QemuDied { .. }) => Err(self.death().await),
+            result => result,
         }
     }
 
@@ -224,7 +224,7 @@ impl Machine for RunningQemu {
     }
 
     async fn set_memory(&self, bytes: u64) -> Result<(), BackendError> {
-        self.balloon(bytes).await
+        self.ask_with("balloon", json!({"value": bytes})).await.map(drop)
     }
 
     async fn grow_disk(&self, bytes: u64) -> Result<(), BackendError> {
@@ -248,7 +248,8 @@ impl Machine for RunningQemu {
     }
 
     async fn keep(&self, in_force: &InForce) -> Result<(), BackendError> {
-        self.record(in_force).await
+        let facts = RunFacts { in_force: Some(in_force.clone()), ..self.parts.facts.clone() };
+        run_record::write(&self.parts.dir, &facts).await
     }
 
     async fn snapshot(&self, op: &SnapshotOp) -> Result<(), BackendError> {

@@ -10,7 +10,7 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::timeout;
 
-use super::qmp::{Qmp, QmpError, QmpEvent};
+use super::qmp::{Qmp, QmpEvent, closed};
 use crate::vm::backend::BackendError;
 
 /// The name of a descriptor that is handed over for a migration.
@@ -48,8 +48,8 @@ const IGNORE_SHARED: &str = "x-ignore-shared";
 /// Sets that capability for the next save or load.
 ///
 /// # Errors
-/// QMP's own; `Refused` while a migration is under way.
-pub(super) async fn ignore_shared(qmp: &Qmp, on: bool) -> Result<(), QmpError> {
+/// QMP's own; `QmpRefused` while a migration is under way.
+pub(super) async fn ignore_shared(qmp: &Qmp, on: bool) -> Result<(), BackendError> {
     set(qmp, &[(IGNORE_SHARED, on)]).await
 }
 
@@ -57,11 +57,11 @@ pub(super) async fn ignore_shared(qmp: &Qmp, on: bool) -> Result<(), QmpError> {
 ///
 /// # Errors
 /// As [`ignore_shared`].
-pub(super) async fn reset(qmp: &Qmp) -> Result<(), QmpError> {
+pub(super) async fn reset(qmp: &Qmp) -> Result<(), BackendError> {
     set(qmp, &[("events", false), ("pause-before-switchover", false), (IGNORE_SHARED, false)]).await
 }
 
-async fn set(qmp: &Qmp, capabilities: &[(&str, bool)]) -> Result<(), QmpError> {
+async fn set(qmp: &Qmp, capabilities: &[(&str, bool)]) -> Result<(), BackendError> {
     let state = |(name, on): &(&str, bool)| json!({"capability": name, "state": on});
     let states: Vec<Value> = capabilities.iter().map(state).collect();
     qmp.execute("migrate-set-capabilities", json!({"capabilities": states})).await.map(drop)
@@ -76,7 +76,7 @@ pub(super) struct Migration<'a> {
 
 impl<'a> Migration<'a> {
     /// Sets the capabilities and limits for one.
-    pub(super) async fn new(qmp: &'a Qmp, transfer: Transfer) -> Result<Self, QmpError> {
+    pub(super) async fn new(qmp: &'a Qmp, transfer: Transfer) -> Result<Self, BackendError> {
         let events = qmp.events();
         let capabilities = [
             ("events", true),
@@ -90,19 +90,19 @@ impl<'a> Migration<'a> {
     }
 
     /// Begins to send.
-    pub(super) async fn send(&self, to: &OwnedFd) -> Result<(), QmpError> {
+    pub(super) async fn send(&self, to: &OwnedFd) -> Result<(), BackendError> {
         self.qmp.give(FD, to).await?;
         self.qmp.execute("migrate", json!({"uri": format!("fd:{FD}")})).await.map(drop)
     }
 
     /// Begins to receive.
-    pub(super) async fn receive(&self, from: &OwnedFd) -> Result<(), QmpError> {
+    pub(super) async fn receive(&self, from: &OwnedFd) -> Result<(), BackendError> {
         self.qmp.give(FD, from).await?;
         self.qmp.execute("migrate-incoming", json!({"uri": format!("fd:{FD}")})).await.map(drop)
     }
 
     /// Continues a migration that has paused before its last pages.
-    pub(super) async fn continue_after_switchover(&self) -> Result<(), QmpError> {
+    pub(super) async fn continue_after_switchover(&self) -> Result<(), BackendError> {
         let state = json!({"state": "pre-switchover"});
         self.qmp.execute("migrate-continue", state).await.map(drop)
     }
@@ -133,7 +133,7 @@ impl<'a> Migration<'a> {
     }
 
     /// Resets the capabilities after a completed migration.
-    pub(super) async fn end(self) -> Result<(), QmpError> {
+    pub(super) async fn end(self) -> Result<(), BackendError> {
         reset(self.qmp).await
     }
 
@@ -142,14 +142,14 @@ impl<'a> Migration<'a> {
             let event = tokio::select! {
                 biased;
                 event = self.events.recv() => event,
-                () = self.qmp.closed() => return Err(QmpError::Closed.into()),
+                () = self.qmp.closed() => return Err(closed()),
             };
             let status = match event {
                 Ok(event) if event.name == "MIGRATION" => event.data["status"].clone(),
                 Ok(_) => continue,
                 // The awaited status may be among the events that were lost.
                 Err(RecvError::Lagged(_)) => self.query().await["status"].clone(),
-                Err(RecvError::Closed) => return Err(QmpError::Closed.into()),
+                Err(RecvError::Closed) => return Err(closed()),
             };
             match status.as_str().unwrap_or_default() {
                 reached if reached == wanted => return Ok(()),

@@ -59,6 +59,7 @@ use crate::vm::backend::{
     Accel, Adoption, BackendError, Hypervisor, Images, LaunchPlan, Launched, RunFacts,
     SilentMachine, SnapshotInfo, SnapshotOp,
 };
+use crate::vm::driver::off_thread;
 use crate::vm::hardware::Hardware;
 use crate::vm::memory::Ram;
 use crate::vm::spec::{AccelChoice, VmSpec};
@@ -81,10 +82,9 @@ impl Qemu {
     /// Makes the hypervisor of the store at `layout`. The kernel of `images`' default image proves
     /// whether KVM works. Nothing is run yet.
     pub fn new(layout: Layout, images: Arc<dyn Images>) -> Self {
-        let (chooser, installation) = (AccelChooser::new(layout, images), OnceCell::new());
         Self {
-            chooser,
-            installation,
+            chooser: AccelChooser::new(layout, images),
+            installation: OnceCell::new(),
             sealed: TemplateMemfd::default(),
             logs: LogLimiter::default(),
         }
@@ -179,7 +179,11 @@ impl Hypervisor for Qemu {
                 repair::marked(&dir, img::restore_snapshot(&disk, tag)).await
             }
             SnapshotOp::Drop(tag) => repair::marked(&dir, img::drop_snapshot(&disk, tag)).await,
-            SnapshotOp::Rename { from, to } => rename::off_thread(dir, from, to).await,
+            SnapshotOp::Rename { from, to } => {
+                let (from, to) = (from.clone(), to.clone());
+                off_thread(move || Ok(rename::rename(&dir, &from, &to)), "rename a snapshot")
+                    .await?
+            }
         }
     }
 

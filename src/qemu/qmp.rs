@@ -33,42 +33,11 @@ const EVENTS: usize = 64;
 /// The longest line taken in. The longest that QEMU sends, its schema, has about 0.2 MiB.
 const LINE_LIMIT: u64 = 4 << 20;
 
-/// Why a command has no result.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum QmpError {
-    /// QEMU answered with an error.
-    #[error("QEMU refused {command}: {text}")]
-    Refused {
-        /// The command.
-        command: String,
-        /// QEMU's description.
-        text: String,
-    },
-    /// QEMU did not answer in time.
-    #[error("QEMU did not answer {command} in time")]
-    Timeout {
-        /// The command, or `greeting`.
-        command: String,
-        /// How long was waited.
-        limit: Duration,
-    },
-    /// The connection is gone, and so is QEMU most likely.
-    #[error("the QMP connection is closed")]
-    Closed,
-}
-
-impl From<QmpError> for BackendError {
-    fn from(error: QmpError) -> Self {
-        match error {
-            QmpError::Refused { command, text } => Self::QmpRefused { command, text },
-            QmpError::Timeout { command, limit } => {
-                Self::QmpTimeout { command, seconds: limit.as_secs() }
-            }
-            QmpError::Closed => Self::QemuDied {
-                status: "unknown".to_owned(),
-                stderr: "its QMP connection was closed".to_owned(),
-            },
-        }
+/// Says that the connection is gone, and so is QEMU most likely.
+pub(super) fn closed() -> BackendError {
+    BackendError::QemuDied {
+        status: "unknown".to_owned(),
+        stderr: "its QMP connection was closed".to_owned(),
     }
 }
 
@@ -158,13 +127,13 @@ impl Qmp {
     /// order of arrival; it must not wait.
     ///
     /// # Errors
-    /// [`QmpError::Timeout`] if the greeting takes longer than `limit`: QEMU hangs, or has another
+    /// `QmpTimeout` if the greeting takes longer than `limit`: QEMU hangs, or has another
     /// QMP client.
     pub async fn open(
         stream: UnixStream,
         limit: Duration,
         mut on_event: impl FnMut(QmpEvent) + Send + 'static,
-    ) -> Result<Self, QmpError> {
+    ) -> Result<Self, BackendError> {
         let (reader, writer) = stream.into_split();
         let mut reader = BufReader::new(reader);
         let (version, greeting) = timeout(limit, greeting(&mut reader))
@@ -226,16 +195,16 @@ impl Qmp {
     /// Sends a conversation's command, which `render` writes with the number that it gets.
     ///
     /// # Errors
-    /// [`QmpError::Closed`].
+    /// [`closed`].
     pub(super) async fn forward(
         &self,
         talk: &Arc<Talk>,
         id: Option<Box<RawValue>>,
         render: impl FnOnce(u64) -> Vec<u8>,
-    ) -> Result<(), QmpError> {
+    ) -> Result<(), BackendError> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.expect(number, Waiting::Talk(Arc::clone(talk), id))?;
-        self.send(render(number)).await
+        self.send(&render(number), None).await
     }
 
     /// Subscribes to all events from now on. A receiver that lags loses the oldest.
@@ -247,39 +216,16 @@ impl Qmp {
     ///
     /// # Errors
     /// As [`Qmp::execute`].
-    pub async fn give(&self, name: &str, fd: &OwnedFd) -> Result<(), QmpError> {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let request = json!({"execute": "getfd", "arguments": {"fdname": name}, "id": id});
-        let (sender, receiver) = oneshot::channel();
-        self.expect(id, Waiting::Own(sender))?;
-        let exchange = async {
-            self.send_with(format!("{request}\n").as_bytes(), fd).await?;
-            receiver.await.map_err(|_| QmpError::Closed)
-        };
-        let answer = timeout(COMMAND_TIMEOUT, exchange).await;
-        let answer = answer.map_err(|_| timed_out("getfd", COMMAND_TIMEOUT))??;
-        answer.map(drop).map_err(|text| QmpError::Refused { command: "getfd".to_owned(), text })
-    }
-
-    /// Writes a line along with a descriptor, which QEMU takes with the line's first byte.
-    async fn send_with(&self, line: &[u8], fd: &OwnedFd) -> Result<(), QmpError> {
-        let mut writer = self.writer.lock().await;
-        let sent = loop {
-            writer.writable().await.map_err(|_| QmpError::Closed)?;
-            let stream: &UnixStream = writer.as_ref();
-            match stream.try_io(Interest::WRITABLE, || send_fd(stream, line, fd)) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                sent => break sent.map_err(|_| QmpError::Closed)?,
-            }
-        };
-        writer.write_all(&line[sent..]).await.map_err(|_| QmpError::Closed)
+    pub async fn give(&self, name: &str, fd: &OwnedFd) -> Result<(), BackendError> {
+        let request = ("getfd", json!({"fdname": name}), Some(fd));
+        self.request(request, COMMAND_TIMEOUT).await.map(drop)
     }
 
     /// Runs a command and returns its result.
     ///
     /// # Errors
-    /// QEMU's own, or [`QmpError::Timeout`] after [`COMMAND_TIMEOUT`].
-    pub async fn execute(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
+    /// `QmpRefused`, `QmpTimeout` after [`COMMAND_TIMEOUT`], or [`closed`].
+    pub async fn execute(&self, command: &str, arguments: Value) -> Result<Value, BackendError> {
         self.execute_within(command, arguments, COMMAND_TIMEOUT).await
     }
 
@@ -292,51 +238,66 @@ impl Qmp {
         command: &str,
         arguments: Value,
         limit: Duration,
-    ) -> Result<Value, QmpError> {
+    ) -> Result<Value, BackendError> {
+        self.request((command, arguments, None), limit).await
+    }
+
+    async fn request(
+        &self,
+        (command, arguments, fd): (&str, Value, Option<&OwnedFd>),
+        limit: Duration,
+    ) -> Result<Value, BackendError> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let result = timeout(limit, self.exchange(id, command, arguments)).await;
+        let (sender, receiver) = oneshot::channel();
+        self.expect(id, Waiting::Own(sender))?;
+        let line = json!({"execute": command, "arguments": arguments, "id": id});
+        let exchange = async {
+            self.send(format!("{line}\n").as_bytes(), fd).await?;
+            receiver.await.map_err(|_| closed())
+        };
+        let result = timeout(limit, exchange).await;
         if result.is_err()
             && let Some(pending) = self.pending.lock().as_mut()
         {
             pending.remove(&id);
         }
-        match result.map_err(|_| timed_out(command, limit))?? {
-            Ok(value) => Ok(value),
-            Err(text) => Err(QmpError::Refused { command: command.to_owned(), text }),
-        }
+        let answer = result.map_err(|_| timed_out(command, limit))??;
+        answer.map_err(|text| BackendError::QmpRefused { command: command.to_owned(), text })
     }
 
-    async fn exchange(
-        &self,
-        id: u64,
-        command: &str,
-        arguments: Value,
-    ) -> Result<Result<Value, String>, QmpError> {
-        let (sender, receiver) = oneshot::channel();
-        self.expect(id, Waiting::Own(sender))?;
-        let request = json!({"execute": command, "arguments": arguments, "id": id});
-        self.send(format!("{request}\n").into_bytes()).await?;
-        receiver.await.map_err(|_| QmpError::Closed)
-    }
-
-    fn expect(&self, number: u64, waiting: Waiting) -> Result<(), QmpError> {
+    fn expect(&self, number: u64, waiting: Waiting) -> Result<(), BackendError> {
         let mut pending = self.pending.lock();
-        pending.as_mut().ok_or(QmpError::Closed)?.insert(number, waiting);
+        pending.as_mut().ok_or_else(closed)?.insert(number, waiting);
         Ok(())
     }
 
-    /// Writes one line. A caller that is cancelled cannot leave half a line: our lines are far
+    /// Writes one line, along with a descriptor if there is one. A caller that is cancelled cannot leave half a line: our lines are far
     /// smaller than the socket's buffer, which takes them whole, and conversations are not
     /// cancelled.
-    async fn send(&self, line: Vec<u8>) -> Result<(), QmpError> {
+    async fn send(&self, line: &[u8], fd: Option<&OwnedFd>) -> Result<(), BackendError> {
         let mut writer = self.writer.lock().await;
-        writer.write_all(&line).await.map_err(|_| QmpError::Closed)
+        let sent = match fd {
+            Some(fd) => send_with(writer.as_ref(), line, fd).await.map_err(|_| closed())?,
+            None => 0,
+        };
+        writer.write_all(&line[sent..]).await.map_err(|_| closed())
     }
 
     /// Resolves when the connection is closed and every event before that has been delivered.
     pub async fn closed(&self) {
         // An error means that the reading task is gone, which is the same news.
         self.closed.clone().wait_for(|closed| *closed).await.ok();
+    }
+}
+
+/// Writes as much of a line as goes at once. QEMU takes the descriptor with its first byte.
+async fn send_with(stream: &UnixStream, line: &[u8], fd: &OwnedFd) -> io::Result<usize> {
+    loop {
+        stream.writable().await?;
+        match stream.try_io(Interest::WRITABLE, || send_fd(stream, line, fd)) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            sent => return sent,
+        }
     }
 }
 
@@ -350,14 +311,16 @@ fn send_fd(stream: &UnixStream, line: &[u8], fd: &OwnedFd) -> io::Result<usize> 
     Ok(sent)
 }
 
-fn timed_out(command: &str, limit: Duration) -> QmpError {
-    QmpError::Timeout { command: command.to_owned(), limit }
+fn timed_out(command: &str, limit: Duration) -> BackendError {
+    BackendError::QmpTimeout { command: command.to_owned(), seconds: limit.as_secs() }
 }
 
 /// Returns QEMU's version, and the line that has it.
-async fn greeting(reader: &mut BufReader<OwnedReadHalf>) -> Result<(String, Vec<u8>), QmpError> {
+async fn greeting(
+    reader: &mut BufReader<OwnedReadHalf>,
+) -> Result<(String, Vec<u8>), BackendError> {
     loop {
-        let line = read_line(reader).await.ok_or(QmpError::Closed)?;
+        let line = read_line(reader).await.ok_or_else(closed)?;
         match parse(&line) {
             QmpMessage::Greeting(version) => return Ok((version, line)),
             other @ (QmpMessage::Event(_) | QmpMessage::Reply(..) | QmpMessage::Garbage) => {

@@ -14,22 +14,12 @@ use crate::store::layout::VmDir;
 use crate::store::operation::{self, Operation};
 use crate::vm::backend::BackendError;
 
-/// Does what [`rename`] does off the runtime's own threads.
-///
-/// # Errors
-/// As [`rename`].
-pub(super) async fn off_thread(dir: VmDir, from: &str, to: &str) -> Result<(), BackendError> {
-    let (from, to) = (from.to_owned(), to.to_owned());
-    let done = tokio::task::spawn_blocking(move || rename(&dir, &from, &to)).await;
-    done.unwrap_or_else(|e| Err(BackendError::io("rename a snapshot", &io::Error::other(e))))
-}
-
 /// Gives the snapshot `from` the name `to`, and leaves everything else of it as it is.
 ///
 /// # Errors
 /// `NoRoomInTable`; `Io` with `EBUSY` while another program uses the disk, or with what reading and
 /// writing answer. The snapshot has its old name then.
-fn rename(dir: &VmDir, from: &str, to: &str) -> Result<(), BackendError> {
+pub(super) fn rename(dir: &VmDir, from: &str, to: &str) -> Result<(), BackendError> {
     let failed = |e: io::Error| BackendError::io(format!("rename the snapshot {from}"), &e);
     let disk = LockedDisk::open(&dir.disk())?;
     undo(dir, &disk).map_err(failed)?;

@@ -1,6 +1,5 @@
 //! `run.json`: the facts about a running QEMU, so that a later daemon can adopt it.
 
-use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +8,7 @@ use super::process::{boot_id, start_time};
 use crate::store::file;
 use crate::store::layout::{VmDir, names};
 use crate::vm::backend::{BackendError, RunFacts};
+use crate::vm::driver::off_thread;
 
 /// The facts, and the host's boot in which they held.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,9 +44,7 @@ pub async fn write(dir: &VmDir, facts: &RunFacts) -> Result<(), BackendError> {
         let boot_id = boot_id()?;
         file::replace_json(&path, &RunRecord { boot_id, facts })
     };
-    let written = tokio::task::spawn_blocking(write).await;
-    let written = written.unwrap_or_else(|e| Err(io::Error::other(e)));
-    written.map_err(BackendError::at(what))
+    off_thread(write, what).await
 }
 
 /// Reads the record: `None` if there is none, and an error's text if it is damaged.

@@ -24,18 +24,13 @@ pub(super) fn find(dir: VmDir, uuid: Uuid) -> Result<UnresponsiveQemu, BackendEr
         Err(damage) => return Err(unrecorded(uuid, &format!("run.json is damaged: {damage}"))),
     };
     let pid = record.facts.pid;
-    let process = match Process::of(pid) {
-        Ok(process) => process,
-        Err(error) => return Err(unrecorded(uuid, &format!("pid {pid} of run.json: {error}"))),
-    };
-    match doubt(&record, &process, uuid) {
-        Some(doubt) => Err(doubtful(pid, doubt)),
-        None => {
-            let process = Arc::new(process);
-            let ended = machine::watch_end(Arc::clone(&process));
-            Ok(UnresponsiveQemu { dir, facts: record.facts, process, ended })
-        }
+    let gone = |error| unrecorded(uuid, &format!("pid {pid} of run.json: {error}"));
+    let process = Arc::new(Process::of(pid).map_err(gone)?);
+    if let Some(doubt) = doubt(&record, &process, uuid) {
+        return Err(doubtful(pid, doubt));
     }
+    let ended = machine::watch_end(Arc::clone(&process));
+    Ok(UnresponsiveQemu { dir, facts: record.facts, process, ended })
 }
 
 /// Says why this process may not be the VM's QEMU.

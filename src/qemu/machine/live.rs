@@ -1,4 +1,4 @@
-//! Changing a machine while it runs: memory, disk, disc, ports, keys.
+//! Changing a machine while it runs: disc, ports, keys.
 //!
 //! QEMU has no QMP command for forwards; its monitor answers in prose, of which only silence means
 //! success.
@@ -11,17 +11,12 @@ use serde_json::{Value, json};
 
 use super::RunningQemu;
 use crate::qemu::cmdline::{self, DISC_NODES, DRIVE_ID, NET_ID};
-use crate::qemu::{connect, run_record};
-use crate::vm::backend::{BackendError, RunFacts};
+use crate::qemu::connect;
+use crate::vm::backend::BackendError;
 use crate::vm::driver::off_thread;
-use crate::vm::live::InForce;
 use crate::vm::spec::net::{Forward, Protocol};
 
 impl RunningQemu {
-    pub(super) async fn balloon(&self, bytes: u64) -> Result<(), BackendError> {
-        self.ask_with("balloon", json!({"value": bytes})).await.map(drop)
-    }
-
     /// The new disc is opened before the old one is taken out: one that cannot be read changes
     /// nothing.
     pub(super) async fn exchange_disc(&self, disc: Option<&Path>) -> Result<(), BackendError> {
@@ -108,12 +103,6 @@ impl RunningQemu {
             };
         }
         Ok(())
-    }
-
-    pub(super) async fn record(&self, in_force: &InForce) -> Result<(), BackendError> {
-        let in_force = Some(in_force.clone());
-        let facts = RunFacts { in_force, ..self.parts.facts.clone() };
-        run_record::write(&self.parts.dir, &facts).await
     }
 }
 

@@ -331,13 +331,13 @@ async fn next_event(phase: &mut Phase) -> MachineEvent {
 /// What the disk answered, with `what` for the sentence.
 pub(crate) async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
-    what: &'static str,
+    what: impl Into<String>,
 ) -> Result<T, BackendError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result.map_err(|e| BackendError::io(what, &e)),
         Err(panic) => {
             let error = panic.to_string();
-            Err(BackendError::Io { what: what.to_owned(), error, errno: 0 })
+            Err(BackendError::Io { what: what.into(), error, errno: 0 })
         }
     }
 }
