@@ -49,7 +49,6 @@ pub(super) const GO: &[u8] = b"\n";
 /// RFC 4254: the number of stderr among the extended data.
 const STDERR: u32 = 1;
 
-/// What it takes to connect.
 #[derive(Clone)]
 pub(super) struct SshAccess {
     pub(super) port: u16,
@@ -64,7 +63,6 @@ impl fmt::Debug for SshAccess {
     }
 }
 
-/// A connection that is logged in.
 pub(super) struct Connection {
     handle: client::Handle<Verifier>,
     life: watch::Receiver<()>,
@@ -95,7 +93,7 @@ impl Connection {
         let (alive, life) = watch::channel(());
         let verifier = Verifier { host_key: access.host_key.clone(), _alive: alive };
         let connecting = client::connect_stream(config(), socket, verifier);
-        let mut handle = connecting.await.map_err(BackendError::from)?;
+        let mut handle = connecting.await?;
         log_in(&mut handle, access).await?;
         Ok(Arc::new(Self { handle, life, runtime: Handle::current(), _cable: cable }))
     }
@@ -104,7 +102,6 @@ impl Connection {
         self.life.has_changed().is_err()
     }
 
-    /// Resolves when the connection is lost.
     pub(super) async fn closed(&self) {
         let mut life = self.life.clone();
         while life.changed().await.is_ok() {}
@@ -114,12 +111,10 @@ impl Connection {
         &self.runtime
     }
 
-    /// Opens a channel for one command.
     pub(super) async fn channel(&self) -> Result<Channel<Msg>, BackendError> {
         self.handle.channel_open_session().await.map_err(broken)
     }
 
-    /// Runs a command; see `GuestSession::exec`.
     pub(super) async fn exec(
         &self,
         command: &[u8],
@@ -216,21 +211,8 @@ pub(super) async fn follow(
 }
 
 fn name(signal: Sig) -> String {
-    match signal {
-        Sig::ABRT => "ABRT".to_owned(),
-        Sig::ALRM => "ALRM".to_owned(),
-        Sig::FPE => "FPE".to_owned(),
-        Sig::HUP => "HUP".to_owned(),
-        Sig::ILL => "ILL".to_owned(),
-        Sig::INT => "INT".to_owned(),
-        Sig::KILL => "KILL".to_owned(),
-        Sig::PIPE => "PIPE".to_owned(),
-        Sig::QUIT => "QUIT".to_owned(),
-        Sig::SEGV => "SEGV".to_owned(),
-        Sig::TERM => "TERM".to_owned(),
-        Sig::USR1 => "USR1".to_owned(),
-        Sig::Custom(name) => name,
-    }
+    // The other variants are called as their signals are.
+    if let Sig::Custom(name) = signal { name } else { format!("{signal:?}") }
 }
 
 /// Connects, and waits for the server's first byte.
@@ -297,41 +279,25 @@ struct Verifier {
 }
 
 impl client::Handler for Verifier {
-    type Error = Handshake;
+    type Error = BackendError;
 
     async fn check_server_key(
         &mut self,
         shown: &PublicKeyOrCertificate,
-    ) -> Result<bool, Handshake> {
+    ) -> Result<bool, BackendError> {
         let PublicKeyOrCertificate::PublicKey { key, .. } = shown else {
-            return Err(Handshake::WrongHostKey);
+            return Err(BackendError::WrongHostKey);
         };
         match key.key_data() == self.host_key.key_data() {
             true => Ok(true),
-            false => Err(Handshake::WrongHostKey),
+            false => Err(BackendError::WrongHostKey),
         }
     }
 }
 
-/// Why there is no connection.
-#[derive(Debug)]
-enum Handshake {
-    WrongHostKey,
-    Ssh(russh::Error),
-}
-
-impl From<russh::Error> for Handshake {
+impl From<russh::Error> for BackendError {
     fn from(error: russh::Error) -> Self {
-        Self::Ssh(error)
-    }
-}
-
-impl From<Handshake> for BackendError {
-    fn from(error: Handshake) -> Self {
-        match error {
-            Handshake::WrongHostKey => Self::WrongHostKey,
-            Handshake::Ssh(error) => unreachable(format!("SSH: {error}")),
-        }
+        unreachable(format!("SSH: {error}"))
     }
 }
 
@@ -389,6 +355,6 @@ mod tests {
             [own, other].map(|key| PublicKeyOrCertificate::PublicKey { key, hash_alg: None });
         assert!(client::Handler::check_server_key(&mut verifier, &own).await.unwrap());
         let refused = client::Handler::check_server_key(&mut verifier, &other).await;
-        assert!(matches!(refused, Err(Handshake::WrongHostKey)));
+        assert!(matches!(refused, Err(BackendError::WrongHostKey)));
     }
 }

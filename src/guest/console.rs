@@ -21,7 +21,7 @@ use self::serial_line::SerialLine;
 use super::tty::Terminals;
 use crate::vm::VmError;
 use crate::vm::backend::{BackendError, Console, ConsoleAccess};
-use crate::vm::stream::{Bell, Listener, Readiness, Stream};
+use crate::vm::stream::{Listener, Readiness, Stream, Text};
 
 /// The serial line of one VM.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ impl Console for SerialConsole {
             ConsoleAccess::Watch => Arc::new(Opened::new(line, Some(Start::Scrollback))),
             ConsoleAccess::Talk => Arc::new(Opened::new(line, Some(Start::Now))),
             ConsoleAccess::Send => Arc::new(Opened::new(line, None)),
-            ConsoleAccess::Peek => Arc::new(ScrollbackCopy::of(&line)),
+            ConsoleAccess::Peek => Arc::new(scrollback(&line)),
         }
     }
 
@@ -104,14 +104,12 @@ impl Drop for SerialConsole {
     }
 }
 
-/// Where a reader begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Start {
     Scrollback,
     Now,
 }
 
-/// An open console.
 #[derive(Debug)]
 struct Opened {
     line: Arc<SerialLine>,
@@ -155,41 +153,10 @@ impl Drop for Opened {
     }
 }
 
-/// What a crawler gets: the scrollback at the moment of its open.
-#[derive(Debug)]
-struct ScrollbackCopy {
-    bytes: Mutex<std::io::Cursor<Vec<u8>>>,
-    silence: Bell,
-}
-
-impl ScrollbackCopy {
-    fn of(line: &SerialLine) -> Self {
-        let reader = line.join(Start::Scrollback);
-        let bytes = line.read(reader, usize::MAX).unwrap_or_default();
-        line.leave(reader);
-        Self { bytes: Mutex::new(std::io::Cursor::new(bytes)), silence: Bell::default() }
-    }
-}
-
-impl Stream for ScrollbackCopy {
-    fn try_read(&self, max: usize) -> Option<Result<Vec<u8>, VmError>> {
-        use std::io::Read;
-        let mut bytes = Vec::new();
-        let mut rest = self.bytes.lock();
-        // Reading from memory cannot fail.
-        drop(rest.by_ref().take(max as u64).read_to_end(&mut bytes));
-        Some(Ok(bytes))
-    }
-
-    fn try_write(&self, _: &[u8]) -> Option<Result<usize, VmError>> {
-        Some(Ok(0))
-    }
-
-    fn readiness(&self) -> Readiness {
-        Readiness { readable: true, ..Readiness::default() }
-    }
-
-    fn listen(&self) -> Listener {
-        self.silence.listen()
-    }
+/// Returns what a crawler gets: the scrollback at the moment of its open.
+fn scrollback(line: &SerialLine) -> Text {
+    let reader = line.join(Start::Scrollback);
+    let bytes = line.read(reader, usize::MAX).unwrap_or_default();
+    line.leave(reader);
+    Text::new(bytes)
 }

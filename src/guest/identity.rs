@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::shell::quoted;
-use super::{authorized_keys, keys};
+use super::{authorized_keys, hostname, keys};
 use crate::store::layout::{VmDir, names};
 use crate::vm::backend::{
     BackendError, Exit, GuestSession, IdentityPort, LaunchPlan, OutputKind, OutputSink,
@@ -37,10 +37,8 @@ const ARM_TIMEOUT: Duration = Duration::from_secs(330);
 const PERSONALIZE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How much a guest may print before it gives the answer.
 const LONGEST_OUTPUT: u64 = 64 << 10;
-/// Bytes of random seed for a guest.
 const SEED_BYTES: usize = 64;
 
-/// A connection to the shell that waits in the guest.
 #[derive(Debug)]
 pub(super) struct Port {
     client_key: PathBuf,
@@ -131,7 +129,7 @@ impl IdentityPort for Port {
 /// Composes the script that personalizes the guest for `plan`.
 fn script(client_key: &Path, plan: &LaunchPlan) -> Result<String, BackendError> {
     let dir = VmDir(plan.dir.clone());
-    let hostname = plan.spec.hostname.as_ref().unwrap_or(&plan.name);
+    let hostname = hostname(plan);
     let key = keys::ensure(&dir.host_key(), hostname)?;
     let failed = |e: io::Error| BackendError::io("the SSH host key", &e);
     let openssh = keys::openssh(&key).map_err(failed)?;
@@ -142,7 +140,7 @@ fn script(client_key: &Path, plan: &LaunchPlan) -> Result<String, BackendError> 
     };
     let variables = [
         ("random", random()),
-        ("hostname", hostname.clone()),
+        ("hostname", hostname.to_owned()),
         ("machine_id", plan.uuid.simple().to_string()),
         ("mac", mac.to_string()),
         ("dropbear_key", octal(&keys::dropbear(&key).map_err(failed)?)),
@@ -167,7 +165,6 @@ fn octal(bytes: &[u8]) -> String {
     })
 }
 
-/// Returns randomness in letters.
 fn random() -> String {
     let mut text = String::new();
     while text.len() < 2 * SEED_BYTES {

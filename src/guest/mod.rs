@@ -26,7 +26,6 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
-use uuid::Uuid;
 
 use crate::store::file;
 use crate::store::layout::{Layout, VmDir};
@@ -52,19 +51,15 @@ impl SshGuests {
 #[async_trait]
 impl Guests for SshGuests {
     async fn prepare(&self, plan: &LaunchPlan) -> Result<(), BackendError> {
-        let (client_key, dir) = (self.client_key.clone(), VmDir(plan.dir.clone()));
-        let hostname = plan.spec.hostname.clone();
-        let hostname = hostname.unwrap_or_else(|| plan.name.clone());
-        let (uuid, further) = (plan.uuid, plan.spec.ssh_key.clone());
-        let seed = SeedFor(plan.image.seed, uuid);
+        let (client_key, plan) = (self.client_key.clone(), plan.clone());
         let work = move || {
-            write_seed(&client_key, &dir, &hostname, &further, seed)?;
-            ssh_config::write_known_hosts(&dir, uuid)
+            write_seed(&client_key, &plan)?;
+            ssh_config::write_known_hosts(&VmDir(plan.dir), plan.uuid)
         };
-        self.runtime.spawn_blocking(work).await.map_err(|e| {
-            let reason = std::io::Error::other(e);
-            BackendError::io("writing the seed", &reason)
-        })?
+        self.runtime
+            .spawn_blocking(work)
+            .await
+            .map_err(|e| BackendError::io("writing the seed", &io::Error::other(e)))?
     }
 
     async fn connect(&self, at: &GuestAddress) -> Result<Arc<dyn GuestSession>, BackendError> {
@@ -92,9 +87,9 @@ async fn socket(dir: &Path, name: &str) -> io::Result<UnixStream> {
     UnixStream::connect(VmDir::socket(dir.as_raw_fd(), name)).await
 }
 
-/// Where the guest finds its seed, and the VM that it is for.
-#[derive(Clone, Copy, Debug)]
-struct SeedFor(SeedKind, Uuid);
+fn hostname(plan: &LaunchPlan) -> &str {
+    plan.spec.hostname.as_ref().unwrap_or(&plan.name)
+}
 
 /// Returns the lines of `authorized_keys` that a guest gets: ours and the settings'.
 fn authorized_keys(client_key: &Path, further: &[String]) -> Result<String, BackendError> {
@@ -105,16 +100,11 @@ fn authorized_keys(client_key: &Path, further: &[String]) -> Result<String, Back
 }
 
 /// The keys stay what they are; the seed follows the settings.
-fn write_seed(
-    client_key: &Path,
-    dir: &VmDir,
-    hostname: &str,
-    further: &[String],
-    SeedFor(kind, instance): SeedFor,
-) -> Result<(), BackendError> {
-    let authorized = authorized_keys(client_key, further)?;
+fn write_seed(client_key: &Path, plan: &LaunchPlan) -> Result<(), BackendError> {
+    let (dir, hostname, instance) = (VmDir(plan.dir.clone()), hostname(plan), plan.uuid);
+    let authorized = authorized_keys(client_key, &plan.spec.ssh_key)?;
     let host = keys::ensure(&dir.host_key(), hostname)?;
-    let (path, bytes) = match kind {
+    let (path, bytes) = match plan.image.seed {
         SeedKind::FwCfg => (dir.seed(), seed::tar(hostname, instance, &authorized, &host)),
         SeedKind::Nocloud => {
             let public = keys::public_line(&host)?;

@@ -13,14 +13,11 @@ use uuid::Uuid;
 const SIZE: usize = 1 << 20;
 const LABEL: [u8; 11] = *b"CIDATA     ";
 
-/// What a guest reads.
 #[derive(Debug)]
 pub(super) struct NoCloudData<'a> {
     /// The VM's identity. A new one makes cloud-init set the guest up again, which a clone needs.
     pub(super) instance: Uuid,
-    /// Its name.
     pub(super) hostname: &'a str,
-    /// Lines of `authorized_keys`.
     pub(super) authorized: &'a str,
     /// The host key in OpenSSH's private format, and its public line.
     pub(super) host_key: (&'a str, &'a str),

@@ -102,7 +102,6 @@ pub(super) struct Pool {
 #[derive(Debug)]
 struct Slot {
     connection: Arc<Connection>,
-    /// Commands that run on it.
     users: usize,
     /// Commands that it has been leased to: an unchanged number means that it was idle in between.
     leases: u64,

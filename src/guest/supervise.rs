@@ -38,7 +38,6 @@ const END_OF_TRANSMISSION: u8 = 4;
 /// The `TERM` of our terminals.
 const TERMINAL: &str = "xterm";
 
-/// Runs a command; see `GuestSession::run`.
 pub(super) async fn run(
     pool: &Arc<Pool>,
     command: &[u8],
@@ -62,7 +61,6 @@ pub(super) async fn run(
     Err(untaken())
 }
 
-/// A command as it is sent.
 #[derive(Debug, PartialEq, Eq)]
 struct Wrapped {
     line: Vec<u8>,
@@ -87,7 +85,6 @@ impl Wrapped {
     }
 }
 
-/// Puts directory and variables before a command.
 fn prepared(command: &[u8], options: &ExecOptions) -> Vec<u8> {
     let mut text = Vec::new();
     if let Some(cwd) = &options.cwd {
@@ -238,7 +235,7 @@ impl Drop for Group {
 }
 
 /// Finds the number of a command's process group in the command's output.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Announcement {
     /// The number's digits so far; `None` before their mark. What follows a mark and is no
     /// number is output: otherwise a guest could make the daemon keep more than [`LONGEST_NUMBER`].
@@ -246,14 +243,7 @@ struct Announcement {
     group: watch::Sender<Option<u32>>,
 }
 
-impl Default for Announcement {
-    fn default() -> Self {
-        Self { digits: Mutex::new(None), group: watch::Sender::new(None) }
-    }
-}
-
 impl Announcement {
-    /// Resolves when the command runs.
     async fn group(&self) -> u32 {
         let mut group = self.group.subscribe();
         let number = group.wait_for(Option::is_some).await.ok().and_then(|group| *group);

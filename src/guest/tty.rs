@@ -29,7 +29,6 @@ use tokio::time::timeout;
 use crate::sys;
 use crate::vm::stream::Stream;
 
-/// One read or write of a terminal.
 const CHUNK: usize = 4096;
 /// Terminals of one VM: one for each that is open at once, and the next user's.
 const MOST: usize = 16;
@@ -38,7 +37,6 @@ const GRACE: Duration = Duration::from_millis(300);
 /// The speed that a terminal shows. It means nothing here, but 0 means "hang up".
 const SPEED: u32 = 115_200;
 
-/// The terminals of one run of the machine.
 #[derive(Debug, Default)]
 pub(super) struct Terminals(Vec<Arc<Terminal>>);
 
@@ -117,7 +115,6 @@ impl Terminal {
         Ok(tcflush(&tty, QueueSelector::IFlush)?)
     }
 
-    /// Says whether a program has it open.
     fn is_open(&self) -> bool {
         let mut fds = [PollFd::new(&self.master, PollFlags::empty())];
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -141,7 +138,6 @@ struct Bridge {
     typed: Vec<u8>,
 }
 
-/// The result of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
     Moved,
@@ -175,7 +171,6 @@ impl Bridge {
         self.finish().await;
     }
 
-    /// Waits until something has happened at the terminal.
     async fn stirred(&self) {
         if let Ok(mut ready) = self.events.readable().await {
             let mut events = Vec::with_capacity(1);
@@ -186,7 +181,6 @@ impl Bridge {
         }
     }
 
-    /// Moves a chunk from the terminal to the line.
     fn take_typed(&mut self) -> Step {
         if self.typed.is_empty() {
             let mut chunk = [0; CHUNK];

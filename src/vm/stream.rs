@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::VmError;
@@ -60,6 +61,29 @@ pub struct Nothing;
 impl Stream for Nothing {
     fn readiness(&self) -> Readiness {
         Readiness { readable: true, writable: false, hung_up: true }
+    }
+}
+
+/// Bytes that are there.
+#[derive(Debug)]
+pub struct Text(Mutex<Vec<u8>>);
+
+impl Text {
+    /// Makes a stream of them, which then is at its end.
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(Mutex::new(bytes))
+    }
+}
+
+impl Stream for Text {
+    fn try_read(&self, max: usize) -> Option<Result<Vec<u8>, VmError>> {
+        let mut rest = self.0.lock();
+        let len = rest.len().min(max);
+        Some(Ok(rest.drain(..len).collect()))
+    }
+
+    fn readiness(&self) -> Readiness {
+        Readiness { readable: true, ..Readiness::default() }
     }
 }
 

@@ -16,7 +16,6 @@ use super::ring::{BACKLOG, SCROLLBACK};
 /// How many bytes of the socket are compared with the log.
 const PROBE: usize = 512;
 
-/// A place in the log.
 #[derive(Debug)]
 pub(super) struct Log {
     path: PathBuf,
@@ -27,7 +26,6 @@ pub(super) struct Log {
 /// What the socket's first bytes are in the log.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Seam {
-    /// They begin here.
     At(usize),
     /// Not (all) in the log: QEMU has not written them yet, or there is no log.
     Unknown,

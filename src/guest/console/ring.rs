@@ -44,7 +44,6 @@ impl Ring {
         self.push(bytes)
     }
 
-    /// Adds a reader.
     pub(super) fn join(&mut self, start: Start) -> u64 {
         let past = match start {
             Start::Scrollback => self.bytes.len().min(SCROLLBACK) as u64,
@@ -57,13 +56,11 @@ impl Ring {
         id
     }
 
-    /// Removes a reader.
     pub(super) fn leave(&mut self, id: u64) {
         self.cursors.remove(&id);
         self.trim();
     }
 
-    /// Takes at most `max` bytes for a reader.
     pub(super) fn read(&mut self, id: u64, max: usize) -> Vec<u8> {
         let behind = self.behind(id);
         let from = self.bytes.len() - behind;
@@ -75,7 +72,6 @@ impl Ring {
         bytes
     }
 
-    /// Returns how many bytes a reader has not read.
     pub(super) fn behind(&self, id: u64) -> usize {
         let at = self.cursors.get(&id).map_or(self.end, |cursor| cursor.at);
         distance(at, self.end)

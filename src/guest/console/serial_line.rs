@@ -25,7 +25,6 @@ use crate::vm::stream::{Bell, Listener, Readiness};
 
 /// What may wait for the guest to take it.
 pub(super) const TYPED: usize = 64 << 10;
-/// One read of the socket.
 const CHUNK: usize = 16 << 10;
 /// How long QEMU's last words may take to arrive once it has ended.
 const GRACE: Duration = Duration::from_millis(500);
@@ -34,12 +33,10 @@ const LAG: Duration = Duration::from_millis(10);
 /// Pauses between attempts to connect, growing from the first to the second.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
 
-/// The serial line during one run of the machine.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct SerialLine {
     inner: Mutex<Inner>,
     bell: Bell,
-    /// Something has been typed.
     typed: Notify,
     stop: watch::Sender<bool>,
     lost: Arc<AtomicU64>,
@@ -55,13 +52,7 @@ struct Inner {
 impl SerialLine {
     /// Makes one that nothing is connected to; what its readers lose is added to `lost`.
     pub(super) fn new(lost: Arc<AtomicU64>) -> Arc<Self> {
-        Arc::new(Self {
-            inner: Mutex::default(),
-            bell: Bell::default(),
-            typed: Notify::new(),
-            stop: watch::Sender::new(false),
-            lost,
-        })
+        Arc::new(Self { lost, ..Self::default() })
     }
 
     /// Ends [`Self::serve`] once it has read what is left.

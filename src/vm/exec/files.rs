@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use super::{Exec, Playback, Shared};
 use crate::vm::VmError;
 use crate::vm::backend::OutputKind;
 use crate::vm::caller::Caller;
 use crate::vm::job::{Job, JobError, JobId, Stage};
 use crate::vm::notice::Notice;
-use crate::vm::stream::{Readiness, Stream};
+use crate::vm::stream::{Readiness, Stream, Text};
 
 impl Exec {
     /// `mkdir`
@@ -79,7 +77,7 @@ impl Exec {
 
     /// Opens `cmd` for reading: its text.
     pub fn open_text(&self, job: &Job) -> Arc<dyn Stream> {
-        Arc::new(Text { rest: Mutex::new(job.text()) })
+        Arc::new(Text::new(job.text()))
     }
 
     /// Opens `stdout` or `stderr`.
@@ -126,23 +124,5 @@ impl Stream for Writing {
 impl Drop for Writing {
     fn drop(&mut self) {
         self.shared.start(&self.job);
-    }
-}
-
-/// Bytes that are there.
-#[derive(Debug)]
-struct Text {
-    rest: Mutex<Vec<u8>>,
-}
-
-impl Stream for Text {
-    fn try_read(&self, max: usize) -> Option<Result<Vec<u8>, VmError>> {
-        let mut rest = self.rest.lock();
-        let len = rest.len().min(max);
-        Some(Ok(rest.drain(..len).collect()))
-    }
-
-    fn readiness(&self) -> Readiness {
-        Readiness { readable: true, writable: false, hung_up: false }
     }
 }
