@@ -28,48 +28,27 @@ const UMOUNT_TIMEOUT: Duration = Duration::from_secs(10);
 pub const MOUNTED: &str = "mounted";
 
 /// Why a daemon could not be found, started or ended.
+#[expect(missing_docs, reason = "each error's sentence says it")]
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
-    /// The mount point.
     #[error(transparent)]
     Mount(#[from] MountError),
-    /// There is no place for a store.
     #[error("neither XDG_DATA_HOME nor HOME is set; say where to keep VMs with --store DIR")]
     NoStore,
-    /// There is no place to mount on.
     #[error("HOME is not set; say where to mount: `aq mount DIR`")]
     NoMount,
     /// It ended before it had mounted; it has said why.
     #[error("the daemon has ended; the reason is above")]
     Ended,
-    /// It took too long.
     #[error("the daemon has not mounted within {} s; see {log}", MOUNT_TIMEOUT.as_secs())]
-    Slow {
-        /// Its log.
-        log: PathBuf,
-    },
+    Slow { log: PathBuf },
     /// It continues after its tree is unmounted.
     #[error("unmounted, but the daemon (pid {pid}) has not ended within {} s", UMOUNT_TIMEOUT.as_secs())]
-    Stays {
-        /// Its process.
-        pid: u32,
-    },
-    /// It has ended, and the directory could not be unmounted.
+    Stays { pid: u32 },
     #[error("the daemon has ended, but {} is in the table of mounts: {error}", dir.display())]
-    StillMounted {
-        /// The directory.
-        dir: PathBuf,
-        /// Why.
-        error: MountError,
-    },
-    /// The system refused.
+    StillMounted { dir: PathBuf, error: MountError },
     #[error("{what}: {error}")]
-    Io {
-        /// What was being done.
-        what: String,
-        /// The answer.
-        error: io::Error,
-    },
+    Io { what: String, error: io::Error },
 }
 
 impl DaemonError {

@@ -22,7 +22,6 @@ use crate::vm::backend::Recipes;
 /// A store with less than this free is about to pause its guests.
 const LITTLE: u64 = 1 << 30;
 
-/// What has been found.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Findings {
     works: Vec<String>,
@@ -188,8 +187,9 @@ fn acceleration(findings: &mut Findings, layout: &Layout, qemu: &Installation) {
             (reason.to_owned(), advice.to_owned())
         }
         KvmVerdict::Closed(reason) => (reason, LOAD.to_owned()),
-        KvmVerdict::Hidden(reason) => (format!("/dev/kvm opens, but {reason}"), NESTED.to_owned()),
-        KvmVerdict::Fails(reason) => (format!("/dev/kvm opens, but {reason}"), NESTED.to_owned()),
+        KvmVerdict::Hidden(reason) | KvmVerdict::Fails(reason) => {
+            (format!("/dev/kvm opens, but {reason}"), NESTED.to_owned())
+        }
     };
     findings.works("TCG, QEMU's translator: VMs run without KVM, slower");
     findings.fails.push(format!("KVM: {reason}"));

@@ -65,23 +65,16 @@ fn aqfs() -> Roff {
              errno to the caller and a sentence to the file error.",
         ),
     ]);
-    let rows = manual::rows();
-    let at = |row: &Row| row.path.rsplit_once('/').map_or("", |(dir, _)| dir).to_owned();
-    let mut dir = None;
-    for row in &rows {
-        if dir.as_ref() != Some(&at(row)) {
-            let title = if at(row).is_empty() {
-                "AT THE ROOT".to_owned()
-            } else {
-                format!("IN {}/", at(row))
-            };
-            roff.control("SH", [title.as_str()]);
-            dir = Some(at(row));
+    let dir_of = |row: &Row| row.path.rsplit_once('/').map(|(dir, _)| dir.to_owned());
+    for rows in manual::rows().chunk_by(|a, b| dir_of(a) == dir_of(b)) {
+        let title = dir_of(&rows[0]).map_or("AT THE ROOT".to_owned(), |dir| format!("IN {dir}/"));
+        roff.control("SH", [title.as_str()]);
+        for row in rows {
+            let name = row.path.rsplit('/').next().unwrap_or_default();
+            roff.control("TP", []);
+            roff.text([bold(name), roman(format!("  {} {:04o}", row.kind, row.mode))]);
+            roff.text([roman(row.doc)]);
         }
-        let name = row.path.rsplit('/').next().unwrap_or_default();
-        roff.control("TP", []);
-        roff.text([bold(name), roman(format!("  {} {:04o}", row.kind, row.mode))]);
-        roff.text([roman(row.doc)]);
     }
     verbs(&mut roff, "VERBS OF VM/ctl", &manual::vm_verbs());
     verbs(&mut roff, "VERBS OF .images/NAME/ctl", &manual::image_verbs());

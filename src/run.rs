@@ -39,56 +39,34 @@ const LOGGED: &str = "info,fuser::reply=off";
 const WORKERS: usize = 2;
 
 /// Why a command of `aq` failed.
+#[expect(missing_docs, reason = "each error's sentence says it")]
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// The mount point.
     #[error(transparent)]
     Mount(#[from] MountError),
-    /// The store is another daemon's.
     #[error(transparent)]
     Lock(#[from] LockError),
-    /// The VMs could not be read.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// QEMU, keys or images.
     #[error(transparent)]
     Backend(#[from] BackendError),
-    /// The daemon could not be found, started or ended.
     #[error(transparent)]
     Daemon(#[from] DaemonError),
-    /// A command over the mounted tree.
     #[error(transparent)]
     Command(#[from] Failure),
-    /// The image's name is none.
     #[error("--image {0}: not the name of an image")]
     BadImage(String),
-    /// Anything else of the system.
     #[error("{what}: {error}")]
-    Io {
-        /// What was being done.
-        what: String,
-        /// The answer.
-        error: io::Error,
-    },
+    Io { what: String, error: io::Error },
 }
 
 impl RunError {
     /// Says whether the user has read the reason already, from the daemon that met it.
     pub fn is_reported(&self) -> bool {
-        match self {
-            Self::Daemon(error) => error.is_reported(),
-            Self::Command(failure) => failure.is_reported(),
-            Self::Mount(_)
-            | Self::Lock(_)
-            | Self::Registry(_)
-            | Self::Backend(_)
-            | Self::BadImage(_)
-            | Self::Io { .. } => false,
-        }
+        matches!(self, Self::Daemon(error) if error.is_reported())
+            || matches!(self, Self::Command(failure) if failure.is_reported())
     }
-}
 
-impl RunError {
     /// Returns the exit status.
     pub fn code(&self) -> u8 {
         let Self::Command(failure) = self else { return 1 };
@@ -105,6 +83,7 @@ fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> RunError {
 ///
 /// # Errors
 /// A sentence with the cause and, where there is one, the remedy.
+#[expect(clippy::wildcard_enum_match_arm, reason = "`commands::run` names all others")]
 pub fn run(cli: Cli) -> Result<u8, RunError> {
     match cli.command {
         cli::Command::Mount(args) => mount(&mount_config(args)?)?,
@@ -119,23 +98,7 @@ pub fn run(cli: Cli) -> Result<u8, RunError> {
         cli::Command::TouchStatus(args) => {
             touch::serve(&args.mount, io::stdin().lock()).map_err(failed("standard input"))?;
         }
-        command @ (cli::Command::New(_)
-        | cli::Command::Start(_)
-        | cli::Command::Stop(_)
-        | cli::Command::Console(_)
-        | cli::Command::Exec(_)
-        | cli::Command::Scp(_)
-        | cli::Command::Rm(_)
-        | cli::Command::Ls(_)
-        | cli::Command::Snapshot(_)
-        | cli::Command::Fanout(_)
-        | cli::Command::Info(_)
-        | cli::Command::Wait(_)
-        | cli::Command::Logs(_)
-        | cli::Command::Attach(_)
-        | cli::Command::Edit(_)
-        | cli::Command::Top(_)
-        | cli::Command::Prune(_)) => return Ok(commands::run(&command)?),
+        command => return Ok(commands::run(&command)?),
     }
     Ok(0)
 }
@@ -210,10 +173,9 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
 /// Warns the user who mounts, and writes to the log. In the foreground both are the terminal.
 fn warn_user(mode: Mode, sentence: &str) {
     tracing::warn!("{sentence}");
-    match mode {
+    if mode == Mode::Detached {
         // The parent may be gone.
-        Mode::Detached => drop(writeln!(io::stderr(), "aq: {sentence}")),
-        Mode::Foreground | Mode::Background => {}
+        drop(writeln!(io::stderr(), "aq: {sentence}"));
     }
 }
 

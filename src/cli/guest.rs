@@ -12,7 +12,6 @@ Without any, standard input is a shell script. The exit status is that of the co
 signal's number if a signal ended it; 255 if it was lost with the guest.")]
 pub struct Exec {
     /// Where
-    #[arg(value_name = "VM")]
     pub vm: String,
     /// What
     #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
@@ -23,7 +22,6 @@ pub struct Exec {
 #[derive(Args, Debug)]
 pub struct Console {
     /// Where
-    #[arg(value_name = "VM")]
     pub vm: String,
 }
 
@@ -46,7 +44,6 @@ pub struct Scp {
 #[command(after_help = "Ctrl-] leaves; the guest does not notice.")]
 pub struct Attach {
     /// Whose
-    #[arg(value_name = "VM")]
     pub vm: String,
 }
 
@@ -59,7 +56,6 @@ behind its name. The exit status is the largest of the shards'. Ctrl-C removes t
 )]
 pub struct Fanout {
     /// The image that they are made from
-    #[arg(value_name = "IMAGE")]
     pub image: String,
     /// How many
     #[arg(value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]

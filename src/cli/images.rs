@@ -21,7 +21,6 @@ pub enum Snapshot {
 #[derive(Args, Debug)]
 pub struct Create {
     /// Of which
-    #[arg(value_name = "VM")]
     pub vm: String,
     /// Its name
     #[arg(value_name = "NAME")]
@@ -32,7 +31,6 @@ pub struct Create {
 #[derive(Args, Debug)]
 pub struct Remove {
     /// Which, or an alias
-    #[arg(value_name = "TAG")]
     pub tag: String,
     /// Accepted for old scripts; what a virtual machine needs is never removed
     #[arg(long, hide = true)]
@@ -43,10 +41,8 @@ pub struct Remove {
 #[derive(Args, Debug)]
 pub struct Tag {
     /// Which
-    #[arg(value_name = "TAG")]
     pub tag: String,
     /// Its second name; one that is an alias already leads here from now on
-    #[arg(value_name = "ALIAS")]
     pub alias: String,
 }
 
@@ -54,7 +50,6 @@ pub struct Tag {
 #[derive(Args, Debug)]
 pub struct Tree {
     /// Only this one and what was made from it
-    #[arg(value_name = "TAG")]
     pub tag: Option<String>,
 }
 

@@ -87,10 +87,8 @@ pub struct Ls {
 #[derive(Args, Debug)]
 pub struct Info {
     /// Which
-    #[arg(value_name = "VM")]
     pub vm: String,
     /// Only the value of this key
-    #[arg(value_name = "KEY")]
     pub key: Option<String>,
     /// A JSON object
     #[arg(long, conflicts_with = "key")]
@@ -101,7 +99,6 @@ pub struct Info {
 #[derive(Args, Debug)]
 pub struct Wait {
     /// Which
-    #[arg(value_name = "VM")]
     pub vm: String,
     /// The status to wait for, such as `ready` or `stopped` [default: none under way]
     #[arg(value_name = "STATUS", value_parser = ["stopped", "running", "ready", "paused", "failed"])]
@@ -115,7 +112,6 @@ pub struct Wait {
 #[derive(Args, Debug)]
 pub struct Logs {
     /// Whose
-    #[arg(value_name = "VM")]
     pub vm: String,
     /// Go on with what is added, until interrupted
     #[arg(short, long)]
@@ -131,7 +127,6 @@ pub struct Logs {
 they are stay so; those that are taken out get their default values.")]
 pub struct Edit {
     /// Whose
-    #[arg(value_name = "VM")]
     pub vm: String,
 }
 

@@ -2,11 +2,10 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
-use std::os::fd::OwnedFd;
 use std::sync::mpsc::{self, Sender};
 use std::thread;
 
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use crossterm::terminal::{disable_raw_mode, enable_raw_mode};
 
 use super::files::Tree;
 use super::text::note;
@@ -16,11 +15,8 @@ use crate::cli::guest::Attach;
 /// Ctrl-], as telnet has it.
 const ESCAPE: u8 = 0x1d;
 
-/// Why it is over.
 enum Over {
-    /// The user has left.
     Left,
-    /// The machine has ended.
     Ended,
     Signal(i32),
     Failed(io::Error),
@@ -95,26 +91,17 @@ fn type_in(mut line: File, sender: Sender<Over>) -> Result<(), Failure> {
 }
 
 /// A terminal that hands on every key. Dropping it brings it back to what it was.
-struct Raw(Option<(OwnedFd, Termios)>);
+struct Raw;
 
 impl Raw {
-    fn enter() -> io::Result<Self> {
-        if !io::stdin().is_terminal() {
-            return Ok(Self(None));
-        }
-        let terminal = rustix::stdio::stdin().try_clone_to_owned()?;
-        let before = tcgetattr(&terminal)?;
-        let mut raw = before.clone();
-        raw.make_raw();
-        tcsetattr(&terminal, OptionalActions::Now, &raw)?;
-        Ok(Self(Some((terminal, before))))
+    /// `None` where standard input is no terminal.
+    fn enter() -> io::Result<Option<Self>> {
+        io::stdin().is_terminal().then(|| enable_raw_mode().map(|()| Self)).transpose()
     }
 }
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        if let Some((terminal, before)) = &self.0 {
-            let _gone = tcsetattr(terminal, OptionalActions::Now, before);
-        }
+        let _gone = disable_raw_mode();
     }
 }

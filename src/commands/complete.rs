@@ -71,7 +71,6 @@ fn offering(arg: Arg, wanted: Wanted) -> Arg {
     }
 }
 
-/// Which VMs a command is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wanted {
     On,

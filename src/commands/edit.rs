@@ -1,7 +1,8 @@
 //! `aq edit`: all settings in an editor. Only what was changed is written.
 
 use std::env;
-use std::io::{self, Read, Seek, Write};
+use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 
@@ -16,18 +17,12 @@ type Settings = Vec<(String, Vec<String>)>;
 pub(super) fn run(tree: &Tree, args: &Edit) -> Result<(), Failure> {
     let vm = tree.vm(&args.vm)?;
     let before = settings(&vm)?;
-    let mut file = tempfile::Builder::new().prefix("aq-").suffix(".conf").tempfile();
-    let file =
-        file.as_mut().map_err(|e| local("a temporary file")(io::Error::other(e.to_string())))?;
+    let file = tempfile::Builder::new().prefix("aq-").suffix(".conf").tempfile();
+    let mut file = file.map_err(local("a temporary file"))?;
     file.write_all(render(&vm.name, &before).as_bytes()).map_err(local("a temporary file"))?;
     edit(file.path())?;
-    // Editors replace the file as often as they write to it.
-    let mut text = String::new();
-    let read = std::fs::File::open(file.path()).and_then(|mut f| {
-        f.rewind()?;
-        f.read_to_string(&mut text)
-    });
-    read.map_err(local("a temporary file"))?;
+    // Read by its path: editors replace the file as often as they write to it.
+    let text = fs::read_to_string(file.path()).map_err(local("a temporary file"))?;
     let after = parse(&text).map_err(Failure::Usage)?;
     apply(&vm, &before, &after)
 }
@@ -62,15 +57,11 @@ fn parse(text: &str) -> Result<Settings, String> {
         let (key, value) =
             line.split_once('=').ok_or_else(|| format!("{line:?} is not `key = value`"))?;
         let (key, value) = (key.trim(), value.trim());
-        let values = match settings.iter().position(|(k, _)| k == key) {
-            Some(at) => &mut settings[at].1,
-            None => {
-                settings.push((key.to_owned(), Vec::new()));
-                let last = settings.len() - 1;
-                &mut settings[last].1
-            }
-        };
-        values.extend((!value.is_empty()).then(|| value.to_owned()));
+        let at = settings.iter().position(|(k, _)| k == key).unwrap_or_else(|| {
+            settings.push((key.to_owned(), Vec::new()));
+            settings.len() - 1
+        });
+        settings[at].1.extend((!value.is_empty()).then(|| value.to_owned()));
     }
     Ok(settings)
 }

@@ -13,7 +13,6 @@ use std::path::{self, PathBuf};
 use super::Failure;
 use super::files::plain;
 
-/// A private key of the user.
 const HOST_KEY: &str = "AQ_HOST_KEY";
 /// The most that `config/cmdline` takes, in bytes.
 const LONGEST_CMDLINE: usize = 1024;
@@ -27,11 +26,9 @@ pub struct Variable {
     pub name: &'static str,
     /// What it does, for the manual.
     pub doc: &'static str,
-    /// The commands that read it.
     reads: Reads,
 }
 
-/// The commands that read a variable.
 #[derive(Debug)]
 enum Reads {
     /// `aq new`, `fanout` and `start`, which put it into the VM's settings.
@@ -124,7 +121,6 @@ pub const VARIABLES: &[Variable] = &[
     Variable { name: "DEBUG", doc: "AQ_LOG=debug instead", reads: Reads::None },
 ];
 
-/// What a variable asks of a setting.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Override {
     key: &'static str,
@@ -132,7 +128,6 @@ pub(super) struct Override {
     words: Vec<String>,
 }
 
-/// What a setting consists of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
     Value,

@@ -17,9 +17,7 @@ const SCRIPT: &[u8] = b"exec sh -s";
 /// What programs say when a disk is full.
 const FULL: &[u8] = b"No space left on device";
 
-/// What happens while the command runs.
 enum Event {
-    /// This process was sent a signal.
     Signal(i32),
     /// An output has ended; true if it reported a full disk.
     Copied(io::Result<bool>),
@@ -45,7 +43,6 @@ pub(super) fn run(tree: &Tree, args: &Exec) -> Result<u8, Failure> {
     }
 }
 
-/// How waiting for the command has ended.
 enum Over {
     /// Both outputs have; `full` if one reported a full disk.
     Ended { full: bool },

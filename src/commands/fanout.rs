@@ -6,9 +6,10 @@
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::sync::mpsc;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
 
 use super::files::{Tree, Vm};
 use super::job::{End, Job, copy_out};
@@ -23,7 +24,6 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// Both outputs are one, in the order in which they are written.
 const MERGED: &[u8] = b"exec 2>&1\n";
 
-/// The shards and what they have in common.
 struct Fleet<'a> {
     args: &'a Fanout,
     vms: Vec<Vm>,
@@ -38,11 +38,9 @@ struct FleetState {
     waiting: VecDeque<usize>,
     running: usize,
     cancelled: bool,
-    /// The largest exit status so far.
     worst: u8,
 }
 
-/// What happens meanwhile.
 enum Event {
     Signal(i32),
     /// A thread finds nothing more to do.
@@ -68,7 +66,7 @@ pub(super) fn run(tree: &Tree, args: &Fanout) -> Result<u8, Failure> {
         }
         fleet.collect(&receiver, workers)
     });
-    let worst = fleet.lock().worst;
+    let worst = fleet.state.lock().worst;
     note(format!("[fanout] all shards finished (max exit {worst})"));
     ended.map(|signal| signal.map_or(worst, signals::exit_code))
 }
@@ -101,10 +99,6 @@ impl<'a> Fleet<'a> {
         Ok(Self { args, vms, text, state, changed: Condvar::new() })
     }
 
-    fn lock(&self) -> MutexGuard<'_, FleetState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Waits until all threads are done; a signal ends the shards first.
     fn collect(
         &self,
@@ -132,20 +126,20 @@ impl<'a> Fleet<'a> {
 
     /// Ends every shard, which wakes the workers that wait for one.
     fn cancel(&self) {
-        self.lock().cancelled = true;
+        self.state.lock().cancelled = true;
         self.changed.notify_all();
         // One that has not been started, or is gone already, is off.
         self.vms.iter().for_each(|vm| drop(vm.order("kill")));
     }
 
     fn is_cancelled(&self) -> bool {
-        self.lock().cancelled
+        self.state.lock().cancelled
     }
 
     /// Runs shards until none waits.
     fn work(&self, sender: &mpsc::Sender<Event>) {
         loop {
-            let Some(index) = self.lock().waiting.pop_front() else { return };
+            let Some(index) = self.state.lock().waiting.pop_front() else { return };
             let vm = &self.vms[index];
             let launched = self.launch(vm);
             let runs = usize::from(launched.is_ok());
@@ -156,7 +150,7 @@ impl<'a> Fleet<'a> {
             {
                 complain(&failure);
             }
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             state.running -= runs;
             state.worst = state.worst.max(code);
             drop(state);
@@ -179,17 +173,17 @@ impl<'a> Fleet<'a> {
             if self.is_cancelled() {
                 return Err(Failure::Reported(1));
             }
-            self.lock().running += 1;
+            self.state.lock().running += 1;
             let launched = power::launch(vm);
             let Err(failure) = launched else { break };
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             state.running -= 1;
             if failure.errno() != libc::ENOMEM || state.running == 0 {
                 return Err(failure);
             }
             let before = state.running;
             let waits = |state: &mut FleetState| state.running >= before && !state.cancelled;
-            drop(self.changed.wait_while(state, waits));
+            self.changed.wait_while(&mut state, waits);
         }
         // The signal came before it was started, and could not end it.
         if self.is_cancelled() {
@@ -224,7 +218,7 @@ impl<'a> Fleet<'a> {
 /// Removes a shard for good, in whatever state it is.
 fn clear(vm: &Vm) -> Result<(), Failure> {
     power::end(vm, "kill")?;
-    power::until_off_quietly(vm)?;
+    power::until_off(vm, Progress::hidden())?;
     remove::erase(vm)
 }
 

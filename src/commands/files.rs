@@ -13,7 +13,6 @@ use super::{Failure, Near};
 /// How often a wait is interrupted to show the user its progress.
 pub(super) const LOOK: Duration = Duration::from_millis(100);
 
-/// The mounted tree.
 #[derive(Clone, Debug)]
 pub(super) struct Tree {
     dir: PathBuf,
@@ -23,7 +22,6 @@ pub(super) struct Tree {
 #[derive(Clone, Debug)]
 pub(super) struct Vm {
     tree: Tree,
-    /// Its name.
     pub(super) name: String,
 }
 
@@ -65,7 +63,6 @@ impl Tree {
         ours.map_or_else(|| plain(error), |l| l[4].to_owned())
     }
 
-    /// Finds a VM.
     pub(super) fn vm(&self, name: &str) -> Result<Vm, Failure> {
         let vm = Vm { tree: self.clone(), name: name.to_owned() };
         if is_plain(name) && self.path(name).join("ctl").exists() {
@@ -75,7 +72,6 @@ impl Tree {
         Err(Failure::NoVm(name.to_owned(), Near::of(name, names)))
     }
 
-    /// Lists the VMs by name.
     pub(super) fn vms(&self) -> Result<Vec<Vm>, Failure> {
         let names = self.names("")?.into_iter().filter(|n| !n.starts_with('.'));
         Ok(names.map(|name| Vm { tree: self.clone(), name }).collect())
@@ -151,7 +147,6 @@ impl Tree {
 }
 
 impl Vm {
-    /// Returns the path of one of its files.
     pub(super) fn path(&self, name: &str) -> PathBuf {
         self.tree.path(&self.name).join(name)
     }
@@ -168,7 +163,6 @@ impl Vm {
         self.tree.read(&self.file(name)).map_err(|failure| self.gone_or(failure))
     }
 
-    /// Sets a setting, or anything else that is a value.
     pub(super) fn write(&self, name: &str, text: &str) -> Result<(), Failure> {
         self.tree.write(&self.file(name), text).map_err(|failure| self.gone_or(failure))
     }
@@ -197,7 +191,6 @@ impl Vm {
         if self.status()?.is_off() { Err(Failure::Off(self.name.clone())) } else { Ok(()) }
     }
 
-    /// Returns its `info`.
     pub(super) fn facts(&self) -> Result<KeyValues, Failure> {
         let pair = |line: &str| {
             let (key, value) = line.split_once(' ').unwrap_or((line, ""));
@@ -216,7 +209,6 @@ impl Vm {
     }
 }
 
-/// A VM's status line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Status(pub(super) String);
 

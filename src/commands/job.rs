@@ -1,7 +1,7 @@
 //! One command in a guest, through the files of `jobs/NAME/`: made, run, signalled, ended, and
 //! removed with its owner, which kills those of its processes that run.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,18 +18,14 @@ const CHUNK: usize = 128 << 10;
 /// Names that an earlier process with our number may have taken.
 const TRIES: u32 = 1000;
 
-/// Numbers the jobs of this process.
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// A job of ours.
-#[derive(Debug)]
 pub(super) struct Job {
     vm: Vm,
     /// `vm1/jobs/aq-812-0`
     dir: String,
 }
 
-/// How a command has ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum End {
     /// With this exit status; 128 and its number if a signal ended it.
@@ -59,21 +55,16 @@ impl Job {
 
     /// Opens its input; the last closing is its end.
     pub(super) fn stdin(&self) -> Result<File, Failure> {
-        let path = self.vm.tree().path(self.file("stdin"));
-        self.vm.tree().explained(&*self.vm.name, File::options().write(true).open(path))
+        self.open("stdin", File::options().write(true))
     }
 
-    /// Opens `stdout` or `stderr`.
     pub(super) fn output(&self, name: &str) -> Result<File, Failure> {
-        let path = self.vm.tree().path(self.file(name));
-        self.vm.tree().explained(&*self.vm.name, File::open(path))
+        self.open(name, File::options().read(true))
     }
 
-    /// Runs it.
     pub(super) fn run(&self, text: &[u8]) -> Result<(), Failure> {
-        let path = self.vm.tree().path(self.file("cmd"));
-        let cmd = File::options().write(true).open(path);
-        self.vm.tree().explained(&*self.vm.name, cmd.and_then(|mut f| f.write_all(text)))
+        let mut cmd = self.open("cmd", File::options().write(true))?;
+        self.vm.tree().explained(&*self.vm.name, cmd.write_all(text))
     }
 
     /// Sends it a signal, by its name without `SIG`.
@@ -85,6 +76,11 @@ impl Job {
     /// than is kept waits for its reader.
     pub(super) fn end(&self) -> Result<End, Failure> {
         Ok(parse(&self.vm.tree().read(&self.file("wait"))?))
+    }
+
+    fn open(&self, name: &str, options: &OpenOptions) -> Result<File, Failure> {
+        let tree = self.vm.tree();
+        tree.explained(&*self.vm.name, options.open(tree.path(self.file(name))))
     }
 
     fn file(&self, name: &str) -> String {

@@ -43,39 +43,31 @@ pub use names::Near;
 const BROKEN_PIPE: u8 = 141;
 
 /// Why a command has failed.
+#[expect(missing_docs, reason = "each error's sentence says it")]
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// There is no such VM.
     #[error("VM '{0}' does not exist.{1}")]
     NoVm(String, Near),
-    /// There is one.
     #[error("VM '{0}' already exists.")]
     Exists(String),
-    /// It runs.
     #[error("VM '{0}' is already running.")]
     Running(String),
-    /// It does not run.
     #[error("VM '{0}' is not running. Start it with: aq start {0}")]
     Off(String),
-    /// There is no such image.
     #[error("snapshot or alias '{0}' does not exist.{1} `aq snapshot ls` and `ls {2}` list them")]
     NoImage(String, Near, String),
-    /// There is an image of that name.
     #[error(
         "snapshot '{0}' already exists. Pick a new tag or remove the existing one with: aq snapshot rm {0}"
     )]
     ImageExists(String),
-    /// The tree refused.
     #[error("{what}: {sentence}")]
     Refused {
-        /// What was asked.
         what: String,
         /// Why not, as `error` has it.
         sentence: String,
         /// The errno; 0 if there was none.
         errno: i32,
     },
-    /// The words do not fit together.
     #[error("{0}")]
     Usage(String),
     /// The reader of our output is gone, or its disk is full.
@@ -84,7 +76,6 @@ pub enum Failure {
     /// Something of this process's own options.
     #[error("{0}: {1}")]
     Local(String, #[source] io::Error),
-    /// The daemon.
     #[error(transparent)]
     Daemon(#[from] DaemonError),
     /// A part has failed, and its reason has been reported.
@@ -95,39 +86,20 @@ pub enum Failure {
 impl Failure {
     /// Says whether the reason has been reported already, or cannot be reported.
     pub fn is_reported(&self) -> bool {
-        match self {
-            Self::Daemon(error) => error.is_reported(),
-            Self::Output(error) => error.kind() == io::ErrorKind::BrokenPipe,
-            Self::Reported(_) => true,
-            Self::NoVm(..)
-            | Self::Exists(_)
-            | Self::Running(_)
-            | Self::Off(_)
-            | Self::NoImage(..)
-            | Self::ImageExists(_)
-            | Self::Refused { .. }
-            | Self::Usage(_)
-            | Self::Local(..) => false,
-        }
+        let reported_by_daemon = matches!(self, Self::Daemon(error) if error.is_reported());
+        reported_by_daemon || matches!(self, Self::Reported(_)) || self.is_broken_pipe()
     }
 
     /// Returns the exit status.
     pub fn code(&self) -> u8 {
-        match self {
-            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => BROKEN_PIPE,
-            Self::Reported(code) => *code,
-            Self::NoVm(..)
-            | Self::Exists(_)
-            | Self::Running(_)
-            | Self::Off(_)
-            | Self::NoImage(..)
-            | Self::ImageExists(_)
-            | Self::Refused { .. }
-            | Self::Usage(_)
-            | Self::Output(_)
-            | Self::Local(..)
-            | Self::Daemon(_) => 1,
+        if let Self::Reported(code) = self {
+            return *code;
         }
+        if self.is_broken_pipe() { BROKEN_PIPE } else { 1 }
+    }
+
+    fn is_broken_pipe(&self) -> bool {
+        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }
 
     /// Says what was asked for in the user's own words, not in those of the file that refused.

@@ -22,7 +22,6 @@ pub(super) fn run(tree: &Tree, args: &New) -> Result<(), Failure> {
     made.iter().try_for_each(|vm| line(&vm.name))
 }
 
-/// What new VMs are given.
 pub(super) struct Given {
     /// Files of `config/` and their values.
     pub(super) settings: Vec<(&'static str, String)>,
@@ -31,7 +30,6 @@ pub(super) struct Given {
     pub(super) overrides: Vec<Override>,
 }
 
-/// Returns what the arguments and the environment ask for.
 fn given(tree: &Tree, args: &New) -> Result<Given, Failure> {
     let image = args.image.as_deref().map(|name| tree.image(name)).transpose()?;
     let ports = args.ports.iter().map(|p| forward(p)).collect::<Vec<_>>().join("\n");
@@ -61,15 +59,14 @@ fn make(tree: &Tree, args: &New, given: &Given) -> Result<Vec<Vm>, Failure> {
             Some(name) => create(tree, &name, given),
             None => create_any(tree, given),
         };
-        let signalled =
-            receiver.try_recv().map(|signal| Failure::Reported(signals::exit_code(signal)));
-        match (vm.map(|vm| made.push(vm)), signalled) {
-            (Ok(()), Err(_)) => {}
-            (Err(failure), _) | (Ok(()), Ok(failure)) => {
-                // They have never run: nothing is kept of them.
-                made.iter().for_each(|vm: &Vm| drop(tree.rmdir(&vm.name)));
-                return Err(failure);
-            }
+        let done = vm.map(|vm| made.push(vm)).and_then(|()| match receiver.try_recv() {
+            Ok(signal) => Err(Failure::Reported(signals::exit_code(signal))),
+            Err(_) => Ok(()),
+        });
+        if let Err(failure) = done {
+            // They have never run: nothing is kept of them.
+            made.iter().for_each(|vm: &Vm| drop(tree.rmdir(&vm.name)));
+            return Err(failure);
         }
     }
     Ok(made)

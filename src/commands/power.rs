@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::Failure;
 use super::environment::{self, Override};
-use super::files::{Tree, Vm, fact};
+use super::files::{Status, Tree, Vm, fact};
 use super::progress::Progress;
 use super::text::{each, note};
 use super::timing::Timing;
@@ -54,7 +54,6 @@ fn adjust(vm: &Vm, overrides: &[Override]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Writes `start`.
 pub(super) fn launch(vm: &Vm) -> Result<(), Failure> {
     vm.order("start").map_err(|failure| match failure.errno() {
         libc::EALREADY => Failure::Running(vm.name.clone()),
@@ -85,7 +84,6 @@ pub(super) fn until_ready(
     }
 }
 
-/// Returns its status word and the work in progress.
 fn doing(vm: &Vm) -> (String, String) {
     let facts = vm.facts().unwrap_or_default();
     let (word, doing) = (fact(&facts, "status").to_owned(), fact(&facts, "doing"));
@@ -134,7 +132,7 @@ pub(super) fn stop(tree: &Tree, args: &Stop) -> Result<(), Failure> {
         begun.push(vm);
         Ok(())
     });
-    ordered.and(each(&begun, until_off))
+    ordered.and(each(&begun, |vm| until_off(vm, Progress::new())))
 }
 
 /// Writes `stop` or `kill`. One that is off already, or on the way, is fine.
@@ -142,43 +140,33 @@ pub(super) fn end(vm: &Vm, verb: &str) -> Result<(), Failure> {
     if vm.status()?.is_off() {
         return Ok(());
     }
-    match vm.order(verb) {
+    let mut done = vm.order(verb);
+    // It is being saved, which ends by itself.
+    if done.as_ref().is_err_and(|failure| failure.errno() == libc::EBUSY) {
+        settled(vm, "saving", Progress::new())?;
+        done = vm.order(verb);
+    }
+    match done {
         Err(failure) if failure.errno() == libc::EALREADY => Ok(()),
-        // It is being saved, which ends by itself.
-        Err(failure) if failure.errno() == libc::EBUSY => {
-            settled(vm, "saving", Progress::new())?;
-            match vm.order(verb) {
-                Err(failure) if failure.errno() == libc::EALREADY => Ok(()),
-                done => done,
-            }
-        }
         done => done,
     }
 }
 
 /// Waits until it is off, which `stop` brings about within its timeout.
-pub(super) fn until_off(vm: &Vm) -> Result<(), Failure> {
-    expect_off(vm, &settled(vm, "stopping", Progress::new())?)
-}
-
-/// The same for one of many at once.
-pub(super) fn until_off_quietly(vm: &Vm) -> Result<(), Failure> {
-    expect_off(vm, &settled(vm, "stopping", Progress::hidden())?)
-}
-
-fn expect_off(vm: &Vm, status: &str) -> Result<(), Failure> {
-    if matches!(status.split(':').next(), Some("stopped" | "failed" | "broken")) {
+pub(super) fn until_off(vm: &Vm, progress: Progress) -> Result<(), Failure> {
+    let status = settled(vm, "stopping", progress)?;
+    if status.is_off() {
         return Ok(());
     }
-    let sentence = format!("is {status} again; another command has started it");
+    let sentence = format!("is {} again; another command has started it", status.0);
     Err(Failure::Refused { what: vm.name.clone(), sentence, errno: 0 })
 }
 
-/// Waits until nothing is under way and returns the status line.
-pub(super) fn settled(vm: &Vm, doing: &str, mut progress: Progress) -> Result<String, Failure> {
+/// Waits until nothing is under way and returns the status.
+fn settled(vm: &Vm, doing: &str, mut progress: Progress) -> Result<Status, Failure> {
     let line = vm.awaited("wait", || {
         progress.show(|| format!("{}: {doing}", vm.name));
         true
     });
-    Ok(line?.unwrap_or_default())
+    Ok(Status(line?.unwrap_or_default()))
 }

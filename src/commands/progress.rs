@@ -10,7 +10,6 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A line on standard error that comes after a second and goes with its owner. Nothing is shown
 /// where standard error is no terminal.
-#[derive(Debug)]
 pub(super) struct Progress {
     due: Option<Instant>,
     bar: Option<ProgressBar>,

@@ -6,7 +6,6 @@ use super::progress::Progress;
 use super::text::{line, note, size};
 use crate::cli::images::Prune;
 
-/// Something that can go.
 struct Erasable {
     /// `.trash/vm1@1795182212`
     path: String,

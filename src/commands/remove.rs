@@ -3,6 +3,7 @@
 use super::Failure;
 use super::files::{Tree, Vm};
 use super::power;
+use super::progress::Progress;
 use super::text::{each, note};
 use crate::cli::machines::Rm;
 
@@ -28,7 +29,7 @@ fn end(vm: &Vm, verb: &str) -> Result<(), Failure> {
         return Err(Failure::Refused { what: vm.name.clone(), sentence, errno: libc::EPERM });
     }
     power::end(vm, verb)?;
-    power::until_off(vm)
+    power::until_off(vm, Progress::new())
 }
 
 /// Removes a VM that is off, for good.

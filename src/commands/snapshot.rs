@@ -12,7 +12,6 @@ use super::text::{line, note, size};
 use super::{Failure, Near};
 use crate::cli::images::{Create, Remove, Snapshot, Tag};
 
-/// An image made from a VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Taken {
     tag: String,
@@ -87,7 +86,6 @@ fn ls(tree: &Tree) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Lists the images that were made from VMs.
 fn all(tree: &Tree) -> Result<Vec<Taken>, Failure> {
     let mut users = BTreeMap::<String, usize>::new();
     for vm in tree.vms()? {
@@ -169,14 +167,12 @@ fn remove(tree: &Tree, args: &Remove) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Lists the VMs made from an image.
 fn users(tree: &Tree, tag: &str) -> Result<Vec<String>, Failure> {
     let vms = tree.vms()?.into_iter();
     let uses = vms.filter(|vm| vm.read("config/image").is_ok_and(|image| image == tag));
     Ok(uses.map(|vm| vm.name).collect())
 }
 
-/// Lists the removed VMs made from an image.
 pub(super) fn kept(tree: &Tree, tag: &str) -> Result<Vec<String>, Failure> {
     let uses = |kept: &String| tree.read_or_nothing(&format!(".trash/{kept}/image")) == tag;
     Ok(tree.names(".trash")?.into_iter().filter(uses).collect())

@@ -60,7 +60,6 @@ pub(super) fn scp(tree: &Tree, args: &Scp) -> Result<(), Failure> {
     Err(become_program(scp.arg("-B").args(options).arg("--").args(paths)))
 }
 
-/// The arguments of scp.
 #[derive(Debug, PartialEq, Eq)]
 struct Plan {
     options: Vec<OsString>,

@@ -9,7 +9,6 @@ use shlex::bytes::Quoter;
 
 use super::Failure;
 
-/// Prints a line.
 pub(super) fn line(text: impl AsRef<str>) -> Result<(), Failure> {
     writeln!(io::stdout(), "{}", text.as_ref()).map_err(Failure::Output)
 }

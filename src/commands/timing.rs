@@ -12,8 +12,6 @@ use super::text::note;
 /// The statuses that end a phase, and what that is called.
 const PHASES: &[(&str, &str)] = &[("running", "qemu_launch"), ("ready", "wait_ssh")];
 
-/// A start that is being watched.
-#[derive(Debug)]
 pub(super) struct Timing {
     name: String,
     ends: JoinHandle<Vec<(String, Duration)>>,

@@ -18,7 +18,6 @@ use crate::cli::machines::Top;
 const HEAD: &str =
     "NAME                             STATUS       CPU%    RSS MEMORY   DISK PORT   UPTIME   IMAGE";
 
-/// What one look has found.
 struct Look {
     at: Instant,
     vms: Vec<KeyValues>,
@@ -139,7 +138,6 @@ fn age(seconds: u64) -> String {
 
 // ----- the terminal ----------------------------------------------------------------------------
 
-/// What has happened.
 enum Heard {
     Leave,
     Signal(i32),
