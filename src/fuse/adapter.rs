@@ -21,7 +21,7 @@ use super::attr::{AttrChange, Owner};
 use super::flags::{directory_flags, io_mode, open_flags, ttl};
 use super::park::{Park, Wait};
 use super::poll::{self, Polls};
-use super::reply::{self, Looked, done_or_error, made_entry, text};
+use super::reply::{self, Looked, Refuse, made_entry};
 use super::{caller, errno};
 use crate::tree::handle::{Access, OpenRequest};
 use crate::tree::names::Entry;
@@ -32,8 +32,9 @@ use crate::tree::{Answer, Requester, Tree, TreeError};
 /// The largest read or write of one request. Streams gain nothing from more.
 const MAX_TRANSFER: u32 = 128 * 1024;
 
-/// What answers the kernel.
-#[derive(Debug)]
+/// What a name that is not UTF-8 is answered: it is none of ours.
+const NOT_OURS: Errno = Errno::EINVAL;
+
 pub(super) struct Adapter {
     tree: Arc<Tree>,
     owner: Owner,
@@ -45,6 +46,33 @@ impl Adapter {
     pub(super) fn new(tree: Arc<Tree>, runtime: Handle) -> io::Result<Self> {
         let park = Park::new(runtime.clone(), Arc::clone(&tree))?;
         Ok(Self { tree, owner: Owner::current(), park, polls: Polls::new(runtime) })
+    }
+
+    /// Replies with what `done` makes of an answer, or with why there is none.
+    fn answer<T: Send + 'static, R: Refuse>(
+        &self,
+        req: &Request,
+        about: (INodeNo, Wait),
+        answer: Answer<T>,
+        reply: R,
+        done: impl FnOnce(T, R) + Send + 'static,
+    ) {
+        self.park.answer(req, about, answer, move |result| match result {
+            Ok(value) => done(value, reply),
+            Err(errno) => reply.refuse(errno),
+        });
+    }
+
+    fn remove(
+        &self,
+        req: &Request,
+        (parent, name): (INodeNo, &str),
+        remove: fn(&Tree, NodeId, &str, &Requester<'_>) -> Answer<()>,
+        reply: ReplyEmpty,
+    ) {
+        let by = Requester { caller: &|| caller::of(req), now: SystemTime::now() };
+        let done = self.tree.request_removal(remove, NodeId(parent.0), name, &by);
+        self.answer(req, (parent, Wait::Directory), done, reply, |(), reply| reply.ok());
     }
 
     /// Replies with the attributes of a node, or with why `check` refuses them.
@@ -84,9 +112,8 @@ impl Filesystem for Adapter {
             None => Answer::Now(Err(TreeError::NeverFound)),
         };
         let (owner, about) = (self.owner, (parent, Wait::Directory));
-        self.park.answer(req, about, found.map(Looked::of), move |looked| match looked {
-            Ok(looked) => looked.reply(&owner, reply),
-            Err(errno) => reply.error(errno),
+        self.answer(req, about, found.map(Looked::of), reply, move |looked, reply| {
+            looked.reply(&owner, reply);
         });
     }
 
@@ -123,16 +150,7 @@ impl Filesystem for Adapter {
         self.reply_attr(req, ino, move |owner, attr| change.check(owner, attr), reply);
     }
 
-    fn mknod(
-        &self,
-        _req: &Request,
-        _parent: INodeNo,
-        _name: &OsStr,
-        _mode: u32,
-        _umask: u32,
-        _rdev: u32,
-        reply: ReplyEntry,
-    ) {
+    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
         reply.error(Errno::EPERM);
     }
 
@@ -161,27 +179,16 @@ impl Filesystem for Adapter {
         _umask: u32,
         reply: ReplyEntry,
     ) {
-        let name = match text(name) {
-            Ok(name) => name,
-            Err(errno) => return reply.error(errno),
-        };
-        let owner = self.owner;
-        let made = self.tree.make_directory(NodeId(parent.0), name);
-        self.park.answer(req, (parent, Wait::Directory), made, move |made| match made {
-            Ok(attr) => made_entry(&owner, &attr, reply),
-            Err(errno) => reply.error(errno),
+        let Some(name) = name.to_str() else { return reply.error(NOT_OURS) };
+        let (owner, made) = (self.owner, self.tree.make_directory(NodeId(parent.0), name));
+        self.answer(req, (parent, Wait::Directory), made, reply, move |attr, reply| {
+            made_entry(&owner, &attr, reply);
         });
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let done = match name.to_str() {
-            Some(name) => {
-                let by = Requester { caller: &|| caller::of(req), now: SystemTime::now() };
-                self.tree.request_removal(Tree::unlink, NodeId(parent.0), name, &by)
-            }
-            None => Answer::Now(Err(TreeError::NeverFound)),
-        };
-        self.park.answer(req, (parent, Wait::Directory), done, |done| done_or_error(done, reply));
+        let Some(name) = name.to_str() else { return reply.error(Errno::ENOENT) };
+        self.remove(req, (parent, name), Tree::unlink, reply);
     }
 
     fn symlink(
@@ -192,29 +199,18 @@ impl Filesystem for Adapter {
         target: &Path,
         reply: ReplyEntry,
     ) {
-        let (name, target) = match (text(name), text(target.as_os_str())) {
-            (Ok(name), Ok(target)) => (name, target),
-            (Err(errno), _) | (_, Err(errno)) => return reply.error(errno),
+        let (Some(name), Some(target)) = (name.to_str(), target.to_str()) else {
+            return reply.error(NOT_OURS);
         };
-        let owner = self.owner;
-        let made = self.tree.make_link(NodeId(parent.0), name, target);
-        self.park.answer(req, (parent, Wait::Directory), made, move |made| match made {
-            Ok(attr) => made_entry(&owner, &attr, reply),
-            Err(errno) => reply.error(errno),
+        let (owner, made) = (self.owner, self.tree.make_link(NodeId(parent.0), name, target));
+        self.answer(req, (parent, Wait::Directory), made, reply, move |attr, reply| {
+            made_entry(&owner, &attr, reply);
         });
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        match text(name) {
-            Ok(name) => {
-                let by = Requester { caller: &|| caller::of(req), now: SystemTime::now() };
-                let removed =
-                    self.tree.request_removal(Tree::remove_directory, NodeId(parent.0), name, &by);
-                let about = (parent, Wait::Directory);
-                self.park.answer(req, about, removed, |done| done_or_error(done, reply));
-            }
-            Err(errno) => reply.error(errno),
-        }
+        let Some(name) = name.to_str() else { return reply.error(NOT_OURS) };
+        self.remove(req, (parent, name), Tree::remove_directory, reply);
     }
 
     fn rename(
@@ -227,14 +223,14 @@ impl Filesystem for Adapter {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let (Ok(from), Ok(to)) = (text(name), text(newname)) else {
-            return reply.error(Errno::EINVAL);
+        let (Some(from), Some(to)) = (name.to_str(), newname.to_str()) else {
+            return reply.error(NOT_OURS);
         };
         if flags.intersects(RenameFlags::RENAME_EXCHANGE | RenameFlags::RENAME_WHITEOUT) {
             return reply.error(Errno::EINVAL);
         }
         let done = self.tree.request_rename((NodeId(parent.0), from), (NodeId(newparent.0), to));
-        self.park.answer(req, (parent, Wait::Directory), done, |done| done_or_error(done, reply));
+        self.answer(req, (parent, Wait::Directory), done, reply, |(), reply| reply.ok());
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -249,9 +245,8 @@ impl Filesystem for Adapter {
             caller: &|| caller::of(req),
         };
         let opened = self.tree.request_open(NodeId(ino.0), &request);
-        self.park.answer(req, (ino, Wait::Caller), opened, |opened| match opened {
-            Ok(opened) => reply.opened(FileHandle(opened.handle), open_flags(opened.kind)),
-            Err(errno) => reply.error(errno),
+        self.answer(req, (ino, Wait::Caller), opened, reply, |opened, reply| {
+            reply.opened(FileHandle(opened.handle), open_flags(opened.kind));
         });
     }
 
@@ -266,14 +261,10 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let bytes = match self.tree.handle(fh.0) {
-            Ok(open) => open.request_read(offset, size as usize, io_mode(flags)),
-            Err(error) => Answer::Now(Err(error)),
-        };
-        self.park.answer(req, (ino, Wait::Caller), bytes, |bytes| match bytes {
-            Ok(bytes) => reply.data(&bytes),
-            Err(errno) => reply.error(errno),
+        let bytes = Answer::about(self.tree.handle(fh.0), |open| {
+            open.request_read(offset, size as usize, io_mode(flags))
         });
+        self.answer(req, (ino, Wait::Caller), bytes, reply, |bytes, reply| reply.data(&bytes));
     }
 
     fn write(
@@ -288,38 +279,21 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let written = match self.tree.handle(fh.0) {
-            Ok(open) => open.write(data, io_mode(flags)),
-            Err(error) => Answer::Now(Err(error)),
-        };
-        self.park.answer(req, (ino, Wait::Caller), written, |written| match written {
-            Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
-            Err(errno) => reply.error(errno),
+        let open = self.tree.handle(fh.0);
+        let written = Answer::about(open, |open| open.write(data, io_mode(flags)));
+        self.answer(req, (ino, Wait::Caller), written, reply, |count, reply| {
+            reply.written(u32::try_from(count).unwrap_or(u32::MAX));
         });
     }
 
-    fn flush(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        fh: FileHandle,
-        _lock_owner: LockOwner,
-        reply: ReplyEmpty,
-    ) {
+    fn flush(&self, _: &Request, _: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         if let Ok(open) = self.tree.handle(fh.0) {
             open.flush();
         }
         reply.ok();
     }
 
-    fn fsync(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _datasync: bool,
-        reply: ReplyEmpty,
-    ) {
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         // What a write has answered is stored already.
         reply.ok();
     }
@@ -364,9 +338,8 @@ impl Filesystem for Adapter {
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let opened = self.tree.request_open_directory(NodeId(ino.0));
-        self.park.answer(req, (ino, Wait::Caller), opened, |opened| match opened {
-            Ok(opened) => reply.opened(FileHandle(opened.handle), directory_flags(opened.keep)),
-            Err(errno) => reply.error(errno),
+        self.answer(req, (ino, Wait::Caller), opened, reply, |opened, reply| {
+            reply.opened(FileHandle(opened.handle), directory_flags(opened.keep));
         });
     }
 
@@ -378,10 +351,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let listing = match self.tree.listing(fh.0) {
-            Ok(listing) => listing,
-            Err(error) => return reply.error(errno::of(&error)),
-        };
+        let Ok(listing) = self.tree.listing(fh.0) else { return reply.error(Errno::EBADF) };
         reply::add_names(&mut reply, ino, &listing, offset);
         reply.ok();
     }
@@ -394,10 +364,7 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let listing = match self.tree.listing(fh.0) {
-            Ok(listing) => listing,
-            Err(error) => return reply.error(errno::of(&error)),
-        };
+        let Ok(listing) = self.tree.listing(fh.0) else { return reply.error(Errno::EBADF) };
         let attr = |entry: &Entry| self.tree.listed(entry, listing.keep).ok();
         reply::add_names_with_attr(&mut reply, (ino, &self.owner), &listing, offset, attr);
         reply.ok();

@@ -13,12 +13,10 @@ use crate::vm::job::JobError;
 use crate::vm::spec::SpecError;
 use crate::vm::state::Refusal;
 
-/// Returns the errno of an error.
 pub(super) fn of(error: &TreeError) -> Errno {
     Errno::from_i32(number(error))
 }
 
-/// Returns its number.
 pub(crate) fn number(error: &TreeError) -> i32 {
     match error {
         TreeError::NotFound | TreeError::NeverFound => libc::ENOENT,

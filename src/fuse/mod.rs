@@ -36,9 +36,7 @@ const THREADS: usize = 2;
 /// The name under which mounts appear in `/proc/mounts`.
 pub const FS_NAME: &str = "aqfs";
 
-/// A mounted tree.
-#[derive(Debug)]
-pub struct Mounted {
+pub(crate) struct Mounted {
     session: Session<Adapter>,
 }
 
@@ -47,7 +45,7 @@ impl Mounted {
     ///
     /// # Errors
     /// What mount(2) or fusermount3 answered.
-    pub fn mount(tree: Arc<Tree>, at: &Path, runtime: Handle) -> io::Result<Self> {
+    pub(crate) fn mount(tree: Arc<Tree>, at: &Path, runtime: Handle) -> io::Result<Self> {
         let mut config = Config::default();
         config.mount_options = vec![
             MountOption::FSName(FS_NAME.to_owned()),
@@ -69,7 +67,7 @@ impl Mounted {
     ///
     /// # Errors
     /// What reading from the kernel answered.
-    pub fn serve(self) -> io::Result<()> {
+    pub(crate) fn serve(self) -> io::Result<()> {
         self.session.run()
     }
 }

@@ -10,42 +10,33 @@ use super::FS_NAME;
 use crate::programs;
 
 /// Why a directory cannot be mounted on, or unmounted.
+#[expect(missing_docs, reason = "each error's sentence says it")]
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
-    /// It is not there.
     #[error("{0} does not exist; `mkdir -p {0}` first")]
     Absent(PathBuf),
-    /// It is no directory.
     #[error("{0} is not a directory")]
     NotADirectory(PathBuf),
-    /// It holds files, which the mount would hide.
     #[error("{0} is not empty, and a mount would hide what is in it; take an empty directory")]
     NotEmpty(PathBuf),
-    /// Our tree is mounted there and served.
     #[error("{0} is mounted already; `aq umount {0}` unmounts it")]
     Mounted(PathBuf),
-    /// No tree of ours is mounted there.
     #[error("{0} is not a mount of aq")]
     NotOurs(PathBuf),
-    /// It is in use.
     #[error("{dir} is in use by {users}; end that, then try again")]
     Busy {
-        /// The mount.
         dir: PathBuf,
         /// `bash (pid 812)`, or that it cannot be seen.
         users: String,
     },
-    /// The kernel's FUSE is not there.
     #[error(
         "/dev/fuse is missing: `sudo modprobe fuse` loads it (in a container: --device /dev/fuse)"
     )]
     NoDevice,
-    /// We may not use it.
     #[error(
         "/dev/fuse cannot be opened ({0}): `sudo chmod 666 /dev/fuse` is what udev does elsewhere"
     )]
     DeviceDenied(io::Error),
-    /// The program that mounts for users is missing.
     #[error("fusermount3 is not installed: `sudo apt-get install fuse3`")]
     NoFusermount,
     /// fusermount3 mounts without that file, and does not unmount.
@@ -54,23 +45,13 @@ pub enum MountError {
          /etc/mtab` makes it, then `aq umount {dir}` unmounts"
     )]
     NoMtab {
-        /// What was being done.
         what: &'static str,
-        /// The directory.
         dir: PathBuf,
         /// `it is missing`.
         mtab: &'static str,
     },
-    /// Anything else.
     #[error("{what} {dir}: {error}")]
-    Io {
-        /// What was being done.
-        what: &'static str,
-        /// The directory.
-        dir: PathBuf,
-        /// The answer.
-        error: String,
-    },
+    Io { what: &'static str, dir: PathBuf, error: String },
 }
 
 /// Makes sure that the tree can be mounted on `dir`, clearing away what a dead daemon left there,

@@ -25,8 +25,6 @@ use super::watch::Watch;
 use crate::tree::number::NodeId;
 use crate::tree::{Answer, Tree, TreeError};
 
-/// The requests that wait.
-#[derive(Debug)]
 pub(super) struct Park {
     runtime: Handle,
     tree: Arc<Tree>,
@@ -34,24 +32,20 @@ pub(super) struct Park {
 }
 
 /// What waits, shared with the watch. Nobody holds the lock while anything else is done.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Parked {
     pub(super) table: Mutex<RequestTable>,
-    /// Wakes the watch.
     pub(super) begun: Condvar,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct RequestTable {
     pub(super) waiting: HashMap<u64, Arc<Waiting>>,
-    /// The watch is awake.
     pub(super) watched: bool,
-    /// The mount is gone.
     pub(super) over: bool,
 }
 
 /// A request that waits, and the thread that made it.
-#[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) waiter: Waiter,
     pub(super) wait: Wait,
@@ -68,8 +62,7 @@ pub(super) enum Wait {
     Directory,
 }
 
-/// What the watch does with a request.
-pub(super) trait GiveUp: std::fmt::Debug + Send + Sync {
+pub(super) trait GiveUp: Send + Sync {
     /// Answers with an error; says whether the request is answered. One whose task runs at
     /// this moment is not: the task may be taking bytes, which would be lost. It is asked again at
     /// the next look; a task that is in the same step then hangs, and takes no bytes.
@@ -154,7 +147,6 @@ impl Drop for Leaving {
 
 type Reply<T> = Box<dyn FnOnce(Result<T, Errno>) + Send>;
 
-/// How far the answer to a request is.
 struct Progress<T>(Mutex<ReplyState<T>>);
 
 struct ReplyState<T> {
@@ -211,12 +203,6 @@ impl<T: 'static> GiveUp for Arc<Progress<T>> {
             waker.wake();
         }
         true
-    }
-}
-
-impl<T> std::fmt::Debug for Progress<T> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Progress")
     }
 }
 

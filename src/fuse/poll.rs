@@ -11,7 +11,6 @@ use crate::tree::handle::Polled;
 use crate::vm::stream::Listener;
 
 /// The open files that a program polls: a task each, which ends with its one notification.
-#[derive(Debug)]
 pub(super) struct Polls {
     runtime: Handle,
     watched: Mutex<HashMap<u64, JoinHandle<()>>>,
@@ -36,7 +35,6 @@ impl Polls {
         }
     }
 
-    /// Forgets a file that was released.
     pub(super) fn forget(&self, file: u64) {
         if let Some(task) = self.watched.lock().remove(&file) {
             task.abort();
@@ -46,19 +44,11 @@ impl Polls {
 
 /// Translates readiness into poll(2)'s bits. Changed content is reported as sysfs does.
 pub(super) fn events(polled: &Polled) -> PollEvents {
-    let readiness = polled.readiness;
-    let mut events = PollEvents::empty();
-    if readiness.readable {
-        events |= PollEvents::POLLIN | PollEvents::POLLRDNORM;
-    }
-    if readiness.writable {
-        events |= PollEvents::POLLOUT | PollEvents::POLLWRNORM;
-    }
-    if readiness.hung_up {
-        events |= PollEvents::POLLHUP;
-    }
-    if polled.changed {
-        events |= PollEvents::POLLPRI | PollEvents::POLLERR;
-    }
-    events
+    let bits = [
+        (polled.readiness.readable, PollEvents::POLLIN | PollEvents::POLLRDNORM),
+        (polled.readiness.writable, PollEvents::POLLOUT | PollEvents::POLLWRNORM),
+        (polled.readiness.hung_up, PollEvents::POLLHUP),
+        (polled.changed, PollEvents::POLLPRI | PollEvents::POLLERR),
+    ];
+    bits.into_iter().filter_map(|(holds, bits)| holds.then_some(bits)).collect()
 }

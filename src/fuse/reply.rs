@@ -1,11 +1,10 @@
 //! Replies that several requests share: names, new entries, listings.
 
-use std::ffi::OsStr;
 use std::time::Duration;
 
 use fuser::{
-    Errno, FileType, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry,
+    Errno, FileType, Generation, INodeNo, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite,
 };
 
 use super::attr::{self, Owner};
@@ -15,7 +14,6 @@ use crate::tree::node::{Attr, Keep, Kind};
 use crate::tree::number::NodeId;
 use crate::tree::{Found, Listing, TreeError};
 
-/// The result of a lookup.
 pub(super) enum Looked {
     Found(Found),
     /// There is no such name, and the kernel need not ask again for a while.
@@ -41,12 +39,6 @@ impl Looked {
             Self::Absent(ttl) => reply.entry(&ttl, &owner.nothing(), Generation(0)),
         }
     }
-}
-
-/// Returns a name as the tree takes it.
-pub(super) fn text(name: &OsStr) -> Result<&str, Errno> {
-    // Names that are not UTF-8 are none of ours.
-    name.to_str().ok_or(Errno::EINVAL)
 }
 
 /// Adds the names of a directory to a reply, from an offset on, as many as it takes.
@@ -91,10 +83,19 @@ pub(super) fn made_entry(owner: &Owner, attr: &Attr, reply: ReplyEntry) {
     reply.entry_with_ttls(&ttl(attr.keep), &LONG, &owner.attr(attr), Generation(0));
 }
 
-/// Replies to a request that has no other result.
-pub(super) fn done_or_error(done: Result<(), Errno>, reply: ReplyEmpty) {
-    match done {
-        Ok(()) => reply.ok(),
-        Err(errno) => reply.error(errno),
-    }
+/// A reply that can be an error instead: fuser's have no trait for it.
+pub(super) trait Refuse: Send + 'static {
+    fn refuse(self, errno: Errno);
 }
+
+macro_rules! refuse {
+    ($($reply:ty),*) => {
+        $(impl Refuse for $reply {
+            fn refuse(self, errno: Errno) {
+                self.error(errno);
+            }
+        })*
+    };
+}
+
+refuse!(ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite);

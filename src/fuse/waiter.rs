@@ -8,7 +8,6 @@ use parking_lot::Mutex;
 
 /// A thread that waits, and its `/proc/TID/status`, kept open from the first look on: to open it
 /// each time would cost as much again.
-#[derive(Debug)]
 pub(super) struct Waiter {
     thread: u32,
     status: Mutex<Option<File>>,

@@ -29,8 +29,6 @@ const BEAT: u32 = 20;
 /// hang. Looks are counted instead of time: a daemon that was stopped has not looked.
 const STALLED: u32 = 100;
 
-/// The watch.
-#[derive(Debug)]
 pub(super) struct Watch {
     parked: Arc<Parked>,
     heart: Heart,
@@ -113,7 +111,6 @@ fn verdict(waiting: &Waiting, stalled: bool) -> Option<Errno> {
     }
 }
 
-/// A change of the runtime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum RuntimeChange {
     Stalled,
@@ -121,14 +118,12 @@ enum RuntimeChange {
 }
 
 /// Sees whether the runtime's workers run: they carry out a task that does nothing.
-#[derive(Debug)]
 struct Heart {
     runtime: Handle,
     /// The last beat that was carried out.
     beaten: Arc<AtomicU64>,
     /// The last beat that was asked for.
     asked: u64,
-    /// Looks since then.
     looks: u32,
     stalled: bool,
 }

@@ -20,8 +20,7 @@ use crate::vm::Vm;
 type Write<R> = Box<dyn Fn(&str) -> BoxFuture<'static, R> + Send + Sync>;
 
 /// An open control file: the results of the verbs written to it.
-pub struct OpenControl {
-    /// The VM whose `error` shows failures.
+pub(crate) struct OpenControl {
     vm: Option<Vm>,
     carry_out: Write<VerbOutcome>,
     results: Mutex<Results>,
@@ -32,12 +31,6 @@ struct Results {
     unread: VecDeque<u8>,
     /// A verb has failed and nothing has read that yet.
     latched: bool,
-}
-
-impl std::fmt::Debug for OpenControl {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("OpenControl").field("results", &self.results).finish_non_exhaustive()
-    }
 }
 
 impl OpenControl {
@@ -58,7 +51,10 @@ impl OpenControl {
     pub(super) fn write(this: &Arc<Self>, data: &[u8]) -> Answer<usize> {
         let text = match this.check(data) {
             Ok(text) => text,
-            Err(error) => return Answer::Now(this.record(failed(error)).map(|()| 0)),
+            Err(error) => {
+                let outcome = VerbOutcome { succeeded: 0, failure: Some(error) };
+                return Answer::Now(this.record(outcome).map(|()| 0));
+            }
         };
         let (control, length) = (Arc::clone(this), data.len());
         let work = (this.carry_out)(text);
@@ -94,21 +90,10 @@ impl OpenControl {
     }
 }
 
-fn failed(error: TreeError) -> VerbOutcome {
-    VerbOutcome { succeeded: 0, failure: Some(error) }
-}
-
 /// Where what is written to an open value goes.
-pub struct Assignment {
-    /// The VM whose `error` shows failures.
+pub(crate) struct Assignment {
     vm: Option<Vm>,
     set: Write<Result<(), TreeError>>,
-}
-
-impl std::fmt::Debug for Assignment {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Assignment").finish_non_exhaustive()
-    }
 }
 
 impl Assignment {
@@ -128,7 +113,6 @@ impl Assignment {
     }
 }
 
-/// Reads one write.
 fn text_of(data: &[u8]) -> Result<&str, TreeError> {
     if data.len() > LONGEST_WRITE {
         return Err(TreeError::TooBig(LONGEST_WRITE));
@@ -137,7 +121,6 @@ fn text_of(data: &[u8]) -> Result<&str, TreeError> {
 }
 
 /// The lines of one write: those that are commands, and the first that is not.
-#[derive(Debug)]
 pub(super) struct Commands<C> {
     good: Vec<C>,
     fault: Option<TreeError>,

@@ -22,9 +22,7 @@ pub(super) struct Descriptor<T: 'static> {
     pub(super) id: DirectoryId,
     /// Its path in the documentation, such as `VM/jobs/NAME/`; `None`: its rows are not listed.
     pub(super) page: Option<&'static str>,
-    /// Its permissions.
     pub(super) mode: u16,
-    /// The files that aqfs makes in it.
     pub(super) rows: fn() -> &'static [Node<T>],
     /// Finds what the directory with this object number is about.
     pub(super) resolve: fn(&Scope, u64) -> Result<T, TreeError>,
@@ -63,7 +61,6 @@ impl<T: 'static> Descriptor<T> {
         }
     }
 
-    /// Returns the number of the directory about this object.
     pub(super) fn node(&self, object: u64) -> NodeId {
         NodeId::directory(self.id, object)
     }
@@ -71,30 +68,21 @@ impl<T: 'static> Descriptor<T> {
 
 /// A [`Descriptor`] without the type of its object, so that the tree treats all of them alike.
 pub(super) trait AnyDescriptor: Sync {
-    /// Its part of the number of every node in it.
     fn id(&self) -> DirectoryId;
-    /// Finds the directory about this object.
     fn bind(&'static self, scope: &Scope, object: u64) -> Result<Box<dyn Directory>, TreeError>;
-    /// Returns the path in the mount of the directory about this object.
     fn path(&self, scope: &Scope, object: u64) -> Result<String, TreeError>;
-    /// Says whether its names, and what is below them, need a look at the disk.
     fn is_slow(&self) -> bool;
-    /// Returns what is the same for a row whatever the object is.
     fn row(&self, row: usize) -> Option<RowInfo>;
-    /// Lists the rows as the documentation shows them.
     fn manual(&self) -> Vec<Row>;
     /// Lists the kinds of directories that are in it: what users make first, then the rows.
     fn below(&self) -> Vec<&'static dyn AnyDescriptor>;
 }
 
 /// What is the same for a row whatever the object is.
-#[derive(Clone, Copy, Debug)]
 pub(super) struct RowInfo {
-    /// Its name.
     pub(super) name: &'static str,
     /// Its attributes or content need a look at the disk.
     pub(super) is_slow: bool,
-    /// Whether the kernel may remember its attributes.
     pub(super) keep: Keep,
 }
 
@@ -157,7 +145,6 @@ static BY_ID: LazyLock<[Option<&'static dyn AnyDescriptor>; 256]> = LazyLock::ne
     by_id
 });
 
-/// Finds a kind by its number.
 pub(super) fn find(id: DirectoryId) -> Option<&'static dyn AnyDescriptor> {
     BY_ID[usize::from(id.0)]
 }

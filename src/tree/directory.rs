@@ -3,9 +3,10 @@
 //! [`Directory`] hides the object's type, so that the tree treats all directories alike.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::control::Assignment;
+use super::control::{Assignment, OpenControl};
 use super::descriptor::Descriptor;
 use super::handle::{Open, OpenRequest};
 use super::names::{Entry, Names};
@@ -14,31 +15,22 @@ use super::number::NodeId;
 use super::owner::NodeOwner;
 use super::value::{LiveContent, OpenValue};
 use super::{TAIL, TreeError};
+use crate::store::bounded::Tail;
 use crate::vm::Vm;
 use crate::vm::caller::Caller;
 use crate::vm::spec::Key;
 
 /// What the tree does with a directory, whatever it is about.
 pub(super) trait Directory {
-    /// Finds a name.
     fn find(&self, name: &str) -> Option<NodeId>;
-    /// Lists the names.
     fn entries(&self) -> Vec<Entry>;
-    /// Describes the directory itself.
     fn own_attr(&self) -> Attr;
-    /// Describes a row.
     fn attr(&self, row: usize) -> Result<Attr, TreeError>;
     /// Describes a row but for its size and its time, which may need a look at the disk.
     fn outline(&self, row: usize) -> Result<Attr, TreeError>;
-    /// Returns a row's kind.
-    fn kind(&self, row: usize) -> Kind;
-    /// Opens a row.
     fn open(&self, row: usize, request: &OpenRequest<'_>) -> Result<Open, TreeError>;
-    /// Returns the target of a link.
     fn target(&self, row: usize, caller: &dyn Fn() -> Caller) -> Result<PathBuf, TreeError>;
-    /// Says whether the rows could be removed together with the directory.
     fn admit_removal(&self) -> Result<(), TreeError>;
-    /// Returns the names that users make here.
     fn names(&self) -> &dyn Names;
     /// Returns the VM that the directory belongs to.
     fn vm(&self) -> Option<&Vm>;
@@ -47,7 +39,6 @@ pub(super) trait Directory {
 /// A kind of directory, bound to its object.
 pub(super) struct Bound<T: 'static> {
     pub(super) kind: &'static Descriptor<T>,
-    /// The number of the object.
     pub(super) object: u64,
     pub(super) owner: T,
     pub(super) names: Box<dyn Names>,
@@ -102,12 +93,9 @@ impl<T: NodeOwner> Bound<T> {
         Attr { id, kind, mode: node.mode, size, links: 1, mtime, keep }
     }
 
-    fn live(&self, render: fn(&T) -> String) -> OpenValue {
-        self.live_with(move |owner| render(owner).into_bytes())
-    }
-
-    fn live_with(&self, render: impl Fn(&T) -> Vec<u8> + Send + Sync + 'static) -> OpenValue {
+    fn live(&self, render: impl Fn(&T) -> String + Send + Sync + 'static) -> OpenValue {
         let owner = self.owner.clone();
+        let render = move |owner: &T| render(owner).into_bytes();
         match self.owner.listen() {
             Some(listener) => {
                 OpenValue::live(LiveContent { render: Box::new(move || render(&owner)), listener })
@@ -125,13 +113,14 @@ impl<T: NodeOwner> Bound<T> {
             Body::Link(_) => Err(TreeError::NotOffered("links are followed, not opened")),
             Body::Value(render) => Ok(Open::Value(self.live(*render), None)),
             Body::SlowValue(render) => Ok(Open::Value(self.live(*render).slow(), None)),
-            Body::Tail(path) => Ok(Open::tail(path(&owner))),
+            Body::Tail(path) => Ok(Open::Tail(Arc::new(Tail::open(path(&owner))))),
             Body::Page(text) => Ok(Open::Value(OpenValue::fixed(text.to_vec()), None)),
             Body::Stream(open) => Open::stream(open(&owner, request), request, vm),
             Body::Setting(key) => self.open_setting(key, request),
             Body::Control(carry_out) => {
                 let carry_out = *carry_out;
-                Ok(Open::control(vm, move |text| carry_out(&owner, text)))
+                let control = OpenControl::new(vm, move |text| carry_out(&owner, text));
+                Ok(Open::Control(Arc::new(control)))
             }
             Body::WritableValue(render, set) => {
                 let set = *set;
@@ -147,7 +136,7 @@ impl<T: NodeOwner> Bound<T> {
         request: &OpenRequest<'_>,
     ) -> Result<Open, TreeError> {
         let settings = self.owner.settings().ok_or(TreeError::NotFound)?;
-        let value = self.live_with(move |owner: &T| setting_text(owner, key));
+        let value = self.live(move |owner| setting_text(owner, key));
         let assign = settings.clone().assignment(key, request.append);
         Ok(Open::Value(value, Some(Assignment::new(self.owner.vm().cloned(), assign))))
     }
@@ -196,10 +185,6 @@ impl<T: NodeOwner> Directory for Bound<T> {
         Ok(self.row_attr(row, node, (0, self.mtime(node))))
     }
 
-    fn kind(&self, row: usize) -> Kind {
-        self.rows().get(row).map_or(Kind::Value, |node| node.body.kind())
-    }
-
     fn open(&self, row: usize, request: &OpenRequest<'_>) -> Result<Open, TreeError> {
         let node = self.row(row)?;
         if request.access.writes() && node.mode & 0o200 == 0 {
@@ -237,6 +222,6 @@ fn tail_extent(path: &Path, mtime: SystemTime) -> (u64, SystemTime) {
     (meta.len().min(TAIL), meta.modified().unwrap_or(mtime))
 }
 
-fn setting_text(owner: &impl NodeOwner, key: &Key) -> Vec<u8> {
+fn setting_text(owner: &impl NodeOwner, key: &Key) -> String {
     owner.settings().map(|settings| settings.text(key)).unwrap_or_default()
 }

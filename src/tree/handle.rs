@@ -3,14 +3,11 @@
 //! Values are in `value.rs`, files to which commands are written in `control.rs`. No names
 //! (`directories/`); no waiting: what takes time is returned as a future.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
 use futures::{FutureExt, TryFutureExt};
 
 use super::control::{Assignment, OpenControl, noted};
-use super::node::VerbOutcome;
 use super::value::OpenValue;
 use super::{Answer, TreeError};
 use crate::store::bounded::Tail;
@@ -18,104 +15,67 @@ use crate::vm::caller::Caller;
 use crate::vm::stream::{self, Listener, Readiness, Stream};
 use crate::vm::{Vm, VmError, driver};
 
-/// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// `O_RDONLY`
+pub(crate) enum Access {
     Read,
-    /// `O_WRONLY`
     Write,
-    /// `O_RDWR`
     ReadWrite,
 }
 
 impl Access {
-    /// Says whether the file may be read through this opening.
-    pub fn reads(self) -> bool {
+    pub(crate) fn reads(self) -> bool {
         self != Self::Write
     }
 
-    /// Says whether the file may be written through this opening.
-    pub fn writes(self) -> bool {
+    pub(crate) fn writes(self) -> bool {
         self != Self::Read
     }
 }
 
 /// An open(2), in our own terms.
-pub struct OpenRequest<'a> {
-    /// Reading, writing or both.
-    pub access: Access,
+pub(crate) struct OpenRequest<'a> {
+    pub(crate) access: Access,
     /// `O_APPEND`: `>>`.
-    pub append: bool,
+    pub(crate) append: bool,
     /// `O_NOFOLLOW`, which only programs that walk trees give: they get what is there and EOF.
-    pub crawler: bool,
-    /// Finds the calling process.
-    pub caller: &'a dyn Fn() -> Caller,
-}
-
-impl std::fmt::Debug for OpenRequest<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("OpenRequest").field("access", &self.access).finish_non_exhaustive()
-    }
+    pub(crate) crawler: bool,
+    pub(crate) caller: &'a dyn Fn() -> Caller,
 }
 
 /// Whether a read or a write may wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IoMode {
-    /// It may.
+pub(crate) enum IoMode {
     Blocking,
     /// `O_NONBLOCK`: it answers [`TreeError::WouldBlock`] instead.
     NonBlocking,
 }
 
-/// An open file.
-#[derive(Debug)]
-pub enum Open {
+pub(crate) enum Open {
     /// A value, and where writes go: nowhere if it cannot be written.
     Value(OpenValue, Option<Assignment>),
     /// The end of a file on disk, which may grow while it is read: `tail -f` follows it.
     Tail(Arc<Tail>),
-    /// A control file.
     Control(Arc<OpenControl>),
-    /// A stream.
     Stream(OpenStream),
 }
 
-/// An open stream.
-#[derive(Debug)]
-pub struct OpenStream {
+pub(crate) struct OpenStream {
     stream: Arc<dyn Stream>,
     /// A crawler gets end of file where others would wait.
     crawler: bool,
-    /// The VM whose `error` shows failures.
     vm: Option<Vm>,
 }
 
 /// The answer to poll(2).
-#[derive(Debug)]
-pub struct Polled {
-    /// What can be done now.
-    pub readiness: Readiness,
+pub(crate) struct Polled {
+    pub(crate) readiness: Readiness,
     /// The content differs from what this open file has read (POLLPRI, POLLERR).
-    pub changed: bool,
+    pub(crate) changed: bool,
     /// Hears when the answer may have changed; `None`: never.
-    pub listener: Option<Listener>,
+    pub(crate) listener: Option<Listener>,
 }
 
 impl Open {
-    /// Opens the end of a file; one that is not there yet is empty.
-    pub(super) fn tail(path: PathBuf) -> Self {
-        Self::Tail(Arc::new(Tail::open(path)))
-    }
-
-    /// Opens a control file whose lines are carried out by `carry_out`.
-    pub(super) fn control(
-        vm: Option<Vm>,
-        carry_out: impl Fn(&str) -> BoxFuture<'static, VerbOutcome> + Send + Sync + 'static,
-    ) -> Self {
-        Self::Control(Arc::new(OpenControl::new(vm, carry_out)))
-    }
-
     /// Opens a stream, or reports why there is none.
     pub(super) fn stream(
         stream: Result<Arc<dyn Stream>, TreeError>,
@@ -132,7 +92,7 @@ impl Open {
     }
 
     /// Reads. The offset counts for fixed content; streams and results continue where they were.
-    pub fn read(&self, offset: u64, max: usize, mode: IoMode) -> Answer<Vec<u8>> {
+    pub(crate) fn read(&self, offset: u64, max: usize, mode: IoMode) -> Answer<Vec<u8>> {
         match self {
             Self::Value(value, _) => Answer::Now(Ok(value.read(offset, max))),
             Self::Tail(tail) => read_tail(Arc::clone(tail), offset, max),
@@ -141,8 +101,7 @@ impl Open {
         }
     }
 
-    /// Writes.
-    pub fn write(&self, data: &[u8], mode: IoMode) -> Answer<usize> {
+    pub(crate) fn write(&self, data: &[u8], mode: IoMode) -> Answer<usize> {
         match self {
             Self::Value(_, Some(assignment)) => assignment.write(data),
             Self::Value(_, None) | Self::Tail(_) => Answer::Now(Err(TreeError::ReadOnly)),
@@ -151,8 +110,7 @@ impl Open {
         }
     }
 
-    /// Says what could be done now.
-    pub fn poll(&self) -> Polled {
+    pub(crate) fn poll(&self) -> Polled {
         match self {
             Self::Value(value, _) => value.poll(),
             // A read of these never waits: at their end it answers 0 bytes.
@@ -167,7 +125,7 @@ impl Open {
     }
 
     /// A descriptor of this open file was closed.
-    pub fn flush(&self) {
+    pub(crate) fn flush(&self) {
         if let Self::Stream(OpenStream { stream, .. }) = self {
             stream.flush();
         }
@@ -221,7 +179,6 @@ impl OpenStream {
     }
 }
 
-/// Reads a log on a thread that may wait for the disk.
 fn read_tail(tail: Arc<Tail>, offset: u64, max: usize) -> Answer<Vec<u8>> {
     let read = driver::off_thread(move || tail.read(offset, max), "a log");
     Answer::later(read.map_err(VmError::from))

@@ -1,45 +1,33 @@
 //! Rows and verbs as the documentation shows them: for `mountpoint-docs/README.md` and the manual
 //! page.
 
-use std::fmt::Write;
-
 use super::descriptor::KINDS;
 use super::verbs::{IMAGE_VERBS, VM_VERBS, Verb};
 
 /// A file, as the documentation shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Row {
+pub(crate) struct Row {
     /// Its path in the mount, with `VM`, `NAME` and `TAG` for what users name.
-    pub path: String,
-    /// Its permissions.
-    pub mode: u16,
+    pub(crate) path: String,
+    pub(crate) mode: u16,
     /// `value`, `setting`, `control`, `stream`, `link` or `directory`.
-    pub kind: &'static str,
-    /// One line.
-    pub doc: &'static str,
+    pub(crate) kind: &'static str,
+    pub(crate) doc: &'static str,
 }
 
-/// A verb of a control file, as the documentation shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VerbUsage {
-    /// The verb and its arguments.
-    pub usage: String,
-    /// One line.
-    pub doc: &'static str,
+pub(crate) struct VerbUsage {
+    pub(crate) usage: String,
+    pub(crate) doc: &'static str,
 }
 
-/// Lists the files of the mount.
-pub fn rows() -> Vec<Row> {
+pub(crate) fn rows() -> Vec<Row> {
     KINDS.iter().flat_map(|kind| kind.manual()).collect()
 }
 
-/// Lists the verbs of a VM's `ctl`.
-pub fn vm_verbs() -> Vec<VerbUsage> {
+pub(crate) fn vm_verbs() -> Vec<VerbUsage> {
     usages(VM_VERBS)
 }
 
-/// Lists the verbs of an image's `ctl`.
-pub fn image_verbs() -> Vec<VerbUsage> {
+pub(crate) fn image_verbs() -> Vec<VerbUsage> {
     usages(IMAGE_VERBS)
 }
 
@@ -51,20 +39,22 @@ fn usages<C>(verbs: &'static [Verb<C>]) -> Vec<VerbUsage> {
     verbs.iter().map(usage_of).collect()
 }
 
-/// Returns the rows as a table in Markdown.
-pub fn markdown() -> String {
-    let mut text = "| file | mode | kind | |\n|---|---|---|---|\n".to_owned();
-    for Row { path, mode, kind, doc } in rows() {
-        let doc = doc.replace('|', "\\|");
-        // Writing to a string cannot fail.
-        let _infallible = writeln!(text, "| `{path}` | {mode:04o} | {kind} | {doc} |");
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write;
+
     use super::*;
+
+    /// Returns the rows as a table in Markdown.
+    fn markdown() -> String {
+        let mut text = "| file | mode | kind | |\n|---|---|---|---|\n".to_owned();
+        for Row { path, mode, kind, doc } in rows() {
+            let doc = doc.replace('|', "\\|");
+            // Writing to a string cannot fail.
+            let _infallible = writeln!(text, "| `{path}` | {mode:04o} | {kind} | {doc} |");
+        }
+        text
+    }
 
     #[test]
     fn every_row_has_a_doc_and_a_mode_that_fits_its_kind() {

@@ -12,7 +12,6 @@ use crate::vm::state::State;
 /// A figure: what `# HELP` and `# TYPE` say of it, and its value for each VM that has one.
 struct Metric {
     name: &'static str,
-    kind: &'static str,
     help: &'static str,
     value: fn(&Vm) -> Option<f64>,
 }
@@ -21,61 +20,52 @@ struct Metric {
 const METRICS: &[Metric] = &[
     Metric {
         name: "aqfs_vm_up",
-        kind: "gauge",
         help: "Whether QEMU runs the VM.",
         value: |vm| Some(f64::from(u8::from(vm.view().facts.is_some()))),
     },
     Metric {
         name: "aqfs_vm_ready",
-        kind: "gauge",
         help: "Whether commands can be run in the guest.",
         value: |vm| Some(f64::from(u8::from(vm.state() == State::Ready))),
     },
     Metric {
         name: "aqfs_vm_cpu_seconds_total",
-        kind: "counter",
         help: "Processor time of the VM's QEMU since its start.",
         value: |vm| usage(vm).map(|u| real(u.cpu_ms) / 1000.0),
     },
     Metric {
         name: "aqfs_vm_resident_bytes",
-        kind: "gauge",
         help: "Resident memory of the VM's QEMU.",
         value: |vm| usage(vm).map(|u| real(u.rss)),
     },
     Metric {
         name: "aqfs_vm_memory_bytes",
-        kind: "gauge",
         help: "Memory that the guest is given.",
         value: |vm| Some(real(vm.spec().memory)),
     },
     Metric {
         name: "aqfs_vm_disk_bytes",
-        kind: "gauge",
         help: "What the VM's disk takes of the host's.",
         value: |vm| Some(real(disk_bytes(vm.dir()))),
     },
     Metric {
         name: "aqfs_vm_ready_seconds",
-        kind: "gauge",
         help: "Time from the start to the first command that worked.",
         value: |vm| vm.view().ready_after.map(|d| d.as_secs_f64()),
     },
     Metric {
         name: "aqfs_vm_console_lost_bytes_total",
-        kind: "counter",
         help: "Bytes of the serial line that slow readers have lost.",
         value: |vm| Some(real(vm.console().lost())),
     },
 ];
 
-/// Prints all figures.
 pub(super) fn print(registry: &Arc<Registry>) -> String {
     let mut text = String::new();
     let vms = registry.list();
     states(&mut text, &vms);
     for metric in METRICS {
-        head(&mut text, metric.name, metric.kind, metric.help);
+        head(&mut text, metric.name, metric.help);
         for (name, vm) in &vms {
             if let Some(value) = (metric.value)(vm) {
                 sample(&mut text, metric.name, &format!("vm=\"{name}\""), value);
@@ -83,27 +73,28 @@ pub(super) fn print(registry: &Arc<Registry>) -> String {
         }
     }
     let own = proc::usage(std::process::id());
-    daemon(&mut text, "aqfs_daemon_cpu_seconds_total", "counter", real(own.cpu_ms) / 1000.0);
-    daemon(&mut text, "aqfs_daemon_resident_bytes", "gauge", real(own.rss));
+    daemon(&mut text, "aqfs_daemon_cpu_seconds_total", real(own.cpu_ms) / 1000.0);
+    daemon(&mut text, "aqfs_daemon_resident_bytes", real(own.rss));
     text
 }
 
 /// How many VMs are in each state; every state has its line, so that a graph has no gaps.
 fn states(text: &mut String, vms: &[(String, Vm)]) {
-    head(text, "aqfs_vms", "gauge", "Virtual machines by state.");
+    head(text, "aqfs_vms", "Virtual machines by state.");
     for word in State::WORDS {
         let count = vms.iter().filter(|(_, vm)| vm.state().word() == word).count();
         sample(text, "aqfs_vms", &format!("state=\"{word}\""), real(count as u64));
     }
 }
 
-fn daemon(text: &mut String, name: &str, kind: &str, value: f64) {
-    head(text, name, kind, "The daemon itself.");
+fn daemon(text: &mut String, name: &str, value: f64) {
+    head(text, name, "The daemon itself.");
     sample(text, name, "", value);
 }
 
 // Writing to a string cannot fail.
-fn head(text: &mut String, name: &str, kind: &str, help: &str) {
+fn head(text: &mut String, name: &str, help: &str) {
+    let kind = if name.ends_with("_total") { "counter" } else { "gauge" };
     let _infallible = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }
 

@@ -9,12 +9,12 @@ mod descriptor;
 mod directories;
 mod directory;
 mod error;
-pub mod handle;
-pub mod manual;
+pub(crate) mod handle;
+pub(crate) mod manual;
 mod metrics;
-pub mod names;
-pub mod node;
-pub mod number;
+pub(crate) mod names;
+pub(crate) mod node;
+pub(crate) mod number;
 mod owner;
 mod refused;
 mod render;
@@ -46,12 +46,10 @@ use crate::vm::caller::Caller;
 use crate::vm::one_line;
 use crate::vm::state::Command;
 
-pub use self::answer::{Answer, Found, Listing, Opened, OpenedDirectory, Requester};
-pub use self::error::TreeError;
+pub(crate) use self::answer::{Answer, Found, Listing, Opened, OpenedDirectory, Requester};
+pub(crate) use self::error::TreeError;
 
-/// The tree.
-#[derive(Debug)]
-pub struct Tree {
+pub(crate) struct Tree {
     scope: Scope,
     open: Mutex<HashMap<u64, Arc<Open>>>,
     listings: Mutex<HashMap<u64, Listing>>,
@@ -60,8 +58,7 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Returns the tree over a registry.
-    pub fn new(registry: Arc<Registry>) -> Arc<Self> {
+    pub(crate) fn new(registry: Arc<Registry>) -> Arc<Self> {
         Arc::new(Self {
             scope: Scope { registry, numbers: Numbers::default() },
             open: Mutex::default(),
@@ -76,7 +73,7 @@ impl Tree {
     /// # Errors
     /// [`TreeError::NotFound`] for a name that may come by itself, [`TreeError::NeverFound`] for
     /// one that only the kernel could bring about.
-    pub fn lookup(&self, parent: NodeId, name: &str) -> Result<Found, TreeError> {
+    pub(crate) fn lookup(&self, parent: NodeId, name: &str) -> Result<Found, TreeError> {
         let directory = self.scope.directory(parent)?;
         let id = Self::find(&*directory, name)?;
         Ok(Found { attr: self.attr(id)?, keep: keep(&*directory) })
@@ -93,7 +90,7 @@ impl Tree {
     ///
     /// # Errors
     /// [`TreeError::NotFound`] for one whose object is gone.
-    pub fn attr(&self, id: NodeId) -> Result<Attr, TreeError> {
+    pub(crate) fn attr(&self, id: NodeId) -> Result<Attr, TreeError> {
         self.scope.attr(id)
     }
 
@@ -101,28 +98,20 @@ impl Tree {
     ///
     /// # Errors
     /// [`TreeError::ReadOnly`], [`TreeError::WriteOnly`], or why a stream could not be opened.
-    pub fn open(&self, id: NodeId, request: &OpenRequest<'_>) -> Result<Opened, TreeError> {
+    pub(crate) fn open(&self, id: NodeId, request: &OpenRequest<'_>) -> Result<Opened, TreeError> {
         self.open_only(id, request).map(|(open, kind)| self.enter(open, kind))
     }
 
     fn open_only(&self, id: NodeId, request: &OpenRequest<'_>) -> Result<(Open, Kind), TreeError> {
         let (directory, row) = self.scope.row(id)?;
-        let (kind, vm) = (directory.kind(row), directory.vm());
-        noted(vm, directory.open(row, request)).map(|open| (open, kind))
+        let kind = directory.outline(row)?.kind;
+        noted(directory.vm(), directory.open(row, request)).map(|open| (open, kind))
     }
 
     fn enter(&self, open: Open, kind: Kind) -> Opened {
         let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
         self.open.lock().insert(handle, Arc::new(open));
         Opened { handle, kind }
-    }
-
-    /// Opens a directory: its names are fixed, so that offsets into it stay right.
-    ///
-    /// # Errors
-    /// [`TreeError::NotADirectory`], [`TreeError::NotFound`].
-    pub fn open_directory(&self, id: NodeId) -> Result<OpenedDirectory, TreeError> {
-        self.list(id).map(|listing| self.enter_listing(listing))
     }
 
     fn list(&self, id: NodeId) -> Result<Listing, TreeError> {
@@ -140,12 +129,11 @@ impl Tree {
     ///
     /// # Errors
     /// [`TreeError::BadHandle`].
-    pub fn listing(&self, handle: u64) -> Result<Listing, TreeError> {
+    pub(crate) fn listing(&self, handle: u64) -> Result<Listing, TreeError> {
         self.listings.lock().get(&handle).cloned().ok_or(TreeError::BadHandle)
     }
 
-    /// Forgets an open directory.
-    pub fn release_directory(&self, handle: u64) {
+    pub(crate) fn release_directory(&self, handle: u64) {
         self.listings.lock().remove(&handle);
     }
 
@@ -153,12 +141,11 @@ impl Tree {
     ///
     /// # Errors
     /// [`TreeError::BadHandle`].
-    pub fn handle(&self, handle: u64) -> Result<Arc<Open>, TreeError> {
+    pub(crate) fn handle(&self, handle: u64) -> Result<Arc<Open>, TreeError> {
         self.open.lock().get(&handle).cloned().ok_or(TreeError::BadHandle)
     }
 
-    /// Forgets an open file.
-    pub fn release(&self, handle: u64) {
+    pub(crate) fn release(&self, handle: u64) {
         // Dropped outside the lock: what a stream does at its end is its own affair.
         let open = self.open.lock().remove(&handle);
         drop(open);
@@ -168,18 +155,22 @@ impl Tree {
     ///
     /// # Errors
     /// [`TreeError::NotALink`]; [`TreeError::NotFound`] for one that leads nowhere at present.
-    pub fn target(&self, id: NodeId, caller: &dyn Fn() -> Caller) -> Result<PathBuf, TreeError> {
+    pub(crate) fn target(
+        &self,
+        id: NodeId,
+        caller: &dyn Fn() -> Caller,
+    ) -> Result<PathBuf, TreeError> {
         let (directory, row) = self.scope.row(id)?;
         directory.target(row, caller)
     }
 
     /// Makes a directory: at the root, a VM.
-    pub fn make_directory(&self, parent: NodeId, name: &str) -> Answer<Attr> {
+    pub(crate) fn make_directory(&self, parent: NodeId, name: &str) -> Answer<Attr> {
         self.made(parent, |names| names.make(name))
     }
 
     /// Makes a symbolic link: in `.images`, an alias.
-    pub fn make_link(&self, parent: NodeId, name: &str, target: &str) -> Answer<Attr> {
+    pub(crate) fn make_link(&self, parent: NodeId, name: &str, target: &str) -> Answer<Attr> {
         self.made(parent, |names| names.link(name, target))
     }
 
@@ -196,7 +187,12 @@ impl Tree {
 
     /// Removes a directory that users make; or (without effect, so that `rm -r` works) a part of a
     /// VM that could be removed.
-    pub fn remove_directory(&self, parent: NodeId, name: &str, by: &Requester<'_>) -> Answer<()> {
+    pub(crate) fn remove_directory(
+        &self,
+        parent: NodeId,
+        name: &str,
+        by: &Requester<'_>,
+    ) -> Answer<()> {
         Answer::about(self.scope.directory(parent), |directory| {
             if directory.names().find(name).is_none() {
                 return Answer::Now(self.remove_part(parent, name));
@@ -207,7 +203,7 @@ impl Tree {
     }
 
     /// Unlinks a link that users have made, or (without effect) a file of ours.
-    pub fn unlink(&self, parent: NodeId, name: &str, by: &Requester<'_>) -> Answer<()> {
+    pub(crate) fn unlink(&self, parent: NodeId, name: &str, by: &Requester<'_>) -> Answer<()> {
         Answer::about(self.scope.directory(parent), |directory| {
             if let Some(unlinked) = directory.names().unlink(name) {
                 return unlinked;
@@ -243,7 +239,7 @@ impl Tree {
     ///
     /// # Errors
     /// The refusal that the object's removal would meet.
-    pub fn remove_part(&self, parent: NodeId, name: &str) -> Result<(), TreeError> {
+    pub(crate) fn remove_part(&self, parent: NodeId, name: &str) -> Result<(), TreeError> {
         let directory = self.scope.directory(parent)?;
         if directory.find(name).is_none() {
             return Err(TreeError::NotFound);
@@ -252,7 +248,7 @@ impl Tree {
     }
 
     /// Renames what users have made.
-    pub fn rename(&self, from: (NodeId, &str), to: (NodeId, &str)) -> Answer<()> {
+    pub(crate) fn rename(&self, from: (NodeId, &str), to: (NodeId, &str)) -> Answer<()> {
         Answer::about(self.scope.directory(from.0), |directory| match from.0 == to.0 {
             true => directory.names().rename(from.1, to.1),
             false => directory.names().move_out(from.1, to),
@@ -260,7 +256,7 @@ impl Tree {
     }
 
     /// Remembers a request that failed, for `.error`.
-    pub fn note_failure(
+    pub(crate) fn note_failure(
         &self,
         time: SystemTime,
         pid: u32,
@@ -276,7 +272,7 @@ impl Tree {
     }
 
     /// Remembers a fault of the daemon itself, for `.error`.
-    pub fn note_fault(&self, time: SystemTime, errno: i32, text: &str) {
+    pub(crate) fn note_fault(&self, time: SystemTime, errno: i32, text: &str) {
         let (pid, path) = (std::process::id(), "/".to_owned());
         self.failures().add(Failure { time, pid, path, errno, text: text.to_owned() });
     }
@@ -292,3 +288,15 @@ fn keep(directory: &dyn Directory) -> Keep {
 
 /// How much of a file's end a [`node::Body::Tail`] shows: what of it is kept.
 pub(crate) const TAIL: u64 = crate::store::bounded::KEPT;
+
+#[cfg(test)]
+mod tests {
+    use super::{NodeId, OpenedDirectory, Tree, TreeError};
+
+    impl Tree {
+        /// As [`Tree::request_open_directory`], at once.
+        pub(crate) fn open_directory(&self, id: NodeId) -> Result<OpenedDirectory, TreeError> {
+            self.list(id).map(|listing| self.enter_listing(listing))
+        }
+    }
+}

@@ -8,19 +8,14 @@ use super::number::NodeId;
 use super::{Answer, TreeError};
 use crate::vm::caller::Caller;
 
-/// A name in a directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    /// The name.
-    pub name: String,
-    /// The node.
-    pub id: NodeId,
-    /// Its kind.
-    pub kind: Kind,
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    pub(crate) id: NodeId,
+    pub(crate) kind: Kind,
 }
 
 impl Entry {
-    /// Returns the name of a directory.
     pub(super) fn directory(id: NodeId, name: String) -> Self {
         Self { name, id, kind: Kind::Directory }
     }
@@ -28,25 +23,20 @@ impl Entry {
 
 /// The names in one directory that are not rows. Each is a directory.
 pub(super) trait Names {
-    /// Finds one.
-    fn find(&self, name: &str) -> Option<NodeId> {
-        let _any = name;
+    fn find(&self, _name: &str) -> Option<NodeId> {
         None
     }
 
-    /// Lists them.
     fn entries(&self) -> Vec<Entry> {
         Vec::new()
     }
 
-    /// Counts them.
     fn count(&self) -> usize {
         self.entries().len()
     }
 
     /// Says whether there could ever be such a name: if not, the kernel need not ask again.
-    fn is_possible(&self, name: &str) -> bool {
-        let _any = name;
+    fn is_possible(&self, _name: &str) -> bool {
         false
     }
 
@@ -57,15 +47,13 @@ pub(super) trait Names {
     }
 
     /// `mkdir`
-    fn make(&self, name: &str) -> Answer<NodeId> {
-        let _any = name;
+    fn make(&self, _name: &str) -> Answer<NodeId> {
         let why = "directories are made at the root, where each is a VM";
         Answer::Now(Err(TreeError::NotOffered(why)))
     }
 
     /// `rmdir`, by a caller.
-    fn remove(&self, name: &str, caller: &dyn Fn() -> Caller) -> Answer<()> {
-        let _any = caller;
+    fn remove(&self, name: &str, _caller: &dyn Fn() -> Caller) -> Answer<()> {
         Answer::Now(Err(match self.find(name) {
             Some(_) => TreeError::NotOffered("this cannot be removed"),
             None => TreeError::NotFound,
@@ -73,31 +61,26 @@ pub(super) trait Names {
     }
 
     /// `ln -s`
-    fn link(&self, name: &str, target: &str) -> Answer<NodeId> {
-        let _any = (name, target);
+    fn link(&self, _name: &str, _target: &str) -> Answer<NodeId> {
         Answer::Now(Err(TreeError::NotOffered("links are made in .images, where each is an alias")))
     }
 
     /// `rm` of a link that users have made; `None`: there is none of that name.
-    fn unlink(&self, name: &str) -> Option<Answer<()>> {
-        let _any = name;
+    fn unlink(&self, _name: &str) -> Option<Answer<()>> {
         None
     }
 
     /// `mv` into another directory.
-    fn move_out(&self, name: &str, to: (NodeId, &str)) -> Answer<()> {
-        let _any = (name, to);
+    fn move_out(&self, _name: &str, _to: (NodeId, &str)) -> Answer<()> {
         Answer::Now(Err(TreeError::BadRename))
     }
 
     /// `mv` within the directory.
-    fn rename(&self, from: &str, to: &str) -> Answer<()> {
-        let _any = (from, to);
+    fn rename(&self, _from: &str, _to: &str) -> Answer<()> {
         Answer::Now(Err(TreeError::BadRename))
     }
 }
 
-/// No names.
 pub(super) struct NoNames;
 
 impl Names for NoNames {}

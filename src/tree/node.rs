@@ -17,18 +17,14 @@ use crate::vm::spec::Key;
 use crate::vm::stream::Stream;
 
 /// One row: everything there is to say about a file that aqfs makes.
-#[derive(Debug)]
 pub(super) struct Node<T: 'static> {
-    /// Its name.
     pub(super) name: &'static str,
-    /// Its permissions.
     pub(super) mode: u16,
     /// When its content last changed; `None`: with its directory. It must not move while the content
     /// stays: editors compare it before they write.
     pub(super) mtime: Option<fn(&T) -> SystemTime>,
     /// One line: what it is for. `mountpoint-docs/` has the rest.
     pub(super) doc: &'static str,
-    /// What reading and writing it means.
     pub(super) body: Body<T>,
 }
 
@@ -109,7 +105,6 @@ impl<T> Node<T> {
     }
 }
 
-/// Opens a stream of an object.
 pub(super) type OpenStream<T> = fn(&T, &OpenRequest<'_>) -> Result<Arc<dyn Stream>, TreeError>;
 /// Carries out the lines of one write to a control file.
 pub(super) type CarryOut<T> = fn(&T, &str) -> BoxFuture<'static, VerbOutcome>;
@@ -122,7 +117,6 @@ pub(super) type Target<T> = fn(&T, &dyn Fn() -> Caller) -> Option<PathBuf>;
 /// How the lines of one write to a control file went.
 #[derive(Debug, Default)]
 pub(super) struct VerbOutcome {
-    /// How many succeeded.
     pub(super) succeeded: usize,
     /// Why the next one failed; the ones after it were not tried.
     pub(super) failure: Option<TreeError>,
@@ -138,7 +132,6 @@ pub(super) enum Body<T: 'static> {
     Tail(fn(&T) -> PathBuf),
     /// Text that is part of the program.
     Page(&'static [u8]),
-    /// A setting.
     Setting(&'static Key),
     /// A value that can be written, and is not a VM's setting.
     WritableValue(fn(&T) -> String, SetValue<T>),
@@ -148,14 +141,7 @@ pub(super) enum Body<T: 'static> {
     Stream(OpenStream<T>),
     /// A symbolic link, whose target may depend on the caller.
     Link(Target<T>),
-    /// A directory about the same object.
     Directory(&'static dyn AnyDescriptor),
-}
-
-impl<T> std::fmt::Debug for Body<T> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.kind().name())
-    }
 }
 
 impl<T> Body<T> {
@@ -164,12 +150,10 @@ impl<T> Body<T> {
         matches!(self, Self::SlowValue(_) | Self::Tail(_))
     }
 
-    /// Says how long the kernel may remember the attributes.
     pub(super) fn keep(&self) -> Keep {
         if matches!(self, Self::Page(_)) { Keep::Forever } else { Keep::Never }
     }
 
-    /// Returns the directory that the row is, if it is one.
     pub(super) fn directory(&self) -> Option<&'static dyn AnyDescriptor> {
         let Self::Directory(kind) = self else { return None };
         Some(*kind)
@@ -190,24 +174,21 @@ impl<T> Body<T> {
 
 /// The kinds of nodes, as DESIGN and the documentation name them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// Exact size, content fixed at open.
     Value,
-    /// A value that can be written.
     Setting,
     /// Takes verbs, gives results.
     Control,
     /// Size 0; reads may park.
     Stream,
-    /// A symbolic link.
     Link,
-    /// Holds other nodes.
     Directory,
 }
 
 impl Kind {
     /// Returns the word used in the documentation.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Value => "value",
             Self::Setting => "setting",
@@ -221,27 +202,22 @@ impl Kind {
 
 /// What stat(2) reports of a node, in our own terms.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attr {
-    /// The node.
-    pub id: NodeId,
-    /// Its kind.
-    pub kind: Kind,
-    /// Its permissions.
-    pub mode: u16,
+pub(crate) struct Attr {
+    pub(crate) id: NodeId,
+    pub(crate) kind: Kind,
+    pub(crate) mode: u16,
     /// Its exact size in bytes; 0 for streams and controls.
-    pub size: u64,
+    pub(crate) size: u64,
     /// 2 and the number of sub-directories, for a directory; 1 where they come and go by
     /// themselves.
-    pub links: u32,
-    /// When its content last changed.
-    pub mtime: SystemTime,
-    /// Whether the kernel may remember this.
-    pub keep: Keep,
+    pub(crate) links: u32,
+    pub(crate) mtime: SystemTime,
+    pub(crate) keep: Keep,
 }
 
 /// How long the kernel may remember a name or attributes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
+pub(crate) enum Keep {
     /// Until it changes them itself.
     Forever,
     /// Not at all: they change by themselves.

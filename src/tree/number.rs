@@ -13,12 +13,12 @@ use crate::vm::job::JobId;
 
 /// A kind of directory: a part of the number of every node in directories of this kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct DirectoryId(pub u8);
+pub(crate) struct DirectoryId(pub(crate) u8);
 
 /// The number of a node: directory, object and row packed together. The root is 1, as FUSE
 /// requires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct NodeId(pub u64);
+pub(crate) struct NodeId(pub(crate) u64);
 
 const ROW_BITS: u32 = 12;
 const OBJECT_BITS: u32 = 44;
@@ -26,22 +26,19 @@ const OBJECT_MASK: u64 = (1 << OBJECT_BITS) - 1;
 const ROW_MASK: u64 = (1 << ROW_BITS) - 1;
 
 impl NodeId {
-    /// The mount's root.
-    pub const ROOT: Self = Self(1);
+    pub(crate) const ROOT: Self = Self(1);
 
-    /// Returns the number of the directory of this kind, about this object.
-    pub fn directory(kind: DirectoryId, object: u64) -> Self {
+    pub(crate) fn directory(kind: DirectoryId, object: u64) -> Self {
         let object = object & OBJECT_MASK;
         Self((u64::from(kind.0) << (OBJECT_BITS + ROW_BITS) | object << ROW_BITS) + 1)
     }
 
-    /// Returns the number of a row in this directory.
-    pub fn row(self, row: usize) -> Self {
+    pub(crate) fn row(self, row: usize) -> Self {
         Self(self.0 + 1 + row as u64)
     }
 
     /// Returns directory, object and row (`None`: the directory itself).
-    pub fn parts(self) -> Option<(DirectoryId, u64, Option<usize>)> {
+    pub(crate) fn parts(self) -> Option<(DirectoryId, u64, Option<usize>)> {
         let packed = self.0.checked_sub(1)?;
         let kind = DirectoryId(u8::try_from(packed >> (OBJECT_BITS + ROW_BITS)).ok()?);
         let row = usize::try_from(packed & ROW_MASK).ok()?;
@@ -58,7 +55,6 @@ pub(super) fn pack_job(vm: VmId, job: JobId) -> u64 {
     vm.0 << JOB_BITS | job.0 & ((1 << JOB_BITS) - 1)
 }
 
-/// Unpacks it.
 pub(super) fn unpack_job(object: u64) -> (VmId, JobId) {
     (VmId(object >> JOB_BITS), JobId(object & ((1 << JOB_BITS) - 1)))
 }
@@ -66,11 +62,9 @@ pub(super) fn unpack_job(object: u64) -> (VmId, JobId) {
 /// What is named: a name, in a directory of a kind, about an object.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Named {
-    /// The kind of directory that has the name.
     pub(super) within: DirectoryId,
     /// The object that this directory is about; 0 where there is only one such directory.
     pub(super) object: u64,
-    /// The name.
     pub(super) name: String,
 }
 
@@ -95,7 +89,6 @@ impl Numbers {
         })
     }
 
-    /// Returns the name that has a number.
     pub(super) fn named(&self, number: u64) -> Option<Named> {
         self.0.lock().named.get(usize::try_from(number).ok()?).cloned()
     }

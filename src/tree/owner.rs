@@ -10,12 +10,10 @@ use crate::vm::stream::Listener;
 
 /// The object that the rows of a directory are about.
 pub(super) trait NodeOwner: Clone + Send + Sync + 'static {
-    /// Returns the VM that the rows belong to.
     fn vm(&self) -> Option<&Vm> {
         None
     }
 
-    /// Returns the settings that the rows are.
     fn settings(&self) -> Option<&Settings> {
         None
     }

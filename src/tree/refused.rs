@@ -25,7 +25,6 @@ const KEPT: usize = 64;
 pub(super) struct Refused(Mutex<VecDeque<(VmId, ProcessId, SystemTime)>>);
 
 impl Refused {
-    /// Remembers that a process was refused a part of a VM.
     pub(super) fn add(&self, vm: VmId, process: Option<ProcessId>, now: SystemTime) {
         let Some(process) = process else { return };
         let mut newest = self.0.lock();
@@ -36,7 +35,6 @@ impl Refused {
         newest.push_back((vm, process, now));
     }
 
-    /// Says whether a process has just been refused a part of a VM.
     pub(super) fn holds(&self, vm: VmId, process: Option<ProcessId>, now: SystemTime) -> bool {
         // A clock that was set back makes nothing recent for long.
         let is_recent = |then: SystemTime| now.duration_since(then).is_ok_and(|d| d < SHORTLY);

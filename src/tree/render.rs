@@ -16,12 +16,10 @@ use crate::vm::spec::net::Mac;
 use crate::vm::spec::{VmSpec, render_size};
 use crate::{proc, sys};
 
-/// The text of `.version`.
 pub(super) fn version() -> String {
     format!("aq {} pid {}\n", env!("CARGO_PKG_VERSION"), std::process::id())
 }
 
-/// The text of `.host`.
 pub(super) fn host(registry: &Arc<Registry>) -> String {
     let mut table = KeyValueTable::default();
     for (key, value) in registry.backends().hypervisor.facts() {
@@ -42,7 +40,6 @@ pub(super) fn host(registry: &Arc<Registry>) -> String {
     table.0
 }
 
-/// The text of a VM's `info`.
 pub(super) fn info(vm: &Vm) -> String {
     let (view, spec) = (vm.view(), vm.spec());
     let mut table = KeyValueTable::default();
@@ -105,7 +102,6 @@ pub(super) fn disk_bytes(vm: &VmDir) -> u64 {
     std::fs::metadata(vm.disk()).map_or(0, |m| m.blocks() * 512)
 }
 
-/// Seconds since 1970.
 pub(super) fn seconds(time: std::time::SystemTime) -> String {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs().to_string()
 }

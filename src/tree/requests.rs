@@ -19,7 +19,6 @@ use crate::vm::caller::Caller;
 use crate::vm::driver;
 
 impl<T: Send + 'static> Answer<T> {
-    /// Makes another result of the result.
     pub(crate) fn map<U>(
         self,
         change: impl FnOnce(Result<T, TreeError>) -> Result<U, TreeError> + Send + 'static,
@@ -72,7 +71,7 @@ impl Tree {
     /// the name while it waits, and a program that lists the directory waits for it. It may not
     /// remember the attributes, and asks for them again (`request_attr`) before it shows them to a
     /// program.
-    pub fn request_lookup(self: &Arc<Self>, parent: NodeId, name: &str) -> Answer<Found> {
+    pub(crate) fn request_lookup(self: &Arc<Self>, parent: NodeId, name: &str) -> Answer<Found> {
         if Self::is_slow_directory(parent) {
             let name = name.to_owned();
             return self.work(true, move |tree| Answer::Now(tree.lookup(parent, &name)));
@@ -94,13 +93,15 @@ impl Tree {
         }
     }
 
-    /// As [`Tree::attr`].
-    pub fn request_attr(self: &Arc<Self>, id: NodeId) -> Answer<Attr> {
+    pub(crate) fn request_attr(self: &Arc<Self>, id: NodeId) -> Answer<Attr> {
         self.work(Self::is_slow(id), move |tree| Answer::Now(tree.attr(id)))
     }
 
-    /// As [`Tree::open`].
-    pub fn request_open(self: &Arc<Self>, id: NodeId, request: &OpenRequest<'_>) -> Answer<Opened> {
+    pub(crate) fn request_open(
+        self: &Arc<Self>,
+        id: NodeId,
+        request: &OpenRequest<'_>,
+    ) -> Answer<Opened> {
         if !Self::is_slow(id) {
             return Answer::Now(self.open(id, request));
         }
@@ -116,15 +117,15 @@ impl Tree {
         opened.map(move |open| open.map(|(open, kind)| tree.enter(open, kind)))
     }
 
-    /// As [`Tree::open_directory`].
-    pub fn request_open_directory(self: &Arc<Self>, id: NodeId) -> Answer<OpenedDirectory> {
+    /// Opens a directory: its names are fixed, so that offsets into it stay right.
+    pub(crate) fn request_open_directory(self: &Arc<Self>, id: NodeId) -> Answer<OpenedDirectory> {
         let tree = Arc::clone(self);
         let listed = self.work(Self::is_slow_directory(id), move |tree| Answer::Now(tree.list(id)));
         listed.map(move |listing| listing.map(|listing| tree.enter_listing(listing)))
     }
 
     /// As [`Tree::remove_directory`] or [`Tree::unlink`], which `remove` is.
-    pub fn request_removal(
+    pub(crate) fn request_removal(
         self: &Arc<Self>,
         remove: fn(&Self, NodeId, &str, &Requester<'_>) -> Answer<()>,
         parent: NodeId,
@@ -140,8 +141,7 @@ impl Tree {
         })
     }
 
-    /// As [`Tree::rename`].
-    pub fn request_rename(
+    pub(crate) fn request_rename(
         self: &Arc<Self>,
         from: (NodeId, &str),
         to: (NodeId, &str),
@@ -163,7 +163,7 @@ impl Tree {
     ///
     /// # Errors
     /// [`TreeError::NotFound`] for one that is gone meanwhile.
-    pub fn listed(&self, entry: &Entry, keep: Keep) -> Result<Attr, TreeError> {
+    pub(crate) fn listed(&self, entry: &Entry, keep: Keep) -> Result<Attr, TreeError> {
         if keep == Keep::Forever && Self::is_kept(entry.id) {
             return self.attr(entry.id);
         }
@@ -178,8 +178,7 @@ impl Tree {
 }
 
 impl Open {
-    /// As [`Open::read`].
-    pub fn request_read(
+    pub(crate) fn request_read(
         self: &Arc<Self>,
         offset: u64,
         max: usize,

@@ -10,7 +10,6 @@ use super::number::{NodeId, Numbers};
 use crate::registry::Registry;
 use crate::vm::{Vm, VmId};
 
-/// What directories are found in.
 #[derive(Clone, Debug)]
 pub(super) struct Scope {
     pub(super) registry: Arc<Registry>,
@@ -24,12 +23,10 @@ impl Scope {
         Ok(Arc::clone(&self.registry))
     }
 
-    /// Finds a VM by its number.
     pub(super) fn vm(&self, id: u64) -> Result<Vm, TreeError> {
         self.registry.by_id(VmId(id)).ok_or(TreeError::NotFound)
     }
 
-    /// Finds a directory by its number.
     pub(super) fn directory(&self, id: NodeId) -> Result<Box<dyn Directory>, TreeError> {
         match id.parts() {
             Some((kind, object, None)) => {
@@ -52,7 +49,6 @@ impl Scope {
         }
     }
 
-    /// Describes a node.
     pub(super) fn attr(&self, id: NodeId) -> Result<Attr, TreeError> {
         match id.parts() {
             Some((_, _, None)) => Ok(self.directory(id)?.own_attr()),

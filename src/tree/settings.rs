@@ -18,15 +18,13 @@ use crate::vm::{Vm, WriteMode};
 pub(super) struct Settings {
     /// Their VM; `None`: what new VMs start from.
     pub(super) vm: Option<Vm>,
-    /// Knows the second names of images.
     pub(super) registry: Arc<Registry>,
 }
 
 impl Settings {
-    /// Prints one.
-    pub(super) fn text(&self, key: &Key) -> Vec<u8> {
+    pub(super) fn text(&self, key: &Key) -> String {
         let text = (key.render)(&self.spec());
-        if text.is_empty() { Vec::new() } else { format!("{text}\n").into_bytes() }
+        if text.is_empty() { text } else { text + "\n" }
     }
 
     fn spec(&self) -> VmSpec {

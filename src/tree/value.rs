@@ -11,10 +11,9 @@ use crate::vm::stream::Listener;
 
 /// An open value: its content is made when it is opened, and again when it is read from its start
 /// again.
-pub struct OpenValue {
+pub(crate) struct OpenValue {
     content: Mutex<Frozen>,
     source: Option<LiveContent>,
-    /// Making the content needs a look at the disk.
     is_slow: bool,
 }
 
@@ -37,26 +36,21 @@ impl Frozen {
 
 /// How to make a value's content again while it stays open.
 pub(super) struct LiveContent {
-    /// Makes the content.
     pub(super) render: Box<dyn Fn() -> Vec<u8> + Send + Sync>,
-    /// Hears when it may have changed.
     pub(super) listener: Listener,
 }
 
 impl OpenValue {
-    /// Opens content that stays as it is.
     pub(super) fn fixed(bytes: Vec<u8>) -> Self {
         let content = Frozen { bytes: bytes.into(), begun: false, since: None };
         Self { content: Mutex::new(content), source: None, is_slow: false }
     }
 
-    /// Opens content that may change while it is open.
     pub(super) fn live(source: LiveContent) -> Self {
         let content = Mutex::new(Frozen::make(&source));
         Self { content, source: Some(source), is_slow: false }
     }
 
-    /// Says that making the content needs a look at the disk.
     pub(super) fn slow(self) -> Self {
         Self { is_slow: true, ..self }
     }
@@ -96,12 +90,6 @@ impl OpenValue {
             false => (source.render)() != *self.content.lock().bytes,
         };
         Polled { changed, listener: Some(listener), ..Polled::ALWAYS }
-    }
-}
-
-impl std::fmt::Debug for OpenValue {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("OpenValue").finish_non_exhaustive()
     }
 }
 

@@ -20,12 +20,40 @@ const MAX_STOP_TIMEOUT: u64 = 86_400;
 pub struct Verb<C: 'static = Command> {
     /// The word.
     pub name: &'static str,
-    /// Its arguments, as in a manual page.
+    /// Its arguments, as in a manual page; empty if it takes none.
     pub usage: &'static str,
     /// One line: what it does.
     pub doc: &'static str,
     /// Reads the arguments.
     pub parse: fn(&[&str]) -> Result<C, Fault>,
+}
+
+impl<C> Verb<C> {
+    const fn new(
+        name: &'static str,
+        usage: &'static str,
+        doc: &'static str,
+        parse: fn(&[&str]) -> Result<C, Fault>,
+    ) -> Self {
+        Self { name, usage, doc, parse }
+    }
+
+    /// Describes one that takes no arguments.
+    const fn word(
+        name: &'static str,
+        doc: &'static str,
+        parse: fn(&[&str]) -> Result<C, Fault>,
+    ) -> Self {
+        Self::new(name, "", doc, parse)
+    }
+
+    fn parse(&self, args: &[&str]) -> Result<C, Fault> {
+        if self.usage.is_empty() && !args.is_empty() {
+            Err(Fault::Form)
+        } else {
+            (self.parse)(args)
+        }
+    }
 }
 
 /// What is wrong with a verb's arguments.
@@ -46,157 +74,108 @@ impl From<SpecError> for Fault {
 }
 
 /// Why a line is not a command.
+#[expect(missing_docs, reason = "each error's sentence says it")]
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum VerbError {
-    /// The word is no verb.
     #[error("unknown verb {word:?}{hint}; verbs are {known}")]
     Unknown {
-        /// The word.
         word: String,
         /// `, did you mean "start"?`, or nothing.
         hint: String,
-        /// All verbs.
         known: String,
     },
-    /// The arguments are wrong.
     #[error("{line:?}: usage: {usage}")]
-    Usage {
-        /// What was written.
-        line: String,
-        /// What would be right.
-        usage: String,
-    },
-    /// An argument is out of range.
+    Usage { line: String, usage: String },
     #[error("{line:?}: out of range; usage: {usage}")]
-    Range {
-        /// What was written.
-        line: String,
-        /// What would be right.
-        usage: String,
-    },
-    /// A value is not accepted.
+    Range { line: String, usage: String },
     #[error(transparent)]
     Value(SpecError),
 }
 
 /// The verbs of a VM's `ctl`.
 pub static VM_VERBS: &[Verb] = &[
-    Verb {
-        name: "start",
-        usage: "[paused]",
-        doc: "launch QEMU; `paused` leaves the processors stopped until `resume`",
-        parse: |args| match args {
+    Verb::new(
+        "start",
+        "[paused]",
+        "launch QEMU; `paused` leaves the processors stopped until `resume`",
+        |args| match args {
             [] => Ok(Command::Start { paused: false }),
             ["paused"] => Ok(Command::Start { paused: true }),
             _ => Err(Fault::Form),
         },
-    },
-    Verb {
-        name: "stop",
-        usage: "[SECONDS]",
-        doc: "shut the guest down; after SECONDS (30) QEMU is ended by force",
-        parse: |args| match args {
+    ),
+    Verb::new(
+        "stop",
+        "[SECONDS]",
+        "shut the guest down; after SECONDS (30) QEMU is ended by force",
+        |args| match args {
             [] => Ok(Command::Stop { seconds: STOP_TIMEOUT }),
             [seconds] => stop_timeout(seconds).map(|seconds| Command::Stop { seconds }),
             _ => Err(Fault::Form),
         },
-    },
-    Verb {
-        name: "kill",
-        usage: "",
-        doc: "end QEMU now; what the guest has not written to its disk is lost",
-        parse: |args| alone(args, Command::Kill),
-    },
-    Verb {
-        name: "pause",
-        usage: "",
-        doc: "stop the processors",
-        parse: |args| alone(args, Command::Pause),
-    },
-    Verb {
-        name: "resume",
-        usage: "",
-        doc: "let the processors run again",
-        parse: |args| alone(args, Command::Resume),
-    },
-    Verb {
-        name: "reset",
-        usage: "",
-        doc: "restart the guest, as the reset button does",
-        parse: |args| alone(args, Command::Reset),
-    },
-    Verb {
-        name: "suspend",
-        usage: "",
-        doc: "save everything to disk and end QEMU; the next `start` resumes from there",
-        parse: |args| alone(args, Command::Suspend),
-    },
-    Verb {
-        name: "restore",
-        usage: "TAG",
-        doc: "go back to a snapshot; a VM that runs, with its memory",
-        parse: |args| match args {
+    ),
+    Verb::word("kill", "end QEMU now; what the guest has not written to its disk is lost", |_| {
+        Ok(Command::Kill)
+    }),
+    Verb::word("pause", "stop the processors", |_| Ok(Command::Pause)),
+    Verb::word("resume", "let the processors run again", |_| Ok(Command::Resume)),
+    Verb::word("reset", "restart the guest, as the reset button does", |_| Ok(Command::Reset)),
+    Verb::word(
+        "suspend",
+        "save everything to disk and end QEMU; the next `start` resumes from there",
+        |_| Ok(Command::Suspend),
+    ),
+    Verb::new("restore", "TAG", "go back to a snapshot; a VM that runs, with its memory", |args| {
+        match args {
             [tag] => Ok(SnapshotOp::Restore((*tag).to_owned()).into()),
             _ => Err(Fault::Form),
-        },
-    },
-    Verb {
-        name: "resize",
-        usage: "SIZE",
-        doc: "make the disk larger, also while the VM runs; the same as writing config/disk",
-        parse: |args| match args {
+        }
+    }),
+    Verb::new(
+        "resize",
+        "SIZE",
+        "make the disk larger, also while the VM runs; the same as writing config/disk",
+        |args| match args {
             [size] => Ok(Command::Configure(Edit::Disk(disk_size(size)?))),
             _ => Err(Fault::Form),
         },
-    },
-    Verb {
-        name: "port",
-        usage: "add|del [tcp:|udp:][ADDRESS:]HOST_PORT:GUEST_PORT",
-        doc: "open or close a port of the host that leads into the guest; see config/ports",
-        parse: |args| match args {
+    ),
+    Verb::new(
+        "port",
+        "add|del [tcp:|udp:][ADDRESS:]HOST_PORT:GUEST_PORT",
+        "open or close a port of the host that leads into the guest; see config/ports",
+        |args| match args {
             ["add", spec] => Ok(Command::Configure(Edit::AddPort(forward(spec)?))),
             ["del", spec] => Ok(Command::Configure(Edit::RemovePort(forward(spec)?))),
             _ => Err(Fault::Form),
         },
-    },
-    Verb {
-        name: "key",
-        usage: "KEY[-KEY…] …",
-        doc: "press keys on the guest's keyboard: `key ctrl-alt-del`, `key l s ret`",
-        parse: |args| {
+    ),
+    Verb::new(
+        "key",
+        "KEY[-KEY…] …",
+        "press keys on the guest's keyboard: `key ctrl-alt-del`, `key l s ret`",
+        |args| {
             let chords: Option<Vec<_>> = args.iter().map(|arg| chord(arg)).collect();
             let chords = chords.filter(|c| !c.is_empty()).ok_or(Fault::Form)?;
             Ok(Command::PressKeys { chords })
         },
-    },
+    ),
 ];
 
 /// The verbs of an image's `ctl`.
 pub static IMAGE_VERBS: &[Verb<ImageCommand>] = &[
-    Verb {
-        name: "pull",
-        usage: "",
-        doc: "make the image now, or try again",
-        parse: |args| alone(args, ImageCommand::Pull),
-    },
-    Verb {
-        name: "warm",
-        usage: "",
-        doc: "capture a machine that has booted from it, from which new VMs resume",
-        parse: |args| alone(args, ImageCommand::Warm),
-    },
-    Verb {
-        name: "cold",
-        usage: "",
-        doc: "forget the captured machine",
-        parse: |args| alone(args, ImageCommand::Cold),
-    },
-    Verb {
-        name: "refresh",
-        usage: "",
-        doc: "make the image again; VMs that have a disk keep the one that it was made from",
-        parse: |args| alone(args, ImageCommand::Refresh),
-    },
+    Verb::word("pull", "make the image now, or try again", |_| Ok(ImageCommand::Pull)),
+    Verb::word(
+        "warm",
+        "capture a machine that has booted from it, from which new VMs resume",
+        |_| Ok(ImageCommand::Warm),
+    ),
+    Verb::word("cold", "forget the captured machine", |_| Ok(ImageCommand::Cold)),
+    Verb::word(
+        "refresh",
+        "make the image again; VMs that have a disk keep the one that it was made from",
+        |_| Ok(ImageCommand::Refresh),
+    ),
 ];
 
 /// Most keys that can be pressed together: as many as fingers.
@@ -234,7 +213,7 @@ fn parse_line<C>(verbs: &[Verb<C>], line: &str) -> Result<C, VerbError> {
     let word = words.next().unwrap_or_default();
     let args: Vec<&str> = words.collect();
     let verb = verbs.iter().find(|v| v.name == word).ok_or_else(|| unknown(verbs, word))?;
-    (verb.parse)(&args).map_err(|fault| {
+    verb.parse(&args).map_err(|fault| {
         let (line, usage) = (line.to_owned(), format!("{} {}", verb.name, verb.usage));
         let usage = usage.trim_end().to_owned();
         match fault {
@@ -253,10 +232,6 @@ fn unknown<C>(verbs: &[Verb<C>], word: &str) -> VerbError {
         hint: hint.map(|v| format!(", did you mean {:?}?", v.name)).unwrap_or_default(),
         known: verbs.iter().map(|v| v.name).collect::<Vec<_>>().join(" "),
     }
-}
-
-fn alone<C>(args: &[&str], command: C) -> Result<C, Fault> {
-    args.is_empty().then_some(command).ok_or(Fault::Form)
 }
 
 fn stop_timeout(text: &str) -> Result<u64, Fault> {

@@ -18,12 +18,10 @@ pub(super) static ALIAS: Descriptor<AliasOwner> = Descriptor {
 static ROWS: &[Node<AliasOwner>] =
     &[Node::link("alias", "leads to an image", |alias, _| Some(alias.image.clone().into()))];
 
-/// Returns the number of the link.
 pub(super) fn id(alias: u64) -> NodeId {
     ALIAS.node(alias).row(0)
 }
 
-/// A second name of an image.
 #[derive(Clone)]
 pub(super) struct AliasOwner {
     image: String,

@@ -52,7 +52,6 @@ impl Settings {
         self.vm.as_ref().map_or_else(|| self.registry.changed(), Vm::created)
     }
 
-    /// Returns when a setting was last written.
     fn written(&self) -> SystemTime {
         let defaults = || self.registry.backends().defaults.changed();
         self.vm.as_ref().map_or_else(defaults, Vm::configured)

@@ -10,7 +10,6 @@ use crate::tree::descriptor::Descriptor;
 use crate::tree::node::Node;
 use crate::tree::scope::Scope;
 
-/// The pages.
 static PAGES: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/mountpoint-docs");
 
 /// `.docs`

@@ -91,7 +91,6 @@ static ROWS: &[Node<ImageOwner>] = &[
     ),
 ];
 
-/// An image as its rows see it.
 #[derive(Clone)]
 struct ImageOwner {
     registry: Arc<Registry>,
@@ -151,7 +150,6 @@ fn named(image: &str) -> Named {
     Named { within: IMAGES.id, object: 0, name: image.to_owned() }
 }
 
-/// Images, in `.images`.
 struct ImageNames {
     registry: Arc<Registry>,
     numbers: Numbers,

@@ -54,7 +54,7 @@ static JOB_ROWS: &[Node<JobOwner>] = &[
     Node::control(
         "ctl",
         "lines: signal NAME, winsize COLUMNSxROWS; before the start pty COLUMNSxROWS, env NAME=VALUE, cwd DIR",
-        |j, text| control::each_line(text, |line| j.command(line)),
+        |j, text| control::each_line(text, |line| Ok(j.job.obey(line).map_err(VmError::from)?)),
     ),
     Node::value("status", "`new`, `running`, `exit 3`, `signal TERM`, `lost: reason`", |j| {
         line(&j.job.status_line())
@@ -80,7 +80,6 @@ static JOB_ROWS: &[Node<JobOwner>] = &[
     ),
 ];
 
-/// A job as its rows see it.
 #[derive(Clone)]
 struct JobOwner {
     vm: Vm,
@@ -97,10 +96,6 @@ impl JobOwner {
 
     fn mtime(&self) -> SystemTime {
         self.job.changed()
-    }
-
-    fn command(&self, line: &str) -> Result<(), TreeError> {
-        Ok(self.job.obey(line).map_err(VmError::from)?)
     }
 
     fn output(&self, source: OutputKind, open: &OpenRequest<'_>) -> Arc<dyn Stream> {
@@ -148,7 +143,6 @@ fn open_stdin(owner: &JobOwner, open: &OpenRequest<'_>) -> Result<Arc<dyn Stream
     Ok(owner.job.input().open().map_err(VmError::from)?)
 }
 
-/// Jobs, in a VM's `jobs`.
 pub(super) struct JobNames(pub(super) Vm);
 
 impl JobNames {

@@ -64,14 +64,12 @@ static ROWS: &[Node<Arc<Registry>>] = &[
     Node::value(".version", "the program's version and the daemon's pid", |_| render::version()),
 ];
 
-/// Returns when a request last failed.
 fn failed(registry: &Arc<Registry>) -> SystemTime {
     registry.backends().failures.changed().unwrap_or_else(|| registry.changed())
 }
 
 impl NodeOwner for Arc<Registry> {}
 
-/// VMs, at the root.
 pub(super) struct VmNames(pub(super) Arc<Registry>);
 
 impl Names for VmNames {

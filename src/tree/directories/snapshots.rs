@@ -51,7 +51,6 @@ static ROWS: &[Node<SnapshotOwner>] = &[
     Node::value("status", "creating, ok, or failed with the reason", |s| line(&s.snapshot.status)),
 ];
 
-/// A snapshot as its rows see it.
 #[derive(Clone)]
 struct SnapshotOwner {
     vm: Vm,
@@ -91,7 +90,6 @@ impl NodeOwner for SnapshotOwner {
     }
 }
 
-/// Snapshots, in `VM/snapshots`.
 struct SnapshotNames {
     vm: Vm,
     numbers: Numbers,

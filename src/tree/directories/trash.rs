@@ -55,7 +55,6 @@ impl NodeOwner for Removed {
     }
 }
 
-/// Removed VMs, in `.trash`.
 pub(super) struct TrashNames(pub(super) Arc<Registry>);
 
 impl Names for TrashNames {
