@@ -18,7 +18,6 @@ pub mod trash;
 mod warmup;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -30,11 +29,11 @@ use tokio::time::{sleep, timeout};
 use self::aliases::Aliases;
 pub use self::error::RegistryError;
 use self::names::NameLocks;
-use self::scan::{FoundVm, fallback_name, scan};
+use self::scan::{fallback_name, scan};
 use self::trash::Trash;
 use crate::store::layout::Layout;
 use crate::vm::backend::BackendError;
-use crate::vm::driver;
+use crate::vm::driver::{self, NewVm, off_thread};
 use crate::vm::events::Event;
 use crate::vm::state::Command;
 use crate::vm::{Backends, Vm, VmId};
@@ -83,13 +82,13 @@ impl Registry {
             let trash = Trash::open(at.trash(), &failures);
             Ok((scan(&at, &failures)?, trash, Aliases::open(at.aliases(), &failures)))
         };
-        let (found, trash, aliases) = on_disk("the store", open).await?;
+        let (found, trash, aliases) = off_thread(open, "the store").await?;
         let registry = Self {
             layout,
             backends,
             trash,
             aliases,
-            next_id: AtomicU64::new(1),
+            next_id: AtomicU64::new(found.len() as u64 + 1),
             vms: RwLock::new(Vms {
                 by_name: BTreeMap::new(),
                 by_id: HashMap::new(),
@@ -105,10 +104,10 @@ impl Registry {
     }
 
     /// Starts the drivers of all VMs at once: a QEMU that hangs does not delay the others.
-    async fn adopt(&self, found: Vec<FoundVm>) {
+    async fn adopt(&self, found: Vec<NewVm>) {
         let mut drivers = JoinSet::new();
         for vm in found {
-            drivers.spawn(driver::spawn(vm.new_vm(self.fresh_id()), self.backends.clone()));
+            drivers.spawn(driver::spawn(vm, self.backends.clone()));
         }
         while let Some(vm) = drivers.join_next().await {
             match vm {
@@ -135,7 +134,7 @@ impl Registry {
                 registry.trash.sweep(SystemTime::now(), &registry.backends.failures);
                 Ok(())
             };
-            if let Err(error) = on_disk("the trash", sweep).await {
+            if let Err(error) = off_thread(sweep, "the trash").await {
                 tracing::error!(%error, "nothing more is erased");
                 return;
             }
@@ -252,11 +251,4 @@ async fn to_its_end<T: Send + 'static>(
             Err(BackendError::Io { what, error, errno: 0 }.into())
         }
     }
-}
-
-async fn on_disk<T: Send + 'static>(
-    what: &'static str,
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> Result<T, BackendError> {
-    driver::off_thread(work, what).await
 }

@@ -36,10 +36,11 @@ struct Links {
 }
 
 impl Links {
-    fn add(&mut self, alias: String, image: String) {
+    fn add(&mut self, alias: String, image: String) -> u64 {
         let id = self.next_id;
         self.next_id += 1;
         self.by_name.insert(alias, Alias { id, image });
+        id
     }
 }
 
@@ -49,7 +50,9 @@ impl Aliases {
         let stored: BTreeMap<String, String> =
             quarantine::read_json(&path, failures).unwrap_or_default();
         let mut links = Links::default();
-        stored.into_iter().for_each(|(alias, image)| links.add(alias, image));
+        for (alias, image) in stored {
+            links.add(alias, image);
+        }
         Self { path, writer: Mutex::default(), links: Mutex::new(links) }
     }
 
@@ -65,16 +68,12 @@ impl Aliases {
 
     /// Lists the aliases and their names.
     pub fn list(&self) -> Vec<(String, Alias)> {
-        self.links
-            .lock()
-            .by_name
-            .iter()
-            .map(|(name, alias)| (name.clone(), alias.clone()))
-            .collect()
+        let links = self.links.lock();
+        links.by_name.iter().map(|(name, alias)| (name.clone(), alias.clone())).collect()
     }
 
-    /// Makes an alias.
-    pub(super) fn add(&self, name: &str, image: &str) -> io::Result<()> {
+    /// Makes an alias and returns its number.
+    pub(super) fn add(&self, name: &str, image: &str) -> io::Result<u64> {
         self.change(|links| links.add(name.to_owned(), image.to_owned()))
     }
 
@@ -101,15 +100,15 @@ impl Aliases {
     }
 
     /// One change at a time, so that the last one is what is kept.
-    fn change(&self, change: impl FnOnce(&mut Links)) -> io::Result<()> {
+    fn change<T>(&self, change: impl FnOnce(&mut Links) -> T) -> io::Result<T> {
         let _only = self.writer.lock();
         let mut changed = self.links.lock().clone();
-        change(&mut changed);
+        let result = change(&mut changed);
         let stored: BTreeMap<_, _> =
             changed.by_name.iter().map(|(name, alias)| (name, &alias.image)).collect();
         file::replace_json(&self.path, &stored)?;
         *self.links.lock() = changed;
-        Ok(())
+        Ok(result)
     }
 }
 

@@ -2,13 +2,16 @@
 //!
 //! Not here: how an image is made, and what is there of it (`vm::backend::Images`).
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::{Registry, RegistryError, on_disk, to_its_end};
+use super::aliases::Aliases;
+use super::{Registry, RegistryError, to_its_end};
 use crate::vm::backend::{BackendError, Images, LivePublication, Publication, Recipe};
+use crate::vm::driver::off_thread;
 use crate::vm::origin::Origin;
 use crate::vm::spec::ImageSettings;
 use crate::vm::state::Refusal;
@@ -39,7 +42,7 @@ impl Registry {
     pub fn users_of(&self, image: &str) -> Vec<String> {
         let listed = self.list().into_iter().filter(|(_, vm)| vm.spec().image == image);
         let removed = self.trash().list().into_iter();
-        let removed = removed.filter(|removed| removed.image().is_some_and(|i| i == image));
+        let removed = removed.filter(|removed| removed.image.as_deref() == Some(image));
         let removed = removed.map(|removed| format!(".trash/{}", removed.name));
         listed.map(|(name, _)| name).chain(removed).collect()
     }
@@ -58,12 +61,9 @@ impl Registry {
     /// `ImageBusy` while a VM uses it or it is being made, `NoImage`, or what the disk answered.
     pub async fn remove_image(self: Arc<Self>, name: String) -> Result<(), RegistryError> {
         self.admit_image_removal(&name)?;
-        let (registry, image) = (Arc::clone(&self), name.clone());
-        self.with_images(move |images| images.remove(&name)).await?;
-        to_its_end(async move {
-            Ok(on_disk("the aliases", move || registry.aliases.forget(&image)).await?)
-        })
-        .await
+        let image = name.clone();
+        Arc::clone(&self).with_images(move |images| images.remove(&image)).await?;
+        self.change_aliases(move |aliases| aliases.forget(&name)).await
     }
 
     /// Gives an image an alias and returns its number.
@@ -82,11 +82,7 @@ impl Registry {
         if images.info(&name).is_none() {
             return Err(BackendError::NoImage { name }.into());
         }
-        let add = move || {
-            self.aliases.add(&alias, &name)?;
-            Ok(self.aliases.get(&alias).map_or(0, |alias| alias.id))
-        };
-        to_its_end(async move { Ok(on_disk("the aliases", add).await?) }).await
+        self.change_aliases(move |aliases| aliases.add(&alias, &name)).await
     }
 
     /// Renames an alias, and replaces one of the new name.
@@ -101,8 +97,7 @@ impl Registry {
         if self.backends().images.info(&to).is_some() {
             return Err(BackendError::ImageExists { name: to }.into());
         }
-        let rename = move || self.aliases.rename(&from, &to);
-        to_its_end(async move { Ok(on_disk("the aliases", rename).await?) }).await
+        self.change_aliases(move |aliases| aliases.rename(&from, &to)).await
     }
 
     /// Removes an alias.
@@ -110,8 +105,15 @@ impl Registry {
     /// # Errors
     /// What the disk answered.
     pub async fn unlink_image(self: Arc<Self>, alias: String) -> Result<(), RegistryError> {
-        let remove = move || self.aliases.remove(&alias);
-        to_its_end(async move { Ok(on_disk("the aliases", remove).await?) }).await
+        self.change_aliases(move |aliases| aliases.remove(&alias)).await
+    }
+
+    async fn change_aliases<T: Send + 'static>(
+        self: Arc<Self>,
+        change: impl FnOnce(&Aliases) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, RegistryError> {
+        let work = move || change(&self.aliases);
+        to_its_end(async move { Ok(off_thread(work, "the aliases").await?) }).await
     }
 
     /// Says whether the VMs allow an image to be removed.
@@ -159,15 +161,16 @@ impl Registry {
         image: String,
         command: ImageCommand,
     ) -> Result<(), RegistryError> {
-        let images = Arc::clone(&self.backends().images);
         match command {
-            ImageCommand::Warm => return self.warm_image(image).await,
-            ImageCommand::Cold => return self.with_images(move |i| i.cool(&image)).await,
-            ImageCommand::Refresh => {
-                return self.with_images(move |i| i.refresh(&image)).await;
-            }
-            ImageCommand::Pull => {}
+            ImageCommand::Warm => self.warm_image(image).await,
+            ImageCommand::Cold => self.with_images(move |images| images.cool(&image)).await,
+            ImageCommand::Refresh => self.with_images(move |images| images.refresh(&image)).await,
+            ImageCommand::Pull => self.pull_image(image).await,
         }
+    }
+
+    async fn pull_image(self: Arc<Self>, image: String) -> Result<(), RegistryError> {
+        let images = &self.backends().images;
         let info = images.info(&image);
         let info = info.ok_or_else(|| BackendError::NoImage { name: image.clone() })?;
         let is_vm = matches!(info.source.parse(), Ok(Origin::Vm { .. }));
@@ -228,7 +231,7 @@ impl Registry {
     ) -> Result<(), RegistryError> {
         to_its_end(async move {
             let images = Arc::clone(&self.backends().images);
-            let done = on_disk("the images", move || Ok(work(&*images))).await?;
+            let done = off_thread(move || Ok(work(&*images)), "the images").await?;
             Ok(done?)
         })
         .await

@@ -10,12 +10,12 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::scan::{read_vm, write_new};
-use super::{Registry, RegistryError, names, on_disk, to_its_end};
+use super::{Registry, RegistryError, names, to_its_end};
 use crate::store::file;
 use crate::vm::Vm;
 use crate::vm::backend::Lifetime;
 use crate::vm::definition::Definition;
-use crate::vm::driver::{self, NewVm};
+use crate::vm::driver::{self, NewVm, off_thread};
 use crate::vm::dropped::Remover;
 use crate::vm::events::Event;
 use crate::vm::spec::{VmSettings, is_vm_name};
@@ -39,31 +39,24 @@ impl Registry {
     /// [`RegistryError::Exists`], [`RegistryError::BadName`], or what the disk answered; nothing
     /// is left behind then.
     pub async fn create(self: Arc<Self>, name: String) -> Result<Vm, RegistryError> {
-        to_its_end(async move { self.do_create(name).await }).await
-    }
-
-    async fn do_create(&self, name: String) -> Result<Vm, RegistryError> {
-        let _order = self.name_locks.take(&[&name]).await?;
-        let reservation = self.reserve(&name)?;
-        let (uuid, now) = (Uuid::new_v4(), SystemTime::now());
-        let settings = VmSettings::new(self.backends.defaults.spec());
-        let definition = Definition::new(uuid, now, settings);
-        let dir = self.layout.vm(uuid);
-        let (at, stored, text) = (dir.clone(), definition.clone(), format!("{name}\n"));
-        on_disk("the VM's definition", move || write_new(&at, &stored, &text)).await?;
-        let new_vm = NewVm {
-            id: self.fresh_id(),
-            uuid,
-            dir,
-            name: name.clone(),
-            definition: Ok(definition),
-            lifetime: Lifetime::Own,
-        };
-        let vm = driver::spawn(new_vm, self.backends.clone()).await;
-        self.insert(name, &vm);
-        vm.emit(&Event::Created);
-        drop(reservation);
-        Ok(vm)
+        to_its_end(async move {
+            let _order = self.name_locks.take(&[&name]).await?;
+            let reservation = self.reserve(&name)?;
+            let (uuid, now) = (Uuid::new_v4(), SystemTime::now());
+            let settings = VmSettings::new(self.backends.defaults.spec());
+            let definition = Definition::new(uuid, now, settings);
+            let dir = self.layout.vm(uuid);
+            let (at, stored, text) = (dir.clone(), definition.clone(), format!("{name}\n"));
+            off_thread(move || write_new(&at, &stored, &text), "the VM's definition").await?;
+            let (id, definition, lifetime) = (self.fresh_id(), Ok(definition), Lifetime::Own);
+            let new_vm = NewVm { id, uuid, dir, name: name.clone(), definition, lifetime };
+            let vm = driver::spawn(new_vm, self.backends.clone()).await;
+            self.insert(name, &vm);
+            vm.emit(&Event::Created);
+            drop(reservation);
+            Ok(vm)
+        })
+        .await
     }
 
     fn reserve(&self, name: &str) -> Result<Reservation<'_>, RegistryError> {
@@ -83,22 +76,21 @@ impl Registry {
     /// [`RegistryError::Absent`], the VM's own refusal, or what the disk answered; the VM is there
     /// then as it was.
     pub async fn remove(self: Arc<Self>, name: String, by: Remover) -> Result<(), RegistryError> {
-        to_its_end(async move { self.do_remove(name, by).await }).await
-    }
-
-    async fn do_remove(self: &Arc<Self>, name: String, by: Remover) -> Result<(), RegistryError> {
-        let _order = self.name_locks.take(&[&name]).await?;
-        let vm = self.get(&name).ok_or_else(|| RegistryError::Absent(name.clone()))?;
-        let seconds = names::TIMEOUT.as_secs();
-        let late = |_| RegistryError::NoAnswer { name: name.clone(), seconds };
-        let removal = timeout(names::TIMEOUT, vm.retire(by)).await.map_err(late)??;
-        let (dir, kept, registry) = (vm.dir().clone(), name.clone(), Arc::clone(self));
-        let put = move || registry.trash.put(&dir, &kept, SystemTime::now());
-        on_disk("cannot move the VM to the trash", put).await?;
-        removal.done();
-        self.forget(&name, &vm);
-        vm.emit(&Event::Removed);
-        Ok(())
+        to_its_end(async move {
+            let _order = self.name_locks.take(&[&name]).await?;
+            let vm = self.get(&name).ok_or_else(|| RegistryError::Absent(name.clone()))?;
+            let seconds = names::TIMEOUT.as_secs();
+            let late = |_| RegistryError::NoAnswer { name: name.clone(), seconds };
+            let removal = timeout(names::TIMEOUT, vm.retire(by)).await.map_err(late)??;
+            let (dir, kept, registry) = (vm.dir().clone(), name.clone(), Arc::clone(&self));
+            let put = move || registry.trash.put(&dir, &kept, SystemTime::now());
+            off_thread(put, "cannot move the VM to the trash").await?;
+            removal.done();
+            self.forget(&name, &vm);
+            vm.emit(&Event::Removed);
+            Ok(())
+        })
+        .await
     }
 
     /// Erases a removed VM for good.
@@ -109,7 +101,7 @@ impl Registry {
         let _order = self.name_locks.take(&[&removed]).await?;
         let absent = RegistryError::Absent(removed.clone());
         let registry = Arc::clone(&self);
-        let erased = on_disk("the trash", move || registry.trash.erase(&removed)).await?;
+        let erased = off_thread(move || registry.trash.erase(&removed), "the trash").await?;
         erased.then_some(()).ok_or(absent)
     }
 
@@ -123,32 +115,28 @@ impl Registry {
         removed: String,
         to: String,
     ) -> Result<(), RegistryError> {
-        to_its_end(async move { self.do_restore(removed, to).await }).await
-    }
-
-    async fn do_restore(
-        self: &Arc<Self>,
-        removed: String,
-        to: String,
-    ) -> Result<(), RegistryError> {
-        let _order = self.name_locks.take(&[&to, &removed]).await?;
-        let reservation = self.reserve(&to)?;
-        let item = self.trash.get(&removed).ok_or(RegistryError::Absent(removed))?;
-        let (registry, text) = (Arc::clone(self), to.clone());
-        let found = on_disk("the removed VM", move || {
-            file::replace(&item.dir.name(), format!("{text}\n").as_bytes())?;
-            // A VM that was broken is broken again.
-            let stored = file::read_json::<Definition>(&item.dir.definition());
-            let uuid = stored.map_or_else(|_| Uuid::new_v4(), |stored| stored.uuid);
-            let dir = registry.layout.vm(uuid);
-            registry.trash.take(&item, &dir)?;
-            Ok(read_vm(uuid, dir))
-        });
-        let vm = driver::spawn(found.await?.new_vm(self.fresh_id()), self.backends.clone()).await;
-        self.insert(to, &vm);
-        vm.emit(&Event::Created);
-        drop(reservation);
-        Ok(())
+        to_its_end(async move {
+            let _order = self.name_locks.take(&[&to, &removed]).await?;
+            let reservation = self.reserve(&to)?;
+            let item = self.trash.get(&removed).ok_or(RegistryError::Absent(removed))?;
+            let (registry, text, id) = (Arc::clone(&self), to.clone(), self.fresh_id());
+            let take = move || {
+                file::replace(&item.dir.name(), format!("{text}\n").as_bytes())?;
+                // A VM that was broken is broken again.
+                let stored = file::read_json::<Definition>(&item.dir.definition());
+                let uuid = stored.map_or_else(|_| Uuid::new_v4(), |stored| stored.uuid);
+                let dir = registry.layout.vm(uuid);
+                registry.trash.take(&item, &dir)?;
+                Ok(read_vm(id, uuid, dir))
+            };
+            let found = off_thread(take, "the removed VM").await?;
+            let vm = driver::spawn(found, self.backends.clone()).await;
+            self.insert(to, &vm);
+            vm.emit(&Event::Created);
+            drop(reservation);
+            Ok(())
+        })
+        .await
     }
 
     fn forget(&self, name: &str, vm: &Vm) {
@@ -164,26 +152,25 @@ impl Registry {
     /// [`RegistryError::Absent`], [`RegistryError::Exists`], [`RegistryError::BadName`], or what
     /// the disk answered.
     pub async fn rename(self: Arc<Self>, from: String, to: String) -> Result<(), RegistryError> {
-        to_its_end(async move { self.do_rename(from, to).await }).await
-    }
-
-    async fn do_rename(&self, from: String, to: String) -> Result<(), RegistryError> {
-        let _order = self.name_locks.take(&[&from, &to]).await?;
-        let vm = self.get(&from).ok_or_else(|| RegistryError::Absent(from.clone()))?;
-        if from == to {
-            return Ok(());
-        }
-        let reservation = self.reserve(&to)?;
-        let (path, text) = (vm.dir().name(), format!("{to}\n"));
-        on_disk("the VM's name", move || file::replace(&path, text.as_bytes())).await?;
-        vm.renamed(to.clone());
-        self.backends.events.add(vm.id(), &from, &Event::Renamed(to.clone()));
-        let mut vms = self.vms.write();
-        vms.by_name.remove(&from);
-        vms.by_name.insert(to, vm);
-        vms.changed = SystemTime::now();
-        drop(vms);
-        drop(reservation);
-        Ok(())
+        to_its_end(async move {
+            let _order = self.name_locks.take(&[&from, &to]).await?;
+            let vm = self.get(&from).ok_or_else(|| RegistryError::Absent(from.clone()))?;
+            if from == to {
+                return Ok(());
+            }
+            let reservation = self.reserve(&to)?;
+            let (path, text) = (vm.dir().name(), format!("{to}\n"));
+            off_thread(move || file::replace(&path, text.as_bytes()), "the VM's name").await?;
+            vm.renamed(to.clone());
+            self.backends.events.add(vm.id(), &from, &Event::Renamed(to.clone()));
+            let mut vms = self.vms.write();
+            vms.by_name.remove(&from);
+            vms.by_name.insert(to, vm);
+            vms.changed = SystemTime::now();
+            drop(vms);
+            drop(reservation);
+            Ok(())
+        })
+        .await
     }
 }

@@ -19,32 +19,16 @@ use crate::vm::definition::Definition;
 use crate::vm::driver::{self, NewVm};
 use crate::vm::spec::is_vm_name;
 
-/// A VM that was found on disk.
-#[derive(Debug)]
-pub(super) struct FoundVm {
-    uuid: Uuid,
-    dir: VmDir,
-    name: String,
-    definition: Result<Definition, String>,
-}
-
-impl FoundVm {
-    pub(super) fn new_vm(self, id: VmId) -> NewVm {
-        let Self { uuid, dir, name, definition } = self;
-        NewVm { id, uuid, dir, name, definition, lifetime: Lifetime::Own }
-    }
-}
-
 /// Returns the name of a VM that has no name of its own.
 pub(super) fn fallback_name(uuid: Uuid) -> String {
     format!("broken-{}", &uuid.simple().to_string()[..8])
 }
 
-/// Finds the VMs of a store, and removes what was not finished when it was written.
+/// Finds the VMs of a store, numbered from 1, and removes what was not finished when it was written.
 ///
 /// # Errors
 /// Only if the store's own directories cannot be used.
-pub(super) fn scan(layout: &Layout, failures: &FailureLog) -> io::Result<Vec<FoundVm>> {
+pub(super) fn scan(layout: &Layout, failures: &FailureLog) -> io::Result<Vec<NewVm>> {
     file::private_dir(&layout.vms())?;
     // These can be made again; without them the mount is slower, or requests that need them fail.
     for dir in [layout.images(), layout.cache()] {
@@ -55,9 +39,9 @@ pub(super) fn scan(layout: &Layout, failures: &FailureLog) -> io::Result<Vec<Fou
     }
     let mut found = Vec::new();
     for entry in fs::read_dir(layout.vms())? {
-        let path = entry?.path();
+        let (path, id) = (entry?.path(), VmId(found.len() as u64 + 1));
         match uuid_of(&path) {
-            Some(uuid) => found.push(read_vm(uuid, VmDir(path))),
+            Some(uuid) => found.push(read_vm(id, uuid, VmDir(path))),
             None if is_unfinished(&path) => note_failed(remove(&path), &path, failures),
             None => tracing::warn!(path = %path.display(), "not a VM: left alone"),
         }
@@ -84,7 +68,7 @@ fn is_unfinished(path: &Path) -> bool {
 }
 
 /// Reads a VM's directory; one that is damaged is a VM that is broken.
-pub(super) fn read_vm(uuid: Uuid, dir: VmDir) -> FoundVm {
+pub(super) fn read_vm(id: VmId, uuid: Uuid, dir: VmDir) -> NewVm {
     if let Err(error) = file::sweep(&dir.0) {
         tracing::warn!(%uuid, %error, "temporary files stay");
     }
@@ -94,7 +78,7 @@ pub(super) fn read_vm(uuid: Uuid, dir: VmDir) -> FoundVm {
     let definition = definition.map_err(|e| format!("{}: {e}", dir.definition().display()));
     let definition = definition.and_then(|definition| check_operations(&dir).map(|()| definition));
     let name = if is_vm_name(name) { name.to_owned() } else { fallback_name(uuid) };
-    FoundVm { uuid, dir, name, definition }
+    NewVm { id, uuid, dir, name, definition, lifetime: Lifetime::Own }
 }
 
 /// Checks that the list of open operations can be read: the VM must not be started without what an earlier

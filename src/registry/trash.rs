@@ -33,15 +33,10 @@ pub struct Removed {
     pub since: SystemTime,
     /// The image that its disk was made from; `None` if its definition is damaged. Read once, because
     /// listing an image's users needs it for each VM.
-    image: Option<String>,
+    pub image: Option<String>,
 }
 
 impl Removed {
-    /// Returns the image that its disk was made from; `None` if its definition is damaged.
-    pub fn image(&self) -> Option<String> {
-        self.image.clone()
-    }
-
     /// Returns when it will be erased.
     pub fn until(&self) -> SystemTime {
         self.since + KEPT
@@ -304,7 +299,7 @@ mod tests {
         for trash in [open(root.path()), trash] {
             let removed = trash.list().remove(0);
             fs::rename(removed.dir.definition(), root.path().join("elsewhere")).unwrap();
-            assert_eq!(removed.image().as_deref(), Some("tiny"));
+            assert_eq!(removed.image.as_deref(), Some("tiny"));
             fs::rename(root.path().join("elsewhere"), removed.dir.definition()).unwrap();
         }
     }

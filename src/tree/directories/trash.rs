@@ -39,7 +39,7 @@ static ROWS: &[Node<Removed>] = &[
         line(&render::disk_bytes(&r.dir).to_string())
     }),
     Node::value("image", "the image that it was made from", |r| {
-        line(&r.image().unwrap_or_default())
+        line(&r.image.clone().unwrap_or_default())
     }),
     Node::value("removed", "when it was removed, in seconds since 1970", |r| {
         line(&render::seconds(r.since))
