@@ -17,17 +17,17 @@ mod tests;
 pub mod trash;
 mod warmup;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use self::aliases::Aliases;
-pub use self::error::RegistryError;
+pub use self::error::{RegistryError, Result};
 use self::names::NameLocks;
 use self::scan::{fallback_name, scan};
 use self::trash::Trash;
@@ -55,10 +55,8 @@ pub struct Registry {
     aliases: Aliases,
     next_id: AtomicU64,
     vms: RwLock<Vms>,
-    /// Names of VMs that are being made or renamed: taken, and not in the list yet.
-    reserved: Mutex<HashSet<String>>,
-    /// Held by operations on names: a VM cannot be renamed twice at once, nor while it is removed. Each
-    /// name has its own lock: a VM that does not answer delays no other.
+    /// Held by operations on names: a VM cannot be renamed twice at once, nor while it is removed, and no
+    /// two can get one name. Each name has its own lock: a VM that does not answer delays no other.
     name_locks: NameLocks,
 }
 
@@ -76,7 +74,7 @@ impl Registry {
     ///
     /// # Errors
     /// Only if the store's own directories cannot be used.
-    pub async fn open(layout: Layout, backends: Backends) -> Result<Self, RegistryError> {
+    pub async fn open(layout: Layout, backends: Backends) -> Result<Self> {
         let (at, failures) = (layout.clone(), Arc::clone(&backends.failures));
         let open = move || {
             let trash = Trash::open(at.trash(), &failures);
@@ -94,7 +92,6 @@ impl Registry {
                 by_id: HashMap::new(),
                 changed: SystemTime::now(),
             }),
-            reserved: Mutex::default(),
             name_locks: NameLocks::default(),
         };
         registry.backends.defaults.settle(|image| registry.resolve_alias(image));
@@ -242,8 +239,8 @@ impl Registry {
 /// Runs a name operation to its end, also if its caller is interrupted: after half of one, the disk and the
 /// list of VMs would differ.
 async fn to_its_end<T: Send + 'static>(
-    work: impl Future<Output = Result<T, RegistryError>> + Send + 'static,
-) -> Result<T, RegistryError> {
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
     match tokio::spawn(work).await {
         Ok(result) => result,
         Err(panic) => {

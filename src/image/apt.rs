@@ -13,7 +13,7 @@ use std::process::Command;
 use sha2::{Digest, Sha256};
 
 use super::command::Tool;
-use super::source::{BuildError, Progress};
+use super::source::{BuildError, Progress, Result};
 use crate::disk::fingerprint::hash_file;
 
 const REMEDY: &str = "builtin:tiny is made of Debian's or Ubuntu's packages; \
@@ -56,7 +56,7 @@ struct Archive {
 
 impl Apt {
     /// Uses `cache`, which must exist, for packages and lists.
-    pub(super) fn new(cache: &Path) -> Result<Self, BuildError> {
+    pub(super) fn new(cache: &Path) -> Result<Self> {
         let dir = cache.join("apt");
         for sub in ["cache/archives/partial", "state/lists/partial", "packages"] {
             let path = dir.join(sub);
@@ -73,7 +73,7 @@ impl Apt {
         &mut self,
         wanted: &[PackageQuery<'_>],
         progress: &Progress,
-    ) -> Result<Vec<PathBuf>, BuildError> {
+    ) -> Result<Vec<PathBuf>> {
         match self.try_fetch(wanted, progress) {
             Err(e) if e.may_pass_with_new_lists() => {}
             other => return other,
@@ -87,7 +87,7 @@ impl Apt {
 
     /// Fetches lists of our own and returns the first complaint: apt-get calls it a success when
     /// only some of them can be had, which may well be enough.
-    fn update(&self) -> Result<Option<String>, BuildError> {
+    fn update(&self) -> Result<Option<String>> {
         let mut update = self.command(&APT_GET);
         let output = APT_GET.run_loud(update.args(["-qq", "update"]))?;
         let text = String::from_utf8_lossy(&output.stderr);
@@ -95,11 +95,7 @@ impl Apt {
         Ok(text.lines().find(is_complaint).map(str::to_owned))
     }
 
-    fn try_fetch(
-        &self,
-        wanted: &[PackageQuery<'_>],
-        progress: &Progress,
-    ) -> Result<Vec<PathBuf>, BuildError> {
+    fn try_fetch(&self, wanted: &[PackageQuery<'_>], progress: &Progress) -> Result<Vec<PathBuf>> {
         progress.fetching("asking apt for the packages");
         let names = self.resolve(wanted)?;
         let archives = self.archives(&names)?;
@@ -116,7 +112,7 @@ impl Apt {
     }
 
     /// Returns the names of all that is wanted, dependencies included.
-    fn resolve(&self, wanted: &[PackageQuery<'_>]) -> Result<BTreeSet<String>, BuildError> {
+    fn resolve(&self, wanted: &[PackageQuery<'_>]) -> Result<BTreeSet<String>> {
         let mut query = self.command(&APT_CACHE);
         query.args(["depends", "--recurse", "--no-recommends", "--no-suggests"]);
         query.args(["--no-conflicts", "--no-breaks", "--no-replaces"]);
@@ -137,7 +133,7 @@ impl Apt {
     }
 
     /// Asks apt which files the packages are. (Not from where they are: apt leaves those out.)
-    fn archives(&self, names: &BTreeSet<String>) -> Result<Vec<Archive>, BuildError> {
+    fn archives(&self, names: &BTreeSet<String>) -> Result<Vec<Archive>> {
         let mut query = self.command(&APT_GET);
         query.args(["-qq", "--print-uris", "download", "--"]);
         let output = APT_GET.run(query.args(names))?;

@@ -26,7 +26,7 @@ use crate::store::failure_log::FailureLog;
 use crate::store::file;
 use crate::store::layout::{Layout, TEMPLATES, VmDir};
 use crate::sys;
-use crate::vm::backend::{BackendError, BootImage, ImageInfo, ImageStatus, Images, Recipe};
+use crate::vm::backend::{BackendError, BootImage, ImageInfo, ImageStatus, Images, Recipe, Result};
 use crate::vm::one_line;
 use crate::vm::spec::ImageSettings;
 use crate::vm::stream::{Bell, Listener};
@@ -56,7 +56,7 @@ impl ImageStore {
     ///
     /// # Errors
     /// The store's directories cannot be made or read.
-    pub fn open(layout: Layout, failures: &FailureLog) -> Result<Self, BackendError> {
+    pub fn open(layout: Layout, failures: &FailureLog) -> Result<Self> {
         let tiny = Arc::new(Tiny::new(layout.cache()));
         Self::with_sources(layout, failures, Arc::clone(&tiny), vec![("tiny", tiny)])
     }
@@ -66,7 +66,7 @@ impl ImageStore {
         failures: &FailureLog,
         tiny: Arc<Tiny>,
         sources: Vec<(&str, Arc<dyn ImageSource>)>,
-    ) -> Result<Self, BackendError> {
+    ) -> Result<Self> {
         let dir = layout.images();
         let found = file::private_dir(&dir)
             .and_then(|()| scan(&layout, failures))
@@ -106,11 +106,11 @@ impl Images for ImageStore {
         self.0.entry(name).map(|i| i.settings_of_disk()).unwrap_or_default()
     }
 
-    fn begin(&self, name: &str) -> Result<(), BackendError> {
+    fn begin(&self, name: &str) -> Result<()> {
         self.0.begin(name)
     }
 
-    async fn ensure(&self, name: &str) -> Result<BootImage, BackendError> {
+    async fn ensure(&self, name: &str) -> Result<BootImage> {
         self.0.ensure(name).await
     }
 
@@ -122,7 +122,7 @@ impl Images for ImageStore {
         programs::missing(&programs::BUILDERS)
     }
 
-    async fn ensure_for(&self, name: &str, dir: &Path) -> Result<BootImage, BackendError> {
+    async fn ensure_for(&self, name: &str, dir: &Path) -> Result<BootImage> {
         let vm = VmDir(dir.to_owned());
         if let Some(version) = self.0.version_of(name, &vm) {
             return Ok(version);
@@ -131,7 +131,7 @@ impl Images for ImageStore {
         self.0.check_version(&vm, image)
     }
 
-    fn refresh(&self, name: &str) -> Result<(), BackendError> {
+    fn refresh(&self, name: &str) -> Result<()> {
         self.0.refresh(name)
     }
 
@@ -147,16 +147,16 @@ impl Images for ImageStore {
         self.0.result(name)?.ok()
     }
 
-    fn create(&self, name: &str) -> Result<(), BackendError> {
+    fn create(&self, name: &str) -> Result<()> {
         self.0.create(name)
     }
 
-    fn assign(&self, name: &str, recipe: Recipe) -> Result<(), BackendError> {
+    fn assign(&self, name: &str, recipe: Recipe) -> Result<()> {
         self.0.assign(name, recipe)?;
         self.0.begin(name)
     }
 
-    fn remove(&self, name: &str) -> Result<(), BackendError> {
+    fn remove(&self, name: &str) -> Result<()> {
         self.0.remove(name)
     }
 
@@ -167,7 +167,7 @@ impl Images for ImageStore {
         check.await.unwrap_or_else(|panic| Some(Err(panic.to_string())))
     }
 
-    fn layers(&self, image: &BootImage, dir: &Path) -> Result<Vec<Layer>, BackendError> {
+    fn layers(&self, image: &BootImage, dir: &Path) -> Result<Vec<Layer>> {
         let own = Layer { path: image.disk.clone(), format: image.format };
         let dir = VmDir(dir.to_owned());
         let id = match fs::read_to_string(dir.template()) {
@@ -178,17 +178,17 @@ impl Images for ImageStore {
         Ok(vec![template::disk_in(&template), own])
     }
 
-    fn bind(&self, dir: &Path, image: &BootImage, base: &[Layer]) -> Result<(), BackendError> {
+    fn bind(&self, dir: &Path, image: &BootImage, base: &[Layer]) -> Result<()> {
         let vm = VmDir(dir.to_owned());
         let bound = self.0.bind_version(&vm, image).and_then(|()| bind_template(&vm, base));
         bound.map_err(BackendError::at(dir.display()))
     }
 
-    fn warm(&self, name: &str, machine: Arc<dyn Capture>) -> Result<(), BackendError> {
+    fn warm(&self, name: &str, machine: Arc<dyn Capture>) -> Result<()> {
         self.0.warm(name, machine)
     }
 
-    fn cool(&self, name: &str) -> Result<(), BackendError> {
+    fn cool(&self, name: &str) -> Result<()> {
         self.0.cool(name)
     }
 
@@ -206,7 +206,7 @@ fn bind_template(vm: &VmDir, base: &[Layer]) -> io::Result<()> {
 /// Makes, defines and removes names, one at a time: of two callers with the same name, one wins.
 /// The list is not locked while the disk is written: all readers would wait for the disk.
 impl Catalogue {
-    fn create(&self, name: &str) -> Result<(), BackendError> {
+    fn create(&self, name: &str) -> Result<()> {
         let _names = self.names_lock.lock();
         if self.images.lock().contains_key(name) {
             return Err(BackendError::ImageExists { name: name.to_owned() });
@@ -220,7 +220,7 @@ impl Catalogue {
         Ok(())
     }
 
-    fn assign(&self, name: &str, recipe: Recipe) -> Result<(), BackendError> {
+    fn assign(&self, name: &str, recipe: Recipe) -> Result<()> {
         // Dropped after the lock: it may hold a VM, which is released then.
         let source = self.source(recipe)?;
         let _names = self.names_lock.lock();
@@ -239,7 +239,7 @@ impl Catalogue {
         Ok(())
     }
 
-    fn source(&self, recipe: Recipe) -> Result<Arc<dyn ImageSource>, BackendError> {
+    fn source(&self, recipe: Recipe) -> Result<Arc<dyn ImageSource>> {
         Ok(match recipe {
             Recipe::Tiny => Arc::clone(&self.tiny) as _,
             Recipe::File(path) => Arc::new(DiskFile::new(path)?),
@@ -249,7 +249,7 @@ impl Catalogue {
     }
 
     /// One rename, and it is gone; then its files are erased.
-    fn remove(&self, name: &str) -> Result<(), BackendError> {
+    fn remove(&self, name: &str) -> Result<()> {
         let _names = self.names_lock.lock();
         if self.entry(name)?.is_under_way() {
             return Err(under_way(name));
@@ -278,13 +278,13 @@ impl Catalogue {
 
 impl Catalogue {
     /// Locks the list, for one image of it.
-    pub(super) fn entry(&self, name: &str) -> Result<LockedEntry<'_>, BackendError> {
+    pub(super) fn entry(&self, name: &str) -> Result<LockedEntry<'_>> {
         let found = MutexGuard::try_map(self.images.lock(), |images| images.get_mut(name));
         found.map_err(|_| BackendError::NoImage { name: name.to_owned() })
     }
 
     /// Returns an image that may be given a source.
-    fn assignable(&self, name: &str, source: &str) -> Result<LockedEntry<'_>, BackendError> {
+    fn assignable(&self, name: &str, source: &str) -> Result<LockedEntry<'_>> {
         let image = self.entry(name)?;
         let exists = match &image.phase {
             BuildPhase::UnderWay(_) => return Err(under_way(name)),
@@ -307,10 +307,7 @@ impl Catalogue {
 }
 
 /// Runs work on an image on a thread of its own.
-pub(super) fn spawn_thread(
-    name: String,
-    work: impl FnOnce() + Send + 'static,
-) -> Result<(), BackendError> {
+pub(super) fn spawn_thread(name: String, work: impl FnOnce() + Send + 'static) -> Result<()> {
     let thread = std::thread::Builder::new().name(name).spawn(work);
     thread.map(drop).map_err(BackendError::at("a thread to work on an image"))
 }
@@ -333,7 +330,7 @@ fn move_aside(dir: &Path) -> io::Result<Option<tempfile::TempDir>> {
 }
 
 impl Catalogue {
-    pub(super) fn begin(self: &Arc<Self>, name: &str) -> Result<(), BackendError> {
+    pub(super) fn begin(self: &Arc<Self>, name: &str) -> Result<()> {
         let mut image = self.entry(name)?;
         match &image.phase {
             BuildPhase::UnderWay(_) => return Ok(()),
@@ -347,7 +344,7 @@ impl Catalogue {
         self.spawn(name, source)
     }
 
-    pub(super) async fn ensure(self: &Arc<Self>, name: &str) -> Result<BootImage, BackendError> {
+    pub(super) async fn ensure(self: &Arc<Self>, name: &str) -> Result<BootImage> {
         let mut changes = self.bell.listen();
         self.begin(name)?;
         loop {
@@ -358,11 +355,7 @@ impl Catalogue {
         }
     }
 
-    pub(super) fn spawn(
-        self: &Arc<Self>,
-        name: &str,
-        source: Arc<dyn ImageSource>,
-    ) -> Result<(), BackendError> {
+    pub(super) fn spawn(self: &Arc<Self>, name: &str, source: Arc<dyn ImageSource>) -> Result<()> {
         let (catalogue, owned) = (Arc::clone(self), name.to_owned());
         let build = move || {
             let result = catalogue.build(&owned, &*source);
@@ -375,7 +368,7 @@ impl Catalogue {
     }
 
     /// Answers for an image that is neither made nor being made: `None` while it is.
-    fn result(&self, name: &str) -> Option<Result<BootImage, BackendError>> {
+    fn result(&self, name: &str) -> Option<Result<BootImage>> {
         match &self.entry(name).ok()?.phase {
             BuildPhase::Absent | BuildPhase::UnderWay(_) => None,
             BuildPhase::Ready(f) => Some(Ok(f.manifest.boot(name, &f.dir))),
@@ -383,11 +376,7 @@ impl Catalogue {
         }
     }
 
-    fn build(
-        self: &Arc<Self>,
-        name: &str,
-        source: &dyn ImageSource,
-    ) -> Result<ImageVersion, BackendError> {
+    fn build(self: &Arc<Self>, name: &str, source: &dyn ImageSource) -> Result<ImageVersion> {
         let since = Instant::now();
         let progress = Progress::new({
             let (catalogue, name) = (Arc::clone(self), name.to_owned());
@@ -409,7 +398,7 @@ impl Catalogue {
         name: &str,
         source: &dyn ImageSource,
         progress: &Progress,
-    ) -> Result<ImageVersion, BackendError> {
+    ) -> Result<ImageVersion> {
         let images = self.layout.images();
         let hidden = tempfile::Builder::new().prefix(&format!(".{name}.")).tempdir_in(&images);
         let hidden = hidden.map_err(BackendError::at(images.display()))?;
@@ -430,7 +419,7 @@ impl Catalogue {
         });
     }
 
-    fn settle(&self, name: &str, result: Result<ImageVersion, BackendError>) {
+    fn settle(&self, name: &str, result: Result<ImageVersion>) {
         self.change(name, |image| {
             image.progress.clear();
             let present = image.present.take();

@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 use std::process::{ChildStdout, Command, Output, Stdio};
 
-use super::source::BuildError;
+use super::source::{BuildError, Result};
 use crate::programs::{self, last_line};
 use crate::vm::backend::BackendError;
 
@@ -32,12 +32,12 @@ impl Tool {
     }
 
     /// Runs a call to its end and returns its standard output.
-    pub(super) fn run(&self, command: &mut Command) -> Result<Vec<u8>, BuildError> {
+    pub(super) fn run(&self, command: &mut Command) -> Result<Vec<u8>> {
         self.run_loud(command).map(|output| output.stdout)
     }
 
     /// Runs a call to its end and returns all that it said; that it fails is an error too.
-    pub(super) fn run_loud(&self, command: &mut Command) -> Result<Output, BuildError> {
+    pub(super) fn run_loud(&self, command: &mut Command) -> Result<Output> {
         let output = command.output().map_err(|e| self.not_started(&e))?;
         self.checked(output)
     }
@@ -47,7 +47,7 @@ impl Tool {
         &self,
         command: &mut Command,
         read: impl FnOnce(ChildStdout) -> T,
-    ) -> Result<Option<T>, BuildError> {
+    ) -> Result<Option<T>> {
         let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|e| self.not_started(&e))?;
         let result = child.stdout.take().map(read);
@@ -55,7 +55,7 @@ impl Tool {
         self.checked(output).map(|_| result)
     }
 
-    fn checked(&self, output: Output) -> Result<Output, BuildError> {
+    fn checked(&self, output: Output) -> Result<Output> {
         if output.status.success() {
             return Ok(output);
         }

@@ -7,20 +7,17 @@ use object::read::elf::{ElfFile64, ProgramHeader};
 use object::{Endianness, Object, ObjectSection};
 
 use super::file_tree::FileTree;
-use super::source::BuildError;
+use super::source::{BuildError, Result};
 
 /// The type of Xen's note that holds the entry point for PVH.
 const XEN_PHYS32_ENTRY: object::elf::NoteType = object::elf::NoteType(18);
 
-fn parse<'a>(what: &str, bytes: &'a [u8]) -> Result<ElfFile64<'a, Endianness>, BuildError> {
+fn parse<'a>(what: &str, bytes: &'a [u8]) -> Result<ElfFile64<'a, Endianness>> {
     ElfFile64::parse(bytes).map_err(|e| BuildError::malformed(what, e))
 }
 
 /// Returns the libraries that a program or library names, and its interpreter's path.
-pub(super) fn needed(
-    what: &str,
-    bytes: &[u8],
-) -> Result<(Vec<String>, Option<String>), BuildError> {
+pub(super) fn needed(what: &str, bytes: &[u8]) -> Result<(Vec<String>, Option<String>)> {
     let elf = parse(what, bytes)?;
     let damaged = |e: object::Error| BuildError::malformed(what, e);
     let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
@@ -53,7 +50,7 @@ pub(super) fn is_pvh(bytes: &[u8]) -> bool {
 }
 
 /// Returns the modules that a kernel module needs, with `_` for `-` as the kernel has it.
-pub(super) fn module_depends(what: &str, bytes: &[u8]) -> Result<Vec<String>, BuildError> {
+pub(super) fn module_depends(what: &str, bytes: &[u8]) -> Result<Vec<String>> {
     let elf = parse(what, bytes)?;
     let damaged = |e: object::Error| BuildError::malformed(what, e);
     let Some(section) = elf.section_by_name(".modinfo") else {
@@ -71,7 +68,7 @@ pub(super) fn copy_closure(
     packages: &FileTree,
     roots: &[(&str, &str)],
     into: &mut FileTree,
-) -> Result<(), BuildError> {
+) -> Result<()> {
     let mut seen = BTreeSet::new();
     let mut queue = Vec::new();
     for (from, to) in roots {
@@ -103,7 +100,7 @@ fn absent(path: &str) -> BuildError {
     }
 }
 
-fn find_library(packages: &FileTree, name: &str) -> Result<String, BuildError> {
+fn find_library(packages: &FileTree, name: &str) -> Result<String> {
     packages
         .iter()
         .map(|(path, _)| path)
@@ -116,7 +113,7 @@ fn find_library(packages: &FileTree, name: &str) -> Result<String, BuildError> {
 }
 
 /// Finds an absolute path in packages made before or after `/lib` was merged into `/usr/lib`.
-fn find_exact(packages: &FileTree, path: &str) -> Result<String, BuildError> {
+fn find_exact(packages: &FileTree, path: &str) -> Result<String> {
     let plain = path.trim_start_matches('/');
     [plain.to_owned(), in_usr(plain)]
         .into_iter()

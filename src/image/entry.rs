@@ -16,7 +16,7 @@ use super::versions;
 use crate::store::failure_log::FailureLog;
 use crate::store::file;
 use crate::store::layout::Layout;
-use crate::vm::backend::{BackendError, ImageInfo, ImageStatus, Recipes};
+use crate::vm::backend::{BackendError, ImageInfo, ImageStatus, Recipes, Result};
 use crate::vm::origin::Origin;
 use crate::vm::spec::ImageSettings;
 
@@ -141,7 +141,7 @@ impl ImageEntry {
         self.source.as_ref().map_or(&self.spec, |s| s.spec())
     }
 
-    pub(super) fn source_to_use(&self, name: &str) -> Result<Arc<dyn ImageSource>, BackendError> {
+    pub(super) fn source_to_use(&self, name: &str) -> Result<Arc<dyn ImageSource>> {
         if let Some(source) = &self.source {
             return Ok(Arc::clone(source));
         }

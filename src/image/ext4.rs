@@ -10,7 +10,7 @@ use std::process::Command;
 
 use super::command::Tool;
 use super::file_tree::{FileBody, FileNode, FileTree};
-use super::source::BuildError;
+use super::source::{BuildError, Result};
 use crate::programs::last_line;
 
 const REMEDY: &str = "install the package e2fsprogs";
@@ -37,7 +37,7 @@ pub(super) fn make(
     size: u64,
     time: u32,
     scratch: &Path,
-) -> Result<(), BuildError> {
+) -> Result<()> {
     let file = File::create(disk).map_err(BuildError::at(disk))?;
     file.set_len(size).map_err(BuildError::at(disk))?;
     MKE2FS.run(&mut mke2fs(disk, time))?;
@@ -68,7 +68,7 @@ fn at_time(mut command: Command, time: u32) -> Command {
     command
 }
 
-fn fill(tree: &FileTree, disk: &Path, time: u32, scratch: &Path) -> Result<(), BuildError> {
+fn fill(tree: &FileTree, disk: &Path, time: u32, scratch: &Path) -> Result<()> {
     let script = scratch.join("script");
     let text = write_script(tree, time, scratch)?;
     fs::write(&script, text).map_err(BuildError::at(&script))?;
@@ -90,7 +90,7 @@ fn fill(tree: &FileTree, disk: &Path, time: u32, scratch: &Path) -> Result<(), B
 }
 
 /// Writes the commands that make the tree, and the contents beside it as numbered files.
-fn write_script(tree: &FileTree, time: u32, scratch: &Path) -> Result<String, BuildError> {
+fn write_script(tree: &FileTree, time: u32, scratch: &Path) -> Result<String> {
     let mut script = String::new();
     for (number, (path, node)) in tree.iter().enumerate() {
         let name = safe_name(path)?;
@@ -131,7 +131,7 @@ fn own(script: &mut String, name: &str, node: &FileNode, time: u32) {
 }
 
 /// Returns the last part of a path that needs no quoting in debugfs's language.
-fn safe_name(path: &str) -> Result<&str, BuildError> {
+fn safe_name(path: &str) -> Result<&str> {
     let safe = |c: char| c.is_ascii_alphanumeric() || "._+-/[".contains(c);
     if path.is_empty() || path.starts_with('-') || !path.chars().all(safe) {
         return Err(BuildError::malformed(

@@ -31,30 +31,27 @@ pub(super) struct FileTree(BTreeMap<String, FileNode>);
 impl FileTree {
     /// Adds a directory.
     pub(super) fn directory(&mut self, path: &str, mode: u16) {
-        let body = FileBody::Directory;
-        self.insert(path, FileNode { mode, body });
+        self.insert(path, mode, FileBody::Directory);
     }
 
     /// Adds a regular file.
     pub(super) fn file(&mut self, path: &str, mode: u16, bytes: impl Into<Arc<[u8]>>) {
-        let body = FileBody::File(bytes.into());
-        self.insert(path, FileNode { mode, body });
+        self.insert(path, mode, FileBody::File(bytes.into()));
     }
 
     /// Adds a symbolic link.
     pub(super) fn symlink(&mut self, path: &str, target: &str) {
-        let body = FileBody::Symlink(target.to_owned());
-        self.insert(path, FileNode { mode: 0o777, body });
+        self.insert(path, 0o777, FileBody::Symlink(target.to_owned()));
     }
 
     /// Adds whatever it is, and the directories above it. What is there already is replaced,
     /// except a directory by a directory's default.
-    fn insert(&mut self, path: &str, node: FileNode) {
+    fn insert(&mut self, path: &str, mode: u16, body: FileBody) {
         for (at, _) in path.match_indices('/') {
             let parent = || FileNode { mode: 0o755, body: FileBody::Directory };
             self.0.entry(path[..at].to_owned()).or_insert_with(parent);
         }
-        self.0.insert(path.to_owned(), node);
+        self.0.insert(path.to_owned(), FileNode { mode, body });
     }
 
     /// Says whether something has this path.

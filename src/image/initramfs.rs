@@ -6,14 +6,12 @@ use std::io;
 use cpio::newc::{Builder, ModeFileType, trailer};
 
 use super::file_tree::{FileBody, FileTree};
-use super::source::BuildError;
 
 /// Returns the archive; every file gets the time `mtime`, in seconds since 1970.
-pub(super) fn archive(tree: &FileTree, mtime: u32) -> Result<Vec<u8>, BuildError> {
-    write(tree, mtime).map_err(|e| BuildError::malformed("initramfs", e))
-}
-
-fn write(tree: &FileTree, mtime: u32) -> io::Result<Vec<u8>> {
+///
+/// # Errors
+/// A file that is too large for the format.
+pub(super) fn archive(tree: &FileTree, mtime: u32) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
     for ((path, node), ino) in tree.iter().zip(1..) {
         let (file_type, bytes) = match &node.body {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::elf;
 use super::file_tree::FileTree;
-use super::source::BuildError;
+use super::source::{BuildError, Result};
 use super::unpack::{self, decompress};
 
 /// Loaded at every boot, in this order. A kernel may have any of them built in.
@@ -74,7 +74,7 @@ struct Module {
 
 impl Kernel {
     /// Reads the kernel in packages already fetched; the second value is the newest file's time.
-    pub(super) fn from_packages(debs: &[PathBuf]) -> Result<(Self, u32), BuildError> {
+    pub(super) fn from_packages(debs: &[PathBuf]) -> Result<(Self, u32)> {
         let mut wanted: BTreeSet<String> =
             [BOOT, BY_NAME, ON_DEMAND, USUAL].concat().into_iter().map(str::to_owned).collect();
         loop {
@@ -106,7 +106,7 @@ impl Kernel {
     }
 
     /// Puts the pieces together; also returns the modules that are needed and not in the tree.
-    fn from_tree(tree: &FileTree) -> Result<(Self, BTreeSet<String>), BuildError> {
+    fn from_tree(tree: &FileTree) -> Result<(Self, BTreeSet<String>)> {
         let broken = |what: &str| BuildError::malformed("the kernel's package", what);
         let (version, bz_image) = tree
             .iter()
@@ -126,7 +126,7 @@ impl Kernel {
     }
 
     /// Says what of the modules for booting is neither there nor built in.
-    fn check(&self) -> Result<(), BuildError> {
+    fn check(&self) -> Result<()> {
         let absent: Vec<_> = BOOT.iter().filter(|m| !self.modules.has(m)).collect();
         if absent.is_empty() {
             return Ok(());
@@ -208,7 +208,7 @@ fn module_name(path: &str) -> Option<String> {
 }
 
 impl Modules {
-    fn from_tree(tree: &FileTree) -> Result<Self, BuildError> {
+    fn from_tree(tree: &FileTree) -> Result<Self> {
         let mut modules = Self::default();
         for (path, _) in tree.iter() {
             if path.ends_with("/modules.builtin") {

@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::manifest::{self, Manifest};
-use super::source::{BuildError, ImageSource, Progress};
+use super::source::{BuildError, ImageSource, Progress, Result};
 use crate::disk::img::Conversion;
 use crate::disk::qcow2::{HEADER, Header, HeaderError};
 use crate::disk::{DiskFormat, Layer, sparse};
@@ -56,7 +56,7 @@ impl ImageSource for DiskFile {
         "disk"
     }
 
-    fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest, BuildError> {
+    fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest> {
         progress.building("copying");
         let header = read_header(&self.path).map_err(BuildError::at(&self.path))?;
         let bad = |reason| BuildError::malformed(&self.spec, reason);
@@ -138,7 +138,7 @@ fn refuse_other_files(header: &Header) -> Result<(), String> {
     Err(refused.to_owned())
 }
 
-fn virtual_size(disk: &Path, format: DiskFormat, header: &[u8; HEADER]) -> Result<u64, BuildError> {
+fn virtual_size(disk: &Path, format: DiskFormat, header: &[u8; HEADER]) -> Result<u64> {
     let damaged = |error| BuildError::malformed(disk.display().to_string(), error);
     let size = match format {
         DiskFormat::Raw => std::fs::metadata(disk).map_err(BuildError::at(disk))?.len(),

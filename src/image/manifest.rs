@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::source::{BuildError, ImageSource};
+use super::source::{BuildError, ImageSource, Result};
 use crate::disk::DiskFormat;
 use crate::disk::fingerprint::hash_file;
 use crate::store::file;
@@ -97,7 +97,7 @@ impl Manifest {
     }
 
     /// Makes the files in `dir` immutable, computes the digest and writes the manifest.
-    pub(super) fn seal(mut self, dir: &Path) -> Result<Self, BuildError> {
+    pub(super) fn seal(mut self, dir: &Path) -> Result<Self> {
         self.digest = self.compute_digest(dir)?;
         for path in self.files().map(|p| dir.join(p)) {
             let failed = BuildError::at(&path);
@@ -155,7 +155,7 @@ impl Manifest {
     }
 
     /// Covers every byte that reaches a guest, and nothing that does not (`inputs`, names).
-    fn compute_digest(&self, dir: &Path) -> Result<String, BuildError> {
+    fn compute_digest(&self, dir: &Path) -> Result<String> {
         let mut digest = Sha256::new();
         for path in self.files().map(|p| dir.join(p)) {
             let failed = BuildError::at(&path);

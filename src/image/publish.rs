@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::manifest::{self, Manifest};
-use super::source::{BuildError, ImageSource, Progress};
+use super::source::{BuildError, ImageSource, Progress, Result};
 use super::template::{self, StoredTemplate};
 use crate::disk::img::Conversion;
 use crate::disk::qcow2::Header;
@@ -45,7 +45,7 @@ impl ImageSource for VmDisk {
         "vm"
     }
 
-    fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest, BuildError> {
+    fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest> {
         let Some(_hold) = self.hold.lock().take() else {
             return Err(BuildError::Unavailable {
                 what: format!("{} may have changed", self.spec()),
@@ -73,7 +73,7 @@ impl ImageSource for LiveVm {
         "vm"
     }
 
-    fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest, BuildError> {
+    fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest> {
         let warm = dir.join(TEMPLATES).join(Uuid::new_v4().simple().to_string());
         fs::create_dir_all(&warm).map_err(BuildError::at(&warm))?;
         let report = |words: &str| progress.building(words);
@@ -90,7 +90,7 @@ fn flatten(
     snapshot: Option<&str>,
     dir: &Path,
     progress: &Progress,
-) -> Result<(), BuildError> {
+) -> Result<()> {
     let to = Layer { path: dir.join(manifest::disk_name(FORMAT)), format: FORMAT };
     progress.copying(&Conversion { layers, snapshot, to: &to, base: None })?;
     progress.building("computing the digest");
@@ -101,7 +101,7 @@ fn manifest(
     source: &dyn ImageSource,
     (base, settings): (&BootImage, ImageSettings),
     dir: &Path,
-) -> Result<Manifest, BuildError> {
+) -> Result<Manifest> {
     let disk_size = virtual_size(&dir.join(manifest::disk_name(FORMAT)))?;
     Ok(Manifest {
         kernel: keep(base.kernel.as_deref(), dir)?,
@@ -116,7 +116,7 @@ fn manifest(
 }
 
 /// Gives a file of the base image a second name; it never changes, under either.
-fn keep(file: Option<&Path>, dir: &Path) -> Result<Option<PathBuf>, BuildError> {
+fn keep(file: Option<&Path>, dir: &Path) -> Result<Option<PathBuf>> {
     let Some(file) = file else { return Ok(None) };
     let name = PathBuf::from(file.file_name().unwrap_or_default());
     let to = dir.join(&name);
@@ -126,6 +126,6 @@ fn keep(file: Option<&Path>, dir: &Path) -> Result<Option<PathBuf>, BuildError> 
     Ok(Some(name))
 }
 
-fn virtual_size(disk: &Path) -> Result<u64, BuildError> {
+fn virtual_size(disk: &Path) -> Result<u64> {
     Ok(Header::of(disk).map_err(BuildError::at(disk))?.virtual_size)
 }

@@ -22,18 +22,12 @@ pub(super) trait ImageSource: fmt::Debug + Send + Sync + 'static {
     }
     /// Makes the image's files in `dir`, which is empty and on the store's file system. Blocks
     /// for as long as it takes; only the returned files become part of the image.
-    fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest, BuildError>;
+    fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest>;
 }
 
 /// Where a source reports its progress.
 pub(super) struct Progress {
     report: Box<dyn Fn(ImageStatus, String) + Send + Sync>,
-}
-
-impl fmt::Debug for Progress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Progress")
-    }
 }
 
 impl Progress {
@@ -56,7 +50,7 @@ impl Progress {
     ///
     /// # Errors
     /// `qemu-img`'s.
-    pub(super) fn copying(&self, copy: &Conversion<'_>) -> Result<(), BuildError> {
+    pub(super) fn copying(&self, copy: &Conversion<'_>) -> Result<()> {
         self.building("copying");
         Ok(copy.run(|percent| self.building(format!("copying {percent} %")))?)
     }
@@ -93,6 +87,9 @@ pub(super) enum BuildError {
     #[error(transparent)]
     Backend(#[from] BackendError),
 }
+
+/// What making an image answers.
+pub(super) type Result<T, E = BuildError> = std::result::Result<T, E>;
 
 impl BuildError {
     /// Wraps the system errors of what is done with a file.

@@ -11,13 +11,13 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
-use super::source::{BuildError, Progress};
+use super::source::{BuildError, Progress, Result};
 use crate::disk::fingerprint::Fingerprint;
 use crate::disk::img::Conversion;
 use crate::disk::{DiskFormat, Layer};
 use crate::store::file;
 use crate::vm::spec::ImageSettings;
-use crate::vm::template::{Capture, Captured, Shape, Template, names};
+use crate::vm::template::{Capture, Captured, ProgressFn, Shape, Template, names};
 
 const NAME: &str = "template.json";
 const DISK: &str = "disk.qcow2";
@@ -43,11 +43,7 @@ pub(super) struct StoredTemplate {
 
 impl StoredTemplate {
     /// Describes what was captured into `dir`, and makes it durable.
-    pub(super) fn seal(
-        dir: &Path,
-        captured: &Captured,
-        has_disk: bool,
-    ) -> Result<Self, BuildError> {
+    pub(super) fn seal(dir: &Path, captured: &Captured, has_disk: bool) -> Result<Self> {
         let seal = |name| {
             let path = dir.join(name);
             Fingerprint::of(&path).map_err(BuildError::at(&path))
@@ -66,7 +62,7 @@ impl StoredTemplate {
         Ok(stored)
     }
 
-    fn write(&self, dir: &Path) -> Result<(), BuildError> {
+    fn write(&self, dir: &Path) -> Result<()> {
         let path = dir.join(NAME);
         file::replace_json(&path, self).map_err(BuildError::at(&path))
     }
@@ -117,8 +113,8 @@ impl StoredTemplate {
 pub(super) fn capture(
     machine: &dyn Capture,
     dir: &Path,
-    report: &(dyn Fn(&str) + Send + Sync),
-) -> Result<(Captured, TempDir), BuildError> {
+    report: &ProgressFn,
+) -> Result<(Captured, TempDir)> {
     let io = BuildError::at(dir);
     let work = tempfile::Builder::new().prefix(".work").tempdir_in(dir).map_err(io)?;
     let captured = futures::executor::block_on(machine.capture(work.path(), report));
@@ -135,11 +131,7 @@ pub(super) fn disk_in(dir: &Path) -> Layer {
 }
 
 /// Copies the disk of a captured machine, as far as it differs from the image below.
-pub(super) fn copy_disk(
-    captured: &Captured,
-    dir: &Path,
-    progress: &Progress,
-) -> Result<(), BuildError> {
+pub(super) fn copy_disk(captured: &Captured, dir: &Path, progress: &Progress) -> Result<()> {
     let Some(base) = captured.disk.last() else {
         return Err(BuildError::malformed("the disk of the capture", "it has no layers"));
     };

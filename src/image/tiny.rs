@@ -15,7 +15,7 @@ use super::file_tree::FileTree;
 use super::initramfs;
 use super::kernel::{Kernel, KernelImage};
 use super::manifest::Manifest;
-use super::source::{BuildError, ImageSource, Progress};
+use super::source::{BuildError, ImageSource, Progress, Result};
 use super::unpack;
 use crate::store::file;
 use crate::vm::backend::DiskFormat;
@@ -104,7 +104,7 @@ impl Tiny {
     }
 
     /// Finds a kernel: the host's own needs no download, but is often absent or forbidden.
-    fn kernel(&self, apt: &mut Apt, progress: &Progress) -> Result<Inputs, BuildError> {
+    fn kernel(&self, apt: &mut Apt, progress: &Progress) -> Result<Inputs> {
         if let Some((kernel, time)) = Kernel::from_host(&self.host) {
             let debs = apt.fetch(&USERLAND, progress)?;
             return Inputs::new(kernel, time, debs);
@@ -128,7 +128,7 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn new(kernel: Kernel, time: u32, debs: Vec<PathBuf>) -> Result<Self, BuildError> {
+    fn new(kernel: Kernel, time: u32, debs: Vec<PathBuf>) -> Result<Self> {
         let mut inputs = Self { kernel, debs, packages: FileTree::default(), time };
         for deb in &inputs.debs {
             let wanted = |path: &str| !path.starts_with("usr/share/");
@@ -158,7 +158,7 @@ impl ImageSource for Tiny {
         Some(RECIPE)
     }
 
-    fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest, BuildError> {
+    fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest> {
         if std::env::consts::ARCH != "x86_64" {
             return Err(BuildError::Unavailable {
                 what: format!("builtin:tiny is not made for {} yet", std::env::consts::ARCH),
@@ -172,7 +172,8 @@ impl ImageSource for Tiny {
         step(progress, 2, "writing the kernel");
         let kernel = write_kernel(&inputs.kernel, dir)?;
         step(progress, 3, "writing the initramfs");
-        let initramfs = initramfs::archive(&initramfs_tree(&inputs)?, inputs.time)?;
+        let initramfs = initramfs::archive(&initramfs_tree(&inputs)?, inputs.time)
+            .map_err(|e| BuildError::malformed("initramfs", e))?;
         write(&dir.join(INITRD), &initramfs)?;
         step(progress, 4, "collecting programs and libraries");
         let root = root_tree(&inputs, dir)?;
@@ -201,12 +202,12 @@ fn step(progress: &Progress, number: u32, what: &str) {
     progress.building(format!("{what} {number}/{STEPS}"));
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     fs::write(path, bytes).map_err(BuildError::at(path))
 }
 
 /// Writes a file and leaves out pages of zeros: a kernel's ELF file has 25 MB of them.
-fn write_sparse(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
+fn write_sparse(path: &Path, bytes: &[u8]) -> Result<()> {
     use std::os::unix::fs::FileExt;
     const PAGE: usize = 4096;
     let failed = BuildError::at(path);
@@ -220,7 +221,7 @@ fn write_sparse(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
     Ok(())
 }
 
-fn write_kernel(kernel: &Kernel, dir: &Path) -> Result<&'static str, BuildError> {
+fn write_kernel(kernel: &Kernel, dir: &Path) -> Result<&'static str> {
     let (name, bytes) = match &kernel.image {
         KernelImage::Vmlinux(bytes) => ("vmlinux", &bytes[..]),
         KernelImage::Compressed(bytes) => ("vmlinuz", &bytes[..]),
@@ -229,13 +230,13 @@ fn write_kernel(kernel: &Kernel, dir: &Path) -> Result<&'static str, BuildError>
     Ok(name)
 }
 
-fn busybox(inputs: &Inputs) -> Result<std::sync::Arc<[u8]>, BuildError> {
+fn busybox(inputs: &Inputs) -> Result<std::sync::Arc<[u8]>> {
     let found =
         ["bin/busybox", "usr/bin/busybox"].into_iter().find_map(|path| inputs.packages.read(path));
     found.ok_or_else(|| BuildError::malformed("busybox-static", "it holds no bin/busybox"))
 }
 
-fn initramfs_tree(inputs: &Inputs) -> Result<FileTree, BuildError> {
+fn initramfs_tree(inputs: &Inputs) -> Result<FileTree> {
     let mut tree = FileTree::default();
     for name in ["dev", "proc", "root"] {
         tree.directory(name, 0o755);
@@ -252,7 +253,7 @@ fn initramfs_tree(inputs: &Inputs) -> Result<FileTree, BuildError> {
     Ok(tree)
 }
 
-fn root_tree(inputs: &Inputs, dir: &Path) -> Result<FileTree, BuildError> {
+fn root_tree(inputs: &Inputs, dir: &Path) -> Result<FileTree> {
     let mut tree = FileTree::default();
     for (path, mode) in DIRECTORIES {
         tree.directory(path, *mode);
@@ -290,7 +291,7 @@ fn programs(packages: &FileTree) -> [(&'static str, &'static str); 5] {
 }
 
 /// Asks busybox for its applets: it runs on the host as it does in the guest.
-fn applets(busybox: &[u8], dir: &Path) -> Result<Vec<String>, BuildError> {
+fn applets(busybox: &[u8], dir: &Path) -> Result<Vec<String>> {
     use std::os::unix::fs::PermissionsExt;
     let path = dir.join("busybox");
     write(&path, busybox)?;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::command::Tool;
 use super::file_tree::FileTree;
-use super::source::BuildError;
+use super::source::{BuildError, Result};
 
 const DPKG_DEB: Tool = Tool {
     name: "dpkg-deb",
@@ -16,7 +16,7 @@ const DPKG_DEB: Tool = Tool {
 const LIMIT: u64 = 512 << 20;
 
 /// Returns `bytes` uncompressed, or as they are if they have no format known here.
-pub(super) fn decompress(what: &str, bytes: &[u8]) -> Result<Vec<u8>, BuildError> {
+pub(super) fn decompress(what: &str, bytes: &[u8]) -> Result<Vec<u8>> {
     let damaged = |e: &dyn std::fmt::Display| BuildError::malformed(what, e);
     let mut out = Vec::new();
     let reader: Box<dyn Read + '_> = match bytes {
@@ -39,7 +39,7 @@ pub(super) fn package(
     deb: &Path,
     tree: &mut FileTree,
     wanted: impl Fn(&str) -> bool,
-) -> Result<u32, BuildError> {
+) -> Result<u32> {
     let mut call = DPKG_DEB.command();
     call.arg("--fsys-tarfile").arg(deb);
     // The program's own words explain a broken stream better than the stream does.

@@ -20,7 +20,7 @@ use super::entry::{ImageEntry, ImageVersion};
 use super::manifest::Manifest;
 use crate::store::file;
 use crate::store::layout::{Layout, TEMPLATES, VmDir};
-use crate::vm::backend::{BackendError, BootImage};
+use crate::vm::backend::{BackendError, BootImage, Result};
 use crate::vm::definition::Definition;
 
 /// The hexadecimal digits of a digest that make a version's name.
@@ -53,7 +53,7 @@ pub(super) fn older(layout: &Layout, name: &str, current: &Path) -> Vec<ImageVer
 
 impl Catalogue {
     /// Begins to make an image again, beside the present version. One that is not there is made.
-    pub(super) fn refresh(self: &Arc<Self>, name: &str) -> Result<(), BackendError> {
+    pub(super) fn refresh(self: &Arc<Self>, name: &str) -> Result<()> {
         let mut image = self.entry(name)?;
         if image.is_under_way() || image.warmth.is_under_way() {
             return Err(under_way(name));
@@ -131,11 +131,7 @@ impl Catalogue {
 
     /// Checks that a VM's disk is, or will be, an overlay on this version: on another one its data
     /// would be damaged.
-    pub(super) fn check_version(
-        &self,
-        vm: &VmDir,
-        image: BootImage,
-    ) -> Result<BootImage, BackendError> {
+    pub(super) fn check_version(&self, vm: &VmDir, image: BootImage) -> Result<BootImage> {
         let Some(id) = version_file(vm) else { return Ok(image) };
         if image.disk.parent() == Some(&version_dir(&self.layout, &image.name, &id)) {
             return Ok(image);

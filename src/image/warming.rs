@@ -16,7 +16,7 @@ use super::template::{self, StoredTemplate};
 use super::versions;
 use crate::store::file;
 use crate::store::layout::TEMPLATES;
-use crate::vm::backend::BackendError;
+use crate::vm::backend::{BackendError, Result};
 use crate::vm::one_line;
 use crate::vm::template::{Capture, Layer, Template, WarmStatus};
 
@@ -76,11 +76,7 @@ impl Catalogue {
         Some((dir.to_owned(), stored.clone(), below))
     }
 
-    pub(super) fn warm(
-        self: &Arc<Self>,
-        name: &str,
-        machine: Arc<dyn Capture>,
-    ) -> Result<(), BackendError> {
+    pub(super) fn warm(self: &Arc<Self>, name: &str, machine: Arc<dyn Capture>) -> Result<()> {
         let mut image = self.entry(name)?;
         if image.is_under_way() || image.warmth.is_under_way() {
             return Err(under_way(name));
@@ -99,7 +95,7 @@ impl Catalogue {
     }
 
     /// Captures a machine into a hidden directory, which gets its name when it is whole.
-    fn capture(self: &Arc<Self>, name: &str, machine: &dyn Capture) -> Result<(), BackendError> {
+    fn capture(self: &Arc<Self>, name: &str, machine: &dyn Capture) -> Result<()> {
         futures::executor::block_on(self.ensure(name))?;
         let all = versions::current_dir(&self.layout, name).join(TEMPLATES);
         let io = |e| BackendError::at(all.display())(e);
@@ -126,7 +122,7 @@ impl Catalogue {
         self.change(name, |image| image.warmth = TemplateStatus::Warming(words.to_owned()));
     }
 
-    fn settle_warmth(&self, name: &str, captured: Result<(), BackendError>) {
+    fn settle_warmth(&self, name: &str, captured: Result<()>) {
         let found = match captured {
             Ok(()) => TemplateStatus::found(&versions::current_dir(&self.layout, name)),
             Err(error) => TemplateStatus::Failed(one_line(&error.to_string())),
@@ -135,7 +131,7 @@ impl Catalogue {
         self.sweep();
     }
 
-    pub(super) fn cool(&self, name: &str) -> Result<(), BackendError> {
+    pub(super) fn cool(&self, name: &str) -> Result<()> {
         let mut image = self.entry(name)?;
         if image.warmth.is_under_way() {
             return Err(under_way(name));

@@ -18,7 +18,7 @@ use super::kvm_probe::{ProbeResult, probe};
 use super::process::boot_id;
 use crate::store::file;
 use crate::store::layout::Layout;
-use crate::vm::backend::{Accel, AccelKind, BackendError, Images};
+use crate::vm::backend::{Accel, AccelKind, BackendError, Images, Result};
 use crate::vm::spec::{AccelChoice, VmSpec, render_accel};
 
 /// The processor under TCG: all that QEMU can translate. It boots as fast as a plain one, and its
@@ -132,11 +132,7 @@ impl AccelChooser {
     ///
     /// # Errors
     /// `NoAccelerator` when KVM is demanded and does not work.
-    pub async fn choose(
-        &self,
-        choice: AccelChoice,
-        qemu: &Installation,
-    ) -> Result<Accel, BackendError> {
+    pub async fn choose(&self, choice: AccelChoice, qemu: &Installation) -> Result<Accel> {
         let decision = match by_hints(choice, &look()) {
             Some(decision) => decision,
             None => by_verdict(choice, self.verdict(qemu).await),
@@ -180,7 +176,7 @@ impl AccelChooser {
         }
     }
 
-    async fn recall_or_probe(&self, qemu: &Installation) -> Result<ProbeResult, BackendError> {
+    async fn recall_or_probe(&self, qemu: &Installation) -> Result<ProbeResult> {
         let image = self.images.ensure(&VmSpec::default().image).await?;
         let host_fingerprint = HostFingerprint {
             boot_id: boot_id().map_err(BackendError::at("the host's boot id"))?,

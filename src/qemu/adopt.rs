@@ -16,11 +16,11 @@ use super::live_snapshot::{self, LastRestore};
 use super::machine::{MachineParts, watch_end};
 use super::process::{Process, argument_of, last_words, started_at};
 use super::qmp::Qmp;
-use super::run_record::RunRecord;
+use super::run_record::FoundRecord;
 use super::{cmdline, migrate, run_record};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
-    Accel, AccelKind, Adoption, BackendError, Launched, MachineEvent, RunFacts,
+    Accel, AccelKind, Adoption, BackendError, Launched, MachineEvent, Result, RunFacts,
 };
 
 /// How long the greeting of a QEMU that runs may take: some milliseconds, unless it hangs.
@@ -44,7 +44,7 @@ pub async fn adopt(dir: VmDir, uuid: Uuid) -> Adoption {
 }
 
 /// Says what became of the QEMU on record, when nothing listens on the socket.
-fn absent(dir: &VmDir, record: Result<Option<RunRecord>, String>) -> Adoption {
+fn absent(dir: &VmDir, record: FoundRecord) -> Adoption {
     let record = match record {
         Ok(Some(record)) => record,
         Ok(None) => return Adoption::NeverRan,
@@ -67,9 +67,9 @@ fn absent(dir: &VmDir, record: Result<Option<RunRecord>, String>) -> Adoption {
 async fn take_over(
     dir: &VmDir,
     uuid: Uuid,
-    record: Result<Option<RunRecord>, String>,
+    record: FoundRecord,
     stream: UnixStream,
-) -> Result<Adoption, BackendError> {
+) -> Result<Adoption> {
     let process = match peer(&stream) {
         Ok(process) => Arc::new(process),
         Err(e) => return Ok(Adoption::Unclear(format!("who serves its QMP socket: {e}"))),
@@ -94,7 +94,7 @@ async fn take_over(
 
 /// Earlier versions left a clone with the capabilities of its start. While a migration is under way they
 /// cannot be changed, and are by whoever ends it.
-async fn reset_capabilities(qmp: &Qmp) -> Result<(), BackendError> {
+async fn reset_capabilities(qmp: &Qmp) -> Result<()> {
     match migrate::reset(qmp).await {
         Err(BackendError::QmpRefused { .. }) => Ok(()),
         done => done,
@@ -102,7 +102,7 @@ async fn reset_capabilities(qmp: &Qmp) -> Result<(), BackendError> {
 }
 
 /// Reports what the machine has done while no daemon listened; says whether its processors are stopped.
-async fn report_state(qmp: &Qmp, sink: &EventSink) -> Result<bool, BackendError> {
+async fn report_state(qmp: &Qmp, sink: &EventSink) -> Result<bool> {
     let status = connect::status(qmp).await?;
     if status == VcpuStatus::DiskFull {
         sink.push(MachineEvent::DiskFull);
@@ -137,8 +137,8 @@ async fn doubt(
     qmp: &Qmp,
     uuid: Uuid,
     process: &Process,
-    record: &Result<Option<RunRecord>, String>,
-) -> Result<Option<String>, BackendError> {
+    record: &FoundRecord,
+) -> Result<Option<String>> {
     let pid = process.pid;
     if connect::uuid(qmp).await? != Some(uuid) {
         return Ok(Some(format!("QEMU, pid {pid}, has the UUID of another VM")));
@@ -154,12 +154,7 @@ async fn doubt(
 
 /// Gathers the facts from QEMU itself when run.json is absent or damaged, and writes them. What
 /// only the image knew stays unknown: a guest that has not announced itself is probed, not awaited.
-async fn rebuild(
-    qmp: &Qmp,
-    uuid: Uuid,
-    process: &Process,
-    dir: &VmDir,
-) -> Result<RunFacts, BackendError> {
+async fn rebuild(qmp: &Qmp, uuid: Uuid, process: &Process, dir: &VmDir) -> Result<RunFacts> {
     let argument = |option| argument_of(process.pid, option).unwrap_or_default();
     let machine = argument("-machine");
     let kind = if connect::uses_kvm(qmp).await? { AccelKind::Kvm } else { AccelKind::Tcg };

@@ -26,7 +26,7 @@ use super::{migrate, vm_disk};
 use crate::disk::sparse;
 use crate::store::file;
 use crate::store::layout::VmDir;
-use crate::vm::backend::{AccelKind, BackendError, LaunchPlan, Lifetime};
+use crate::vm::backend::{AccelKind, BackendError, LaunchPlan, Lifetime, Result};
 use crate::vm::driver::off_thread;
 use crate::vm::template::{Memory, names};
 
@@ -54,7 +54,7 @@ pub(super) async fn capture(
     qemu: &Installation,
     to: &Path,
     snapshot: &str,
-) -> Result<Duration, BackendError> {
+) -> Result<Duration> {
     let target_plan = target_plan(plan, to)?;
     let dir = target_plan.dir.clone();
     let target = launch::bring_up(&target_plan, qemu, None).await;
@@ -81,7 +81,7 @@ pub(super) async fn capture(
 
 /// Resumes a guest that an earlier daemon had paused, to capture it or for something else, when
 /// that daemon ended.
-pub(super) async fn recover(qmp: &Qmp) -> Result<(), BackendError> {
+pub(super) async fn recover(qmp: &Qmp) -> Result<()> {
     // Whether there was one, and could be cancelled, shows in whether the processors may run.
     qmp.execute("migrate_cancel", json!({})).await.ok();
     resume(qmp).await?;
@@ -91,7 +91,7 @@ pub(super) async fn recover(qmp: &Qmp) -> Result<(), BackendError> {
 }
 
 /// The same hardware, with its memory in a file and without forwarded ports.
-fn target_plan(plan: &LaunchPlan, to: &Path) -> Result<LaunchPlan, BackendError> {
+fn target_plan(plan: &LaunchPlan, to: &Path) -> Result<LaunchPlan> {
     let (dir, ram) = (VmDir(to.join(TARGET)), to.join(names::RAM));
     let from = VmDir(plan.dir.clone());
     let prepare = || {
@@ -127,7 +127,7 @@ async fn copy_memory(
     source: &CaptureSource<'_>,
     target: &MachineParts,
     to: &Path,
-) -> Result<Duration, BackendError> {
+) -> Result<Duration> {
     let (near, far) = UnixStream::pair().map_err(BackendError::at("a socket"))?;
     let mut incoming = Migration::new(&target.qmp, Transfer::Whole).await?;
     incoming.receive(&OwnedFd::from(far)).await?;
@@ -156,7 +156,7 @@ struct CaptureSource<'a> {
 impl CaptureSource<'_> {
     /// Copies the memory of the guest, and takes a snapshot of its disk at the same instant.
     /// Returns how long the vCPUs were paused.
-    async fn copy(&self, to: OwnedFd) -> Result<Duration, BackendError> {
+    async fn copy(&self, to: OwnedFd) -> Result<Duration> {
         let mut outgoing = Migration::new(self.qmp, Transfer::Live).await?;
         let stopped = match self.accel {
             AccelKind::Kvm => None,
@@ -185,7 +185,7 @@ impl CaptureSource<'_> {
     }
 
     /// Waits until little is left to copy; returns since when the vCPUs are paused.
-    async fn converge(&self, outgoing: &mut Migration<'_>) -> Result<Instant, BackendError> {
+    async fn converge(&self, outgoing: &mut Migration<'_>) -> Result<Instant> {
         let converged = outgoing.wait_for_up_to(SWITCHOVER, CONVERGENCE).await?;
         let paused_since = Instant::now();
         if !converged {
@@ -195,7 +195,7 @@ impl CaptureSource<'_> {
         Ok(paused_since)
     }
 
-    async fn stop(&self) -> Result<Instant, BackendError> {
+    async fn stop(&self) -> Result<Instant> {
         let since = Instant::now();
         self.qmp.execute("stop", json!({})).await?;
         Ok(since)
@@ -211,7 +211,7 @@ impl CaptureSource<'_> {
 
 /// Resumes the vCPUs. QEMU reports a migration as completed a moment before it accepts `cont`, and
 /// has no event for the latter.
-async fn resume(qmp: &Qmp) -> Result<(), BackendError> {
+async fn resume(qmp: &Qmp) -> Result<()> {
     let deadline = Instant::now() + FINALIZATION;
     loop {
         match qmp.execute("cont", json!({})).await {
@@ -226,7 +226,7 @@ async fn resume(qmp: &Qmp) -> Result<(), BackendError> {
 }
 
 /// Loads a template's device state into a clone, whose vCPUs have never run.
-pub(super) async fn load_template(qmp: &Qmp, state: &Path) -> Result<(), BackendError> {
+pub(super) async fn load_template(qmp: &Qmp, state: &Path) -> Result<()> {
     let opened = File::open(state).map_err(BackendError::at(STATE))?;
     let mut incoming = Migration::new(qmp, Transfer::DevicesOnly).await?;
     incoming.receive(&opened.into()).await?;

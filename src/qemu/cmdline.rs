@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::store::file::open_regular;
 use crate::store::layout::names;
-use crate::vm::backend::{Accel, AccelKind, BackendError, DiskFormat, LaunchPlan};
+use crate::vm::backend::{Accel, AccelKind, BackendError, DiskFormat, LaunchPlan, Result};
 use crate::vm::hardware::Hardware;
 use crate::vm::spec::VmSpec;
 use crate::vm::spec::net::{Forward, Mac};
@@ -68,10 +68,7 @@ pub enum SeedMedium {
 ///
 /// # Errors
 /// A path of the image that is not UTF-8, which JSON cannot carry; settings that do not fit it.
-pub fn arguments(
-    plan: &LaunchPlan,
-    facts: &LaunchDetails<'_>,
-) -> Result<Vec<OsString>, BackendError> {
+pub fn arguments(plan: &LaunchPlan, facts: &LaunchDetails<'_>) -> Result<Vec<OsString>> {
     let mut args = Args::default();
     identity(&mut args, plan);
     machine(&mut args, plan, facts)?;
@@ -121,11 +118,7 @@ fn identity(args: &mut Args, plan: &LaunchPlan) {
 }
 
 /// Without USB, SATA and SMBus: nothing hangs on them, and a guest would spend its boot probing.
-fn machine(
-    args: &mut Args,
-    plan: &LaunchPlan,
-    facts: &LaunchDetails<'_>,
-) -> Result<(), BackendError> {
+fn machine(args: &mut Args, plan: &LaunchPlan, facts: &LaunchDetails<'_>) -> Result<()> {
     let version = facts.machine;
     let off = "usb=off,vmport=off,smbus=off,sata=off";
     args.pair("-machine", format!("{version},{off},memory-backend=ram"));
@@ -164,7 +157,7 @@ pub fn hardware_of(processors: &str) -> Hardware {
 }
 
 /// The memory. Of a template's, a machine changes its own copy only.
-fn ram(plan: &LaunchPlan, facts: &LaunchDetails<'_>) -> Result<Value, BackendError> {
+fn ram(plan: &LaunchPlan, facts: &LaunchDetails<'_>) -> Result<Value> {
     let (file, shared) = match &plan.memory {
         Memory::Own => (None, false),
         Memory::CaptureTarget { ram, .. } => (Some(ram), true),
@@ -209,7 +202,7 @@ pub fn accelerator(accel: &Accel, cpus: u32, memory: u64) -> String {
     }
 }
 
-fn kernel(args: &mut Args, plan: &LaunchPlan) -> Result<(), BackendError> {
+fn kernel(args: &mut Args, plan: &LaunchPlan) -> Result<()> {
     let (spec, image) = (&plan.spec, &plan.image);
     let Some(kernel) = spec.kernel.as_ref().or(image.kernel.as_ref()) else {
         return refuse_without_kernel(spec);
@@ -229,7 +222,7 @@ fn kernel(args: &mut Args, plan: &LaunchPlan) -> Result<(), BackendError> {
 }
 
 /// A boot loader on the disk would ignore them.
-fn refuse_without_kernel(spec: &VmSpec) -> Result<(), BackendError> {
+fn refuse_without_kernel(spec: &VmSpec) -> Result<()> {
     let given = [("initrd", spec.initrd.is_some()), ("cmdline", spec.cmdline.is_some())];
     match given.into_iter().find(|(_, given)| *given) {
         None => Ok(()),
@@ -247,7 +240,7 @@ fn refuse_without_kernel(spec: &VmSpec) -> Result<(), BackendError> {
 ///
 /// # Errors
 /// `NoFile` or `NotAFile`, naming the setting.
-pub fn check_files(spec: &VmSpec) -> Result<(), BackendError> {
+pub fn check_files(spec: &VmSpec) -> Result<()> {
     let files = [
         ("kernel", &spec.kernel),
         ("initrd", &spec.initrd),
@@ -261,7 +254,7 @@ pub fn check_files(spec: &VmSpec) -> Result<(), BackendError> {
 ///
 /// # Errors
 /// `NoFile`, or `NotAFile`.
-pub fn check_file(key: &'static str, path: Option<&Path>) -> Result<(), BackendError> {
+pub fn check_file(key: &'static str, path: Option<&Path>) -> Result<()> {
     let Some(path) = path else { return Ok(()) };
     // Opened, because what may not be read is as good as absent.
     let Err(error) = open_regular(path) else { return Ok(()) };
@@ -274,7 +267,7 @@ pub fn check_file(key: &'static str, path: Option<&Path>) -> Result<(), BackendE
 
 /// Every node is spelled out down to the base: QEMU then takes no backing file from an image's own
 /// header, which might name any file of the host.
-fn disk(args: &mut Args, plan: &LaunchPlan) -> Result<(), BackendError> {
+fn disk(args: &mut Args, plan: &LaunchPlan) -> Result<()> {
     let base = base(&plan.base)?;
     let node = match plan.spec.ephemeral {
         false => written(names::DISK, &base),
@@ -318,7 +311,7 @@ fn written(filename: &str, backing: &Value) -> Value {
 
 /// A drive only where a disc is wanted at the start: every guest would spend its boot probing the
 /// controller.
-fn drive(args: &mut Args, plan: &LaunchPlan) -> Result<(), BackendError> {
+fn drive(args: &mut Args, plan: &LaunchPlan) -> Result<()> {
     let Some(path) = &plan.spec.cdrom else { return Ok(()) };
     let [node, ..] = DISC_NODES;
     args.pair("-blockdev", disc(path, node)?.to_string());
@@ -331,12 +324,12 @@ fn drive(args: &mut Args, plan: &LaunchPlan) -> Result<(), BackendError> {
 ///
 /// # Errors
 /// A path that is not UTF-8.
-pub fn disc(path: &Path, node: &str) -> Result<Value, BackendError> {
+pub fn disc(path: &Path, node: &str) -> Result<Value> {
     let file = json!({"driver": "file", "filename": utf8(path)?, "read-only": true});
     Ok(json!({"driver": "raw", "node-name": node, "read-only": true, "file": file}))
 }
 
-fn utf8(path: &Path) -> Result<&str, BackendError> {
+fn utf8(path: &Path) -> Result<&str> {
     path.to_str().ok_or_else(|| BackendError::Io {
         what: format!("the file {}", path.display()),
         error: "QEMU cannot be given a path that is not UTF-8; move the store".to_owned(),
@@ -344,7 +337,7 @@ fn utf8(path: &Path) -> Result<&str, BackendError> {
     })
 }
 
-fn base(layers: &[Layer]) -> Result<Value, BackendError> {
+fn base(layers: &[Layer]) -> Result<Value> {
     let Some((layer, below)) = layers.split_first() else { return Ok(Value::Null) };
     let file = json!({"driver": "file", "filename": utf8(&layer.path)?, "read-only": true});
     let name = if below.is_empty() { "base" } else { "warm" };

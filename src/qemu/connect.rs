@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::cmdline::READY_ID;
 use super::qmp::Qmp;
 use crate::store::layout::{VmDir, names};
-use crate::vm::backend::BackendError;
+use crate::vm::backend::{BackendError, Result};
 use crate::vm::live::Bound;
 use crate::vm::spec::net::{Forward, Protocol};
 
@@ -49,7 +49,7 @@ pub struct Ports {
 ///
 /// # Errors
 /// QMP's own, or `QmpRefused` if none leads to the SSH server.
-pub async fn ports(qmp: &Qmp, wanted: &[Forward]) -> Result<Ports, BackendError> {
+pub async fn ports(qmp: &Qmp, wanted: &[Forward]) -> Result<Ports> {
     let command = "human-monitor-command";
     let answer = qmp.execute(command, json!({"command-line": FORWARDS})).await?;
     let text = answer.as_str().unwrap_or_default();
@@ -97,7 +97,7 @@ fn parse_forward(line: &str) -> Option<Forward> {
 ///
 /// # Errors
 /// QMP's own.
-pub async fn uuid(qmp: &Qmp) -> Result<Option<Uuid>, BackendError> {
+pub async fn uuid(qmp: &Qmp) -> Result<Option<Uuid>> {
     let answer = qmp.execute("query-uuid", json!({})).await?;
     Ok(answer["UUID"].as_str().and_then(|u| u.parse().ok()))
 }
@@ -117,7 +117,7 @@ pub enum VcpuStatus {
 ///
 /// # Errors
 /// QMP's own.
-pub async fn status(qmp: &Qmp) -> Result<VcpuStatus, BackendError> {
+pub async fn status(qmp: &Qmp) -> Result<VcpuStatus> {
     let answer = qmp.execute("query-status", json!({})).await?;
     Ok(match answer["status"].as_str() {
         _ if answer["running"] == true => VcpuStatus::Runs,
@@ -131,7 +131,7 @@ pub async fn status(qmp: &Qmp) -> Result<VcpuStatus, BackendError> {
 ///
 /// # Errors
 /// QMP's own.
-pub async fn has_announced(qmp: &Qmp) -> Result<bool, BackendError> {
+pub async fn has_announced(qmp: &Qmp) -> Result<bool> {
     let answer = qmp.execute("query-chardev", json!({})).await?;
     let open = |c: &Value| c["label"] == READY_ID && c["frontend-open"] == true;
     Ok(answer.as_array().is_some_and(|all| all.iter().any(open)))
@@ -141,7 +141,7 @@ pub async fn has_announced(qmp: &Qmp) -> Result<bool, BackendError> {
 ///
 /// # Errors
 /// QMP's own.
-pub async fn uses_kvm(qmp: &Qmp) -> Result<bool, BackendError> {
+pub async fn uses_kvm(qmp: &Qmp) -> Result<bool> {
     let answer = qmp.execute("query-kvm", json!({})).await?;
     Ok(answer["enabled"] == true)
 }

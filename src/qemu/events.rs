@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use super::cmdline::READY_ID;
 use super::connect::{self, VcpuStatus};
 use super::qmp::{Qmp, QmpEvent};
-use crate::vm::backend::{BackendError, MachineEvent};
+use crate::vm::backend::{BackendError, MachineEvent, Result};
 
 /// The capacity of the queue to the VM's task.
 const EVENTS: usize = 256;
@@ -50,11 +50,7 @@ impl EventSink {
     }
 
     /// Opens a connection to QEMU whose events are queued here.
-    pub(super) async fn connect(
-        &self,
-        stream: UnixStream,
-        limit: Duration,
-    ) -> Result<Qmp, BackendError> {
+    pub(super) async fn connect(&self, stream: UnixStream, limit: Duration) -> Result<Qmp> {
         let sink = self.clone();
         let take = move |event: QmpEvent| translate(&event).into_iter().for_each(|e| sink.push(e));
         Qmp::open(stream, limit, take).await
@@ -140,7 +136,7 @@ impl EventSink {
     }
 }
 
-async fn now(qmp: &Qmp) -> Result<(VcpuStatus, bool), BackendError> {
+async fn now(qmp: &Qmp) -> Result<(VcpuStatus, bool)> {
     Ok((connect::status(qmp).await?, connect::has_announced(qmp).await?))
 }
 

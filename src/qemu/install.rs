@@ -8,7 +8,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::programs;
-use crate::vm::backend::BackendError;
+use crate::vm::backend::{BackendError, Result};
 
 /// The emulator.
 pub const PROGRAM: &str = programs::EMULATOR.name;
@@ -38,7 +38,7 @@ impl Installation {
     ///
     /// # Errors
     /// `Missing` if it is not installed.
-    pub async fn probe() -> Result<Self, BackendError> {
+    pub async fn probe() -> Result<Self> {
         let (version, machines) = tokio::join!(ask(&["--version"]), ask(&["-machine", "help"]));
         let (version, machines) = (version?, machines?);
         Ok(Self {
@@ -48,7 +48,7 @@ impl Installation {
     }
 }
 
-async fn ask(args: &[&str]) -> Result<String, BackendError> {
+async fn ask(args: &[&str]) -> Result<String> {
     let mut command = Command::new(PROGRAM);
     command.args(args).stdin(Stdio::null()).kill_on_drop(true);
     match timeout(PROBE_TIMEOUT, command.output()).await {

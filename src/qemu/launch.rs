@@ -21,7 +21,9 @@ use super::vm_disk::{self, TemporaryDisk};
 use super::{connect, rename, repair, run_record};
 use crate::store::layout::VmDir;
 use crate::store::operation::{self, Operation};
-use crate::vm::backend::{BackendError, LaunchPlan, Launched, MachineEvent, RunFacts, SeedKind};
+use crate::vm::backend::{
+    BackendError, LaunchPlan, Launched, MachineEvent, Result, RunFacts, SeedKind,
+};
 use crate::vm::driver::off_thread;
 use crate::vm::hardware::Devices;
 use crate::vm::live::InForce;
@@ -47,7 +49,7 @@ pub(super) async fn launch(
     plan: &LaunchPlan,
     qemu: &Installation,
     ram: Option<Arc<OwnedFd>>,
-) -> Result<Launched, BackendError> {
+) -> Result<Launched> {
     let StartedMachine { parts, events, guard } = bring_up(plan, qemu, ram).await?;
     run_record::write(&parts.dir, &parts.facts).await?;
     guard.disarm();
@@ -79,7 +81,7 @@ pub(super) async fn bring_up(
     plan: &LaunchPlan,
     qemu: &Installation,
     ram: Option<Arc<OwnedFd>>,
-) -> Result<StartedMachine, BackendError> {
+) -> Result<StartedMachine> {
     let dir = VmDir(plan.dir.clone());
     refuse_second(&dir).await?;
     recover(&dir).await?;
@@ -103,7 +105,7 @@ pub(super) async fn bring_up(
 }
 
 /// Removes what an earlier machine has left, and undoes or completes what was interrupted.
-async fn recover(dir: &VmDir) -> Result<(), BackendError> {
+async fn recover(dir: &VmDir) -> Result<()> {
     let at = dir.clone();
     let recover = move || {
         run_record::clear(&at);
@@ -116,7 +118,7 @@ async fn recover(dir: &VmDir) -> Result<(), BackendError> {
 }
 
 /// Refuses files that QEMU must not open, and those that are not there.
-async fn check_files(plan: &LaunchPlan) -> Result<(), BackendError> {
+async fn check_files(plan: &LaunchPlan) -> Result<()> {
     let (image, base, spec) = (plan.image.name.clone(), plan.base.clone(), plan.spec.clone());
     let check =
         move || Ok(vm_disk::check_base(&image, &base).and_then(|()| cmdline::check_files(&spec)));
@@ -125,7 +127,7 @@ async fn check_files(plan: &LaunchPlan) -> Result<(), BackendError> {
 
 /// Makes the disk as large as the plan has it; of an ephemeral VM, with an overlay for what it
 /// writes.
-async fn make_disk(dir: &VmDir, plan: &LaunchPlan) -> Result<Option<TemporaryDisk>, BackendError> {
+async fn make_disk(dir: &VmDir, plan: &LaunchPlan) -> Result<Option<TemporaryDisk>> {
     vm_disk::ensure(dir, plan).await?;
     vm_disk::grow(dir, plan.spec.disk).await?;
     match plan.spec.ephemeral {
@@ -135,7 +137,7 @@ async fn make_disk(dir: &VmDir, plan: &LaunchPlan) -> Result<Option<TemporaryDis
 }
 
 /// A second QEMU would take the first one's sockets away before it fails on the disk's lock.
-async fn refuse_second(dir: &VmDir) -> Result<(), BackendError> {
+async fn refuse_second(dir: &VmDir) -> Result<()> {
     let there = match connect::qmp_socket(dir).await {
         Ok(_) => true,
         Err(error) if connect::means_absent(&error) => {
@@ -161,7 +163,7 @@ pub(super) fn machine<'a>(plan: &'a LaunchPlan, qemu: &'a Installation) -> &'a s
 }
 
 /// Returns the shape of a machine of this plan.
-pub(super) fn shape(plan: &LaunchPlan, qemu: &Installation) -> Result<Shape, BackendError> {
+pub(super) fn shape(plan: &LaunchPlan, qemu: &Installation) -> Result<Shape> {
     let disk = vm_disk::virtual_size(&VmDir(plan.dir.clone()))?;
     Ok(Shape {
         qemu: qemu.version.clone(),
@@ -199,7 +201,7 @@ fn spawn(
     qemu: &Installation,
     dir: &VmDir,
     ram: Option<&OwnedFd>,
-) -> Result<Process, BackendError> {
+) -> Result<Process> {
     let seed = match plan.image.seed {
         SeedKind::FwCfg if dir.seed().exists() => SeedMedium::FwCfg,
         SeedKind::Nocloud if dir.cidata().exists() => SeedMedium::Nocloud,
@@ -236,12 +238,7 @@ impl Drop for KillOnDrop {
 }
 
 /// Waits for QEMU's greeting, its end, or the timeout.
-async fn greeted(
-    dir: &VmDir,
-    sink: &EventSink,
-    process: &Process,
-    ended: &Ended,
-) -> Result<Qmp, BackendError> {
+async fn greeted(dir: &VmDir, sink: &EventSink, process: &Process, ended: &Ended) -> Result<Qmp> {
     let greeting = timeout(GREETING_TIMEOUT, open(dir, sink));
     let result = tokio::select! {
         result = greeting => result,
@@ -262,7 +259,7 @@ async fn greeted(
     }
 }
 
-async fn open(dir: &VmDir, sink: &EventSink) -> Result<Qmp, BackendError> {
+async fn open(dir: &VmDir, sink: &EventSink) -> Result<Qmp> {
     let stream = loop {
         match connect::qmp_socket(dir).await {
             Ok(stream) => break stream,
@@ -283,7 +280,7 @@ async fn facts(
     qmp: &Qmp,
     process: &Process,
     since: SystemTime,
-) -> Result<RunFacts, BackendError> {
+) -> Result<RunFacts> {
     let ports = connect::ports(qmp, &plan.spec.ports).await?;
     let balloon = plan.memory == Memory::Own;
     Ok(RunFacts {

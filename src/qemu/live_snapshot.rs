@@ -10,7 +10,7 @@ use super::connect::{self, VcpuStatus};
 use super::qmp::Qmp;
 use super::{migrate, vm_disk};
 use crate::store::layout::VmDir;
-use crate::vm::backend::{BackendError, SnapshotOp};
+use crate::vm::backend::{BackendError, Result, SnapshotOp};
 
 /// The prefix of our jobs' names: users may start jobs of their own.
 const OURS: &str = "aq-";
@@ -29,11 +29,7 @@ const JOB_TIMEOUT: Duration = Duration::from_secs(1800);
 ///
 /// # Errors
 /// `NoSpace`, or QEMU's own words.
-pub(super) async fn run(
-    qmp: &Qmp,
-    op: &SnapshotOp,
-    ignores_shared: bool,
-) -> Result<(), BackendError> {
+pub(super) async fn run(qmp: &Qmp, op: &SnapshotOp, ignores_shared: bool) -> Result<()> {
     if matches!(op, SnapshotOp::Take(_) | SnapshotOp::Restore(_)) {
         migrate::ignore_shared(qmp, ignores_shared).await?;
     }
@@ -45,7 +41,7 @@ pub(super) async fn run(
     done
 }
 
-async fn carry_out(qmp: &Qmp, op: &SnapshotOp) -> Result<(), BackendError> {
+async fn carry_out(qmp: &Qmp, op: &SnapshotOp) -> Result<()> {
     let (command, tag) = match op {
         SnapshotOp::Take(tag) => ("snapshot-save", tag),
         SnapshotOp::Restore(tag) => (LOAD, tag),
@@ -108,7 +104,7 @@ pub(super) enum LastRestore {
 ///
 /// # Errors
 /// QMP's own.
-pub(super) async fn last_restore(qmp: &Qmp) -> Result<LastRestore, BackendError> {
+pub(super) async fn last_restore(qmp: &Qmp) -> Result<LastRestore> {
     let jobs = qmp.execute("query-jobs", json!({})).await?;
     let jobs = jobs.as_array().into_iter().flatten();
     let Some(id) = jobs.filter(|j| j["type"] == LOAD).find_map(|j| j["id"].as_str()) else {
@@ -124,7 +120,7 @@ pub(super) async fn last_restore(qmp: &Qmp) -> Result<LastRestore, BackendError>
 }
 
 /// Removes our concluded jobs from QEMU's list.
-async fn forget_ended(qmp: &Qmp) -> Result<(), BackendError> {
+async fn forget_ended(qmp: &Qmp) -> Result<()> {
     let jobs = qmp.execute("query-jobs", json!({})).await?;
     let ended = jobs.as_array().into_iter().flatten().filter(|j| j["status"] == "concluded");
     for id in ended.filter_map(|j| j["id"].as_str()).filter(|id| id.starts_with(OURS)) {
@@ -133,7 +129,7 @@ async fn forget_ended(qmp: &Qmp) -> Result<(), BackendError> {
     Ok(())
 }
 
-async fn dismiss(qmp: &Qmp, job: &str) -> Result<(), BackendError> {
+async fn dismiss(qmp: &Qmp, job: &str) -> Result<()> {
     qmp.execute("job-dismiss", json!({"id": job})).await?;
     Ok(())
 }
@@ -158,12 +154,7 @@ fn arguments(command: &str, job: &str, tag: &str) -> Value {
 }
 
 /// Waits until a job has concluded; returns its error.
-async fn concluded(
-    qmp: &Qmp,
-    command: &str,
-    job: &str,
-    limit: Duration,
-) -> Result<Option<String>, BackendError> {
+async fn concluded(qmp: &Qmp, command: &str, job: &str, limit: Duration) -> Result<Option<String>> {
     let deadline = Instant::now() + limit;
     while Instant::now() < deadline {
         // While it writes memory, QEMU answers late.

@@ -20,8 +20,8 @@ use super::qmp::Qmp;
 use super::{capture, live_snapshot, migration_stream, repair, run_record, snapshot_shapes};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
-    BackendError, ExitReport, LaunchPlan, Launched, Machine, MachineEvent, MonitorAccess, RunFacts,
-    SnapshotOp,
+    BackendError, ExitReport, LaunchPlan, Launched, Machine, MachineEvent, MonitorAccess, Result,
+    RunFacts, SnapshotOp,
 };
 use crate::vm::live::InForce;
 use crate::vm::spec::net::Forward;
@@ -58,7 +58,7 @@ pub async fn end_of(ended: &Ended) -> String {
 }
 
 /// Ends a QEMU that was not asked to, or does not listen.
-pub async fn end_by_signals(process: &Process, ended: &Ended) -> Result<(), BackendError> {
+pub async fn end_by_signals(process: &Process, ended: &Ended) -> Result<()> {
     let what = || format!("end QEMU, pid {}", process.pid);
     for (signal, bound) in [(Signal::TERM, TERM_TIMEOUT), (Signal::KILL, KILL_TIMEOUT)] {
         process.signal(signal).map_err(|e| BackendError::io(what(), &e))?;
@@ -165,11 +165,11 @@ impl RunningQemu {
         ExitReport { clean: clean && unusable.is_none(), status, stderr, unusable }
     }
 
-    async fn ask(&self, command: &str) -> Result<Value, BackendError> {
+    async fn ask(&self, command: &str) -> Result<Value> {
         self.ask_with(command, json!({})).await
     }
 
-    async fn ask_with(&self, command: &str, arguments: Value) -> Result<Value, BackendError> {
+    async fn ask_with(&self, command: &str, arguments: Value) -> Result<Value> {
         match self.parts.qmp.execute(command, arguments).await {
             Err(BackendError::QemuDied { .. }) => Err(self.death().await),
             result => result,
@@ -199,60 +199,60 @@ impl Machine for RunningQemu {
         &self.parts.facts
     }
 
-    async fn has_run(&self) -> Result<bool, BackendError> {
+    async fn has_run(&self) -> Result<bool> {
         Ok(self.ask("query-status").await?["status"] != "prelaunch")
     }
 
-    async fn pause(&self) -> Result<(), BackendError> {
+    async fn pause(&self) -> Result<()> {
         self.ask("stop").await.map(drop)
     }
 
-    async fn resume(&self) -> Result<(), BackendError> {
+    async fn resume(&self) -> Result<()> {
         self.ask("cont").await.map(drop)
     }
 
-    async fn recover(&self) -> Result<(), BackendError> {
+    async fn recover(&self) -> Result<()> {
         capture::recover(&self.parts.qmp).await
     }
 
-    async fn reset(&self) -> Result<(), BackendError> {
+    async fn reset(&self) -> Result<()> {
         self.ask("system_reset").await.map(drop)
     }
 
-    async fn power_down(&self) -> Result<(), BackendError> {
+    async fn power_down(&self) -> Result<()> {
         self.ask("system_powerdown").await.map(drop)
     }
 
-    async fn set_memory(&self, bytes: u64) -> Result<(), BackendError> {
+    async fn set_memory(&self, bytes: u64) -> Result<()> {
         self.ask_with("balloon", json!({"value": bytes})).await.map(drop)
     }
 
-    async fn grow_disk(&self, bytes: u64) -> Result<(), BackendError> {
+    async fn grow_disk(&self, bytes: u64) -> Result<()> {
         self.resize_disk(bytes).await
     }
 
-    async fn change_disc(&self, disc: Option<&Path>) -> Result<(), BackendError> {
+    async fn change_disc(&self, disc: Option<&Path>) -> Result<()> {
         self.exchange_disc(disc).await
     }
 
-    async fn add_forward(&self, forward: &Forward) -> Result<u16, BackendError> {
+    async fn add_forward(&self, forward: &Forward) -> Result<u16> {
         self.open_port(forward).await
     }
 
-    async fn remove_forward(&self, bound: &Forward) -> Result<(), BackendError> {
+    async fn remove_forward(&self, bound: &Forward) -> Result<()> {
         self.close_port(bound).await
     }
 
-    async fn press_keys(&self, chords: &[Vec<String>]) -> Result<(), BackendError> {
+    async fn press_keys(&self, chords: &[Vec<String>]) -> Result<()> {
         self.type_keys(chords).await
     }
 
-    async fn keep(&self, in_force: &InForce) -> Result<(), BackendError> {
+    async fn keep(&self, in_force: &InForce) -> Result<()> {
         let facts = RunFacts { in_force: Some(in_force.clone()), ..self.parts.facts.clone() };
         run_record::write(&self.parts.dir, &facts).await
     }
 
-    async fn snapshot(&self, op: &SnapshotOp) -> Result<(), BackendError> {
+    async fn snapshot(&self, op: &SnapshotOp) -> Result<()> {
         let MachineParts { qmp, dir, facts, .. } = &self.parts;
         let mut ignores_shared = false;
         if let SnapshotOp::Restore(tag) = op {
@@ -271,12 +271,7 @@ impl Machine for RunningQemu {
         Ok(())
     }
 
-    async fn capture(
-        &self,
-        plan: &LaunchPlan,
-        to: &Path,
-        snapshot: &str,
-    ) -> Result<Duration, BackendError> {
+    async fn capture(&self, plan: &LaunchPlan, to: &Path, snapshot: &str) -> Result<Duration> {
         let qemu = Installation::probe().await?;
         let runs = &self.parts.facts.qemu_version;
         if *runs != qemu.version {
@@ -290,14 +285,14 @@ impl Machine for RunningQemu {
         capture::capture(&self.parts.qmp, plan, &qemu, to, snapshot).await
     }
 
-    async fn load_template(&self, template: &Template) -> Result<(), BackendError> {
+    async fn load_template(&self, template: &Template) -> Result<()> {
         match capture::load_template(&self.parts.qmp, &template.state).await {
             Err(BackendError::QemuDied { .. }) => Err(self.death().await),
             done => done,
         }
     }
 
-    async fn kill(&self) -> Result<(), BackendError> {
+    async fn kill(&self) -> Result<()> {
         self.killed.store(true, Ordering::Relaxed);
         let quit = self.parts.qmp.execute_within("quit", json!({}), QUIT_TIMEOUT);
         // Whatever QEMU says to `quit`, its end is what counts.

@@ -11,7 +11,7 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::time::timeout;
 
 use super::qmp::{Qmp, QmpEvent, closed};
-use crate::vm::backend::BackendError;
+use crate::vm::backend::{BackendError, Result};
 
 /// The name of a descriptor that is handed over for a migration.
 const FD: &str = "migration";
@@ -49,7 +49,7 @@ const IGNORE_SHARED: &str = "x-ignore-shared";
 ///
 /// # Errors
 /// QMP's own; `QmpRefused` while a migration is under way.
-pub(super) async fn ignore_shared(qmp: &Qmp, on: bool) -> Result<(), BackendError> {
+pub(super) async fn ignore_shared(qmp: &Qmp, on: bool) -> Result<()> {
     set(qmp, &[(IGNORE_SHARED, on)]).await
 }
 
@@ -57,11 +57,11 @@ pub(super) async fn ignore_shared(qmp: &Qmp, on: bool) -> Result<(), BackendErro
 ///
 /// # Errors
 /// As [`ignore_shared`].
-pub(super) async fn reset(qmp: &Qmp) -> Result<(), BackendError> {
+pub(super) async fn reset(qmp: &Qmp) -> Result<()> {
     set(qmp, &[("events", false), ("pause-before-switchover", false), (IGNORE_SHARED, false)]).await
 }
 
-async fn set(qmp: &Qmp, capabilities: &[(&str, bool)]) -> Result<(), BackendError> {
+async fn set(qmp: &Qmp, capabilities: &[(&str, bool)]) -> Result<()> {
     let state = |(name, on): &(&str, bool)| json!({"capability": name, "state": on});
     let states: Vec<Value> = capabilities.iter().map(state).collect();
     qmp.execute("migrate-set-capabilities", json!({"capabilities": states})).await.map(drop)
@@ -76,7 +76,7 @@ pub(super) struct Migration<'a> {
 
 impl<'a> Migration<'a> {
     /// Sets the capabilities and limits for one.
-    pub(super) async fn new(qmp: &'a Qmp, transfer: Transfer) -> Result<Self, BackendError> {
+    pub(super) async fn new(qmp: &'a Qmp, transfer: Transfer) -> Result<Self> {
         let events = qmp.events();
         let capabilities = [
             ("events", true),
@@ -90,29 +90,25 @@ impl<'a> Migration<'a> {
     }
 
     /// Begins to send.
-    pub(super) async fn send(&self, to: &OwnedFd) -> Result<(), BackendError> {
+    pub(super) async fn send(&self, to: &OwnedFd) -> Result<()> {
         self.qmp.give(FD, to).await?;
         self.qmp.execute("migrate", json!({"uri": format!("fd:{FD}")})).await.map(drop)
     }
 
     /// Begins to receive.
-    pub(super) async fn receive(&self, from: &OwnedFd) -> Result<(), BackendError> {
+    pub(super) async fn receive(&self, from: &OwnedFd) -> Result<()> {
         self.qmp.give(FD, from).await?;
         self.qmp.execute("migrate-incoming", json!({"uri": format!("fd:{FD}")})).await.map(drop)
     }
 
     /// Continues a migration that has paused before its last pages.
-    pub(super) async fn continue_after_switchover(&self) -> Result<(), BackendError> {
+    pub(super) async fn continue_after_switchover(&self) -> Result<()> {
         let state = json!({"state": "pre-switchover"});
         self.qmp.execute("migrate-continue", state).await.map(drop)
     }
 
     /// Waits for a status, at most for `limit`; returns whether it was reached.
-    pub(super) async fn wait_for_up_to(
-        &mut self,
-        wanted: &str,
-        limit: Duration,
-    ) -> Result<bool, BackendError> {
+    pub(super) async fn wait_for_up_to(&mut self, wanted: &str, limit: Duration) -> Result<bool> {
         match timeout(limit, self.next(wanted)).await {
             Ok(reached) => reached.map(|()| true),
             Err(_) => Ok(false),
@@ -120,11 +116,7 @@ impl<'a> Migration<'a> {
     }
 
     /// Waits for a status that must be reached within `limit`.
-    pub(super) async fn wait_for(
-        &mut self,
-        wanted: &str,
-        limit: Duration,
-    ) -> Result<(), BackendError> {
+    pub(super) async fn wait_for(&mut self, wanted: &str, limit: Duration) -> Result<()> {
         if self.wait_for_up_to(wanted, limit).await? {
             return Ok(());
         }
@@ -133,11 +125,11 @@ impl<'a> Migration<'a> {
     }
 
     /// Resets the capabilities after a completed migration.
-    pub(super) async fn end(self) -> Result<(), BackendError> {
+    pub(super) async fn end(self) -> Result<()> {
         reset(self.qmp).await
     }
 
-    async fn next(&mut self, wanted: &str) -> Result<(), BackendError> {
+    async fn next(&mut self, wanted: &str) -> Result<()> {
         loop {
             let event = tokio::select! {
                 biased;

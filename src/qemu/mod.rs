@@ -56,7 +56,7 @@ use crate::proc;
 use crate::programs::{self, Program};
 use crate::store::layout::{Layout, VmDir};
 use crate::vm::backend::{
-    Accel, Adoption, BackendError, Hypervisor, Images, LaunchPlan, Launched, RunFacts,
+    Accel, Adoption, BackendError, Hypervisor, Images, LaunchPlan, Launched, Result, RunFacts,
     SilentMachine, SnapshotInfo, SnapshotOp,
 };
 use crate::vm::driver::off_thread;
@@ -95,7 +95,7 @@ impl Qemu {
     ///
     /// # Errors
     /// `Missing` with the remedy.
-    pub async fn installation(&self) -> Result<&Installation, BackendError> {
+    pub async fn installation(&self) -> Result<&Installation> {
         self.installation.get_or_try_init(Installation::probe).await
     }
 }
@@ -115,7 +115,7 @@ impl Hypervisor for Qemu {
         programs::missing(&[&programs::EMULATOR, &programs::QEMU_IMG])
     }
 
-    async fn accel(&self, choice: AccelChoice) -> Result<Accel, BackendError> {
+    async fn accel(&self, choice: AccelChoice) -> Result<Accel> {
         self.chooser.choose(choice, self.installation().await?).await
     }
 
@@ -135,11 +135,11 @@ impl Hypervisor for Qemu {
         }
     }
 
-    fn disk_size(&self, dir: &Path) -> Result<Option<u64>, BackendError> {
+    fn disk_size(&self, dir: &Path) -> Result<Option<u64>> {
         vm_disk::virtual_size(&VmDir(dir.to_owned()))
     }
 
-    async fn shape(&self, plan: &LaunchPlan) -> Result<Shape, BackendError> {
+    async fn shape(&self, plan: &LaunchPlan) -> Result<Shape> {
         let qemu = self.installation().await?;
         launch::shape(plan, qemu)
     }
@@ -148,7 +148,7 @@ impl Hypervisor for Qemu {
         snapshot_shapes::hardware_of(&VmDir(dir.to_owned()), tag)
     }
 
-    async fn launch(&self, plan: LaunchPlan) -> Result<Launched, BackendError> {
+    async fn launch(&self, plan: LaunchPlan) -> Result<Launched> {
         let qemu = self.installation().await?;
         let ram = match &plan.memory {
             Memory::Clone(template) if !qemu.keeps_templates() => {
@@ -161,15 +161,15 @@ impl Hypervisor for Qemu {
         Ok(launched)
     }
 
-    fn recover_disk(&self, dir: &Path) -> Result<(), BackendError> {
+    fn recover_disk(&self, dir: &Path) -> Result<()> {
         rename::recover(&VmDir(dir.to_owned()))
     }
 
-    async fn discard_disk(&self, dir: &Path) -> Result<(), BackendError> {
+    async fn discard_disk(&self, dir: &Path) -> Result<()> {
         vm_disk::discard(&VmDir(dir.to_owned())).await
     }
 
-    async fn snapshot(&self, dir: PathBuf, op: &SnapshotOp) -> Result<(), BackendError> {
+    async fn snapshot(&self, dir: PathBuf, op: &SnapshotOp) -> Result<()> {
         let dir = VmDir(dir);
         rename::recover(&dir)?;
         let disk = dir.disk();
@@ -201,11 +201,7 @@ impl Hypervisor for Qemu {
         adoption
     }
 
-    async fn silent(
-        &self,
-        dir: PathBuf,
-        uuid: Uuid,
-    ) -> Result<Arc<dyn SilentMachine>, BackendError> {
+    async fn silent(&self, dir: PathBuf, uuid: Uuid) -> Result<Arc<dyn SilentMachine>> {
         Ok(Arc::new(unresponsive::find(VmDir(dir), uuid)?))
     }
 }

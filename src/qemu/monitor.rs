@@ -31,7 +31,6 @@ type Object = BTreeMap<String, Box<RawValue>>;
 /// An open conversation.
 #[derive(Debug)]
 pub struct Conversation {
-    access: MonitorAccess,
     talk: Arc<Talk>,
     /// A line without its end.
     line: Mutex<Vec<u8>>,
@@ -70,7 +69,7 @@ impl Conversation {
         qmp.join(&talk);
         let (commands, queue) = mpsc::unbounded_channel();
         qmp.runtime().spawn(send(qmp.clone(), Arc::clone(&talk), queue));
-        Self { access, talk, line: Mutex::default(), commands }
+        Self { talk, line: Mutex::default(), commands }
     }
 
     /// Takes bytes up to the end of a line; returns how many.
@@ -215,7 +214,7 @@ impl Stream for Conversation {
     fn try_read(&self, max: usize) -> Option<Result<Vec<u8>, VmError>> {
         let mut inner = self.talk.inner.lock();
         if inner.unread.is_empty() {
-            let ended = inner.over || self.access == MonitorAccess::Send;
+            let ended = inner.over || self.talk.access == MonitorAccess::Send;
             return ended.then(|| Ok(Vec::new()));
         }
         let taken = inner.unread.len().min(max);
@@ -246,7 +245,7 @@ impl Stream for Conversation {
 
     fn readiness(&self) -> Readiness {
         let inner = self.talk.inner.lock();
-        let ended = inner.over || self.access == MonitorAccess::Send;
+        let ended = inner.over || self.talk.access == MonitorAccess::Send;
         Readiness {
             readable: ended || !inner.unread.is_empty(),
             writable: inner.over || inner.has_room(),

@@ -23,7 +23,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 use tokio::time::timeout;
 
 use super::monitor::Talk;
-use crate::vm::backend::BackendError;
+use crate::vm::backend::{BackendError, Result};
 
 /// How long a command may take: QEMU answers within milliseconds unless its main loop hangs, on a
 /// dead network disk for instance.
@@ -133,7 +133,7 @@ impl Qmp {
         stream: UnixStream,
         limit: Duration,
         mut on_event: impl FnMut(QmpEvent) + Send + 'static,
-    ) -> Result<Self, BackendError> {
+    ) -> Result<Self> {
         let (reader, writer) = stream.into_split();
         let mut reader = BufReader::new(reader);
         let (version, greeting) = timeout(limit, greeting(&mut reader))
@@ -201,7 +201,7 @@ impl Qmp {
         talk: &Arc<Talk>,
         id: Option<Box<RawValue>>,
         render: impl FnOnce(u64) -> Vec<u8>,
-    ) -> Result<(), BackendError> {
+    ) -> Result<()> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         self.expect(number, Waiting::Talk(Arc::clone(talk), id))?;
         self.send(&render(number), None).await
@@ -216,7 +216,7 @@ impl Qmp {
     ///
     /// # Errors
     /// As [`Qmp::execute`].
-    pub async fn give(&self, name: &str, fd: &OwnedFd) -> Result<(), BackendError> {
+    pub async fn give(&self, name: &str, fd: &OwnedFd) -> Result<()> {
         let request = ("getfd", json!({"fdname": name}), Some(fd));
         self.request(request, COMMAND_TIMEOUT).await.map(drop)
     }
@@ -225,7 +225,7 @@ impl Qmp {
     ///
     /// # Errors
     /// `QmpRefused`, `QmpTimeout` after [`COMMAND_TIMEOUT`], or [`closed`].
-    pub async fn execute(&self, command: &str, arguments: Value) -> Result<Value, BackendError> {
+    pub async fn execute(&self, command: &str, arguments: Value) -> Result<Value> {
         self.execute_within(command, arguments, COMMAND_TIMEOUT).await
     }
 
@@ -238,7 +238,7 @@ impl Qmp {
         command: &str,
         arguments: Value,
         limit: Duration,
-    ) -> Result<Value, BackendError> {
+    ) -> Result<Value> {
         self.request((command, arguments, None), limit).await
     }
 
@@ -246,7 +246,7 @@ impl Qmp {
         &self,
         (command, arguments, fd): (&str, Value, Option<&OwnedFd>),
         limit: Duration,
-    ) -> Result<Value, BackendError> {
+    ) -> Result<Value> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, receiver) = oneshot::channel();
         self.expect(id, Waiting::Own(sender))?;
@@ -265,7 +265,7 @@ impl Qmp {
         answer.map_err(|text| BackendError::QmpRefused { command: command.to_owned(), text })
     }
 
-    fn expect(&self, number: u64, waiting: Waiting) -> Result<(), BackendError> {
+    fn expect(&self, number: u64, waiting: Waiting) -> Result<()> {
         let mut pending = self.pending.lock();
         pending.as_mut().ok_or_else(closed)?.insert(number, waiting);
         Ok(())
@@ -274,7 +274,7 @@ impl Qmp {
     /// Writes one line, along with a descriptor if there is one. A caller that is cancelled cannot leave half a line: our lines are far
     /// smaller than the socket's buffer, which takes them whole, and conversations are not
     /// cancelled.
-    async fn send(&self, line: &[u8], fd: Option<&OwnedFd>) -> Result<(), BackendError> {
+    async fn send(&self, line: &[u8], fd: Option<&OwnedFd>) -> Result<()> {
         let mut writer = self.writer.lock().await;
         let sent = match fd {
             Some(fd) => send_with(writer.as_ref(), line, fd).await.map_err(|_| closed())?,
@@ -316,9 +316,7 @@ fn timed_out(command: &str, limit: Duration) -> BackendError {
 }
 
 /// Returns QEMU's version, and the line that has it.
-async fn greeting(
-    reader: &mut BufReader<OwnedReadHalf>,
-) -> Result<(String, Vec<u8>), BackendError> {
+async fn greeting(reader: &mut BufReader<OwnedReadHalf>) -> Result<(String, Vec<u8>)> {
     loop {
         let line = read_line(reader).await.ok_or_else(closed)?;
         match parse(&line) {

@@ -12,14 +12,14 @@ use crate::disk::qcow2::LockedDisk;
 use crate::disk::snapshot_table::SnapshotRename;
 use crate::store::layout::VmDir;
 use crate::store::operation::{self, Operation};
-use crate::vm::backend::BackendError;
+use crate::vm::backend::{BackendError, Result};
 
 /// Gives the snapshot `from` the name `to`, and leaves everything else of it as it is.
 ///
 /// # Errors
 /// `NoRoomInTable`; `Io` with `EBUSY` while another program uses the disk, or with what reading and
 /// writing answer. The snapshot has its old name then.
-pub(super) fn rename(dir: &VmDir, from: &str, to: &str) -> Result<(), BackendError> {
+pub(super) fn rename(dir: &VmDir, from: &str, to: &str) -> Result<()> {
     let failed = |e: io::Error| BackendError::io(format!("rename the snapshot {from}"), &e);
     let disk = LockedDisk::open(&dir.disk())?;
     undo(dir, &disk).map_err(failed)?;
@@ -38,7 +38,7 @@ pub(super) fn rename(dir: &VmDir, from: &str, to: &str) -> Result<(), BackendErr
 ///
 /// # Errors
 /// As [`rename`]; the operation stays open.
-pub(super) fn recover(dir: &VmDir) -> Result<(), BackendError> {
+pub(super) fn recover(dir: &VmDir) -> Result<()> {
     let failed = |e: io::Error| BackendError::io("a snapshot's half written name", &e);
     if interrupted(dir).map_err(failed)?.is_none() {
         return Ok(());

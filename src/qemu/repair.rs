@@ -15,7 +15,7 @@ use crate::disk::qcow2::{LockedDisk, is_in_use};
 use crate::disk::{DiskError, img, vmstate};
 use crate::store::layout::VmDir;
 use crate::store::operation::{self, Operation};
-use crate::vm::backend::BackendError;
+use crate::vm::backend::{BackendError, Result};
 
 /// How often a disk is polled that another program uses.
 const LOOK: Duration = Duration::from_millis(10);
@@ -25,7 +25,7 @@ const LOOK: Duration = Duration::from_millis(10);
 ///
 /// # Errors
 /// Only if it cannot be known what was cut short.
-fn begin(dir: &VmDir) -> Result<Earlier, BackendError> {
+fn begin(dir: &VmDir) -> Result<Earlier> {
     match operation::begin(dir, Operation::ChangeDisk) {
         Ok(None) => Ok(Earlier::Ended),
         Ok(Some(_)) => Ok(Earlier::CutShort),
@@ -58,7 +58,7 @@ fn end(dir: &VmDir) {
 pub(super) async fn marked(
     dir: &VmDir,
     change: impl Future<Output = Result<(), DiskError>>,
-) -> Result<(), BackendError> {
+) -> Result<()> {
     begin_whole(dir).await?;
     change.await?;
     end(dir);
@@ -70,7 +70,7 @@ pub(super) async fn marked(
 ///
 /// # Errors
 /// As [`operation::list`] for a damaged list.
-pub(super) async fn begin_whole(dir: &VmDir) -> Result<(), BackendError> {
+pub(super) async fn begin_whole(dir: &VmDir) -> Result<()> {
     let earlier = begin(dir)?;
     if !dir.disk().exists() {
         return Ok(());

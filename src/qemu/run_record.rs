@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::process::{boot_id, start_time};
 use crate::store::file;
 use crate::store::layout::{VmDir, names};
-use crate::vm::backend::{BackendError, RunFacts};
+use crate::vm::backend::{BackendError, Result, RunFacts};
 use crate::vm::driver::off_thread;
 
 /// The facts, and the host's boot in which they held.
@@ -37,7 +37,7 @@ impl RunRecord {
 ///
 /// # Errors
 /// `NoSpace`, or what writing answers.
-pub async fn write(dir: &VmDir, facts: &RunFacts) -> Result<(), BackendError> {
+pub async fn write(dir: &VmDir, facts: &RunFacts) -> Result<()> {
     let (path, facts) = (dir.run(), facts.clone());
     let what = path.display().to_string();
     let write = move || {
@@ -47,8 +47,11 @@ pub async fn write(dir: &VmDir, facts: &RunFacts) -> Result<(), BackendError> {
     off_thread(write, what).await
 }
 
-/// Reads the record: `None` if there is none, and an error's text if it is damaged.
-pub fn read(dir: &VmDir) -> Result<Option<RunRecord>, String> {
+/// `None` if there is no record, and an error's text if it is damaged.
+pub type FoundRecord = Result<Option<RunRecord>, String>;
+
+/// Reads the record.
+pub fn read(dir: &VmDir) -> FoundRecord {
     file::if_there(file::read_json(&dir.run())).map_err(|e| e.to_string())
 }
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::disk::snapshot_table;
 use crate::store::file;
 use crate::store::layout::VmDir;
-use crate::vm::backend::{BackendError, RunFacts, SnapshotInfo};
+use crate::vm::backend::{BackendError, Result, RunFacts, SnapshotInfo};
 use crate::vm::hardware::Hardware;
 use crate::vm::template::Shape;
 
@@ -42,7 +42,7 @@ impl SnapshotShape {
 ///
 /// # Errors
 /// `OtherMachine`.
-pub(super) fn check(dir: &VmDir, tag: &str, facts: &RunFacts) -> Result<(), BackendError> {
+pub(super) fn check(dir: &VmDir, tag: &str, facts: &RunFacts) -> Result<()> {
     let Some(runs) = &facts.shape else { return Ok(()) };
     match shape_of(dir, tag).and_then(|taken| difference(taken, runs)) {
         Some(difference) => Err(BackendError::OtherMachine { tag: tag.to_owned(), difference }),

@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
 use crate::disk::sparse;
-use crate::vm::backend::BackendError;
+use crate::vm::backend::{BackendError, Result};
 use crate::vm::driver::off_thread;
 use crate::vm::template::Template;
 
@@ -41,7 +41,7 @@ impl TemplateMemfd {
     ///
     /// # Errors
     /// The memory cannot be read, or the host has none left for it.
-    pub(super) async fn of(&self, template: &Template) -> Result<Arc<OwnedFd>, BackendError> {
+    pub(super) async fn of(&self, template: &Template) -> Result<Arc<OwnedFd>> {
         let mut last = self.0.lock().await;
         if let Some(kept) = last.as_mut().filter(|kept| kept.template == template.id) {
             kept.used = Instant::now();

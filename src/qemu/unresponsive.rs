@@ -11,13 +11,13 @@ use super::machine::{self, Ended};
 use super::process::{Process, argument_of};
 use super::run_record::{self, RunRecord};
 use crate::store::layout::VmDir;
-use crate::vm::backend::{BackendError, RunFacts, SilentMachine};
+use crate::vm::backend::{BackendError, Result, RunFacts, SilentMachine};
 
 /// Opens the QEMU on record for the VM with this UUID.
 ///
 /// # Errors
 /// [`BackendError::NotSurelyOurs`].
-pub(super) fn find(dir: VmDir, uuid: Uuid) -> Result<UnresponsiveQemu, BackendError> {
+pub(super) fn find(dir: VmDir, uuid: Uuid) -> Result<UnresponsiveQemu> {
     let record = match run_record::read(&dir) {
         Ok(Some(record)) => record,
         Ok(None) => return Err(unrecorded(uuid, "there is no run.json")),
@@ -71,7 +71,7 @@ pub(super) struct UnresponsiveQemu {
 
 #[async_trait]
 impl SilentMachine for UnresponsiveQemu {
-    async fn kill(&self) -> Result<(), BackendError> {
+    async fn kill(&self) -> Result<()> {
         machine::end_by_signals(&self.process, &self.ended).await?;
         run_record::forget(&self.dir, &self.facts);
         Ok(())

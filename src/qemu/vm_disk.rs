@@ -10,7 +10,7 @@ use crate::disk::qcow2::{self, Header};
 use crate::disk::{DiskError, DiskFormat, Layer, img};
 use crate::store::file::{self, sync_dir};
 use crate::store::layout::{VmDir, names};
-use crate::vm::backend::{BackendError, LaunchPlan};
+use crate::vm::backend::{BackendError, LaunchPlan, Result};
 use crate::vm::driver::off_thread;
 
 /// A disk with less room than this is full: QEMU writes memory in pieces, each of which fits or
@@ -22,7 +22,7 @@ const ROOM: u64 = 1 << 20;
 ///
 /// # Errors
 /// `Missing` without `qemu-img`, `NoSpace`, or its own last line.
-pub(super) async fn ensure(dir: &VmDir, plan: &LaunchPlan) -> Result<(), BackendError> {
+pub(super) async fn ensure(dir: &VmDir, plan: &LaunchPlan) -> Result<()> {
     if dir.disk().exists() {
         return Ok(());
     }
@@ -45,7 +45,7 @@ pub(super) async fn ensure(dir: &VmDir, plan: &LaunchPlan) -> Result<(), Backend
 ///
 /// # Errors
 /// What the file system answers.
-pub(super) async fn discard(dir: &VmDir) -> Result<(), BackendError> {
+pub(super) async fn discard(dir: &VmDir) -> Result<()> {
     let disk = dir.disk();
     off_thread(move || file::remove(&disk), "the disk").await
 }
@@ -54,7 +54,7 @@ pub(super) async fn discard(dir: &VmDir) -> Result<(), BackendError> {
 ///
 /// # Errors
 /// As [`ensure`].
-pub(super) async fn grow(dir: &VmDir, size: u64) -> Result<(), BackendError> {
+pub(super) async fn grow(dir: &VmDir, size: u64) -> Result<()> {
     // A disk with another header is QEMU's to refuse.
     if virtual_size(dir)?.is_some_and(|present| present < size) {
         img::resize(&dir.disk(), size).await?;
@@ -66,7 +66,7 @@ pub(super) async fn grow(dir: &VmDir, size: u64) -> Result<(), BackendError> {
 ///
 /// # Errors
 /// What reading answers.
-pub(super) fn virtual_size(dir: &VmDir) -> Result<Option<u64>, BackendError> {
+pub(super) fn virtual_size(dir: &VmDir) -> Result<Option<u64>> {
     let disk = dir.disk();
     let size = qcow2::virtual_size(&disk);
     size.map_err(|e| BackendError::io(format!("the disk {}", disk.display()), &e))
@@ -87,7 +87,7 @@ impl Drop for TemporaryDisk {
 ///
 /// # Errors
 /// As [`ensure`].
-pub(super) async fn temporary(dir: &VmDir, size: u64) -> Result<TemporaryDisk, BackendError> {
+pub(super) async fn temporary(dir: &VmDir, size: u64) -> Result<TemporaryDisk> {
     let path = dir.0.join(names::TEMPORARY_DISK);
     let size = size.max(virtual_size(dir)?.unwrap_or(0));
     let base = (Path::new(names::DISK), DiskFormat::Qcow2);
@@ -99,7 +99,7 @@ pub(super) async fn temporary(dir: &VmDir, size: u64) -> Result<TemporaryDisk, B
 ///
 /// # Errors
 /// `ImageFailed` saying so, or why it cannot be read.
-pub(super) fn check_base(image: &str, base: &[Layer]) -> Result<(), BackendError> {
+pub(super) fn check_base(image: &str, base: &[Layer]) -> Result<()> {
     let refused = |reason: String| BackendError::ImageFailed { name: image.to_owned(), reason };
     for layer in base.iter().filter(|layer| layer.format == DiskFormat::Qcow2) {
         let header = Header::of(&layer.path);

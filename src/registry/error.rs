@@ -45,6 +45,9 @@ pub enum RegistryError {
     Vm(#[from] VmError),
 }
 
+/// What an operation on a name answers.
+pub type Result<T, E = RegistryError> = std::result::Result<T, E>;
+
 impl From<BackendError> for RegistryError {
     fn from(error: BackendError) -> Self {
         Self::Vm(error.into())

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use super::aliases::Aliases;
-use super::{Registry, RegistryError, to_its_end};
+use super::{Registry, RegistryError, Result, to_its_end};
 use crate::vm::backend::{BackendError, Images, LivePublication, Publication, Recipe};
 use crate::vm::driver::off_thread;
 use crate::vm::origin::Origin;
 use crate::vm::spec::ImageSettings;
 use crate::vm::state::Refusal;
-use crate::vm::template::{Capture, Captured};
+use crate::vm::template::{Capture, Captured, ProgressFn};
 use crate::vm::{Vm, VmError};
 
 /// What is asked of an image.
@@ -51,7 +51,7 @@ impl Registry {
     ///
     /// # Errors
     /// `ImageExists`, or what the disk answered.
-    pub async fn create_image(self: Arc<Self>, name: String) -> Result<(), RegistryError> {
+    pub async fn create_image(self: Arc<Self>, name: String) -> Result<()> {
         self.with_images(move |images| images.create(&name)).await
     }
 
@@ -59,7 +59,7 @@ impl Registry {
     ///
     /// # Errors
     /// `ImageBusy` while a VM uses it or it is being made, `NoImage`, or what the disk answered.
-    pub async fn remove_image(self: Arc<Self>, name: String) -> Result<(), RegistryError> {
+    pub async fn remove_image(self: Arc<Self>, name: String) -> Result<()> {
         self.admit_image_removal(&name)?;
         let image = name.clone();
         Arc::clone(&self).with_images(move |images| images.remove(&image)).await?;
@@ -70,11 +70,7 @@ impl Registry {
     ///
     /// # Errors
     /// `NoImage`, `ImageExists` where the alias is a name already, or what the disk answered.
-    pub async fn link_image(
-        self: Arc<Self>,
-        alias: String,
-        name: String,
-    ) -> Result<u64, RegistryError> {
+    pub async fn link_image(self: Arc<Self>, alias: String, name: String) -> Result<u64> {
         let images = &self.backends().images;
         if images.info(&alias).is_some() || self.aliases.get(&alias).is_some() {
             return Err(BackendError::ImageExists { name: alias }.into());
@@ -89,11 +85,7 @@ impl Registry {
     ///
     /// # Errors
     /// `ImageExists` where the new name is an image's own, or what the disk answered.
-    pub async fn rename_alias(
-        self: Arc<Self>,
-        from: String,
-        to: String,
-    ) -> Result<(), RegistryError> {
+    pub async fn rename_alias(self: Arc<Self>, from: String, to: String) -> Result<()> {
         if self.backends().images.info(&to).is_some() {
             return Err(BackendError::ImageExists { name: to }.into());
         }
@@ -104,14 +96,14 @@ impl Registry {
     ///
     /// # Errors
     /// What the disk answered.
-    pub async fn unlink_image(self: Arc<Self>, alias: String) -> Result<(), RegistryError> {
+    pub async fn unlink_image(self: Arc<Self>, alias: String) -> Result<()> {
         self.change_aliases(move |aliases| aliases.remove(&alias)).await
     }
 
     async fn change_aliases<T: Send + 'static>(
         self: Arc<Self>,
         change: impl FnOnce(&Aliases) -> io::Result<T> + Send + 'static,
-    ) -> Result<T, RegistryError> {
+    ) -> Result<T> {
         let work = move || change(&self.aliases);
         to_its_end(async move { Ok(off_thread(work, "the aliases").await?) }).await
     }
@@ -120,7 +112,7 @@ impl Registry {
     ///
     /// # Errors
     /// `ImageBusy` naming those that use it.
-    pub fn admit_image_removal(&self, name: &str) -> Result<(), RegistryError> {
+    pub fn admit_image_removal(&self, name: &str) -> Result<()> {
         let users = self.users_of(name);
         if users.is_empty() {
             return Ok(());
@@ -134,11 +126,7 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::Origin`] for what is not understood; why there is no such source, or it
     /// cannot be used now.
-    pub async fn set_image_source(
-        self: Arc<Self>,
-        image: String,
-        text: String,
-    ) -> Result<(), RegistryError> {
+    pub async fn set_image_source(self: Arc<Self>, image: String, text: String) -> Result<()> {
         let text = text.trim().to_owned();
         // As for settings: what only truncates changes nothing.
         if text.is_empty() {
@@ -160,7 +148,7 @@ impl Registry {
         self: Arc<Self>,
         image: String,
         command: ImageCommand,
-    ) -> Result<(), RegistryError> {
+    ) -> Result<()> {
         match command {
             ImageCommand::Warm => self.warm_image(image).await,
             ImageCommand::Cold => self.with_images(move |images| images.cool(&image)).await,
@@ -169,7 +157,7 @@ impl Registry {
         }
     }
 
-    async fn pull_image(self: Arc<Self>, image: String) -> Result<(), RegistryError> {
+    async fn pull_image(self: Arc<Self>, image: String) -> Result<()> {
         let images = &self.backends().images;
         let info = images.info(&image);
         let info = info.ok_or_else(|| BackendError::NoImage { name: image.clone() })?;
@@ -202,7 +190,7 @@ impl Registry {
         (image, origin): (&str, String),
         name: &str,
         snapshot: Option<String>,
-    ) -> Result<Recipe, RegistryError> {
+    ) -> Result<Recipe> {
         let vm = self.get(name).ok_or_else(|| RegistryError::Absent(name.to_owned()))?;
         let base = || {
             let image = vm.spec().image.clone();
@@ -228,7 +216,7 @@ impl Registry {
     pub(super) async fn with_images(
         self: Arc<Self>,
         work: impl FnOnce(&dyn Images) -> Result<(), BackendError> + Send + 'static,
-    ) -> Result<(), RegistryError> {
+    ) -> Result<()> {
         to_its_end(async move {
             let images = Arc::clone(&self.backends().images);
             let done = off_thread(move || Ok(work(&*images)), "the images").await?;
@@ -244,11 +232,7 @@ struct LiveVm(Vm);
 
 #[async_trait]
 impl Capture for LiveVm {
-    async fn capture(
-        &self,
-        to: &Path,
-        progress: &(dyn Fn(&str) + Send + Sync),
-    ) -> Result<Captured, BackendError> {
+    async fn capture(&self, to: &Path, progress: &ProgressFn) -> Result<Captured, BackendError> {
         progress("capturing");
         self.0.capture(to.to_owned()).await.map_err(as_backend_error)
     }

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::scan::{read_vm, write_new};
-use super::{Registry, RegistryError, names, to_its_end};
+use super::{Registry, RegistryError, Result, names, to_its_end};
 use crate::store::file;
 use crate::vm::Vm;
 use crate::vm::backend::Lifetime;
@@ -20,28 +20,16 @@ use crate::vm::dropped::Remover;
 use crate::vm::events::Event;
 use crate::vm::spec::{VmSettings, is_vm_name};
 
-/// A name reserved for a VM that is being made or renamed; dropping it frees the name.
-struct Reservation<'a> {
-    registry: &'a Registry,
-    name: String,
-}
-
-impl Drop for Reservation<'_> {
-    fn drop(&mut self) {
-        self.registry.reserved.lock().remove(&self.name);
-    }
-}
-
 impl Registry {
     /// Makes a VM: its definition, and nothing else.
     ///
     /// # Errors
     /// [`RegistryError::Exists`], [`RegistryError::BadName`], or what the disk answered; nothing
     /// is left behind then.
-    pub async fn create(self: Arc<Self>, name: String) -> Result<Vm, RegistryError> {
+    pub async fn create(self: Arc<Self>, name: String) -> Result<Vm> {
         to_its_end(async move {
             let _order = self.name_locks.take(&[&name]).await?;
-            let reservation = self.reserve(&name)?;
+            self.check_free(&name)?;
             let (uuid, now) = (Uuid::new_v4(), SystemTime::now());
             let settings = VmSettings::new(self.backends.defaults.spec());
             let definition = Definition::new(uuid, now, settings);
@@ -53,21 +41,18 @@ impl Registry {
             let vm = driver::spawn(new_vm, self.backends.clone()).await;
             self.insert(name, &vm);
             vm.emit(&Event::Created);
-            drop(reservation);
             Ok(vm)
         })
         .await
     }
 
-    fn reserve(&self, name: &str) -> Result<Reservation<'_>, RegistryError> {
-        if !is_vm_name(name) {
-            return Err(RegistryError::BadName(name.to_owned()));
+    /// Checks that a VM can get a name, whose lock is held.
+    fn check_free(&self, name: &str) -> Result<()> {
+        match self.get(name) {
+            _ if !is_vm_name(name) => Err(RegistryError::BadName(name.to_owned())),
+            Some(_) => Err(RegistryError::Exists(name.to_owned())),
+            None => Ok(()),
         }
-        let mut reserved = self.reserved.lock();
-        if self.get(name).is_some() || !reserved.insert(name.to_owned()) {
-            return Err(RegistryError::Exists(name.to_owned()));
-        }
-        Ok(Reservation { registry: self, name: name.to_owned() })
     }
 
     /// Removes a VM for a process: into the trash if it ever ran, for good if not.
@@ -75,7 +60,7 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::Absent`], the VM's own refusal, or what the disk answered; the VM is there
     /// then as it was.
-    pub async fn remove(self: Arc<Self>, name: String, by: Remover) -> Result<(), RegistryError> {
+    pub async fn remove(self: Arc<Self>, name: String, by: Remover) -> Result<()> {
         to_its_end(async move {
             let _order = self.name_locks.take(&[&name]).await?;
             let vm = self.get(&name).ok_or_else(|| RegistryError::Absent(name.clone()))?;
@@ -97,7 +82,7 @@ impl Registry {
     ///
     /// # Errors
     /// [`RegistryError::Absent`], or what the disk answered.
-    pub async fn erase(self: Arc<Self>, removed: String) -> Result<(), RegistryError> {
+    pub async fn erase(self: Arc<Self>, removed: String) -> Result<()> {
         let _order = self.name_locks.take(&[&removed]).await?;
         let absent = RegistryError::Absent(removed.clone());
         let registry = Arc::clone(&self);
@@ -110,14 +95,10 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::Absent`], [`RegistryError::Exists`], [`RegistryError::BadName`], or what
     /// the disk answered; it stays in the trash then.
-    pub async fn restore(
-        self: Arc<Self>,
-        removed: String,
-        to: String,
-    ) -> Result<(), RegistryError> {
+    pub async fn restore(self: Arc<Self>, removed: String, to: String) -> Result<()> {
         to_its_end(async move {
             let _order = self.name_locks.take(&[&to, &removed]).await?;
-            let reservation = self.reserve(&to)?;
+            self.check_free(&to)?;
             let item = self.trash.get(&removed).ok_or(RegistryError::Absent(removed))?;
             let (registry, text, id) = (Arc::clone(&self), to.clone(), self.fresh_id());
             let take = move || {
@@ -133,7 +114,6 @@ impl Registry {
             let vm = driver::spawn(found, self.backends.clone()).await;
             self.insert(to, &vm);
             vm.emit(&Event::Created);
-            drop(reservation);
             Ok(())
         })
         .await
@@ -151,14 +131,14 @@ impl Registry {
     /// # Errors
     /// [`RegistryError::Absent`], [`RegistryError::Exists`], [`RegistryError::BadName`], or what
     /// the disk answered.
-    pub async fn rename(self: Arc<Self>, from: String, to: String) -> Result<(), RegistryError> {
+    pub async fn rename(self: Arc<Self>, from: String, to: String) -> Result<()> {
         to_its_end(async move {
             let _order = self.name_locks.take(&[&from, &to]).await?;
             let vm = self.get(&from).ok_or_else(|| RegistryError::Absent(from.clone()))?;
             if from == to {
                 return Ok(());
             }
-            let reservation = self.reserve(&to)?;
+            self.check_free(&to)?;
             let (path, text) = (vm.dir().name(), format!("{to}\n"));
             off_thread(move || file::replace(&path, text.as_bytes()), "the VM's name").await?;
             vm.renamed(to.clone());
@@ -168,7 +148,6 @@ impl Registry {
             vms.by_name.insert(to, vm);
             vms.changed = SystemTime::now();
             drop(vms);
-            drop(reservation);
             Ok(())
         })
         .await

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::images::as_backend_error;
-use super::{Registry, RegistryError};
+use super::{Registry, RegistryError, Result};
 use crate::store::file;
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, Lifetime};
@@ -20,7 +20,7 @@ use crate::vm::definition::Definition;
 use crate::vm::driver::{self, NewVm};
 use crate::vm::spec::{VmSettings, VmSpec, is_vm_name};
 use crate::vm::state::{Command, State};
-use crate::vm::template::{Capture, Captured};
+use crate::vm::template::{Capture, Captured, ProgressFn};
 use crate::vm::{Backends, Vm, VmId};
 
 /// How long a guest may take to boot: a cloud image sets itself up the first time.
@@ -35,7 +35,7 @@ impl Registry {
     ///
     /// # Errors
     /// `NoImage`, `ImageBusy` while the image is being made or warmed.
-    pub(super) async fn warm_image(self: Arc<Self>, image: String) -> Result<(), RegistryError> {
+    pub(super) async fn warm_image(self: Arc<Self>, image: String) -> Result<()> {
         // A clone must look as new VMs do, so this is one.
         let backends = Backends { events: Arc::default(), ..self.backends().clone() };
         // It replaces the present template, whose settings are not those of the new one.
@@ -74,11 +74,7 @@ struct WarmupVm {
 
 #[async_trait]
 impl Capture for WarmupVm {
-    async fn capture(
-        &self,
-        to: &Path,
-        progress: &(dyn Fn(&str) + Send + Sync),
-    ) -> Result<Captured, BackendError> {
+    async fn capture(&self, to: &Path, progress: &ProgressFn) -> Result<Captured, BackendError> {
         let dir = VmDir(to.join(VM));
         file::private_dir(&dir.0).map_err(BackendError::at("the VM to capture"))?;
         progress("booting");

@@ -115,11 +115,6 @@ impl Layout {
     pub fn current_version(&self, image: &str) -> PathBuf {
         self.image(image).join("current")
     }
-
-    /// Returns the directory of the templates of an image's first version.
-    pub fn templates(&self, image: &str) -> PathBuf {
-        self.image(image).join(TEMPLATES)
-    }
 }
 
 paths! {

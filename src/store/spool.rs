@@ -20,9 +20,7 @@ pub const RETAINED: u64 = 64 << 20;
 
 /// The bytes.
 #[derive(Debug)]
-pub struct Spool {
-    inner: Mutex<Inner>,
-}
+pub struct Spool(Mutex<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -55,7 +53,7 @@ impl Spool {
     /// Makes one with other bounds: `memory` bytes in memory, `retained` altogether.
     pub fn with_bounds(dir: PathBuf, memory: u64, retained: u64) -> Arc<Self> {
         let inner = Inner { dir, memory, retained, ..Inner::default() };
-        Arc::new(Self { inner: Mutex::new(inner) })
+        Arc::new(Self(Mutex::new(inner)))
     }
 
     /// Takes as many of `bytes` as fit and says how many. It is full when as much is kept as may
@@ -65,17 +63,17 @@ impl Spool {
     /// # Errors
     /// Whatever making or writing the file answers; `ENOSPC` on a full disk.
     pub fn try_append(&self, bytes: &[u8]) -> io::Result<usize> {
-        self.inner.lock().append(bytes)
+        self.0.lock().append(bytes)
     }
 
     /// Returns the number of bytes that have ever been appended.
     pub fn end(&self) -> u64 {
-        self.inner.lock().end
+        self.0.lock().end
     }
 
     /// Returns a reader at the oldest byte that is still there.
     pub fn reader(self: &Arc<Self>) -> Reader {
-        let mut inner = self.inner.lock();
+        let mut inner = self.0.lock();
         let (id, start) = (inner.next_reader, inner.start);
         inner.next_reader += 1;
         inner.cursors.insert(id, start);
@@ -89,7 +87,7 @@ impl Reader {
     /// # Errors
     /// Whatever reading the file answers.
     pub fn read(&self, max: usize) -> io::Result<Vec<u8>> {
-        let mut inner = self.spool.inner.lock();
+        let mut inner = self.spool.0.lock();
         let at = inner.cursors[&self.id];
         let bytes = inner.read(at, max)?;
         inner.cursors.insert(self.id, at + bytes.len() as u64);
@@ -98,14 +96,14 @@ impl Reader {
 
     /// Says how many bytes there are to read.
     pub fn pending(&self) -> u64 {
-        let inner = self.spool.inner.lock();
+        let inner = self.spool.0.lock();
         inner.end - inner.cursors[&self.id]
     }
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.spool.inner.lock().cursors.remove(&self.id);
+        self.spool.0.lock().cursors.remove(&self.id);
     }
 }
 

@@ -162,15 +162,14 @@ pub mod names {
     pub const STATE: &str = "state";
 }
 
+/// Takes in how far a capture is, in a few words.
+pub type ProgressFn = dyn Fn(&str) + Send + Sync;
+
 /// A machine that can be captured.
 #[async_trait]
 pub trait Capture: Debug + Send + Sync {
     /// Writes its memory and state into an empty directory. `progress` takes words for people.
-    async fn capture(
-        &self,
-        to: &Path,
-        progress: &(dyn Fn(&str) + Send + Sync),
-    ) -> Result<Captured, BackendError>;
+    async fn capture(&self, to: &Path, progress: &ProgressFn) -> Result<Captured, BackendError>;
 }
 
 #[cfg(test)]

@@ -16,14 +16,14 @@ use crate::qemu::cmdline::{DISK_BACKEND, DISK_NODE};
 use crate::qemu::connect::{self, VcpuStatus};
 use crate::qemu::vm_disk;
 use crate::store::operation::{self, Operation};
-use crate::vm::backend::BackendError;
+use crate::vm::backend::{BackendError, Result};
 use crate::vm::driver::off_thread;
 
 /// How much is overwritten at a time. QEMU answers when that is done, which frees clusters one by one.
 const PIECE: u64 = 256 << 20;
 
 impl RunningQemu {
-    pub(super) async fn resize_disk(&self, bytes: u64) -> Result<(), BackendError> {
+    pub(super) async fn resize_disk(&self, bytes: u64) -> Result<()> {
         // What QEMU has not written yet may be that there is nothing any more.
         self.qemu_io("flush").await.ok();
         let memory = self.data(move |disk| vmstate::overgrown_by(disk, bytes)).await?;
@@ -36,13 +36,13 @@ impl RunningQemu {
         }
     }
 
-    async fn block_resize(&self, bytes: u64) -> Result<(), BackendError> {
+    async fn block_resize(&self, bytes: u64) -> Result<()> {
         let arguments = json!({"node-name": DISK_NODE, "size": bytes});
         self.ask_with("block_resize", arguments).await.map(drop)
     }
 
     /// Stops the processors meanwhile. The note has a later daemon resume them if this one is killed.
-    async fn grow_paused(&self, memory: Range<u64>, bytes: u64) -> Result<(), BackendError> {
+    async fn grow_paused(&self, memory: Range<u64>, bytes: u64) -> Result<()> {
         let dir = self.parts.dir.clone();
         let begin = move || operation::begin(&dir, Operation::PausedByDaemon);
         off_thread(begin, "the note of a pause").await?;
@@ -58,7 +58,7 @@ impl RunningQemu {
     }
 
     /// A disk that cannot be overwritten there gets its old size back.
-    async fn grow_over(&self, memory: Range<u64>, bytes: u64) -> Result<(), BackendError> {
+    async fn grow_over(&self, memory: Range<u64>, bytes: u64) -> Result<()> {
         let old = vm_disk::virtual_size(&self.parts.dir)?;
         self.block_resize(bytes).await?;
         let overwritten = self.overwrite(memory).await;
@@ -69,7 +69,7 @@ impl RunningQemu {
     }
 
     /// `qemu-io` prints on QEMU's own output whether a write went well; the disk tells us.
-    async fn overwrite(&self, memory: Range<u64>) -> Result<(), BackendError> {
+    async fn overwrite(&self, memory: Range<u64>) -> Result<()> {
         let mut at = memory.start;
         while at < memory.end {
             let length = PIECE.min(memory.end - at);
@@ -87,13 +87,13 @@ impl RunningQemu {
     async fn data(
         &self,
         look: impl FnOnce(&Path) -> io::Result<Range<u64>> + Send + 'static,
-    ) -> Result<Range<u64>, BackendError> {
+    ) -> Result<Range<u64>> {
         let disk = self.parts.dir.disk();
         off_thread(move || look(&disk), "the disk").await
     }
 
     /// Has QEMU use the disk on the device's behalf: it lets nobody else write to it.
-    async fn qemu_io(&self, command: &str) -> Result<(), BackendError> {
+    async fn qemu_io(&self, command: &str) -> Result<()> {
         let said = self.monitor(&format!("qemu-io -d {DISK_BACKEND} \"{command}\"")).await?;
         match said.trim() {
             "" => Ok(()),

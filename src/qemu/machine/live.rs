@@ -12,14 +12,14 @@ use serde_json::{Value, json};
 use super::RunningQemu;
 use crate::qemu::cmdline::{self, DISC_NODES, DRIVE_ID, NET_ID};
 use crate::qemu::connect;
-use crate::vm::backend::BackendError;
+use crate::vm::backend::{BackendError, Result};
 use crate::vm::driver::off_thread;
 use crate::vm::spec::net::{Forward, Protocol};
 
 impl RunningQemu {
     /// The new disc is opened before the old one is taken out: one that cannot be read changes
     /// nothing.
-    pub(super) async fn exchange_disc(&self, disc: Option<&Path>) -> Result<(), BackendError> {
+    pub(super) async fn exchange_disc(&self, disc: Option<&Path>) -> Result<()> {
         let old = self.disc().await?;
         let new = DISC_NODES.into_iter().find(|n| old.as_deref() != Some(n)).unwrap_or_default();
         if let Some(path) = disc {
@@ -42,14 +42,14 @@ impl RunningQemu {
     }
 
     /// Returns the node of the disc in the drive.
-    async fn disc(&self) -> Result<Option<String>, BackendError> {
+    async fn disc(&self) -> Result<Option<String>> {
         let all = self.ask("query-block").await?;
         let drive = all.as_array().and_then(|all| all.iter().find(|b| b["qdev"] == DRIVE_ID));
         let node = drive.and_then(|d| d["inserted"]["node-name"].as_str());
         Ok(node.map(str::to_owned))
     }
 
-    pub(super) async fn open_port(&self, forward: &Forward) -> Result<u16, BackendError> {
+    pub(super) async fn open_port(&self, forward: &Forward) -> Result<u16> {
         let before = if forward.host == 0 { self.forwards().await? } else { Vec::new() };
         let said =
             self.monitor(&format!("hostfwd_add {NET_ID} {}", cmdline::rule(forward))).await?;
@@ -67,7 +67,7 @@ impl RunningQemu {
         })
     }
 
-    pub(super) async fn close_port(&self, bound: &Forward) -> Result<(), BackendError> {
+    pub(super) async fn close_port(&self, bound: &Forward) -> Result<()> {
         let Forward { protocol, address, host, .. } = bound;
         let place = format!("{}:{address}:{host}", protocol.word());
         let said = self.monitor(&format!("hostfwd_remove {NET_ID} {place}")).await?;
@@ -77,17 +77,17 @@ impl RunningQemu {
         gone.then_some(()).ok_or(BackendError::QmpRefused { command, text })
     }
 
-    async fn forwards(&self) -> Result<Vec<Forward>, BackendError> {
+    async fn forwards(&self) -> Result<Vec<Forward>> {
         Ok(connect::parse_forwards(&self.monitor(connect::FORWARDS).await?))
     }
 
-    pub(super) async fn monitor(&self, line: &str) -> Result<String, BackendError> {
+    pub(super) async fn monitor(&self, line: &str) -> Result<String> {
         let said = self.ask_with("human-monitor-command", json!({"command-line": line})).await?;
         Ok(said.as_str().unwrap_or_default().to_owned())
     }
 
     /// The keyboard needs no device: every PC has one on its own controller.
-    pub(super) async fn type_keys(&self, chords: &[Vec<String>]) -> Result<(), BackendError> {
+    pub(super) async fn type_keys(&self, chords: &[Vec<String>]) -> Result<()> {
         for chord in chords {
             let key = |name: &String| json!({"type": "qcode", "data": name});
             let keys: Vec<Value> = chord.iter().map(key).collect();

@@ -102,6 +102,9 @@ pub enum BackendError {
     },
 }
 
+/// What a backend answers.
+pub type Result<T, E = BackendError> = std::result::Result<T, E>;
+
 impl BackendError {
     /// Says whether the machine is gone, or on its way out.
     pub fn is_the_end(&self) -> bool {
