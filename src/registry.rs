@@ -243,9 +243,6 @@ async fn to_its_end<T: Send + 'static>(
 ) -> Result<T> {
     match tokio::spawn(work).await {
         Ok(result) => result,
-        Err(panic) => {
-            let (what, error) = ("a name operation".to_owned(), panic.to_string());
-            Err(BackendError::Io { what, error, errno: 0 }.into())
-        }
+        Err(panic) => Err(BackendError::fact("a name operation", panic.to_string(), 0).into()),
     }
 }

@@ -45,9 +45,6 @@ impl Stamp {
 
 impl Fingerprint {
     /// Takes the fingerprint of a file.
-    ///
-    /// # Errors
-    /// What opening and reading answer.
     pub fn of(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let sha256 = hash_data(&file)?;
@@ -56,9 +53,6 @@ impl Fingerprint {
 
     /// Checks that a file has the content that it had, and returns its present fingerprint: another
     /// one if the file is a copy.
-    ///
-    /// # Errors
-    /// Says that the file is damaged, or why it cannot be read.
     pub fn check(&self, path: &Path) -> Result<Self, String> {
         let failed = |e: io::Error| format!("{}: {e}", path.display());
         if Stamp::of(&fs::metadata(path).map_err(failed)?) == self.stamp {
@@ -73,9 +67,6 @@ impl Fingerprint {
 }
 
 /// Feeds a whole file into a digest.
-///
-/// # Errors
-/// What opening and reading answer.
 pub fn hash_file(digest: &mut Sha256, path: &Path) -> io::Result<()> {
     let mut file = BufReader::with_capacity(1 << 20, File::open(path)?);
     io::copy(&mut file, digest).map(drop)

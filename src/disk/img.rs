@@ -38,26 +38,17 @@ pub async fn create_overlay(
 }
 
 /// Gives a disk another size.
-///
-/// # Errors
-/// As [`create_overlay`].
 pub async fn resize(disk: &Path, size: u64) -> Result<(), DiskError> {
     let args = words(["resize", "-q", &without_backing(disk), &size.to_string()]);
     run("make the disk larger", &args).await
 }
 
 /// Takes a snapshot in a disk that no QEMU uses.
-///
-/// # Errors
-/// As [`create_overlay`].
 pub async fn take_snapshot(disk: &Path, tag: &str) -> Result<(), DiskError> {
     snapshot(disk, "take the snapshot", "-c", tag).await
 }
 
 /// Brings a disk that no QEMU uses back to a snapshot.
-///
-/// # Errors
-/// As [`create_overlay`].
 pub async fn restore_snapshot(disk: &Path, tag: &str) -> Result<(), DiskError> {
     let known = snapshot_table::list(disk).map_err(|e| DiskError::io("the snapshots", e))?;
     // A name that is also some snapshot's number would be taken for that number.
@@ -66,9 +57,6 @@ pub async fn restore_snapshot(disk: &Path, tag: &str) -> Result<(), DiskError> {
 }
 
 /// Drops a snapshot in a disk that no QEMU uses.
-///
-/// # Errors
-/// As [`create_overlay`].
 pub async fn drop_snapshot(disk: &Path, tag: &str) -> Result<(), DiskError> {
     snapshot(disk, "drop the snapshot", "-d", tag).await
 }

@@ -78,9 +78,6 @@ pub struct Header {
 
 impl Header {
     /// Reads the header of an image.
-    ///
-    /// # Errors
-    /// `InvalidData` with a [`HeaderError`], or what reading answers.
     pub fn read(file: &File) -> io::Result<Self> {
         let mut bytes = [0; HEADER];
         file.read_exact_at(&mut bytes, 0)?;
@@ -88,17 +85,11 @@ impl Header {
     }
 
     /// Reads the header of the image at `path`.
-    ///
-    /// # Errors
-    /// As [`Self::read`], and what opening answers.
     pub fn of(path: &Path) -> io::Result<Self> {
         Self::read(&File::open(path)?)
     }
 
     /// Parses the first bytes of an image.
-    ///
-    /// # Errors
-    /// Says why they are no header that can be used.
     pub fn parse(bytes: &[u8; HEADER]) -> Result<Self, HeaderError> {
         if !bytes.starts_with(MAGIC) {
             return Err(HeaderError::Foreign);
@@ -181,9 +172,6 @@ impl Header {
 }
 
 /// Reads the size that a guest sees; `None` without a file, or if it is no qcow2 image.
-///
-/// # Errors
-/// What opening and reading answer.
 pub fn virtual_size(path: &Path) -> io::Result<Option<u64>> {
     match Header::of(path) {
         Ok(header) => Ok(Some(header.virtual_size)),

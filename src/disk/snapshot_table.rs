@@ -100,9 +100,6 @@ impl SnapshotRename {
 
     /// Writes the old name, durably. Does nothing if the table has been changed since by anybody
     /// else.
-    ///
-    /// # Errors
-    /// What reading and writing answer.
     pub fn undo(&self, disk: &LockedDisk) -> io::Result<()> {
         match self.is_current(disk.file())? {
             true => write(disk.file(), &self.old, self.offset),

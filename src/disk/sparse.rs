@@ -18,9 +18,6 @@ static ZEROS: [u8; GRAIN] = [0; GRAIN];
 
 /// Returns the first data at or behind `at`; `None` if only a hole follows. On a file system
 /// without holes, all is data.
-///
-/// # Errors
-/// What lseek(2) answers.
 pub fn next_data(file: &File, at: u64) -> io::Result<Option<Range<u64>>> {
     let length = file.metadata()?.len();
     if at >= length {
@@ -49,9 +46,6 @@ fn all_data(file: &File) -> impl Iterator<Item = io::Result<Range<u64>>> {
 }
 
 /// Copies the data of a file, to the same places. Holes stay holes if they are holes in `to`.
-///
-/// # Errors
-/// What reading and writing answer.
 pub fn copy(from: &File, to: impl AsFd) -> io::Result<()> {
     for data in all_data(from) {
         let Range { start: mut at, end } = data?;
@@ -76,9 +70,6 @@ pub fn reflink(from: &File, to: &File) -> io::Result<()> {
 
 /// Makes holes of zeros, which take no room then. Where the file system knows no holes the zeros
 /// stay.
-///
-/// # Errors
-/// What reading and fallocate(2) answer.
 pub fn punch_holes(file: &File) -> io::Result<()> {
     let mut grain = vec![0; GRAIN];
     for data in all_data(file) {

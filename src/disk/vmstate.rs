@@ -39,9 +39,6 @@ pub fn start_of(path: &Path, tag: &str, length: usize) -> io::Result<Vec<u8>> {
 /// Returns the part of an image's disk that shows a memory as soon as the disk has `size` bytes: QEMU
 /// leaves the memory of the snapshot that it has loaded where the disk ends. QEMU may run, if it has
 /// written its caches.
-///
-/// # Errors
-/// What reading answers.
 pub fn overgrown_by(path: &Path, size: u64) -> io::Result<Range<u64>> {
     let end = Header::of(path)?.virtual_size;
     data_within(path, &(end..size))
@@ -50,9 +47,6 @@ pub fn overgrown_by(path: &Path, size: u64) -> io::Result<Range<u64>> {
 /// Returns the smallest range that begins within a part of a disk and has all of its data, except that
 /// data which an L1 entry maps that also maps something before the part do not count. Empty if there
 /// are none. QEMU may run, if it has written its caches.
-///
-/// # Errors
-/// What reading answers.
 pub fn data_within(path: &Path, part: &Range<u64>) -> io::Result<Range<u64>> {
     let file = File::open(path)?;
     let header = Header::read(&file)?;
@@ -91,9 +85,6 @@ fn cluster_of(file: &File, offset: u64) -> io::Result<u64> {
 /// Drops the references to a memory that belongs to no snapshot, as QEMU leaves them when it is
 /// killed or finds the disk full while it saves one. Returns whether there were any: their clusters
 /// then count as used and are not, until `qemu-img check` gives them back.
-///
-/// # Errors
-/// What reading and writing answer.
 pub fn drop_unowned(disk: &LockedDisk) -> io::Result<bool> {
     let file = disk.file();
     let header = Header::read(file)?;

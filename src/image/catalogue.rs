@@ -53,9 +53,6 @@ pub(super) type LockedEntry<'a> = MappedMutexGuard<'a, ImageEntry>;
 impl ImageStore {
     /// Opens the images of a store: removes what an earlier daemon left half-built and looks at
     /// what is there. Only the store's daemon may do so.
-    ///
-    /// # Errors
-    /// The store's directories cannot be made or read.
     pub fn open(layout: Layout, failures: &FailureLog) -> Result<Self> {
         let tiny = Arc::new(Tiny::new(layout.cache()));
         Self::with_sources(layout, failures, Arc::clone(&tiny), vec![("tiny", tiny)])

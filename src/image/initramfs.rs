@@ -8,9 +8,6 @@ use cpio::newc::{Builder, ModeFileType, trailer};
 use super::file_tree::{FileBody, FileTree};
 
 /// Returns the archive; every file gets the time `mtime`, in seconds since 1970.
-///
-/// # Errors
-/// A file that is too large for the format.
 pub(super) fn archive(tree: &FileTree, mtime: u32) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
     for ((path, node), ino) in tree.iter().zip(1..) {

@@ -126,16 +126,13 @@ fn refuse_other_formats(header: &[u8; HEADER], ending: &str) -> Result<DiskForma
 }
 
 fn refuse_other_files(header: &Header) -> Result<(), String> {
-    let refused = if header.has_backing_file {
-        "has a backing file; `qemu-img convert` makes one that has none"
-    } else if header.is_encrypted {
-        "is encrypted; `qemu-img convert` it first"
-    } else if header.has_data_file() {
-        "keeps its data in another file; `qemu-img convert` it first"
-    } else {
-        return Ok(());
-    };
-    Err(refused.to_owned())
+    let refusals = [
+        (header.has_backing_file, "has a backing file; `qemu-img convert` makes one that has none"),
+        (header.is_encrypted, "is encrypted; `qemu-img convert` it first"),
+        (header.has_data_file(), "keeps its data in another file; `qemu-img convert` it first"),
+    ];
+    let refused = refusals.into_iter().find(|(is_so, _)| *is_so);
+    refused.map_or(Ok(()), |(_, reason)| Err(reason.to_owned()))
 }
 
 fn virtual_size(disk: &Path, format: DiskFormat, header: &[u8; HEADER]) -> Result<u64> {

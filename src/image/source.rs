@@ -47,9 +47,6 @@ impl Progress {
     }
 
     /// Copies a disk and reports the progress.
-    ///
-    /// # Errors
-    /// `qemu-img`'s.
     pub(super) fn copying(&self, copy: &Conversion<'_>) -> Result<()> {
         self.building("copying");
         Ok(copy.run(|percent| self.building(format!("copying {percent} %")))?)

@@ -113,7 +113,7 @@ impl StoredTemplate {
 pub(super) fn capture(
     machine: &dyn Capture,
     dir: &Path,
-    report: &ProgressFn,
+    report: &ProgressFn<'_>,
 ) -> Result<(Captured, TempDir)> {
     let io = BuildError::at(dir);
     let work = tempfile::Builder::new().prefix(".work").tempdir_in(dir).map_err(io)?;

@@ -196,7 +196,8 @@ impl AccelChooser {
         let verdict = probe(&kernel).await;
         tracing::info!(?verdict, "KVM was probed");
         let kept = StoredProbe { host_fingerprint, verdict };
-        if let Err(error) = keep(&self.layout, &kept) {
+        let stored = file::private_dir(&self.layout.cache());
+        if let Err(error) = stored.and_then(|()| file::replace_json(&path, &kept)) {
             // The next daemon has to probe again.
             tracing::warn!(path = %path.display(), %error, "cannot store the result of the probe of KVM");
         }
@@ -248,11 +249,6 @@ fn kept(layout: &Layout, qemu: &Installation) -> Option<ProbeResult> {
     let same = boot_id().is_ok_and(|id| id == kept.host_fingerprint.boot_id)
         && kept.host_fingerprint.qemu_version == qemu.version;
     same.then_some(kept.verdict)
-}
-
-fn keep(layout: &Layout, kept: &StoredProbe) -> io::Result<()> {
-    file::private_dir(&layout.cache())?;
-    file::replace_json(&layout.accel_verdict(), kept)
 }
 
 #[cfg(test)]

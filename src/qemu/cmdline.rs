@@ -321,20 +321,15 @@ fn drive(args: &mut Args, plan: &LaunchPlan) -> Result<()> {
 }
 
 /// Returns the node of a disc, as `-blockdev` and QMP's `blockdev-add` take it.
-///
-/// # Errors
-/// A path that is not UTF-8.
 pub fn disc(path: &Path, node: &str) -> Result<Value> {
     let file = json!({"driver": "file", "filename": utf8(path)?, "read-only": true});
     Ok(json!({"driver": "raw", "node-name": node, "read-only": true, "file": file}))
 }
 
 fn utf8(path: &Path) -> Result<&str> {
-    path.to_str().ok_or_else(|| BackendError::Io {
-        what: format!("the file {}", path.display()),
-        error: "QEMU cannot be given a path that is not UTF-8; move the store".to_owned(),
-        errno: libc::EINVAL,
-    })
+    let fact = "QEMU cannot be given a path that is not UTF-8; move the store";
+    let odd = || BackendError::fact(format!("the file {}", path.display()), fact, libc::EINVAL);
+    path.to_str().ok_or_else(odd)
 }
 
 fn base(layers: &[Layer]) -> Result<Value> {

@@ -11,9 +11,9 @@ use tokio::net::UnixStream;
 use uuid::Uuid;
 
 use super::cmdline::READY_ID;
-use super::qmp::Qmp;
+use super::qmp::{Qmp, refused};
 use crate::store::layout::{VmDir, names};
-use crate::vm::backend::{BackendError, Result};
+use crate::vm::backend::Result;
 use crate::vm::live::Bound;
 use crate::vm::spec::net::{Forward, Protocol};
 
@@ -53,10 +53,8 @@ pub async fn ports(qmp: &Qmp, wanted: &[Forward]) -> Result<Ports> {
     let command = "human-monitor-command";
     let answer = qmp.execute(command, json!({"command-line": FORWARDS})).await?;
     let text = answer.as_str().unwrap_or_default();
-    separate_ssh(parse_forwards(text), wanted).ok_or_else(|| BackendError::QmpRefused {
-        command: FORWARDS.to_owned(),
-        text: format!("no forward to port 22 in {:?}", text.trim()),
-    })
+    let missing = || refused(FORWARDS, format!("no forward to port 22 in {:?}", text.trim()));
+    separate_ssh(parse_forwards(text), wanted).ok_or_else(missing)
 }
 
 /// Finds our own forward to the guest's port 22 among those of the settings, which may lead there
@@ -94,9 +92,6 @@ fn parse_forward(line: &str) -> Option<Forward> {
 }
 
 /// Returns the machine's UUID.
-///
-/// # Errors
-/// QMP's own.
 pub async fn uuid(qmp: &Qmp) -> Result<Option<Uuid>> {
     let answer = qmp.execute("query-uuid", json!({})).await?;
     Ok(answer["UUID"].as_str().and_then(|u| u.parse().ok()))
@@ -114,9 +109,6 @@ pub enum VcpuStatus {
 }
 
 /// Returns what the processors do.
-///
-/// # Errors
-/// QMP's own.
 pub async fn status(qmp: &Qmp) -> Result<VcpuStatus> {
     let answer = qmp.execute("query-status", json!({})).await?;
     Ok(match answer["status"].as_str() {
@@ -128,9 +120,6 @@ pub async fn status(qmp: &Qmp) -> Result<VcpuStatus> {
 }
 
 /// Says whether the guest holds its ready port open.
-///
-/// # Errors
-/// QMP's own.
 pub async fn has_announced(qmp: &Qmp) -> Result<bool> {
     let answer = qmp.execute("query-chardev", json!({})).await?;
     let open = |c: &Value| c["label"] == READY_ID && c["frontend-open"] == true;
@@ -138,9 +127,6 @@ pub async fn has_announced(qmp: &Qmp) -> Result<bool> {
 }
 
 /// Says whether KVM runs the guest.
-///
-/// # Errors
-/// QMP's own.
 pub async fn uses_kvm(qmp: &Qmp) -> Result<bool> {
     let answer = qmp.execute("query-kvm", json!({})).await?;
     Ok(answer["enabled"] == true)

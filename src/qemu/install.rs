@@ -35,9 +35,6 @@ impl Installation {
     }
 
     /// Asks QEMU.
-    ///
-    /// # Errors
-    /// `Missing` if it is not installed.
     pub async fn probe() -> Result<Self> {
         let (version, machines) = tokio::join!(ask(&["--version"]), ask(&["-machine", "help"]));
         let (version, machines) = (version?, machines?);
@@ -68,11 +65,8 @@ pub fn not_started(error: &io::Error) -> BackendError {
 }
 
 fn odd(question: &str, answer: &str) -> BackendError {
-    BackendError::Io {
-        what: format!("{PROGRAM} {question}"),
-        error: format!("cannot make sense of its answer: {}", answer.trim()),
-        errno: 0,
-    }
+    let fact = format!("cannot make sense of its answer: {}", answer.trim());
+    BackendError::fact(format!("{PROGRAM} {question}"), fact, 0)
 }
 
 fn parse_version(text: &str) -> Option<String> {

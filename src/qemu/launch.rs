@@ -16,7 +16,7 @@ use super::events::EventSink;
 use super::install::{Installation, PROGRAM, not_started};
 use super::machine::{Ended, MachineParts, died, end_of, live, watch_end};
 use super::process::{self, Process};
-use super::qmp::Qmp;
+use super::qmp::{Qmp, timed_out};
 use super::vm_disk::{self, TemporaryDisk};
 use super::{connect, rename, repair, run_record};
 use crate::store::layout::VmDir;
@@ -151,11 +151,8 @@ async fn refuse_second(dir: &VmDir) -> Result<()> {
     if !there {
         return Ok(());
     }
-    Err(BackendError::Io {
-        what: format!("start QEMU in {}", dir.0.display()),
-        error: "a QEMU runs there that is not ours; end it first".to_owned(),
-        errno: libc::EBUSY,
-    })
+    let fact = "a QEMU runs there that is not ours; end it first";
+    Err(BackendError::fact(format!("start QEMU in {}", dir.0.display()), fact, libc::EBUSY))
 }
 
 pub(super) fn machine<'a>(plan: &'a LaunchPlan, qemu: &'a Installation) -> &'a str {
@@ -250,10 +247,7 @@ async fn greeted(dir: &VmDir, sink: &EventSink, process: &Process, ended: &Ended
             // On an error the guard tries again, and logs it.
             process.signal(Signal::KILL).ok();
             end_of_bounded(ended).await;
-            Err(BackendError::QmpTimeout {
-                command: "greeting".to_owned(),
-                seconds: GREETING_TIMEOUT.as_secs(),
-            })
+            Err(timed_out("greeting", GREETING_TIMEOUT))
         }
         Ok(greeted) => greeted,
     }

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use super::cmdline::DISK_NODE;
 use super::connect::{self, VcpuStatus};
-use super::qmp::Qmp;
+use super::qmp::{Qmp, refused, timed_out};
 use super::{migrate, vm_disk};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, Result, SnapshotOp};
@@ -47,8 +47,7 @@ async fn carry_out(qmp: &Qmp, op: &SnapshotOp) -> Result<()> {
         SnapshotOp::Restore(tag) => (LOAD, tag),
         SnapshotOp::Drop(tag) => ("snapshot-delete", tag),
         SnapshotOp::Rename { .. } => {
-            let text = "it has no command for that".to_owned();
-            return Err(BackendError::QmpRefused { command: "rename".to_owned(), text });
+            return Err(refused("rename", "it has no command for that"));
         }
     };
     forget_ended(qmp).await?;
@@ -66,7 +65,7 @@ async fn carry_out(qmp: &Qmp, op: &SnapshotOp) -> Result<()> {
         (Some(text), _) if text.contains("No space left on device") => {
             Err(BackendError::NoSpace { what: format!("the snapshot {tag}") })
         }
-        (Some(text), _) => Err(BackendError::QmpRefused { command: command.to_owned(), text }),
+        (Some(text), _) => Err(refused(command, text)),
     }
 }
 
@@ -79,7 +78,7 @@ async fn not_restored(qmp: &Qmp, text: String, ran: bool) -> BackendError {
         // If it does not resume, the VM's status says so.
         qmp.execute("cont", json!({})).await.ok();
     }
-    BackendError::QmpRefused { command: LOAD.to_owned(), text }
+    refused(LOAD, text)
 }
 
 /// Says whether QEMU had restored the disk, and lost the guest's memory, when it failed.
@@ -101,9 +100,6 @@ pub(super) enum LastRestore {
 }
 
 /// Finds a restore whose end the daemon that started it has not seen.
-///
-/// # Errors
-/// QMP's own.
 pub(super) async fn last_restore(qmp: &Qmp) -> Result<LastRestore> {
     let jobs = qmp.execute("query-jobs", json!({})).await?;
     let jobs = jobs.as_array().into_iter().flatten();
@@ -167,7 +163,7 @@ async fn concluded(qmp: &Qmp, command: &str, job: &str, limit: Duration) -> Resu
             _ => sleep(LOOK).await,
         }
     }
-    Err(BackendError::QmpTimeout { command: command.to_owned(), seconds: limit.as_secs() })
+    Err(timed_out(command, limit))
 }
 
 #[cfg(test)]

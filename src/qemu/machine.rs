@@ -66,11 +66,8 @@ pub async fn end_by_signals(process: &Process, ended: &Ended) -> Result<()> {
             return Ok(());
         }
     }
-    Err(BackendError::Io {
-        what: what(),
-        error: "it survives SIGKILL: the kernel waits for a disk or network that hangs".into(),
-        errno: libc::EBUSY,
-    })
+    let fact = "it survives SIGKILL: the kernel waits for a disk or network that hangs";
+    Err(BackendError::fact(what(), fact, libc::EBUSY))
 }
 
 /// Says that QEMU died, with its last words.

@@ -10,7 +10,7 @@ use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::timeout;
 
-use super::qmp::{Qmp, QmpEvent, closed};
+use super::qmp::{Qmp, QmpEvent, closed, refused, timed_out};
 use crate::vm::backend::{BackendError, Result};
 
 /// The name of a descriptor that is handed over for a migration.
@@ -54,9 +54,6 @@ pub(super) async fn ignore_shared(qmp: &Qmp, on: bool) -> Result<()> {
 }
 
 /// Resets every capability that a migration of ours may have set to QEMU's default.
-///
-/// # Errors
-/// As [`ignore_shared`].
 pub(super) async fn reset(qmp: &Qmp) -> Result<()> {
     set(qmp, &[("events", false), ("pause-before-switchover", false), (IGNORE_SHARED, false)]).await
 }
@@ -120,8 +117,7 @@ impl<'a> Migration<'a> {
         if self.wait_for_up_to(wanted, limit).await? {
             return Ok(());
         }
-        let (command, seconds) = ("migrate".to_owned(), limit.as_secs());
-        Err(BackendError::QmpTimeout { command, seconds })
+        Err(timed_out("migrate", limit))
     }
 
     /// Resets the capabilities after a completed migration.
@@ -157,7 +153,6 @@ impl<'a> Migration<'a> {
 
     async fn failure(&self) -> BackendError {
         let answer = self.query().await;
-        let text = answer["error-desc"].as_str().unwrap_or("it did not say why").to_owned();
-        BackendError::QmpRefused { command: "migrate".to_owned(), text }
+        refused("migrate", answer["error-desc"].as_str().unwrap_or("it did not say why"))
     }
 }

@@ -56,8 +56,8 @@ use crate::proc;
 use crate::programs::{self, Program};
 use crate::store::layout::{Layout, VmDir};
 use crate::vm::backend::{
-    Accel, Adoption, BackendError, Hypervisor, Images, LaunchPlan, Launched, Result, RunFacts,
-    SilentMachine, SnapshotInfo, SnapshotOp,
+    Accel, Adoption, Hypervisor, Images, LaunchPlan, Launched, Result, RunFacts, SilentMachine,
+    SnapshotInfo, SnapshotOp,
 };
 use crate::vm::driver::off_thread;
 use crate::vm::hardware::Hardware;

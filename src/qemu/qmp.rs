@@ -193,9 +193,6 @@ impl Qmp {
     }
 
     /// Sends a conversation's command, which `render` writes with the number that it gets.
-    ///
-    /// # Errors
-    /// [`closed`].
     pub(super) async fn forward(
         &self,
         talk: &Arc<Talk>,
@@ -213,9 +210,6 @@ impl Qmp {
     }
 
     /// Hands a descriptor over, which later commands name. It is a copy: ours may be closed.
-    ///
-    /// # Errors
-    /// As [`Qmp::execute`].
     pub async fn give(&self, name: &str, fd: &OwnedFd) -> Result<()> {
         let request = ("getfd", json!({"fdname": name}), Some(fd));
         self.request(request, COMMAND_TIMEOUT).await.map(drop)
@@ -230,9 +224,6 @@ impl Qmp {
     }
 
     /// Runs a command with a timeout of its own.
-    ///
-    /// # Errors
-    /// As [`Qmp::execute`].
     pub async fn execute_within(
         &self,
         command: &str,
@@ -262,7 +253,7 @@ impl Qmp {
             pending.remove(&id);
         }
         let answer = result.map_err(|_| timed_out(command, limit))??;
-        answer.map_err(|text| BackendError::QmpRefused { command: command.to_owned(), text })
+        answer.map_err(|text| refused(command, text))
     }
 
     fn expect(&self, number: u64, waiting: Waiting) -> Result<()> {
@@ -311,7 +302,13 @@ fn send_fd(stream: &UnixStream, line: &[u8], fd: &OwnedFd) -> io::Result<usize> 
     Ok(sent)
 }
 
-fn timed_out(command: &str, limit: Duration) -> BackendError {
+/// Says that QEMU has refused a command.
+pub(super) fn refused(command: &str, text: impl Into<String>) -> BackendError {
+    BackendError::QmpRefused { command: command.to_owned(), text: text.into() }
+}
+
+/// Says that QEMU has not answered a command in time.
+pub(super) fn timed_out(command: &str, limit: Duration) -> BackendError {
     BackendError::QmpTimeout { command: command.to_owned(), seconds: limit.as_secs() }
 }
 

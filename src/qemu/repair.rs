@@ -20,30 +20,22 @@ use crate::vm::backend::{BackendError, Result};
 /// How often a disk is polled that another program uses.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// Writes down that the disk is being changed. On a full disk that may fail, and the change is
-/// made all the same: dropping a snapshot makes room.
+/// Writes down that the disk is being changed; says whether the change before was cut short. On a full
+/// disk that may fail, and the change is made all the same: dropping a snapshot makes room.
 ///
 /// # Errors
 /// Only if it cannot be known what was cut short.
-fn begin(dir: &VmDir) -> Result<Earlier> {
+fn begin(dir: &VmDir) -> Result<bool> {
     match operation::begin(dir, Operation::ChangeDisk) {
-        Ok(None) => Ok(Earlier::Ended),
-        Ok(Some(_)) => Ok(Earlier::CutShort),
+        Ok(earlier) => Ok(earlier.is_some()),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
             Err(BackendError::io("the disk may be half changed", &error))
         }
         Err(error) => {
             tracing::warn!(dir = %dir.0.display(), %error, "a change of the disk is not noted");
-            Ok(Earlier::Ended)
+            Ok(false)
         }
     }
-}
-
-/// The change of the disk before this one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Earlier {
-    Ended,
-    CutShort,
 }
 
 /// Writes down that the disk has been changed, and is whole.
@@ -67,18 +59,15 @@ pub(super) async fn marked(
 
 /// Writes down that the disk is being changed, and frees the clusters that were leaked before: by a
 /// program that was killed, or by a snapshot for whose memory there was no room.
-///
-/// # Errors
-/// As [`operation::list`] for a damaged list.
 pub(super) async fn begin_whole(dir: &VmDir) -> Result<()> {
-    let earlier = begin(dir)?;
+    let was_cut_short = begin(dir)?;
     if !dir.disk().exists() {
         return Ok(());
     }
-    if earlier == Earlier::CutShort {
+    if was_cut_short {
         let_finish(&dir.disk()).await;
     }
-    if let Err(error) = make_whole(&dir.disk(), earlier == Earlier::CutShort).await {
+    if let Err(error) = make_whole(&dir.disk(), was_cut_short).await {
         // Leaks cost space only. QEMU itself refuses a disk with worse damage.
         tracing::warn!(dir = %dir.0.display(), %error, "clusters may be leaked");
     }

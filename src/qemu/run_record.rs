@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::process::{boot_id, start_time};
 use crate::store::file;
 use crate::store::layout::{VmDir, names};
-use crate::vm::backend::{BackendError, Result, RunFacts};
+use crate::vm::backend::{Result, RunFacts};
 use crate::vm::driver::off_thread;
 
 /// The facts, and the host's boot in which they held.

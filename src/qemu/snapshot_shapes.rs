@@ -39,9 +39,6 @@ impl SnapshotShape {
 }
 
 /// Checks that the running machine can load the memory of the snapshot `tag`.
-///
-/// # Errors
-/// `OtherMachine`.
 pub(super) fn check(dir: &VmDir, tag: &str, facts: &RunFacts) -> Result<()> {
     let Some(runs) = &facts.shape else { return Ok(()) };
     match shape_of(dir, tag).and_then(|taken| difference(taken, runs)) {
@@ -95,14 +92,11 @@ fn listed(dir: &VmDir) -> Vec<SnapshotInfo> {
 
 /// A list that is absent, damaged, or of a later version counts as empty.
 fn read(dir: &VmDir) -> SnapshotShapes {
-    match file::read_json::<SnapshotShapes>(&dir.memories()) {
-        Ok(shapes) if shapes.version == VERSION => shapes,
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::warn!(%error, path = %dir.memories().display(), "is not used");
-            SnapshotShapes::default()
-        }
-        _ => SnapshotShapes::default(),
+    let read = file::if_there(file::read_json::<SnapshotShapes>(&dir.memories()));
+    if let Err(error) = &read {
+        tracing::warn!(%error, path = %dir.memories().display(), "is not used");
     }
+    read.ok().flatten().filter(|shapes| shapes.version == VERSION).unwrap_or_default()
 }
 
 #[cfg(test)]

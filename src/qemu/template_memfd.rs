@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
 
 use crate::disk::sparse;
-use crate::vm::backend::{BackendError, Result};
+use crate::vm::backend::Result;
 use crate::vm::driver::off_thread;
 use crate::vm::template::Template;
 

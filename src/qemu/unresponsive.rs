@@ -14,9 +14,6 @@ use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, Result, RunFacts, SilentMachine};
 
 /// Opens the QEMU on record for the VM with this UUID.
-///
-/// # Errors
-/// [`BackendError::NotSurelyOurs`].
 pub(super) fn find(dir: VmDir, uuid: Uuid) -> Result<UnresponsiveQemu> {
     let record = match run_record::read(&dir) {
         Ok(Some(record)) => record,
@@ -47,17 +44,13 @@ fn doubt(record: &RunRecord, process: &Process, uuid: Uuid) -> Option<&'static s
 }
 
 fn doubtful(pid: u32, doubt: &str) -> BackendError {
-    BackendError::NotSurelyOurs {
-        doubt: format!("pid {pid} is not surely this VM's QEMU: it {doubt}"),
-        look: format!("ps -fp {pid}"),
-    }
+    let doubt = format!("pid {pid} is not surely this VM's QEMU: it {doubt}");
+    BackendError::NotSurelyOurs { doubt, look: format!("ps -fp {pid}") }
 }
 
 fn unrecorded(uuid: Uuid, why: &str) -> BackendError {
-    BackendError::NotSurelyOurs {
-        doubt: format!("it is not known which process is this VM's QEMU: {why}"),
-        look: format!("pgrep -af {uuid}"),
-    }
+    let doubt = format!("it is not known which process is this VM's QEMU: {why}");
+    BackendError::NotSurelyOurs { doubt, look: format!("pgrep -af {uuid}") }
 }
 
 /// A QEMU that does not answer, and is surely the VM's.

@@ -42,18 +42,12 @@ pub(super) async fn ensure(dir: &VmDir, plan: &LaunchPlan) -> Result<()> {
 }
 
 /// Removes the VM's disk, if there is one.
-///
-/// # Errors
-/// What the file system answers.
 pub(super) async fn discard(dir: &VmDir) -> Result<()> {
     let disk = dir.disk();
     off_thread(move || file::remove(&disk), "the disk").await
 }
 
 /// Makes the VM's disk at least `size` bytes large.
-///
-/// # Errors
-/// As [`ensure`].
 pub(super) async fn grow(dir: &VmDir, size: u64) -> Result<()> {
     // A disk with another header is QEMU's to refuse.
     if virtual_size(dir)?.is_some_and(|present| present < size) {
@@ -63,9 +57,6 @@ pub(super) async fn grow(dir: &VmDir, size: u64) -> Result<()> {
 }
 
 /// Reads the size that the guest sees; `None` without a disk, or if it is no qcow2 image.
-///
-/// # Errors
-/// What reading answers.
 pub(super) fn virtual_size(dir: &VmDir) -> Result<Option<u64>> {
     let disk = dir.disk();
     let size = qcow2::virtual_size(&disk);
@@ -84,9 +75,6 @@ impl Drop for TemporaryDisk {
 }
 
 /// Makes an overlay on the VM's disk that takes what the guest writes, of at least `size` bytes.
-///
-/// # Errors
-/// As [`ensure`].
 pub(super) async fn temporary(dir: &VmDir, size: u64) -> Result<TemporaryDisk> {
     let path = dir.0.join(names::TEMPORARY_DISK);
     let size = size.max(virtual_size(dir)?.unwrap_or(0));

@@ -93,9 +93,6 @@ impl Registry {
     }
 
     /// Removes an alias.
-    ///
-    /// # Errors
-    /// What the disk answered.
     pub async fn unlink_image(self: Arc<Self>, alias: String) -> Result<()> {
         self.change_aliases(move |aliases| aliases.remove(&alias)).await
     }
@@ -144,12 +141,8 @@ impl Registry {
     ///
     /// # Errors
     /// As [`Self::set_image_source`]; `NoSource` if there is none.
-    pub async fn command_image(
-        self: Arc<Self>,
-        image: String,
-        command: ImageCommand,
-    ) -> Result<()> {
-        match command {
+    pub async fn command_image(self: Arc<Self>, image: String, verb: ImageCommand) -> Result<()> {
+        match verb {
             ImageCommand::Warm => self.warm_image(image).await,
             ImageCommand::Cold => self.with_images(move |images| images.cool(&image)).await,
             ImageCommand::Refresh => self.with_images(move |images| images.refresh(&image)).await,
@@ -232,7 +225,11 @@ struct LiveVm(Vm);
 
 #[async_trait]
 impl Capture for LiveVm {
-    async fn capture(&self, to: &Path, progress: &ProgressFn) -> Result<Captured, BackendError> {
+    async fn capture(
+        &self,
+        to: &Path,
+        progress: &ProgressFn<'_>,
+    ) -> Result<Captured, BackendError> {
         progress("capturing");
         self.0.capture(to.to_owned()).await.map_err(as_backend_error)
     }

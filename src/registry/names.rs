@@ -23,9 +23,6 @@ pub(super) struct NameLocks(Mutex<HashMap<String, Weak<Lock>>>);
 
 impl NameLocks {
     /// Locks names until the guards are dropped; waits for each for 10 s at most.
-    ///
-    /// # Errors
-    /// [`RegistryError::NameBusy`].
     pub(super) async fn take(&self, names: &[&str]) -> Result<Vec<OwnedMutexGuard<()>>> {
         let mut names = names.to_vec();
         // In one order, so that two operations never wait for each other.

@@ -25,9 +25,6 @@ pub(super) fn fallback_name(uuid: Uuid) -> String {
 }
 
 /// Finds the VMs of a store, numbered from 1, and removes what was not finished when it was written.
-///
-/// # Errors
-/// Only if the store's own directories cannot be used.
 pub(super) fn scan(layout: &Layout, failures: &FailureLog) -> io::Result<Vec<NewVm>> {
     file::private_dir(&layout.vms())?;
     // These can be made again; without them the mount is slower, or requests that need them fail.

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::images::as_backend_error;
-use super::{Registry, RegistryError, Result};
+use super::{Registry, Result};
 use crate::store::file;
 use crate::store::layout::VmDir;
 use crate::vm::backend::{BackendError, Lifetime};
@@ -74,7 +74,11 @@ struct WarmupVm {
 
 #[async_trait]
 impl Capture for WarmupVm {
-    async fn capture(&self, to: &Path, progress: &ProgressFn) -> Result<Captured, BackendError> {
+    async fn capture(
+        &self,
+        to: &Path,
+        progress: &ProgressFn<'_>,
+    ) -> Result<Captured, BackendError> {
         let dir = VmDir(to.join(VM));
         file::private_dir(&dir.0).map_err(BackendError::at("the VM to capture"))?;
         progress("booting");
@@ -95,14 +99,9 @@ impl WarmupVm {
     fn new_vm(&self, dir: VmDir) -> NewVm {
         let image = self.definition.settings.image();
         let name = if is_vm_name(image) { image } else { "warm" }.to_owned();
-        NewVm {
-            id: self.id,
-            uuid: self.definition.uuid,
-            dir,
-            name,
-            definition: Ok(self.definition.clone()),
-            lifetime: Lifetime::Ours,
-        }
+        let definition = self.definition.clone();
+        let (id, uuid, lifetime) = (self.id, definition.uuid, Lifetime::Ours);
+        NewVm { id, uuid, dir, name, definition: Ok(definition), lifetime }
     }
 }
 

@@ -59,9 +59,6 @@ impl Tail {
     }
 
     /// Reads at most `max` bytes at the reader's offset; none if there are none yet.
-    ///
-    /// # Errors
-    /// What opening or reading answers.
     pub fn read(&self, offset: u64, max: usize) -> io::Result<Vec<u8>> {
         let Some(file) = if_there(File::open(&self.path))? else { return Ok(Vec::new()) };
         let mut bytes = vec![0; max];

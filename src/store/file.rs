@@ -22,9 +22,6 @@ const TEMPORARY: &str = ".tmp";
 
 /// Removes the temporary files that a killed process has left of [`replace`] and [`create`] in a directory,
 /// if there is one. Nothing else may write there meanwhile.
-///
-/// # Errors
-/// Whatever reading the directory or removing answers.
 pub fn sweep(dir: &Path) -> io::Result<()> {
     for entry in if_there(fs::read_dir(dir))?.into_iter().flatten() {
         let entry = entry?;
@@ -49,9 +46,6 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// Does what [`replace`] does without waiting for the disk: after a crash of the host, and only then, the
 /// file can be the old one, the new one, absent, or empty.
-///
-/// # Errors
-/// As [`replace`].
 pub fn replace_unsynced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     temporary(path, bytes)?.persist(path).map_err(|e| e.error).map(drop)
 }
@@ -69,9 +63,6 @@ fn dir_of(path: &Path) -> &Path {
 
 /// Writes `path` unless it is there, readable by the owner alone, whole or not at all; says whether
 /// it was written. Of several that try at once, one wins.
-///
-/// # Errors
-/// As [`replace`].
 pub fn create(path: &Path, bytes: &[u8]) -> io::Result<bool> {
     let temporary = temporary(path, bytes)?;
     temporary.as_file().sync_all()?;
@@ -83,9 +74,6 @@ pub fn create(path: &Path, bytes: &[u8]) -> io::Result<bool> {
 }
 
 /// Replaces `path` by `value` as JSON; see [`replace`].
-///
-/// # Errors
-/// As [`replace`].
 pub fn replace_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     let mut bytes = serde_json::to_vec_pretty(value)?;
     bytes.push(b'\n');
@@ -93,25 +81,16 @@ pub fn replace_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
 }
 
 /// Removes a file, if it is there.
-///
-/// # Errors
-/// Whatever unlink(2) answers.
 pub fn remove(path: &Path) -> io::Result<()> {
     if_there(fs::remove_file(path)).map(drop)
 }
 
 /// Adds `bytes` to the end of `path`, in one write.
-///
-/// # Errors
-/// Whatever opening or writing answers.
 pub fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
     open_log(path)?.write_all(bytes)
 }
 
 /// Opens a file to add to its end; it is made if need be, for the owner alone.
-///
-/// # Errors
-/// Whatever opening answers.
 pub fn open_log(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     File::options().append(true).create(true).mode(0o600).open(path)
@@ -142,17 +121,11 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<T> {
 }
 
 /// Makes changes of names in a directory durable.
-///
-/// # Errors
-/// Whatever opening or syncing the directory answers.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
 /// Creates a directory and its parents, for the owner alone. One that is there is kept as it is.
-///
-/// # Errors
-/// Whatever mkdir(2) answers.
 pub fn private_dir(dir: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)

@@ -56,13 +56,9 @@ impl StoreLock {
     /// [`LockError::Taken`] names the other daemon.
     pub fn take(path: &Path, owner: &Owner) -> Result<Self, LockError> {
         let failed = |error| LockError::Io { path: path.to_owned(), error };
-        let mut file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(failed)?;
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false);
+        let mut file = options.open(path).map_err(failed)?;
         let begun = Instant::now();
         loop {
             match file.try_lock() {

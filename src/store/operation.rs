@@ -92,9 +92,6 @@ fn read(dir: &VmDir) -> io::Result<Vec<Operation>> {
 }
 
 /// Says whether an operation of this kind is open.
-///
-/// # Errors
-/// As [`list`].
 pub fn is_open(dir: &VmDir, operation: &Operation) -> io::Result<bool> {
     Ok(holds(&list(dir)?, operation))
 }
@@ -122,9 +119,6 @@ pub fn end(dir: &VmDir, operation: &Operation) -> io::Result<()> {
 
 /// Moves what the files of an earlier version say into `operation.json`. Until that is done, [`list`]
 /// reads them where they are.
-///
-/// # Errors
-/// As [`begin`].
 pub fn convert(dir: &VmDir) -> io::Result<()> {
     if markers::exist(dir) { update(dir, |_| ()) } else { Ok(()) }
 }

@@ -28,18 +28,12 @@ struct Open {
 
 impl Rolling {
     /// Opens it, to continue at its end.
-    ///
-    /// # Errors
-    /// What opening answers.
     pub fn open(path: PathBuf) -> io::Result<Self> {
         let file = open_log(&path)?;
         Ok(Self { path, longest: LONGEST, open: Mutex::new(Open { file, follower: None }) })
     }
 
     /// Calls `follower` with the file now, and with each new file: another program writes to it too.
-    ///
-    /// # Errors
-    /// What `follower` answers.
     pub fn share(&self, follower: fn(&File) -> io::Result<()>) -> io::Result<()> {
         let mut open = self.open.lock();
         open.follower = Some(follower);

@@ -83,9 +83,6 @@ impl Spool {
 
 impl Reader {
     /// Takes at most `max` bytes; none when it has read all that there is.
-    ///
-    /// # Errors
-    /// Whatever reading the file answers.
     pub fn read(&self, max: usize) -> io::Result<Vec<u8>> {
         let mut inner = self.spool.0.lock();
         let at = inner.cursors[&self.id];

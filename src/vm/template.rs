@@ -163,13 +163,14 @@ pub mod names {
 }
 
 /// Takes in how far a capture is, in a few words.
-pub type ProgressFn = dyn Fn(&str) + Send + Sync;
+pub type ProgressFn<'a> = dyn Fn(&str) + Send + Sync + 'a;
 
 /// A machine that can be captured.
 #[async_trait]
 pub trait Capture: Debug + Send + Sync {
     /// Writes its memory and state into an empty directory. `progress` takes words for people.
-    async fn capture(&self, to: &Path, progress: &ProgressFn) -> Result<Captured, BackendError>;
+    async fn capture(&self, to: &Path, progress: &ProgressFn<'_>)
+    -> Result<Captured, BackendError>;
 }
 
 #[cfg(test)]

@@ -14,13 +14,16 @@ use super::RunningQemu;
 use crate::disk::vmstate;
 use crate::qemu::cmdline::{DISK_BACKEND, DISK_NODE};
 use crate::qemu::connect::{self, VcpuStatus};
+use crate::qemu::qmp::refused;
 use crate::qemu::vm_disk;
 use crate::store::operation::{self, Operation};
-use crate::vm::backend::{BackendError, Result};
+use crate::vm::backend::Result;
 use crate::vm::driver::off_thread;
 
 /// How much is overwritten at a time. QEMU answers when that is done, which frees clusters one by one.
 const PIECE: u64 = 256 << 20;
+/// The monitor's command that uses the disk.
+const QEMU_IO: &str = "qemu-io";
 
 impl RunningQemu {
     pub(super) async fn resize_disk(&self, bytes: u64) -> Result<()> {
@@ -80,7 +83,9 @@ impl RunningQemu {
         let left = self.data(move |disk| vmstate::data_within(disk, &memory)).await?;
         match left.is_empty() {
             true => Ok(()),
-            false => Err(refused("QEMU cannot overwrite the old memory where the disk ends")),
+            false => {
+                Err(refused(QEMU_IO, "QEMU cannot overwrite the old memory where the disk ends"))
+            }
         }
     }
 
@@ -94,14 +99,10 @@ impl RunningQemu {
 
     /// Has QEMU use the disk on the device's behalf: it lets nobody else write to it.
     async fn qemu_io(&self, command: &str) -> Result<()> {
-        let said = self.monitor(&format!("qemu-io -d {DISK_BACKEND} \"{command}\"")).await?;
+        let said = self.monitor(&format!("{QEMU_IO} -d {DISK_BACKEND} \"{command}\"")).await?;
         match said.trim() {
             "" => Ok(()),
-            text => Err(refused(text)),
+            text => Err(refused(QEMU_IO, text)),
         }
     }
-}
-
-fn refused(text: &str) -> BackendError {
-    BackendError::QmpRefused { command: "qemu-io".to_owned(), text: text.to_owned() }
 }

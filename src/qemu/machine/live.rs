@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::RunningQemu;
 use crate::qemu::cmdline::{self, DISC_NODES, DRIVE_ID, NET_ID};
 use crate::qemu::connect;
+use crate::qemu::qmp::refused;
 use crate::vm::backend::{BackendError, Result};
 use crate::vm::driver::off_thread;
 use crate::vm::spec::net::{Forward, Protocol};
@@ -61,10 +62,8 @@ impl RunningQemu {
         }
         let after = self.forwards().await?;
         let new = after.into_iter().find(|f| f.guest == forward.guest && !before.contains(f));
-        new.map(|f| f.host).ok_or_else(|| BackendError::QmpRefused {
-            command: "hostfwd_add".to_owned(),
-            text: format!("{forward} is not among its forwards"),
-        })
+        let missing = || refused("hostfwd_add", format!("{forward} is not among its forwards"));
+        new.map(|f| f.host).ok_or_else(missing)
     }
 
     pub(super) async fn close_port(&self, bound: &Forward) -> Result<()> {
@@ -72,9 +71,7 @@ impl RunningQemu {
         let place = format!("{}:{address}:{host}", protocol.word());
         let said = self.monitor(&format!("hostfwd_remove {NET_ID} {place}")).await?;
         let gone = said.contains("removed") || said.contains("not found");
-        let text = said.trim().to_owned();
-        let command = "hostfwd_remove".to_owned();
-        gone.then_some(()).ok_or(BackendError::QmpRefused { command, text })
+        gone.then_some(()).ok_or_else(|| refused("hostfwd_remove", said.trim()))
     }
 
     async fn forwards(&self) -> Result<Vec<Forward>> {
@@ -93,11 +90,9 @@ impl RunningQemu {
             let keys: Vec<Value> = chord.iter().map(key).collect();
             match self.ask_with("send-key", json!({"keys": keys})).await {
                 Err(BackendError::QmpRefused { text, command }) => {
-                    let unknown = chord.iter().find(|k| text.contains(&format!("'{k}'")));
-                    return Err(unknown
-                        .map_or(BackendError::QmpRefused { text, command }, |key| {
-                            BackendError::UnknownKey { key: key.clone() }
-                        }));
+                    let unknown = chord.iter().find(|k| text.contains(&format!("'{k}'"))).cloned();
+                    let unknown = unknown.map(|key| BackendError::UnknownKey { key });
+                    return Err(unknown.unwrap_or(BackendError::QmpRefused { text, command }));
                 }
                 other => other?,
             };

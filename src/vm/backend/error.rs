@@ -111,6 +111,11 @@ impl BackendError {
         matches!(self, Self::QemuDied { .. } | Self::HalfRestored { .. })
     }
 
+    /// Says what stands against something, with the errno that goes with it, 0 without one.
+    pub fn fact(what: impl Into<String>, fact: impl Into<String>, errno: i32) -> Self {
+        Self::Io { what: what.into(), error: fact.into(), errno }
+    }
+
     /// Wraps the system errors of what is done with `what`, as [`Self::io`] does.
     pub fn at(what: impl fmt::Display) -> impl FnOnce(io::Error) -> Self {
         move |error| Self::io(what.to_string(), &error)
@@ -142,16 +147,13 @@ impl From<DiskError> for BackendError {
                 Self::Missing { program: programs::QEMU_IMG.name.to_owned(), remedy }
             }
             DiskError::NoSpace { said } => Self::NoSpace { what: said },
-            DiskError::QemuImg { what, said } => Self::Io {
-                what: format!("{} could not {what}", programs::QEMU_IMG.name),
-                error: said,
-                errno: 0,
-            },
-            DiskError::InUse { path } => Self::Io {
-                what: format!("the disk {}", path.display()),
-                error: "another program uses it; `fuser -v` says which".to_owned(),
-                errno: libc::EBUSY,
-            },
+            DiskError::QemuImg { what, said } => {
+                Self::fact(format!("{} could not {what}", programs::QEMU_IMG.name), said, 0)
+            }
+            DiskError::InUse { path } => {
+                let fact = "another program uses it; `fuser -v` says which";
+                Self::fact(format!("the disk {}", path.display()), fact, libc::EBUSY)
+            }
             DiskError::NoRoomInTable { length } => Self::NoRoomInTable { length },
             DiskError::Io { what, error } => Self::io(what, &error),
         }

@@ -335,9 +335,6 @@ pub(crate) async fn off_thread<T: Send + 'static>(
 ) -> Result<T, BackendError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result.map_err(|e| BackendError::io(what, &e)),
-        Err(panic) => {
-            let error = panic.to_string();
-            Err(BackendError::Io { what: what.into(), error, errno: 0 })
-        }
+        Err(panic) => Err(BackendError::fact(what, panic.to_string(), 0)),
     }
 }
