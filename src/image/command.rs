@@ -15,7 +15,6 @@ use crate::vm::backend::BackendError;
 pub(super) struct Tool {
     /// Its name, looked up in `PATH` and where administrators' programs are.
     pub(super) name: &'static str,
-    /// What to do when it is not installed.
     pub(super) remedy: &'static str,
 }
 

@@ -9,18 +9,14 @@ use std::sync::Arc;
 pub(super) struct FileNode {
     /// Permission bits, without the type.
     pub(super) mode: u16,
-    /// What it is.
     pub(super) body: FileBody,
 }
 
 /// What a file is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum FileBody {
-    /// A directory.
     Directory,
-    /// A regular file.
     File(Arc<[u8]>),
-    /// A symbolic link and its target.
     Symlink(String),
 }
 
@@ -29,17 +25,14 @@ pub(super) enum FileBody {
 pub(super) struct FileTree(BTreeMap<String, FileNode>);
 
 impl FileTree {
-    /// Adds a directory.
     pub(super) fn directory(&mut self, path: &str, mode: u16) {
         self.insert(path, mode, FileBody::Directory);
     }
 
-    /// Adds a regular file.
     pub(super) fn file(&mut self, path: &str, mode: u16, bytes: impl Into<Arc<[u8]>>) {
         self.insert(path, mode, FileBody::File(bytes.into()));
     }
 
-    /// Adds a symbolic link.
     pub(super) fn symlink(&mut self, path: &str, target: &str) {
         self.insert(path, 0o777, FileBody::Symlink(target.to_owned()));
     }
@@ -54,7 +47,6 @@ impl FileTree {
         self.0.insert(path.to_owned(), FileNode { mode, body });
     }
 
-    /// Says whether something has this path.
     pub(super) fn contains(&self, path: &str) -> bool {
         self.0.contains_key(path)
     }

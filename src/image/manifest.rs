@@ -16,10 +16,9 @@ use crate::store::file;
 use crate::vm::backend::{BootImage, SeedKind};
 use crate::vm::spec::ImageSettings;
 
-/// An image as described on disk.
+/// An image as described on disk; `BootImage` says what most of it means.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Manifest {
-    /// Version of this format: 1.
     pub(super) version: u32,
     /// `builtin:tiny`.
     pub(super) source: String,
@@ -27,21 +26,13 @@ pub(super) struct Manifest {
     pub(super) kind: String,
     /// `sha256:…` over the contents; empty until sealed.
     pub(super) digest: String,
-    /// The base disk.
     pub(super) disk: PathBuf,
-    /// Its format.
     pub(super) format: DiskFormat,
-    /// Its virtual size in bytes.
     pub(super) disk_size: u64,
-    /// A kernel for direct boot.
     pub(super) kernel: Option<PathBuf>,
-    /// Its initial RAM disk.
     pub(super) initrd: Option<PathBuf>,
-    /// Its command line.
     pub(super) cmdline: String,
-    /// The guest opens the virtio-serial port `org.aqfs.ready` when SSH listens.
     pub(super) announces: bool,
-    /// How the guest gets its name and keys.
     #[serde(default)]
     pub(super) seed: SeedKind,
     /// What it was made of, for people.
@@ -49,7 +40,6 @@ pub(super) struct Manifest {
     /// The number of the recipe that it was made by; 0: it had none.
     #[serde(default)]
     pub(super) recipe: u32,
-    /// The settings that it carries to its VMs.
     #[serde(default)]
     pub(super) settings: ImageSettings,
 }
@@ -85,7 +75,6 @@ impl Manifest {
         }
     }
 
-    /// Reads the manifest of the image in `dir`.
     pub(super) fn read(dir: &Path) -> io::Result<Self> {
         let manifest: Self = file::read_json(&dir.join(NAME))?;
         let foreign = manifest.version != VERSION;
@@ -109,7 +98,6 @@ impl Manifest {
         Ok(self)
     }
 
-    /// Writes the manifest alone.
     pub(super) fn write(&self, dir: &Path) -> io::Result<()> {
         let path = dir.join(NAME);
         file::replace_json(&path, self)?;
@@ -168,7 +156,6 @@ impl Manifest {
     }
 }
 
-/// Returns the name of an image's disk.
 pub(super) fn disk_name(format: DiskFormat) -> &'static str {
     match format {
         DiskFormat::Raw => "disk.raw",

@@ -31,17 +31,14 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Hands every report to `report`.
     pub(super) fn new(report: impl Fn(ImageStatus, String) + Send + Sync + 'static) -> Self {
         Self { report: Box::new(report) }
     }
 
-    /// Reports what is being fetched.
     pub(super) fn fetching(&self, what: impl Into<String>) {
         (self.report)(ImageStatus::Fetching, what.into());
     }
 
-    /// Reports what is being made.
     pub(super) fn building(&self, what: impl Into<String>) {
         (self.report)(ImageStatus::Building, what.into());
     }
@@ -56,30 +53,15 @@ impl Progress {
 /// Why an image could not be made.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BuildError {
-    /// A program failed.
+    /// A program failed, with this last line on stderr.
     #[error("{tool}: {said}")]
-    Tool {
-        /// The program.
-        tool: &'static str,
-        /// The last line of its stderr.
-        said: String,
-    },
-    /// The distribution does not have what is needed.
+    Tool { tool: &'static str, said: String },
+    /// The distribution does not have what is needed; what to do.
     #[error("{what}; {remedy}")]
-    Unavailable {
-        /// What is not there.
-        what: String,
-        /// What to do.
-        remedy: &'static str,
-    },
+    Unavailable { what: String, remedy: &'static str },
     /// An input is not what it should be.
     #[error("{what}: {reason}")]
-    Malformed {
-        /// The input.
-        what: String,
-        /// What is wrong with it.
-        reason: String,
-    },
+    Malformed { what: String, reason: String },
     /// The system, or another part, refused.
     #[error(transparent)]
     Backend(#[from] BackendError),
@@ -94,7 +76,6 @@ impl BuildError {
         move |error| BackendError::io(path.display().to_string(), &error).into()
     }
 
-    /// Says that an input is damaged.
     pub(super) fn malformed(what: impl Into<String>, reason: impl fmt::Display) -> Self {
         Self::Malformed { what: what.into(), reason: reason.to_string() }
     }

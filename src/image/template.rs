@@ -27,9 +27,7 @@ const VERSION: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct StoredTemplate {
     version: u32,
-    /// When it was captured.
     created: SystemTime,
-    /// The machine's shape.
     shape: Shape,
     /// The settings that it ran with; earlier versions did not store them.
     settings: Option<ImageSettings>,
@@ -67,7 +65,6 @@ impl StoredTemplate {
         file::replace_json(&path, self).map_err(BuildError::at(&path))
     }
 
-    /// Reads the one in `dir`.
     pub(super) fn read(dir: &Path) -> io::Result<Self> {
         let stored: Self = file::read_json(&dir.join(NAME))?;
         match stored.version {
@@ -76,7 +73,6 @@ impl StoredTemplate {
         }
     }
 
-    /// Describes it for people.
     pub(super) fn summary(&self) -> String {
         let pause = self.pause.as_secs_f64() * 1000.0;
         format!("{} pause {pause:.0}ms", self.shape.summary())

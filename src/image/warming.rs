@@ -39,7 +39,6 @@ impl TemplateStatus {
         }
     }
 
-    /// Describes it.
     pub(super) fn status(&self) -> WarmStatus {
         match self {
             Self::Cold => WarmStatus::Cold,

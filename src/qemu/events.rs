@@ -76,7 +76,6 @@ impl EventSink {
         self.sender.send(event).await.ok();
     }
 
-    /// Says whether the machine has been shut down.
     pub(super) fn has_shut_down(&self) -> bool {
         self.taken.lock().shut_down
     }

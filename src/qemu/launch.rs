@@ -66,7 +66,6 @@ pub(super) struct StartedMachine {
 }
 
 impl StartedMachine {
-    /// Ends the machine.
     pub(super) async fn end(self) {
         // Whatever it answers, the guard kills it.
         self.parts.qmp.execute("quit", json!({})).await.ok();
@@ -159,7 +158,6 @@ pub(super) fn machine<'a>(plan: &'a LaunchPlan, qemu: &'a Installation) -> &'a s
     plan.spec.machine.as_deref().unwrap_or(&qemu.machine)
 }
 
-/// Returns the shape of a machine of this plan.
 pub(super) fn shape(plan: &LaunchPlan, qemu: &Installation) -> Result<Shape> {
     let disk = vm_disk::virtual_size(&VmDir(plan.dir.clone()))?;
     Ok(Shape {

@@ -86,13 +86,11 @@ impl<'a> Migration<'a> {
         Ok(Self { qmp, events })
     }
 
-    /// Begins to send.
     pub(super) async fn send(&self, to: &OwnedFd) -> Result<()> {
         self.qmp.give(FD, to).await?;
         self.qmp.execute("migrate", json!({"uri": format!("fd:{FD}")})).await.map(drop)
     }
 
-    /// Begins to receive.
     pub(super) async fn receive(&self, from: &OwnedFd) -> Result<()> {
         self.qmp.give(FD, from).await?;
         self.qmp.execute("migrate-incoming", json!({"uri": format!("fd:{FD}")})).await.map(drop)

@@ -102,7 +102,6 @@ type Talks = Arc<Mutex<Vec<Weak<Talk>>>>;
 /// The receiver of a reply.
 #[derive(Debug)]
 enum Waiting {
-    /// A command of our own.
     Own(oneshot::Sender<Result<Value, String>>),
     /// A user's conversation, with the `id` that it gave.
     Talk(Arc<Talk>, Option<Box<RawValue>>),
@@ -171,7 +170,6 @@ impl Qmp {
         &self.version
     }
 
-    /// Returns the line with which it greeted.
     pub(super) fn greeting(&self) -> &[u8] {
         &self.greeting
     }
@@ -302,12 +300,10 @@ fn send_fd(stream: &UnixStream, line: &[u8], fd: &OwnedFd) -> io::Result<usize> 
     Ok(sent)
 }
 
-/// Says that QEMU has refused a command.
 pub(super) fn refused(command: &str, text: impl Into<String>) -> BackendError {
     BackendError::QmpRefused { command: command.to_owned(), text: text.into() }
 }
 
-/// Says that QEMU has not answered a command in time.
 pub(super) fn timed_out(command: &str, limit: Duration) -> BackendError {
     BackendError::QmpTimeout { command: command.to_owned(), seconds: limit.as_secs() }
 }

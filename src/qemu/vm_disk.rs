@@ -41,7 +41,6 @@ pub(super) async fn ensure(dir: &VmDir, plan: &LaunchPlan) -> Result<()> {
     off_thread(publish, "the disk").await
 }
 
-/// Removes the VM's disk, if there is one.
 pub(super) async fn discard(dir: &VmDir) -> Result<()> {
     let disk = dir.disk();
     off_thread(move || file::remove(&disk), "the disk").await

@@ -86,7 +86,6 @@ impl Aliases {
         })
     }
 
-    /// Removes an alias.
     pub(super) fn remove(&self, name: &str) -> io::Result<()> {
         self.change(|links| drop(links.by_name.remove(name)))
     }

@@ -115,6 +115,11 @@ impl Layout {
     pub fn current_version(&self, image: &str) -> PathBuf {
         self.image(image).join("current")
     }
+
+    /// Returns the directory of the templates of an image's first version.
+    pub fn templates(&self, image: &str) -> PathBuf {
+        self.image(image).join(TEMPLATES)
+    }
 }
 
 paths! {

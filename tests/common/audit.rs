@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use aqfs::store::layout::{Layout, TEMPLATES, VmDir};
+use aqfs::store::layout::{Layout, VmDir};
 use aqfs::store::operation;
 
 use super::{BOOT, Mounted, eventually};
@@ -68,7 +68,7 @@ pub(crate) fn images(aq: &Mounted, found: &mut Vec<String>) {
     let hidden = names(&aq.store().images()).into_iter().filter(|n| n.starts_with('.'));
     found.extend(hidden.map(|name| format!("images/{name} is left")));
     for image in names(&aq.store().images()) {
-        let templates = aq.store().image(&image).join(TEMPLATES);
+        let templates = aq.store().templates(&image);
         let there = if templates.exists() { names(&templates) } else { Vec::new() };
         let half = there.into_iter().filter(|name| !is_whole(&templates.join(name)));
         found.extend(half.map(|name| format!("images/{image}/warm/{name} is left")));
