@@ -45,18 +45,19 @@ impl Daemon {
         self.root.path().join("mnt")
     }
 
-    /// Blocks every worker until the barrier is met once more.
+    /// Blocks every worker until the barrier is met once more. One after the other: a worker that takes
+    /// two tasks at once and blocks in the first one may keep the second from every other worker.
     fn block(&self) -> Arc<Barrier> {
-        let begun = Arc::new(Barrier::new(WORKERS + 1));
         let end = Arc::new(Barrier::new(WORKERS + 1));
         for _ in 0..WORKERS {
-            let (begun, end) = (Arc::clone(&begun), Arc::clone(&end));
+            let (begun, has_begun) = std::sync::mpsc::channel();
+            let end = Arc::clone(&end);
             self.runtime.as_ref().unwrap().spawn(async move {
-                begun.wait();
+                begun.send(()).unwrap();
                 end.wait();
             });
+            has_begun.recv_timeout(Duration::from_secs(10)).expect("a worker takes it");
         }
-        begun.wait();
         end
     }
 }
