@@ -1,7 +1,7 @@
 //! The tree: which names exist and what is done with them, over the descriptors of `directories/`.
 //!
 //! No kernel and no sockets: every operation is a plain function that answers now or returns a
-//! future ([`Answer`]); it neither awaits nor reads a clock, so it is tested without a mount.
+//! future (`Answer`); it neither awaits nor reads a clock, so it is tested without a mount.
 
 mod answer;
 mod control;
