@@ -20,8 +20,8 @@ use tokio::runtime::Handle;
 use self::serial_line::SerialLine;
 use super::tty::Terminals;
 use crate::vm::VmError;
-use crate::vm::backend::{BackendError, Console, ConsoleAccess};
-use crate::vm::stream::{Listener, Readiness, Stream, Text};
+use crate::vm::backend::{BackendError, Console};
+use crate::vm::stream::{Listener, Readiness, Stream, StreamAccess, Text};
 
 /// The serial line of one VM.
 #[derive(Debug)]
@@ -75,13 +75,13 @@ impl Console for SerialConsole {
         }
     }
 
-    fn open(&self, access: ConsoleAccess) -> Arc<dyn Stream> {
+    fn open(&self, access: StreamAccess) -> Arc<dyn Stream> {
         let line = Arc::clone(&self.run.lock().line);
         match access {
-            ConsoleAccess::Watch => Arc::new(Opened::new(line, Some(Start::Scrollback))),
-            ConsoleAccess::Talk => Arc::new(Opened::new(line, Some(Start::Now))),
-            ConsoleAccess::Send => Arc::new(Opened::new(line, None)),
-            ConsoleAccess::Peek => Arc::new(scrollback(&line)),
+            StreamAccess::Read => Arc::new(Opened::new(line, Some(Start::Scrollback))),
+            StreamAccess::Converse => Arc::new(Opened::new(line, Some(Start::Now))),
+            StreamAccess::Write => Arc::new(Opened::new(line, None)),
+            StreamAccess::Peek => Arc::new(scrollback(&line)),
         }
     }
 

@@ -20,8 +20,8 @@ use super::qmp::Qmp;
 use super::{capture, live_snapshot, migration_stream, repair, run_record, snapshot_shapes};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
-    BackendError, ExitReport, LaunchPlan, Launched, Machine, MachineEvent, MonitorAccess, Result,
-    RunFacts, SnapshotOp,
+    BackendError, ExitReport, LaunchPlan, Launched, Machine, MachineEvent, Result, RunFacts,
+    SnapshotOp,
 };
 use crate::vm::live::InForce;
 use crate::vm::spec::net::Forward;
@@ -29,7 +29,7 @@ use crate::vm::template::Template;
 
 mod grow;
 pub mod live;
-use crate::vm::stream::Stream;
+use crate::vm::stream::{Stream, StreamAccess};
 
 /// The steps of `kill`, with what each may take: QEMU flushes its disks on `quit` and on SIGTERM,
 /// and the kernel needs a while to free a large memory after SIGKILL.
@@ -300,7 +300,7 @@ impl Machine for RunningQemu {
         end_by_signals(&self.parts.process, &self.parts.ended).await
     }
 
-    fn monitor(&self, access: MonitorAccess) -> Arc<dyn Stream> {
+    fn monitor(&self, access: StreamAccess) -> Arc<dyn Stream> {
         Arc::new(Conversation::open(&self.parts.qmp, access))
     }
 }

@@ -14,8 +14,7 @@ use tokio::sync::mpsc;
 
 use super::qmp::Qmp;
 use crate::vm::VmError;
-use crate::vm::backend::MonitorAccess;
-use crate::vm::stream::{Bell, Listener, Readiness, Stream};
+use crate::vm::stream::{Bell, Listener, Readiness, Stream, StreamAccess};
 
 /// The longest line taken in.
 const LINE: usize = 64 << 10;
@@ -47,7 +46,7 @@ struct Command {
 /// What a conversation and the connection have in common: the lines for its reader.
 #[derive(Debug)]
 pub struct Talk {
-    access: MonitorAccess,
+    access: StreamAccess,
     inner: Mutex<TalkState>,
     bell: Bell,
 }
@@ -63,7 +62,7 @@ struct TalkState {
 
 impl Conversation {
     /// Opens one, which begins with QEMU's greeting.
-    pub fn open(qmp: &Qmp, access: MonitorAccess) -> Self {
+    pub fn open(qmp: &Qmp, access: StreamAccess) -> Self {
         let talk = Arc::new(Talk { access, inner: Mutex::default(), bell: Bell::default() });
         talk.say(qmp.greeting());
         qmp.join(&talk);
@@ -195,7 +194,7 @@ impl Talk {
     }
 
     fn say(&self, line: &[u8]) {
-        if self.access != MonitorAccess::Send {
+        if self.access != StreamAccess::Write {
             let mut inner = self.inner.lock();
             inner.unread.extend(line.trim_ascii_end());
             inner.unread.extend(b"\r\n");
@@ -214,7 +213,7 @@ impl Stream for Conversation {
     fn try_read(&self, max: usize) -> Option<Result<Vec<u8>, VmError>> {
         let mut inner = self.talk.inner.lock();
         if inner.unread.is_empty() {
-            let ended = inner.over || self.talk.access == MonitorAccess::Send;
+            let ended = inner.over || self.talk.access == StreamAccess::Write;
             return ended.then(|| Ok(Vec::new()));
         }
         let taken = inner.unread.len().min(max);
@@ -245,7 +244,7 @@ impl Stream for Conversation {
 
     fn readiness(&self) -> Readiness {
         let inner = self.talk.inner.lock();
-        let ended = inner.over || self.talk.access == MonitorAccess::Send;
+        let ended = inner.over || self.talk.access == StreamAccess::Write;
         Readiness {
             readable: ended || !inner.unread.is_empty(),
             writable: inner.over || inner.has_room(),

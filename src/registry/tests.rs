@@ -9,7 +9,7 @@ use crate::vm::backend::SnapshotOp;
 use crate::vm::caller::ProcessId;
 use crate::vm::dropped::Remover;
 use crate::vm::fake::{Script, backends, clean_exit};
-use crate::vm::state::State;
+use crate::vm::state::{Command, State};
 
 const ME: Remover = Some(ProcessId { pid: 7, start: 7 });
 
@@ -62,8 +62,8 @@ fn tags(vm: &Vm) -> Vec<String> {
 async fn an_undo_brings_back_what_the_same_process_has_dropped() {
     let f = fixture().await;
     let vm = f.off("vm1", &["a", "b"]).await;
-    vm.clone().drop_snapshot("a".into(), ME).await.unwrap();
-    vm.clone().drop_snapshot("b".into(), None).await.unwrap();
+    vm.perform(Command::Snapshot(SnapshotOp::Drop("a".into()), ME)).await.unwrap();
+    vm.perform(Command::Snapshot(SnapshotOp::Drop("b".into()), None)).await.unwrap();
     f.remove("vm1").await.unwrap();
     assert!(f.registry.is_empty());
     sleep(Duration::from_secs(600)).await;
@@ -74,7 +74,7 @@ async fn an_undo_brings_back_what_the_same_process_has_dropped() {
 async fn a_vm_that_cannot_be_moved_to_the_trash_is_there_and_usable() {
     let f = fixture().await;
     let vm = f.off("vm1", &["a"]).await;
-    vm.clone().drop_snapshot("a".into(), ME).await.unwrap();
+    vm.perform(Command::Snapshot(SnapshotOp::Drop("a".into()), ME)).await.unwrap();
     // No name in the trash is free: it is a file.
     let trash = f.registry.layout().trash();
     fs::remove_dir(&trash).unwrap();
@@ -93,7 +93,7 @@ async fn a_vm_that_does_not_answer_holds_up_no_other_and_can_be_renamed() {
     let f = fixture().await;
     let vm = f.off("slow", &["a"]).await;
     f.off("other", &[]).await;
-    vm.clone().drop_snapshot("a".into(), ME).await.unwrap();
+    vm.perform(Command::Snapshot(SnapshotOp::Drop("a".into()), ME)).await.unwrap();
     // After a minute the snapshot is dropped, which hangs.
     *f.script.slow.lock() = Duration::from_secs(24 * 3600);
     sleep(Duration::from_secs(61)).await;

@@ -104,7 +104,7 @@ mod tests {
         let registry = Registry::open(Layout::new(store.path()), backends(&script)).await.unwrap();
         let registry = Arc::new(registry);
         let vm = Arc::clone(&registry).create("vm1".to_owned()).await.unwrap();
-        vm.jobs().make("build").unwrap();
+        vm.exec().make("build").unwrap();
         vm.perform(Command::Start { paused: false }).await.unwrap();
         vm.perform(SnapshotOp::Take("clean".to_owned()).into()).await.unwrap();
         let (tree, mut seen) = (Tree::new(registry), Vec::new());

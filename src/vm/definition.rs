@@ -54,7 +54,7 @@ impl TryFrom<Stored> for Definition {
         let Stored { version, uuid, created, spec, own } = stored;
         let settings = match version {
             1 => VmSettings::fixed(spec),
-            VERSION => VmSettings::stored(spec, own),
+            VERSION => VmSettings { values: spec, own },
             other => {
                 return Err(format!("it has version {other}; this aqfs reads 1 and {VERSION}"));
             }
@@ -66,7 +66,7 @@ impl TryFrom<Stored> for Definition {
 impl From<Definition> for Stored {
     fn from(definition: Definition) -> Self {
         let Definition { version: _, uuid, created, settings } = definition;
-        let (spec, own) = settings.into_stored();
+        let VmSettings { values: spec, own } = settings;
         Self { version: VERSION, uuid, created, spec, own }
     }
 }

@@ -41,7 +41,6 @@ impl Mark {
         Self { id, created, tag, by }
     }
 
-    /// Says whether this is the mark of a snapshot.
     pub(crate) fn is_of(&self, snapshot: &SnapshotInfo) -> bool {
         (&self.id, self.created) == (&snapshot.id, snapshot.created)
     }
@@ -88,22 +87,18 @@ impl DroppedSnapshots {
         Self { path, marks, disk: Arc::default() }
     }
 
-    /// Says whether a snapshot is marked.
     pub(crate) fn hides(&self, snapshot: &SnapshotInfo) -> bool {
         self.marks.lock().all.iter().any(|mark| mark.is_of(snapshot))
     }
 
-    /// Says whether there is no mark.
     pub(crate) fn is_empty(&self) -> bool {
         self.marks.lock().all.is_empty()
     }
 
-    /// Lists the marks.
     pub(crate) fn list(&self) -> Vec<Mark> {
         self.marks.lock().all.clone()
     }
 
-    /// Returns the number of changes so far.
     pub(crate) fn changes(&self) -> u64 {
         self.marks.lock().changes
     }
@@ -113,7 +108,6 @@ impl DroppedSnapshots {
         Arc::clone(&self.disk)
     }
 
-    /// Says whether the VM is being removed.
     pub(crate) fn is_removing(&self) -> bool {
         self.marks.lock().removing
     }

@@ -30,7 +30,7 @@ use super::backend::{BackendError, Exit, GuestSession};
 use super::caller::Caller;
 use super::job::{Job, Origin, Output, Stage};
 use super::state::{Asked, Refusal};
-use super::stream::{Listener, Nothing, Readiness, Stream};
+use super::stream::{Listener, Nothing, Readiness, Stream, StreamAccess};
 use crate::store::spool::Spool;
 
 /// How long a command waits for a guest that is coming up. A cold boot under translation takes
@@ -62,19 +62,6 @@ impl Link {
     }
 }
 
-/// How `exec` is opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ExecAccess {
-    /// Read only: the output of the caller's last command.
-    Read,
-    /// Write only: one command.
-    Write,
-    /// Read and write: a private conversation.
-    Converse,
-    /// A crawler: what is there, then end of file.
-    Peek,
-}
-
 /// The `exec` file of one VM.
 #[derive(Debug)]
 pub struct Exec(Arc<Shared>);
@@ -97,18 +84,19 @@ impl Exec {
     ///
     /// # Errors
     /// [`Refusal::Off`] when the VM is off, except for reading what an earlier command left.
-    pub fn open(&self, caller: Caller, access: ExecAccess) -> Result<Arc<dyn Stream>, VmError> {
+    pub fn open(&self, caller: Caller, access: StreamAccess) -> Result<Arc<dyn Stream>, VmError> {
         match access {
-            ExecAccess::Write => {
+            StreamAccess::Write => {
                 self.0.admit()?;
-                Ok(Arc::new(Draft::new(Arc::clone(&self.0), caller)))
+                let (shared, text) = (Arc::clone(&self.0), Mutex::new(Text::Empty));
+                Ok(Arc::new(Draft { shared, writer: caller, text }))
             }
-            ExecAccess::Converse => {
+            StreamAccess::Converse => {
                 self.0.admit()?;
                 Ok(Arc::new(Conversation::new(Arc::clone(&self.0), caller)))
             }
-            ExecAccess::Read => self.0.read(&caller),
-            ExecAccess::Peek => {
+            StreamAccess::Read => self.0.read(&caller),
+            StreamAccess::Peek => {
                 let job = self.0.jobs.last(&caller, |job| job.origin() == Origin::Exec);
                 Ok(Playback::of(job.map(|job| job.output()), true))
             }
@@ -238,10 +226,6 @@ enum Text {
 }
 
 impl Draft {
-    fn new(shared: Arc<Shared>, writer: Caller) -> Self {
-        Self { shared, writer, text: Mutex::new(Text::Empty) }
-    }
-
     /// Text that comes after a reader has started the command begins the next one.
     fn collect(&self, text: &mut Text, data: &[u8]) -> Result<(), VmError> {
         loop {

@@ -25,7 +25,7 @@ use super::live::{Bound, InForce};
 use super::memory::{Ledger, Ram};
 use super::spec::net::Forward;
 use super::spec::{AccelChoice, ImageSettings, VmSpec};
-use super::stream::{Bell, Listener, Readiness, Stream};
+use super::stream::{Bell, Listener, Readiness, Stream, StreamAccess};
 use super::template::{Capture, Layer, Memory, Shape, Template, WarmStatus};
 use crate::programs::Program;
 use crate::store::failure_log::FailureLog;

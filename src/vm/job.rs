@@ -171,18 +171,15 @@ impl Job {
         })
     }
 
-    /// Returns its number.
-    pub fn id(&self) -> JobId {
+    pub(crate) fn id(&self) -> JobId {
         self.id
     }
 
-    /// Returns who has made it.
-    pub fn origin(&self) -> Origin {
+    pub(crate) fn origin(&self) -> Origin {
         self.origin
     }
 
-    /// Returns its name at this moment.
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         self.label.lock().name.clone()
     }
 
@@ -191,13 +188,11 @@ impl Job {
         name.clone_into(&mut self.label.lock().name);
     }
 
-    /// Returns when its state last changed.
-    pub fn changed(&self) -> SystemTime {
+    pub(crate) fn changed(&self) -> SystemTime {
         self.label.lock().changed
     }
 
-    /// Returns who wrote it.
-    pub fn writer(&self) -> Caller {
+    pub(crate) fn writer(&self) -> Caller {
         self.label.lock().writer.clone()
     }
 
@@ -206,18 +201,15 @@ impl Job {
         self.label.lock().writer = writer;
     }
 
-    /// Returns its text.
-    pub fn text(&self) -> Vec<u8> {
+    pub(crate) fn text(&self) -> Vec<u8> {
         self.text.lock().clone()
     }
 
-    /// Returns its input.
-    pub fn input(&self) -> &Arc<Input> {
+    pub(crate) fn input(&self) -> &Arc<Input> {
         &self.input
     }
 
-    /// Returns what it is run with.
-    pub fn options(&self) -> ExecOptions {
+    pub(crate) fn options(&self) -> ExecOptions {
         self.options.lock().clone()
     }
 
@@ -264,9 +256,6 @@ impl Job {
     }
 
     /// Carries out a line of its `ctl`.
-    ///
-    /// # Errors
-    /// [`JobError::Usage`], or what its state does not admit.
     pub fn obey(&self, line: &str) -> Result<(), JobError> {
         match order::parse(line)? {
             Order::Prepare(name, change) => {
@@ -348,8 +337,7 @@ impl Job {
         }
     }
 
-    /// Says whether it has ended, well or not.
-    pub fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         matches!(*self.state.lock(), State::Done(_) | State::Lost(_))
     }
 

@@ -109,20 +109,16 @@ async fn exchange(
         }
         removed.push(*gone);
     }
-    let mut added = Vec::new();
     for forward in wanted {
-        if let Some(there) = now.iter().find(|b| b.forward == *forward) {
-            bound.push(*there);
-            continue;
-        }
-        match machine.add_forward(forward).await {
-            Ok(port) => {
-                let new = Bound { forward: *forward, port };
-                added.push(new);
-                bound.push(new);
-            }
+        let port = match now.iter().find(|b| b.forward == *forward) {
+            Some(there) => Ok(there.port),
+            None => machine.add_forward(forward).await,
+        };
+        match port {
+            Ok(port) => bound.push(Bound { forward: *forward, port }),
             Err(error) => {
-                take_back(machine, &added, &removed).await;
+                bound.retain(|b| !now.contains(b));
+                take_back(machine, &bound, &removed).await;
                 return Err(error);
             }
         }

@@ -43,8 +43,7 @@ impl Need {
         }
     }
 
-    /// Returns all of it.
-    pub fn total(self) -> u64 {
+    pub(crate) fn total(self) -> u64 {
         self.guest.saturating_add(self.overhead)
     }
 }
@@ -65,15 +64,6 @@ impl Supply {
     }
 }
 
-/// The VM that is promised most.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Largest {
-    /// Its name.
-    pub name: String,
-    /// What it is promised, in bytes.
-    pub bytes: u64,
-}
-
 /// The host cannot hold another VM.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -85,23 +75,21 @@ pub struct Largest {
 pub struct Shortage {
     need: Need,
     supply: Supply,
-    largest: Option<Largest>,
+    /// The name of the VM that is promised most, and how many bytes.
+    largest: Option<(String, u64)>,
 }
 
 fn mebi(bytes: u64) -> u64 {
     bytes >> 20
 }
 
-fn stop(largest: Option<&Largest>) -> String {
-    let advice = |l: &Largest| format!("stop {}, which has {} MiB, ", l.name, mebi(l.bytes));
+fn stop(largest: Option<&(String, u64)>) -> String {
+    let advice = |(name, bytes): &(_, _)| format!("stop {name}, which has {} MiB, ", mebi(*bytes));
     largest.map_or_else(String::new, advice)
 }
 
 /// Decides whether there is room for what is needed.
-///
-/// # Errors
-/// The numbers, and what can be done.
-pub fn admit(need: Need, supply: Supply, largest: Option<Largest>) -> Result<(), Shortage> {
+fn admit(need: Need, supply: Supply, largest: Option<(String, u64)>) -> Result<(), Shortage> {
     if need.total() <= supply.free() {
         return Ok(());
     }
@@ -137,21 +125,16 @@ struct Promise {
 }
 
 impl Ledger {
-    /// Makes an empty one.
-    pub fn new(hypervisor: Arc<dyn Hypervisor>) -> Arc<Self> {
+    pub(crate) fn new(hypervisor: Arc<dyn Hypervisor>) -> Arc<Self> {
         Arc::new(Self { hypervisor, promises: Mutex::default() })
     }
 
-    /// Returns what there is for VMs now.
-    pub fn supply(&self) -> Supply {
+    pub(crate) fn supply(&self) -> Supply {
         self.supply_beside(&self.promises.lock(), None)
     }
 
     /// Promises a VM what it may come to take. Of several that ask at once, none is promised what
     /// another has been.
-    ///
-    /// # Errors
-    /// `NoMemory`
     pub fn reserve(
         self: &Arc<Self>,
         vm: &Vm,
@@ -178,7 +161,7 @@ impl Ledger {
         }
         let others = promises.by_number.iter().filter(|(n, _)| Some(**n) != own);
         let largest = others.map(|(_, p)| p).max_by_key(|p| p.need.total());
-        let largest = largest.map(|p| Largest { name: p.vm.name(), bytes: p.need.total() });
+        let largest = largest.map(|p| (p.vm.name(), p.need.total()));
         admit(need, self.supply_beside(promises, own), largest)
             .map_err(|shortage| BackendError::NoMemory { what: shortage.to_string() })
     }
@@ -268,7 +251,7 @@ mod tests {
             (3072 available, 2000 of them promised to VMs); lower config/memory, or `echo 1 > \
             config/overcommit`";
         assert_eq!(refusal(None), alone);
-        let largest = Largest { name: "web".into(), bytes: 1500 * MIB };
+        let largest = ("web".into(), 1500 * MIB);
         let text = refusal(Some(largest));
         assert!(text.contains("; stop web, which has 1500 MiB, lower config/memory"), "{text}");
     }

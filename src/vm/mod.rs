@@ -40,7 +40,7 @@ use uuid::Uuid;
 
 use self::backend::{
     BackendError, Console, Guests, Hypervisor, Images, Lifetime, Machine, Pin, RunFacts,
-    SnapshotInfo, SnapshotOp,
+    SnapshotInfo,
 };
 use self::defaults::Defaults;
 use self::driver::remove::Removal;
@@ -86,20 +86,13 @@ const OURS: [&str; 2] = [driver::capture::CAPTURE_TAG, driver::suspended::SUSPEN
 /// What VMs are run with.
 #[derive(Clone, Debug)]
 pub struct Backends {
-    /// Starts machines.
-    pub hypervisor: Arc<dyn Hypervisor>,
-    /// Opens ways into guests.
-    pub guests: Arc<dyn Guests>,
-    /// Provides what they boot.
-    pub images: Arc<dyn Images>,
-    /// What their settings start from.
-    pub defaults: Arc<Defaults>,
-    /// Takes what happens to them.
-    pub events: Arc<Feed>,
-    /// Takes what fails, of requests and of the store.
-    pub failures: Arc<FailureLog>,
-    /// Promises them the host's memory.
-    pub memory: Arc<Ledger>,
+    pub(crate) hypervisor: Arc<dyn Hypervisor>,
+    pub(crate) guests: Arc<dyn Guests>,
+    pub(crate) images: Arc<dyn Images>,
+    pub(crate) defaults: Arc<Defaults>,
+    pub(crate) events: Arc<Feed>,
+    pub(crate) failures: Arc<FailureLog>,
+    pub(crate) memory: Arc<Ledger>,
 }
 
 impl Backends {
@@ -120,8 +113,7 @@ pub struct VmId(pub u64);
 /// What the driver publishes: everything that a reader may see of a VM's life.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct View {
-    /// The state.
-    pub state: State,
+    pub(crate) state: State,
     /// When that state began.
     pub since: SystemTime,
     /// What a starting VM is busy with or waits for.
@@ -135,8 +127,7 @@ pub struct View {
 /// A snapshot as `snapshots/TAG` shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Its name.
-    pub tag: String,
+    pub(crate) tag: String,
     /// What is in the disk of it; `None` while it is being taken, and when that failed.
     pub info: Option<SnapshotInfo>,
     /// `ok`, `creating`, or `failed: REASON`.
@@ -202,33 +193,27 @@ pub(crate) struct Shared {
 }
 
 impl Vm {
-    /// Returns its number.
-    pub fn id(&self) -> VmId {
+    pub(crate) fn id(&self) -> VmId {
         self.0.id
     }
 
-    /// Returns its identity on disk and to the guest.
-    pub fn uuid(&self) -> Uuid {
+    pub(crate) fn uuid(&self) -> Uuid {
         self.0.uuid
     }
 
-    /// Returns its directory on disk.
-    pub fn dir(&self) -> &VmDir {
+    pub(crate) fn dir(&self) -> &VmDir {
         &self.0.dir
     }
 
-    /// Returns when it was made.
-    pub fn created(&self) -> SystemTime {
+    pub(crate) fn created(&self) -> SystemTime {
         self.0.created
     }
 
-    /// Returns its name at this moment.
-    pub fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         self.0.name.read().clone()
     }
 
-    /// Returns its state.
-    pub fn state(&self) -> State {
+    pub(crate) fn state(&self) -> State {
         self.0.view.borrow().state.clone()
     }
 
@@ -276,9 +261,6 @@ impl Vm {
     }
 
     /// Says whether `command` would be refused now. The driver decides again when it is due.
-    ///
-    /// # Errors
-    /// The refusal.
     pub fn would_admit(&self, command: &Command) -> Result<(), Refusal> {
         state::admit(&self.state(), command, self.spec().protect)
     }
@@ -334,9 +316,6 @@ impl Vm {
     }
 
     /// Says whether it could be captured now. The driver decides again when it is due.
-    ///
-    /// # Errors
-    /// The refusal.
     pub fn admit_capture(&self) -> Result<(), Refusal> {
         policy::CAPTURE.admit(&self.state())
     }
@@ -352,18 +331,12 @@ impl Vm {
     }
 
     /// Carries out a verb, owning the handle.
-    ///
-    /// # Errors
-    /// As [`Self::perform`].
     pub async fn carry_out(self, command: Command) -> Result<(), VmError> {
         self.perform(command).await
     }
 
     /// Carries out a verb. `start` returns when QEMU has greeted or the launch has failed, after
     /// 2 s at the most; all others return when the request is under way.
-    ///
-    /// # Errors
-    /// The refusal, or what went wrong.
     pub async fn perform(&self, command: Command) -> Result<(), VmError> {
         self.ask(Action::Command(command)).await
     }
@@ -393,20 +366,8 @@ impl Vm {
         self.perform(Command::Configure(Edit::Write(key, text, mode))).await
     }
 
-    /// Drops a snapshot for a process. Of a VM that is off it is only marked: if that process then
-    /// removes the VM, it comes back with it.
-    ///
-    /// # Errors
-    /// The refusal, or what the disk answered.
-    pub async fn drop_snapshot(self, tag: String, by: Remover) -> Result<(), VmError> {
-        self.perform(Command::Snapshot(SnapshotOp::Drop(tag), by)).await
-    }
-
     /// Has it agree to its removal by a process: it does nothing until the agreement is dropped. What
     /// that process has dropped shortly before is there again.
-    ///
-    /// # Errors
-    /// The refusal, or what the disk answered.
     pub async fn retire(&self, by: Remover) -> Result<Removal, VmError> {
         let (removal, outcome) = oneshot::channel();
         self.ask(Action::Retire(by, outcome)).await?;

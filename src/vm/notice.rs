@@ -34,7 +34,7 @@ impl Notice {
     /// Returns the `ready` file: its line comes when an SSH exec has worked.
     ///
     /// # Errors
-    /// [`Refusal::Off`] if the VM is off, so that a script does not wait for nothing.
+    /// `Refusal::Off` if the VM is off, so that a script does not wait for nothing.
     pub fn ready(vm: &Vm) -> Result<Self, VmError> {
         vm.expect_on("ready")?;
         Ok(Self::new(vm, ready_line))

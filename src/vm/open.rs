@@ -1,16 +1,17 @@
-//! What can be opened of a VM: its events, its serial line, its monitor, and ways to run commands.
+//! What can be opened of a VM: its events, its serial line, its monitor, and ways to run commands. All but
+//! the events is refused with [`Refusal::Off`] while no QEMU runs.
 //!
 //! Not here: what then flows (`guest`, `qemu`, [`exec`](super::exec)).
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::backend::{ClientHost, Console, ConsoleAccess, MonitorAccess};
+use super::backend::{ClientHost, Console};
 use super::caller::Caller;
-use super::exec::{Exec, ExecAccess};
+use super::exec::Exec;
 use super::job::Job;
 use super::state::{Asked, Refusal, State, policy};
-use super::stream::Stream;
+use super::stream::{Stream, StreamAccess};
 use super::{Vm, VmError};
 
 impl Vm {
@@ -25,28 +26,19 @@ impl Vm {
     }
 
     /// Opens the serial line.
-    ///
-    /// # Errors
-    /// [`Refusal::Off`] while no QEMU runs; `console.log` has what was printed before.
-    pub fn open_console(&self, access: ConsoleAccess) -> Result<Arc<dyn Stream>, VmError> {
+    pub fn open_console(&self, access: StreamAccess) -> Result<Arc<dyn Stream>, VmError> {
         self.expect_on("console")?;
         Ok(self.0.console.open(access))
     }
 
     /// Returns the path of a terminal on the serial line that nobody has open now.
-    ///
-    /// # Errors
-    /// [`Refusal::Off`] while no QEMU runs; the system's lack of pseudo-terminals.
     pub fn terminal(&self) -> Result<PathBuf, VmError> {
         self.expect_on("tty")?;
         Ok(self.0.console.terminal()?)
     }
 
     /// Opens a conversation in the hypervisor's own protocol.
-    ///
-    /// # Errors
-    /// [`Refusal::Off`] while no machine runs.
-    pub fn open_monitor(&self, access: MonitorAccess) -> Result<Arc<dyn Stream>, VmError> {
+    pub fn open_monitor(&self, access: StreamAccess) -> Result<Arc<dyn Stream>, VmError> {
         let machine = self.0.machine.read();
         let state = || self.state().to_string();
         let off = || Refusal::Off(Asked { verb: "qmp", state: state() });
@@ -72,31 +64,25 @@ impl Vm {
     }
 
     /// Opens the way to run commands.
-    ///
-    /// # Errors
-    /// [`Refusal::Off`] while no QEMU runs, [`Refusal::Paused`] while its processors are stopped.
     pub fn open_exec(
         &self,
         caller: Caller,
-        access: ExecAccess,
+        access: StreamAccess,
     ) -> Result<Arc<dyn Stream>, VmError> {
-        if matches!(access, ExecAccess::Write | ExecAccess::Converse) {
+        if matches!(access, StreamAccess::Write | StreamAccess::Converse) {
             self.expect_running("exec")?;
         }
         self.0.exec.open(caller, access)
     }
 
     /// Opens a job's `cmd` for writing.
-    ///
-    /// # Errors
-    /// As [`Self::open_exec`]; [`Started`](super::job::JobError::Started).
     pub fn open_command(&self, job: &Arc<Job>, caller: Caller) -> Result<Arc<dyn Stream>, VmError> {
         self.expect_running("cmd")?;
         self.0.exec.open_command(job, caller)
     }
 
     /// Returns the commands of this VM, each with its files.
-    pub fn jobs(&self) -> &Exec {
+    pub fn exec(&self) -> &Exec {
         &self.0.exec
     }
 
@@ -108,9 +94,6 @@ impl Vm {
     }
 
     /// Refuses in the name of `verb` while no QEMU runs and none is coming.
-    ///
-    /// # Errors
-    /// [`Refusal::Off`], [`Refusal::Unreachable`].
     pub fn expect_on(&self, verb: &'static str) -> Result<(), VmError> {
         Ok(policy::use_of_machine(verb).admit(&self.state())?)
     }

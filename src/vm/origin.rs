@@ -14,18 +14,14 @@ const DISKS: &[&str] = &["qcow2", "raw", "img"];
 
 /// A source that is understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "a source says what its fields are")]
 pub enum Origin {
     /// `builtin:tiny`
     Tiny,
     /// A disk image on this host, by its absolute path.
     File(PathBuf),
     /// A VM's disk, as it is or at a snapshot.
-    Vm {
-        /// The VM.
-        vm: String,
-        /// The snapshot; `None`: as it is.
-        tag: Option<String>,
-    },
+    Vm { vm: String, tag: Option<String> },
 }
 
 /// A source that is not understood.

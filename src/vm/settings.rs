@@ -65,8 +65,7 @@ impl Vm {
         spec
     }
 
-    /// Returns its settings as they are stored.
-    pub fn settings(&self) -> Arc<VmSettings> {
+    pub(crate) fn settings(&self) -> Arc<VmSettings> {
         Arc::clone(&self.0.settings.0.read().stored)
     }
 
@@ -92,9 +91,6 @@ impl Vm {
     }
 
     /// Notes down, before the first start, what its image carries: the VM keeps that.
-    ///
-    /// # Errors
-    /// What the disk answers.
     pub(super) async fn keep_image_settings(&self) -> Result<(), BackendError> {
         if self.dir().disk().exists() {
             return Ok(());

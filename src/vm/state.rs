@@ -108,17 +108,12 @@ impl fmt::Display for State {
 
 /// What a user asks of a VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "a command says what its fields are")]
 pub enum Command {
-    /// Launch QEMU.
-    Start {
-        /// Leave the processors stopped.
-        paused: bool,
-    },
+    /// Launch QEMU; `paused` leaves the processors stopped.
+    Start { paused: bool },
     /// End gracefully, and by force after so many seconds.
-    Stop {
-        /// How long the guest has.
-        seconds: u64,
-    },
+    Stop { seconds: u64 },
     /// End QEMU now.
     Kill,
     /// Stop the processors.
@@ -127,16 +122,14 @@ pub enum Command {
     Resume,
     /// Press the reset button.
     Reset,
-    /// Press keys on the guest's keyboard.
-    PressKeys {
-        /// Keys to be pressed together, one such chord after the other.
-        chords: Vec<Vec<String>>,
-    },
+    /// Press keys on the guest's keyboard: those of a chord together, one chord after the other.
+    PressKeys { chords: Vec<Vec<String>> },
     /// Change a setting.
     Configure(Edit),
     /// Save everything to disk and end QEMU; the next start resumes it.
     Suspend,
-    /// Do something with a snapshot, for this process.
+    /// Do something with a snapshot, for this process. Of a VM that is off, one that is dropped is only
+    /// marked: if that process then removes the VM, it comes back with it.
     Snapshot(SnapshotOp, Remover),
     /// Remove the VM.
     Remove,

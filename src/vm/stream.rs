@@ -27,6 +27,20 @@ pub struct Readiness {
     pub hung_up: bool,
 }
 
+/// How a stream file is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamAccess {
+    /// Read only: the console's last 64 KiB of scrollback and what follows; the monitor's events; the
+    /// output of the caller's last command.
+    Read,
+    /// Write only: a monitor's answers are not read; `exec` takes one command.
+    Write,
+    /// Read and write: a private conversation, from now.
+    Converse,
+    /// Read only, by a crawler: what is there, then end of file.
+    Peek,
+}
+
 /// An open stream file. Dropping it is its release.
 pub trait Stream: fmt::Debug + Send + Sync + 'static {
     /// Takes at most `max` bytes: `None` if there are none yet, an empty vector at end of file.
@@ -89,9 +103,6 @@ impl Stream for Text {
 
 /// Reads, waiting for as long as there is nothing: the caller bounds it by dropping the future,
 /// which loses no bytes.
-///
-/// # Errors
-/// What the stream answers.
 pub async fn read(stream: Arc<dyn Stream>, max: usize) -> Result<Vec<u8>, VmError> {
     let mut listener = stream.listen();
     loop {

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use crate::guest::console::SerialConsole;
 use crate::store::layout::{VmDir, names};
-use crate::vm::backend::{Console, ConsoleAccess};
-use crate::vm::stream::Stream;
+use crate::vm::backend::Console;
+use crate::vm::stream::{Stream, StreamAccess};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Handle;
@@ -53,7 +53,7 @@ impl Fixture {
         accept(&listener).await
     }
 
-    fn open(&self, access: ConsoleAccess) -> Arc<dyn Stream> {
+    fn open(&self, access: StreamAccess) -> Arc<dyn Stream> {
         self.console.open(access)
     }
 }
@@ -91,19 +91,19 @@ async fn expect(stream: &dyn Stream, wanted: &[u8]) {
 async fn every_reader_has_its_own_cursor() {
     let fixture = Fixture::new();
     fixture.log(b"booting\n");
-    let early = fixture.open(ConsoleAccess::Talk);
+    let early = fixture.open(StreamAccess::Converse);
     let mut qemu = fixture.start().await;
-    let watch = fixture.open(ConsoleAccess::Watch);
+    let watch = fixture.open(StreamAccess::Read);
     expect(&*watch, b"booting\n").await;
     qemu.write_all(b"login: ").await.unwrap();
     expect(&*watch, b"log").await;
     expect(&*watch, b"in: ").await;
     expect(&*early, b"login: ").await;
-    let talk = fixture.open(ConsoleAccess::Talk);
+    let talk = fixture.open(StreamAccess::Converse);
     assert!(talk.try_read(10).is_none(), "from now");
-    let late = fixture.open(ConsoleAccess::Watch);
+    let late = fixture.open(StreamAccess::Read);
     expect(&*late, b"booting\nlogin: ").await;
-    let peek = fixture.open(ConsoleAccess::Peek);
+    let peek = fixture.open(StreamAccess::Peek);
     expect(&*peek, b"booting\nlogin: ").await;
     assert!(peek.readiness().readable);
     assert_eq!(read(&*peek, 10).await, b"");
@@ -119,7 +119,7 @@ async fn the_seam_of_log_and_socket_shows_every_byte_once() {
     fixture.log(b"[0.1] one\n[0.2] two\n");
     let listener = fixture.listen();
     fixture.console.attach();
-    let watch = fixture.open(ConsoleAccess::Watch);
+    let watch = fixture.open(StreamAccess::Read);
     expect(&*watch, b"[0.1] one\n[0.2] two\n").await;
     // It has read the log; what follows is missed until QEMU accepts.
     fixture.log(b"[0.3] three\n");
@@ -141,7 +141,7 @@ async fn the_seam_of_log_and_socket_shows_every_byte_once() {
 async fn streams_end_with_their_run_and_new_ones_see_the_next() {
     let fixture = Fixture::new();
     let mut qemu = fixture.start().await;
-    let first = fixture.open(ConsoleAccess::Watch);
+    let first = fixture.open(StreamAccess::Read);
     fixture.log(b"first run\n");
     qemu.write_all(b"first run\n").await.unwrap();
     expect(&*first, b"first").await;
@@ -151,7 +151,7 @@ async fn streams_end_with_their_run_and_new_ones_see_the_next() {
     assert_eq!(read(&*first, 10).await, b"");
     assert!(first.readiness().hung_up);
     assert!(first.try_write(b"x").unwrap().is_err());
-    let waiting = fixture.open(ConsoleAccess::Watch);
+    let waiting = fixture.open(StreamAccess::Read);
     assert!(waiting.try_read(10).is_none());
     let mut qemu = fixture.start().await;
     fixture.log(b"second run\n");
@@ -161,7 +161,7 @@ async fn streams_end_with_their_run_and_new_ones_see_the_next() {
     // Without a machine, detaching ends those who wait for one.
     drop(qemu);
     fixture.console.detach();
-    let waiting = fixture.open(ConsoleAccess::Watch);
+    let waiting = fixture.open(StreamAccess::Read);
     fixture.console.detach();
     assert_eq!(read(&*waiting, 10).await, b"");
 }
@@ -170,7 +170,8 @@ async fn streams_end_with_their_run_and_new_ones_see_the_next() {
 async fn a_slow_reader_loses_the_oldest_bytes_and_they_are_counted() {
     let fixture = Fixture::new();
     let mut qemu = fixture.start().await;
-    let (slow, quick) = (fixture.open(ConsoleAccess::Talk), fixture.open(ConsoleAccess::Talk));
+    let (slow, quick) =
+        (fixture.open(StreamAccess::Converse), fixture.open(StreamAccess::Converse));
     let total = (1 << 20) + 300_000;
     let bytes: Vec<u8> = (0..=250u8).cycle().take(total).collect();
     let sent = bytes.clone();
@@ -192,7 +193,7 @@ async fn a_slow_reader_loses_the_oldest_bytes_and_they_are_counted() {
 async fn a_guest_that_does_not_read_holds_writers_back() {
     let fixture = Fixture::new();
     let mut qemu = fixture.start().await;
-    let send = fixture.open(ConsoleAccess::Send);
+    let send = fixture.open(StreamAccess::Write);
     assert_eq!(send.try_read(10).unwrap().unwrap(), b"");
     let (mut written, mut idle) = (0, 0);
     // Full for good once the socket is full too: nothing is taken for some turns of the task.
@@ -236,7 +237,7 @@ async fn shown(terminal: &File, len: usize) -> String {
 async fn a_terminal_shows_what_is_printed_from_now_on_and_passes_on_what_is_typed() {
     let fixture = Fixture::new();
     let mut qemu = fixture.start().await;
-    let watch = fixture.open(ConsoleAccess::Watch);
+    let watch = fixture.open(StreamAccess::Read);
     qemu.write_all(b"Welcome\r\nvm1 login: ").await.unwrap();
     expect(&*watch, b"Welcome\r\nvm1 login: ").await;
     let path = fixture.console.terminal().unwrap();
@@ -261,7 +262,7 @@ async fn a_terminal_shows_what_is_printed_from_now_on_and_passes_on_what_is_type
 async fn each_user_has_a_terminal_and_a_path_is_used_again_once_it_is_closed() {
     let fixture = Fixture::new();
     let mut qemu = fixture.start().await;
-    let watch = fixture.open(ConsoleAccess::Watch);
+    let watch = fixture.open(StreamAccess::Read);
     let path = fixture.console.terminal().unwrap();
     assert_eq!(fixture.console.terminal().unwrap(), path, "no program has opened it");
     let first = open_terminal(&path);
@@ -287,7 +288,7 @@ async fn each_user_has_a_terminal_and_a_path_is_used_again_once_it_is_closed() {
 async fn a_terminal_that_is_not_read_holds_up_nobody_and_loses_the_oldest() {
     let fixture = Fixture::new();
     let mut qemu = fixture.start().await;
-    let watch = fixture.open(ConsoleAccess::Watch);
+    let watch = fixture.open(StreamAccess::Read);
     let terminal = open_terminal(&fixture.console.terminal().unwrap());
     let line = [b'x'; 1023].iter().chain(b"\n").copied().collect::<Vec<_>>();
     let mut seen = 0;

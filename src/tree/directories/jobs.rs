@@ -76,7 +76,7 @@ static JOB_ROWS: &[Node<JobOwner>] = &[
         "wait",
         0o444,
         "blocks until the command has ended, then gives the status",
-        |j, _| Ok(j.vm.jobs().open_wait(&j.job)),
+        |j, _| Ok(j.vm.exec().open_wait(&j.job)),
     ),
 ];
 
@@ -90,7 +90,7 @@ impl JobOwner {
     fn resolve(scope: &Scope, object: u64) -> Result<Self, TreeError> {
         let (vm, job) = unpack_job(object);
         let vm = scope.vm(vm.0)?;
-        let job = vm.jobs().by_id(job).ok_or(TreeError::NotFound)?;
+        let job = vm.exec().jobs().by_id(job).ok_or(TreeError::NotFound)?;
         Ok(Self { vm, job })
     }
 
@@ -99,7 +99,7 @@ impl JobOwner {
     }
 
     fn output(&self, source: OutputKind, open: &OpenRequest<'_>) -> Arc<dyn Stream> {
-        self.vm.jobs().open_output(&self.job, source, open.crawler)
+        self.vm.exec().open_output(&self.job, source, open.crawler)
     }
 }
 
@@ -109,7 +109,7 @@ impl NodeOwner for JobOwner {
     }
 
     fn prepare_open(&self) {
-        self.vm.jobs().settle(&self.job);
+        self.vm.exec().settle(&self.job);
     }
 
     fn admit_removal(&self) -> Result<(), TreeError> {
@@ -124,14 +124,14 @@ impl NodeOwner for JobOwner {
 /// A caller without a last job gets a dangling link: one that cannot be read is
 /// an error to `ls`, `tar` and `cp -r`.
 fn last_job(vm: &Vm, caller: &Caller) -> PathBuf {
-    vm.jobs().last_job(caller).map_or_else(|| ".none".into(), |job| job.name().into())
+    vm.exec().last_job(caller).map_or_else(|| ".none".into(), |job| job.name().into())
 }
 
 fn open_cmd(owner: &JobOwner, open: &OpenRequest<'_>) -> Result<Arc<dyn Stream>, TreeError> {
     if open.access.writes() {
         return Ok(owner.vm.open_command(&owner.job, (open.caller)())?);
     }
-    Ok(owner.vm.jobs().open_text(&owner.job))
+    Ok(owner.vm.exec().open_text(&owner.job))
 }
 
 /// Reading it gives nothing, at once: it is readable so that programs which walk over everything,
@@ -162,12 +162,12 @@ impl Names for JobNames {
     }
 
     fn find(&self, name: &str) -> Option<NodeId> {
-        self.0.jobs().find(name).map(|job| self.id(&job))
+        self.0.exec().jobs().find(name).map(|job| self.id(&job))
     }
 
     fn entries(&self) -> Vec<Entry> {
         let entry = |job: Arc<Job>| Entry::directory(self.id(&job), job.name());
-        self.0.jobs().list().into_iter().map(entry).collect()
+        self.0.exec().jobs().list().into_iter().map(entry).collect()
     }
 
     fn is_possible(&self, name: &str) -> bool {
@@ -175,18 +175,18 @@ impl Names for JobNames {
     }
 
     fn make(&self, name: &str) -> Answer<NodeId> {
-        let made = self.noted(self.0.jobs().make(name));
+        let made = self.noted(self.0.exec().make(name));
         Answer::Now(made.map(|job| self.id(&job)))
     }
 
     fn remove(&self, name: &str, _caller: &dyn Fn() -> Caller) -> Answer<()> {
-        Answer::Now(self.noted(self.0.jobs().remove(name)))
+        Answer::Now(self.noted(self.0.exec().remove(name)))
     }
 
     fn rename(&self, from: &str, to: &str) -> Answer<()> {
         if self.find(from).is_none() {
             return Answer::Now(Err(TreeError::BadRename));
         }
-        Answer::Now(self.noted(self.0.jobs().rename(from, to)))
+        Answer::Now(self.noted(self.0.exec().jobs().rename(from, to)))
     }
 }

@@ -14,6 +14,7 @@ use crate::tree::{Answer, TreeError, render};
 use crate::vm::backend::{SnapshotInfo, SnapshotOp};
 use crate::vm::caller::Caller;
 use crate::vm::spec::is_object_name;
+use crate::vm::state::Command;
 use crate::vm::{Snapshot, Vm};
 
 /// `VM/snapshots`
@@ -104,8 +105,8 @@ impl SnapshotNames {
         SNAPSHOT.node(self.numbers.number(self.named(tag)))
     }
 
-    fn command(&self, op: SnapshotOp) -> Answer<()> {
-        Answer::noted(Some(self.vm.clone()), self.vm.clone().carry_out(op.into()))
+    fn command(&self, command: Command) -> Answer<()> {
+        Answer::noted(Some(self.vm.clone()), self.vm.clone().carry_out(command))
     }
 }
 
@@ -134,15 +135,14 @@ impl Names for SnapshotNames {
             return Answer::Now(Err(TreeError::BadName(name.to_owned())));
         }
         let id = self.id(name);
-        self.command(SnapshotOp::Take(name.to_owned())).map(move |done| done.map(|()| id))
+        self.command(SnapshotOp::Take(name.to_owned()).into()).map(move |done| done.map(|()| id))
     }
 
     fn remove(&self, name: &str, caller: &dyn Fn() -> Caller) -> Answer<()> {
         if self.vm.forget_failed_snapshot(name) {
             return Answer::Now(Ok(()));
         }
-        let dropped = self.vm.clone().drop_snapshot(name.to_owned(), caller().process());
-        Answer::noted(Some(self.vm.clone()), dropped)
+        self.command(Command::Snapshot(SnapshotOp::Drop(name.to_owned()), caller().process()))
     }
 
     fn move_out(&self, _name: &str, to: (NodeId, &str)) -> Answer<()> {
@@ -162,7 +162,7 @@ impl Names for SnapshotNames {
         let numbers = self.numbers.clone();
         let (old, new) = (self.named(from), self.named(to));
         let (from, to) = (from.to_owned(), to.to_owned());
-        let renamed = self.command(SnapshotOp::Rename { from, to });
+        let renamed = self.command(SnapshotOp::Rename { from, to }.into());
         // It keeps its number: a process in its directory stays there.
         renamed.map(move |done| done.inspect(|()| numbers.exchange(old, new)))
     }

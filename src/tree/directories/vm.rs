@@ -19,9 +19,8 @@ use crate::tree::render;
 use crate::tree::scope::Scope;
 use crate::tree::verbs::VM_VERBS;
 use crate::vm::Vm;
-use crate::vm::backend::{ConsoleAccess, MonitorAccess};
-use crate::vm::exec::ExecAccess;
 use crate::vm::notice::Notice;
+use crate::vm::stream::StreamAccess;
 
 /// `VM`
 pub(super) static VM: Descriptor<Vm> = Descriptor {
@@ -33,7 +32,7 @@ pub(super) static VM: Descriptor<Vm> = Descriptor {
 static ROWS: &[Node<Vm>] = &[
     Node::directory("config", "settings, a file each", &CONFIG),
     Node::stream("console", 0o600, "the serial line, live, both directions", |vm, open| {
-        Ok(vm.open_console(console_access(open))?)
+        Ok(vm.open_console(stream_access(open))?)
     }),
     Node::tail("console.log", "what the serial line has printed (the last 1 MiB)", |vm: &Vm| {
         vm.dir().console_log()
@@ -63,7 +62,7 @@ static ROWS: &[Node<Vm>] = &[
         "exec",
         0o600,
         "commands in the guest, over SSH: write one, read its output",
-        |vm, open| Ok(vm.open_exec((open.caller)(), exec_access(open))?),
+        |vm, open| Ok(vm.open_exec((open.caller)(), stream_access(open))?),
     ),
     Node::slow_value(
         "info",
@@ -84,7 +83,7 @@ static ROWS: &[Node<Vm>] = &[
         "qmp",
         0o600,
         "QEMU's own protocol, a JSON object a line; each open is a conversation of its own",
-        |vm: &Vm, open| Ok(vm.open_monitor(monitor_access(open))?),
+        |vm: &Vm, open| Ok(vm.open_monitor(stream_access(open))?),
     )
     .follows(Vm::configured),
     Node::stream(
@@ -141,34 +140,17 @@ impl NodeOwner for Vm {
     }
 }
 
-fn console_access(open: &OpenRequest<'_>) -> ConsoleAccess {
-    match open.access {
-        _ if open.crawler => ConsoleAccess::Peek,
-        Access::Read => ConsoleAccess::Watch,
-        Access::Write => ConsoleAccess::Send,
-        Access::ReadWrite => ConsoleAccess::Talk,
-    }
-}
-
 /// A link that leads nowhere is an error for every `ls -l`. So it leads to `console` where there is
 /// no terminal: opening that says why.
 fn terminal(vm: &Vm) -> PathBuf {
     vm.terminal().unwrap_or_else(|_| "console".into())
 }
 
-fn monitor_access(open: &OpenRequest<'_>) -> MonitorAccess {
+fn stream_access(open: &OpenRequest<'_>) -> StreamAccess {
     match open.access {
-        Access::Read => MonitorAccess::Watch,
-        Access::Write => MonitorAccess::Send,
-        Access::ReadWrite => MonitorAccess::Converse,
-    }
-}
-
-fn exec_access(open: &OpenRequest<'_>) -> ExecAccess {
-    match open.access {
-        _ if open.crawler => ExecAccess::Peek,
-        Access::Read => ExecAccess::Read,
-        Access::Write => ExecAccess::Write,
-        Access::ReadWrite => ExecAccess::Converse,
+        _ if open.crawler => StreamAccess::Peek,
+        Access::Read => StreamAccess::Read,
+        Access::Write => StreamAccess::Write,
+        Access::ReadWrite => StreamAccess::Converse,
     }
 }

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::{BackendError, LaunchPlan};
-use crate::vm::stream::Stream;
+use crate::vm::stream::{Stream, StreamAccess};
 
 /// Where a guest's SSH server is and who we are to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,12 +24,9 @@ pub struct GuestAddress {
 /// A guest as other SSH clients should know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientHost {
-    /// The VM's name.
-    pub name: String,
-    /// The VM's identity.
-    pub uuid: Uuid,
-    /// The VM's directory.
-    pub dir: PathBuf,
+    pub(crate) name: String,
+    pub(crate) uuid: Uuid,
+    pub(crate) dir: PathBuf,
     /// The login name.
     pub user: String,
     /// The port on 127.0.0.1, or why it cannot be reached and what to do.
@@ -160,19 +157,6 @@ pub trait IdentityPort: fmt::Debug + Send + Sync {
     async fn dismiss(&mut self);
 }
 
-/// How a console is opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConsoleAccess {
-    /// Read only: the last 64 KiB of scrollback, then live.
-    Watch,
-    /// Read and write: from now.
-    Talk,
-    /// Write only.
-    Send,
-    /// A crawler: what is buffered, then end of file.
-    Peek,
-}
-
 /// A VM's serial line, fanned out to any number of readers.
 pub trait Console: fmt::Debug + Send + Sync {
     /// Connects to the running machine's serial socket, and again whenever that is lost. Streams
@@ -182,7 +166,7 @@ pub trait Console: fmt::Debug + Send + Sync {
     /// file. Streams opened from now on wait for the next machine.
     fn detach(&self);
     /// Opens a stream with a cursor of its own.
-    fn open(&self, access: ConsoleAccess) -> Arc<dyn Stream>;
+    fn open(&self, access: StreamAccess) -> Arc<dyn Stream>;
     /// Returns the path of a terminal on this line that nobody has open now. It stays good until
     /// the machine ends, and then hangs up.
     fn terminal(&self) -> Result<PathBuf, BackendError>;

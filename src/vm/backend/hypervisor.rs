@@ -26,12 +26,9 @@ pub struct LaunchPlan {
     pub name: String,
     /// The VM's directory on disk (`store::layout::VmDir` names what is in it).
     pub dir: PathBuf,
-    /// What it should be.
-    pub spec: VmSpec,
-    /// What it boots.
-    pub image: BootImage,
-    /// How it runs.
-    pub accel: Accel,
+    pub(crate) spec: VmSpec,
+    pub(crate) image: BootImage,
+    pub(crate) accel: Accel,
     /// The version of its hardware.
     pub hardware: Hardware,
     /// Start with the processors stopped.
@@ -59,8 +56,7 @@ pub enum Lifetime {
 /// A machine just started or adopted, with its events.
 #[derive(Debug)]
 pub struct Launched {
-    /// The machine.
-    pub machine: Arc<dyn Machine>,
+    pub(crate) machine: Arc<dyn Machine>,
     /// Its events, `Exited` last.
     pub events: mpsc::Receiver<MachineEvent>,
     /// Its processors are stopped.

@@ -13,7 +13,7 @@ use super::{BackendError, LaunchPlan};
 use crate::vm::hardware::Hardware;
 use crate::vm::live::InForce;
 use crate::vm::spec::net::Forward;
-use crate::vm::stream::Stream;
+use crate::vm::stream::{Stream, StreamAccess};
 use crate::vm::template::{Shape, Template};
 
 /// How guests' instructions are run.
@@ -129,6 +129,7 @@ impl ExitReport {
 
 /// Something done with a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "an operation says what its fields are")]
 pub enum SnapshotOp {
     /// Takes one; of a VM that runs, with its memory.
     Take(String),
@@ -136,13 +137,8 @@ pub enum SnapshotOp {
     Restore(String),
     /// Drops one.
     Drop(String),
-    /// Gives one another name; only of a VM that is off.
-    Rename {
-        /// Its name.
-        from: String,
-        /// A name that is free.
-        to: String,
-    },
+    /// Gives one another name, which is free; only of a VM that is off.
+    Rename { from: String, to: String },
 }
 
 /// A QEMU that runs.
@@ -195,16 +191,5 @@ pub trait Machine: fmt::Debug + Send + Sync {
     async fn kill(&self) -> Result<(), BackendError>;
     /// Opens a conversation in the hypervisor's own protocol, which disturbs no other and ends
     /// with the machine.
-    fn monitor(&self, access: MonitorAccess) -> Arc<dyn Stream>;
-}
-
-/// How a monitor is opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MonitorAccess {
-    /// Read only: the greeting, then events.
-    Watch,
-    /// Write only: commands, whose answers nobody reads.
-    Send,
-    /// Commands, their answers, and events.
-    Converse,
+    fn monitor(&self, access: StreamAccess) -> Arc<dyn Stream>;
 }

@@ -21,10 +21,8 @@ const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) enum Announcement {
     /// It will say so.
     Awaited,
-    /// It has just said so.
-    Heard,
-    /// It said so long ago.
-    Missed,
+    /// It has said so, just now or long ago.
+    Past,
 }
 
 impl Driver {

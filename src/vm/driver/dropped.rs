@@ -13,11 +13,10 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::off_thread;
-use crate::store::file;
+use crate::vm::Vm;
 use crate::vm::backend::{BackendError, SnapshotOp};
 use crate::vm::dropped::{Mark, Remover};
 use crate::vm::state::State;
-use crate::vm::{Vm, one_line};
 
 /// How long a dropped snapshot stays in the disk while nothing else happens.
 const KEPT: Duration = Duration::from_secs(60);
@@ -129,8 +128,7 @@ async fn forget(vm: &Vm, marks: Vec<Mark>) {
 
 fn log(vm: &Vm, text: &str) {
     tracing::warn!(vm = %vm.name(), "{text}");
-    let (path, line) = (vm.dir().log(), format!("aq: {}\n", one_line(text)));
-    drop(tokio::task::spawn_blocking(move || file::append(&path, line.as_bytes())));
+    vm.note(text);
 }
 
 #[cfg(test)]
@@ -178,7 +176,7 @@ mod tests {
     }
 
     async fn drop_snapshot(vm: &Vm, tag: &str) {
-        vm.clone().drop_snapshot(tag.to_owned(), ME).await.unwrap();
+        vm.perform(Command::Snapshot(SnapshotOp::Drop(tag.to_owned()), ME)).await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]
@@ -186,7 +184,7 @@ mod tests {
         let Fixture { _dir, vm, script } = off(&["a", "b"]).await;
         drop_snapshot(&vm, "a").await;
         assert_eq!((listed(&vm), in_disk(&vm)), (vec!["b".into()], vec!["a".into(), "b".into()]));
-        assert!(vm.clone().drop_snapshot("a".into(), ME).await.is_err());
+        assert!(vm.perform(Command::Snapshot(SnapshotOp::Drop("a".into()), ME)).await.is_err());
         assert!(vm.perform(SnapshotOp::Restore("a".into()).into()).await.is_err());
         sleep(Duration::from_secs(50)).await;
         drop_snapshot(&vm, "b").await;
@@ -268,7 +266,7 @@ mod tests {
     async fn a_removal_brings_back_what_its_process_has_dropped_and_no_more() {
         let Fixture { _dir, vm, .. } = off(&["a", "b"]).await;
         drop_snapshot(&vm, "a").await;
-        vm.clone().drop_snapshot("b".into(), OTHER).await.unwrap();
+        vm.perform(Command::Snapshot(SnapshotOp::Drop("b".into()), OTHER)).await.unwrap();
         let removal = vm.retire(ME).await.unwrap();
         assert_eq!(listed(&vm), ["a"]);
         // The removal has failed.

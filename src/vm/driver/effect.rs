@@ -11,10 +11,8 @@ use tokio::time::Instant;
 
 use super::capture::Capture;
 use super::connect::Announcement;
-use super::snapshot::PendingSnapshot;
-use super::stop::ShutDown;
 use super::task::{Report, Ticket};
-use super::verb::MachineVerb;
+use super::verb::{MachineVerb, ShutDown};
 use super::{Answer, Driver, dropped, paused_by_daemon};
 use crate::vm::VmError;
 use crate::vm::backend::{GuestSession, LaunchPlan, Machine, SilentMachine, SnapshotOp};
@@ -53,6 +51,22 @@ impl Step {
     pub(super) fn answer(&mut self, answer: Answer, result: Result<(), impl Into<VmError>>) {
         self.then(Effect::Answer(answer, result.map_err(Into::into)));
     }
+
+    /// Answers who waits, for as long as somebody does.
+    pub(super) fn answer_if_awaited(&mut self, answer: &mut Option<Answer>) {
+        if let Some(answer) = answer.take() {
+            self.answer(answer, Ok::<_, VmError>(()));
+        }
+    }
+
+    /// Answers who waits; when nobody does, `error` shows a failure.
+    pub(super) fn end(&mut self, answer: Option<Answer>, result: Result<(), impl Into<VmError>>) {
+        match (answer, result) {
+            (Some(answer), result) => self.answer(answer, result),
+            (None, Err(error)) => self.then(Effect::Failed(error.into())),
+            (None, Ok(())) => {}
+        }
+    }
 }
 
 /// Something that the driver does. What takes long is a task, which reports back.
@@ -78,8 +92,10 @@ pub(super) enum Effect {
     ReserveForRunning,
     /// The guest is not paused by the daemon any more.
     EndPause,
-    /// Lists a snapshot that is not in the disk, or not any more.
-    List(String, PendingSnapshot),
+    /// Lists a snapshot that is not in the disk: it is being taken, or could not be for this reason.
+    List(String, Option<String>),
+    /// It is in the disk now.
+    Unlist(String),
     /// Drops the snapshots that are marked as dropped, after a while.
     DropMarkedLater,
     /// Lists the snapshots that are marked as dropped again.
@@ -88,49 +104,29 @@ pub(super) enum Effect {
     // ----- tasks -----
     /// Reports after a while.
     Remind(Ticket, Duration, Report),
-    /// Makes everything ready that comes before QEMU.
-    Plan {
-        ticket: Ticket,
-        paused: bool,
-    },
+    /// Makes everything ready that comes before QEMU; the processors stay stopped, if so.
+    Plan(Ticket, bool),
     Launch(Box<LaunchPlan>),
     /// Looks again and again for a machine that runs and does not answer.
     Search(Ticket),
     /// Finds the process of a machine that does not answer.
     FindSilent(Answer),
     EndSilent(Ticket, Arc<dyn SilentMachine>),
-    Connect {
-        ticket: Ticket,
-        machine: Arc<dyn Machine>,
-        announcement: Announcement,
-        since: Instant,
-    },
+    /// Connects to the guest, which is waited for since then.
+    Connect(Ticket, Arc<dyn Machine>, Announcement, Instant),
     SetClock(Ticket, Arc<dyn GuestSession>),
     SendVerb(Arc<dyn Machine>, MachineVerb, Answer),
     PressPowerButton(Arc<dyn Machine>),
     ShutDown(Ticket, ShutDown),
     Kill(Ticket, Arc<dyn Machine>),
     /// Works on a snapshot, in the machine or, without one, in the disk.
-    Snapshot {
-        ticket: Ticket,
-        machine: Option<Arc<dyn Machine>>,
-        op: SnapshotOp,
-        by: Remover,
-    },
-    Suspend {
-        ticket: Ticket,
-        machine: Arc<dyn Machine>,
-        was_paused: bool,
-    },
+    Snapshot(Ticket, Option<Arc<dyn Machine>>, SnapshotOp, Remover),
+    /// Saves everything; whether the processors were stopped already.
+    Suspend(Ticket, Arc<dyn Machine>, bool),
     Capture(Capture),
     Pin(oneshot::Receiver<()>, Answer),
     /// Changes settings, and the machine where it can follow.
-    Configure {
-        edit: Edit,
-        machine: Option<Arc<dyn Machine>>,
-        in_force: Option<InForce>,
-        answer: Answer,
-    },
+    Configure(Edit, Option<Arc<dyn Machine>>, Option<InForce>, Answer),
     /// Agrees to the VM's removal.
     Retire(Remover, oneshot::Receiver<()>, Answer),
 }
@@ -138,7 +134,7 @@ pub(super) enum Effect {
 impl Driver {
     pub(super) fn perform(&mut self, effect: Effect) {
         match effect {
-            Effect::Note(text) => self.note(&text),
+            Effect::Note(text) => self.vm.note(&text),
             Effect::Emit(event) => self.vm.emit(&event),
             Effect::Failed(error) => self.vm.note_outcome(Err(error)),
             Effect::Answer(answer, result) => drop(answer.send(result)),
@@ -147,16 +143,17 @@ impl Driver {
             Effect::Detach => self.attach(None),
             Effect::ReserveForRunning => self.reserve_for_running(),
             Effect::EndPause => paused_by_daemon::end(self.vm.dir()),
-            Effect::List(tag, pending) => self.list_pending(tag, pending),
+            Effect::List(tag, failure) => drop(self.vm.0.pending.lock().insert(tag, failure)),
+            Effect::Unlist(tag) => drop(self.vm.0.pending.lock().remove(&tag)),
             Effect::DropMarkedLater => dropped::drop_later(&self.vm),
             Effect::LiftMarks => dropped::lift_all(&self.vm),
             Effect::Remind(ticket, after, report) => self.remind(ticket, after, report),
-            Effect::Plan { ticket, paused } => self.plan(ticket, paused),
+            Effect::Plan(ticket, paused) => self.plan(ticket, paused),
             Effect::Launch(plan) => self.launch(*plan),
             Effect::Search(ticket) => self.search(ticket),
             Effect::FindSilent(answer) => self.find_silent(answer),
             Effect::EndSilent(ticket, machine) => self.end_silent(ticket, machine),
-            Effect::Connect { ticket, machine, announcement, since } => {
+            Effect::Connect(ticket, machine, announcement, since) => {
                 self.connect(ticket, &*machine, announcement, since);
             }
             Effect::SetClock(ticket, session) => self.set_clock(ticket, session),
@@ -164,13 +161,11 @@ impl Driver {
             Effect::PressPowerButton(machine) => self.press_power_button(machine),
             Effect::ShutDown(ticket, how) => self.shut_down(ticket, how),
             Effect::Kill(ticket, machine) => self.kill(ticket, machine),
-            Effect::Snapshot { ticket, machine, op, by } => self.snapshot(ticket, machine, op, by),
-            Effect::Suspend { ticket, machine, was_paused } => {
-                self.suspend(ticket, machine, was_paused);
-            }
+            Effect::Snapshot(ticket, machine, op, by) => self.snapshot(ticket, machine, op, by),
+            Effect::Suspend(ticket, machine, paused) => self.suspend(ticket, machine, paused),
             Effect::Capture(asked) => self.capture(asked),
             Effect::Pin(end, answer) => self.pin(end, answer),
-            Effect::Configure { edit, machine, in_force, answer } => {
+            Effect::Configure(edit, machine, in_force, answer) => {
                 self.configure(edit, machine, in_force, answer);
             }
             Effect::Retire(by, outcome, answer) => self.retire(by, outcome, answer),

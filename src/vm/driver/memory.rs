@@ -7,8 +7,16 @@ use crate::vm::spec::VmSpec;
 use crate::vm::template::{Memory, WarmStatus};
 
 impl Driver {
-    /// Has the host promise what a machine with these settings may come to take.
-    pub(super) fn reserve(&self, spec: &VmSpec, ram: Ram) -> Result<Reservation, BackendError> {
+    /// Has the host promise what the next start may come to take.
+    pub(super) fn reserve(
+        &self,
+        spec: &VmSpec,
+        image: &ImageInfo,
+    ) -> Result<Reservation, BackendError> {
+        // As far as is known at once.
+        let is_warm = matches!(image.warm, WarmStatus::Warm(_));
+        let is_loaded = is_warm && !self.vm.dir().disk().exists();
+        let ram = if is_loaded { Ram::CopyOnWrite } else { Ram::Own };
         self.vm.0.backends.memory.reserve(&self.vm, self.need(spec, ram), check(spec))
     }
 
@@ -42,13 +50,6 @@ impl Driver {
         if let (Ok(Some(new)), Some(running)) = (entered, self.phase.machine_mut()) {
             running.memory = Some(new);
         }
-    }
-
-    /// Says what the next start's memory will be made of, as far as is known at once.
-    pub(super) fn likely_ram(&self, image: &ImageInfo) -> Ram {
-        let is_warm = matches!(image.warm, WarmStatus::Warm(_));
-        let is_loaded = is_warm && !self.vm.dir().disk().exists();
-        if is_loaded { Ram::CopyOnWrite } else { Ram::Own }
     }
 
     fn need(&self, spec: &VmSpec, ram: Ram) -> Need {

@@ -34,10 +34,10 @@
 //! ```
 //!
 //! The published [`State`](super::state::State) follows from the phase, in [`Phase::state`] alone. A request passes
-//! `admission.rs` (is it possible now, or must it wait?), and then takes a step in `requested.rs`; what machines and tasks report takes one in `reported.rs`. The
-//! effects are listed in `effect.rs`, and the tasks are in `start`, `connect`, `clock`, `stop`,
-//! `snapshot`, `suspended`, `warm_start`, `capture`, `configure`, `verb`, `remove`, `adopt` and
-//! `recover`.
+//! `admission.rs` (is it possible now, or must it wait?), and then takes a step in `requested.rs`; what
+//! machines and tasks report takes one in `reported.rs`. The effects are listed in `effect.rs`, and the
+//! tasks are in `start`, `connect`, `clock`, `snapshot`, `suspended`, `warm_start`, `capture`,
+//! `configure`, `verb`, `remove`, `adopt` and `recover`.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -80,7 +80,6 @@ mod requested;
 mod running;
 mod snapshot;
 mod start;
-mod stop;
 pub(crate) mod suspended;
 mod task;
 #[cfg(test)]
@@ -91,14 +90,10 @@ mod warm_start;
 /// What is needed to bring a VM to life in the daemon.
 #[derive(Debug)]
 pub struct NewVm {
-    /// Its number.
-    pub id: VmId,
-    /// Its identity.
-    pub uuid: Uuid,
-    /// Its directory.
-    pub dir: VmDir,
-    /// Its name.
-    pub name: String,
+    pub(crate) id: VmId,
+    pub(crate) uuid: Uuid,
+    pub(crate) dir: VmDir,
+    pub(crate) name: String,
     /// Its definition, or why it cannot be read.
     pub definition: Result<Definition, String>,
     /// How long its machines may live.
@@ -280,17 +275,15 @@ impl Driver {
         View {
             since: if state == old.state { old.since } else { SystemTime::now() },
             state,
-            doing: self.phase.start_stage().and_then(|stage| self.doing(stage)),
+            doing: match self.phase.start_stage() {
+                Some(StartStage::Planning { .. }) => {
+                    Some(format!("image {}", self.vm.spec().image))
+                }
+                Some(StartStage::Launching) => Some("QEMU".to_owned()),
+                Some(StartStage::CalledOff) | None => None,
+            },
             facts: running.map(|running| running.facts.clone()),
             ready_after: running.and_then(|running| running.ready_after),
-        }
-    }
-
-    fn doing(&self, stage: &StartStage) -> Option<String> {
-        match stage {
-            StartStage::Planning { .. } => Some(format!("image {}", self.vm.spec().image)),
-            StartStage::Launching => Some("QEMU".to_owned()),
-            StartStage::CalledOff => None,
         }
     }
 
@@ -302,10 +295,12 @@ impl Driver {
             is_new
         });
     }
+}
 
+impl Vm {
+    /// Adds a line to its log.
     fn note(&self, text: &str) {
-        let path = self.vm.dir().log();
-        let line = format!("aq: {}\n", one_line(text));
+        let (path, line) = (self.dir().log(), format!("aq: {}\n", one_line(text)));
         drop(tokio::task::spawn_blocking(move || file::append(&path, line.as_bytes())));
     }
 }
@@ -326,9 +321,6 @@ async fn next_event(phase: &mut Phase) -> MachineEvent {
 }
 
 /// Runs disk work off the runtime's own threads.
-///
-/// # Errors
-/// What the disk answered, with `what` for the sentence.
 pub(crate) async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
     what: impl Into<String>,

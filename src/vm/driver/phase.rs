@@ -17,11 +17,11 @@ use super::effect::{Effect, Step};
 use super::running::RunningMachine;
 use super::snapshot::SnapshotJob;
 use super::task::{Report, Task};
+use crate::vm::Request;
 use crate::vm::backend::MachineEvent;
 use crate::vm::exec::Link;
 use crate::vm::memory::Reservation;
 use crate::vm::state::{Asked, Refusal, State};
-use crate::vm::{Request, VmError};
 
 /// What a VM is at, with all that belongs to it.
 #[derive(Debug)]
@@ -213,16 +213,11 @@ impl Start {
                 step.first(Effect::Detach);
                 let by = "stopped by another request".to_owned();
                 let refusal = Refusal::Already(Asked { verb: "start", state: by });
-                self.answer(Err(refusal.into()), step);
+                if let Some(answer) = self.answer {
+                    step.answer(answer, Err(refusal));
+                }
                 Phase::Off(Rest::Stopped)
             }
-        }
-    }
-
-    /// Answers the write of `start`, unless it has been answered.
-    pub(super) fn answer(&mut self, result: Result<(), VmError>, step: &mut Step) {
-        if let Some(answer) = self.answer.take() {
-            step.answer(answer, result);
         }
     }
 }

@@ -9,7 +9,7 @@ use super::effect::{Effect, Step};
 use super::phase::{Activity, DiskUse, Phase, Rest, Start, StartStage};
 use super::running::RunningMachine;
 use super::snapshot::SnapshotJob;
-use super::task::{Configured, Done, LaunchKind, Report, Task};
+use super::task::{Configured, Done, Report, Task};
 use super::verb::MachineVerb;
 use crate::vm::backend::{
     Adoption, BackendError, ExitReport, LaunchPlan, Launched, Machine, MachineEvent, SilentMachine,
@@ -54,7 +54,7 @@ impl Phase {
         match report {
             Report::Planned(planned) => self.on_planned(planned, step),
             Report::Launched(launched) => self.on_launched(launched, step),
-            Report::StartOverdue => self.on_start_overdue(step),
+            Report::AnswerOverdue => self.on_answer_overdue(step),
             Report::Found(adoption) => self.on_found(adoption, step),
             Report::Silent(found, answer) => self.on_silent(found, answer, step),
             Report::SilentEnded(ended) => self.on_silent_ended(ended, step),
@@ -78,7 +78,6 @@ impl Phase {
             }
             Report::Configured(change) => self.on_configured(*change, step),
             Report::SnapshotDone(done) => self.on_snapshot_done(done, step),
-            Report::SnapshotOverdue => self.on_snapshot_overdue(step),
             Report::Unpinned => self.on_unpinned(),
             Report::CaptureEnded(machine) => self.on_capture_ended(&machine, step),
             Report::StopOverdue => {
@@ -110,45 +109,35 @@ impl Phase {
         }
     }
 
-    fn on_launched(
-        self,
-        launched: Result<(Launched, LaunchKind), BackendError>,
-        step: &mut Step,
-    ) -> Self {
+    fn on_launched(self, launched: Result<Launched, BackendError>, step: &mut Step) -> Self {
         // Only its end leads out of a launch.
         let Self::Starting(mut start) = self else { return self };
-        let (launched, kind) = match launched {
+        let launched = match launched {
             Ok(launched) => launched,
             Err(error) => return start.failed(error, step),
         };
-        start.answer(Ok(()), step);
+        step.answer_if_awaited(&mut start.answer);
         let Start { since, memory, stage, .. } = start;
         let is_called_off = matches!(stage, StartStage::CalledOff);
+        let is_resumed = launched.clock_is_behind;
         let mut machine = Box::new(RunningMachine::new(launched, memory, since, step.now));
         if is_called_off {
             return Self::Running(machine, Activity::Idle).kill(step);
         }
         machine.say_why_it_boots(step);
-        let announcement = match kind {
+        let announcement = match (is_resumed, machine.is_clone()) {
             // A guest that is resumed has opened its port long ago, and its clock shows the past.
-            LaunchKind::Resumed => {
-                machine.clock_of_the_past();
-                Announcement::Missed
+            (true, _) => {
+                machine.clock.is_of_the_past();
+                Announcement::Past
             }
-            LaunchKind::New if machine.is_clone() => Announcement::Missed,
-            LaunchKind::New => {
+            (false, true) => Announcement::Past,
+            (false, false) => {
                 machine.clock_of_a_boot();
                 Announcement::Awaited
             }
         };
         taken_over(machine, announcement, step)
-    }
-
-    fn on_start_overdue(mut self, step: &mut Step) -> Self {
-        if let Self::Starting(start) = &mut self {
-            start.answer(Ok(()), step);
-        }
-        self
     }
 
     // ----- machines of an earlier daemon -------------------------------------------------------
@@ -214,7 +203,7 @@ impl Phase {
             machine.lost();
             // A guest that its user has paused cannot answer.
             if !(machine.is_paused && matches!(activity, Activity::Idle)) {
-                machine.reconnect(Announcement::Missed, step);
+                machine.reconnect(Announcement::Past, step);
             }
         }
         self
@@ -250,7 +239,7 @@ impl Phase {
         if let (Some(machine), Some(asked)) = (self.machine_mut(), asked)
             && machine.is(&asked)
         {
-            machine.configured(in_force);
+            machine.facts.in_force = in_force.or_else(|| machine.facts.in_force.take());
         }
         step.then(Effect::EndChange(answer, done));
         self
@@ -283,14 +272,16 @@ impl Phase {
     }
 
     /// Answers who waits: the work continues.
-    fn on_snapshot_overdue(mut self, step: &mut Step) -> Self {
-        if let Self::UsingDisk(_, DiskUse::Snapshot(job))
+    fn on_answer_overdue(mut self, step: &mut Step) -> Self {
+        if let Self::Starting(Start { answer, .. })
+        | Self::UsingDisk(_, DiskUse::Snapshot(SnapshotJob { answer, .. }))
         | Self::Running(
             _,
-            Activity::Snapshot(job) | Activity::Stopping { unfinished: Some(job), .. },
+            Activity::Snapshot(SnapshotJob { answer, .. })
+            | Activity::Stopping { unfinished: Some(SnapshotJob { answer, .. }), .. },
         ) = &mut self
         {
-            job.overdue(step);
+            step.answer_if_awaited(answer);
         }
         self
     }
@@ -330,10 +321,7 @@ impl Start {
                 Rest::Failed(one_line(&error.to_string()))
             }
         };
-        match answer {
-            Some(answer) => step.answer(answer, Err(error)),
-            None => step.then(Effect::Failed(error.into())),
-        }
+        step.end(answer, Err(error));
         Phase::Off(rest)
     }
 }
@@ -362,7 +350,7 @@ impl RunningMachine {
         if self.session().is_some() {
             return;
         }
-        self.connect(Announcement::Heard, step);
+        self.connect(Announcement::Past, step);
         if matches!(activity, Activity::Stopping { .. }) {
             step.then(Effect::PressPowerButton(Arc::clone(&self.machine)));
         }
@@ -381,7 +369,7 @@ fn adopted(rest: Rest, adoption: Adoption, step: &mut Step) -> Phase {
             let is_late = launched.clock_is_behind || launched.paused;
             let mut machine = Box::new(RunningMachine::new(launched, None, step.now, step.now));
             if is_late {
-                machine.clock_of_the_past();
+                machine.clock.is_of_the_past();
             }
             taken_over(machine, Announcement::Awaited, step)
         }

@@ -16,9 +16,8 @@ use super::phase::{Activity, DiskUse, Phase, Start, StartStage};
 use super::running::RunningMachine;
 use super::snapshot::SnapshotJob;
 use super::start::START_ANSWER;
-use super::stop::ShutDown;
 use super::task::{Report, Task};
-use super::verb::MachineVerb;
+use super::verb::{MachineVerb, ShutDown};
 use crate::vm::backend::SnapshotOp;
 use crate::vm::dropped::Remover;
 use crate::vm::memory::Reservation;
@@ -38,9 +37,17 @@ impl Phase {
     ) -> Self {
         match action {
             Action::Command(command) => self.on_command(command, answer, memory, step),
-            Action::Pin(image, end) => self.on_pin(image, end, answer, step),
+            Action::Pin(image, end) => {
+                let Self::Off(rest) = self else { return self.busy("source", answer, step) };
+                step.then(Effect::Pin(end, answer));
+                Self::UsingDisk(rest, DiskUse::Image(image))
+            }
             Action::Capture(to, captured) => self.on_capture(to, captured, answer, step),
-            Action::Retire(by, outcome) => self.on_retire(by, outcome, answer, step),
+            Action::Retire(by, outcome) => {
+                let Self::Off(rest) = self else { return self.busy("rmdir", answer, step) };
+                step.then(Effect::Retire(by, outcome, answer));
+                Self::Removing(rest)
+            }
         }
     }
 
@@ -82,9 +89,9 @@ impl Phase {
     ) -> Self {
         let Self::Off(before) = self else { return self.busy("start", answer, step) };
         let (planning, ticket) = Task::new();
-        step.then(Effect::Plan { ticket, paused });
+        step.then(Effect::Plan(ticket, paused));
         let (reminder, ticket) = Task::new();
-        step.then(Effect::Remind(ticket, START_ANSWER, Report::StartOverdue));
+        step.then(Effect::Remind(ticket, START_ANSWER, Report::AnswerOverdue));
         Self::Starting(Start {
             before,
             since: step.now,
@@ -149,7 +156,7 @@ impl Phase {
         let machine =
             self.machine().filter(|_| is_idle).map(|running| Arc::clone(&running.machine));
         let in_force = self.machine().and_then(|machine| machine.facts.in_force.clone());
-        step.then(Effect::Configure { edit, machine, in_force, answer });
+        step.then(Effect::Configure(edit, machine, in_force, answer));
         self
     }
 
@@ -177,18 +184,6 @@ impl Phase {
         }
     }
 
-    fn on_pin(
-        self,
-        image: String,
-        end: oneshot::Receiver<()>,
-        answer: Answer,
-        step: &mut Step,
-    ) -> Self {
-        let Self::Off(rest) = self else { return self.busy("source", answer, step) };
-        step.then(Effect::Pin(end, answer));
-        Self::UsingDisk(rest, DiskUse::Image(image))
-    }
-
     fn on_capture(
         self,
         to: PathBuf,
@@ -212,18 +207,6 @@ impl Phase {
             answer,
         }));
         Self::Running(machine, Activity::Capture)
-    }
-
-    fn on_retire(
-        self,
-        by: Remover,
-        outcome: oneshot::Receiver<()>,
-        answer: Answer,
-        step: &mut Step,
-    ) -> Self {
-        let Self::Off(rest) = self else { return self.busy("rmdir", answer, step) };
-        step.then(Effect::Retire(by, outcome, answer));
-        Self::Removing(rest)
     }
 
     /// Takes the machine if nothing is done with it.

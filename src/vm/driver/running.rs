@@ -17,7 +17,6 @@ use super::task::Task;
 use super::warm_start::WARM;
 use crate::vm::backend::{AccelKind, GuestSession, Launched, Machine, MachineEvent, RunFacts};
 use crate::vm::exec::Link;
-use crate::vm::live::InForce;
 use crate::vm::memory::Reservation;
 use crate::vm::state::State;
 
@@ -36,7 +35,7 @@ pub(super) struct RunningMachine {
     pub(super) ready_after: Option<Duration>,
     /// Its processors are stopped, whatever for.
     pub(super) is_paused: bool,
-    clock: GuestClock,
+    pub(super) clock: GuestClock,
     contact: Contact,
 }
 
@@ -115,10 +114,6 @@ impl RunningMachine {
         if let Contact::Connected { session, .. } = &self.contact { Some(session) } else { None }
     }
 
-    pub(super) fn is_late(&self, now: Instant) -> bool {
-        self.clock.is_behind(now)
-    }
-
     pub(super) fn is_clone(&self) -> bool {
         self.facts.warm == WARM
     }
@@ -126,12 +121,6 @@ impl RunningMachine {
     /// Says whether this is the machine that something was asked of.
     pub(super) fn is(&self, machine: &Arc<dyn Machine>) -> bool {
         Arc::ptr_eq(&self.machine, machine)
-    }
-
-    pub(super) fn configured(&mut self, in_force: Option<InForce>) {
-        if in_force.is_some() {
-            self.facts.in_force = in_force;
-        }
     }
 
     // ----- its processors ----------------------------------------------------------------------
@@ -150,7 +139,7 @@ impl RunningMachine {
     /// may be lost.
     pub(super) fn settle(&mut self, step: &mut Step) {
         match self.contact {
-            Contact::None if !self.is_paused => self.reconnect(Announcement::Missed, step),
+            Contact::None if !self.is_paused => self.reconnect(Announcement::Past, step),
             Contact::Connected { .. } if !self.is_paused => self.open(step),
             Contact::None | Contact::Connecting(_) | Contact::Connected { .. } => {}
         }
@@ -166,15 +155,10 @@ impl RunningMachine {
     /// connection.
     pub(super) fn restored(&mut self, step: &mut Step) {
         self.clock.is_of_the_past();
-        self.reconnect(Announcement::Missed, step);
+        self.reconnect(Announcement::Past, step);
     }
 
     // ----- its clock ---------------------------------------------------------------------------
-
-    /// Nobody knows for how long its processors were stopped.
-    pub(super) fn clock_of_the_past(&mut self) {
-        self.clock.is_of_the_past();
-    }
 
     /// The guest boots, and reads its clock anew. Under TCG on a busy host its kernel measures its time
     /// stamp counter wrongly, and counts seconds that are none until it notices.
@@ -200,7 +184,7 @@ impl RunningMachine {
         let (task, ticket) = Task::new();
         self.contact = Contact::Connecting(task);
         let (machine, since) = (Arc::clone(&self.machine), self.waiting_since);
-        step.then(Effect::Connect { ticket, machine, announcement, since });
+        step.then(Effect::Connect(ticket, machine, announcement, since));
     }
 
     pub(super) fn reconnect(&mut self, announcement: Announcement, step: &mut Step) {
@@ -230,7 +214,7 @@ impl RunningMachine {
 
     /// Opens the connection to users once the guest's clock is right.
     fn open(&mut self, step: &mut Step) {
-        let (is_late, is_paused) = (self.is_late(step.now), self.is_paused);
+        let (is_late, is_paused) = (self.clock.is_behind(step.now), self.is_paused);
         let Contact::Connected { session, access, .. } = &mut self.contact else { return };
         *access = match (is_late, is_paused) {
             (false, _) => Access::Open,

@@ -27,19 +27,9 @@ pub(super) struct SnapshotJob {
     op: SnapshotOp,
     /// QEMU ends when it went well.
     pub(super) ends_machine: bool,
-    answer: Option<Answer>,
+    pub(super) answer: Option<Answer>,
     _task: Task,
     _reminder: Task,
-}
-
-/// What is known of a snapshot that is not in the disk.
-#[derive(Debug)]
-pub(super) enum PendingSnapshot {
-    Taking,
-    /// It could not be taken, for this reason.
-    Failed(String),
-    /// It is in the disk now.
-    Taken,
 }
 
 impl SnapshotJob {
@@ -52,11 +42,11 @@ impl SnapshotJob {
         step: &mut Step,
     ) -> Self {
         if let SnapshotOp::Take(tag) = &op {
-            step.first(Effect::List(tag.clone(), PendingSnapshot::Taking));
+            step.first(Effect::List(tag.clone(), None));
         }
         let (task, ticket) = Task::new();
         let machine = machine.map(Arc::clone);
-        step.then(Effect::Snapshot { ticket, machine, op: op.clone(), by });
+        step.then(Effect::Snapshot(ticket, machine, op.clone(), by));
         Self::new(op, false, task, answer, step)
     }
 
@@ -64,7 +54,7 @@ impl SnapshotJob {
     pub(super) fn begin_suspend(running: &RunningMachine, answer: Answer, step: &mut Step) -> Self {
         let (task, ticket) = Task::new();
         let (machine, was_paused) = (Arc::clone(&running.machine), running.is_paused);
-        step.then(Effect::Suspend { ticket, machine, was_paused });
+        step.then(Effect::Suspend(ticket, machine, was_paused));
         Self::new(SnapshotOp::Take(SUSPENDED.to_owned()), true, task, answer, step)
     }
 
@@ -76,19 +66,12 @@ impl SnapshotJob {
         step: &mut Step,
     ) -> Self {
         let (reminder, ticket) = Task::new();
-        step.then(Effect::Remind(ticket, ANSWER_TIMEOUT, Report::SnapshotOverdue));
+        step.then(Effect::Remind(ticket, ANSWER_TIMEOUT, Report::AnswerOverdue));
         Self { op, ends_machine, answer: Some(answer), _task: task, _reminder: reminder }
     }
 
     pub(super) fn restores(&self) -> bool {
         matches!(self.op, SnapshotOp::Restore(_))
-    }
-
-    /// Answers who waits: the work continues.
-    pub(super) fn overdue(&mut self, step: &mut Step) {
-        if let Some(answer) = self.answer.take() {
-            step.answer(answer, Done::Ok(()));
-        }
     }
 
     /// Ends it and answers who waits; when nobody does, `error` shows a failure.
@@ -97,11 +80,7 @@ impl SnapshotJob {
         if let (SnapshotOp::Restore(tag), Ok(())) = (&self.op, &done) {
             step.note(format!("restored {tag}"));
         }
-        match (self.answer, done) {
-            (Some(answer), done) => step.answer(answer, done),
-            (None, Err(error)) => step.then(Effect::Failed(error.into())),
-            (None, Ok(())) => {}
-        }
+        step.end(self.answer, done);
     }
 
     /// A snapshot that was taken is in the disk now; one that failed stays listed with its reason
@@ -112,11 +91,10 @@ impl SnapshotJob {
         if tag == SUSPENDED {
             return;
         }
-        let pending = match done {
-            Ok(()) => PendingSnapshot::Taken,
-            Err(error) => PendingSnapshot::Failed(one_line(&error.to_string())),
-        };
-        step.first(Effect::List(tag.clone(), pending));
+        step.first(match done {
+            Ok(()) => Effect::Unlist(tag.clone()),
+            Err(error) => Effect::List(tag.clone(), Some(one_line(&error.to_string()))),
+        });
     }
 }
 
@@ -146,15 +124,6 @@ impl Driver {
                 false => stop_and_save(&*machine, stale, vm.dir()).await,
             })
         });
-    }
-
-    pub(super) fn list_pending(&self, tag: String, pending: PendingSnapshot) {
-        let mut list = self.vm.0.pending.lock();
-        match pending {
-            PendingSnapshot::Taking => drop(list.insert(tag, None)),
-            PendingSnapshot::Failed(reason) => drop(list.insert(tag, Some(reason))),
-            PendingSnapshot::Taken => drop(list.remove(&tag)),
-        }
     }
 
     /// Returns the snapshot that the next start resumes, if there is one.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::task::{LaunchKind, Report, Ticket};
+use super::task::{Report, Ticket};
 use super::{Driver, dropped, suspended, warm_start};
 use crate::vm::backend::{Accel, BackendError, BootImage, LaunchPlan};
 use crate::vm::memory::Reservation;
@@ -27,7 +27,7 @@ impl Driver {
         if let Some(error) = self.vm.0.backends.missing(&spec.image) {
             return Err(error.into());
         }
-        Ok(self.reserve(&spec, self.likely_ram(&image))?)
+        Ok(self.reserve(&spec, &image)?)
     }
 
     pub(super) fn plan(&self, ticket: Ticket, paused: bool) {
@@ -44,7 +44,7 @@ impl Driver {
         let paused = plan.paused;
         plan.paused |= saved.is_some();
         self.detach(|to| async move {
-            let launched = match (&plan.memory, saved) {
+            Report::Launched(match (&plan.memory, saved) {
                 (Memory::Clone(_), _) => warm_start::start(&backends, plan, &to).await,
                 (Memory::Own | Memory::CaptureTarget { .. }, None) => {
                     backends.hypervisor.launch(plan).await
@@ -52,9 +52,7 @@ impl Driver {
                 (Memory::Own | Memory::CaptureTarget { .. }, Some(saved)) => {
                     suspended::start(&backends, plan, saved, paused).await
                 }
-            };
-            let kind = if saved.is_some() { LaunchKind::Resumed } else { LaunchKind::New };
-            Report::Launched(launched.map(|launched| (launched, kind)))
+            })
         });
     }
 }

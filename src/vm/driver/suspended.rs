@@ -7,6 +7,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -152,56 +153,38 @@ fn saved_by_a_later_one(hardware: Hardware) -> BackendError {
     BackendError::CannotResume { reason }
 }
 
+/// Loads what was saved, which is of no use from then on, and resumes the processors unless `paused`.
 async fn start_in(
     backends: &Backends,
     plan: LaunchPlan,
     saved: &'static str,
     paused: bool,
 ) -> Result<Launched, BackendError> {
-    let (dir, disk) = (VmDir(plan.dir.clone()), plan.spec.disk);
-    let mut launched = backends.hypervisor.launch(plan).await?;
-    let resuming = Resuming { hypervisor: &*backends.hypervisor, dir: &dir, saved, disk, paused };
-    resuming.resume(&mut launched).await?;
-    Ok(launched)
-}
-
-/// What a machine launched with its processors stopped resumes from, and how.
-struct Resuming<'a> {
-    hypervisor: &'a dyn Hypervisor,
-    dir: &'a VmDir,
-    saved: &'static str,
-    /// What the disk's size is to be, in bytes.
-    disk: u64,
-    /// The processors stay stopped.
-    paused: bool,
-}
-
-impl Resuming<'_> {
-    async fn resume(&self, launched: &mut Launched) -> Result<(), BackendError> {
-        if let Err(error) = self.take_in(&*launched.machine).await {
-            // It has not run: nothing is lost, and the next start tries again.
-            drop(launched.machine.kill().await);
-            paused_by_daemon::end(self.dir);
-            return Err(BackendError::CannotResume { reason: error.to_string() });
-        }
-        if !self.paused {
-            // One that QEMU does not run is paused, which its status tells.
-            launched.paused = launched.machine.resume().await.is_err();
-            paused_by_daemon::end(self.dir);
-        }
-        Ok(())
-    }
-
-    /// Loads what was saved, which is of no use from then on.
-    async fn take_in(&self, machine: &dyn Machine) -> Result<(), BackendError> {
-        machine.snapshot(&SnapshotOp::Restore(self.saved.to_owned())).await?;
-        grow(self.hypervisor, machine, self.dir, self.disk).await?;
-        if !self.paused {
+    let (dir, disk, hypervisor) = (VmDir(plan.dir.clone()), plan.spec.disk, &*backends.hypervisor);
+    let mut launched = hypervisor.launch(plan).await?;
+    let machine = Arc::clone(&launched.machine);
+    let loaded = async {
+        machine.snapshot(&SnapshotOp::Restore(saved.to_owned())).await?;
+        grow(hypervisor, &*machine, &dir, disk).await?;
+        if !paused {
             // Without the snapshot, nothing else says that this one is to run.
-            paused_by_daemon::begin(self.dir).await?;
+            paused_by_daemon::begin(&dir).await?;
         }
-        forget(machine, Some(self.saved)).await
+        forget(&*machine, Some(saved)).await
+    };
+    launched.clock_is_behind = true;
+    if let Err(error) = loaded.await {
+        // It has not run: nothing is lost, and the next start tries again.
+        drop(machine.kill().await);
+        paused_by_daemon::end(&dir);
+        return Err(BackendError::CannotResume { reason: error.to_string() });
     }
+    if !paused {
+        // One that QEMU does not run is paused, which its status tells.
+        launched.paused = machine.resume().await.is_err();
+        paused_by_daemon::end(&dir);
+    }
+    Ok(launched)
 }
 
 /// Gives the disk of a machine the size that its settings say: a snapshot brings back that of then.
@@ -219,8 +202,6 @@ pub(super) async fn grow(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::super::tests::{START, Scratch, until, vm_in};
     use super::*;
     use crate::vm::Vm;

@@ -25,10 +25,9 @@ pub(super) type Done = Result<(), BackendError>;
 pub(super) enum Report {
     /// The image is there and the plan is made.
     Planned(Result<Box<LaunchPlan>, BackendError>),
-    /// The launch is over.
-    Launched(Result<(Launched, LaunchKind), BackendError>),
-    /// The write of `start` has waited long enough.
-    StartOverdue,
+    Launched(Result<Launched, BackendError>),
+    /// The write of a verb has waited long enough: its work continues.
+    AnswerOverdue,
     /// What an earlier daemon has left of a machine.
     Found(Adoption),
     /// A machine that does not answer is surely the VM's, or is not; who asked for its end waits.
@@ -39,21 +38,13 @@ pub(super) enum Report {
     Connected(Arc<dyn GuestSession>, Duration),
     /// The guest's clock is set, as far as it can be.
     ClockSet,
-    /// The connection to the guest is gone.
     Lost,
-    /// Words for the log.
     Note(String),
-    /// The power button is pressed, or is not.
     ButtonPressed(Done),
     /// A verb that QEMU carries out at once is done, or was refused.
     MachineVerb(Arc<dyn Machine>, MachineVerb, Done, Answer),
-    /// A change of settings is over.
     Configured(Box<Configured>),
-    /// What was done with a snapshot is done.
     SnapshotDone(Done),
-    /// The request for it has waited long enough.
-    SnapshotOverdue,
-    /// The image that was made of the VM is done.
     Unpinned,
     /// The copy of the machine's memory and disk is done.
     CaptureEnded(Arc<dyn Machine>),
@@ -62,16 +53,9 @@ pub(super) enum Report {
     /// `kill` is over; the machine's `Exited` event says the rest.
     Killed(Done),
     /// The VM's directory is gone, or stays.
-    Retired { is_gone: bool },
-}
-
-/// How a machine came to run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LaunchKind {
-    /// It boots, or was loaded from a template.
-    New,
-    /// From what `suspend` has saved.
-    Resumed,
+    Retired {
+        is_gone: bool,
+    },
 }
 
 /// What a change of settings has done.

@@ -2,19 +2,22 @@
 
 use std::sync::Arc;
 
+use super::roster::Roster;
 use super::{Exec, Playback, Shared};
 use crate::vm::VmError;
 use crate::vm::backend::OutputKind;
 use crate::vm::caller::Caller;
-use crate::vm::job::{Job, JobError, JobId, Stage};
+use crate::vm::job::{Job, JobError, Stage};
 use crate::vm::notice::Notice;
 use crate::vm::stream::{Readiness, Stream, Text};
 
 impl Exec {
+    /// Returns the jobs by their names.
+    pub(crate) fn jobs(&self) -> &Roster {
+        &self.0.jobs
+    }
+
     /// `mkdir`
-    ///
-    /// # Errors
-    /// [`JobError::Exists`], [`JobError::BadName`].
     pub fn make(&self, name: &str) -> Result<Arc<Job>, JobError> {
         let shared = &self.0;
         let make = |id| Job::directory(id, name.to_owned(), shared.spool(), shared.spool());
@@ -22,36 +25,10 @@ impl Exec {
     }
 
     /// `rmdir`: what runs is killed.
-    ///
-    /// # Errors
-    /// [`JobError::Absent`].
     pub fn remove(&self, name: &str) -> Result<(), JobError> {
         let job = self.0.jobs.remove(name)?;
         job.abandon(VmError::Lost("removed".to_owned()));
         Ok(())
-    }
-
-    /// `mv`
-    ///
-    /// # Errors
-    /// [`JobError::Absent`], [`JobError::Exists`], [`JobError::BadName`].
-    pub fn rename(&self, from: &str, to: &str) -> Result<(), JobError> {
-        self.0.jobs.rename(from, to)
-    }
-
-    /// Finds a job by its name.
-    pub fn find(&self, name: &str) -> Option<Arc<Job>> {
-        self.0.jobs.find(name)
-    }
-
-    /// Finds a job by its number.
-    pub fn by_id(&self, id: JobId) -> Option<Arc<Job>> {
-        self.0.jobs.by_id(id)
-    }
-
-    /// Lists the jobs.
-    pub fn list(&self) -> Vec<Arc<Job>> {
-        self.0.jobs.list()
     }
 
     /// A file of the job is opened: a text that looks complete is. A release comes some time after
@@ -63,9 +40,6 @@ impl Exec {
     }
 
     /// Opens `cmd` for writing.
-    ///
-    /// # Errors
-    /// [`JobError::Started`]; `Refusal::Off`.
     pub fn open_command(&self, job: &Arc<Job>, caller: Caller) -> Result<Arc<dyn Stream>, VmError> {
         if job.is_started() {
             return Err(JobError::Started("cmd").into());

@@ -18,7 +18,7 @@ const LAST: &str = "last";
 
 /// The jobs.
 #[derive(Debug, Default)]
-pub(super) struct Roster(Mutex<Inner>);
+pub(crate) struct Roster(Mutex<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -71,19 +71,19 @@ impl Roster {
         Ok(inner.push(make))
     }
 
-    pub(super) fn find(&self, name: &str) -> Option<Arc<Job>> {
+    pub(crate) fn find(&self, name: &str) -> Option<Arc<Job>> {
         self.0.lock().named(name).cloned()
     }
 
-    pub(super) fn by_id(&self, id: JobId) -> Option<Arc<Job>> {
+    pub(crate) fn by_id(&self, id: JobId) -> Option<Arc<Job>> {
         self.0.lock().jobs.iter().find(|job| job.id() == id).cloned()
     }
 
-    pub(super) fn list(&self) -> Vec<Arc<Job>> {
+    pub(crate) fn list(&self) -> Vec<Arc<Job>> {
         self.0.lock().jobs.iter().cloned().collect()
     }
 
-    pub(super) fn rename(&self, from: &str, to: &str) -> Result<(), JobError> {
+    pub(crate) fn rename(&self, from: &str, to: &str) -> Result<(), JobError> {
         let inner = self.0.lock();
         let job = inner.named(from).ok_or(JobError::Absent)?;
         if from != to {

@@ -121,13 +121,13 @@ async fn read_all(stream: &dyn Stream) -> Result<String, VmError> {
 }
 
 impl Fixture {
-    fn open(&self, pids: &[u32], access: ExecAccess) -> Arc<dyn Stream> {
+    fn open(&self, pids: &[u32], access: StreamAccess) -> Arc<dyn Stream> {
         self.exec.open(process(pids), access).unwrap()
     }
 
     /// `echo TEXT > exec`, without the release.
     fn echo(&self, pids: &[u32], text: &str) -> Arc<dyn Stream> {
-        let stream = self.open(pids, ExecAccess::Write);
+        let stream = self.open(pids, StreamAccess::Write);
         stream.flush();
         assert_eq!(stream.try_write(text.as_bytes()).unwrap().unwrap(), text.len());
         stream.flush();
@@ -135,7 +135,7 @@ impl Fixture {
     }
 
     async fn cat(&self, pids: &[u32]) -> Result<String, VmError> {
-        read_all(&*self.open(pids, ExecAccess::Read)).await
+        read_all(&*self.open(pids, StreamAccess::Read)).await
     }
 }
 
@@ -173,31 +173,31 @@ async fn a_flush_in_the_middle_starts_nothing_and_an_unflushed_text_is_waited_fo
     tokio::task::yield_now().await;
     assert!(fixture.guest.ran.lock().is_empty());
     group.try_write(b"echo b\n").unwrap().unwrap();
-    let reader = fixture.open(&[2, 1], ExecAccess::Read);
+    let reader = fixture.open(&[2, 1], StreamAccess::Read);
     assert!(reader.try_read(10).is_none() && !reader.readiness().readable);
-    assert!(fixture.open(&[3, 1], ExecAccess::Peek).try_read(10).unwrap().unwrap().is_empty());
+    assert!(fixture.open(&[3, 1], StreamAccess::Peek).try_read(10).unwrap().unwrap().is_empty());
     drop(group);
     assert_eq!(read_all(&*reader).await.unwrap(), "[echo a\necho b]");
-    let own = fixture.open(&[1], ExecAccess::Write);
+    let own = fixture.open(&[1], StreamAccess::Write);
     own.try_write(b"id").unwrap().unwrap();
     assert_eq!(fixture.cat(&[1]).await.unwrap(), "[id]", "nobody waits for itself");
     own.try_write(b"date").unwrap().unwrap();
     drop(own);
     assert_eq!(fixture.cat(&[1]).await.unwrap(), "[date]", "what follows is the next command");
-    drop(fixture.open(&[1], ExecAccess::Write));
+    drop(fixture.open(&[1], StreamAccess::Write));
     assert_eq!(fixture.cat(&[1]).await.unwrap(), "[date]", "nothing written, no command");
 }
 
 #[tokio::test]
 async fn bad_and_long_texts() {
     let fixture = fixture();
-    let writer = fixture.open(&[1], ExecAccess::Write);
+    let writer = fixture.open(&[1], StreamAccess::Write);
     writer.try_write(&vec![b'x'; MAX_COMMAND]).unwrap().unwrap();
     assert!(matches!(writer.try_write(b"y"), Some(Err(VmError::TooLong { .. }))));
     assert!(matches!(writer.try_write(b"rm -rf /"), Some(Err(VmError::TooLong { .. }))));
     drop(writer);
     assert!(matches!(fixture.cat(&[2, 1]).await, Err(VmError::TooLong { .. })));
-    let writer = fixture.open(&[1], ExecAccess::Write);
+    let writer = fixture.open(&[1], StreamAccess::Write);
     assert!(matches!(writer.try_write(b"a\0b"), Some(Err(VmError::Nul))));
     drop(writer);
     assert!(fixture.guest.ran.lock().is_empty());
@@ -210,7 +210,7 @@ async fn bad_and_long_texts() {
 #[tokio::test]
 async fn a_conversation_ends_each_answer_with_one_empty_read() {
     let fixture = fixture();
-    let talk = fixture.open(&[1], ExecAccess::Converse);
+    let talk = fixture.open(&[1], StreamAccess::Converse);
     assert!(talk.try_read(10).is_none());
     talk.try_write(b"id\nda").unwrap().unwrap();
     talk.try_write(b"te\ndie\n").unwrap().unwrap();
@@ -233,7 +233,7 @@ async fn a_conversation_ends_each_answer_with_one_empty_read() {
 #[tokio::test]
 async fn a_conversation_ends_with_the_vm() {
     let fixture = fixture();
-    let talk = fixture.open(&[1], ExecAccess::Converse);
+    let talk = fixture.open(&[1], StreamAccess::Converse);
     fixture.link.send_replace(Link::Off);
     assert_eq!(read(&*talk, 10).await.unwrap(), b"");
     assert!(talk.readiness().hung_up);
@@ -245,7 +245,7 @@ async fn a_command_waits_for_a_guest_that_comes_up_but_not_for_ever() {
     let fixture = fixture();
     let up = fixture.link.send_replace(Link::Coming);
     drop(fixture.echo(&[1], "id"));
-    let reader = fixture.open(&[2, 1], ExecAccess::Read);
+    let reader = fixture.open(&[2, 1], StreamAccess::Read);
     tokio::time::sleep(READY_TIMEOUT / 2).await;
     assert!(reader.try_read(10).is_none());
     fixture.link.send_replace(up);
@@ -262,18 +262,18 @@ async fn a_command_waits_for_a_guest_that_comes_up_but_not_for_ever() {
 async fn a_vm_that_is_off_refuses_and_loses_what_runs() {
     let fixture = fixture();
     drop(fixture.echo(&[1], "wait"));
-    let reader = fixture.open(&[2, 1], ExecAccess::Read);
+    let reader = fixture.open(&[2, 1], StreamAccess::Read);
     assert_eq!(read(&*reader, 100).await.unwrap(), b"[wait]");
     fixture.link.send_replace(Link::Off);
     assert!(matches!(read(&*reader, 100).await, Err(VmError::Lost(_))));
     assert!(reader.readiness().hung_up);
     assert_eq!(*fixture.guest.hung_up.lock(), 1);
-    for access in [ExecAccess::Write, ExecAccess::Converse] {
+    for access in [StreamAccess::Write, StreamAccess::Converse] {
         let refused = fixture.exec.open(process(&[1]), access);
         assert!(matches!(refused, Err(VmError::Refused(Refusal::Off(Asked { verb: "exec", .. })))));
     }
-    assert!(fixture.exec.open(process(&[7]), ExecAccess::Read).is_err());
-    assert!(fixture.exec.open(process(&[7]), ExecAccess::Peek).is_ok());
+    assert!(fixture.exec.open(process(&[7]), StreamAccess::Read).is_err());
+    assert!(fixture.exec.open(process(&[7]), StreamAccess::Peek).is_ok());
     assert!(fixture.cat(&[3, 1]).await.is_err(), "what it left is still there");
 }
 
@@ -281,7 +281,7 @@ async fn a_vm_that_is_off_refuses_and_loses_what_runs() {
 async fn a_lost_command_gives_its_output_and_then_the_error() {
     let fixture = fixture();
     drop(fixture.echo(&[1], "die"));
-    let reader = fixture.open(&[2, 1], ExecAccess::Read);
+    let reader = fixture.open(&[2, 1], StreamAccess::Read);
     assert_eq!(read(&*reader, 100).await.unwrap(), b"[die]");
     assert!(matches!(read(&*reader, 100).await, Err(VmError::Backend(_))));
     let status = fixture.exec.last_job(&process(&[1])).unwrap().status_line();
@@ -296,7 +296,7 @@ async fn output_beyond_what_is_kept_waits_for_its_reader() {
     let job = fixture.exec.last_job(&process(&[1])).unwrap();
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(job.status_line(), "running");
-    let reader = fixture.open(&[2, 1], ExecAccess::Read);
+    let reader = fixture.open(&[2, 1], StreamAccess::Read);
     let mut got = 0;
     loop {
         match read(&*reader, 128 << 10).await.unwrap().len() {

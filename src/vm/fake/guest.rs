@@ -100,7 +100,7 @@ impl Console for FakeConsole {
 
     fn detach(&self) {}
 
-    fn open(&self, _access: ConsoleAccess) -> Arc<dyn Stream> {
+    fn open(&self, _access: StreamAccess) -> Arc<dyn Stream> {
         Arc::new(Silence(Bell::default()))
     }
 

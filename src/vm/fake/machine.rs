@@ -174,7 +174,7 @@ impl Machine for FakeMachine {
         Ok(())
     }
 
-    fn monitor(&self, _access: MonitorAccess) -> Arc<dyn Stream> {
+    fn monitor(&self, _access: StreamAccess) -> Arc<dyn Stream> {
         Arc::new(Silence(Bell::default()))
     }
 }

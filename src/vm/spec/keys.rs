@@ -69,16 +69,6 @@ impl Key {
         KEYS.iter().find(|key| key.name == name)
     }
 
-    /// Says what written text asks for.
-    pub fn wanted(text: &str) -> Wanted {
-        let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-        match (lines.next(), lines.next()) {
-            (None, _) => Wanted::Nothing,
-            (Some("default"), None) => Wanted::Default,
-            (Some(_), _) => Wanted::Value,
-        }
-    }
-
     /// Puts written text into `spec`: `default` takes the value of `defaults`, an empty text
     /// changes nothing, a list takes one element a line and is emptied by `none`.
     ///
@@ -158,16 +148,16 @@ impl Edit {
 
     /// Says what it asks for.
     pub fn wanted(&self) -> Wanted {
-        match self {
-            Self::Write(_, text, _) => Key::wanted(text),
-            Self::Disk(_) | Self::AddPort(_) | Self::RemovePort(_) => Wanted::Value,
+        let Self::Write(_, text, _) = self else { return Wanted::Value };
+        let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        match (lines.next(), lines.next()) {
+            (None, _) => Wanted::Nothing,
+            (Some("default"), None) => Wanted::Default,
+            (Some(_), _) => Wanted::Value,
         }
     }
 
     /// Returns `spec` with this done to it; `default` means the value of `defaults`.
-    ///
-    /// # Errors
-    /// [`SpecError`].
     pub fn done_to(&self, spec: &VmSpec, defaults: &VmSpec) -> Result<VmSpec, SpecError> {
         let mut spec = spec.clone();
         match self {
@@ -181,9 +171,6 @@ impl Edit {
 }
 
 /// Reads the size of a disk, as `disk` and the verb `resize` take it.
-///
-/// # Errors
-/// [`SpecError`]
 pub fn disk_size(text: &str) -> Result<u64, SpecError> {
     parse::sized("disk", text, MIN_DISK, MAX_DISK, "16M to 64T")
 }

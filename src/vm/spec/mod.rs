@@ -170,9 +170,6 @@ impl VmSpec {
     }
 
     /// Takes a forward out.
-    ///
-    /// # Errors
-    /// [`SpecError::NotThere`].
     pub fn remove_port(&mut self, forward: &Forward) -> Result<(), SpecError> {
         let at = self.ports.iter().position(|f| f == forward);
         let value = forward.to_string();

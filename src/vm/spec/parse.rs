@@ -89,9 +89,6 @@ pub(super) fn mac(value: &str) -> Result<Mac, SpecError> {
 }
 
 /// Reads a forward, as `ports` and the verb `port` take it.
-///
-/// # Errors
-/// [`SpecError::Malformed`].
 pub fn forward(value: &str) -> Result<Forward, SpecError> {
     let expected = "[tcp:|udp:][ADDRESS:]HOST_PORT:GUEST_PORT, such as 8080:80; addresses are IPv4";
     value.parse().map_err(|_| malformed("ports", value, expected))

@@ -17,9 +17,9 @@ use crate::vm::WriteMode;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VmSettings {
     /// The user's values for the keys in `own`, for the others those of `.defaults`.
-    values: VmSpec,
+    pub(in crate::vm) values: VmSpec,
     /// The keys that the user has set.
-    own: BTreeSet<String>,
+    pub(in crate::vm) own: BTreeSet<String>,
 }
 
 impl VmSettings {
@@ -37,16 +37,6 @@ impl VmSettings {
         };
         let own = KEYS.iter().filter(fixed).map(|key| key.name.to_owned()).collect();
         Self { values, own }
-    }
-
-    /// Puts stored parts together.
-    pub fn stored(values: VmSpec, own: BTreeSet<String>) -> Self {
-        Self { values, own }
-    }
-
-    /// Returns the parts to be stored.
-    pub fn into_stored(self) -> (VmSpec, BTreeSet<String>) {
-        (self.values, self.own)
     }
 
     /// Returns the image, which no image carries.
@@ -70,9 +60,6 @@ impl VmSettings {
 
     /// Returns the settings after a change. A list is added to as it holds now; `default` removes
     /// the VM's own value.
-    ///
-    /// # Errors
-    /// [`SpecError`] for a value that is not accepted.
     pub fn edited(
         &self,
         edit: &Edit,
@@ -136,18 +123,15 @@ impl ImageSettings {
         // An image's disk may end within a mebibyte; a setting does not, and may be smaller.
         let spec = VmSpec { disk: spec.disk >> 20 << 20, ..spec.clone() };
         let keys = KEYS.iter().filter(|key| carried(key));
-        let map: BTreeMap<_, _> =
-            keys.map(|key| (key.name.to_owned(), (key.render)(&spec))).collect();
-        map.into()
+        let values = keys.map(|key| (key.name.to_owned(), (key.render)(&spec)));
+        Self(Arc::new(values.collect()))
     }
 
     /// Returns what of it an image without a template carries.
     #[must_use]
     pub fn without_machine(&self) -> Self {
         let keys = self.of_keys().filter(|(key, _)| key.carried == Carried::Always);
-        let map: BTreeMap<_, _> =
-            keys.map(|(key, text)| (key.name.to_owned(), text.to_owned())).collect();
-        map.into()
+        Self(Arc::new(keys.map(|(key, text)| (key.name.to_owned(), text.to_owned())).collect()))
     }
 
     /// Says whether there are none.

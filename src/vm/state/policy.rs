@@ -56,21 +56,16 @@ impl Command {
         }
     }
 
-    /// Returns the verb.
-    pub fn verb(&self) -> &'static str {
+    pub(crate) fn verb(&self) -> &'static str {
         self.rule().verb
     }
 
-    /// Says whether it waits until a change of settings is over.
-    pub fn waits(&self) -> bool {
+    pub(crate) fn waits(&self) -> bool {
         self.rule().waits
     }
 }
 
 /// Decides whether a command fits the state. `protected` is the setting of that name.
-///
-/// # Errors
-/// A [`Refusal`], which changes nothing.
 pub fn admit(state: &State, command: &Command, protected: bool) -> Result<(), Refusal> {
     match protected && *command == Command::Remove {
         true => Err(Refusal::Protected),

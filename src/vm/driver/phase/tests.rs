@@ -10,7 +10,7 @@ use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::time::Instant;
 
 use super::super::effect::{Effect, Step};
-use super::super::task::{Configured, LaunchKind, Report};
+use super::super::task::{Configured, Report};
 use super::super::verb::MachineVerb;
 use super::*;
 use crate::vm::Action;
@@ -71,10 +71,12 @@ impl Inputs {
         Some(match name {
             "planned" => Report::Planned(Ok(Box::new(fake::plan()))),
             "not planned" => Report::Planned(Err(failure())),
-            "launched" => Report::Launched(Ok((self.launched(false), LaunchKind::New))),
-            "launched paused" => Report::Launched(Ok((self.launched(true), LaunchKind::Resumed))),
+            "launched" => Report::Launched(Ok(self.launched(false))),
+            "launched paused" => {
+                Report::Launched(Ok(Launched { clock_is_behind: true, ..self.launched(true) }))
+            }
             "not launched" => Report::Launched(Err(failure())),
-            "start overdue" => Report::StartOverdue,
+            "start overdue" => Report::AnswerOverdue,
             "found none" => Report::Found(Adoption::NeverRan),
             "found running" => Report::Found(Adoption::Running(self.launched(false))),
             "found ended" => Report::Found(Adoption::Ended("x".into())),
@@ -111,7 +113,7 @@ impl Inputs {
             "snapshot done" => Report::SnapshotDone(Ok(())),
             "snapshot failed" => Report::SnapshotDone(Err(failure())),
             "snapshot died" => Report::SnapshotDone(Err(died().error())),
-            "snapshot overdue" => Report::SnapshotOverdue,
+            "snapshot overdue" => Report::AnswerOverdue,
             "unpinned" => Report::Unpinned,
             "capture ended" => Report::CaptureEnded(machine),
             "capture of another ended" => Report::CaptureEnded(other),
