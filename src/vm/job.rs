@@ -134,41 +134,30 @@ impl Job {
         writer: Caller,
         spool: Arc<Spool>,
         bell: Arc<Bell>,
-    ) -> Arc<Self> {
-        Self::with(id, Origin::Exec, name, writer, [Arc::clone(&spool), spool], bell)
-    }
-
-    /// Makes a job that is a directory: nobody has written it yet.
-    pub fn directory(id: JobId, name: String, stdout: Arc<Spool>, stderr: Arc<Spool>) -> Arc<Self> {
-        let nobody = Caller::default();
-        Self::with(id, Origin::Directory, name, nobody, [stdout, stderr], Arc::default())
-    }
-
-    fn with(
-        id: JobId,
-        origin: Origin,
-        name: String,
-        writer: Caller,
-        [stdout, stderr]: [Arc<Spool>; 2],
-        bell: Arc<Bell>,
-    ) -> Arc<Self> {
+    ) -> Self {
         let (orders, pending) = mpsc::channel(MAX_ORDERS);
-        Arc::new(Self {
+        Self {
             id,
-            origin,
+            origin: Origin::Exec,
             label: Mutex::new(Label { name, writer, changed: SystemTime::now() }),
             state: Mutex::new(State::Collecting { flushed: false }),
             text: Mutex::default(),
             options: Mutex::default(),
-            stdout,
-            stderr,
+            stdout: Arc::clone(&spool),
+            stderr: spool,
             input: Arc::default(),
             orders,
             pending: tokio::sync::Mutex::new(pending),
             bell,
             room: Notify::new(),
             stop: Notify::new(),
-        })
+        }
+    }
+
+    /// Makes a job that is a directory: nobody has written it yet.
+    pub fn directory(id: JobId, name: String, stdout: Arc<Spool>, stderr: Arc<Spool>) -> Self {
+        let job = Self::new(id, name, Caller::default(), stdout, Arc::default());
+        Self { origin: Origin::Directory, stderr, ..job }
     }
 
     pub(crate) fn id(&self) -> JobId {

@@ -9,10 +9,8 @@ use crate::vm::memory::Reservation;
 use crate::vm::state::{Asked, Command, Refusal, State, admit, policy};
 use crate::vm::{Action, Answer, Request, VmError};
 
-/// How many may wait.
 const MAX_WAITING: usize = 64;
 
-/// The requests that wait.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     /// A change of settings is under way.
@@ -80,7 +78,6 @@ impl Driver {
         Ok(None)
     }
 
-    /// Asks the policy alone.
     pub(super) fn admits(&self, action: &Action) -> Result<(), Refusal> {
         let (state, protected) = (self.phase.state(), self.vm.spec().protect);
         match action {

@@ -39,7 +39,6 @@ impl Driver {
     }
 }
 
-/// A change of settings under way.
 struct Change {
     vm: Vm,
     /// The machine, if it is to be changed too.

@@ -127,7 +127,6 @@ pub(super) enum Effect {
     Pin(oneshot::Receiver<()>, Answer),
     /// Changes settings, and the machine where it can follow.
     Configure(Edit, Option<Arc<dyn Machine>>, Option<InForce>, Answer),
-    /// Agrees to the VM's removal.
     Retire(Remover, oneshot::Receiver<()>, Answer),
 }
 

@@ -60,7 +60,6 @@ pub(super) enum DiskUse {
     Image(String),
 }
 
-/// A start under way.
 #[derive(Debug)]
 pub(super) struct Start {
     /// What the VM goes back to when nothing came of it before QEMU was started.
@@ -118,7 +117,6 @@ impl Default for Phase {
 }
 
 impl Phase {
-    /// Takes one step.
     pub(super) fn step(self, input: Input, now: Instant) -> (Self, Step) {
         let mut step = Step::at(now);
         let next = match input {
@@ -149,7 +147,6 @@ impl Phase {
         }
     }
 
-    /// Returns the way into the guest.
     pub(super) fn link(&self) -> Link {
         if let Self::Starting(_) = self {
             return Link::Coming;
@@ -188,7 +185,6 @@ impl Phase {
         matches!(self, Self::Removed(_))
     }
 
-    /// Returns the image that is being made of the VM.
     pub(super) fn pinned_by(&self) -> Option<&str> {
         if let Self::UsingDisk(_, DiskUse::Image(image)) = self { Some(image) } else { None }
     }

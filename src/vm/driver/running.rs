@@ -20,7 +20,6 @@ use crate::vm::exec::Link;
 use crate::vm::memory::Reservation;
 use crate::vm::state::State;
 
-/// A machine that runs.
 #[derive(Debug)]
 pub(super) struct RunningMachine {
     pub(super) machine: Arc<dyn Machine>,

@@ -21,7 +21,6 @@ use crate::vm::{Vm, one_line};
 /// takes some 20 ms. What takes longer continues behind it; `status` and `wait` say when it ends.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// An operation under way.
 #[derive(Debug)]
 pub(super) struct SnapshotJob {
     op: SnapshotOp,

@@ -17,7 +17,6 @@ use crate::vm::backend::{
 };
 use crate::vm::live::InForce;
 
-/// How work ended.
 pub(super) type Done = Result<(), BackendError>;
 
 /// What the driver's own tasks report.
@@ -90,7 +89,6 @@ impl Drop for Task {
     }
 }
 
-/// A report on its way to the driver.
 #[derive(Debug)]
 pub(super) struct Sent {
     /// Its task, if that can be dropped.

@@ -16,7 +16,6 @@ use crate::vm::backend::{BackendError, DiscardOutput, GuestSession, Machine};
 /// How long the guest has to react to the power button before it is asked over SSH.
 const BUTTON_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What is asked of a machine that runs.
 #[derive(Debug)]
 pub(super) enum MachineVerb {
     Pause,

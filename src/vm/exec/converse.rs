@@ -71,6 +71,7 @@ impl Conversation {
         let (writer, bell) = (self.caller.clone(), Arc::clone(&self.talk.bell));
         // It is private: no number, no name.
         let job = Job::new(JobId::default(), String::new(), writer, self.shared.spool(), bell);
+        let job = Arc::new(job);
         job.collect(line)?;
         let output = job.output();
         if let Some(text) = job.take()

@@ -42,9 +42,9 @@ impl Inner {
         }
     }
 
-    fn push(&mut self, make: impl FnOnce(JobId) -> Arc<Job>) -> Arc<Job> {
+    fn push(&mut self, make: impl FnOnce(JobId) -> Job) -> Arc<Job> {
         self.last_id += 1;
-        let job = make(JobId(self.last_id));
+        let job = Arc::new(make(JobId(self.last_id)));
         self.jobs.push_back(Arc::clone(&job));
         job
     }
@@ -52,7 +52,7 @@ impl Inner {
 
 impl Roster {
     /// Adds a job named by its number, or by the next one that is free.
-    pub(super) fn add(&self, make: impl FnOnce(JobId, String) -> Arc<Job>) -> Arc<Job> {
+    pub(super) fn add(&self, make: impl FnOnce(JobId, String) -> Job) -> Arc<Job> {
         let mut inner = self.0.lock();
         while inner.named(&(inner.last_id + 1).to_string()).is_some() {
             inner.last_id += 1;
@@ -64,7 +64,7 @@ impl Roster {
     pub(super) fn add_named(
         &self,
         name: &str,
-        make: impl FnOnce(JobId) -> Arc<Job>,
+        make: impl FnOnce(JobId) -> Job,
     ) -> Result<Arc<Job>, JobError> {
         let mut inner = self.0.lock();
         inner.admit(name)?;

@@ -56,7 +56,8 @@ impl Command {
         }
     }
 
-    pub(crate) fn verb(&self) -> &'static str {
+    /// Returns the verb, as `ctl` or a name operation has it.
+    pub fn verb(&self) -> &'static str {
         self.rule().verb
     }
 
