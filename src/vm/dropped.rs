@@ -52,7 +52,6 @@ struct Stored {
     marks: Vec<Mark>,
 }
 
-/// The marks of one VM.
 #[derive(Debug)]
 pub(crate) struct DroppedSnapshots {
     path: PathBuf,

@@ -155,7 +155,6 @@ impl Events {
         }
     }
 
-    /// Brings the cursor up to date.
     fn fetch(&self, cursor: &mut Cursor) {
         let log = self.feed.log.lock();
         if let missed @ 1.. = log.missed(cursor.next) {

@@ -218,7 +218,6 @@ struct Draft {
 
 #[derive(Debug)]
 enum Text {
-    /// Nothing written yet.
     Empty,
     Job(Arc<Job>),
     /// What follows a refused piece must not run as a command of its own.

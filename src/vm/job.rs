@@ -87,7 +87,6 @@ pub struct Job {
     stop: Notify,
 }
 
-/// What a job is known by.
 #[derive(Debug)]
 struct Label {
     name: String,

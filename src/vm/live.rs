@@ -126,7 +126,6 @@ async fn exchange(
     Ok(bound)
 }
 
-/// Undoes half an exchange.
 async fn take_back(machine: &dyn Machine, added: &[Bound], removed: &[Bound]) {
     for bound in added {
         if let Err(error) = machine.remove_forward(&bound.actual()).await {

@@ -16,7 +16,6 @@ use super::{BackendError, Vm};
 use crate::store::file;
 use crate::store::layout::VmDir;
 
-/// The settings of one VM.
 #[derive(Debug)]
 pub(super) struct CurrentSettings(RwLock<Inner>);
 

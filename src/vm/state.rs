@@ -150,6 +150,13 @@ pub struct Asked {
     pub state: String,
 }
 
+impl Asked {
+    /// Returns the state without its reason.
+    fn word(&self) -> &str {
+        self.state.split(':').next().unwrap_or_default()
+    }
+}
+
 impl fmt::Display for Asked {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.verb, self.state)
@@ -178,7 +185,7 @@ pub enum Refusal {
     InUse(Asked),
     #[error("{}: the VM is {}; `echo stop > ctl` first, then `cat wait`", .0.verb, .0.state)]
     MustStop(Asked),
-    #[error("{}: the VM is {}; `cat ready` waits for its guest", .0.verb, .0.state)]
+    #[error("{}: the VM is {}; `cat ready` waits for its guest", .0.verb, .0.word())]
     NotReady(Asked),
     /// The VM's files are damaged.
     #[error("{0}")]

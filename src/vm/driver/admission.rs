@@ -19,7 +19,6 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    /// Returns the request whose turn it is.
     pub(super) fn next(&mut self) -> Option<Request> {
         if self.is_changing { None } else { self.waiting.pop_front() }
     }

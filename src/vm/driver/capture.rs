@@ -24,7 +24,6 @@ use crate::vm::{Vm, VmError};
 /// The snapshot that holds a disk as it was captured; no user can give this name.
 pub(crate) const CAPTURE_TAG: &str = ".frozen";
 
-/// A capture to be made.
 #[derive(Debug)]
 pub(super) struct Capture {
     pub(super) machine: Arc<dyn Machine>,

@@ -30,12 +30,10 @@ pub(super) struct GuestClock {
 }
 
 impl GuestClock {
-    /// Says that the processors stop.
     pub(super) fn stop(&mut self, now: Instant) {
         self.stopped.get_or_insert(now);
     }
 
-    /// Says that they run.
     pub(super) fn run(&mut self, now: Instant) {
         self.behind = self.lag(now);
         self.stopped = None;

@@ -48,7 +48,6 @@ pub(super) struct ShutDown {
     is_paused: bool,
     /// Its clock is behind: what a guest writes last must not be of the past.
     is_late: bool,
-    /// How long it has.
     timeout: Duration,
 }
 

@@ -16,7 +16,6 @@ pub(super) const KEPT: usize = 64;
 /// The name in `jobs/` that is not a job's.
 const LAST: &str = "last";
 
-/// The jobs.
 #[derive(Debug, Default)]
 pub(crate) struct Roster(Mutex<Inner>);
 

@@ -1,8 +1,23 @@
 //! Which requests each state admits: a pure function of one table, which has a row for each command and a
-//! letter for each state, so that neither a new command nor a new state is admitted by accident.
+//! verdict for each state, so that neither a new command nor a new state is admitted by accident.
 
 use super::{Asked, Command, Refusal, State};
-use crate::vm::backend::SnapshotOp;
+use crate::vm::backend::SnapshotOp::{Drop, Rename, Restore, Take};
+
+/// What a state says to a request: it admits it, or refuses it so.
+type Verdict = Option<fn(Asked) -> Refusal>;
+
+const Y: Verdict = None;
+const A: Verdict = Some(Refusal::Already);
+const B: Verdict = Some(Refusal::Busy);
+const I: Verdict = Some(Refusal::InUse);
+const M: Verdict = Some(Refusal::MustStop);
+const N: Verdict = Some(Refusal::NotReady);
+const O: Verdict = Some(Refusal::Off);
+const P: Verdict = Some(Refusal::Paused);
+const R: Verdict = Some(Refusal::Unreachable);
+const U: Verdict = Some(Refusal::Occupied);
+const X: Verdict = Some(Refusal::Broken);
 
 /// When a request is admitted.
 pub(in crate::vm) struct Rule {
@@ -11,48 +26,48 @@ pub(in crate::vm) struct Rule {
     /// It waits until a change of settings is over: it would otherwise meet a machine that is being
     /// changed. What ends or pauses a machine never waits for it.
     waits: bool,
-    /// A letter for each state, as [`Rule::admit`] reads it.
-    letters: &'static [u8; State::WORDS.len()],
+    /// What each state says to it.
+    verdicts: [Verdict; State::WORDS.len()],
 }
 
 /// What makes an image of a VM that is off.
-pub(in crate::vm) const PIN: Rule = waiting("source", b"+mmmmmm+ux");
+pub(in crate::vm) const PIN: Rule = waiting("source", [Y, M, M, M, M, M, M, Y, U, X]);
 /// What makes an image of a VM that runs.
-pub(in crate::vm) const CAPTURE: Rule = waiting("source", b"nnn+pnnnrn");
+pub(in crate::vm) const CAPTURE: Rule = waiting("source", [N, N, N, Y, P, N, N, N, R, N]);
 
-const fn at_once(verb: &'static str, letters: &'static [u8; State::WORDS.len()]) -> Rule {
-    Rule { verb, waits: false, letters }
+const fn at_once(verb: &'static str, verdicts: [Verdict; State::WORDS.len()]) -> Rule {
+    Rule { verb, waits: false, verdicts }
 }
 
-const fn waiting(verb: &'static str, letters: &'static [u8; State::WORDS.len()]) -> Rule {
-    Rule { verb, waits: true, letters }
+const fn waiting(verb: &'static str, verdicts: [Verdict; State::WORDS.len()]) -> Rule {
+    Rule { verb, waits: true, verdicts }
 }
 
 /// Says when what uses a machine in the name of `verb` is admitted, once the machine is there.
 pub(in crate::vm) const fn use_of_machine(verb: &'static str) -> Rule {
-    at_once(verb, b"o++++++oro")
+    at_once(verb, [O, Y, Y, Y, Y, Y, Y, O, R, O])
 }
 
 impl Command {
-    /// Returns its row. The letters stand for: stopped, starting, running, ready, paused, saving,
+    /// Returns its row. The columns are: stopped, starting, running, ready, paused, saving,
     /// stopping, failed, unreachable, broken.
     fn rule(&self) -> Rule {
         match self {
-            Self::Start { .. } => waiting("start", b"+aaaabb+ux"),
-            Self::Stop { .. } => at_once("stop", b"a++++baaux"),
-            Self::Kill => at_once("kill", b"a++++++a+x"),
-            Self::Pause => at_once("pause", b"ob++abboux"),
-            Self::Resume => at_once("resume", b"obaa+bboux"),
-            Self::Reset => at_once("reset", b"ob+++bboux"),
-            Self::PressKeys { .. } => at_once("key", b"ob+++bboux"),
-            Self::Suspend => waiting("suspend", b"ob+++bboux"),
-            Self::Configure(edit) => waiting(edit.verb(), b"+++++++++x"),
-            Self::Snapshot(SnapshotOp::Take(_), _) => waiting("mkdir", b"+b+++bb+ux"),
-            Self::Snapshot(SnapshotOp::Restore(_), _) => waiting("restore", b"+b+++bb+ux"),
-            Self::Snapshot(SnapshotOp::Drop(_), _) => waiting("rmdir", b"+b+++bb+ux"),
+            Self::Start { .. } => waiting("start", [Y, A, A, A, A, B, B, Y, U, X]),
+            Self::Stop { .. } => at_once("stop", [A, Y, Y, Y, Y, B, A, A, U, X]),
+            Self::Kill => at_once("kill", [A, Y, Y, Y, Y, Y, Y, A, Y, X]),
+            Self::Pause => at_once("pause", [O, B, Y, Y, A, B, B, O, U, X]),
+            Self::Resume => at_once("resume", [O, B, A, A, Y, B, B, O, U, X]),
+            Self::Reset => at_once("reset", [O, B, Y, Y, Y, B, B, O, U, X]),
+            Self::PressKeys { .. } => at_once("key", [O, B, Y, Y, Y, B, B, O, U, X]),
+            Self::Suspend => waiting("suspend", [O, B, Y, Y, Y, B, B, O, U, X]),
+            Self::Configure(edit) => waiting(edit.verb(), [Y, Y, Y, Y, Y, Y, Y, Y, Y, X]),
+            Self::Snapshot(Take(_), _) => waiting("mkdir", [Y, B, Y, Y, Y, B, B, Y, U, X]),
+            Self::Snapshot(Restore(_), _) => waiting("restore", [Y, B, Y, Y, Y, B, B, Y, U, X]),
+            Self::Snapshot(Drop(_), _) => waiting("rmdir", [Y, B, Y, Y, Y, B, B, Y, U, X]),
             // QEMU keeps the names in memory, and would write the old one back.
-            Self::Snapshot(SnapshotOp::Rename { .. }, _) => waiting("mv", b"+bmmmbb+ux"),
-            Self::Remove => waiting("rmdir", b"+iiiiii+u+"),
+            Self::Snapshot(Rename { .. }, _) => waiting("mv", [Y, B, M, M, M, B, B, Y, U, X]),
+            Self::Remove => waiting("rmdir", [Y, I, I, I, I, I, I, Y, U, Y]),
         }
     }
 
@@ -75,28 +90,16 @@ pub fn admit(state: &State, command: &Command, protected: bool) -> Result<(), Re
 }
 
 impl Rule {
-    /// Reads the state's letter.
     pub(in crate::vm) fn admit(&self, state: &State) -> Result<(), Refusal> {
         let asked = Asked { verb: self.verb, state: state.to_string() };
-        Err(match self.letters[state.index()] {
-            b'+' => return Ok(()),
-            b'a' => Refusal::Already(asked),
-            b'o' => Refusal::Off(asked),
-            b'b' => Refusal::Busy(asked),
-            b'i' => Refusal::InUse(asked),
-            b'm' => Refusal::MustStop(asked),
-            b'n' => Refusal::NotReady(Asked { state: state.word().to_owned(), ..asked }),
-            b'p' => Refusal::Paused(asked),
-            b'r' => Refusal::Unreachable(asked),
-            b'u' => Refusal::Occupied(asked),
-            _ => Refusal::Broken(asked),
-        })
+        self.verdicts[state.index()].map_or(Ok(()), |refusal| Err(refusal(asked)))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vm::backend::SnapshotOp;
     use crate::vm::spec::Edit;
 
     fn states() -> Vec<State> {
