@@ -394,25 +394,19 @@ pub fn rule(forward: &Forward) -> String {
 fn channels(args: &mut Args, facts: &LaunchDetails<'_>) {
     let (serial, log, qmp) = (names::SERIAL, names::CONSOLE_LOG, names::QMP);
     let server = "server=on,wait=off";
-    args.pair(
-        "-chardev",
-        format!("socket,id=serial,path={serial},{server},logfile={log},logappend=on"),
-    );
+    let logged = format!("{server},logfile={log},logappend=on");
+    args.pair("-chardev", format!("socket,id=serial,path={serial},{logged}"));
     args.pair("-serial", "chardev:serial");
     args.pair("-chardev", format!("socket,id=qmp,path={qmp},{server}"));
     args.pair("-mon", "chardev=qmp,mode=control");
     args.pair("-chardev", format!("null,id={READY_ID}"));
     args.pair("-device", "virtio-serial-pci");
-    args.pair(
-        "-device",
-        format!("virtserialport,chardev={READY_ID},name={READY_PORT},id={READY_ID}"),
-    );
+    let ready = format!("chardev={READY_ID},name={READY_PORT},id={READY_ID}");
+    args.pair("-device", format!("virtserialport,{ready}"));
     let identity = names::IDENTITY;
     args.pair("-chardev", format!("socket,id=identity,path={identity},{server}"));
-    args.pair(
-        "-device",
-        format!("virtserialport,chardev=identity,name={IDENTITY_PORT},id=identity"),
-    );
+    let identity = format!("chardev=identity,name={IDENTITY_PORT},id=identity");
+    args.pair("-device", format!("virtserialport,{identity}"));
     if facts.seed == SeedMedium::FwCfg {
         let seed = names::SEED;
         args.pair("-fw_cfg", format!("name={SEED_KEY},file={seed}"));
@@ -425,13 +419,9 @@ fn channels(args: &mut Args, facts: &LaunchDetails<'_>) {
 fn spare_ports(args: &mut Args) {
     for number in 0..SPARE_PORTS {
         let first = if number == 0 { ",multifunction=on" } else { "" };
-        let (place, slot) = (format!("addr={SPARE_SLOT}.{number}"), number + 1);
-        args.pair(
-            "-device",
-            format!(
-                "pcie-root-port,id=spare{number},{place},chassis={SPARE_CHASSIS},slot={slot}{first}"
-            ),
-        );
+        let place = format!("addr={SPARE_SLOT}.{number},chassis={SPARE_CHASSIS}");
+        let slot = number + 1;
+        args.pair("-device", format!("pcie-root-port,id=spare{number},{place},slot={slot}{first}"));
     }
 }
 

@@ -141,14 +141,7 @@ async fn now(qmp: &Qmp) -> Result<(VcpuStatus, bool)> {
 
 /// Says whether a guest can cause as many of these as it likes, none of which decides a state.
 fn is_chatter(event: &MachineEvent) -> bool {
-    match event {
-        MachineEvent::Reset | MachineEvent::Announced => true,
-        MachineEvent::Paused
-        | MachineEvent::Resumed
-        | MachineEvent::ShutDown { .. }
-        | MachineEvent::DiskFull
-        | MachineEvent::Exited(_) => false,
-    }
+    matches!(event, MachineEvent::Reset | MachineEvent::Announced)
 }
 
 fn translate(event: &QmpEvent) -> Option<MachineEvent> {

@@ -33,15 +33,12 @@ const CPU_MODELS: &[&str] = &["host", "host,-arch-capabilities", "qemu64"];
 /// Whether KVM runs a Linux guest here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum ProbeResult {
-    /// It does, with this processor.
+pub(super) enum ProbeResult {
+    /// It does, with this `-cpu`.
     Works {
-        /// QEMU's `-cpu`.
         cpu: String,
     },
-    /// It does not.
     Fails {
-        /// Why.
         reason: String,
     },
 }
@@ -59,13 +56,11 @@ pub(super) enum BootAttempt {
 
 /// Boots `kernel` under KVM. Another processor model is tried where QEMU died of one; it does
 /// not make a slow KVM fast.
-pub async fn probe(kernel: &Path) -> ProbeResult {
+pub(super) async fn probe(kernel: &Path) -> ProbeResult {
     let mut reason = String::new();
     for cpu in CPU_MODELS {
         match boot("kvm", cpu, kernel, BOOT_TIMEOUT).await {
-            BootAttempt::Booted => {
-                return ProbeResult::Works { cpu: (*cpu).to_owned() };
-            }
+            BootAttempt::Booted => return ProbeResult::Works { cpu: (*cpu).to_owned() },
             BootAttempt::Silent => {
                 let seconds = BOOT_TIMEOUT.as_secs();
                 reason = format!("under KVM a Linux kernel printed nothing within {seconds} s");
@@ -106,10 +101,8 @@ fn command(accel: &str, cpu: &str, kernel: &Path) -> Command {
         .args(["-machine", "q35,usb=off,vmport=off,smbus=off,sata=off", "-m", "128M"])
         .args(["-accel", accel, "-cpu", cpu, "-serial", "stdio"])
         .args(["-append", "console=ttyS0 panic=-1", "-kernel"])
-        .arg(kernel)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+        .arg(kernel);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // An abort is one of the outcomes to be expected: it need not leave a core file.
     sys::keeping_secrets(&mut command);
     let mut command = Command::from(command);

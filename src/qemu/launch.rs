@@ -50,9 +50,9 @@ pub(super) async fn launch(
     qemu: &Installation,
     ram: Option<Arc<OwnedFd>>,
 ) -> Result<Launched> {
-    let StartedMachine { parts, events, guard } = bring_up(plan, qemu, ram).await?;
+    let StartedMachine { parts, events, mut guard } = bring_up(plan, qemu, ram).await?;
     run_record::write(&parts.dir, &parts.facts).await?;
-    guard.disarm();
+    guard.0 = None;
     let paused = plan.paused || plan.memory != Memory::Own;
     Ok(parts.run(events, paused))
 }
@@ -212,15 +212,9 @@ fn spawn(
     process::spawn(PROGRAM, &args, dir, (plan.lifetime, ram)).map_err(|e| not_started(&e))
 }
 
-/// Kills a QEMU whose launch does not complete: nothing would own it.
+/// Kills a QEMU whose launch does not complete: nothing would own it. `None` once something does.
 #[derive(Debug)]
 struct KillOnDrop(Option<Arc<Process>>);
-
-impl KillOnDrop {
-    fn disarm(mut self) {
-        self.0 = None;
-    }
-}
 
 impl Drop for KillOnDrop {
     fn drop(&mut self) {

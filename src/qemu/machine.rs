@@ -273,11 +273,10 @@ impl Machine for RunningQemu {
         let runs = &self.parts.facts.qemu_version;
         if *runs != qemu.version {
             let installed = &qemu.version;
-            return Err(BackendError::PersonalizationFailed {
-                reason: format!(
-                    "it runs on QEMU {runs}, and {installed} is installed by now; stop and start it first"
-                ),
-            });
+            let reason = format!(
+                "it runs on QEMU {runs}, and {installed} is installed by now; stop and start it first"
+            );
+            return Err(BackendError::PersonalizationFailed { reason });
         }
         capture::capture(&self.parts.qmp, plan, &qemu, to, snapshot).await
     }

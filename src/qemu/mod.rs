@@ -10,7 +10,7 @@
 //!   taken of. `migration_stream`: what QEMU notes in a saved memory. `repair`: undoing what a
 //!   crash cut short. `vm_disk`: a VM's disk.
 //! - `logs`: QEMU's logs, bounded.
-//! - [`accel`], [`kvm_probe`]: KVM or TCG. [`install`]: the installed program. [`host_memory`]: what
+//! - [`accel`], `kvm_probe`: KVM or TCG. [`install`]: the installed program. [`host_memory`]: what
 //!   machines take of the host's memory, and what there is.
 //!
 //! Not here: when a machine is started or stopped (`vm::state`), and what is inside the guest.
@@ -23,7 +23,7 @@ pub mod connect;
 mod events;
 pub mod host_memory;
 pub mod install;
-pub mod kvm_probe;
+mod kvm_probe;
 pub mod launch;
 mod live_snapshot;
 mod logs;

@@ -114,12 +114,8 @@ pub fn spawn(
 ) -> io::Result<Process> {
     let log = open_log(dir, program, args)?;
     let mut command = Command::new(program);
-    command
-        .args(args)
-        .current_dir(&dir.0)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log);
+    command.args(args).current_dir(&dir.0);
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     sys::in_own_session(sys::keeping_secrets(&mut command));
     if lifetime == Lifetime::Ours {
         // The thread that dies is one of the runtime's, which end with the daemon.

@@ -49,14 +49,9 @@ impl TemplateMemfd {
         }
         // Concurrent starts wait for the lock: a copy for each would waste as much memory again.
         let ram = template.ram.clone();
-        let copy =
-            Arc::new(off_thread(move || copy(&ram), "a copy of the template's memory").await?);
-        let kept = LastCopy {
-            template: template.id.clone(),
-            copy: Arc::clone(&copy),
-            used: Instant::now(),
-        };
-        if last.replace(kept).is_none() {
+        let copied = off_thread(move || copy(&ram), "a copy of the template's memory").await?;
+        let (copy, template, used) = (Arc::new(copied), template.id.clone(), Instant::now());
+        if last.replace(LastCopy { template, copy: Arc::clone(&copy), used }).is_none() {
             tokio::spawn(expire(Arc::downgrade(&self.0)));
         }
         Ok(copy)

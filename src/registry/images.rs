@@ -197,7 +197,10 @@ impl Registry {
             return Ok(Recipe::Live(Box::new(LivePublication { origin, machine, base })));
         }
         let hold = Some(vm.pin(image.to_owned()).await?);
-        check_snapshot(&vm, snapshot.as_deref())?;
+        let is_there = |tag: &String| vm.snapshots().iter().any(|s| s.tag == *tag);
+        if let Some(tag) = snapshot.clone().filter(|tag| !is_there(tag)) {
+            return Err(VmError::from(Refusal::NoSnapshot { tag }).into());
+        }
         let base = base()?;
         let layers = self.backends().images.layers(&base, &vm.dir().0)?;
         let (disk, settings) = (vm.dir().disk(), ImageSettings::of_disk(&vm.spec()));
@@ -246,14 +249,5 @@ pub(super) fn as_backend_error(error: VmError) -> BackendError {
         | VmError::Nul
         | VmError::Job(_)
         | VmError::Lost(_)) => BackendError::PersonalizationFailed { reason: other.to_string() },
-    }
-}
-
-fn check_snapshot(vm: &Vm, tag: Option<&str>) -> Result<(), VmError> {
-    match tag {
-        Some(tag) if !vm.snapshots().iter().any(|s| s.tag == tag) => {
-            Err(Refusal::NoSnapshot(tag.to_owned()).into())
-        }
-        _ => Ok(()),
     }
 }

@@ -122,9 +122,8 @@ async fn booted(vm: Vm) -> Result<(), BackendError> {
         while vm.state() != State::Ready {
             if vm.state().is_off() {
                 let why = vm.failure().unwrap_or_else(|| vm.state().to_string());
-                return Err(BackendError::PersonalizationFailed {
-                    reason: format!("its VM: {why}"),
-                });
+                let reason = format!("its VM: {why}");
+                return Err(BackendError::PersonalizationFailed { reason });
             }
             listener.rung().await;
         }
