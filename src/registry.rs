@@ -81,17 +81,15 @@ impl Registry {
             Ok((scan(&at, &failures)?, trash, Aliases::open(at.aliases(), &failures)))
         };
         let (found, trash, aliases) = off_thread(open, "the store").await?;
+        let vms =
+            Vms { by_name: BTreeMap::new(), by_id: HashMap::new(), changed: SystemTime::now() };
         let registry = Self {
             layout,
             backends,
             trash,
             aliases,
             next_id: AtomicU64::new(found.len() as u64 + 1),
-            vms: RwLock::new(Vms {
-                by_name: BTreeMap::new(),
-                by_id: HashMap::new(),
-                changed: SystemTime::now(),
-            }),
+            vms: RwLock::new(vms),
             name_locks: NameLocks::default(),
         };
         registry.backends.defaults.settle(|image| registry.resolve_alias(image));

@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::io::{self, Read};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -90,7 +90,10 @@ async fn run(what: &str, args: &[OsString]) -> Result<(), DiskError> {
     command.args(args).kill_on_drop(true);
     let late = || failed(what, &format!("no answer within {} s", TIMEOUT.as_secs()));
     let output = timeout(TIMEOUT, command.output()).await.map_err(|_| late())?;
-    let output = output.map_err(|e| not_started(what, e))?;
+    checked(what, &output.map_err(|e| not_started(what, e))?)
+}
+
+fn checked(what: &str, output: &Output) -> Result<(), DiskError> {
     match output.status.success() {
         true => Ok(()),
         false => Err(refusal(what, &output.stderr)),
@@ -127,11 +130,7 @@ impl Conversion<'_> {
         if let Some(mut out) = child.stdout.take() {
             follow(&mut out, &mut progress);
         }
-        let output = child.wait_with_output().map_err(|e| DiskError::io(PROGRAM, e))?;
-        match output.status.success() {
-            true => Ok(()),
-            false => Err(refusal(what, &output.stderr)),
-        }
+        checked(what, &child.wait_with_output().map_err(|e| DiskError::io(PROGRAM, e))?)
     }
 
     fn arguments(&self) -> Result<Vec<OsString>, DiskError> {

@@ -46,7 +46,7 @@ fn registry(error: &RegistryError) -> i32 {
         RegistryError::Exists(_) => libc::EEXIST,
         RegistryError::Absent(_) => libc::ENOENT,
         RegistryError::BadName(_) | RegistryError::Origin(_) => libc::EINVAL,
-        RegistryError::NameBusy { .. } => libc::EBUSY,
+        RegistryError::NameBusy(_) => libc::EBUSY,
         RegistryError::NoAnswer { .. } => libc::ETIMEDOUT,
         RegistryError::Vm(error) => vm(error),
     }

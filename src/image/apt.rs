@@ -64,8 +64,7 @@ impl Apt {
         }
         let status = dir.join("status");
         fs::write(&status, "").map_err(BuildError::at(&status))?;
-        let lists = PackageLists::System;
-        Ok(Self { dir, lists })
+        Ok(Self { dir, lists: PackageLists::System })
     }
 
     /// Returns the archives of all that is wanted, fetching those that are not in the cache.

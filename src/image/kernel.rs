@@ -145,22 +145,19 @@ impl Kernel {
 
     /// Adds the modules for booting, with `modules.dep`.
     pub(super) fn add_boot_modules(&self, tree: &mut FileTree, base: &str) {
-        let names = self.modules.closure(&self.boot_modules());
-        self.add_modules(tree, base, &names);
+        self.add_modules(tree, base, &self.boot_modules());
     }
 
     /// Adds all modules, with `modules.dep`.
     pub(super) fn add_all_modules(&self, tree: &mut FileTree, base: &str) {
-        let wanted = [BY_NAME, BOOT, ON_DEMAND].concat();
-        let names = self.modules.closure(&wanted);
-        self.add_modules(tree, base, &names);
+        self.add_modules(tree, base, &[BY_NAME, BOOT, ON_DEMAND].concat());
     }
 
-    fn add_modules(&self, tree: &mut FileTree, base: &str, names: &[&str]) {
+    fn add_modules(&self, tree: &mut FileTree, base: &str, roots: &[&str]) {
         let dir = format!("{base}/modules/{}", self.version);
         let mut dep = String::new();
-        for name in names {
-            let module = &self.modules.loadable[*name];
+        for name in self.modules.closure(roots) {
+            let module = &self.modules.loadable[name];
             tree.file(&format!("{dir}/{name}.ko"), 0o644, module.bytes.clone());
             // modprobe loads from the right to the left.
             let mut needs = self.modules.closure(&[name]);

@@ -35,9 +35,6 @@ pub(super) struct DiskFile {
 
 impl DiskFile {
     /// Looks at the file before anything is begun.
-    ///
-    /// # Errors
-    /// What opening answers, or `BadSource` saying why it cannot become an image.
     pub(super) fn new(path: PathBuf) -> Result<Self, BackendError> {
         let spec = path.display().to_string();
         let header = read_header(&path).map_err(BackendError::at(&spec))?;

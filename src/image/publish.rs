@@ -102,7 +102,8 @@ fn manifest(
     (base, settings): (&BootImage, ImageSettings),
     dir: &Path,
 ) -> Result<Manifest> {
-    let disk_size = virtual_size(&dir.join(manifest::disk_name(FORMAT)))?;
+    let disk = dir.join(manifest::disk_name(FORMAT));
+    let disk_size = Header::of(&disk).map_err(BuildError::at(&disk))?.virtual_size;
     Ok(Manifest {
         kernel: keep(base.kernel.as_deref(), dir)?,
         initrd: keep(base.initrd.as_deref(), dir)?,
@@ -124,8 +125,4 @@ fn keep(file: Option<&Path>, dir: &Path) -> Result<Option<PathBuf>> {
         .or_else(|_| fs::copy(file, &to).map(drop))
         .map_err(BuildError::at(file))?;
     Ok(Some(name))
-}
-
-fn virtual_size(disk: &Path) -> Result<u64> {
-    Ok(Header::of(disk).map_err(BuildError::at(disk))?.virtual_size)
 }

@@ -26,21 +26,19 @@ pub(super) trait ImageSource: fmt::Debug + Send + Sync + 'static {
 }
 
 /// Where a source reports its progress.
-pub(super) struct Progress {
-    report: Box<dyn Fn(ImageStatus, String) + Send + Sync>,
-}
+pub(super) struct Progress(Box<dyn Fn(ImageStatus, String) + Send + Sync>);
 
 impl Progress {
     pub(super) fn new(report: impl Fn(ImageStatus, String) + Send + Sync + 'static) -> Self {
-        Self { report: Box::new(report) }
+        Self(Box::new(report))
     }
 
     pub(super) fn fetching(&self, what: impl Into<String>) {
-        (self.report)(ImageStatus::Fetching, what.into());
+        (self.0)(ImageStatus::Fetching, what.into());
     }
 
     pub(super) fn building(&self, what: impl Into<String>) {
-        (self.report)(ImageStatus::Building, what.into());
+        (self.0)(ImageStatus::Building, what.into());
     }
 
     /// Copies a disk and reports the progress.

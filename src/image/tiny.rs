@@ -99,8 +99,7 @@ pub(super) struct Tiny {
 impl Tiny {
     /// Keeps what it fetches under `cache`.
     pub(super) fn new(cache: PathBuf) -> Self {
-        let host = PathBuf::from("/");
-        Self { cache, host, building: Mutex::new(()) }
+        Self { cache, host: PathBuf::from("/"), building: Mutex::new(()) }
     }
 
     /// Finds a kernel: the host's own needs no download, but is often absent or forbidden.

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::catalogue::{Catalogue, publish, under_way};
-use super::entry::{ImageEntry, ImageVersion};
+use super::entry::ImageVersion;
 use super::manifest::Manifest;
 use crate::store::file;
 use crate::store::layout::{Layout, TEMPLATES, VmDir};
@@ -152,14 +152,10 @@ impl Catalogue {
 
     /// Erases the versions that are not current and that no disk needs, removed VMs' included.
     pub(super) fn sweep_versions(&self) {
-        let older: Vec<(String, ImageVersion)> = {
-            let images = self.images.lock();
-            let of = |(name, image): (&String, &ImageEntry)| {
-                let name = name.clone();
-                image.older.clone().into_iter().map(move |version| (name.clone(), version))
-            };
-            images.iter().flat_map(of).collect()
-        };
+        let mut older = Vec::new();
+        for (name, image) in &*self.images.lock() {
+            older.extend(image.older.iter().map(|version| (name.clone(), version.clone())));
+        }
         if older.is_empty() {
             return;
         }

@@ -124,8 +124,7 @@ impl AccelChooser {
     /// Makes one that takes its kernel from `images` and stores the result of its probe under
     /// `layout`.
     pub fn new(layout: Layout, images: Arc<dyn Images>) -> Self {
-        let verdict = OnceCell::new();
-        Self { layout, images, verdict }
+        Self { layout, images, verdict: OnceCell::new() }
     }
 
     /// Picks an accelerator.

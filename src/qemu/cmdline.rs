@@ -273,13 +273,9 @@ fn disk(args: &mut Args, plan: &LaunchPlan) -> Result<()> {
         false => written(names::DISK, &base),
         true => {
             let file = json!({"driver": "file", "filename": names::DISK, "read-only": true});
-            let kept = json!({
-                "driver": "qcow2",
-                "node-name": "kept",
-                "read-only": true,
-                "file": file,
-                "backing": base,
-            });
+            let mut kept =
+                json!({"driver": "qcow2", "node-name": "kept", "read-only": true, "file": file});
+            kept["backing"] = base;
             written(names::TEMPORARY_DISK, &kept)
         }
     };
@@ -336,12 +332,8 @@ fn base(layers: &[Layer]) -> Result<Value> {
     let Some((layer, below)) = layers.split_first() else { return Ok(Value::Null) };
     let file = json!({"driver": "file", "filename": utf8(&layer.path)?, "read-only": true});
     let name = if below.is_empty() { "base" } else { "warm" };
-    let mut node = json!({
-        "driver": layer.format,
-        "node-name": name,
-        "read-only": true,
-        "file": file,
-    });
+    let mut node =
+        json!({"driver": layer.format, "node-name": name, "read-only": true, "file": file});
     if layer.format == DiskFormat::Qcow2 {
         node["backing"] = base(below)?;
     }

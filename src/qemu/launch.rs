@@ -143,8 +143,7 @@ async fn refuse_second(dir: &VmDir) -> Result<()> {
             matches!(run_record::read(dir), Ok(Some(record)) if record.runs())
         }
         Err(error) => {
-            let what = format!("the QMP socket in {}", dir.0.display());
-            return Err(BackendError::io(what, &error));
+            return Err(BackendError::io(format!("the QMP socket in {}", dir.0.display()), &error));
         }
     };
     if !there {

@@ -26,9 +26,6 @@ const JOB_TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// Carries out an operation. `ignores_shared` says whether the memory that is restored was saved
 /// with the capability `x-ignore-shared`; memory is always saved without it.
-///
-/// # Errors
-/// `NoSpace`, or QEMU's own words.
 pub(super) async fn run(qmp: &Qmp, op: &SnapshotOp, ignores_shared: bool) -> Result<()> {
     if matches!(op, SnapshotOp::Take(_) | SnapshotOp::Restore(_)) {
         migrate::ignore_shared(qmp, ignores_shared).await?;

@@ -72,13 +72,9 @@ pub async fn end_by_signals(process: &Process, ended: &Ended) -> Result<()> {
 
 /// Says that QEMU died, with its last words.
 pub fn died(dir: &VmDir, status: String) -> BackendError {
-    let words = last_words(dir);
-    let stderr = if words.is_empty() {
-        "it left no message; `cat log` shows how it was started".to_owned()
-    } else {
-        words
-    };
-    BackendError::QemuDied { status, stderr }
+    let said = Some(last_words(dir)).filter(|words| !words.is_empty());
+    let silent = || "it left no message; `cat log` shows how it was started".to_owned();
+    BackendError::QemuDied { status, stderr: said.unwrap_or_else(silent) }
 }
 
 /// Says whether QEMU ended cleanly. The exit status is known of our own children only; for others a

@@ -92,9 +92,6 @@ impl Qemu {
 
     /// Returns what is installed, asked once. A failure is not remembered: the program may be
     /// installed at any time.
-    ///
-    /// # Errors
-    /// `Missing` with the remedy.
     pub async fn installation(&self) -> Result<&Installation> {
         self.installation.get_or_try_init(Installation::probe).await
     }

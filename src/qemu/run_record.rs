@@ -34,9 +34,6 @@ impl RunRecord {
 }
 
 /// Writes the record of a QEMU that runs now.
-///
-/// # Errors
-/// `NoSpace`, or what writing answers.
 pub async fn write(dir: &VmDir, facts: &RunFacts) -> Result<()> {
     let (path, facts) = (dir.run(), facts.clone());
     let what = path.display().to_string();

@@ -38,9 +38,6 @@ struct LastCopy {
 
 impl TemplateMemfd {
     /// Returns the sealed copy of a template's memory.
-    ///
-    /// # Errors
-    /// The memory cannot be read, or the host has none left for it.
     pub(super) async fn of(&self, template: &Template) -> Result<Arc<OwnedFd>> {
         let mut last = self.0.lock().await;
         if let Some(kept) = last.as_mut().filter(|kept| kept.template == template.id) {

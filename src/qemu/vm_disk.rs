@@ -83,9 +83,6 @@ pub(super) async fn temporary(dir: &VmDir, size: u64) -> Result<TemporaryDisk> {
 }
 
 /// Refuses an image whose headers would make QEMU open another file of the host.
-///
-/// # Errors
-/// `ImageFailed` saying so, or why it cannot be read.
 pub(super) fn check_base(image: &str, base: &[Layer]) -> Result<()> {
     let refused = |reason: String| BackendError::ImageFailed { name: image.to_owned(), reason };
     for layer in base.iter().filter(|layer| layer.format == DiskFormat::Qcow2) {

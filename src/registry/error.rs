@@ -16,11 +16,8 @@ pub enum RegistryError {
     #[error("no VM named {0}")]
     Absent(String),
     /// An earlier operation on this name is not done yet.
-    #[error("{name}: an earlier mkdir, mv or rmdir of this name is not done yet; try again")]
-    NameBusy {
-        /// The name.
-        name: String,
-    },
+    #[error("{0}: an earlier mkdir, mv or rmdir of this name is not done yet; try again")]
+    NameBusy(String),
     /// The VM's driver does not answer.
     #[error(
         "rmdir: {name} does not answer within {seconds} s and stays as it is; `cat {name}/status`, \

@@ -199,7 +199,7 @@ impl Registry {
         let hold = Some(vm.pin(image.to_owned()).await?);
         let is_there = |tag: &String| vm.snapshots().iter().any(|s| s.tag == *tag);
         if let Some(tag) = snapshot.clone().filter(|tag| !is_there(tag)) {
-            return Err(VmError::from(Refusal::NoSnapshot { tag }).into());
+            return Err(VmError::from(Refusal::NoSnapshot(tag)).into());
         }
         let base = base()?;
         let layers = self.backends().images.layers(&base, &vm.dir().0)?;

@@ -30,7 +30,7 @@ impl NameLocks {
         names.dedup();
         let mut guards = Vec::new();
         for name in names {
-            let busy = |_| RegistryError::NameBusy { name: name.to_owned() };
+            let busy = |_| RegistryError::NameBusy(name.to_owned());
             guards.push(timeout(TIMEOUT, self.lock(name).lock_owned()).await.map_err(busy)?);
         }
         Ok(guards)

@@ -144,9 +144,8 @@ async fn ended(vm: Vm) -> Result<(), BackendError> {
             listener.rung().await;
         }
     };
-    let stays =
-        || BackendError::PersonalizationFailed { reason: "its VM cannot be ended".to_owned() };
-    timeout(END_TIMEOUT, off).await.map_err(|_| stays())?;
+    let reason = "its VM cannot be ended".to_owned();
+    timeout(END_TIMEOUT, off).await.map_err(|_| BackendError::PersonalizationFailed { reason })?;
     vm.perform(Command::Remove).await.map_err(as_backend_error)
 }
 

@@ -23,9 +23,6 @@ const SLACK: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
 
 /// Frees what lies before the end that is kept; says whether there was anything.
-///
-/// # Errors
-/// What opening or changing the file answers; a file that is not there is no error.
 pub fn bound(path: &Path) -> io::Result<bool> {
     let file = if_there(File::options().write(true).open(path))?;
     let Some(file) = file else { return Ok(false) };

@@ -98,9 +98,6 @@ pub fn open_log(path: &Path) -> io::Result<File> {
 
 /// Opens a file that a user has named, to read it. It is a regular file, or an error: opening a FIFO would
 /// wait for its other end.
-///
-/// # Errors
-/// What opening answers; `InvalidInput` for what is not a regular file.
 pub fn open_regular(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
     let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
