@@ -15,7 +15,9 @@ use russh::client::{self, Msg};
 use russh::keys::{
     Algorithm, PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate,
 };
-use russh::{Channel, ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Preferred, Sig};
+use russh::{
+    Channel, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Preferred, Sig,
+};
 use russh::{compression, kex};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
@@ -113,6 +115,20 @@ impl Connection {
 
     pub(super) async fn channel(&self) -> Result<Channel<Msg>, BackendError> {
         self.handle.channel_open_session().await.map_err(broken)
+    }
+
+    /// Opens a channel to a port of the guest's 127.0.0.1, or says why there is none.
+    pub(super) async fn forward(
+        &self,
+        port: u16,
+    ) -> Result<Result<Channel<Msg>, ChannelOpenFailure>, BackendError> {
+        let from = Ipv4Addr::LOCALHOST.to_string();
+        let port = u32::from(port);
+        match self.handle.channel_open_direct_tcpip(from.clone(), port, from, 0).await {
+            Ok(channel) => Ok(Ok(channel)),
+            Err(russh::Error::ChannelOpenFailure(failure)) => Ok(Err(failure)),
+            Err(error) => Err(broken(error)),
+        }
     }
 
     pub(super) async fn exec(

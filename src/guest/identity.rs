@@ -181,10 +181,10 @@ fn now() -> String {
 
 /// The output of a command, for the last line of an error.
 #[derive(Debug, Default)]
-struct CommandOutput(Mutex<Vec<u8>>);
+pub(super) struct CommandOutput(Mutex<Vec<u8>>);
 
 impl CommandOutput {
-    fn last_line(&self) -> String {
+    pub(super) fn last_line(&self) -> String {
         let said = String::from_utf8_lossy(&self.0.lock()).into_owned();
         let line = said.lines().rev().find(|l| !l.trim().is_empty());
         line.unwrap_or("it printed nothing").to_owned()

@@ -10,6 +10,7 @@ pub mod console;
 mod identity;
 pub mod keys;
 mod nocloud;
+mod probe;
 pub mod seed;
 mod shell;
 pub mod ssh;

@@ -17,11 +17,13 @@ use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 
 use super::connection::{Connection, SshAccess, unreachable};
-use super::{keys, supervise};
+use super::{keys, probe, supervise};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
     BackendError, DiscardOutput, ExecOptions, Exit, GuestAddress, GuestSession, JobIo, OutputSink,
+    ProbeAnswer,
 };
+use crate::vm::probe::Probe;
 
 /// Timeout of one attempt to connect, log in and run `true`.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -82,6 +84,10 @@ impl GuestSession for SshSession {
         io: &dyn JobIo,
     ) -> Result<Exit, BackendError> {
         supervise::run(&self.pool, command, options, io).await
+    }
+
+    async fn probe(&self, probe: &Probe) -> Result<ProbeAnswer, BackendError> {
+        probe::look(&self.pool, probe).await
     }
 
     async fn closed(&self) {

@@ -21,7 +21,7 @@ impl Entry {
     }
 }
 
-/// The names in one directory that are not rows. Each is a directory.
+/// The names in one directory that are not rows. Those that users make are directories.
 pub(super) trait Names {
     fn find(&self, _name: &str) -> Option<NodeId> {
         None

@@ -46,17 +46,28 @@ impl NodeId {
     }
 }
 
-/// The bits of a job's number in the object of a job's directory.
-const JOB_BITS: u32 = 24;
+/// The bits of a number within a VM, such as a job's, in the object of a directory.
+const BITS_IN_VM: u32 = 24;
 
-/// Packs a VM and one of its jobs into one object. The numbers of jobs return after 2^24 of one VM,
-/// those of VMs after 2^20: the kernel has long forgotten the first ones by then.
+/// Packs a VM and the number of something in it into one object. These numbers return after 2^24 of
+/// one VM, those of VMs after 2^20: the kernel has long forgotten the first ones by then.
+pub(super) fn pack_in_vm(vm: VmId, number: u64) -> u64 {
+    vm.0 << BITS_IN_VM | number & ((1 << BITS_IN_VM) - 1)
+}
+
+/// Unpacks it.
+pub(super) fn unpack_in_vm(object: u64) -> (VmId, u64) {
+    (VmId(object >> BITS_IN_VM), object & ((1 << BITS_IN_VM) - 1))
+}
+
+/// Packs a VM and one of its jobs into one object.
 pub(super) fn pack_job(vm: VmId, job: JobId) -> u64 {
-    vm.0 << JOB_BITS | job.0 & ((1 << JOB_BITS) - 1)
+    pack_in_vm(vm, job.0)
 }
 
 pub(super) fn unpack_job(object: u64) -> (VmId, JobId) {
-    (VmId(object >> JOB_BITS), JobId(object & ((1 << JOB_BITS) - 1)))
+    let (vm, job) = unpack_in_vm(object);
+    (vm, JobId(job))
 }
 
 /// What is named: a name, in a directory of a kind, about an object.

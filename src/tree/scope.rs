@@ -64,8 +64,9 @@ impl Scope {
         let Some(kind) = descriptor::find(kind) else { return "?".to_owned() };
         let directory = kind.path(self, object).unwrap_or_else(|_| "?".to_owned());
         match row.and_then(|row| kind.row(row)) {
-            Some(row) => format!("{directory}/{}", row.name),
-            None => directory,
+            // A row without a name is all that there is at this path.
+            Some(row) if !row.name.is_empty() => format!("{directory}/{}", row.name),
+            Some(_) | None => directory,
         }
     }
 }

@@ -190,7 +190,9 @@ async fn execute(
 }
 
 /// Waits until commands can be run, for [`READY_TIMEOUT`] at the most.
-async fn connected(link: &mut watch::Receiver<Link>) -> Result<Arc<dyn GuestSession>, VmError> {
+pub(super) async fn connected(
+    link: &mut watch::Receiver<Link>,
+) -> Result<Arc<dyn GuestSession>, VmError> {
     let settled = async {
         let link = link.wait_for(|link| !matches!(link, Link::Coming)).await;
         link.map(|link| link.clone())

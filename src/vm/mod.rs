@@ -23,6 +23,7 @@ pub mod memory;
 pub mod notice;
 mod open;
 pub mod origin;
+pub mod probe;
 mod settings;
 pub mod spec;
 pub mod state;
@@ -49,6 +50,7 @@ use self::events::{Event, Feed};
 use self::exec::Exec;
 use self::job::JobError;
 use self::memory::Ledger;
+use self::probe::Probes;
 use self::settings::CurrentSettings;
 use self::spec::{Edit, Key, SpecError};
 use self::state::{Command, Refusal, State, policy};
@@ -187,6 +189,7 @@ pub(crate) struct Shared {
     requests: mpsc::Sender<Request>,
     console: Arc<dyn Console>,
     exec: Exec,
+    probes: Probes,
     /// The machine that runs, for conversations that the driver has no part in.
     machine: RwLock<Option<Arc<dyn Machine>>>,
     lifetime: Lifetime,

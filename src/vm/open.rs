@@ -10,6 +10,7 @@ use super::backend::{ClientHost, Console};
 use super::caller::Caller;
 use super::exec::Exec;
 use super::job::Job;
+use super::probe::{Probe, Probes};
 use super::state::{Asked, Refusal, State, policy};
 use super::stream::{Stream, StreamAccess};
 use super::{Vm, VmError};
@@ -84,6 +85,21 @@ impl Vm {
     /// Returns the commands of this VM, each with its files.
     pub fn exec(&self) -> &Exec {
         &self.0.exec
+    }
+
+    /// Returns what was looked at in its guest.
+    pub fn probes(&self) -> &Probes {
+        &self.0.probes
+    }
+
+    /// Looks at a service in the guest; the stream gives one line.
+    ///
+    /// # Errors
+    /// [`Refusal::Off`] while no QEMU runs, [`Refusal::Paused`] while its processors are stopped.
+    pub fn open_probe(&self, probe: &Probe) -> Result<Arc<dyn Stream>, VmError> {
+        self.expect_on("probe")?;
+        self.expect_running("probe")?;
+        Ok(self.0.probes.open(probe))
     }
 
     fn expect_running(&self, verb: &'static str) -> Result<(), VmError> {

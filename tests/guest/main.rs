@@ -20,6 +20,7 @@ mod lifecycle;
 mod load;
 mod logs;
 mod poll;
+mod probes;
 mod programs;
 mod qmp;
 mod restore;

@@ -9,6 +9,7 @@ use futures::future::BoxFuture;
 use super::config::CONFIG;
 use super::jobs::JOBS;
 use super::line;
+use super::probes::PROBES;
 use super::snapshots::SNAPSHOTS;
 use crate::tree::control::Commands;
 use crate::tree::descriptor::Descriptor;
@@ -79,6 +80,11 @@ static ROWS: &[Node<Vm>] = &[
         vm.dir().log()
     })
     .follows(Vm::configured),
+    Node::directory(
+        "probes",
+        "looks at services in the guest: `cat probes/tcp/80`, `http/80/PATH`, `unit/NAME`",
+        &PROBES,
+    ),
     Node::stream(
         "qmp",
         0o600,

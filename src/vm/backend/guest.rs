@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::{BackendError, LaunchPlan};
+use crate::vm::probe::Probe;
 use crate::vm::stream::{Stream, StreamAccess};
 
 /// Where a guest's SSH server is and who we are to it.
@@ -106,6 +107,15 @@ pub struct ExecOptions {
     pub terminal: Option<WindowSize>,
 }
 
+/// What a look at a service of the guest has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProbeAnswer {
+    /// It is there, with some words about it, or none.
+    Yes(String),
+    /// It is not, for this reason.
+    No(String),
+}
+
 /// A working SSH connection to a guest.
 #[async_trait]
 pub trait GuestSession: fmt::Debug + Send + Sync {
@@ -125,6 +135,8 @@ pub trait GuestSession: fmt::Debug + Send + Sync {
         options: &ExecOptions,
         io: &dyn JobIo,
     ) -> Result<Exit, BackendError>;
+    /// Looks once at a service, from inside the guest. The caller bounds it by dropping the future.
+    async fn probe(&self, probe: &Probe) -> Result<ProbeAnswer, BackendError>;
     /// Resolves when the connection is lost.
     async fn closed(&self);
 }

@@ -55,6 +55,7 @@ use super::definition::Definition;
 use super::dropped::DroppedSnapshots;
 use super::events::Event;
 use super::exec::{Exec, Link};
+use super::probe::Probes;
 use super::settings::CurrentSettings;
 use super::spec::{VmSettings, VmSpec};
 use super::stream::Bell;
@@ -159,6 +160,7 @@ fn shared(
         pending: Mutex::default(),
         dropped: DroppedSnapshots::open(&new_vm.dir),
         failure: Mutex::new((None, definition.created)),
+        probes: Probes::new(links.clone(), tokio::runtime::Handle::current()),
         exec: Exec::new(new_vm.dir.0.clone(), links, tokio::runtime::Handle::current()),
         requests,
         console,

@@ -4,9 +4,10 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 
 use super::*;
-use crate::vm::backend::{ExecOptions, JobIo, OutputKind, OutputSink};
+use crate::vm::backend::{ExecOptions, JobIo, OutputKind, OutputSink, ProbeAnswer};
 use crate::vm::caller::ProcessId;
 use crate::vm::job::MAX_COMMAND;
+use crate::vm::probe::Probe;
 
 /// `wait` runs until the gate opens, `die` loses the connection after some output, `big N` says N
 /// bytes; every other command says itself.
@@ -66,6 +67,10 @@ impl GuestSession for Fake {
             stdin.extend(bytes);
         }
         self.exec(command, &stdin, io).await
+    }
+
+    async fn probe(&self, probe: &Probe) -> Result<ProbeAnswer, BackendError> {
+        Ok(ProbeAnswer::Yes(probe.to_string()))
     }
 
     async fn closed(&self) {

@@ -1,6 +1,7 @@
 //! Guests that answer at once, and the ways to them.
 
 use super::*;
+use crate::vm::probe::Probe;
 
 #[async_trait]
 impl Guests for Fake {
@@ -85,6 +86,10 @@ impl GuestSession for FakeSession {
                 },
             }
         }
+    }
+
+    async fn probe(&self, probe: &Probe) -> Result<ProbeAnswer, BackendError> {
+        Ok(ProbeAnswer::Yes(probe.to_string()))
     }
 
     async fn closed(&self) {
