@@ -11,6 +11,9 @@ use super::text::{each, note};
 use super::{Failure, local};
 use crate::cli::machines::Edit;
 
+/// Settings that are whole texts: an editor opens their files themselves.
+const TEXTS: [&str; 3] = ["user_data", "network_data", "ignition"];
+
 /// Settings: a key with one value, or several of a list.
 type Settings = Vec<(String, Vec<String>)>;
 
@@ -29,17 +32,19 @@ pub(super) fn run(tree: &Tree, args: &Edit) -> Result<(), Failure> {
 
 fn settings(vm: &Vm) -> Result<Settings, Failure> {
     let keys = vm.tree().names(&format!("{}/config", vm.name))?;
+    let keys = keys.into_iter().filter(|key| !TEXTS.contains(&key.as_str()));
     let value = |key: String| {
         let text = vm.read(&format!("config/{key}"))?;
         Ok((key, text.lines().map(str::to_owned).collect()))
     };
-    keys.into_iter().map(value).collect()
+    keys.map(value).collect()
 }
 
 fn render(name: &str, settings: &Settings) -> String {
     let mut text = format!(
         "# Settings of {name}: `key = value`, a list with a line for each element.\n\
-         # What is taken out gets its default value.\n"
+         # What is taken out gets its default value. Texts ({}) have files of their own.\n",
+        TEXTS.join(", ")
     );
     for (key, values) in settings {
         if values.is_empty() {
@@ -83,6 +88,10 @@ fn apply(vm: &Vm, before: &Settings, after: &Settings) -> Result<(), Failure> {
     let unknown = after.iter().find(|(key, _)| !before.iter().any(|(k, _)| k == key));
     if let Some((key, _)) = unknown {
         let known = before.iter().map(|(k, _)| k.as_str()).collect::<Vec<_>>().join(" ");
+        if TEXTS.contains(&key.as_str()) {
+            let hint = format!("{key} is a text; edit {}/config/{key} itself", vm.name);
+            return Err(Failure::Usage(hint));
+        }
         return Err(Failure::Usage(format!("there is no setting {key}; there are {known}")));
     }
     let mut changes = Vec::new();

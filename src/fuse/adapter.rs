@@ -287,10 +287,10 @@ impl Filesystem for Adapter {
     }
 
     fn flush(&self, _: &Request, _: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        if let Ok(open) = self.tree.handle(fh.0) {
-            open.flush();
+        match self.tree.handle(fh.0).and_then(|open| open.flush()) {
+            Ok(()) | Err(TreeError::BadHandle) => reply.ok(),
+            Err(error) => reply.error(errno::of(&error)),
         }
-        reply.ok();
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {

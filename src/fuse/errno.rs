@@ -80,7 +80,9 @@ fn job(error: &JobError) -> i32 {
 
 fn spec(error: &SpecError) -> i32 {
     match error {
-        SpecError::Malformed { .. } | SpecError::Shrinks { .. } => libc::EINVAL,
+        SpecError::Malformed { .. } | SpecError::Text { .. } | SpecError::Shrinks { .. } => {
+            libc::EINVAL
+        }
         SpecError::OutOfRange { .. } => libc::ERANGE,
         SpecError::Duplicate { .. } => libc::EEXIST,
         SpecError::NotThere { .. } => libc::ENOENT,

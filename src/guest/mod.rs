@@ -17,6 +17,7 @@ pub mod ssh;
 pub mod ssh_config;
 mod supervise;
 mod tty;
+mod user_data;
 
 use std::fs::File;
 use std::io;
@@ -34,6 +35,7 @@ use crate::vm::backend::{
     BackendError, ClientHost, Console, GuestAddress, GuestSession, Guests, IdentityPort,
     LaunchPlan, SeedKind,
 };
+use crate::vm::spec::VmSpec;
 
 /// Guests reached over SSH on a forwarded port and over QEMU's serial socket.
 #[derive(Debug)]
@@ -55,7 +57,10 @@ impl Guests for SshGuests {
         let (client_key, plan) = (self.client_key.clone(), plan.clone());
         let work = move || {
             write_seed(&client_key, &plan)?;
-            ssh_config::write_known_hosts(&VmDir(plan.dir), plan.uuid)
+            let dir = VmDir(plan.dir);
+            let written = write_for_boot(&dir, &plan.spec);
+            written.map_err(|e| BackendError::io("what the guest reads at boot", &e))?;
+            ssh_config::write_known_hosts(&dir, plan.uuid)
         };
         self.runtime
             .spawn_blocking(work)
@@ -110,9 +115,14 @@ fn write_seed(client_key: &Path, plan: &LaunchPlan) -> Result<(), BackendError> 
         SeedKind::Nocloud => {
             let public = keys::public_line(&host)?;
             let volume = keys::openssh(&host).and_then(|private| {
-                let private = String::from_utf8_lossy(&private);
-                let (authorized, host_key) = (authorized.as_str(), (&*private, public.as_str()));
-                nocloud::volume(&nocloud::NoCloudData { instance, hostname, authorized, host_key })
+                nocloud::volume(&nocloud::NoCloudData {
+                    instance,
+                    hostname,
+                    authorized: &authorized,
+                    host_key: (&String::from_utf8_lossy(&private), &public),
+                    user_data: plan.spec.user_data.as_deref(),
+                    network_data: plan.spec.network_data.as_deref(),
+                })
             });
             (dir.cidata(), volume)
         }
@@ -122,13 +132,34 @@ fn write_seed(client_key: &Path, plan: &LaunchPlan) -> Result<(), BackendError> 
         .map_err(|e| BackendError::io(format!("writing {}", path.display()), &e))
 }
 
+/// Writes what QEMU hands to Ignition and to systemd, a credential a file.
+fn write_for_boot(dir: &VmDir, spec: &VmSpec) -> io::Result<()> {
+    match &spec.ignition {
+        Some(text) => file::replace(&dir.ignition(), text.as_bytes())?,
+        None => file::remove(&dir.ignition())?,
+    }
+    let credentials = dir.credentials();
+    match std::fs::remove_dir_all(&credentials) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    if spec.credentials.is_empty() {
+        return Ok(());
+    }
+    file::private_dir(&credentials)?;
+    for (number, line) in spec.credentials.iter().enumerate() {
+        let text = format!("io.systemd.credential:{line}");
+        file::replace(&credentials.join(number.to_string()), text.as_bytes())?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use uuid::Uuid;
 
     use super::*;
-    use crate::vm::backend::{Accel, AccelKind, BootImage, DiskFormat, Lifetime, SeedKind};
-    use crate::vm::spec::VmSpec;
+    use crate::vm::backend::{Accel, AccelKind, BootImage, DiskFormat, Lifetime};
     use crate::vm::template::Memory;
 
     fn plan(dir: PathBuf) -> LaunchPlan {
@@ -182,5 +213,14 @@ mod tests {
         guests.prepare(&plan).await.unwrap();
         let seed = String::from_utf8_lossy(&read(dir.seed())).into_owned();
         assert!(seed.contains(" aqfs\nssh-ed25519 AAAA me\n"), "{seed}");
+        plan.spec.credentials = vec!["a=b,c".into(), "d=e".into()];
+        plan.spec.ignition = Some("{}".into());
+        guests.prepare(&plan).await.unwrap();
+        assert_eq!(read(dir.credentials().join("0")), b"io.systemd.credential:a=b,c");
+        assert_eq!(read(dir.ignition()), b"{}");
+        plan.spec.credentials.clear();
+        plan.spec.ignition = None;
+        guests.prepare(&plan).await.unwrap();
+        assert!(!dir.credentials().exists() && !dir.ignition().exists());
     }
 }

@@ -39,6 +39,9 @@ pub const DISC_NODES: [&str; 2] = ["disc", "disc-2"];
 /// Where the guest finds its seed in fw_cfg.
 const SEED_KEY: &str = "opt/org.aqfs/seed";
 
+/// Where Ignition looks in fw_cfg.
+const IGNITION_KEY: &str = "opt/com.coreos/config";
+
 /// What a launch needs beside its plan.
 #[derive(Clone, Debug)]
 pub struct LaunchDetails<'a> {
@@ -80,6 +83,7 @@ pub fn arguments(plan: &LaunchPlan, facts: &LaunchDetails<'_>) -> Result<Vec<OsS
     drive(&mut args, plan)?;
     devices(&mut args, plan, facts);
     channels(&mut args, facts);
+    first_boot(&mut args, plan);
     if plan.hardware >= Hardware::WITH_ROOM {
         spare_ports(&mut args);
     }
@@ -402,6 +406,22 @@ fn channels(args: &mut Args, facts: &LaunchDetails<'_>) {
     if facts.seed == SeedMedium::FwCfg {
         let seed = names::SEED;
         args.pair("-fw_cfg", format!("name={SEED_KEY},file={seed}"));
+    }
+}
+
+/// What Ignition and systemd read at boot, by files: the texts are the user's. A capture target never
+/// boots, and has no such files.
+fn first_boot(args: &mut Args, plan: &LaunchPlan) {
+    if let Memory::CaptureTarget { .. } = plan.memory {
+        return;
+    }
+    if plan.spec.ignition.is_some() {
+        let file = names::IGNITION;
+        args.pair("-fw_cfg", format!("name={IGNITION_KEY},file={file}"));
+    }
+    for number in 0..plan.spec.credentials.len() {
+        let directory = names::CREDENTIALS;
+        args.pair("-smbios", format!("type=11,path={directory}/{number}"));
     }
 }
 

@@ -20,6 +20,8 @@
 //!     known_hosts              that key as other SSH clients want it
 //!     seed.tar                 its configuration at boot (guest::seed)
 //!     cidata.img               the same for cloud-init (guest::nocloud), where the image has it
+//!     ignition.json            its configuration for Ignition, if it has one
+//!     credentials/N            its credentials for systemd, a file each
 //!     template                 whose disk its disk is an overlay on, if it is a clone
 //!     image_settings.json      what the image carried to the VM when its disk was made
 //!     image_version            which version of the image its disk is an overlay on; none: the first
@@ -168,6 +170,8 @@ impl VmDir {
         "known_hosts",
         names::SEED,
         names::CIDATA,
+        names::IGNITION,
+        names::CREDENTIALS,
         "run.json",
         "qemu.log",
         names::CONSOLE_LOG,
@@ -213,6 +217,10 @@ paths! {
         seed = names::SEED,
         /// The seed of a stock cloud image.
         cidata = names::CIDATA,
+        /// The configuration for Ignition.
+        ignition = names::IGNITION,
+        /// The directory of the credentials.
+        credentials = names::CREDENTIALS,
         /// The file that names the template whose disk this VM's disk is an overlay on.
         template = "template",
         /// The file that says what the image carried when the disk was made.
@@ -240,6 +248,10 @@ pub mod names {
     pub const SEED: &str = "seed.tar";
     /// The seed as a disk that cloud-init finds.
     pub const CIDATA: &str = "cidata.img";
+    /// What Ignition finds in fw_cfg.
+    pub const IGNITION: &str = "ignition.json";
+    /// What systemd finds in SMBIOS, a file each, named by its number.
+    pub const CREDENTIALS: &str = "credentials";
     /// The QMP socket.
     pub const QMP: &str = "qmp";
     /// The serial line's socket.

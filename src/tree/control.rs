@@ -11,6 +11,7 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, TryFutureExt};
 use parking_lot::Mutex;
 
+use super::draft::Draft;
 use super::node::VerbOutcome;
 use super::verbs::{LONGEST_WRITE, Verb, parse_lines};
 use super::{Answer, TreeError};
@@ -94,6 +95,8 @@ impl OpenControl {
 pub(crate) struct Assignment {
     vm: Option<Vm>,
     set: Write<Result<(), TreeError>>,
+    /// What was written, if that makes one text.
+    draft: Option<Draft>,
 }
 
 impl Assignment {
@@ -101,15 +104,31 @@ impl Assignment {
         vm: Option<Vm>,
         set: impl Fn(&str) -> BoxFuture<'static, Result<(), TreeError>> + Send + Sync + 'static,
     ) -> Self {
-        Self { vm, set: Box::new(set) }
+        Self { vm, set: Box::new(set), draft: None }
+    }
+
+    /// Has all that is written make one text.
+    pub(super) fn of_text(self, draft: Draft) -> Self {
+        Self { draft: Some(draft), ..self }
     }
 
     pub(super) fn write(&self, data: &[u8]) -> Answer<usize> {
         let (vm, length) = (self.vm.clone(), data.len());
-        match text_of(data) {
-            Ok(text) => Answer::noted(vm, (self.set)(text).map_ok(move |()| length)),
+        let text = match &self.draft {
+            Some(draft) => draft.add(data),
+            None => text_of(data).map(|text| Some(text.to_owned())),
+        };
+        match text {
+            Ok(Some(text)) => Answer::noted(vm, (self.set)(&text).map_ok(move |()| length)),
+            Ok(None) => Answer::Now(Ok(length)),
             Err(error) => Answer::Now(noted(vm.as_ref(), Err(error))),
         }
+    }
+
+    /// The writer may have ended: says why its text was not taken, if it was not.
+    pub(super) fn flush(&self) -> Result<(), TreeError> {
+        let fault = self.draft.as_ref().and_then(Draft::fault);
+        noted(self.vm.as_ref(), fault.map_or(Ok(()), Err))
     }
 }
 

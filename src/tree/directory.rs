@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use super::control::{Assignment, OpenControl};
 use super::descriptor::Descriptor;
+use super::draft::Draft;
 use super::handle::{Open, OpenRequest};
 use super::names::{Entry, Names};
 use super::node::{Attr, Body, Keep, Kind, Node};
@@ -18,7 +19,7 @@ use super::{TAIL, TreeError};
 use crate::store::bounded::Tail;
 use crate::vm::Vm;
 use crate::vm::caller::Caller;
-use crate::vm::spec::Key;
+use crate::vm::spec::{Form, Key};
 
 /// What the tree does with a directory, whatever it is about.
 pub(super) trait Directory {
@@ -138,7 +139,14 @@ impl<T: NodeOwner> Bound<T> {
         let settings = self.owner.settings().ok_or(TreeError::NotFound)?;
         let value = self.live(move |owner| setting_text(owner, key));
         let assign = settings.clone().assignment(key, request.append);
-        Ok(Open::Value(value, Some(Assignment::new(self.owner.vm().cloned(), assign))))
+        let assignment = Assignment::new(self.owner.vm().cloned(), assign);
+        let assignment = match key.form {
+            Form::Text => {
+                assignment.of_text(Draft::new(key, settings.text_before(key, request.append)))
+            }
+            Form::Line | Form::List => assignment,
+        };
+        Ok(Open::Value(value, Some(assignment)))
     }
 }
 

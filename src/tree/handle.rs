@@ -125,9 +125,17 @@ impl Open {
     }
 
     /// A descriptor of this open file was closed.
-    pub(crate) fn flush(&self) {
-        if let Self::Stream(OpenStream { stream, .. }) = self {
-            stream.flush();
+    ///
+    /// # Errors
+    /// Why a text that was written in pieces was not taken.
+    pub(crate) fn flush(&self) -> Result<(), TreeError> {
+        match self {
+            Self::Stream(OpenStream { stream, .. }) => {
+                stream.flush();
+                Ok(())
+            }
+            Self::Value(_, Some(assignment)) => assignment.flush(),
+            Self::Value(_, None) | Self::Tail(_) | Self::Control(_) => Ok(()),
         }
     }
 }

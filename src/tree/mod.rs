@@ -8,6 +8,7 @@ mod control;
 mod descriptor;
 mod directories;
 mod directory;
+mod draft;
 mod error;
 pub(crate) mod handle;
 pub(crate) mod manual;

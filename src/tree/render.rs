@@ -56,6 +56,10 @@ pub(super) fn info(vm: &Vm) -> String {
     table.add("memory", &render_size(spec.memory));
     table.add("mac", &spec.mac.unwrap_or_else(|| Mac::of(vm.uuid())).to_string());
     table.add("disk_bytes", &disk_bytes(vm.dir()).to_string());
+    let is_set = spec.user_data.is_some() || spec.network_data.is_some() || spec.ignition.is_some();
+    if is_set && vm.dir().disk().exists() {
+        table.add("first_boot", "done: it reads user_data, network_data and ignition again after `cloud-init clean` in it");
+    }
     table.add("suspended", if vm.is_suspended() { "yes" } else { "no" });
     if let Some(facts) = &view.facts {
         running(&mut table, facts);

@@ -27,6 +27,12 @@ impl Settings {
         if text.is_empty() { text } else { text + "\n" }
     }
 
+    /// Returns what a text is added to.
+    pub(super) fn text_before(&self, key: &Key, append: bool) -> Vec<u8> {
+        let is_set = append && (key.render)(&self.spec()) != (key.render)(&VmSpec::default());
+        if is_set { self.text(key).into_bytes() } else { Vec::new() }
+    }
+
     fn spec(&self) -> VmSpec {
         match &self.vm {
             Some(vm) => VmSpec::clone(&vm.spec()),

@@ -76,6 +76,10 @@ pub fn asks_for_a_boot(spec: &VmSpec, captured: &VmSpec) -> Option<&'static str>
         ("cmdline", spec.cmdline != captured.cmdline),
         ("firmware", spec.firmware != captured.firmware),
         ("ssh_user", spec.ssh_user != captured.ssh_user),
+        ("user_data", spec.user_data != captured.user_data),
+        ("network_data", spec.network_data != captured.network_data),
+        ("ignition", spec.ignition != captured.ignition),
+        ("credentials", spec.credentials != captured.credentials),
     ];
     settings.into_iter().find(|(_, differs)| *differs).map(|(key, _)| key)
 }

@@ -256,6 +256,36 @@ mod setting {
     use super::*;
 
     #[test]
+    fn a_text_is_what_one_open_file_was_given() {
+        let aq = mounted();
+        let script = r#"
+            mkdir vm2; f=vm1/config/user_data; t=$SCRATCH/t
+            { echo '#cloud-config'; echo 'runcmd:'
+              for i in $(seq 900); do echo "  - echo $i 'é'"; done; } > $t
+            for how in 'cp $t $f' 'cat $t > $f' 'cat < $t | tee $f > /dev/null' \
+                'dd if=$t of=$f bs=512 status=none' 'dd if=$t of=$f bs=8k status=none' \
+                '{ head -n 5; cat; } < $t > $f' 'head -n 9 $t > $f; tail -n +10 $t >> $f' \
+                'vim -u NONE -es $t "+w! $f" +q'; do
+                echo none > $f
+                eval "$how" && cmp $t $f || echo "failed: $how"
+            done
+            cp vm1/config/* vm2/config/ && cmp $t vm2/config/user_data
+            { echo '#cloud-config'; printf 'a: "%0600d' 0; } | head -c 512 > $t.cut
+            dd if=$t.cut of=$f bs=512 status=none 2>/dev/null && echo 'a cut text was taken'
+            cmp $t $f; grep -o '^user_data: line' vm1/error
+            echo '#cloud-config' > $f; : > $f; cat $f; echo default > $f; cat $f"#;
+        let said = aq.sh(script).ok();
+        assert_eq!(said, "user_data: line\n#cloud-config\nnone");
+        for (bad, errno) in [("packages: x", EINVAL), ("#cloud-config\na: [\n", EINVAL)] {
+            assert_errno(aq.write("vm1/config/user_data", bad), errno);
+        }
+        let long = format!("#!/bin/sh\n{}", "x".repeat(70_000));
+        assert_errno(aq.write("vm1/config/user_data", &long), libc::E2BIG);
+        assert_errno(aq.write("vm1/config/network_data", "version: 3"), EINVAL);
+        assert_errno(aq.write("vm1/config/credentials", "x"), EINVAL);
+    }
+
+    #[test]
     fn each_write_is_a_whole_value_at_any_offset() {
         let aq = mounted();
         let file = open(&aq, "vm1/config/cpus", libc::O_RDWR);

@@ -222,6 +222,20 @@ fn a_cloud_image_has_its_seed_as_a_second_disk() {
 }
 
 #[test]
+fn what_is_read_at_boot_is_handed_over_by_files() {
+    let mut plan = plan(AccelKind::Tcg, "max");
+    plan.spec.ignition = Some("{\"ignition\": {\"version\": \"3.4.0\"}}".into());
+    plan.spec.credentials = vec!["a=b,c".into(), "d=e".into()];
+    let args = arguments(&plan, &facts(SeedMedium::Absent)).unwrap();
+    assert_eq!(values(&args, "-fw_cfg"), ["name=opt/com.coreos/config,file=ignition.json"]);
+    let files = ["type=11,path=credentials/0", "type=11,path=credentials/1"];
+    assert_eq!(values(&args, "-smbios"), files);
+    plan.memory = Memory::CaptureTarget { ram: "/ram".into(), prepared: false };
+    let args = arguments(&plan, &facts(SeedMedium::Absent)).unwrap();
+    assert!(values(&args, "-smbios").is_empty() && values(&args, "-fw_cfg").is_empty());
+}
+
+#[test]
 fn a_command_line_needs_a_kernel_to_take_it() {
     let mut plan = plan(AccelKind::Tcg, "max");
     plan.image.kernel = None;

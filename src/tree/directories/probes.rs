@@ -23,11 +23,8 @@ use crate::vm::state::Command;
 use crate::vm::stream::{Nothing, Stream};
 
 /// `VM/probes`
-pub(super) static PROBES: Descriptor<Vm> = Descriptor {
-    page: Some("VM/probes/"),
-    rows: || ROWS,
-    ..directory(15, |vm| under(vm, ""))
-};
+pub(super) static PROBES: Descriptor<Vm> =
+    Descriptor { page: Some("VM/probes/"), rows: || ROWS, ..directory(15, |vm| under(vm, "")) };
 
 /// `VM/probes/http`. Its names are ports.
 static HTTP: Descriptor<Vm> = Descriptor {
@@ -129,7 +126,7 @@ impl ProbeOwner {
     /// A program that walks over everything asks no guest anything.
     fn open(&self, open: &OpenRequest<'_>) -> Result<Arc<dyn Stream>, TreeError> {
         match open.crawler {
-            true => Ok(Arc::new(Nothing::default())),
+            true => Ok(Arc::new(Nothing)),
             false => Ok(self.vm.open_probe(&self.probe)?),
         }
     }

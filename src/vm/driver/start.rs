@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::task::{Report, Ticket};
 use super::{Driver, dropped, suspended, warm_start};
-use crate::vm::backend::{Accel, BackendError, BootImage, LaunchPlan};
+use crate::vm::backend::{Accel, BackendError, BootImage, LaunchPlan, SeedKind};
 use crate::vm::memory::Reservation;
-use crate::vm::spec::VmSpec;
+use crate::vm::spec::{VmSettings, VmSpec};
 use crate::vm::state::Refusal;
 use crate::vm::template::Memory;
 use crate::vm::{Vm, VmError};
@@ -57,6 +57,27 @@ impl Driver {
     }
 }
 
+/// Refuses a text of the user's that nothing in the guest reads. One of `.defaults` is for the images
+/// that have a reader.
+fn refuse_unread(
+    image: &BootImage,
+    spec: &VmSpec,
+    settings: &VmSettings,
+) -> Result<(), BackendError> {
+    let texts = [("user_data", &spec.user_data), ("network_data", &spec.network_data)];
+    let unread = texts.into_iter().find(|(key, text)| text.is_some() && settings.is_own(key));
+    match (image.seed, unread) {
+        (SeedKind::Nocloud, _) | (SeedKind::FwCfg, None) => Ok(()),
+        (SeedKind::FwCfg, Some((key, _))) => Err(BackendError::Unfit {
+            key,
+            reason: format!(
+                "image {} has no cloud-init to read it; `echo none > config/{key}`, or take a cloud image",
+                image.name
+            ),
+        }),
+    }
+}
+
 /// Does everything that comes before QEMU: image, seed, accelerator.
 async fn plan(vm: &Vm, paused: bool) -> Result<LaunchPlan, BackendError> {
     let backends = &vm.0.backends;
@@ -69,6 +90,7 @@ async fn plan(vm: &Vm, paused: bool) -> Result<LaunchPlan, BackendError> {
     vm.keep_image_settings().await?;
     // Building an image may take minutes, in which settings may have changed.
     let spec = vm.spec();
+    refuse_unread(&image, &spec, &vm.settings())?;
     let accel = backends.hypervisor.accel(spec.accel).await?;
     let mut plan = LaunchPlan { paused, ..plan_to_boot(vm, VmSpec::clone(&spec), image, accel)? };
     backends.guests.prepare(&plan).await?;

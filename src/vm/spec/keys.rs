@@ -7,7 +7,8 @@ use std::path::Path;
 use super::net::Forward;
 pub use super::parse::forward;
 use super::{
-    MAX_DISK, MAX_MEMORY, MIN_DISK, MIN_MEMORY, SpecError, VmSpec, parse, render_accel, render_size,
+    MAX_DISK, MAX_MEMORY, MIN_DISK, MIN_MEMORY, SpecError, VmSpec, parse, render_accel,
+    render_size, text,
 };
 use crate::vm::WriteMode;
 
@@ -18,6 +19,19 @@ pub enum Takes {
     AtOnce,
     /// When the VM is started, or before that where the running machine can be changed.
     AtStart,
+    /// When the guest boots for the first time: it remembers that it has read it.
+    AtFirstBoot,
+}
+
+/// How a setting is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// One line.
+    Line,
+    /// One element a line: `>` replaces the list and `>>` adds to it.
+    List,
+    /// A text of many lines: what one open file is given makes one.
+    Text,
 }
 
 /// Whether an image that is made from a VM carries this setting of it to the image's VMs.
@@ -42,12 +56,12 @@ pub struct Key {
     pub takes: Takes,
     /// Prints the canonical form, without a newline.
     pub render: fn(&VmSpec) -> String,
-    /// Parses one line into the settings.
+    /// Parses one line, or a text, into the settings.
     pub parse: fn(&mut VmSpec, &str) -> Result<(), SpecError>,
     /// Puts this setting of the second argument (the defaults) into the first.
     pub reset: fn(&mut VmSpec, &VmSpec),
-    /// `>` replaces the list and `>>` adds to it.
-    pub list: bool,
+    /// How many lines it has, and what `>>` does.
+    pub form: Form,
     /// Whether images carry it.
     pub carried: Carried,
 }
@@ -64,6 +78,15 @@ pub enum Wanted {
 }
 
 impl Key {
+    /// Says whether a value of this key would be accepted.
+    ///
+    /// # Errors
+    /// [`SpecError`]
+    pub fn check(&self, text: &str) -> Result<(), SpecError> {
+        let built_in = VmSpec::default();
+        self.assign(&mut VmSpec::default(), text, WriteMode::Replace, &built_in)
+    }
+
     /// Finds a setting by its name.
     pub fn named(name: &str) -> Option<&'static Self> {
         KEYS.iter().find(|key| key.name == name)
@@ -89,18 +112,21 @@ impl Key {
                 (self.reset)(spec, defaults);
                 Ok(())
             }
-            ["none"] if self.list => {
+            ["none"] if self.form == Form::List => {
                 empty(spec);
                 Ok(())
             }
-            [one] if !self.list => (self.parse)(spec, one),
-            _ if !self.list => Err(parse::malformed(self.name, text.trim(), "a single line")),
-            many => {
-                if mode == WriteMode::Replace {
-                    empty(spec);
+            many => match (self.form, many) {
+                (Form::Text, _) => (self.parse)(spec, text),
+                (Form::Line, [one]) => (self.parse)(spec, one),
+                (Form::Line, _) => Err(parse::malformed(self.name, text.trim(), "a single line")),
+                (Form::List, _) => {
+                    if mode == WriteMode::Replace {
+                        empty(spec);
+                    }
+                    many.iter().try_for_each(|line| (self.parse)(spec, line))
                 }
-                many.iter().try_for_each(|line| (self.parse)(spec, line))
-            }
+            },
         }
     }
 }
@@ -176,18 +202,23 @@ pub fn disk_size(text: &str) -> Result<u64, SpecError> {
 }
 
 /// A row: the setting in the field of [`VmSpec`] of that name. It has one `value`, or is a list to which
-/// each line adds an `element`.
+/// each line adds an `element`, or is a `text`.
 macro_rules! key {
     ($name:ident, takes: $takes:ident, carried: $carried:ident, doc: $doc:literal,
      render: $render:expr, value: |$text:ident| $value:expr,) => {
-        key! { @row $name, $takes, $carried, $doc, $render, false,
+        key! { @row $name, $takes, $carried, $doc, $render, Line,
         |spec, $text| $value.map(|value| spec.$name = value) }
     };
     ($name:ident, takes: $takes:ident, carried: $carried:ident, doc: $doc:literal,
      render: $render:expr, element: $add:expr,) => {
-        key! { @row $name, $takes, $carried, $doc, $render, true, $add }
+        key! { @row $name, $takes, $carried, $doc, $render, List, $add }
     };
-    (@row $name:ident, $takes:ident, $carried:ident, $doc:literal, $render:expr, $list:literal,
+    ($name:ident, takes: $takes:ident, carried: $carried:ident, doc: $doc:literal,
+     text: $read:expr,) => {
+        key! { @row $name, $takes, $carried, $doc, |s| s.$name.clone().unwrap_or_else(none), Text,
+        |spec, text| $read(text).map(|value| spec.$name = value) }
+    };
+    (@row $name:ident, $takes:ident, $carried:ident, $doc:literal, $render:expr, $form:ident,
      $parse:expr) => {
         Key {
             name: stringify!($name),
@@ -196,7 +227,7 @@ macro_rules! key {
             render: $render,
             parse: $parse,
             reset: |spec, defaults| spec.$name.clone_from(&defaults.$name),
-            list: $list,
+            form: Form::$form,
             carried: Carried::$carried,
         }
     };
@@ -294,6 +325,23 @@ pub static KEYS: &[Key] = &[
         render: |s| s.ssh_key.join("\n"),
         element: |s, v| parse::ssh_key(v).and_then(|v| add_key(s, v)),
     },
+    key! { user_data, takes: AtFirstBoot, carried: Warm,
+        doc: "a text for cloud-init or tiny-cloud at the first boot: #cloud-config, a script …; or none",
+        text: text::user_data,
+    },
+    key! { network_data, takes: AtFirstBoot, carried: Warm,
+        doc: "network configuration for cloud-init at the first boot, version 1 or 2; or none",
+        text: text::network_data,
+    },
+    key! { ignition, takes: AtFirstBoot, carried: Warm,
+        doc: "configuration for Ignition at the first boot, JSON; or none",
+        text: text::ignition,
+    },
+    key! { credentials, takes: AtStart, carried: Warm,
+        doc: "credentials for the guest's systemd, NAME=VALUE, one a line",
+        render: |s| s.credentials.join("\n"),
+        element: |s, v| text::credential(v).and_then(|v| add_credential(s, v)),
+    },
     key! { overcommit, takes: AtOnce, carried: Never,
         doc: "1: started even if the host may not have the memory for it",
         render: |s| switch(s.overcommit),
@@ -325,6 +373,15 @@ fn add_key(spec: &mut VmSpec, line: String) -> Result<(), SpecError> {
         return Err(SpecError::Duplicate { key: "ssh_key", value: line });
     }
     spec.ssh_key.push(line);
+    Ok(())
+}
+
+fn add_credential(spec: &mut VmSpec, line: String) -> Result<(), SpecError> {
+    let name = |line: &str| line.split('=').next().unwrap_or_default().to_owned();
+    if spec.credentials.iter().any(|there| name(there) == name(&line)) {
+        return Err(SpecError::Duplicate { key: "credentials", value: name(&line) });
+    }
+    spec.credentials.push(line);
     Ok(())
 }
 

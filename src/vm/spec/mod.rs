@@ -1,6 +1,6 @@
 //! What a VM should be: its settings ([`VmSpec`]), how each is written and read ([`keys`]), checked
-//! ([`parse`]), which of several values holds ([`resolve`]), and what an address and a forward are
-//! ([`net`]).
+//! ([`parse`], [`text`]), which of several values holds ([`resolve`]), and what an address and a forward
+//! are ([`net`]).
 //!
 //! No I/O here: whether a file that a setting names is there is asked when the VM starts.
 
@@ -8,12 +8,14 @@ pub mod keys;
 pub mod net;
 mod parse;
 pub mod resolve;
+pub mod text;
+pub mod yaml;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::keys::{Edit, KEYS, Key, Takes};
+pub use self::keys::{Edit, Form, KEYS, Key, Takes};
 use self::net::{Forward, Mac};
 pub use self::resolve::{ImageSettings, VmSettings};
 use super::hardware::Hardware;
@@ -82,6 +84,14 @@ pub struct VmSpec {
     pub cdrom: Option<PathBuf>,
     /// What the guest writes to its disk is gone when the VM ends.
     pub ephemeral: bool,
+    /// What cloud-init or tiny-cloud reads at the first boot.
+    pub user_data: Option<String>,
+    /// The network configuration that cloud-init reads at the first boot.
+    pub network_data: Option<String>,
+    /// What Ignition reads at the first boot.
+    pub ignition: Option<String>,
+    /// Credentials for the guest's systemd: `NAME=VALUE`.
+    pub credentials: Vec<String>,
     /// It is started although the host may not have the memory for it.
     pub overcommit: bool,
     /// The VM is started when the tree is mounted.
@@ -113,6 +123,10 @@ impl Default for VmSpec {
             hardware: None,
             cdrom: None,
             ephemeral: false,
+            user_data: None,
+            network_data: None,
+            ignition: None,
+            credentials: Vec::new(),
             overcommit: false,
             autostart: false,
             protect: false,
@@ -138,6 +152,14 @@ pub enum SpecError {
         value: String,
         /// What would be right, with an example.
         expected: &'static str,
+    },
+    #[error("{key}: line {line}: {reason}")]
+    Text {
+        key: &'static str,
+        /// Its number, from 1.
+        line: usize,
+        /// What is wrong, and the next step.
+        reason: String,
     },
     #[error("{key}: {value} is out of range ({range})")]
     OutOfRange { key: &'static str, value: String, range: &'static str },

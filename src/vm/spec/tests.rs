@@ -36,6 +36,10 @@ fn unusual() -> VmSpec {
         hardware: Some(Hardware::FIRST),
         cdrom: Some("/isos/a.iso".into()),
         ephemeral: true,
+        user_data: Some("#cloud-config\npackages:\n  - vim\n\nruncmd: [\"a b\"]".into()),
+        network_data: Some("version: 2\nethernets: {}".into()),
+        ignition: Some("{\"ignition\": {\"version\": \"3.4.0\"}}".into()),
+        credentials: vec!["a.b=c d".into(), "x=".into()],
         overcommit: true,
         autostart: true,
         protect: true,
@@ -90,7 +94,7 @@ fn default_is_what_the_defaults_say_and_none_empties_a_list() {
         key.assign(&mut spec, "default\n", WriteMode::Replace, &defaults).unwrap();
     }
     assert_eq!(spec, defaults);
-    for key in KEYS.iter().filter(|k| k.list) {
+    for key in KEYS.iter().filter(|k| k.form == Form::List) {
         key.assign(&mut spec, "none", WriteMode::Append, &defaults).unwrap();
         assert_eq!((key.render)(&spec), "", "{}", key.name);
     }

@@ -1,0 +1,107 @@
+//! Texts that are longer than a write: what one open file is given makes one text.
+//!
+//! Which texts are taken is `vm::spec`'s business.
+
+use parking_lot::Mutex;
+
+use super::TreeError;
+use crate::vm::VmError;
+use crate::vm::spec::Key;
+use crate::vm::spec::text::LONGEST_TEXT;
+
+/// Programs write long texts in pieces whose lengths are multiples of this, but for the last.
+const BLOCK: usize = 512;
+
+/// A text as far as it was written.
+pub(super) struct Draft {
+    key: &'static Key,
+    written: Mutex<Written>,
+}
+
+struct Written {
+    bytes: Vec<u8>,
+    /// Why it cannot be taken as it is: it may be cut.
+    fault: Option<TreeError>,
+}
+
+impl Draft {
+    /// Begins a text; `before`: what it is added to.
+    pub(super) fn new(key: &'static Key, before: Vec<u8>) -> Self {
+        Self { key, written: Mutex::new(Written { bytes: before, fault: None }) }
+    }
+
+    /// Adds a piece and returns the text if it can be taken; `None` if it may be cut.
+    pub(super) fn add(&self, piece: &[u8]) -> Result<Option<String>, TreeError> {
+        let Written { bytes, fault } = &mut *self.written.lock();
+        let before = bytes.len();
+        if before + piece.len() > LONGEST_TEXT + 1 {
+            return Err(TreeError::TooBig(LONGEST_TEXT));
+        }
+        bytes.extend_from_slice(piece);
+        *fault = None;
+        match self.taken(bytes) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if piece.len().is_multiple_of(BLOCK) => {
+                *fault = Some(error);
+                Ok(None)
+            }
+            Err(error) => {
+                bytes.truncate(before);
+                Err(error)
+            }
+        }
+    }
+
+    /// Returns once why what was written cannot be taken, when nothing more comes.
+    pub(super) fn fault(&self) -> Option<TreeError> {
+        self.written.lock().fault.take()
+    }
+
+    fn taken(&self, bytes: &[u8]) -> Result<String, TreeError> {
+        let text = std::str::from_utf8(bytes).map_err(|_| TreeError::NotText)?;
+        self.key.check(text).map_err(VmError::from)?;
+        Ok(text.to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn draft() -> Draft {
+        Draft::new(Key::named("user_data").unwrap(), Vec::new())
+    }
+
+    #[test]
+    fn a_text_in_pieces_is_taken_when_it_is_whole() {
+        let text = format!("#cloud-config\nruncmd:\n  - [echo, \"{}é\"]\n", "x".repeat(5000));
+        for size in [512, 4096] {
+            let (draft, mut rest) = (draft(), text.as_bytes());
+            while let Some((piece, after)) = rest.split_at_checked(size) {
+                assert_eq!(draft.add(piece).unwrap(), None);
+                rest = after;
+            }
+            assert_eq!(draft.add(rest).unwrap(), Some(text.clone()));
+            assert!(draft.fault().is_none());
+        }
+    }
+
+    #[test]
+    fn one_that_stays_cut_is_a_fault_at_its_end() {
+        let draft = draft();
+        let cut = format!("#cloud-config\na: \"{}", "x".repeat(512));
+        assert_eq!(draft.add(&cut.as_bytes()[..512]).unwrap(), None);
+        assert!(draft.fault().is_some() && draft.fault().is_none());
+    }
+
+    #[test]
+    fn what_cannot_become_a_text_is_refused_at_once() {
+        let draft = draft();
+        assert!(draft.add(b"packages: [vim]\n").is_err());
+        // The next attempt on the same descriptor begins anew.
+        assert!(draft.add(b"#cloud-config\n").unwrap().is_some());
+        assert!(draft.add(b"a: [\n").is_err());
+        let long = vec![b'#'; LONGEST_TEXT];
+        assert!(matches!(draft.add(&long), Err(TreeError::TooBig(_))));
+    }
+}
