@@ -11,6 +11,7 @@ mod config;
 mod damage;
 mod events;
 mod exec;
+mod first_boot;
 mod full_disk;
 mod hardware;
 mod images;

@@ -22,7 +22,17 @@ const VALUES: &[(&str, [&str; 4])] = &[
     ("firmware", ["/own", "/image", "/defaults", "none"]),
     ("cdrom", ["/own", "/image", "/defaults", "none"]),
     ("ssh_user", ["own", "image", "defaults", "root"]),
+    ("user_data", ["#cloud-config\na: [x]", "#!/bin/sh\ntrue", "#include\nhttps://x", "none"]),
+    ("network_data", ["version: 1", "version: 2", "{version: 2}", "none"]),
+    ("ignition", [IGNITION[0], IGNITION[1], IGNITION[2], "none"]),
+    ("credentials", ["a=own", "a=image", "a=defaults", ""]),
     ("qemu_args", ["-own", "-image", "-defaults", ""]),
+];
+
+const IGNITION: [&str; 3] = [
+    r#"{"ignition": {"version": "3.2.0"}}"#,
+    r#"{"ignition": {"version": "3.3.0"}}"#,
+    r#"{"ignition": {"version": "3.4.0"}}"#,
 ];
 
 #[test]

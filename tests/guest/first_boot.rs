@@ -1,0 +1,34 @@
+//! What a guest is given for its first boot, as far as the tiny guest shows it. What cloud-init and
+//! tiny-cloud make of the seed is tested over the seed itself (`guest::nocloud`).
+
+use crate::common::{Mounted, assert_errno};
+
+#[test]
+fn ignition_and_credentials_are_there_and_fit_every_saved_memory() {
+    let aq = Mounted::with_image();
+    aq.sh("mkdir vm1 && echo 'greeting=hello, \"world\"' > vm1/config/credentials").ok();
+    aq.write("vm1/config/ignition", "{\"ignition\": {\"version\": \"3.4.0\"}}").expect("JSON");
+    aq.write("vm1/config/user_data", "#cloud-config\n").expect("YAML");
+    assert_errno(aq.write("vm1/ctl", "start"), libc::EINVAL);
+    let said = aq.read("vm1/error");
+    assert!(said.starts_with("config/user_data: image tiny has no cloud-init"), "{said}");
+    aq.sh("echo none > vm1/config/user_data").ok();
+    aq.boot_existing("vm1");
+    let shown = |credential: &str| {
+        let command = format!("grep -c '{credential}' /sys/firmware/dmi/tables/DMI");
+        aq.exec(
+            "vm1",
+            &format!("{command}; cat /sys/firmware/qemu_fw_cfg/by_name/opt/com.coreos/config/raw"),
+        )
+    };
+    let text = "{\"ignition\": {\"version\": \"3.4.0\"}}";
+    assert_eq!(shown("io.systemd.credential:greeting=hello, \"world\""), format!("1\n{text}"));
+    assert!(aq.read("vm1/info").contains("\nfirst_boot done"), "{}", aq.read("vm1/info"));
+    // The memory of now fits a machine that is handed other texts.
+    aq.sh("mkdir vm1/snapshots/then && printf 'a=b\\nc=d\\n' > vm1/config/credentials").ok();
+    aq.sh("echo none > vm1/config/ignition; echo suspend > vm1/ctl; cat vm1/wait").ok();
+    aq.boot_existing("vm1");
+    aq.sh("echo 'restore then' > vm1/ctl; cat vm1/wait vm1/ready").ok();
+    assert_eq!(aq.exec("vm1", "echo alive"), "alive");
+    aq.sh("echo kill > vm1/ctl; cat vm1/wait").ok();
+}
