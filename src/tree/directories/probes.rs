@@ -159,10 +159,13 @@ impl NodeOwner for WebServer {
     }
 }
 
+/// Reads a name.
+type Parse = Box<dyn Fn(&str) -> Option<Probe>>;
+
 /// Names of files that are probes.
 struct ProbeNames {
     vm: Vm,
-    parse: Box<dyn Fn(&str) -> Option<Probe>>,
+    parse: Parse,
     file: &'static Descriptor<ProbeOwner>,
 }
 
