@@ -75,7 +75,6 @@ pub(super) enum Effect {
     // ----- words -----
     /// A line for the VM's log.
     Note(String),
-    /// A line for `events`.
     Emit(Event),
     /// A sentence for `error`.
     Failed(VmError),

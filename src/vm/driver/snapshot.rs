@@ -162,7 +162,6 @@ impl Driver {
     }
 }
 
-/// Says whether a VM that runs can go back to a snapshot.
 fn check_live(wanted: &SnapshotInfo, known: &[SnapshotInfo]) -> Result<(), Refusal> {
     let tag = wanted.tag.clone();
     if wanted.memory == 0 {

@@ -47,7 +47,6 @@ pub(super) enum Report {
     Unpinned,
     /// The copy of the machine's memory and disk is done.
     CaptureEnded(Arc<dyn Machine>),
-    /// The guest had its time to shut down.
     StopOverdue,
     /// `kill` is over; the machine's `Exited` event says the rest.
     Killed(Done),

@@ -173,7 +173,6 @@ async fn clone(
     Ok(CloneOutcome::Clone(launched))
 }
 
-/// Boots what could not be loaded.
 async fn boot(
     backends: &Backends,
     mut plan: LaunchPlan,
