@@ -8,6 +8,7 @@
 //! - [`registry`]: name → VM; creation, removal, adoption after a restart.
 //! - [`vm`]: one VM: its states, the task that drives it, and the traits of what it drives.
 //! - [`qemu`], [`guest`], [`image`]: implementations of those traits.
+//! - [`fetch`]: files from the network, resumed and verified.
 //! - [`store`]: names and formats on disk.
 //!
 //! Beside them, a user of the mount as any other: [`commands`], the command line's own programs
@@ -21,6 +22,7 @@ pub mod config;
 pub mod daemon;
 pub mod disk;
 pub mod doctor;
+pub mod fetch;
 pub mod fuse;
 pub mod guest;
 pub mod image;

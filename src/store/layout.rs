@@ -146,6 +146,8 @@ paths! {
         trash = "trash",
         /// The directory of what can be made again.
         cache = "cache",
+        /// The directory of downloads that are not complete.
+        downloads = "cache/downloads",
         /// The accelerator verdict of the host's current boot.
         accel_verdict = "cache/accel.json",
     }

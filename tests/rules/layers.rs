@@ -34,11 +34,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("vm", &["disk", "programs", "store"]),
     ("qemu", &["disk", "proc", "programs", "store", "sys", "vm"]),
     ("guest", &["store", "sys", "vm"]),
-    ("image", &["disk", "programs", "store", "sys", "vm"]),
+    ("image", &["disk", "fetch", "programs", "store", "sys", "vm"]),
     // A log loses its older part by a hole.
     ("store", &["disk", "proc"]),
     // Disks and files of memory: nothing of VMs, machines or images.
     ("disk", &["programs", "sys"]),
+    // The network: nothing of images, machines or distributions.
+    ("fetch", &["store"]),
     ("proc", &[]),
     ("programs", &[]),
     ("sys", &[]),
@@ -48,6 +50,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 const CONFINED: &[(&[&str], &[&str], &str)] = &[
     (&["fuser::", "use fuser"], &["fuse/"], "the kernel's protocol stays in one layer"),
     (&["russh::", "use russh"], &["guest/"], "SSH stays in one layer"),
+    (&["reqwest::", "use reqwest"], &["fetch/"], "HTTP stays in one layer"),
     (
         // daemon.rs and touch.rs start aq itself again; mountpoint.rs runs fusermount3, as fuser does; sys.rs only prepares a command that it is given; `aq console`, `scp` and
         // `edit` are the user's own programs.
