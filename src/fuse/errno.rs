@@ -124,6 +124,7 @@ fn backend(error: &BackendError) -> i32 {
         BackendError::BadSource { .. } => libc::EINVAL,
         BackendError::ImageExists { .. } => libc::EEXIST,
         BackendError::ImageBusy { .. } | BackendError::OtherMachine { .. } => libc::EBUSY,
+        BackendError::NothingUnderWay { .. } => libc::EALREADY,
         BackendError::ImageFailed { .. } => libc::EREMOTEIO,
         BackendError::NotSurelyOurs { .. } => libc::EPERM,
         BackendError::Unreachable { .. } => libc::EHOSTUNREACH,

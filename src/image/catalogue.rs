@@ -13,11 +13,13 @@ use std::time::Instant;
 use async_trait::async_trait;
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 
+use super::cloud::{self, CloudDisk, RemoteDisk};
+use super::distribution::{self, Distributions};
 use super::entry::{BuildPhase, ImageEntry, ImageVersion, scan};
 use super::local_disk::DiskFile;
 use super::manifest;
 use super::publish::{LiveVm, VmDisk};
-use super::source::{ImageSource, Progress};
+use super::source::{BuildError, ImageSource, Progress};
 use super::template;
 use super::tiny::Tiny;
 use super::versions;
@@ -28,6 +30,7 @@ use crate::store::layout::{Layout, TEMPLATES, VmDir};
 use crate::sys;
 use crate::vm::backend::{BackendError, BootImage, ImageInfo, ImageStatus, Images, Recipe, Result};
 use crate::vm::one_line;
+use crate::vm::origin::Origin;
 use crate::vm::spec::ImageSettings;
 use crate::vm::stream::{Bell, Listener};
 use crate::vm::template::{Capture, Layer, Template};
@@ -40,12 +43,18 @@ pub struct ImageStore(Arc<Catalogue>);
 pub(super) struct Catalogue {
     pub(super) layout: Layout,
     tiny: Arc<Tiny>,
+    distributions: Distributions,
+    /// What is listed although nobody has defined it, by name.
+    offers: BTreeMap<String, Arc<dyn ImageSource>>,
     /// Locked while a name is made, defined or removed, and the disk is written.
     names_lock: Mutex<()>,
     /// Locked for a moment only: the threads that serve the kernel read it.
     pub(super) images: Mutex<BTreeMap<String, ImageEntry>>,
     pub(super) bell: Bell,
 }
+
+/// What `progress` says after a refresh that has found nothing new.
+const UNCHANGED: &str = "nothing has changed since it was made";
 
 /// An image in the list, which is locked meanwhile.
 pub(super) type LockedEntry<'a> = MappedMutexGuard<'a, ImageEntry>;
@@ -55,13 +64,20 @@ impl ImageStore {
     /// what is there. Only the store's daemon may do so.
     pub fn open(layout: Layout, failures: &FailureLog) -> Result<Self> {
         let tiny = Arc::new(Tiny::new(layout.cache()));
-        Self::with_sources(layout, failures, Arc::clone(&tiny), vec![("tiny", tiny)])
+        let file = distribution::user_file();
+        let (distributions, problem) = Distributions::load(file.as_deref());
+        if let Some(text) = problem {
+            let error = io::Error::from_raw_os_error(libc::EINVAL);
+            failures.note(&file.unwrap_or_default(), &error, text);
+        }
+        let sources = vec![("tiny", Arc::clone(&tiny) as _)];
+        Self::with_sources(layout, failures, (tiny, distributions), sources)
     }
 
     pub(super) fn with_sources(
         layout: Layout,
         failures: &FailureLog,
-        tiny: Arc<Tiny>,
+        (tiny, distributions): (Arc<Tiny>, Distributions),
         sources: Vec<(&str, Arc<dyn ImageSource>)>,
     ) -> Result<Self> {
         let dir = layout.images();
@@ -76,8 +92,10 @@ impl ImageStore {
             let image: &mut ImageEntry = images.entry(name.to_owned()).or_default();
             (image.source, image.builtin) = (Some(source), true);
         }
+        let offers = BTreeMap::from_iter(cloud::offers(&distributions, &layout.downloads()));
         let (images, names_lock, bell) = (Mutex::new(images), Mutex::default(), Bell::default());
-        let catalogue = Catalogue { layout, tiny, names_lock, images, bell };
+        let catalogue = Catalogue { layout, tiny, distributions, offers, names_lock, images, bell };
+        catalogue.offer();
         catalogue.sweep();
         catalogue.sweep_versions();
         Ok(Self(Arc::new(catalogue)))
@@ -149,8 +167,23 @@ impl Images for ImageStore {
     }
 
     fn assign(&self, name: &str, recipe: Recipe) -> Result<()> {
+        // A download begins when it is asked for.
+        let is_local = !matches!(recipe, Recipe::Distribution { .. } | Recipe::Url { .. });
         self.0.assign(name, recipe)?;
-        self.0.begin(name)
+        if is_local { self.0.begin(name) } else { Ok(()) }
+    }
+
+    fn has_distribution(&self, name: &str) -> bool {
+        self.0.distributions.find(name).is_some()
+    }
+
+    fn cancel(&self, name: &str) -> Result<()> {
+        let image = self.0.entry(name)?;
+        if !image.is_under_way() {
+            return Err(BackendError::NothingUnderWay { name: name.to_owned() });
+        }
+        image.cancel.cancel();
+        Ok(())
     }
 
     fn remove(&self, name: &str) -> Result<()> {
@@ -203,6 +236,26 @@ fn bind_template(vm: &VmDir, base: &[Layer]) -> io::Result<()> {
 /// Makes, defines and removes names, one at a time: of two callers with the same name, one wins.
 /// The list is not locked while the disk is written: all readers would wait for the disk.
 impl Catalogue {
+    /// Lists what can be pulled, and says how what was pulled is made again. An image of the user's
+    /// keeps its name.
+    fn offer(&self) {
+        let mut images = self.images.lock();
+        for (name, source) in &self.offers {
+            let offered = || ImageEntry::offered(Arc::clone(source));
+            images.entry(name.clone()).or_insert_with(offered);
+        }
+        for image in images.values_mut().filter(|image| image.source.is_none()) {
+            let recipe = match image.spec.parse() {
+                Ok(Origin::Distribution { name, version }) => {
+                    Recipe::Distribution { name, version }
+                }
+                Ok(Origin::Url { url, checksum }) => Recipe::Url { url, checksum },
+                Ok(Origin::Tiny | Origin::File(_) | Origin::Vm { .. }) | Err(_) => continue,
+            };
+            image.source = self.source(recipe).ok();
+        }
+    }
+
     fn create(&self, name: &str) -> Result<()> {
         let _names = self.names_lock.lock();
         if self.images.lock().contains_key(name) {
@@ -223,7 +276,9 @@ impl Catalogue {
         let _names = self.names_lock.lock();
         if !self.assignable(name, source.spec())?.builtin {
             let (path, text) = (self.layout.image_source(name), format!("{}\n", source.spec()));
-            let kept = file::replace(&path, text.as_bytes());
+            // One that was only offered has none.
+            let dir = file::private_dir(&self.layout.image(name));
+            let kept = dir.and_then(|()| file::replace(&path, text.as_bytes()));
             kept.map_err(BackendError::at(path.display()))?;
         }
         // It may have been begun meanwhile.
@@ -240,6 +295,13 @@ impl Catalogue {
         Ok(match recipe {
             Recipe::Tiny => Arc::clone(&self.tiny) as _,
             Recipe::File(path) => Arc::new(DiskFile::new(path)?),
+            Recipe::Distribution { name, version } => {
+                let wanted = (&*name, version.as_deref());
+                Arc::new(CloudDisk::new(&self.distributions, wanted, self.layout.downloads())?)
+            }
+            Recipe::Url { url, checksum } => {
+                Arc::new(RemoteDisk::new(&url, &checksum, self.layout.downloads())?)
+            }
             Recipe::Vm(publication) => Arc::new(VmDisk::new(publication)),
             Recipe::Live(publication) => Arc::new(LiveVm(publication)),
         })
@@ -262,6 +324,10 @@ impl Catalogue {
                 image.set_phase(BuildPhase::Absent);
             }
             Some(_) | None => drop(images.remove(name)),
+        }
+        if let Some(source) = self.offers.get(name) {
+            let offered = || ImageEntry::offered(Arc::clone(source));
+            images.entry(name.to_owned()).or_insert_with(offered);
         }
         drop(images);
         self.bell.ring();
@@ -378,7 +444,8 @@ impl Catalogue {
         let progress = Progress::new({
             let (catalogue, name) = (Arc::clone(self), name.to_owned());
             move |status, line| catalogue.report(&name, status, line)
-        });
+        })
+        .until(self.entry(name)?.cancel.clone());
         let caught = std::panic::AssertUnwindSafe(|| self.make(name, source, &progress));
         let finished = std::panic::catch_unwind(caught).unwrap_or_else(|_| {
             Err(BackendError::ImageFailed {
@@ -397,10 +464,19 @@ impl Catalogue {
         progress: &Progress,
     ) -> Result<ImageVersion> {
         let images = self.layout.images();
+        let failed = |e: BuildError| e.into_backend(name);
+        let present = self.entry(name)?.present.clone();
+        if let Some(present) = present
+            && source.is_current(&present.manifest, progress).map_err(failed)?
+        {
+            return Ok(present);
+        }
         let hidden = tempfile::Builder::new().prefix(&format!(".{name}.")).tempdir_in(&images);
         let hidden = hidden.map_err(BackendError::at(images.display()))?;
         let manifest = source.build(hidden.path(), progress).and_then(|m| m.seal(hidden.path()));
-        let manifest = manifest.map_err(|e| e.into_backend(name))?;
+        // What takes no notice of it meanwhile ends here.
+        progress.cancel().check().map_err(BuildError::from).map_err(failed)?;
+        let manifest = manifest.map_err(failed)?;
         let published = match self.is_versioned(name) {
             true => self.publish_version(name, hidden, manifest),
             false => publish(hidden, &images.join(name))
@@ -422,6 +498,9 @@ impl Catalogue {
             let present = image.present.take();
             let phase = match (result, present) {
                 (Ok(finished), present) => {
+                    if present.as_ref().is_some_and(|present| present.dir == finished.dir) {
+                        UNCHANGED.clone_into(&mut image.progress);
+                    }
                     image.older.extend(present);
                     image.older.retain(|version| version.dir != finished.dir);
                     BuildPhase::Ready(Box::new(finished))

@@ -41,11 +41,11 @@ struct Fixture {
 }
 
 fn with_sources(layout: Layout, sources: Vec<(&str, Arc<dyn ImageSource>)>) -> ImageStore {
-    ImageStore::with_sources(layout, &FailureLog::default(), tiny(), sources).unwrap()
+    ImageStore::with_sources(layout, &FailureLog::default(), sources_of_tests(), sources).unwrap()
 }
 
-fn tiny() -> Arc<Tiny> {
-    Arc::new(Tiny::new("/nowhere".into()))
+fn sources_of_tests() -> (Arc<Tiny>, Distributions) {
+    (Arc::new(Tiny::new("/nowhere".into())), Distributions::default())
 }
 
 fn fixture() -> Fixture {
@@ -162,7 +162,8 @@ async fn a_damaged_image_is_listed_and_says_so_and_others_are_whole() {
     fs::create_dir(layout.image("half").join(".tmpx")).unwrap();
     fs::write(layout.images().join(".half"), "not a directory").unwrap();
     let failures = FailureLog::default();
-    let store = ImageStore::with_sources(layout.clone(), &failures, tiny(), vec![]).unwrap();
+    let store =
+        ImageStore::with_sources(layout.clone(), &failures, sources_of_tests(), vec![]).unwrap();
     for name in ["json", "folder"] {
         let info = store.info(name).unwrap();
         assert!(info.status.to_string().contains("cannot be read"), "{name}: {}", info.status);

@@ -13,6 +13,7 @@ use super::manifest::Manifest;
 use super::source::ImageSource;
 use super::template::StoredTemplate;
 use super::versions;
+use crate::fetch::Cancel;
 use crate::store::failure_log::FailureLog;
 use crate::store::file;
 use crate::store::layout::Layout;
@@ -27,6 +28,8 @@ pub(super) struct ImageEntry {
     pub(super) source: Option<Arc<dyn ImageSource>>,
     /// The content of the file `source`, for an image without a source.
     pub(super) spec: String,
+    /// Ends the work that is under way.
+    pub(super) cancel: Cancel,
     /// It comes with the program, and cannot be redefined or lost.
     pub(super) builtin: bool,
     pub(super) phase: BuildPhase,
@@ -72,6 +75,7 @@ impl Default for ImageEntry {
     fn default() -> Self {
         Self {
             source: None,
+            cancel: Cancel::default(),
             spec: String::new(),
             builtin: false,
             phase: BuildPhase::Absent,
@@ -123,7 +127,11 @@ impl ImageEntry {
                 Err(error) => image.phase = BuildPhase::Failed(error),
             },
             // `tiny` comes with the program; a VM has changed since, or is gone.
-            Ok(Origin::Tiny | Origin::Vm { .. }) | Err(_) => {}
+            // What is pulled gets its source from the catalogue.
+            Ok(
+                Origin::Tiny | Origin::Vm { .. } | Origin::Distribution { .. } | Origin::Url { .. },
+            )
+            | Err(_) => {}
         }
         image
     }
@@ -157,7 +165,13 @@ impl ImageEntry {
         Err(BackendError::ImageFailed { name: name.to_owned(), reason })
     }
 
+    /// Makes the entry of an image that can be pulled.
+    pub(super) fn offered(source: Arc<dyn ImageSource>) -> Self {
+        Self { spec: source.spec().to_owned(), source: Some(source), ..Self::default() }
+    }
+
     pub(super) fn start_building(&mut self) {
+        self.cancel = Cancel::default();
         self.set_phase(BuildPhase::UnderWay(ImageStatus::Fetching));
         "starting".clone_into(&mut self.progress);
     }
@@ -209,6 +223,7 @@ impl ImageEntry {
             recipe: manifest
                 .zip(present)
                 .map(|(m, present)| Recipes { made_by: m.recipe, present }),
+            inputs: manifest.map(|m| m.inputs.clone()).unwrap_or_default(),
         }
     }
 }

@@ -9,6 +9,7 @@ use super::source::{BuildError, ImageSource, Progress, Result};
 use crate::disk::img::Conversion;
 use crate::disk::qcow2::{HEADER, Header, HeaderError};
 use crate::disk::{DiskFormat, Layer, sparse};
+use crate::fetch::Downloaded;
 use crate::store::file::open_regular;
 use crate::vm::backend::{BackendError, SeedKind};
 
@@ -73,6 +74,22 @@ impl ImageSource for DiskFile {
         let seed = SeedKind::Nocloud;
         Ok(Manifest { seed, ..Manifest::of_disk(self, format, disk_size) })
     }
+}
+
+/// Takes a disk that was fetched, and has a checksum that counts, into an image's directory. `name`
+/// is what the server calls it. A file that cannot become an image is removed.
+pub(super) fn take(
+    file: Downloaded,
+    name: &str,
+    dir: &Path,
+) -> Result<(DiskFormat, u64), BuildError> {
+    let header = read_header(file.path()).map_err(BuildError::at(file.path()))?;
+    let format = format_of(Path::new(name), &header).map_err(|reason| {
+        file.discard();
+        BuildError::malformed(name, reason)
+    })?;
+    let disk = file.move_to(&dir.join(manifest::disk_name(format)))?;
+    Ok((format, virtual_size(&disk, format, &header)?))
 }
 
 /// Lets `to` share the blocks of a file where the file system can; says whether it could.

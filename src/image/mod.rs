@@ -2,7 +2,8 @@
 //!
 //! [`catalogue`] knows which images there are and what each ([`entry`]) is doing; a
 //! [`source::ImageSource`] makes one. A disk on this host ([`local_disk`]) and a VM ([`publish`])
-//! are copied. A warm image has a template too ([`warming`], [`template`]). An image that is made
+//! are copied. A distribution's own disk ([`cloud`]) is pulled: [`distribution`] has the rows, [`release`]
+//! finds a release on a mirror, and `fetch` fetches it. A warm image has a template too ([`warming`], [`template`]). An image that is made
 //! again has several versions ([`versions`]). `builtin:tiny` ([`tiny`]) is made of the host
 //! distribution's packages ([`apt`]), read by [`kernel`] and [`elf`], collected in a
 //! [`file_tree::FileTree`], and written by [`initramfs`] and [`ext4`].
@@ -11,7 +12,9 @@
 
 mod apt;
 mod catalogue;
+mod cloud;
 mod command;
+mod distribution;
 mod elf;
 mod entry;
 mod ext4;
@@ -21,6 +24,7 @@ mod kernel;
 mod local_disk;
 mod manifest;
 mod publish;
+mod release;
 mod source;
 mod template;
 mod tiny;

@@ -7,6 +7,7 @@ use std::path::Path;
 use super::manifest::Manifest;
 use crate::disk::DiskError;
 use crate::disk::img::Conversion;
+use crate::fetch::{Cancel, FetchError};
 use crate::programs;
 use crate::vm::backend::{BackendError, ImageStatus};
 
@@ -20,25 +21,46 @@ pub(super) trait ImageSource: fmt::Debug + Send + Sync + 'static {
     fn recipe(&self) -> Option<u32> {
         None
     }
+    /// Says whether `refresh` makes it again.
+    fn is_renewable(&self) -> bool {
+        self.recipe().is_some()
+    }
+    /// Says whether it would make the image that there is, where that is known beforehand.
+    fn is_current(&self, _present: &Manifest, _progress: &Progress) -> Result<bool> {
+        Ok(false)
+    }
     /// Makes the image's files in `dir`, which is empty and on the store's file system. Blocks
     /// for as long as it takes; only the returned files become part of the image.
     fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest>;
 }
 
 /// Where a source reports its progress.
-pub(super) struct Progress(Box<dyn Fn(ImageStatus, String) + Send + Sync>);
+pub(super) struct Progress {
+    report: Box<dyn Fn(ImageStatus, String) + Send + Sync>,
+    cancel: Cancel,
+}
 
 impl Progress {
     pub(super) fn new(report: impl Fn(ImageStatus, String) + Send + Sync + 'static) -> Self {
-        Self(Box::new(report))
+        Self { report: Box::new(report), cancel: Cancel::default() }
+    }
+
+    /// Lets `cancel` end the work.
+    pub(super) fn until(self, cancel: Cancel) -> Self {
+        Self { cancel, ..self }
+    }
+
+    /// Returns the flag that ends the work.
+    pub(super) fn cancel(&self) -> &Cancel {
+        &self.cancel
     }
 
     pub(super) fn fetching(&self, what: impl Into<String>) {
-        (self.0)(ImageStatus::Fetching, what.into());
+        (self.report)(ImageStatus::Fetching, what.into());
     }
 
     pub(super) fn building(&self, what: impl Into<String>) {
-        (self.0)(ImageStatus::Building, what.into());
+        (self.report)(ImageStatus::Building, what.into());
     }
 
     /// Copies a disk and reports the progress.
@@ -60,6 +82,9 @@ pub(super) enum BuildError {
     /// An input is not what it should be.
     #[error("{what}: {reason}")]
     Malformed { what: String, reason: String },
+    /// It cannot be fetched, or is not what it should be.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
     /// The system, or another part, refused.
     #[error(transparent)]
     Backend(#[from] BackendError),
@@ -83,7 +108,7 @@ impl BuildError {
         match self {
             Self::Tool { said, .. } => !is_full(said),
             Self::Unavailable { .. } => true,
-            Self::Malformed { .. } | Self::Backend(_) => false,
+            Self::Malformed { .. } | Self::Fetch(_) | Self::Backend(_) => false,
         }
     }
 
@@ -94,11 +119,37 @@ impl BuildError {
             Self::Tool { tool, said } if is_full(&said) => {
                 BackendError::NoSpace { what: format!("image {name} ({tool}: {said})") }
             }
+            Self::Fetch(error) => fetch_failed(name, error),
             other @ (Self::Tool { .. } | Self::Unavailable { .. } | Self::Malformed { .. }) => {
                 BackendError::ImageFailed { name: name.to_owned(), reason: other.to_string() }
             }
         }
     }
+}
+
+/// Adds the next step.
+fn fetch_failed(name: &str, error: FetchError) -> BackendError {
+    let pull = format!("`echo pull > .images/{name}/ctl`");
+    let reason = match error {
+        FetchError::NoSpace { .. } => {
+            return BackendError::NoSpace { what: format!("image {name} ({error})") };
+        }
+        FetchError::Io { what, error } => return BackendError::io(what, &error),
+        FetchError::Cancelled => format!("the pull was cancelled; {pull} continues it"),
+        FetchError::Unreachable { .. } => format!("{error}; {pull} continues where it was cut"),
+        FetchError::WrongChecksum { .. } => format!("{error}; {pull} fetches it again"),
+        FetchError::Status { .. }
+        | FetchError::NotListed { .. }
+        | FetchError::NoChecksum { .. } => {
+            format!("{error}; name another release in `source`, or another mirror in images.toml")
+        }
+        FetchError::NoTls(_)
+        | FetchError::BadUrl { .. }
+        | FetchError::Redirect { .. }
+        | FetchError::TooLong { .. }
+        | FetchError::BadSignature { .. } => error.to_string(),
+    };
+    BackendError::ImageFailed { name: name.to_owned(), reason }
 }
 
 impl From<DiskError> for BuildError {

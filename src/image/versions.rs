@@ -62,7 +62,7 @@ impl Catalogue {
             drop(image);
             return self.begin(name);
         };
-        let source = image.source.clone().filter(|source| source.recipe().is_some());
+        let source = image.source.clone().filter(|source| source.is_renewable());
         let Some(source) = source else {
             let reason = "it is not made again; `mkdir` another image beside it".to_owned();
             return Err(BackendError::BadSource { origin: image.spec().to_owned(), reason });

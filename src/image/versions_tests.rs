@@ -94,7 +94,13 @@ impl Fixture {
 fn open(layout: &Layout, source: &Arc<Made>) -> ImageStore {
     let tiny = Arc::new(Tiny::new("/nowhere".into()));
     let sources: Vec<(_, Arc<dyn ImageSource>)> = vec![("made", Arc::clone(source) as _)];
-    ImageStore::with_sources(layout.clone(), &FailureLog::default(), tiny, sources).unwrap()
+    ImageStore::with_sources(
+        layout.clone(),
+        &FailureLog::default(),
+        (tiny, Default::default()),
+        sources,
+    )
+    .unwrap()
 }
 
 #[tokio::test]

@@ -29,6 +29,8 @@ pub enum ImageCommand {
     Cold,
     /// Make it again, beside the present one.
     Refresh,
+    /// End the work that is under way.
+    Cancel,
 }
 
 impl Registry {
@@ -132,6 +134,11 @@ impl Registry {
         let recipe = match text.parse()? {
             Origin::Tiny => Recipe::Tiny,
             Origin::File(path) => Recipe::File(path),
+            Origin::Distribution { name, version } => Recipe::Distribution { name, version },
+            Origin::Url { url, checksum } => Recipe::Url { url, checksum },
+            Origin::Vm { vm, tag: None } if self.is_distribution(&vm) => {
+                Recipe::Distribution { name: vm, version: None }
+            }
             Origin::Vm { vm, tag } => self.recipe_of_vm((&image, text), &vm, tag).await?,
         };
         self.with_images(move |images| images.assign(&image, recipe)).await
@@ -145,6 +152,7 @@ impl Registry {
         match verb {
             ImageCommand::Warm => self.warm_image(image).await,
             ImageCommand::Cold => self.with_images(move |images| images.cool(&image)).await,
+            ImageCommand::Cancel => self.with_images(move |images| images.cancel(&image)).await,
             ImageCommand::Refresh => self.with_images(move |images| images.refresh(&image)).await,
             ImageCommand::Pull => self.pull_image(image).await,
         }
@@ -174,6 +182,11 @@ impl Registry {
             }
         }
         (commands.len(), None)
+    }
+
+    /// Says whether a word is a distribution's name. A VM of that name comes first.
+    fn is_distribution(&self, word: &str) -> bool {
+        self.get(word).is_none() && self.backends().images.has_distribution(word)
     }
 
     /// Makes a recipe of a VM: one that runs is captured with its memory, one that is off is pinned while its

@@ -176,6 +176,11 @@ pub static IMAGE_VERBS: &[Verb<ImageCommand>] = &[
         "make the image again; VMs that have a disk keep the one that it was made from",
         |_| Ok(ImageCommand::Refresh),
     ),
+    Verb::word(
+        "cancel",
+        "end the work that is under way; a pull continues later where it was",
+        |_| Ok(ImageCommand::Cancel),
+    ),
 ];
 
 /// Most keys that can be pressed together: as many as fingers.

@@ -350,6 +350,7 @@ impl Images for Fake {
             warm: WarmStatus::Cold,
             settings: self.settings(name),
             recipe: None,
+            inputs: Vec::new(),
         })
     }
 

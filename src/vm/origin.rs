@@ -9,6 +9,10 @@ use super::spec::{is_object_name, is_vm_name};
 
 /// The name of the one image that is built in.
 const TINY: &str = "builtin:tiny";
+/// The word for the newest release.
+const NEWEST: &str = "latest";
+/// What stands before a colon and is no distribution.
+const RESERVED: &[&str] = &["builtin", "oci", "oci-archive"];
 /// The endings of files that are disks.
 const DISKS: &[&str] = &["qcow2", "raw", "img"];
 
@@ -20,6 +24,20 @@ pub enum Origin {
     Tiny,
     /// A disk image on this host, by its absolute path.
     File(PathBuf),
+    /// A distribution's disk: `alpine:3.22`, or `alpine:latest`.
+    Distribution {
+        /// Its name.
+        name: String,
+        /// The release; `None`: the newest.
+        version: Option<String>,
+    },
+    /// A disk at an address, with its checksum: `https://…#sha256=…`.
+    Url {
+        /// The address.
+        url: String,
+        /// `sha256=…`, not yet looked at.
+        checksum: String,
+    },
     /// A VM's disk, as it is or at a snapshot.
     Vm { vm: String, tag: Option<String> },
 }
@@ -27,8 +45,9 @@ pub enum Origin {
 /// A source that is not understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "source {0:?}: not supported; use `builtin:tiny`, a disk's absolute path ending in .qcow2, \
-     .raw or .img, a VM's name, or VM@SNAPSHOT"
+    "source {0:?}: not supported; use `builtin:tiny`, a distribution such as `alpine` or \
+     `debian:12`, a disk's absolute path ending in .qcow2, .raw or .img, https://…#sha256=…, a VM's \
+     name, or VM@SNAPSHOT"
 )]
 pub struct OriginError(pub String);
 
@@ -44,6 +63,16 @@ impl FromStr for Origin {
             let path = Path::new(text);
             let ending = path.extension().and_then(|e| e.to_str()).ok_or_else(refused)?;
             return DISKS.contains(&ending).then(|| Self::File(path.into())).ok_or_else(refused);
+        }
+        if text.starts_with("https://") || text.starts_with("http://") {
+            let (url, checksum) = text.split_once('#').ok_or_else(refused)?;
+            return Ok(Self::Url { url: url.to_owned(), checksum: checksum.to_owned() });
+        }
+        if let Some((name, version)) = text.split_once(':') {
+            let fits = !RESERVED.contains(&name) && is_object_name(name) && is_object_name(version);
+            let version = Some(version).filter(|v| *v != NEWEST).map(str::to_owned);
+            let name = name.to_owned();
+            return fits.then_some(Self::Distribution { name, version }).ok_or_else(refused);
         }
         let (vm, tag) = text.split_once('@').map_or((text, None), |(vm, tag)| (vm, Some(tag)));
         let fits = is_vm_name(vm) && tag.is_none_or(is_object_name);
@@ -62,10 +91,19 @@ mod tests {
             vm: vm.to_owned(),
             tag: tag.map(str::to_owned),
         };
+        let distribution = |name: &str, version: Option<&str>| Origin::Distribution {
+            name: name.to_owned(),
+            version: version.map(str::to_owned),
+        };
+        let (url, checksum) = ("https://x/y.qcow2".to_owned(), "sha256=0".to_owned());
+        let url = Origin::Url { url, checksum };
         let table = [
             ("builtin:tiny", Origin::Tiny),
             ("/a b/x.qcow2", Origin::File("/a b/x.qcow2".into())),
             ("/x.img", Origin::File("/x.img".into())),
+            ("alpine:3.22", distribution("alpine", Some("3.22"))),
+            ("debian:latest", distribution("debian", None)),
+            ("https://x/y.qcow2#sha256=0", url),
             ("vm1", vm("vm1", None)),
             ("vm1@clean", vm("vm1", Some("clean"))),
         ];
@@ -76,8 +114,17 @@ mod tests {
 
     #[test]
     fn what_is_not_supported_is_told_what_is() {
-        let bad =
-            ["alpine:3.22", "oci:x", "https://x/y.qcow2", "x.raw", "/x", "/x.iso", "vm1@", ""];
+        let bad = [
+            "alpine:",
+            "alpine:3 22",
+            "oci:x",
+            "https://x/y.qcow2",
+            "x.raw",
+            "/x",
+            "/x.iso",
+            "vm1@",
+            "",
+        ];
         for text in bad {
             let error = text.parse::<Origin>().unwrap_err().to_string();
             assert!(error.contains("VM@SNAPSHOT"), "{text}: {error}");

@@ -8,6 +8,7 @@
 
 pub(crate) mod audit;
 pub(crate) mod image;
+pub(crate) mod mirror;
 pub(crate) mod mounted;
 pub(crate) mod proc;
 pub(crate) mod shell;

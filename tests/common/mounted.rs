@@ -24,6 +24,15 @@ pub(crate) const PREFIX: &str = "aqfs-test-";
 /// Mounting, unmounting and what answers at once, on a busy machine.
 pub(crate) const SHORT: Duration = Duration::from_secs(30);
 
+/// Where the user's distributions are, below the root of a test's own files.
+const DISTRIBUTIONS: &str = "home/.config/aq/images.toml";
+
+fn set_distributions(root: &Path, lines: &str) {
+    let path = root.join(DISTRIBUTIONS);
+    std::fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
+    std::fs::write(path, lines).expect("a file");
+}
+
 /// A mounted aqfs. Dropping it unmounts, ends the guests, removes everything, and fails the test
 /// if the daemon has left something behind.
 #[derive(Debug)]
@@ -56,6 +65,14 @@ impl Mounted {
         mounted
     }
 
+    /// Mounts an empty store, with these lines in the user's `images.toml`.
+    pub(crate) fn with_distributions(lines: &str) -> Self {
+        let root = scratch();
+        let store = root.path().join("store");
+        set_distributions(root.path(), lines);
+        Self::serve(root, store)
+    }
+
     /// Mounts a store that lies elsewhere and stays.
     pub(crate) fn on(store: PathBuf) -> Self {
         Self::serve(scratch(), store)
@@ -65,6 +82,10 @@ impl Mounted {
         let mounted = Self { root, store: Layout::new(store) };
         for name in ["mnt", "home", "run", "tmp"] {
             aqfs::store::file::private_dir(&mounted.root.path().join(name)).expect("a directory");
+        }
+        if !mounted.root.path().join(DISTRIBUTIONS).exists() {
+            // A test lists what it makes itself.
+            set_distributions(mounted.root.path(), "list = false\n");
         }
         mounted.mount();
         mounted

@@ -51,9 +51,12 @@ static ROWS: &[Node<ImageOwner>] = &[
     Node::value("config", "the settings that it carries to its VMs, `key value` a line", |i| {
         i.info.settings.table()
     }),
-    Node::control("ctl", "verbs, one a line: pull warm cold refresh", ImageOwner::carry_out),
+    Node::control("ctl", "verbs, one a line: pull warm cold refresh cancel", ImageOwner::carry_out),
     Node::value("digest", "sha256 over its contents; empty until it is ready", |i| {
         line(&i.info.digest)
+    }),
+    Node::value("inputs", "what it was made of, and how that was verified", |i| {
+        i.info.inputs.iter().map(|input| line(input)).collect()
     }),
     Node::value("kind", "what sort of source it has", |i| line(&i.info.kind)),
     Node::value("parent", "the image that the VM it was made from used; empty for others", |i| {
@@ -72,7 +75,7 @@ static ROWS: &[Node<ImageOwner>] = &[
     Node::new(
         "source",
         0o600,
-        "what it is made from: builtin:tiny, a disk's path, VM or VM@SNAPSHOT",
+        "what it is made from: builtin:tiny, DISTRIBUTION[:RELEASE], a disk's path, URL#sha256=…, VM or VM@SNAPSHOT",
         Body::WritableValue(ImageOwner::source, ImageOwner::set_source),
     ),
     Node::value("status", "one word: absent fetching building ready failed", |i| {

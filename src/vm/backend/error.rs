@@ -49,6 +49,8 @@ pub enum BackendError {
     BadSource { origin: String, reason: String },
     #[error("image {name} exists; `rmdir .images/{name}` removes it")]
     ImageExists { name: String },
+    #[error("image {name} is not being made; `cat .images/{name}/status` shows what it is")]
+    NothingUnderWay { name: String },
     #[error("image {name}: {reason}")]
     ImageBusy { name: String, reason: String },
     #[error("image {name}: {reason}")]

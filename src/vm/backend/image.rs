@@ -107,6 +107,8 @@ pub struct ImageInfo {
     pub settings: ImageSettings,
     /// By which recipe it was made; `None` for one without.
     pub recipe: Option<Recipes>,
+    /// What it was made of, and how that was verified.
+    pub inputs: Vec<String>,
 }
 
 /// The number of the recipe that an image was made by, and that of the present one.
@@ -171,6 +173,20 @@ pub enum Recipe {
     Tiny,
     /// A disk image on this host.
     File(PathBuf),
+    /// A distribution's disk: this release, or the newest.
+    Distribution {
+        /// `alpine`
+        name: String,
+        /// `3.22`
+        version: Option<String>,
+    },
+    /// A disk at an address.
+    Url {
+        /// Where it is.
+        url: String,
+        /// `sha256=…`
+        checksum: String,
+    },
     /// The disk of a VM that is off.
     Vm(Box<Publication>),
     /// A VM that runs: its disk and its memory.
@@ -204,6 +220,14 @@ pub trait Images: fmt::Debug + Send + Sync {
     fn create(&self, name: &str) -> Result<(), BackendError>;
     /// Says what an image is made from and begins to make it.
     fn assign(&self, name: &str, recipe: Recipe) -> Result<(), BackendError>;
+    /// Says whether there is a distribution of this name.
+    fn has_distribution(&self, _name: &str) -> bool {
+        false
+    }
+    /// Ends the work on an image that is under way.
+    fn cancel(&self, _name: &str) -> Result<(), BackendError> {
+        Ok(())
+    }
     /// Removes an image that nothing uses.
     fn remove(&self, name: &str) -> Result<(), BackendError>;
     /// Returns the image, building it first if need be. Builders of one image share one build.
