@@ -52,6 +52,10 @@ pub enum Command {
     Rm(machines::Rm),
     /// List the virtual machines
     Ls(machines::Ls),
+    /// Fetch images, verify them, and show the progress
+    Pull(images::Pull),
+    /// List the images
+    Images(images::Images),
     /// Images made from virtual machines, from which others are made
     #[command(subcommand)]
     Snapshot(images::Snapshot),

@@ -53,6 +53,31 @@ pub struct Tree {
     pub tag: Option<String>,
 }
 
+/// `aq pull`
+#[derive(Args, Debug)]
+pub struct Pull {
+    /// A distribution, with a release if it is not to be the newest, or an image: alpine, debian:12
+    #[arg(value_name = "IMAGE", required = true)]
+    pub images: Vec<String>,
+    /// Look for a newer one, and keep the present one for the virtual machines that use it
+    #[arg(long)]
+    pub refresh: bool,
+    /// Print the progress and the result as lines of JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `aq images`
+#[derive(Args, Debug)]
+pub struct Images {
+    /// Also those that can be pulled and are not there
+    #[arg(short, long)]
+    pub all: bool,
+    /// Print all facts as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `aq prune`
 #[derive(Args, Debug)]
 pub struct Prune {

@@ -14,6 +14,7 @@ pub mod environment;
 mod exec;
 mod fanout;
 mod files;
+mod images;
 mod info;
 mod job;
 mod logs;
@@ -23,6 +24,7 @@ mod new;
 mod power;
 mod progress;
 mod prune;
+mod pull;
 mod remove;
 mod signals;
 mod snapshot;
@@ -134,6 +136,8 @@ pub fn run(command: &Command) -> Result<u8, Failure> {
         Command::Scp(args) => ssh::scp(&tree, args),
         Command::Rm(args) => remove::run(&tree, args),
         Command::Ls(args) => ls::run(&tree, args),
+        Command::Pull(args) => pull::run(&tree, args),
+        Command::Images(args) => images::run(&tree, args),
         Command::Snapshot(args) => snapshot::run(&tree, args),
         Command::Fanout(args) => return fanout::run(&tree, args),
         Command::Info(args) => info::run(&tree, args),

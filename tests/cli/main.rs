@@ -9,6 +9,7 @@ mod environment;
 #[cfg(feature = "qemu_tests")]
 mod exec;
 mod images;
+mod pull;
 mod shell;
 #[cfg(feature = "qemu_tests")]
 mod terminal;
