@@ -12,6 +12,9 @@ use crate::vm::spec::text::LONGEST_TEXT;
 /// Programs write long texts in pieces whose lengths are multiples of this, but for the last.
 const BLOCK: usize = 512;
 
+/// What gzip's files begin with. Guests would read them, settings are text.
+const GZIP: &[u8] = &[0x1f, 0x8b];
+
 /// A text as far as it was written.
 pub(super) struct Draft {
     key: &'static Key,
@@ -58,6 +61,9 @@ impl Draft {
     }
 
     fn taken(&self, bytes: &[u8]) -> Result<String, TreeError> {
+        if bytes.starts_with(GZIP) {
+            return Err(VmError::from(self.key.compressed()).into());
+        }
         let text = std::str::from_utf8(bytes).map_err(|_| TreeError::NotText)?;
         self.key.check(text).map_err(VmError::from)?;
         Ok(text.to_owned())
@@ -101,7 +107,10 @@ mod tests {
         // The next attempt on the same descriptor begins anew.
         assert!(draft.add(b"#cloud-config\n").unwrap().is_some());
         assert!(draft.add(b"a: [\n").is_err());
+        let compressed =
+            Draft::new(draft.key, Vec::new()).add(b"\x1f\x8b\x08\0").unwrap_err().to_string();
         let long = vec![b'#'; LONGEST_TEXT];
         assert!(matches!(draft.add(&long), Err(TreeError::TooBig(_))));
+        assert!(compressed.ends_with("`zcat FILE > config/user_data`"), "{compressed}");
     }
 }

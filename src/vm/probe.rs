@@ -201,13 +201,15 @@ async fn look(mut link: watch::Receiver<Link>, probe: &Probe) -> Result<String, 
     }
 }
 
+/// What the guest says of itself may be anything: no escape sequence of it reaches a terminal.
 fn line(answer: ProbeAnswer, took: Duration) -> String {
     let milliseconds = took.as_millis();
-    match answer {
+    let line = match answer {
         ProbeAnswer::Yes(words) if words.is_empty() => format!("ok {milliseconds}ms"),
         ProbeAnswer::Yes(words) => format!("ok {words} {milliseconds}ms"),
         ProbeAnswer::No(reason) => super::one_line(&reason),
-    }
+    };
+    line.replace(char::is_control, "")
 }
 
 #[cfg(test)]
@@ -269,6 +271,6 @@ mod tests {
         let took = Duration::from_micros(12_900);
         assert_eq!(line(ProbeAnswer::Yes("200".into()), took), "ok 200 12ms");
         assert_eq!(line(ProbeAnswer::Yes(String::new()), took), "ok 12ms");
-        assert_eq!(line(ProbeAnswer::No("a\nb".into()), took), "a; b");
+        assert_eq!(line(ProbeAnswer::No("a\nb\x1b[2J".into()), took), "a; b[2J");
     }
 }

@@ -229,5 +229,7 @@ mod tests {
         assert_eq!(asks_for_a_boot(&spec, &plain), Some("cmdline"));
         assert_eq!(asks_for_a_boot(&plain, &spec), Some("cmdline"));
         assert_eq!(asks_for_a_boot(&spec, &spec), None);
+        let told = VmSpec { user_data: Some("#cloud-config".into()), ..VmSpec::default() };
+        assert_eq!(asks_for_a_boot(&told, &plain), Some("user_data"));
     }
 }

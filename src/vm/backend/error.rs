@@ -61,7 +61,9 @@ pub enum BackendError {
         "the guest did not answer over SSH within {seconds} s; `cat console.log` shows how far it got"
     )]
     GuestTimeout { seconds: u64 },
-    #[error("the guest refused our key for user {user}; see config/ssh_user")]
+    #[error(
+        "the guest refused our key for user {user}; `echo NAME > config/ssh_user` logs in as its own user, such as debian or alpine"
+    )]
     KeyRefused { user: String },
     #[error(
         "the guest shows another SSH host key than the one made for it; refusing to talk to it"

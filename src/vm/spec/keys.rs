@@ -87,6 +87,12 @@ impl Key {
         self.assign(&mut VmSpec::default(), text, WriteMode::Replace, &built_in)
     }
 
+    /// Refuses a compressed text.
+    pub fn compressed(&self) -> SpecError {
+        let reason = format!("it is compressed; `zcat FILE > config/{}`", self.name);
+        SpecError::Text { key: self.name, line: 1, reason }
+    }
+
     /// Finds a setting by its name.
     pub fn named(name: &str) -> Option<&'static Self> {
         KEYS.iter().find(|key| key.name == name)
