@@ -1,7 +1,7 @@
 //! What a guest is given for its first boot, as far as the tiny guest shows it. What cloud-init and
 //! tiny-cloud make of the seed is tested over the seed itself (`guest::nocloud`).
 
-use crate::common::{Mounted, assert_errno};
+use crate::common::{BOOT, Mounted, assert_errno, eventually};
 
 #[test]
 fn ignition_and_credentials_are_there_and_fit_every_saved_memory() {
@@ -31,4 +31,20 @@ fn ignition_and_credentials_are_there_and_fit_every_saved_memory() {
     aq.sh("echo 'restore then' > vm1/ctl; cat vm1/wait vm1/ready").ok();
     assert_eq!(aq.exec("vm1", "echo alive"), "alive");
     aq.sh("echo kill > vm1/ctl; cat vm1/wait").ok();
+}
+
+#[test]
+fn where_root_is_refused_another_user_logs_in() {
+    let aq = Mounted::booted();
+    let prepare = "echo ann:x:1000:1000::/home/ann:/bin/sh >>/etc/passwd
+        echo 'ann:*:19000:0:99999:7:::' >>/etc/shadow
+        mkdir /home/ann && cp -a /root/.ssh /home/ann/ && chown -R 1000:1000 /home/ann
+        echo >/root/.ssh/authorized_keys
+        (sleep 1; for pid in $(pidof dropbear); do
+            [ $pid = $(cat /run/aqfs/dropbear.pid) ] || kill $pid; done) >/dev/null 2>&1 </dev/null &";
+    aq.exec("vm1", prepare);
+    let refused = "refused our key for user root; `echo NAME > config/ssh_user`";
+    eventually("root is refused", BOOT, || aq.read("vm1/log").contains(refused));
+    aq.sh("echo ann > vm1/config/ssh_user; cat vm1/ready").ok();
+    assert_eq!(aq.exec("vm1", "id -un"), "ann");
 }

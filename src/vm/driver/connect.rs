@@ -35,11 +35,7 @@ impl Driver {
         since: Instant,
     ) {
         let facts = machine.facts();
-        let at = GuestAddress {
-            port: facts.ssh_port,
-            user: self.vm.spec().ssh_user.clone(),
-            dir: self.vm.dir().0.clone(),
-        };
+        let (vm, port) = (self.vm.clone(), facts.ssh_port);
         let must_wait = facts.announces && announcement == Announcement::Awaited;
         let guests = Arc::clone(&self.vm.0.backends.guests);
         self.spawn(ticket, |to| async move {
@@ -48,7 +44,9 @@ impl Driver {
             }
             let (mut noted, mut pause) = (String::new(), FIRST_PAUSE);
             let session = loop {
-                match guests.connect(&at).await {
+                // Where one user is refused, another may have been set since the last attempt.
+                let (user, dir) = (vm.spec().ssh_user.clone(), vm.dir().0.clone());
+                match guests.connect(&GuestAddress { port, user, dir }).await {
                     Ok(session) => break session,
                     Err(error) => to.note_once(&mut noted, &error).await,
                 }
