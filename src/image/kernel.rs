@@ -31,6 +31,7 @@ const BY_NAME: &[&str] = &["crc32c_generic"];
 const ON_DEMAND: &[&str] = &[
     "9p",
     "9pnet_virtio",
+    "efivarfs",
     "fuse",
     "isofs",
     "loop",
@@ -54,7 +55,12 @@ pub(super) struct Kernel {
 #[derive(Debug)]
 pub(super) enum KernelImage {
     /// An ELF file with a PVH entry point: nothing to unpack at boot.
-    Vmlinux(Vec<u8>),
+    Vmlinux {
+        /// That file.
+        elf: Vec<u8>,
+        /// The bzImage that it comes from, which UEFI starts.
+        bz_image: Arc<[u8]>,
+    },
     /// A bzImage as the distribution ships it.
     Compressed(Arc<[u8]>),
 }
@@ -118,7 +124,7 @@ impl Kernel {
         let modules = Modules::from_tree(tree)?;
         let unknown = modules.unknown();
         let image = match vmlinux(&bz_image) {
-            Some(bytes) => KernelImage::Vmlinux(bytes),
+            Some(elf) => KernelImage::Vmlinux { elf, bz_image },
             None => KernelImage::Compressed(bz_image),
         };
         let kernel = Self { version, image, modules };

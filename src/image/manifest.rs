@@ -30,11 +30,15 @@ pub(super) struct Manifest {
     pub(super) format: DiskFormat,
     pub(super) disk_size: u64,
     pub(super) kernel: Option<PathBuf>,
+    #[serde(default)]
+    pub(super) efi_kernel: Option<PathBuf>,
     pub(super) initrd: Option<PathBuf>,
     pub(super) cmdline: String,
     pub(super) announces: bool,
     #[serde(default)]
     pub(super) seed: SeedKind,
+    #[serde(default)]
+    pub(super) nvram: Option<PathBuf>,
     /// What it was made of, for people.
     pub(super) inputs: Vec<String>,
     /// The number of the recipe that it was made by; 0: it had none.
@@ -47,6 +51,10 @@ pub(super) struct Manifest {
 /// The version of the format that is written and understood.
 const VERSION: u32 = 1;
 const NAME: &str = "image.json";
+/// The name of a kernel that is an ELF file.
+pub(super) const VMLINUX: &str = "vmlinux";
+/// The name of the UEFI variables.
+pub(super) const NVRAM: &str = "nvram.qcow2";
 
 /// Says whether a directory has one, damaged or not.
 pub(super) fn is_in(dir: &Path) -> bool {
@@ -65,10 +73,12 @@ impl Manifest {
             format,
             disk_size,
             kernel: None,
+            efi_kernel: None,
             initrd: None,
             cmdline: String::new(),
             announces: false,
             seed: SeedKind::default(),
+            nvram: None,
             inputs: Vec::new(),
             recipe: source.recipe().unwrap_or(0),
             settings: ImageSettings::default(),
@@ -118,11 +128,20 @@ impl Manifest {
             format: self.format,
             disk_size: self.disk_size,
             kernel: self.kernel.as_ref().map(|p| dir.join(p)),
+            efi_kernel: self.efi_kernel().map(|p| dir.join(p)),
             initrd: self.initrd.as_ref().map(|p| dir.join(p)),
             cmdline: self.cmdline.clone(),
             announces: self.announces,
             seed: self.seed,
+            nvram: self.nvram.as_ref().map(|p| dir.join(p)),
         }
+    }
+
+    /// A bzImage, unlike an ELF file, starts either way.
+    fn efi_kernel(&self) -> Option<&PathBuf> {
+        let compressed =
+            || self.kernel.as_ref().filter(|name| name.as_path() != Path::new(VMLINUX));
+        self.efi_kernel.as_ref().or_else(compressed)
     }
 
     /// Returns the image that the VM which this one was made from used.
@@ -137,7 +156,7 @@ impl Manifest {
     }
 
     fn files(&self) -> impl Iterator<Item = &Path> {
-        let boot = [&self.kernel, &self.initrd];
+        let boot = [&self.kernel, &self.efi_kernel, &self.initrd, &self.nvram];
         let boot = boot.into_iter().filter_map(|p| p.as_deref());
         std::iter::once(self.disk.as_path()).chain(boot)
     }
@@ -182,10 +201,12 @@ mod tests {
             format: DiskFormat::Raw,
             disk_size: 3,
             kernel: None,
+            efi_kernel: None,
             initrd: None,
             cmdline: "quiet".into(),
             announces: true,
             seed: SeedKind::FwCfg,
+            nvram: None,
             inputs: vec![],
             recipe: 0,
             settings: ImageSettings::default(),

@@ -13,8 +13,8 @@ use super::source::{BuildError, ImageSource, Progress, Result};
 use super::template::{self, StoredTemplate};
 use crate::disk::img::Conversion;
 use crate::disk::qcow2::Header;
-use crate::disk::{DiskFormat, Layer};
-use crate::store::layout::TEMPLATES;
+use crate::disk::{DiskFormat, Layer, snapshot_table};
+use crate::store::layout::{TEMPLATES, names};
 use crate::vm::backend::{BootImage, LivePublication, Pin, Publication};
 use crate::vm::spec::ImageSettings;
 
@@ -56,7 +56,8 @@ impl ImageSource for VmDisk {
         let own = Layer { path: disk.clone(), format: FORMAT };
         let layers = [vec![own], layers.clone()].concat();
         flatten(&layers, snapshot.as_deref(), dir, progress)?;
-        manifest(self, (base, settings.clone()), dir)
+        let nvram = copy_nvram(disk, snapshot.as_deref(), dir)?;
+        Ok(Manifest { nvram, ..manifest(self, (base, settings.clone()), dir)? })
     }
 }
 
@@ -79,9 +80,12 @@ impl ImageSource for LiveVm {
         let report = |words: &str| progress.building(words);
         let (captured, _work) = template::capture(&*self.0.machine, &warm, &report)?;
         flatten(&captured.disk, Some(&captured.snapshot), dir, progress)?;
+        let disk = captured.disk.first().map_or(Path::new(""), |own| &own.path);
+        let nvram = copy_nvram(disk, Some(&captured.snapshot), dir)?;
         progress.building("computing the digest");
         StoredTemplate::seal(&warm, &captured, false)?;
-        manifest(self, (&self.0.base, captured.settings.without_machine()), dir)
+        let settings = captured.settings.without_machine();
+        Ok(Manifest { nvram, ..manifest(self, (&self.0.base, settings), dir)? })
     }
 }
 
@@ -97,6 +101,22 @@ fn flatten(
     Ok(())
 }
 
+/// Copies the UEFI variables that are beside a VM's disk, as they were at a snapshot. A snapshot that they
+/// do not have was taken before there were any.
+fn copy_nvram(disk: &Path, snapshot: Option<&str>, dir: &Path) -> Result<Option<PathBuf>> {
+    let from = Layer { path: disk.with_file_name(names::NVRAM), format: FORMAT };
+    if !from.path.exists() {
+        return Ok(None);
+    }
+    let known = snapshot_table::list(&from.path).map_err(BuildError::at(&from.path))?;
+    if snapshot.is_some_and(|wanted| !known.iter().any(|s| s.tag == wanted)) {
+        return Ok(None);
+    }
+    let to = Layer { path: dir.join(manifest::NVRAM), format: FORMAT };
+    Conversion { layers: &[from], snapshot, to: &to, base: None }.run(|_| ())?;
+    Ok(Some(manifest::NVRAM.into()))
+}
+
 fn manifest(
     source: &dyn ImageSource,
     (base, settings): (&BootImage, ImageSettings),
@@ -106,6 +126,7 @@ fn manifest(
     let disk_size = Header::of(&disk).map_err(BuildError::at(&disk))?.virtual_size;
     Ok(Manifest {
         kernel: keep(base.kernel.as_deref(), dir)?,
+        efi_kernel: keep_other(base, dir)?,
         initrd: keep(base.initrd.as_deref(), dir)?,
         cmdline: base.cmdline.clone(),
         announces: base.announces,
@@ -114,6 +135,11 @@ fn manifest(
         settings,
         ..Manifest::of_disk(source, FORMAT, disk_size)
     })
+}
+
+/// Keeps the kernel for UEFI, where that is a file of its own.
+fn keep_other(base: &BootImage, dir: &Path) -> Result<Option<PathBuf>> {
+    keep(base.efi_kernel.as_deref().filter(|own| base.kernel.as_deref() != Some(own)), dir)
 }
 
 /// Gives a file of the base image a second name; it never changes, under either.

@@ -14,7 +14,7 @@ use super::ext4;
 use super::file_tree::FileTree;
 use super::initramfs;
 use super::kernel::{Kernel, KernelImage};
-use super::manifest::Manifest;
+use super::manifest::{Manifest, VMLINUX};
 use super::source::{BuildError, ImageSource, Progress, Result};
 use super::unpack;
 use crate::store::file;
@@ -22,10 +22,12 @@ use crate::vm::backend::DiskFormat;
 
 /// The number of this recipe: it grows with every change of what the image consists of, so that
 /// users of an older one are informed (`the_recipe_has_a_new_number_when_it_changes` holds that).
-pub(super) const RECIPE: u32 = 1;
+pub(super) const RECIPE: u32 = 2;
 /// The base disk's size in bytes: room for the files and a journal. A VM's disk is larger, and
 /// the guest grows its file system to it.
 const DISK_SIZE: u64 = 64 << 20;
+/// The kernel as its package has it.
+const VMLINUZ: &str = "vmlinuz";
 /// Before the packages' names, as an image may hold a kernel of the host's.
 const DISK: &str = "disk.raw";
 const INITRD: &str = "initrd";
@@ -169,7 +171,7 @@ impl ImageSource for Tiny {
         let mut apt = Apt::new(&self.cache)?;
         let inputs = self.kernel(&mut apt, progress)?;
         step(progress, 2, "writing the kernel");
-        let kernel = write_kernel(&inputs.kernel, dir)?;
+        let kernels = write_kernel(&inputs.kernel, dir)?;
         step(progress, 3, "writing the initramfs");
         let initramfs = initramfs::archive(&initramfs_tree(&inputs)?, inputs.time)
             .map_err(|e| BuildError::malformed("initramfs", e))?;
@@ -180,14 +182,15 @@ impl ImageSource for Tiny {
         let scratch = dir.join("scratch");
         ext4::make(&root, &dir.join(DISK), DISK_SIZE, inputs.time, &scratch)?;
         step(progress, STEPS, "computing the digest");
-        Ok(self.manifest(kernel, &inputs))
+        Ok(self.manifest(kernels, &inputs))
     }
 }
 
 impl Tiny {
-    fn manifest(&self, kernel: &str, inputs: &Inputs) -> Manifest {
+    fn manifest(&self, (kernel, for_efi): (&str, &str), inputs: &Inputs) -> Manifest {
         Manifest {
             kernel: Some(kernel.into()),
+            efi_kernel: Some(for_efi.into()).filter(|_| kernel != for_efi),
             initrd: Some(INITRD.into()),
             cmdline: CMDLINE.to_owned(),
             announces: true,
@@ -220,13 +223,17 @@ fn write_sparse(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn write_kernel(kernel: &Kernel, dir: &Path) -> Result<&'static str> {
-    let (name, bytes) = match &kernel.image {
-        KernelImage::Vmlinux(bytes) => ("vmlinux", &bytes[..]),
-        KernelImage::Compressed(bytes) => ("vmlinuz", &bytes[..]),
+/// Writes the kernel as QEMU starts it and as UEFI does; returns their names.
+fn write_kernel(kernel: &Kernel, dir: &Path) -> Result<(&'static str, &'static str)> {
+    let (name, bz_image) = match &kernel.image {
+        KernelImage::Vmlinux { elf, bz_image } => {
+            write_sparse(&dir.join(VMLINUX), elf)?;
+            (VMLINUX, bz_image)
+        }
+        KernelImage::Compressed(bz_image) => (VMLINUZ, bz_image),
     };
-    write_sparse(&dir.join(name), bytes)?;
-    Ok(name)
+    write(&dir.join(VMLINUZ), bz_image)?;
+    Ok((name, VMLINUZ))
 }
 
 fn busybox(inputs: &Inputs) -> Result<std::sync::Arc<[u8]>> {
@@ -310,7 +317,7 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     /// What the recipe is known by: its number, and the digest of what it adds to the packages.
-    const KNOWN: (u32, &str) = (1, "51f9b4fe68883366");
+    const KNOWN: (u32, &str) = (2, "51f9b4fe68883366");
 
     #[test]
     fn the_recipe_has_a_new_number_when_it_changes() {

@@ -13,10 +13,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::sleep;
 
-use super::cmdline::DISK_NODE;
+use super::cmdline::{DISK_NODE, NVRAM_NODE};
 use super::install::Installation;
 use super::launch;
 use super::machine::MachineParts;
@@ -59,7 +59,8 @@ pub(super) async fn capture(
     let dir = target_plan.dir.clone();
     let target = launch::bring_up(&target_plan, qemu, None).await;
     let target = target.map_err(|error| vm_disk::cause_of(error, to, RAM))?;
-    let source = CaptureSource { qmp: source, accel: plan.accel.kind, snapshot };
+    let (accel, has_nvram) = (plan.accel.kind, plan.spec.has_uefi());
+    let source = CaptureSource { qmp: source, accel, has_nvram, snapshot };
     let pause = copy_memory(&source, &target.parts, to).await;
     target.end().await;
     let ram = to.join(names::RAM);
@@ -149,7 +150,9 @@ async fn copy_memory(
 struct CaptureSource<'a> {
     qmp: &'a Qmp,
     accel: AccelKind,
-    /// The name of the snapshot that its disk gets.
+    /// It has UEFI variables.
+    has_nvram: bool,
+    /// The name of the snapshot that its disk gets, and its UEFI variables.
     snapshot: &'a str,
 }
 
@@ -174,14 +177,27 @@ impl CaptureSource<'_> {
                 since
             }
         };
-        let snapshot = json!({"device": DISK_NODE, "name": self.snapshot});
-        self.qmp.execute("blockdev-snapshot-internal-sync", snapshot).await?;
+        self.take_snapshot().await?;
         outgoing.continue_after_switchover().await?;
         outgoing.wait_for(COMPLETED, MEMORY_TIMEOUT).await?;
         resume(self.qmp).await?;
         let pause = paused_since.elapsed();
         outgoing.end().await?;
         Ok(pause)
+    }
+
+    /// Takes the snapshot in all files, or in none.
+    async fn take_snapshot(&self) -> Result<()> {
+        let action = |data| json!({"type": "blockdev-snapshot-internal-sync", "data": data});
+        let actions: Vec<_> = self.snapshots().map(action).collect();
+        self.qmp.execute("transaction", json!({"actions": actions})).await.map(drop)
+    }
+
+    /// Names the snapshot in each file.
+    fn snapshots(&self) -> impl Iterator<Item = Value> {
+        let nvram = self.has_nvram.then_some(NVRAM_NODE);
+        let nodes = nvram.into_iter().chain([DISK_NODE]);
+        nodes.map(|node| json!({"device": node, "name": self.snapshot}))
     }
 
     /// Waits until little is left to copy; returns since when the vCPUs are paused.
@@ -204,8 +220,9 @@ impl CaptureSource<'_> {
     /// Resumes the guest and removes the snapshot; what fails here shows in the VM's status.
     async fn recover(&self) {
         recover(self.qmp).await.ok();
-        let snapshot = json!({"device": DISK_NODE, "name": self.snapshot});
-        self.qmp.execute("blockdev-snapshot-delete-internal-sync", snapshot).await.ok();
+        for snapshot in self.snapshots() {
+            self.qmp.execute("blockdev-snapshot-delete-internal-sync", snapshot).await.ok();
+        }
     }
 }
 

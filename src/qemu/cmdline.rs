@@ -6,17 +6,19 @@
 use std::ffi::OsString;
 use std::io::ErrorKind;
 use std::os::fd::RawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::store::file::open_regular;
 use crate::store::layout::names;
-use crate::vm::backend::{Accel, AccelKind, BackendError, DiskFormat, LaunchPlan, Result};
+use crate::vm::backend::{
+    Accel, AccelKind, BackendError, BootImage, DiskFormat, LaunchPlan, Result,
+};
 use crate::vm::hardware::Hardware;
-use crate::vm::spec::VmSpec;
 use crate::vm::spec::net::{Forward, Mac};
+use crate::vm::spec::{Firmware, VmSpec};
 use crate::vm::template::{Layer, Memory};
 
 /// The name of the virtio-serial port on which the guest announces its SSH server, and its id in
@@ -28,6 +30,10 @@ pub const READY_ID: &str = "ready";
 pub const IDENTITY_PORT: &str = "org.aqfs.identity";
 /// The node that takes what the guest writes to its disk.
 pub const DISK_NODE: &str = "disk";
+/// The node of the UEFI variables.
+pub const NVRAM_NODE: &str = "nvram";
+/// The node of the UEFI firmware's program.
+const CODE_NODE: &str = "code";
 /// The part of the disk's device that uses that node.
 pub const DISK_BACKEND: &str = "/machine/peripheral/disk0/virtio-backend";
 /// The network's id.
@@ -54,6 +60,8 @@ pub struct LaunchDetails<'a> {
     /// The descriptor under which a clone finds a sealed copy of its template's memory; without one
     /// it maps the file itself, which it must not be able to write.
     pub ram: Option<RawFd>,
+    /// The program of the UEFI firmware, for a machine that has UEFI.
+    pub code: Option<&'a Layer>,
 }
 
 /// Whether a VM has a seed.
@@ -125,7 +133,11 @@ fn identity(args: &mut Args, plan: &LaunchPlan) {
 fn machine(args: &mut Args, plan: &LaunchPlan, facts: &LaunchDetails<'_>) -> Result<()> {
     let version = facts.machine;
     let off = "usb=off,vmport=off,smbus=off,sata=off";
-    args.pair("-machine", format!("{version},{off},memory-backend=ram"));
+    let flashes = match facts.code {
+        Some(_) => format!(",pflash0={CODE_NODE},pflash1={NVRAM_NODE}"),
+        None => String::new(),
+    };
+    args.pair("-machine", format!("{version},{off},memory-backend=ram{flashes}"));
     args.pair("-accel", accelerator(&plan.accel, plan.spec.cpus, plan.spec.memory));
     args.pair("-cpu", plan.accel.cpu.clone());
     args.pair("-smp", processors(plan));
@@ -133,9 +145,24 @@ fn machine(args: &mut Args, plan: &LaunchPlan, facts: &LaunchDetails<'_>) -> Res
     args.pair("-m", format!("{mebibytes}M"));
     args.pair("-object", ram(plan, facts)?.to_string());
     args.pair("-rtc", "base=utc");
-    if let Some(firmware) = &plan.spec.firmware {
+    if let Some(firmware) = plan.spec.firmware.as_ref().and_then(Firmware::file) {
         args.pair("-bios", firmware);
     }
+    facts.code.map_or(Ok(()), |code| flash(args, plan, code))
+}
+
+/// UEFI in flash memory, as `pflash0`, and what it keeps, as `pflash1`.
+fn flash(args: &mut Args, plan: &LaunchPlan, code: &Layer) -> Result<()> {
+    let mut node = base(std::slice::from_ref(code))?;
+    node["node-name"] = json!(CODE_NODE);
+    args.pair("-blockdev", node.to_string());
+    let file = json!({"driver": "file", "filename": names::NVRAM, "read-only": true});
+    let kept = json!({"driver": "qcow2", "read-only": true, "file": file, "backing": null});
+    let (filename, backing) = match plan.spec.ephemeral {
+        false => (names::NVRAM, Value::Null),
+        true => (names::TEMPORARY_NVRAM, kept),
+    };
+    args.pair("-blockdev", written(NVRAM_NODE, filename, &backing).to_string());
     Ok(())
 }
 
@@ -208,7 +235,8 @@ pub fn accelerator(accel: &Accel, cpus: u32, memory: u64) -> String {
 
 fn kernel(args: &mut Args, plan: &LaunchPlan) -> Result<()> {
     let (spec, image) = (&plan.spec, &plan.image);
-    let Some(kernel) = spec.kernel.as_ref().or(image.kernel.as_ref()) else {
+    let own = if spec.has_uefi() { efi_kernel(image)? } else { image.kernel.as_ref() };
+    let Some(kernel) = spec.kernel.as_ref().or(own) else {
         return refuse_without_kernel(spec);
     };
     args.pair("-kernel", kernel);
@@ -223,6 +251,22 @@ fn kernel(args: &mut Args, plan: &LaunchPlan) -> Result<()> {
         args.pair("-append", words.join(" "));
     }
     Ok(())
+}
+
+/// Returns the image's kernel for UEFI, which starts none that has to be entered as PVH.
+fn efi_kernel(image: &BootImage) -> Result<Option<&PathBuf>> {
+    let name = &image.name;
+    let refused = || BackendError::Unfit {
+        key: "firmware",
+        reason: format!(
+            "UEFI cannot start the kernel of image {name}, which an earlier aqfs has made; \
+             `echo refresh > .images/{name}/ctl` makes it anew, `echo none` into this does without UEFI"
+        ),
+    };
+    match (&image.kernel, &image.efi_kernel) {
+        (Some(_), None) => Err(refused()),
+        (_, kernel) => Ok(kernel.as_ref()),
+    }
 }
 
 /// A boot loader on the disk would ignore them.
@@ -246,12 +290,12 @@ fn refuse_without_kernel(spec: &VmSpec) -> Result<()> {
 /// `NoFile` or `NotAFile`, naming the setting.
 pub fn check_files(spec: &VmSpec) -> Result<()> {
     let files = [
-        ("kernel", &spec.kernel),
-        ("initrd", &spec.initrd),
-        ("firmware", &spec.firmware),
-        ("cdrom", &spec.cdrom),
+        ("kernel", spec.kernel.as_deref()),
+        ("initrd", spec.initrd.as_deref()),
+        ("firmware", spec.firmware.as_ref().and_then(Firmware::file)),
+        ("cdrom", spec.cdrom.as_deref()),
     ];
-    files.into_iter().try_for_each(|(key, path)| check_file(key, path.as_deref()))
+    files.into_iter().try_for_each(|(key, path)| check_file(key, path))
 }
 
 /// Looks for the file that a setting names.
@@ -274,20 +318,28 @@ pub fn check_file(key: &'static str, path: Option<&Path>) -> Result<()> {
 fn disk(args: &mut Args, plan: &LaunchPlan) -> Result<()> {
     let base = base(&plan.base)?;
     let node = match plan.spec.ephemeral {
-        false => written(names::DISK, &base),
+        false => written(DISK_NODE, names::DISK, &base),
         true => {
             let file = json!({"driver": "file", "filename": names::DISK, "read-only": true});
             let mut kept =
                 json!({"driver": "qcow2", "node-name": "kept", "read-only": true, "file": file});
             kept["backing"] = base;
-            written(names::TEMPORARY_DISK, &kept)
+            written(DISK_NODE, names::TEMPORARY_DISK, &kept)
         }
     };
     args.pair("-blockdev", node.to_string());
     // A full disk of the host pauses the guest, which resumes when there is room again.
     let policy = "werror=enospc,rerror=report";
-    args.pair("-device", format!("virtio-blk-pci,drive=disk,id=disk0,{policy}"));
+    let first = if has_boot_order(plan) { ",bootindex=0" } else { "" };
+    args.pair("-device", format!("virtio-blk-pci,drive=disk,id=disk0,{policy}{first}"));
     Ok(())
+}
+
+/// Says whether a boot loader is looked for, and where first matters: a disk is empty before its installation,
+/// and boots after it; UEFI else tries the network too. A kernel of ours has the first place itself.
+fn has_boot_order(plan: &LaunchPlan) -> bool {
+    let is_direct = plan.spec.kernel.is_some() || plan.image.kernel.is_some();
+    !is_direct && (plan.spec.cdrom.is_some() || plan.spec.has_uefi())
 }
 
 /// Read-only, and after the disk, from which firmware then boots.
@@ -299,10 +351,10 @@ fn cidata(args: &mut Args) {
 }
 
 /// The node that takes what the guest writes.
-fn written(filename: &str, backing: &Value) -> Value {
+fn written(name: &str, filename: &str, backing: &Value) -> Value {
     json!({
         "driver": "qcow2",
-        "node-name": DISK_NODE,
+        "node-name": name,
         "discard": "unmap",
         "file": {"driver": "file", "filename": filename, "discard": "unmap"},
         "backing": backing,
@@ -316,7 +368,8 @@ fn drive(args: &mut Args, plan: &LaunchPlan) -> Result<()> {
     let [node, ..] = DISC_NODES;
     args.pair("-blockdev", disc(path, node)?.to_string());
     args.pair("-device", "ich9-ahci,id=ahci");
-    args.pair("-device", format!("ide-cd,bus=ahci.0,drive={node},id={DRIVE_ID}"));
+    let second = if has_boot_order(plan) { ",bootindex=1" } else { "" };
+    args.pair("-device", format!("ide-cd,bus=ahci.0,drive={node},id={DRIVE_ID}{second}"));
     Ok(())
 }
 
@@ -349,6 +402,9 @@ fn base(layers: &[Layer]) -> Result<Value> {
 /// [`arguments`] that a guest can see needs a new version of [`Hardware`].
 pub fn devices_in_words(plan: &LaunchPlan) -> String {
     let mut words = vec![format!("{:?}", plan.image.seed).to_lowercase()];
+    if plan.spec.has_uefi() {
+        words.push("uefi".to_owned());
+    }
     if plan.spec.cdrom.is_some() {
         words.push("cdrom".to_owned());
     }

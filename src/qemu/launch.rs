@@ -15,10 +15,11 @@ use super::cmdline::{self, LaunchDetails, SeedMedium};
 use super::events::EventSink;
 use super::install::{Installation, PROGRAM, not_started};
 use super::machine::{Ended, MachineParts, died, end_of, live, watch_end};
+use super::nvram::Flash;
 use super::process::{self, Process};
 use super::qmp::{Qmp, timed_out};
 use super::vm_disk::{self, TemporaryDisk};
-use super::{connect, rename, repair, run_record};
+use super::{connect, nvram, rename, repair, run_record};
 use crate::store::layout::VmDir;
 use crate::store::operation::{self, Operation};
 use crate::vm::backend::{
@@ -86,8 +87,9 @@ pub(super) async fn bring_up(
     recover(&dir).await?;
     check_files(plan).await?;
     let _temporary_disk = make_disk(&dir, plan).await?;
+    let flash = nvram::prepare(&dir, plan, machine(plan, qemu)).await?;
     let since = SystemTime::now();
-    let process = Arc::new(spawn(plan, qemu, &dir, ram.as_deref())?);
+    let process = Arc::new(spawn(plan, qemu, &dir, (flash.as_ref(), ram.as_deref()))?);
     let guard = KillOnDrop(Some(Arc::clone(&process)));
     let ended = watch_end(Arc::clone(&process));
     let (sink, events) = EventSink::new();
@@ -194,7 +196,7 @@ fn spawn(
     plan: &LaunchPlan,
     qemu: &Installation,
     dir: &VmDir,
-    ram: Option<&OwnedFd>,
+    (flash, ram): (Option<&Flash>, Option<&OwnedFd>),
 ) -> Result<Process> {
     let seed = match plan.image.seed {
         SeedKind::FwCfg if dir.seed().exists() => SeedMedium::FwCfg,
@@ -206,6 +208,7 @@ fn spawn(
         generation: Uuid::new_v4(),
         seed,
         ram: ram.map(AsRawFd::as_raw_fd),
+        code: flash.map(|flash| &flash.code),
     };
     let args = cmdline::arguments(plan, &facts)?;
     process::spawn(PROGRAM, &args, dir, (plan.lifetime, ram)).map_err(|e| not_started(&e))

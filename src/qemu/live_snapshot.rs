@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::cmdline::DISK_NODE;
+use super::cmdline::{DISK_NODE, NVRAM_NODE};
 use super::connect::{self, VcpuStatus};
 use super::qmp::{Qmp, refused, timed_out};
 use super::{migrate, vm_disk};
@@ -25,12 +25,17 @@ const PAST_TIMEOUT: Duration = Duration::from_secs(2);
 const JOB_TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// Carries out an operation. `ignores_shared` says whether the memory that is restored was saved
-/// with the capability `x-ignore-shared`; memory is always saved without it.
-pub(super) async fn run(qmp: &Qmp, op: &SnapshotOp, ignores_shared: bool) -> Result<()> {
+/// with the capability `x-ignore-shared`; memory is always saved without it. `has_nvram` says whether
+/// the UEFI variables take part.
+pub(super) async fn run(
+    qmp: &Qmp,
+    op: &SnapshotOp,
+    (ignores_shared, has_nvram): (bool, bool),
+) -> Result<()> {
     if matches!(op, SnapshotOp::Take(_) | SnapshotOp::Restore(_)) {
         migrate::ignore_shared(qmp, ignores_shared).await?;
     }
-    let done = carry_out(qmp, op).await;
+    let done = carry_out(qmp, op, has_nvram).await;
     if ignores_shared {
         // Every later migration sets it again.
         migrate::ignore_shared(qmp, false).await.ok();
@@ -38,7 +43,7 @@ pub(super) async fn run(qmp: &Qmp, op: &SnapshotOp, ignores_shared: bool) -> Res
     done
 }
 
-async fn carry_out(qmp: &Qmp, op: &SnapshotOp) -> Result<()> {
+async fn carry_out(qmp: &Qmp, op: &SnapshotOp, has_nvram: bool) -> Result<()> {
     let (command, tag) = match op {
         SnapshotOp::Take(tag) => ("snapshot-save", tag),
         SnapshotOp::Restore(tag) => (LOAD, tag),
@@ -51,8 +56,13 @@ async fn carry_out(qmp: &Qmp, op: &SnapshotOp) -> Result<()> {
     let ran = connect::status(qmp).await? == VcpuStatus::Runs;
     let job = format!("{OURS}{}", uuid::Uuid::new_v4().simple());
     // QEMU may answer only when the job has concluded: it does both on one thread.
-    qmp.execute_within(command, arguments(command, &job, tag), JOB_TIMEOUT).await?;
+    qmp.execute_within(command, arguments(command, &job, tag, has_nvram), JOB_TIMEOUT).await?;
     let end = concluded(qmp, command, &job, JOB_TIMEOUT).await?;
+    if end.is_some() && has_nvram && matches!(op, SnapshotOp::Take(_)) {
+        // The variables may have it; the next snapshot of this name would be the second.
+        let stale = json!({"device": NVRAM_NODE, "name": tag});
+        qmp.execute("blockdev-snapshot-delete-internal-sync", stale).await.ok();
+    }
     match (end, op) {
         // It stays on QEMU's list until the next job, for a daemon that adopts the machine
         // (`last_restore`).
@@ -138,8 +148,11 @@ pub(super) fn cause_of(error: BackendError, dir: &VmDir) -> BackendError {
     error
 }
 
-fn arguments(command: &str, job: &str, tag: &str) -> Value {
-    let mut arguments = json!({"job-id": job, "tag": tag, "devices": [DISK_NODE]});
+/// The UEFI variables come first: what is cut short after them is a snapshot that these alone have, which
+/// is dropped again (`nvram`).
+fn arguments(command: &str, job: &str, tag: &str, has_nvram: bool) -> Value {
+    let devices = if has_nvram { vec![NVRAM_NODE, DISK_NODE] } else { vec![DISK_NODE] };
+    let mut arguments = json!({"job-id": job, "tag": tag, "devices": devices});
     if command != "snapshot-delete" {
         arguments["vmstate"] = json!(DISK_NODE);
     }
@@ -199,6 +212,6 @@ mod tests {
         let (near, far) = UnixStream::pair().unwrap();
         tokio::spawn(slow_qemu(far));
         let qmp = Qmp::open(near, Duration::from_secs(1), |_| ()).await.unwrap();
-        run(&qmp, &SnapshotOp::Take("x".to_owned()), false).await.unwrap();
+        run(&qmp, &SnapshotOp::Take("x".to_owned()), (false, false)).await.unwrap();
     }
 }

@@ -17,7 +17,7 @@ use super::install::Installation;
 use super::monitor::Conversation;
 use super::process::{Process, last_words};
 use super::qmp::Qmp;
-use super::{capture, live_snapshot, migration_stream, repair, run_record, snapshot_shapes};
+use super::{capture, live_snapshot, migration_stream, nvram, repair, run_record, snapshot_shapes};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
     BackendError, ExitReport, LaunchPlan, Launched, Machine, MachineEvent, Result, RunFacts,
@@ -247,13 +247,14 @@ impl Machine for RunningQemu {
 
     async fn snapshot(&self, op: &SnapshotOp) -> Result<()> {
         let MachineParts { qmp, dir, facts, .. } = &self.parts;
-        let mut ignores_shared = false;
+        let (mut ignores_shared, mut has_nvram) = (false, nvram::is_in(facts));
         if let SnapshotOp::Restore(tag) = op {
             self.parts.may_leak.store(true, Ordering::Relaxed);
             snapshot_shapes::check(dir, tag, facts)?;
             ignores_shared = migration_stream::ignores_shared(&dir.disk(), tag);
+            has_nvram &= nvram::has(dir, tag);
         }
-        match (live_snapshot::run(qmp, op, ignores_shared).await, op) {
+        match (live_snapshot::run(qmp, op, (ignores_shared, has_nvram)).await, op) {
             (Ok(()), SnapshotOp::Take(tag)) => snapshot_shapes::note(dir, tag, facts).await,
             (Ok(()), _) => {}
             (Err(error @ BackendError::HalfRestored { .. }), _) => {

@@ -9,6 +9,7 @@
 //! - `live_snapshot`, `rename`: snapshots with memory; `snapshot_shapes`: which machine each was
 //!   taken of. `migration_stream`: what QEMU notes in a saved memory. `repair`: undoing what a
 //!   crash cut short. `vm_disk`: a VM's disk.
+//! - `firmware`: UEFI firmware on the host. `nvram`: a VM's UEFI variables.
 //! - `logs`: QEMU's logs, bounded.
 //! - [`accel`], `kvm_probe`: KVM or TCG. [`install`]: the installed program. [`host_memory`]: what
 //!   machines take of the host's memory, and what there is.
@@ -21,6 +22,7 @@ mod capture;
 pub mod cmdline;
 pub mod connect;
 mod events;
+mod firmware;
 pub mod host_memory;
 pub mod install;
 mod kvm_probe;
@@ -31,6 +33,7 @@ pub mod machine;
 mod migrate;
 mod migration_stream;
 pub mod monitor;
+mod nvram;
 pub mod process;
 pub mod qmp;
 mod rename;
@@ -51,7 +54,7 @@ use async_trait::async_trait;
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
-use crate::disk::{img, snapshot_table};
+use crate::disk::snapshot_table;
 use crate::proc;
 use crate::programs::{self, Program};
 use crate::store::layout::{Layout, VmDir};
@@ -169,13 +172,10 @@ impl Hypervisor for Qemu {
     async fn snapshot(&self, dir: PathBuf, op: &SnapshotOp) -> Result<()> {
         let dir = VmDir(dir);
         rename::recover(&dir)?;
-        let disk = dir.disk();
         match op {
-            SnapshotOp::Take(tag) => repair::marked(&dir, img::take_snapshot(&disk, tag)).await,
-            SnapshotOp::Restore(tag) => {
-                repair::marked(&dir, img::restore_snapshot(&disk, tag)).await
-            }
-            SnapshotOp::Drop(tag) => repair::marked(&dir, img::drop_snapshot(&disk, tag)).await,
+            SnapshotOp::Take(tag) => repair::marked(&dir, nvram::take(&dir, tag)).await,
+            SnapshotOp::Restore(tag) => repair::marked(&dir, nvram::restore(&dir, tag)).await,
+            SnapshotOp::Drop(tag) => repair::marked(&dir, nvram::drop_snapshot(&dir, tag)).await,
             SnapshotOp::Rename { from, to } => {
                 let (from, to) = (from.clone(), to.clone());
                 off_thread(move || Ok(rename::rename(&dir, &from, &to)), "rename a snapshot")

@@ -8,10 +8,11 @@
 
 use std::io;
 
+use super::nvram;
 use crate::disk::qcow2::LockedDisk;
 use crate::disk::snapshot_table::SnapshotRename;
 use crate::store::layout::VmDir;
-use crate::store::operation::{self, Operation};
+use crate::store::operation::{self, Operation, SnapshotRenames};
 use crate::vm::backend::{BackendError, Result};
 
 /// Gives the snapshot `from` the name `to`, and leaves everything else of it as it is.
@@ -21,15 +22,15 @@ use crate::vm::backend::{BackendError, Result};
 /// writing answer. The snapshot has its old name then.
 pub(super) fn rename(dir: &VmDir, from: &str, to: &str) -> Result<()> {
     let failed = |e: io::Error| BackendError::io(format!("rename the snapshot {from}"), &e);
-    let disk = LockedDisk::open(&dir.disk())?;
-    undo(dir, &disk).map_err(failed)?;
-    let rename = SnapshotRename::prepare(&disk, from, to)?;
-    let operation = Operation::RenameSnapshot(rename.clone());
+    let files = Files::open(dir)?;
+    undo(dir, &files).map_err(failed)?;
+    let renames = files.prepare(from, to, nvram::has(dir, from))?;
+    let operation = Operation::RenameSnapshot(renames.clone());
     operation::begin(dir, operation.clone()).map_err(failed)?;
-    let done = rename.finish(&disk).and_then(|()| operation::end(dir, &operation));
+    let done = files.finish(&renames).and_then(|()| operation::end(dir, &operation));
     if done.is_err() {
         // What cannot be undone now is undone by the recovery.
-        undo(dir, &disk).ok();
+        undo(dir, &files).ok();
     }
     done.map_err(failed)
 }
@@ -43,20 +44,60 @@ pub(super) fn recover(dir: &VmDir) -> Result<()> {
     if interrupted(dir).map_err(failed)?.is_none() {
         return Ok(());
     }
-    let disk = LockedDisk::open(&dir.disk())?;
-    undo(dir, &disk).map_err(failed)
+    let files = Files::open(dir)?;
+    undo(dir, &files).map_err(failed)
 }
 
-fn undo(dir: &VmDir, disk: &LockedDisk) -> io::Result<()> {
-    let Some(rename) = interrupted(dir)? else { return Ok(()) };
-    rename.undo(disk)?;
-    operation::end(dir, &Operation::RenameSnapshot(rename))
+/// The files that have the snapshots of a VM, locked.
+struct Files {
+    disk: LockedDisk,
+    /// The UEFI variables.
+    nvram: Option<LockedDisk>,
 }
 
-fn interrupted(dir: &VmDir) -> io::Result<Option<SnapshotRename>> {
+impl Files {
+    fn open(dir: &VmDir) -> Result<Self> {
+        let nvram = Some(dir.nvram()).filter(|path| path.exists());
+        let nvram = nvram.map(|path| LockedDisk::open(&path)).transpose()?;
+        Ok(Self { disk: LockedDisk::open(&dir.disk())?, nvram })
+    }
+
+    fn prepare(&self, from: &str, to: &str, in_nvram: bool) -> Result<SnapshotRenames> {
+        let nvram = self.nvram.as_ref().filter(|_| in_nvram);
+        let nvram = nvram.map(|nvram| SnapshotRename::prepare(nvram, from, to)).transpose()?;
+        Ok(SnapshotRenames { disk: SnapshotRename::prepare(&self.disk, from, to)?, nvram })
+    }
+
+    fn finish(&self, renames: &SnapshotRenames) -> io::Result<()> {
+        renames.disk.finish(&self.disk)?;
+        match (&renames.nvram, &self.nvram) {
+            (Some(rename), Some(nvram)) => rename.finish(nvram),
+            (None, _) | (_, None) => Ok(()),
+        }
+    }
+
+    fn undo(&self, renames: &SnapshotRenames) -> io::Result<()> {
+        renames.disk.undo(&self.disk)?;
+        match (&renames.nvram, &self.nvram) {
+            (Some(rename), Some(nvram)) => rename.undo(nvram),
+            (None, _) | (_, None) => Ok(()),
+        }
+    }
+}
+
+fn undo(dir: &VmDir, files: &Files) -> io::Result<()> {
+    let Some(renames) = interrupted(dir)? else { return Ok(()) };
+    files.undo(&renames)?;
+    operation::end(dir, &Operation::RenameSnapshot(renames))
+}
+
+fn interrupted(dir: &VmDir) -> io::Result<Option<SnapshotRenames>> {
     Ok(operation::list(dir)?.into_iter().find_map(|operation| match operation {
-        Operation::RenameSnapshot(rename) => Some(rename),
-        Operation::Personalize | Operation::PausedByDaemon | Operation::ChangeDisk => None,
+        Operation::RenameSnapshot(renames) => Some(renames),
+        Operation::Personalize
+        | Operation::PausedByDaemon
+        | Operation::ChangeDisk
+        | Operation::RestoreSnapshot { .. } => None,
     }))
 }
 
@@ -86,7 +127,7 @@ mod tests {
         let (_keep, dir) = vm_with_snapshot("a");
         let disk = LockedDisk::open(&dir.disk()).unwrap();
         let interrupted = SnapshotRename::prepare(&disk, "a", "b").unwrap();
-        operation::begin(&dir, Operation::RenameSnapshot(interrupted.clone())).unwrap();
+        operation::begin(&dir, Operation::RenameSnapshot(interrupted.clone().into())).unwrap();
         interrupted.finish(&disk).unwrap();
         drop(disk);
         assert_eq!(tags(&dir), ["b"]);
@@ -95,6 +136,23 @@ mod tests {
         rename(&dir, "a", "c").unwrap();
         assert_eq!(tags(&dir), ["c"]);
         assert_eq!(fs::read_dir(&dir.0).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn the_uefi_variables_follow_and_are_put_back_too() {
+        let (_keep, dir) = vm_with_snapshot("a");
+        qemu_img(&dir.0, &["create", "-q", "-f", "qcow2", "nvram.qcow2", "1M"]);
+        qemu_img(&dir.0, &["snapshot", "-c", "a", "nvram.qcow2"]);
+        let files = Files::open(&dir).unwrap();
+        let renames = files.prepare("a", "b", true).unwrap();
+        operation::begin(&dir, Operation::RenameSnapshot(renames.clone())).unwrap();
+        files.finish(&renames).unwrap();
+        drop(files);
+        assert!(nvram::has(&dir, "b"));
+        recover(&dir).unwrap();
+        assert!(nvram::has(&dir, "a") && tags(&dir) == ["a"]);
+        rename(&dir, "a", "c").unwrap();
+        assert!(nvram::has(&dir, "c") && tags(&dir) == ["c"]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::nvram;
 use crate::disk::qcow2::{LockedDisk, is_in_use};
 use crate::disk::{DiskError, img, vmstate};
 use crate::store::layout::VmDir;
@@ -67,11 +68,16 @@ pub(super) async fn begin_whole(dir: &VmDir) -> Result<()> {
     if was_cut_short {
         let_finish(&dir.disk()).await;
     }
-    if let Err(error) = make_whole(&dir.disk(), was_cut_short).await {
+    if let Err(error) = make_all_whole(dir, was_cut_short).await {
         // Leaks cost space only. QEMU itself refuses a disk with worse damage.
         tracing::warn!(dir = %dir.0.display(), %error, "clusters may be leaked");
     }
-    Ok(())
+    Ok(nvram::recover(dir).await?)
+}
+
+async fn make_all_whole(dir: &VmDir, was_cut_short: bool) -> Result<(), DiskError> {
+    make_whole(&dir.disk(), was_cut_short).await?;
+    if was_cut_short { nvram::repair(dir).await } else { Ok(()) }
 }
 
 /// Writes down that a machine which has ended well changes the disk no more, and repairs what it may have

@@ -65,8 +65,15 @@ pub fn forget(dir: &VmDir, facts: &RunFacts) {
 /// and what a launch was killed over.
 pub fn clear(dir: &VmDir) {
     remove_if_there(&dir.run());
-    let left =
-        [names::QMP, names::SERIAL, names::IDENTITY, names::TEMPORARY_DISK, names::DISK_PARTIAL];
+    let left = [
+        names::QMP,
+        names::SERIAL,
+        names::IDENTITY,
+        names::TEMPORARY_DISK,
+        names::TEMPORARY_NVRAM,
+        names::DISK_PARTIAL,
+        names::NVRAM_PARTIAL,
+    ];
     for name in left {
         remove_if_there(&dir.0.join(name));
     }

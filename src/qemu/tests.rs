@@ -146,10 +146,12 @@ fn image(disk: &Path, kernel: Option<&Path>) -> BootImage {
         format: DiskFormat::Raw,
         disk_size: 64 << 20,
         kernel: kernel.map(Into::into),
+        efi_kernel: None,
         initrd: None,
         cmdline: String::new(),
         announces: true,
         seed: SeedKind::FwCfg,
+        nvram: None,
     }
 }
 

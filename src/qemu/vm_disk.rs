@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::run_record;
+use super::{nvram, run_record};
 use crate::disk::qcow2::{self, Header};
 use crate::disk::{DiskError, DiskFormat, Layer, img};
 use crate::store::file::{self, sync_dir};
@@ -42,8 +42,8 @@ pub(super) async fn ensure(dir: &VmDir, plan: &LaunchPlan) -> Result<()> {
 }
 
 pub(super) async fn discard(dir: &VmDir) -> Result<()> {
-    let disk = dir.disk();
-    off_thread(move || file::remove(&disk), "the disk").await
+    let files = [dir.disk(), dir.nvram()];
+    off_thread(move || files.iter().try_for_each(|path| file::remove(path)), "the disk").await
 }
 
 /// Makes the VM's disk at least `size` bytes large.
@@ -79,6 +79,15 @@ pub(super) async fn temporary(dir: &VmDir, size: u64) -> Result<TemporaryDisk> {
     let size = size.max(virtual_size(dir)?.unwrap_or(0));
     let base = (Path::new(names::DISK), DiskFormat::Qcow2);
     img::create_overlay("create the temporary disk", &path, base, size).await?;
+    Ok(TemporaryDisk(path))
+}
+
+/// Makes an overlay on the VM's UEFI variables that takes what is written to them.
+pub(super) async fn temporary_nvram(dir: &VmDir) -> Result<TemporaryDisk> {
+    let path = dir.0.join(names::TEMPORARY_NVRAM);
+    let size = nvram::virtual_size(dir).unwrap_or(0);
+    let base = (Path::new(names::NVRAM), DiskFormat::Qcow2);
+    img::create_overlay("create the temporary UEFI variables", &path, base, size).await?;
     Ok(TemporaryDisk(path))
 }
 

@@ -14,6 +14,7 @@
 //!     format                   the version of this directory's format, since 2
 //!     name                     its name, apart so that damage to the definition does not lose it
 //!     disk.qcow2               its disk, made at the first start
+//!     nvram.qcow2              its UEFI variables, where it has UEFI: with the disk's snapshots
 //!     dropped.json             snapshots to be dropped, which the disk still has
 //!     temporary.qcow2          what an ephemeral VM writes, until QEMU has opened it
 //!     host_key{,.pub}          its SSH host key
@@ -167,6 +168,7 @@ impl VmDir {
         "format",
         "name",
         names::DISK,
+        names::NVRAM,
         "host_key",
         "host_key.pub",
         "known_hosts",
@@ -205,6 +207,8 @@ paths! {
         name = "name",
         /// The disk.
         disk = names::DISK,
+        /// The UEFI variables.
+        nvram = names::NVRAM,
         /// The list of operations that have begun and not ended.
         operation = "operation.json",
         /// The list of which machine the memory in each snapshot is.
@@ -246,6 +250,12 @@ pub mod names {
     pub const DISK_PARTIAL: &str = ".disk.qcow2";
     /// What an ephemeral VM writes: it has this name only until QEMU has opened it.
     pub const TEMPORARY_DISK: &str = "temporary.qcow2";
+    /// The UEFI variables.
+    pub const NVRAM: &str = "nvram.qcow2";
+    /// The UEFI variables while they are being made.
+    pub const NVRAM_PARTIAL: &str = ".nvram.qcow2";
+    /// What an ephemeral VM writes to its UEFI variables, as [`TEMPORARY_DISK`].
+    pub const TEMPORARY_NVRAM: &str = "temporary-nvram.qcow2";
     /// The seed.
     pub const SEED: &str = "seed.tar";
     /// The seed as a disk that cloud-init finds.

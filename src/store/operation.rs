@@ -46,7 +46,29 @@ pub enum Operation {
     /// used yet, before the disk is changed again.
     ChangeDisk,
     /// The disk's table of snapshots is rewritten. Recovery puts the old bytes back.
-    RenameSnapshot(SnapshotRename),
+    RenameSnapshot(SnapshotRenames),
+    /// Disk and UEFI variables go back to a snapshot, one after the other. Recovery has both go back.
+    RestoreSnapshot {
+        /// Its name.
+        tag: String,
+    },
+}
+
+/// A rename of a snapshot in each file that has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotRenames {
+    /// In the disk.
+    #[serde(flatten)]
+    pub disk: SnapshotRename,
+    /// In the UEFI variables.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nvram: Option<SnapshotRename>,
+}
+
+impl From<SnapshotRename> for SnapshotRenames {
+    fn from(disk: SnapshotRename) -> Self {
+        Self { disk, nvram: None }
+    }
 }
 
 impl Operation {
@@ -60,7 +82,7 @@ impl Operation {
     fn is_durable(&self) -> bool {
         match self {
             Self::Personalize | Self::PausedByDaemon | Self::ChangeDisk => false,
-            Self::RenameSnapshot(_) => true,
+            Self::RenameSnapshot(_) | Self::RestoreSnapshot { .. } => true,
         }
     }
 }

@@ -181,10 +181,12 @@ fn boot_image(name: &str) -> BootImage {
         format: DiskFormat::Raw,
         disk_size: 0,
         kernel: None,
+        efi_kernel: None,
         initrd: None,
         cmdline: String::new(),
         announces: false,
         seed: SeedKind::FwCfg,
+        nvram: None,
     }
 }
 

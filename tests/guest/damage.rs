@@ -190,6 +190,7 @@ impl Left {
             (Self::Earlier, Operation::Personalize) => ("unborn", String::new()),
             (Self::Earlier, Operation::PausedByDaemon) => ("still", String::new()),
             (Self::Earlier, Operation::ChangeDisk) => ("disk.changing", String::new()),
+            (Self::Earlier, Operation::RestoreSnapshot { .. }) => unreachable!("it had none"),
             (Self::Earlier, Operation::RenameSnapshot(bytes)) => {
                 ("snapshots.journal", serde_json::to_string_pretty(bytes).expect("JSON"))
             }
@@ -234,7 +235,7 @@ fn is_recovered(left: Left) {
     aq.sh("mkdir vm1/snapshots/older-one").ok();
     left.leave(&aq, &dir, Operation::ChangeDisk);
     let half = half_renamed(&dir, "older-one", "newer-one");
-    left.leave(&aq, &dir, Operation::RenameSnapshot(half));
+    left.leave(&aq, &dir, Operation::RenameSnapshot(half.into()));
     assert_eq!(aq.sh("ls vm1/snapshots").ok(), "older-one");
     assert_eq!(open(), [Operation::ChangeDisk]);
     aq.boot_existing("vm1");

@@ -32,5 +32,6 @@ mod ssh_config;
 mod tiny_image;
 mod torture;
 mod tty;
+mod uefi;
 mod undo;
 mod warm;

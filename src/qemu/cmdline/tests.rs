@@ -19,11 +19,13 @@ fn plan(kind: AccelKind, cpu: &str) -> LaunchPlan {
             disk: "/store/images/tiny/disk, \"1\".raw".into(),
             format: DiskFormat::Raw,
             disk_size: 64 << 20,
-            kernel: Some("/store/images/tiny/vmlinuz".into()),
+            kernel: Some("/store/images/tiny/vmlinux".into()),
+            efi_kernel: Some("/store/images/tiny/vmlinuz".into()),
             initrd: Some("/store/images/tiny/initrd".into()),
             cmdline: "console=ttyS0 root=/dev/vda, rw".into(),
             announces: true,
             seed: SeedKind::FwCfg,
+            nvram: None,
         },
         accel: Accel { kind, cpu: cpu.into(), reason: String::new() },
         hardware: Hardware::NEWEST,
@@ -45,7 +47,7 @@ pub(in crate::qemu) fn plan_on(base: Vec<Layer>) -> LaunchPlan {
 
 fn facts(seed: SeedMedium) -> LaunchDetails<'static> {
     let generation = Uuid::from_u128(1);
-    LaunchDetails { machine: "pc-q35-7.2", generation, seed, ram: Some(9) }
+    LaunchDetails { machine: "pc-q35-7.2", generation, seed, ram: Some(9), code: None }
 }
 
 /// One option with its value a line.
@@ -74,7 +76,7 @@ fn a_directly_booted_guest_under_tcg() {
     -m 256M
     -object {"id":"ram","qom-type":"memory-backend-ram","size":268435456}
     -rtc base=utc
-    -kernel /store/images/tiny/vmlinuz
+    -kernel /store/images/tiny/vmlinux
     -initrd /store/images/tiny/initrd
     -append console=ttyS0 root=/dev/vda, rw
     -blockdev {"backing":{"driver":"raw","file":{"driver":"file","filename":"/store/images/tiny/disk, \"1\".raw","read-only":true},"node-name":"base","read-only":true},"discard":"unmap","driver":"qcow2","file":{"discard":"unmap","driver":"file","filename":"disk.qcow2"},"node-name":"disk"}
@@ -178,7 +180,7 @@ fn every_setting_has_its_place() {
     let mut plan = plan(AccelKind::Tcg, "max");
     plan.spec.kernel = Some("/boot/my kernel".into());
     plan.spec.cmdline = Some("quiet a,b".into());
-    plan.spec.firmware = Some("/fw/OVMF, 4M.fd".into());
+    plan.spec.firmware = Some(Firmware::File("/fw/OVMF, 4M.fd".into()));
     plan.spec.cdrom = Some("/isos/a, \"b\".iso".into());
     plan.spec.ephemeral = true;
     plan.spec.mac = Some("52:54:00:00:00:01".parse().unwrap());
@@ -203,6 +205,30 @@ fn every_setting_has_its_place() {
     plan.spec.initrd = Some("/boot/initrd".into());
     let args = arguments(&plan, &facts(SeedMedium::Absent)).unwrap();
     assert_eq!(values(&args, "-initrd"), ["/boot/initrd"]);
+}
+
+#[test]
+fn uefi_is_flash_memory_and_starts_its_own_kernel() {
+    let mut plan = plan(AccelKind::Tcg, "max");
+    plan.spec.firmware = Some(Firmware::Uefi);
+    let code = Layer { path: "/fw/CODE, 4M.fd".into(), format: DiskFormat::Raw };
+    let details = LaunchDetails { code: Some(&code), ..facts(SeedMedium::FwCfg) };
+    let args = arguments(&plan, &details).unwrap();
+    let of = |option: &str| values(&args, option);
+    assert!(of("-machine")[0].ends_with(",pflash0=code,pflash1=nvram"));
+    assert_eq!(of("-kernel"), ["/store/images/tiny/vmlinuz"]);
+    assert!(of("-bios").is_empty() && !of("-device")[0].contains("bootindex"));
+    insta::assert_snapshot!(of("-blockdev")[..2].join("\n"), @r#"
+    {"driver":"raw","file":{"driver":"file","filename":"/fw/CODE, 4M.fd","read-only":true},"node-name":"code","read-only":true}
+    {"backing":null,"discard":"unmap","driver":"qcow2","file":{"discard":"unmap","driver":"file","filename":"nvram.qcow2"},"node-name":"nvram"}
+    "#);
+    assert_eq!(devices_in_words(&plan), "fwcfg uefi");
+    plan.spec.ephemeral = true;
+    let args = arguments(&plan, &details).unwrap();
+    assert!(values(&args, "-blockdev")[1].contains("temporary-nvram.qcow2"));
+    plan.image.efi_kernel = None;
+    let error = arguments(&plan, &details).unwrap_err();
+    assert!(error.to_string().contains("echo refresh > .images/tiny/ctl"), "{error}");
 }
 
 #[test]
@@ -233,6 +259,16 @@ fn what_is_read_at_boot_is_handed_over_by_files() {
     plan.memory = Memory::CaptureTarget { ram: "/ram".into(), prepared: false };
     let args = arguments(&plan, &facts(SeedMedium::Absent)).unwrap();
     assert!(values(&args, "-smbios").is_empty() && values(&args, "-fw_cfg").is_empty());
+}
+
+#[test]
+fn a_disk_that_boots_comes_before_the_disc() {
+    let mut plan = plan(AccelKind::Tcg, "max");
+    (plan.image.kernel, plan.spec.cdrom) = (None, Some("/isos/a.iso".into()));
+    let args = arguments(&plan, &facts(SeedMedium::Absent)).unwrap();
+    let devices = values(&args, "-device");
+    let ends = |end: &str| devices.iter().filter(|d| d.ends_with(end)).count();
+    assert_eq!((ends(",bootindex=0"), ends("id=cdrom0,bootindex=1")), (1, 1), "{devices:?}");
 }
 
 #[test]

@@ -30,7 +30,7 @@ pub(super) fn read(dir: &VmDir) -> io::Result<Vec<Operation>> {
             PERSONALIZE => Some(Operation::Personalize),
             PAUSED_BY_DAEMON => Some(Operation::PausedByDaemon),
             CHANGE_DISK => Some(Operation::ChangeDisk),
-            _ => snapshot_rename(dir)?.map(Operation::RenameSnapshot),
+            _ => snapshot_rename(dir)?.map(|disk| Operation::RenameSnapshot(disk.into())),
         });
     }
     Ok(operations)

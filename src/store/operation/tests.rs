@@ -12,7 +12,7 @@ fn vm_dir() -> (tempfile::TempDir, VmDir) {
 }
 
 fn rename() -> Operation {
-    Operation::RenameSnapshot(serde_json::from_str(JOURNAL).unwrap())
+    Operation::RenameSnapshot(serde_json::from_str::<SnapshotRenames>(JOURNAL).unwrap())
 }
 
 fn all() -> [Operation; 4] {

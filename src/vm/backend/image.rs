@@ -30,6 +30,9 @@ pub struct BootImage {
     pub disk_size: u64,
     /// A kernel for direct boot; `None` boots from the disk.
     pub kernel: Option<PathBuf>,
+    /// The same kernel as UEFI starts it.
+    #[serde(default)]
+    pub efi_kernel: Option<PathBuf>,
     /// Its initial RAM disk.
     pub initrd: Option<PathBuf>,
     /// Its command line.
@@ -39,6 +42,9 @@ pub struct BootImage {
     /// How the guest gets its name and keys.
     #[serde(default)]
     pub seed: SeedKind,
+    /// What a VM's UEFI variables are at first, a qcow2 image; `None`: what the firmware has.
+    #[serde(default)]
+    pub nvram: Option<PathBuf>,
 }
 
 /// How a guest gets its name and its keys at boot.

@@ -6,6 +6,7 @@
 //! | `PausedByDaemon` | a paused guest that no user has paused           | drops what `suspend` saved, resumes, sets the clock |
 //! | `ChangeDisk`     | clusters that are allocated and not used         | gives them back before the disk changes again  |
 //! | `RenameSnapshot` | a mixture of two tables of snapshots in the disk | puts the old table back, before anything reads it |
+//! | `RestoreSnapshot` | a disk at the snapshot, UEFI variables that may not be | restores both before the disk changes again |
 //! | (none: the disk has the snapshot `.frozen`) | a disk whose copy for an image was cut short | drops that snapshot  |
 //!
 //! Not here: what is written down, and how (`store::operation`).
@@ -43,7 +44,9 @@ pub(super) async fn machine(
             Operation::Personalize => personalize(backends, dir, adoption).await?,
             Operation::PausedByDaemon => resume(backends, dir, adoption).await?,
             // The disk's: `Hypervisor` recovers them, the first one when the disk is next changed.
-            Operation::ChangeDisk | Operation::RenameSnapshot(_) => adoption,
+            Operation::ChangeDisk
+            | Operation::RenameSnapshot(_)
+            | Operation::RestoreSnapshot { .. } => adoption,
         };
     }
     drop_capture(backends, dir, &adoption).await;

@@ -11,7 +11,7 @@ pub mod resolve;
 pub mod text;
 pub mod yaml;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +42,44 @@ pub enum AccelChoice {
     Kvm,
     /// Translation.
     Tcg,
+}
+
+/// The firmware that a machine starts with, instead of QEMU's BIOS.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub enum Firmware {
+    /// The host's UEFI, with variables of the VM's own.
+    Uefi,
+    /// This file, which keeps nothing.
+    File(PathBuf),
+}
+
+/// The word for UEFI.
+const UEFI: &str = "uefi";
+
+impl From<String> for Firmware {
+    fn from(text: String) -> Self {
+        if text == UEFI { Self::Uefi } else { Self::File(text.into()) }
+    }
+}
+
+impl From<Firmware> for String {
+    fn from(firmware: Firmware) -> Self {
+        match firmware {
+            Firmware::Uefi => UEFI.to_owned(),
+            Firmware::File(path) => path.display().to_string(),
+        }
+    }
+}
+
+impl Firmware {
+    /// Returns the file that the user names.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            Self::Uefi => None,
+            Self::File(path) => Some(path),
+        }
+    }
 }
 
 /// A VM's settings.
@@ -75,7 +113,7 @@ pub struct VmSpec {
     /// What is added to the image's kernel command line.
     pub cmdline: Option<String>,
     /// The firmware instead of QEMU's own.
-    pub firmware: Option<PathBuf>,
+    pub firmware: Option<Firmware>,
     /// The machine type with its version; `None` is what QEMU takes `q35` for.
     pub machine: Option<String>,
     /// The version of the hardware; `None` is the newest, or that of the memory that is loaded.
@@ -136,6 +174,11 @@ impl Default for VmSpec {
 }
 
 impl VmSpec {
+    /// Says whether the machine has UEFI, with variables of its own.
+    pub fn has_uefi(&self) -> bool {
+        self.firmware == Some(Firmware::Uefi)
+    }
+
     /// Returns the version of the hardware with which a VM boots.
     pub fn hardware_at_boot(&self) -> Hardware {
         self.hardware.unwrap_or(Hardware::NEWEST)

@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use super::net::{Forward, Mac};
-use super::{AccelChoice, MAX_CPUS, SpecError, is_object_name, parse_size, render_accel};
+use super::{AccelChoice, Firmware, MAX_CPUS, SpecError, is_object_name, parse_size, render_accel};
 use crate::vm::hardware::Hardware;
 
 /// The longest addition to a kernel's command line: the kernel takes 2047 bytes in all.
@@ -131,6 +131,18 @@ pub(super) fn path(key: &'static str, value: &str) -> Result<Option<PathBuf>, Sp
             Ok(Some(value.into()))
         }
         _ => Err(malformed(key, value, "the absolute path of a file on the host, or none")),
+    }
+}
+
+pub(super) fn firmware(value: &str) -> Result<Option<Firmware>, SpecError> {
+    match (Firmware::from(value.to_owned()), path("firmware", value)) {
+        (Firmware::Uefi, _) => Ok(Some(Firmware::Uefi)),
+        (Firmware::File(_), Ok(path)) => Ok(path.map(Firmware::File)),
+        (Firmware::File(_), Err(_)) => Err(malformed(
+            "firmware",
+            value,
+            "uefi, the absolute path of a file on the host, or none",
+        )),
     }
 }
 

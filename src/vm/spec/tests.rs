@@ -31,7 +31,7 @@ fn unusual() -> VmSpec {
         kernel: Some("/boot/vmlinuz, 1".into()),
         initrd: Some("/boot/initrd".into()),
         cmdline: Some("loglevel=7 x=\"a b\"".into()),
-        firmware: Some("/usr/share/OVMF.fd".into()),
+        firmware: Some(Firmware::File("/usr/share/OVMF.fd".into())),
         machine: Some("pc-q35-7.1".into()),
         hardware: Some(Hardware::FIRST),
         cdrom: Some("/isos/a.iso".into()),
@@ -45,6 +45,17 @@ fn unusual() -> VmSpec {
         protect: true,
         qemu_args: vec!["-device".into(), "virtio-rng-pci".into()],
     }
+}
+
+#[test]
+fn firmware_is_uefi_a_file_or_none() {
+    for text in ["uefi", "/fw/OVMF.fd", "none"] {
+        assert_eq!(assigned("firmware", text).unwrap(), text);
+    }
+    assert!(assigned("firmware", "efi").unwrap_err().to_string().contains("uefi, the absolute"));
+    let stored = r#"{"firmware":"/fw/OVMF.fd"}"#;
+    let read: VmSpec = serde_json::from_str(stored).unwrap();
+    assert_eq!(read.firmware, Some(Firmware::File("/fw/OVMF.fd".into())));
 }
 
 #[test]
