@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use super::{DiskError, DiskFormat, Layer, snapshot_table};
+use super::{DiskError, DiskFormat, ForeignFormat, Layer, snapshot_table};
 use crate::{programs, sys};
 
 /// The program.
@@ -121,16 +121,8 @@ impl Conversion<'_> {
     ///
     /// # Errors
     /// As [`create_overlay`]. The new file may be there in part.
-    pub fn run(&self, mut progress: impl FnMut(&str)) -> Result<(), DiskError> {
-        let what = "copy the disk";
-        let mut command = command();
-        command.args(self.arguments()?).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = sys::dying_with_us(&mut command).spawn();
-        let mut child = child.map_err(|e| not_started(what, e))?;
-        if let Some(mut out) = child.stdout.take() {
-            follow(&mut out, &mut progress);
-        }
-        checked(what, &child.wait_with_output().map_err(|e| DiskError::io(PROGRAM, e))?)
+    pub fn run(&self, progress: impl FnMut(&str)) -> Result<(), DiskError> {
+        convert(&self.arguments()?, progress)
     }
 
     fn arguments(&self) -> Result<Vec<OsString>, DiskError> {
@@ -148,16 +140,68 @@ impl Conversion<'_> {
     }
 }
 
+/// Converts a disk that stands alone in one file of another format into a new qcow2 image; blocks and reports
+/// as [`Conversion::run`].
+///
+/// # Errors
+/// As there.
+pub fn import(
+    (from, format): (&Path, ForeignFormat),
+    to: &Path,
+    progress: impl FnMut(&str),
+) -> Result<(), DiskError> {
+    let file = json!({"driver": "file", "filename": utf8(from)?, "read-only": true});
+    let mut node = json!({"driver": format.word(), "file": file});
+    if format == ForeignFormat::Vmdk {
+        node["backing"] = Value::Null;
+    }
+    let mut args = words(["convert", "-p", "-O", DiskFormat::Qcow2.word()]);
+    args.extend([format!("json:{node}").into(), to.into()]);
+    convert(&args, progress)
+}
+
+/// Writes a disk to a new file in the format that `qemu-img` calls `word`; blocks and reports as
+/// [`Conversion::run`].
+///
+/// # Errors
+/// As there.
+pub fn export(
+    from: &Layer,
+    (to, word): (&Path, &str),
+    progress: impl FnMut(&str),
+) -> Result<(), DiskError> {
+    let node = node(std::slice::from_ref(from))?;
+    let mut args = words(["convert", "-p", "-O", word]);
+    args.extend([format!("json:{node}").into(), to.into()]);
+    convert(&args, progress)
+}
+
+fn convert(args: &[OsString], mut progress: impl FnMut(&str)) -> Result<(), DiskError> {
+    let what = "copy the disk";
+    let mut command = command();
+    command.args(args).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = sys::dying_with_us(&mut command).spawn();
+    let mut child = child.map_err(|e| not_started(what, e))?;
+    if let Some(mut out) = child.stdout.take() {
+        follow(&mut out, &mut progress);
+    }
+    checked(what, &child.wait_with_output().map_err(|e| DiskError::io(PROGRAM, e))?)
+}
+
+fn utf8(path: &Path) -> Result<&str, DiskError> {
+    path.to_str().ok_or_else(|| {
+        let error = io::Error::new(io::ErrorKind::InvalidInput, "the path is not UTF-8");
+        DiskError::io(path.display().to_string(), error)
+    })
+}
+
 /// Spells a disk out with all its layers, so that nothing is taken from its headers; null without
 /// layers.
 fn node(layers: &[Layer]) -> Result<Value, DiskError> {
     let Some((Layer { path, format }, below)) = layers.split_first() else {
         return Ok(Value::Null);
     };
-    let Some(filename) = path.to_str() else {
-        let error = io::Error::new(io::ErrorKind::InvalidInput, "the path is not UTF-8");
-        return Err(DiskError::io(path.display().to_string(), error));
-    };
+    let filename = utf8(path)?;
     let mut node = json!({"driver": format, "file": {"driver": "file", "filename": filename}});
     if *format == DiskFormat::Qcow2 {
         node["backing"] = self::node(below)?;

@@ -43,6 +43,28 @@ impl DiskFormat {
     }
 }
 
+/// The format of a disk that is only converted, in one file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForeignFormat {
+    /// VMware's.
+    Vmdk,
+    /// Hyper-V's.
+    Vhdx,
+    /// VirtualBox's.
+    Vdi,
+}
+
+impl ForeignFormat {
+    /// Returns QEMU's name for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Vmdk => "vmdk",
+            Self::Vhdx => "vhdx",
+            Self::Vdi => "vdi",
+        }
+    }
+}
+
 /// One file of a disk: what is not in it is in the next one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layer {

@@ -13,6 +13,7 @@ use std::time::Instant;
 use async_trait::async_trait;
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 
+use super::blank::Blank;
 use super::cloud::{self, CloudDisk, RemoteDisk};
 use super::distribution::{self, Distributions};
 use super::entry::{BuildPhase, ImageEntry, ImageVersion, scan};
@@ -250,7 +251,9 @@ impl Catalogue {
                     Recipe::Distribution { name, version }
                 }
                 Ok(Origin::Url { url, checksum }) => Recipe::Url { url, checksum },
-                Ok(Origin::Tiny | Origin::File(_) | Origin::Vm { .. }) | Err(_) => continue,
+                Ok(Origin::Tiny | Origin::Blank | Origin::File(_) | Origin::Vm { .. }) | Err(_) => {
+                    continue;
+                }
             };
             image.source = self.source(recipe).ok();
         }
@@ -294,6 +297,7 @@ impl Catalogue {
     fn source(&self, recipe: Recipe) -> Result<Arc<dyn ImageSource>> {
         Ok(match recipe {
             Recipe::Tiny => Arc::clone(&self.tiny) as _,
+            Recipe::Blank => Arc::new(Blank),
             Recipe::File(path) => Arc::new(DiskFile::new(path)?),
             Recipe::Distribution { name, version } => {
                 let wanted = (&*name, version.as_deref());

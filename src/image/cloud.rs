@@ -179,7 +179,7 @@ fn fetch(
     progress.building("verifying the checksum");
     file.verify(checksum, progress.cancel())?;
     let name = url.rsplit('/').next().unwrap_or(url);
-    let (format, size) = local_disk::take(file, name, dir)?;
+    let (format, size) = local_disk::take(file, name, dir, progress)?;
     Ok(Disk { format, size })
 }
 

@@ -157,7 +157,7 @@ async fn what_is_wrong_on_the_server_is_one_sentence_with_the_next_step() {
     let mut raw = qcow2(1);
     raw[0] = 0;
     f.publish(&raw);
-    assert!(f.refused().await.contains("is not a qcow2 image, whatever its name says"));
+    assert!(f.refused().await.contains("is no qcow2 file, whatever its name says"));
 
     let mut backed = qcow2(1);
     backed[15] = 1;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::blank::Blank;
 use super::local_disk::DiskFile;
 use super::manifest::Manifest;
 use super::source::ImageSource;
@@ -126,6 +127,7 @@ impl ImageEntry {
                 Ok(source) => image.source = Some(Arc::new(source)),
                 Err(error) => image.phase = BuildPhase::Failed(error),
             },
+            Ok(Origin::Blank) => image.source = Some(Arc::new(Blank)),
             // `tiny` comes with the program; a VM has changed since, or is gone.
             // What is pulled gets its source from the catalogue.
             Ok(

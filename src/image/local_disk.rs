@@ -1,31 +1,25 @@
-//! A disk image on this host as a source: copied, and refused if it refers to other files.
+//! A disk image on this host as a source: unpacked, converted where its format is another program's, or
+//! copied.
+//!
+//! Not here: what a file is (`disk_format`), and unpacking (`unpacked`).
 
-use std::fs::File;
-use std::io::{self, Read};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use super::disk_format::{Beginning, Name, SourceFormat};
 use super::manifest::{self, Manifest};
 use super::source::{BuildError, ImageSource, Progress, Result};
-use crate::disk::img::Conversion;
-use crate::disk::qcow2::{HEADER, Header, HeaderError};
-use crate::disk::{DiskFormat, Layer, sparse};
+use super::unpacked;
+use crate::disk::img::{self, Conversion};
+use crate::disk::{DiskFormat, Layer, qcow2, sparse};
 use crate::fetch::Downloaded;
 use crate::store::file::open_regular;
 use crate::vm::backend::{BackendError, SeedKind};
 
-/// The beginnings of other formats: taking them for raw would show the guest a broken disk.
-const FOREIGN: &[(&[u8], &str)] = &[
-    (b"KDMV", "VMDK"),
-    (b"# Disk DescriptorFile", "VMDK"),
-    (b"vhdxfile", "VHDX"),
-    (b"conectix", "VHD"),
-    (b"QED\0", "QED"),
-    (b"<<< ", "VDI"),
-    (b"LUKS\xba\xbe", "LUKS"),
-    (b"\x1f\x8b", "gzip"),
-    (b"\xfd7zXZ\0", "xz"),
-    (b"\x28\xb5\x2f\xfd", "zstd"),
-];
+/// The ending of Vagrant's boxes.
+const BOX: &str = "box";
+/// What was unpacked, in the image's directory.
+const UNPACKED: &str = ".unpacked";
 
 /// The source.
 #[derive(Debug)]
@@ -36,13 +30,31 @@ pub(super) struct DiskFile {
 
 impl DiskFile {
     /// Looks at the file before anything is begun.
+    ///
+    /// # Errors
+    /// What opening answers, or `BadSource` saying why it cannot become an image.
     pub(super) fn new(path: PathBuf) -> Result<Self, BackendError> {
         let spec = path.display().to_string();
-        let header = read_header(&path).map_err(BackendError::at(&spec))?;
+        let beginning = Beginning::read(&path).map_err(BackendError::at(&spec))?;
         let refused = |reason| BackendError::BadSource { origin: spec.clone(), reason };
-        format_of(&path, &header).map_err(refused)?;
+        look(&beginning, &Name::of(&path)).map_err(refused)?;
         Ok(Self { path, spec })
     }
+}
+
+/// Refuses what can be refused by a file's beginning; what is in a packed one is seen later.
+fn look(beginning: &Beginning, name: &Name<'_>) -> Result<(), String> {
+    if beginning.is_empty() {
+        return Err("is empty; builtin:blank makes an empty disk".to_owned());
+    }
+    if name.ending == BOX {
+        return Ok(());
+    }
+    name.check_compression(beginning.compression())?;
+    if name.compression.is_none() {
+        beginning.format(name.ending)?;
+    }
+    Ok(())
 }
 
 impl ImageSource for DiskFile {
@@ -55,24 +67,10 @@ impl ImageSource for DiskFile {
     }
 
     fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest> {
-        progress.building("copying");
-        let header = read_header(&self.path).map_err(BuildError::at(&self.path))?;
-        let bad = |reason| BuildError::malformed(&self.spec, reason);
-        let format = format_of(&self.path, &header).map_err(bad)?;
-        let name = manifest::disk_name(format);
-        let disk = dir.join(name);
-        if !share_blocks(&self.path, &disk) {
-            let layers = &[Layer { path: self.path.clone(), format }];
-            let to = Layer { path: disk.clone(), format };
-            progress.copying(&Conversion { layers, snapshot: None, to: &to, base: None })?;
-        }
-        // The copy is what counts: the original may have changed since it was looked at.
-        let header = read_header(&disk).map_err(BuildError::at(&disk))?;
-        format_of(&disk, &header).map_err(bad)?;
+        let (format, size) = import((&self.path, &self.path), dir, progress)?;
         progress.building("computing the digest");
-        let disk_size = virtual_size(&disk, format, &header)?;
         let seed = SeedKind::Nocloud;
-        Ok(Manifest { seed, ..Manifest::of_disk(self, format, disk_size) })
+        Ok(Manifest { seed, ..Manifest::of_disk(self, format, size) })
     }
 }
 
@@ -82,14 +80,96 @@ pub(super) fn take(
     file: Downloaded,
     name: &str,
     dir: &Path,
-) -> Result<(DiskFormat, u64), BuildError> {
-    let header = read_header(file.path()).map_err(BuildError::at(file.path()))?;
-    let format = format_of(Path::new(name), &header).map_err(|reason| {
+    progress: &Progress,
+) -> Result<(DiskFormat, u64)> {
+    let (path, parts) = (file.path(), Name::of(Path::new(name)));
+    let beginning = Beginning::read(path).map_err(BuildError::at(path))?;
+    let is_plain = parts.ending != BOX && parts.compression.is_none() && !beginning.is_empty();
+    if is_plain
+        && beginning.compression().is_none()
+        && let Ok(SourceFormat::Kept(format)) = beginning.format(parts.ending)
+    {
+        let disk = file.move_to(&dir.join(manifest::disk_name(format)))?;
+        return Ok((format, virtual_size(&disk, format)?));
+    }
+    let taken = import((path, Path::new(name)), dir, progress);
+    if matches!(taken, Ok(_) | Err(BuildError::Malformed { .. })) {
         file.discard();
-        BuildError::malformed(name, reason)
-    })?;
-    let disk = file.move_to(&dir.join(manifest::disk_name(format)))?;
-    Ok((format, virtual_size(&disk, format, &header)?))
+    }
+    taken
+}
+
+/// Makes the disk of the image in `dir` from a file, which `name` names. Returns its format and size.
+pub(super) fn import(
+    (from, name): (&Path, &Path),
+    dir: &Path,
+    progress: &Progress,
+) -> Result<(DiskFormat, u64)> {
+    let what = name.display().to_string();
+    let parts = Name::of(name);
+    let beginning = Beginning::read(from).map_err(BuildError::at(from))?;
+    look(&beginning, &parts).map_err(|reason| BuildError::malformed(&what, reason))?;
+    let to = dir.join(UNPACKED);
+    if parts.ending == BOX {
+        let inner = unpacked::unbox(&what, from, &to, progress)?;
+        let what = format!("{what}: {inner}");
+        // Boxes call any format so.
+        return take_in((&to, &what, Name::of(Path::new(&inner)).ending, true), dir, progress);
+    }
+    if parts.compression.is_some() {
+        unpacked::unpack(&what, from, &to, progress)?;
+        return take_in((&to, &what, parts.ending, true), dir, progress);
+    }
+    take_in((from, &what, parts.ending, false), dir, progress)
+}
+
+/// Takes in a file that is not packed. One that is ours is moved.
+fn take_in(
+    (from, what, ending, is_ours): (&Path, &str, &str, bool),
+    dir: &Path,
+    progress: &Progress,
+) -> Result<(DiskFormat, u64)> {
+    let bad = |reason| BuildError::malformed(what, reason);
+    let format = |path: &Path| {
+        Beginning::read(path).map_err(BuildError::at(path))?.format(ending).map_err(bad)
+    };
+    let found = format(from)?;
+    let kept = match found {
+        SourceFormat::Kept(kept) => kept,
+        SourceFormat::Converted(_) => DiskFormat::Qcow2,
+    };
+    let disk = dir.join(manifest::disk_name(kept));
+    match found {
+        SourceFormat::Kept(_) if is_ours => {
+            fs::rename(from, &disk).map_err(BuildError::at(&disk))?;
+        }
+        SourceFormat::Kept(kept) => {
+            copy((from, kept), &disk, progress)?;
+            // The copy is what counts: the original may have changed since it was looked at.
+            if format(&disk)? != found {
+                return Err(bad("changed while it was copied".to_owned()));
+            }
+        }
+        SourceFormat::Converted(foreign) => {
+            img::import((from, foreign), &disk, |percent| {
+                progress.building(format!("converting {percent} %"));
+            })?;
+            if is_ours {
+                fs::remove_file(from).map_err(BuildError::at(from))?;
+            }
+        }
+    }
+    Ok((kept, virtual_size(&disk, kept)?))
+}
+
+fn copy((from, format): (&Path, DiskFormat), to: &Path, progress: &Progress) -> Result<()> {
+    progress.building("copying");
+    if share_blocks(from, to) {
+        return Ok(());
+    }
+    let layers = &[Layer { path: from.to_owned(), format }];
+    let to = Layer { path: to.to_owned(), format };
+    progress.copying(&Conversion { layers, snapshot: None, to: &to, base: None })
 }
 
 /// Lets `to` share the blocks of a file where the file system can; says whether it could.
@@ -98,109 +178,76 @@ fn share_blocks(from: &Path, to: &Path) -> bool {
     share().is_ok()
 }
 
-/// Reads a disk's beginning; the rest of a shorter file is zeros.
-fn read_header(path: &Path) -> io::Result<[u8; HEADER]> {
-    let file = open_regular(path).map_err(|error| {
-        if error.kind() == io::ErrorKind::InvalidInput {
-            let what = "not a regular file; copy what is on a device into one first";
-            return io::Error::new(error.kind(), what);
-        }
-        error
-    })?;
-    let mut bytes = Vec::with_capacity(HEADER);
-    file.take(HEADER as u64).read_to_end(&mut bytes)?;
-    let mut header = [0; HEADER];
-    header[..bytes.len()].copy_from_slice(&bytes);
-    Ok(header)
-}
-
-/// Recognises the format by the file's own first bytes, and refuses what would make QEMU open
-/// another file of the host. A name that says otherwise is a mistake, or a guest's raw disk that a
-/// guest has made look like something else.
-fn format_of(path: &Path, header: &[u8; HEADER]) -> Result<DiskFormat, String> {
-    let ending = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-    match (Header::parse(header), ending) {
-        (Ok(_), "raw") => Err("is a qcow2 image; give it a name that ends in .qcow2".to_owned()),
-        (Ok(header), _) => refuse_other_files(&header).map(|()| DiskFormat::Qcow2),
-        (Err(error @ (HeaderError::Version(_) | HeaderError::Damaged)), _) => {
-            Err(format!("is {error}"))
-        }
-        (Err(HeaderError::Foreign), _) => refuse_other_formats(header, ending),
-    }
-}
-
-fn refuse_other_formats(header: &[u8; HEADER], ending: &str) -> Result<DiskFormat, String> {
-    if let Some((_, name)) = FOREIGN.iter().find(|(magic, _)| header.starts_with(magic)) {
-        return Err(format!("is in {name} format; unpack or `qemu-img convert` it first"));
-    }
-    match ending {
-        "qcow2" => Err("is not a qcow2 image, whatever its name says".to_owned()),
-        _ => Ok(DiskFormat::Raw),
-    }
-}
-
-fn refuse_other_files(header: &Header) -> Result<(), String> {
-    let refusals = [
-        (header.has_backing_file, "has a backing file; `qemu-img convert` makes one that has none"),
-        (header.is_encrypted, "is encrypted; `qemu-img convert` it first"),
-        (header.has_data_file(), "keeps its data in another file; `qemu-img convert` it first"),
-    ];
-    let refused = refusals.into_iter().find(|(is_so, _)| *is_so);
-    refused.map_or(Ok(()), |(_, reason)| Err(reason.to_owned()))
-}
-
-fn virtual_size(disk: &Path, format: DiskFormat, header: &[u8; HEADER]) -> Result<u64> {
-    let damaged = |error| BuildError::malformed(disk.display().to_string(), error);
+fn virtual_size(disk: &Path, format: DiskFormat) -> Result<u64> {
     let size = match format {
-        DiskFormat::Raw => std::fs::metadata(disk).map_err(BuildError::at(disk))?.len(),
-        DiskFormat::Qcow2 => Header::parse(header).map_err(damaged)?.virtual_size,
+        DiskFormat::Raw => fs::metadata(disk).map(|m| m.len()),
+        DiskFormat::Qcow2 => qcow2::Header::of(disk).map(|header| header.virtual_size),
     };
-    Ok(size.next_multiple_of(512))
+    Ok(size.map_err(BuildError::at(disk))?.next_multiple_of(512))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::testing::qemu_img;
 
-    fn qcow2(version: u32) -> [u8; HEADER] {
-        let mut header = [0; HEADER];
-        header[..4].copy_from_slice(b"QFI\xfb");
-        header[4..8].copy_from_slice(&version.to_be_bytes());
-        header[23] = 16;
-        header
+    /// Has a file taken in under its name, and returns what became of it.
+    fn taken(dir: &Path, name: &str) -> Result<(DiskFormat, u64), String> {
+        let to = tempfile::tempdir().unwrap();
+        let path = dir.join(name);
+        let made = DiskFile::new(path.clone()).map_err(|e| e.to_string());
+        made.and_then(|_| {
+            let done = import((&path, &path), to.path(), &Progress::new(|_, _| ()));
+            let (format, size) = done.map_err(|e| e.to_string())?;
+            let left: Vec<_> = fs::read_dir(to.path()).unwrap().collect();
+            assert_eq!(left.len(), 1, "{left:?}");
+            let disk = to.path().join(manifest::disk_name(format));
+            let json =
+                format!(r#"{{"driver":"{}","file.filename":"{}"}}"#, format.word(), disk.display());
+            let compared = format!("json:{json}");
+            qemu_img(dir, &["compare", "-q", "-f", "raw", "plain.raw", &compared]);
+            Ok((format, size))
+        })
+    }
+
+    fn packed(dir: &Path, program: &str, from: &str, to: &str) {
+        let script = format!("{program} -c '{from}' > '{to}'");
+        let done = std::process::Command::new("sh").args(["-c", &script]).current_dir(dir).status();
+        assert!(done.unwrap().success());
     }
 
     #[test]
-    fn the_format_is_what_the_first_bytes_say() {
-        let of = |name: &str, header: &[u8; HEADER]| format_of(Path::new(name), header);
-        assert_eq!(of("x.img", &qcow2(3)), Ok(DiskFormat::Qcow2));
-        assert_eq!(of("x.img", &[0; HEADER]), Ok(DiskFormat::Raw));
-        assert!(of("x.qcow2", &[0; HEADER]).is_err());
-        assert!(of("x.raw", &qcow2(3)).is_err());
-        assert!(of("x.qcow2", &qcow2(9)).is_err());
-        let mut vmdk = [0; HEADER];
-        vmdk[..4].copy_from_slice(b"KDMV");
-        assert!(of("x.img", &vmdk).unwrap_err().contains("VMDK"));
+    fn each_format_becomes_the_same_disk_packed_or_not() {
+        let keep = tempfile::tempdir().unwrap();
+        let dir = keep.path();
+        let bytes = [vec![7; 1 << 20], vec![0; 2 << 20], vec![9; 1 << 20]].concat();
+        fs::write(dir.join("plain.raw"), bytes).unwrap();
+        for format in ["qcow2", "vmdk", "vhdx", "vdi"] {
+            let to = format!("x.{format}");
+            qemu_img(dir, &["convert", "-f", "raw", "-O", format, "plain.raw", &to]);
+            assert_eq!(taken(dir, &to), Ok((DiskFormat::Qcow2, 4 << 20)), "{to}");
+        }
+        assert_eq!(taken(dir, "plain.raw"), Ok((DiskFormat::Raw, 4 << 20)));
+        for (program, ending) in [("gzip", "gz"), ("xz", "xz"), ("bzip2", "bz2")] {
+            let to = format!("plain.raw.{ending}");
+            packed(dir, program, "plain.raw", &to);
+            assert_eq!(taken(dir, &to), Ok((DiskFormat::Raw, 4 << 20)), "{to}");
+        }
+        packed(dir, "gzip", "x.vmdk", "x.vmdk.gz");
+        assert_eq!(taken(dir, "x.vmdk.gz"), Ok((DiskFormat::Qcow2, 4 << 20)));
     }
 
     #[test]
-    fn what_leads_to_other_files_is_refused() {
-        let of = |header: &[u8; HEADER]| format_of(Path::new("x.qcow2"), header);
-        let (mut backed, mut external, mut secret) = (qcow2(2), qcow2(3), qcow2(3));
-        backed[15] = 1;
-        external[79] = 4;
-        secret[35] = 2;
-        assert!(of(&backed).unwrap_err().contains("backing file"));
-        assert!(of(&external).unwrap_err().contains("another file"));
-        assert!(of(&secret).unwrap_err().contains("encrypted"));
-    }
-
-    #[test]
-    fn a_fifo_and_a_directory_are_no_disks_and_nobody_waits() {
-        let dir = tempfile::tempdir().unwrap();
-        let fifo = dir.path().join("x.raw");
-        rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, rustix::fs::Mode::RUSR).unwrap();
-        assert!(read_header(&fifo).is_err());
-        assert!(read_header(dir.path()).is_err());
+    fn a_packed_disk_that_is_not_what_its_name_says_leaves_nothing() {
+        let keep = tempfile::tempdir().unwrap();
+        let dir = keep.path();
+        fs::write(dir.join("plain.raw"), vec![7; 1 << 20]).unwrap();
+        packed(dir, "gzip", "plain.raw", "x.qcow2.gz");
+        packed(dir, "gzip", "plain.raw", "x.raw");
+        fs::write(dir.join("empty.raw"), "").unwrap();
+        let refused = |name: &str| taken(dir, name).unwrap_err();
+        assert!(refused("x.qcow2.gz").contains("is no qcow2 file"), "{}", refused("x.qcow2.gz"));
+        assert!(refused("x.raw").contains("end in .gz"), "{}", refused("x.raw"));
+        assert!(refused("empty.raw").contains("builtin:blank"));
     }
 }

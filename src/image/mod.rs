@@ -1,9 +1,10 @@
 //! Images: the immutable disks that new VMs are made from.
 //!
 //! [`catalogue`] knows which images there are and what each ([`entry`]) is doing; a
-//! [`source::ImageSource`] makes one. A disk on this host ([`local_disk`]) and a VM ([`publish`])
-//! are copied. A distribution's own disk ([`cloud`]) is pulled: [`distribution`] has the rows, [`release`]
-//! finds a release on a mirror, and `fetch` fetches it. A warm image has a template too ([`warming`], [`template`]). An image that is made
+//! [`source::ImageSource`] makes one. A disk on this host ([`local_disk`]: what it is, [`disk_format`]; how
+//! it is unpacked, [`unpacked`]) and a VM ([`publish`]) are copied. An empty disk is [`blank`]. A distribution's
+//! own disk ([`cloud`]) is pulled: [`distribution`] has the rows, [`release`] finds a release on a mirror, and
+//! `fetch` fetches it. A warm image has a template too ([`warming`], [`template`]). An image that is made
 //! again has several versions ([`versions`]). `builtin:tiny` ([`tiny`]) is made of the host
 //! distribution's packages ([`apt`]), read by [`kernel`] and [`elf`], collected in a
 //! [`file_tree::FileTree`], and written by [`initramfs`] and [`ext4`].
@@ -11,9 +12,11 @@
 //! Not here: a VM's own disk (`qemu`), a guest's seed (`guest::seed`).
 
 mod apt;
+mod blank;
 mod catalogue;
 mod cloud;
 mod command;
+mod disk_format;
 mod distribution;
 mod elf;
 mod entry;
@@ -29,6 +32,7 @@ mod source;
 mod template;
 mod tiny;
 mod unpack;
+mod unpacked;
 mod versions;
 mod warming;
 

@@ -133,6 +133,7 @@ impl Registry {
         }
         let recipe = match text.parse()? {
             Origin::Tiny => Recipe::Tiny,
+            Origin::Blank => Recipe::Blank,
             Origin::File(path) => Recipe::File(path),
             Origin::Distribution { name, version } => Recipe::Distribution { name, version },
             Origin::Url { url, checksum } => Recipe::Url { url, checksum },

@@ -13,8 +13,22 @@ const TINY: &str = "builtin:tiny";
 const NEWEST: &str = "latest";
 /// What stands before a colon and is no distribution.
 const RESERVED: &[&str] = &["builtin", "oci", "oci-archive"];
-/// The endings of files that are disks.
-const DISKS: &[&str] = &["qcow2", "raw", "img"];
+/// The name of the empty disk.
+const BLANK: &str = "builtin:blank";
+/// The endings of files that are disks, and those that may follow.
+const DISKS: &[&str] = &["qcow2", "raw", "img", "iso", "vmdk", "vhdx", "vdi", "box"];
+const PACKED: &[&str] = &["gz", "xz", "zst", "bz2"];
+
+/// Says whether a file is a disk by its name.
+fn is_disk(path: &Path) -> bool {
+    let ending =
+        |path: &Path| path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_owned();
+    let outer = ending(path);
+    if !PACKED.contains(&outer.as_str()) {
+        return DISKS.contains(&outer.as_str());
+    }
+    path.file_stem().is_some_and(|stem| DISKS.contains(&ending(Path::new(stem)).as_str()))
+}
 
 /// A source that is understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +36,8 @@ const DISKS: &[&str] = &["qcow2", "raw", "img"];
 pub enum Origin {
     /// `builtin:tiny`
     Tiny,
+    /// `builtin:blank`
+    Blank,
     /// A disk image on this host, by its absolute path.
     File(PathBuf),
     /// A distribution's disk: `alpine:3.22`, or `alpine:latest`.
@@ -45,9 +61,9 @@ pub enum Origin {
 /// A source that is not understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "source {0:?}: not supported; use `builtin:tiny`, a distribution such as `alpine` or \
-     `debian:12`, a disk's absolute path ending in .qcow2, .raw or .img, https://…#sha256=…, a VM's \
-     name, or VM@SNAPSHOT"
+    "source {0:?}: not supported; use `builtin:tiny`, `builtin:blank`, a distribution such as `alpine` or \
+     `debian:12`, a disk's absolute path ending in .qcow2, .raw, .img, .iso, .vmdk, .vhdx, .vdi or .box, also with \
+     .gz, .xz, .zst or .bz2 (not .box), https://…#sha256=…, a VM's name, or VM@SNAPSHOT"
 )]
 pub struct OriginError(pub String);
 
@@ -59,10 +75,12 @@ impl FromStr for Origin {
         if text == TINY {
             return Ok(Self::Tiny);
         }
+        if text == BLANK {
+            return Ok(Self::Blank);
+        }
         if text.starts_with('/') {
             let path = Path::new(text);
-            let ending = path.extension().and_then(|e| e.to_str()).ok_or_else(refused)?;
-            return DISKS.contains(&ending).then(|| Self::File(path.into())).ok_or_else(refused);
+            return is_disk(path).then(|| Self::File(path.into())).ok_or_else(refused);
         }
         if text.starts_with("https://") || text.starts_with("http://") {
             let (url, checksum) = text.split_once('#').ok_or_else(refused)?;
@@ -99,6 +117,9 @@ mod tests {
         let url = Origin::Url { url, checksum };
         let table = [
             ("builtin:tiny", Origin::Tiny),
+            ("builtin:blank", Origin::Blank),
+            ("/x.iso", Origin::File("/x.iso".into())),
+            ("/x.vmdk.gz", Origin::File("/x.vmdk.gz".into())),
             ("/a b/x.qcow2", Origin::File("/a b/x.qcow2".into())),
             ("/x.img", Origin::File("/x.img".into())),
             ("alpine:3.22", distribution("alpine", Some("3.22"))),
@@ -121,7 +142,8 @@ mod tests {
             "https://x/y.qcow2",
             "x.raw",
             "/x",
-            "/x.iso",
+            "/x.gz",
+            "/x.txt",
             "vm1@",
             "",
         ];

@@ -177,6 +177,8 @@ pub struct LivePublication {
 pub enum Recipe {
     /// `builtin:tiny`
     Tiny,
+    /// `builtin:blank`
+    Blank,
     /// A disk image on this host.
     File(PathBuf),
     /// A distribution's disk: this release, or the newest.
