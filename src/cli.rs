@@ -59,6 +59,8 @@ pub enum Command {
     /// Images made from virtual machines, from which others are made
     #[command(subcommand)]
     Snapshot(images::Snapshot),
+    /// Write the disk of an image or of a virtual machine to a file that needs no other
+    Export(images::Export),
     /// Run a command in N virtual machines made for it, one shard each
     Fanout(guest::Fanout),
     /// Show the facts about a virtual machine

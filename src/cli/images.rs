@@ -1,6 +1,8 @@
 //! Images made from VMs, and clearing away.
 
-use clap::{Args, Subcommand};
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
 
 /// `aq snapshot`
 #[derive(Debug, Subcommand)]
@@ -76,6 +78,44 @@ pub struct Images {
     /// Print all facts as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `aq export`
+#[derive(Args, Debug)]
+pub struct Export {
+    /// An image, a virtual machine, or VM@SNAPSHOT of one that is off
+    #[arg(value_name = "IMAGE")]
+    pub what: String,
+    /// The file that is written; one that is there is replaced when the new one is whole
+    pub file: PathBuf,
+    /// Its format
+    #[arg(long, value_enum, default_value_t = ExportFormat::Qcow2)]
+    pub format: ExportFormat,
+}
+
+/// A format of disks that can be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExportFormat {
+    /// QEMU's
+    Qcow2,
+    /// Plain bytes
+    Raw,
+    /// VMware's
+    Vmdk,
+    /// Hyper-V's
+    Vhdx,
+}
+
+impl ExportFormat {
+    /// Returns QEMU's name for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Qcow2 => "qcow2",
+            Self::Raw => "raw",
+            Self::Vmdk => "vmdk",
+            Self::Vhdx => "vhdx",
+        }
+    }
 }
 
 /// `aq prune`

@@ -12,6 +12,7 @@ pub mod complete;
 mod edit;
 pub mod environment;
 mod exec;
+mod export;
 mod fanout;
 mod files;
 mod images;
@@ -139,6 +140,7 @@ pub fn run(command: &Command) -> Result<u8, Failure> {
         Command::Pull(args) => pull::run(&tree, args),
         Command::Images(args) => images::run(&tree, args),
         Command::Snapshot(args) => snapshot::run(&tree, args),
+        Command::Export(args) => export::run(&tree, args),
         Command::Fanout(args) => return fanout::run(&tree, args),
         Command::Info(args) => info::run(&tree, args),
         Command::Wait(args) => wait::run(&tree, args),

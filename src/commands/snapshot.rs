@@ -61,7 +61,7 @@ fn create(tree: &Tree, args: &Create) -> Result<(), Failure> {
 }
 
 /// Waits until an image is made, which continues by itself when this process ends.
-fn until_ready(tree: &Tree, tag: &str) -> Result<(), Failure> {
+pub(super) fn until_ready(tree: &Tree, tag: &str) -> Result<(), Failure> {
     let mut progress = Progress::new();
     let status = tree.awaited(&format!(".images/{tag}/wait"), || {
         progress.show(|| tree.read_or_nothing(&format!(".images/{tag}/progress")));

@@ -9,6 +9,7 @@ mod adoption;
 mod bad_input;
 mod config;
 mod damage;
+mod disks;
 mod events;
 mod exec;
 mod first_boot;

@@ -23,7 +23,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("cli", &["config", "fuse", "run", "store"]),
     // They have the mount's files, as any other program.
-    ("commands", &["cli", "config", "daemon", "sys"]),
+    ("commands", &["cli", "config", "daemon", "disk", "sys"]),
     ("daemon", &["config", "fuse", "store", "sys"]),
     ("doctor", &["daemon", "fuse", "image", "qemu", "programs", "store", "sys", "vm"]),
     ("man", &["cli", "commands", "tree"]),

@@ -55,6 +55,11 @@ static ROWS: &[Node<ImageOwner>] = &[
     Node::value("digest", "sha256 over its contents; empty until it is ready", |i| {
         line(&i.info.digest)
     }),
+    Node::link(
+        "disk",
+        "leads to its disk, a file that needs no other, once it is ready",
+        |i, _| i.registry.backends().images.boot(&i.info.name).map(|image| image.disk),
+    ),
     Node::value("inputs", "what it was made of, and how that was verified", |i| {
         i.info.inputs.iter().map(|input| line(input)).collect()
     }),
@@ -75,7 +80,7 @@ static ROWS: &[Node<ImageOwner>] = &[
     Node::new(
         "source",
         0o600,
-        "what it is made from: builtin:tiny, DISTRIBUTION[:RELEASE], a disk's path, URL#sha256=…, VM or VM@SNAPSHOT",
+        "what it is made from: builtin:tiny, builtin:blank, DISTRIBUTION[:RELEASE], a disk's path, URL#sha256=…, VM or VM@SNAPSHOT",
         Body::WritableValue(ImageOwner::source, ImageOwner::set_source),
     ),
     Node::value("status", "one word: absent fetching building ready failed", |i| {
