@@ -20,8 +20,10 @@ pub(crate) enum Leaks {
 
 /// Checks every disk and every image.
 pub(crate) fn disks(aq: &Mounted, leaks: Leaks, found: &mut Vec<String>) {
-    let vms =
-        names(&aq.store().vms()).into_iter().map(|vm| VmDir(aq.store().vms().join(vm)).disk());
+    let vms = names(&aq.store().vms()).into_iter().flat_map(|vm| {
+        let dir = VmDir(aq.store().vms().join(vm));
+        [dir.disk(), dir.nvram()]
+    });
     let images =
         names(&aq.store().images()).into_iter().map(|i| aq.store().image(&i).join("disk.qcow2"));
     for disk in vms.chain(images).filter(|disk| disk.exists()) {
@@ -33,6 +35,21 @@ pub(crate) fn disks(aq: &Mounted, leaks: Leaks, found: &mut Vec<String>) {
                 let text = String::from_utf8_lossy(&said.stderr).into_owned();
                 found.push(format!("{}: check ends with {code:?}: {text}", disk.display()));
             }
+        }
+    }
+}
+
+/// The UEFI variables have the snapshots that the disk has, of VMs that had them from the start.
+pub(crate) fn variables(aq: &Mounted, found: &mut Vec<String>) {
+    let tags = |path: &Path| {
+        let list = aqfs::disk::snapshot_table::list(path).expect("a table of snapshots");
+        list.into_iter().map(|snapshot| snapshot.tag).collect::<Vec<_>>()
+    };
+    for vm in names(&aq.store().vms()) {
+        let dir = VmDir(aq.store().vms().join(vm));
+        if dir.nvram().exists() && dir.disk().exists() && tags(&dir.disk()) != tags(&dir.nvram()) {
+            let (disk, nvram) = (tags(&dir.disk()), tags(&dir.nvram()));
+            found.push(format!("snapshots of the disk {disk:?}, of the variables {nvram:?}"));
         }
     }
 }
@@ -139,7 +156,9 @@ pub(crate) fn files(aq: &Mounted, found: &mut Vec<String>) {
                 "disk.raw",
                 "disk.qcow2",
                 "vmlinux",
+                "vmlinuz",
                 "initrd",
+                "nvram.qcow2",
                 "source",
                 "warm",
                 "versions",

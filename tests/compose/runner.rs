@@ -39,6 +39,9 @@ pub(crate) fn run(steps: &[Step], counts: &mut Counts) -> Option<Failure> {
     let mut at = 0;
     let done = quietly(|| {
         let aq = Mounted::with_image();
+        if let Ok(firmware) = std::env::var("AQFS_COMPOSE_FIRMWARE") {
+            aq.sh(&format!("echo {firmware} > .defaults/firmware")).ok();
+        }
         let mut runner = Runner { aq, model: Model::default(), guests: Guests::default() };
         let mut failure = None;
         for (number, step) in steps.iter().enumerate() {
@@ -145,6 +148,7 @@ impl Runner {
             audit::images(&self.aq, &mut found);
             audit::disks(&self.aq, audit::Leaks::Tolerated, &mut found);
             audit::files(&self.aq, &mut found);
+            audit::variables(&self.aq, &mut found);
         }
         match found.is_empty() {
             true => Ok(()),
