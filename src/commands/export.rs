@@ -141,11 +141,12 @@ impl Source {
             }
         };
         let status = tree.read(&format!(".images/{image}/status"))?;
-        let path = fs::read_link(tree.path(".images").join(image).join("disk"));
-        let Ok(path) = path else {
+        if status != "ready" {
             let sentence = format!("is {status}; `echo pull > .images/{image}/ctl` makes it");
             return Err(Failure::Refused { what: format!("image '{image}'"), sentence, errno: 0 });
-        };
+        }
+        let path = fs::read_link(tree.path(".images").join(image).join("disk"));
+        let path = path.map_err(local(format!("image '{image}'")))?;
         let is_raw = path.extension().is_some_and(|ending| ending == "raw");
         let format = if is_raw { DiskFormat::Raw } else { DiskFormat::Qcow2 };
         Ok(Layer { path, format })

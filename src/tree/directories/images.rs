@@ -1,5 +1,6 @@
 //! `.images`: what VMs are made from, and second names for it. Users make both.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -58,7 +59,7 @@ static ROWS: &[Node<ImageOwner>] = &[
     Node::link(
         "disk",
         "leads to its disk, a file that needs no other, once it is ready",
-        |i, _| i.registry.backends().images.boot(&i.info.name).map(|image| image.disk),
+        |i, _| Some(i.disk()),
     ),
     Node::value("inputs", "what it was made of, and how that was verified", |i| {
         i.info.inputs.iter().map(|input| line(input)).collect()
@@ -135,6 +136,13 @@ impl ImageOwner {
     fn set_source(&self, text: &str) -> BoxFuture<'static, Result<(), TreeError>> {
         let registry = Arc::clone(&self.registry);
         registry.set_image_source(self.info.name.clone(), text.to_owned()).err_into().boxed()
+    }
+
+    /// A link that cannot be read is an error for every `ls -l`. So there is one to nothing before there
+    /// is a disk.
+    fn disk(&self) -> PathBuf {
+        let image = self.registry.backends().images.boot(&self.info.name);
+        image.map_or_else(|| "not-ready".into(), |image| image.disk)
     }
 
     fn open_wait(&self) -> Arc<dyn Stream> {
