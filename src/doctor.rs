@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use console::style;
 use tokio::runtime::Builder;
 
+use crate::arch::Arch;
 use crate::daemon;
 use crate::fuse::mountpoint;
 use crate::image;
@@ -126,13 +127,14 @@ fn emulator(findings: &mut Findings) -> Option<Installation> {
         findings.lacks("qemu-img is not installed", "`apt install qemu-utils`");
     }
     let runtime = Builder::new_current_thread().enable_all().build().ok()?;
-    match runtime.block_on(Installation::probe()) {
+    match runtime.block_on(Installation::probe(Arch::HOST)) {
         Ok(qemu) => {
             findings.works(format!("QEMU {} with machine {}", qemu.version, qemu.machine));
             Some(qemu)
         }
         Err(error) => {
-            findings.lacks(format!("QEMU: {error}"), "`apt install qemu-system-x86`");
+            let package = Arch::HOST.platform().emulator.package;
+            findings.lacks(format!("QEMU: {error}"), format!("`apt install {package}`"));
             None
         }
     }

@@ -16,6 +16,7 @@
 //!
 //! [`run`] is the composition root, the only file that sees every layer.
 
+pub mod arch;
 pub mod cli;
 pub mod commands;
 pub mod config;

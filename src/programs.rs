@@ -21,16 +21,10 @@ pub struct Program {
     pub package: &'static str,
 }
 
-/// Runs guests.
-pub const EMULATOR: Program = Program { name: "qemu-system-x86_64", package: "qemu-system-x86" };
 /// Makes and changes disks.
 pub const QEMU_IMG: Program = Program { name: "qemu-img", package: "qemu-utils" };
 /// What the tiny image is made with.
-pub const BUILDERS: [&Program; 3] = [
-    &Program { name: "apt-get", package: "apt" },
-    &Program { name: "dpkg-deb", package: "dpkg" },
-    &Program { name: "mke2fs", package: "e2fsprogs" },
-];
+pub const BUILDERS: [&Program; 1] = [&Program { name: "mke2fs", package: "e2fsprogs" }];
 
 impl Program {
     /// Says whether it is there, in `PATH` or where administrators' programs are.

@@ -10,6 +10,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+use crate::arch::Arch;
 use crate::cli::{self, Cli};
 use crate::commands::{self, Failure};
 use crate::config::{Mode, MountConfig, default_mount, default_store};
@@ -142,7 +143,7 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     let runtime = runtime()?;
     let registry = runtime.block_on(registry(&layout, config, Arc::clone(&failures)))?;
     let backends = registry.backends();
-    if let Some(missing) = backends.missing(&backends.defaults.spec().image) {
+    if let Some(missing) = backends.missing(&backends.defaults.spec()) {
         warn_user(config.mode, &format!("no VM can start: {missing}"));
     }
     if let Some(obstacle) = mountpoint::unmount_obstacle() {
@@ -193,7 +194,7 @@ async fn registry(
     let images = Arc::new(ImageStore::open(layout.clone(), &failures)?);
     let qemu = Qemu::new(layout.clone(), images.clone());
     // Its version is for `.host`. Without QEMU nothing starts, and the VMs that run stay usable.
-    if let Err(error) = qemu.installation().await {
+    if let Err(error) = qemu.installation(Arch::HOST).await {
         tracing::warn!(%error, "QEMU cannot be asked");
     }
     let guests = SshGuests::new(layout, tokio::runtime::Handle::current());

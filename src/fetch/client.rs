@@ -47,6 +47,16 @@ pub struct Client {
     runtime: Runtime,
     pub(super) cancel: Cancel,
     pub(super) retries: Retries,
+    transport: Transport,
+}
+
+/// Which addresses are spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transport {
+    /// HTTPS, and this host.
+    Https,
+    /// Plain HTTP too.
+    Any,
 }
 
 impl Client {
@@ -59,23 +69,35 @@ impl Client {
         Self::with_retries(cancel, Retries::default())
     }
 
+    /// The same for what a signature covers: plain HTTP serves as well, as many mirrors have it.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn of_signed(cancel: Cancel) -> Result<Self, FetchError> {
+        Self::with(cancel, Retries::default(), Transport::Any)
+    }
+
     /// The same with other retries.
     ///
     /// # Errors
     /// As [`Self::new`].
     pub fn with_retries(cancel: Cancel, retries: Retries) -> Result<Self, FetchError> {
+        Self::with(cancel, retries, Transport::Https)
+    }
+
+    fn with(cancel: Cancel, retries: Retries, transport: Transport) -> Result<Self, FetchError> {
         // It fails if another thread has done it.
         drop(rustls::crypto::ring::default_provider().install_default());
         let http = reqwest::Client::builder()
             .user_agent(concat!("aqfs/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)
-            .redirect(redirect::Policy::custom(follow))
+            .redirect(redirect::Policy::custom(move |attempt| follow(attempt, transport)))
             .build()
             .map_err(|e| FetchError::NoTls(innermost(&e)))?;
         let runtime = Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| FetchError::Io { what: "a client".into(), error })?;
-        Ok(Self { http, runtime, cancel, retries })
+        Ok(Self { http, runtime, cancel, retries, transport })
     }
 
     /// Runs a future on this thread until it is done or cancelled.
@@ -138,7 +160,7 @@ impl Client {
         url: &str,
         with: impl FnOnce(reqwest::RequestBuilder) -> reqwest::RequestBuilder,
     ) -> Result<Response, Failure> {
-        let parsed = check_url(url).map_err(Failure::Final)?;
+        let parsed = check_url(url, self.transport).map_err(Failure::Final)?;
         let response =
             with(self.http.get(parsed)).send().await.map_err(|e| Failure::of(url, &e))?;
         let status = response.status();
@@ -156,24 +178,25 @@ impl Client {
 }
 
 /// Parses an address and says whether it may be spoken to: HTTPS, or this host.
-pub(super) fn check_url(url: &str) -> Result<Url, FetchError> {
+fn check_url(url: &str, transport: Transport) -> Result<Url, FetchError> {
     let bad = |reason: String| FetchError::BadUrl { url: url.to_owned(), reason };
     let parsed = Url::parse(url).map_err(|e| bad(e.to_string()))?;
-    if is_safe(&parsed) {
+    if is_safe(&parsed, transport) {
         return Ok(parsed);
     }
     Err(bad("only https:// is accepted, and http:// of 127.0.0.1 and localhost".to_owned()))
 }
 
-fn is_safe(url: &Url) -> bool {
+fn is_safe(url: &Url, transport: Transport) -> bool {
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
     let is_here = host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
-    url.scheme() == "https" || (url.scheme() == "http" && is_here)
+    let plain_will_do = is_here || transport == Transport::Any;
+    url.scheme() == "https" || (url.scheme() == "http" && plain_will_do)
 }
 
-fn follow(attempt: redirect::Attempt<'_>) -> redirect::Action {
+fn follow(attempt: redirect::Attempt<'_>, transport: Transport) -> redirect::Action {
     let was_https = attempt.previous().last().is_some_and(|url| url.scheme() == "https");
-    if !is_safe(attempt.url()) || (was_https && attempt.url().scheme() != "https") {
+    if !is_safe(attempt.url(), transport) || (was_https && attempt.url().scheme() != "https") {
         let to = attempt.url().to_string();
         return attempt.error(BadRedirect(format!("it redirects to {to}, which is not HTTPS")));
     }
@@ -285,11 +308,17 @@ mod tests {
             "http://[::1]/",
             "http://localhost/",
         ] {
-            assert!(check_url(good).is_ok(), "{good}");
+            assert!(check_url(good, Transport::Https).is_ok(), "{good}");
         }
         for bad in ["http://example.org/x", "ftp://127.0.0.1/", "file:///etc/passwd", "x", ""] {
-            assert!(check_url(bad).is_err(), "{bad}");
+            assert!(check_url(bad, Transport::Https).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_is_signed_comes_by_plain_http_too() {
+        assert!(check_url("http://example.org/x", Transport::Any).is_ok());
+        assert!(check_url("ftp://example.org/x", Transport::Any).is_err());
     }
 
     #[test]

@@ -24,6 +24,7 @@ use super::source::{BuildError, ImageSource, Progress};
 use super::template;
 use super::tiny::Tiny;
 use super::versions;
+use crate::arch::Arch;
 use crate::programs::{self, Program};
 use crate::store::failure_log::FailureLog;
 use crate::store::file;
@@ -43,7 +44,7 @@ pub struct ImageStore(Arc<Catalogue>);
 #[derive(Debug)]
 pub(super) struct Catalogue {
     pub(super) layout: Layout,
-    tiny: Arc<Tiny>,
+    tinies: Vec<Arc<Tiny>>,
     distributions: Distributions,
     /// What is listed although nobody has defined it, by name.
     offers: BTreeMap<String, Arc<dyn ImageSource>>,
@@ -64,21 +65,24 @@ impl ImageStore {
     /// Opens the images of a store: removes what an earlier daemon left half-built and looks at
     /// what is there. Only the store's daemon may do so.
     pub fn open(layout: Layout, failures: &FailureLog) -> Result<Self> {
-        let tiny = Arc::new(Tiny::new(layout.cache()));
         let file = distribution::user_file();
         let (distributions, problem) = Distributions::load(file.as_deref());
         if let Some(text) = problem {
             let error = io::Error::from_raw_os_error(libc::EINVAL);
             failures.note(&file.unwrap_or_default(), &error, text);
         }
-        let sources = vec![("tiny", Arc::clone(&tiny) as _)];
-        Self::with_sources(layout, failures, (tiny, distributions), sources)
+        let mirror = distributions.packages().to_owned();
+        let tiny = |arch| Arc::new(Tiny::new(layout.cache(), mirror.clone(), arch));
+        let tinies = Arch::ALL.map(tiny).to_vec();
+        let own = tinies.iter().find(|tiny| tiny.arch == Arch::HOST).cloned();
+        let sources = own.into_iter().map(|tiny| ("tiny", tiny as _)).collect();
+        Self::with_sources(layout, failures, (tinies, distributions), sources)
     }
 
     pub(super) fn with_sources(
         layout: Layout,
         failures: &FailureLog,
-        (tiny, distributions): (Arc<Tiny>, Distributions),
+        (tinies, distributions): (Vec<Arc<Tiny>>, Distributions),
         sources: Vec<(&str, Arc<dyn ImageSource>)>,
     ) -> Result<Self> {
         let dir = layout.images();
@@ -86,16 +90,23 @@ impl ImageStore {
             .and_then(|()| scan(&layout, failures))
             .map_err(BackendError::at(dir.display()))?;
         let mut images = BTreeMap::from_iter(found);
-        for image in images.values_mut().filter(|i| i.spec == tiny.spec()) {
-            image.source = Some(Arc::clone(&tiny) as _);
+        for image in images.values_mut() {
+            let tiny = tinies.iter().find(|tiny| tiny.spec() == image.spec);
+            image.source = tiny.map(|tiny| Arc::clone(tiny) as _).or(image.source.take());
         }
         for (name, source) in sources {
             let image: &mut ImageEntry = images.entry(name.to_owned()).or_default();
             (image.source, image.builtin) = (Some(source), true);
         }
-        let offers = BTreeMap::from_iter(cloud::offers(&distributions, &layout.downloads()));
+        let mut offers = BTreeMap::from_iter(cloud::offers(&distributions, &layout.downloads()));
+        for tiny in
+            tinies.iter().filter(|tiny| tiny.arch != Arch::HOST && distributions.are_listed())
+        {
+            offers.insert(format!("tiny-{}", tiny.arch), Arc::clone(tiny) as _);
+        }
         let (images, names_lock, bell) = (Mutex::new(images), Mutex::default(), Bell::default());
-        let catalogue = Catalogue { layout, tiny, distributions, offers, names_lock, images, bell };
+        let catalogue =
+            Catalogue { layout, tinies, distributions, offers, names_lock, images, bell };
         catalogue.offer();
         catalogue.sweep();
         catalogue.sweep_versions();
@@ -251,7 +262,8 @@ impl Catalogue {
                     Recipe::Distribution { name, version }
                 }
                 Ok(Origin::Url { url, checksum }) => Recipe::Url { url, checksum },
-                Ok(Origin::Tiny | Origin::Blank | Origin::File(_) | Origin::Vm { .. }) | Err(_) => {
+                Ok(Origin::Tiny(_) | Origin::Blank | Origin::File(_) | Origin::Vm { .. })
+                | Err(_) => {
                     continue;
                 }
             };
@@ -296,7 +308,11 @@ impl Catalogue {
 
     fn source(&self, recipe: Recipe) -> Result<Arc<dyn ImageSource>> {
         Ok(match recipe {
-            Recipe::Tiny => Arc::clone(&self.tiny) as _,
+            Recipe::Tiny(arch) => {
+                let tiny = self.tinies.iter().find(|tiny| tiny.arch == arch);
+                let none = || BackendError::NoImage { name: format!("tiny-{arch}") };
+                Arc::clone(tiny.ok_or_else(none)?) as _
+            }
             Recipe::Blank => Arc::new(Blank),
             Recipe::File(path) => Arc::new(DiskFile::new(path)?),
             Recipe::Distribution { name, version } => {

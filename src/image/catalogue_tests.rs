@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
 use super::*;
+use crate::arch::Arch;
 use crate::image::manifest::Manifest;
 use crate::image::source::BuildError;
 use crate::vm::backend::DiskFormat;
@@ -44,8 +45,9 @@ fn with_sources(layout: Layout, sources: Vec<(&str, Arc<dyn ImageSource>)>) -> I
     ImageStore::with_sources(layout, &FailureLog::default(), sources_of_tests(), sources).unwrap()
 }
 
-fn sources_of_tests() -> (Arc<Tiny>, Distributions) {
-    (Arc::new(Tiny::new("/nowhere".into())), Distributions::default())
+fn sources_of_tests() -> (Vec<Arc<Tiny>>, Distributions) {
+    let tiny = Tiny::new("/nowhere".into(), String::new(), Arch::HOST);
+    (vec![Arc::new(tiny)], Distributions::default())
 }
 
 fn fixture() -> Fixture {
@@ -169,7 +171,7 @@ async fn a_damaged_image_is_listed_and_says_so_and_others_are_whole() {
         assert!(info.status.to_string().contains("cannot be read"), "{name}: {}", info.status);
         let error = store.ensure(name).await.unwrap_err();
         assert!(error.to_string().contains("put it back"), "{error}");
-        let recipe = Recipe::Tiny;
+        let recipe = Recipe::Tiny(Arch::HOST);
         assert!(matches!(store.assign(name, recipe), Err(BackendError::ImageExists { .. })));
         assert!(layout.image(name).join("image.json").exists());
         store.remove(name).unwrap();

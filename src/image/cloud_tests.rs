@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 use super::super::ImageStore;
 use super::super::tiny::Tiny;
 use super::*;
+use crate::arch::Arch;
 use crate::fetch::mirror::Mirror;
 use crate::store::failure_log::FailureLog;
 use crate::store::layout::Layout;
@@ -41,7 +42,7 @@ fn sum(bytes: &[u8]) -> String {
 fn open(dir: &Path, mirror: &Mirror) -> ImageStore {
     let mut all = Distributions::built_in();
     all.use_mirror(&mirror.url(""));
-    let tiny = Arc::new(Tiny::new("/nowhere".into()));
+    let tiny = vec![Arc::new(Tiny::new("/nowhere".into(), String::new(), Arch::HOST))];
     let layout = Layout::new(dir);
     ImageStore::with_sources(layout, &FailureLog::default(), (tiny, all), vec![]).unwrap()
 }

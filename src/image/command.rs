@@ -3,8 +3,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::path::Path;
-use std::process::{ChildStdout, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use super::source::{BuildError, Result};
 use crate::programs::{self, last_line};
@@ -39,19 +38,6 @@ impl Tool {
     pub(super) fn run_loud(&self, command: &mut Command) -> Result<Output> {
         let output = command.output().map_err(|e| self.not_started(&e))?;
         self.checked(output)
-    }
-
-    /// Runs a call to its end, and returns what `read` makes of its standard output meanwhile.
-    pub(super) fn stream<T>(
-        &self,
-        command: &mut Command,
-        read: impl FnOnce(ChildStdout) -> T,
-    ) -> Result<Option<T>> {
-        let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().map_err(|e| self.not_started(&e))?;
-        let result = child.stdout.take().map(read);
-        let output = child.wait_with_output().map_err(BuildError::at(Path::new(self.name)))?;
-        self.checked(output).map(|_| result)
     }
 
     fn checked(&self, output: Output) -> Result<Output> {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::debian;
 use crate::fetch::Keys;
 use crate::vm::spec::{ImageSettings, is_object_name};
 
@@ -21,6 +22,8 @@ const KEYS: &[(&str, &str)] = &[
 ];
 /// The variable that names a mirror of all distributions; `AQ_MIRROR_ALPINE` one of Alpine's.
 const MIRROR: &str = "AQ_MIRROR";
+/// What the mirror of Debian's packages is called there.
+const TINY: &str = "tiny";
 /// What a stock cloud image needs to boot.
 const MEMORY: &str = "1G";
 
@@ -98,6 +101,8 @@ pub(super) struct Distributions {
     rows: Vec<Distribution>,
     /// Their images are not listed before they are pulled.
     unlisted: bool,
+    /// A mirror of the packages that `builtin:tiny` is made of.
+    packages: Option<String>,
 }
 
 impl Distributions {
@@ -115,18 +120,12 @@ impl Distributions {
             all.rows.retain(|known| known.name != row.name);
             all.rows.push(row);
         }
-        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         for row in &mut all.rows {
-            let own =
-                variable(&format!("{MIRROR}_{}", row.name.to_uppercase().replace(['-', '.'], "_")));
-            let base = variable(MIRROR).or_else(|| file.mirror.clone());
-            let of_base =
-                || base.map(|base| format!("{}/{}", base.trim_end_matches('/'), row.name));
-            let of_file = || file.mirrors.get(&row.name).cloned();
-            if let Some(mirror) = own.or_else(of_file).or_else(of_base) {
+            if let Some(mirror) = mirror(&row.name, (&file.mirror, &file.mirrors)) {
                 row.mirror = mirror;
             }
         }
+        all.packages = mirror(TINY, (&file.mirror, &file.mirrors));
         (all, problem)
     }
 
@@ -134,7 +133,12 @@ impl Distributions {
     pub(super) fn built_in() -> Self {
         // A test parses it.
         let rows = toml::from_str::<File>(BUILT_IN).unwrap_or_default().distribution;
-        Self { rows, unlisted: false }
+        Self { rows, unlisted: false, packages: None }
+    }
+
+    /// Returns the mirror of the packages that `builtin:tiny` is made of.
+    pub(super) fn packages(&self) -> &str {
+        self.packages.as_deref().unwrap_or(debian::MIRROR)
     }
 
     /// Lets a mirror of all distributions stand in for their servers.
@@ -149,6 +153,11 @@ impl Distributions {
         self.rows.iter()
     }
 
+    /// Says whether images are listed before they are pulled.
+    pub(super) fn are_listed(&self) -> bool {
+        !self.unlisted
+    }
+
     /// Returns those whose images are listed.
     pub(super) fn listed(&self) -> impl Iterator<Item = &Distribution> {
         self.rows.iter().filter(|_| !self.unlisted)
@@ -160,6 +169,19 @@ impl Distributions {
             .iter()
             .find(|row| row.name == name || row.aliases.iter().any(|alias| alias == name))
     }
+}
+
+/// Returns the mirror that stands in for the server of `name`: the environment's, else that of
+/// the user's file, else a directory of a mirror of all.
+fn mirror(
+    name: &str,
+    (all, single): (&Option<String>, &BTreeMap<String, String>),
+) -> Option<String> {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let own = variable(&format!("{MIRROR}_{}", name.to_uppercase().replace(['-', '.'], "_")));
+    let base = variable(MIRROR).or_else(|| all.clone());
+    let of_base = || base.map(|base| format!("{}/{name}", base.trim_end_matches('/')));
+    own.or_else(|| single.get(name).cloned()).or_else(of_base)
 }
 
 fn read_user(path: &Path) -> Result<File, String> {

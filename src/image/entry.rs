@@ -131,7 +131,10 @@ impl ImageEntry {
             // `tiny` comes with the program; a VM has changed since, or is gone.
             // What is pulled gets its source from the catalogue.
             Ok(
-                Origin::Tiny | Origin::Vm { .. } | Origin::Distribution { .. } | Origin::Url { .. },
+                Origin::Tiny(_)
+                | Origin::Vm { .. }
+                | Origin::Distribution { .. }
+                | Origin::Url { .. },
             )
             | Err(_) => {}
         }
@@ -197,7 +200,8 @@ impl ImageEntry {
 
     /// What it would carry without a template.
     pub(super) fn settings_of_disk(&self) -> ImageSettings {
-        self.ready().map(|finished| finished.manifest.settings.clone()).unwrap_or_default()
+        let ready = self.ready().map(|finished| finished.manifest.settings.clone());
+        ready.or_else(|| Some(self.source.as_ref()?.settings())).unwrap_or_default()
     }
 
     pub(super) fn info(&self, name: &str) -> ImageInfo {

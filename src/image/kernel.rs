@@ -11,6 +11,7 @@ use super::elf;
 use super::file_tree::FileTree;
 use super::source::{BuildError, Result};
 use super::unpack::{self, decompress};
+use crate::arch::Arch;
 
 /// Loaded at every boot, in this order. A kernel may have any of them built in.
 pub(super) const BOOT: &[&str] = &[
@@ -61,7 +62,7 @@ pub(super) enum KernelImage {
         /// The bzImage that it comes from, which UEFI starts.
         bz_image: Arc<[u8]>,
     },
-    /// A bzImage as the distribution ships it.
+    /// As the distribution ships it: a bzImage, or an uncompressed image of another architecture.
     Compressed(Arc<[u8]>),
 }
 
@@ -100,8 +101,11 @@ impl Kernel {
         }
     }
 
-    /// Reads the newest suitable kernel installed on the host, if there is one.
-    pub(super) fn from_host(root: &Path) -> Option<(Self, u32)> {
+    /// Reads the newest suitable kernel of this architecture installed on the host, if there is one.
+    pub(super) fn from_host(root: &Path, arch: Arch) -> Option<(Self, u32)> {
+        if !arch.is_native() || !arch.platform().has_vmgenid {
+            return None;
+        }
         let mut versions: Vec<String> = std::fs::read_dir(root.join("boot"))
             .ok()?
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
@@ -379,7 +383,7 @@ mod tests {
     #[test]
     fn a_host_without_kernels_is_no_error() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(Kernel::from_host(dir.path()).is_none());
+        assert!(Kernel::from_host(dir.path(), Arch::HOST).is_none());
         assert!(has_vmgenid("CONFIG_A=y\nCONFIG_VMGENID=y\n"));
         assert!(!has_vmgenid("# CONFIG_VMGENID is not set\n"));
     }

@@ -5,17 +5,18 @@
 //! it is unpacked, [`unpacked`]) and a VM ([`publish`]) are copied. An empty disk is [`blank`]. A distribution's
 //! own disk ([`cloud`]) is pulled: [`distribution`] has the rows, [`release`] finds a release on a mirror, and
 //! `fetch` fetches it. A warm image has a template too ([`warming`], [`template`]). An image that is made
-//! again has several versions ([`versions`]). `builtin:tiny` ([`tiny`]) is made of the host
-//! distribution's packages ([`apt`]), read by [`kernel`] and [`elf`], collected in a
+//! again has several versions ([`versions`]). `builtin:tiny` ([`tiny`]) is made of Debian's packages
+//! ([`debian`], [`packages`]), read by [`unpack`], [`kernel`], [`busybox`] and [`elf`], collected in a
 //! [`file_tree::FileTree`], and written by [`initramfs`] and [`ext4`].
 //!
 //! Not here: a VM's own disk (`qemu`), a guest's seed (`guest::seed`).
 
-mod apt;
 mod blank;
+mod busybox;
 mod catalogue;
 mod cloud;
 mod command;
+mod debian;
 mod disk_format;
 mod distribution;
 mod elf;
@@ -26,6 +27,7 @@ mod initramfs;
 mod kernel;
 mod local_disk;
 mod manifest;
+mod packages;
 mod publish;
 mod release;
 mod source;

@@ -10,6 +10,7 @@ use crate::disk::img::Conversion;
 use crate::fetch::{Cancel, FetchError};
 use crate::programs;
 use crate::vm::backend::{BackendError, ImageStatus};
+use crate::vm::spec::ImageSettings;
 
 /// Makes one image. Names, sharing and visibility are the catalogue's.
 pub(super) trait ImageSource: fmt::Debug + Send + Sync + 'static {
@@ -28,6 +29,10 @@ pub(super) trait ImageSource: fmt::Debug + Send + Sync + 'static {
     /// Says whether it would make the image that there is, where that is known beforehand.
     fn is_current(&self, _present: &Manifest, _progress: &Progress) -> Result<bool> {
         Ok(false)
+    }
+    /// Returns the settings that its image will carry, as far as they are known beforehand.
+    fn settings(&self) -> ImageSettings {
+        ImageSettings::default()
     }
     /// Makes the image's files in `dir`, which is empty and on the store's file system. Blocks
     /// for as long as it takes; only the returned files become part of the image.
@@ -103,15 +108,6 @@ impl BuildError {
         Self::Malformed { what: what.into(), reason: reason.to_string() }
     }
 
-    /// Says whether newer lists of packages may help: not against a full disk, for one.
-    pub(super) fn may_pass_with_new_lists(&self) -> bool {
-        match self {
-            Self::Tool { said, .. } => !is_full(said),
-            Self::Unavailable { .. } => true,
-            Self::Malformed { .. } | Self::Fetch(_) | Self::Backend(_) => false,
-        }
-    }
-
     /// Turns it into what a VM's driver understands, for the image `name`.
     pub(super) fn into_backend(self, name: &str) -> BackendError {
         match self {
@@ -166,12 +162,9 @@ impl From<DiskError> for BuildError {
     }
 }
 
-/// Recognises a full disk in a program's words (in the C locale, which they are run in; apt has
-/// words of its own).
+/// Recognises a full disk in a program's words (in the C locale, which they are run in).
 fn is_full(said: &str) -> bool {
-    said.contains("No space left on device")
-        || said.contains("Disk quota exceeded")
-        || said.contains("have enough free space")
+    said.contains("No space left on device") || said.contains("Disk quota exceeded")
 }
 
 #[cfg(test)]

@@ -1,58 +1,62 @@
 //! Undoes compression, and reads packages.
 
-use std::io::{self, Read};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
-use super::command::Tool;
 use super::file_tree::FileTree;
 use super::source::{BuildError, Result};
-
-const DPKG_DEB: Tool = Tool {
-    name: "dpkg-deb",
-    remedy: "install the package dpkg, or name an image of your own in config/image",
-};
 
 /// No input unpacks to more than this.
 const LIMIT: u64 = 512 << 20;
 
 /// Returns `bytes` uncompressed, or as they are if they have no format known here.
 pub(super) fn decompress(what: &str, bytes: &[u8]) -> Result<Vec<u8>> {
-    let damaged = |e: &dyn std::fmt::Display| BuildError::malformed(what, e);
     let mut out = Vec::new();
-    let reader: Box<dyn Read + '_> = match bytes {
-        [0x1f, 0x8b, ..] => Box::new(flate2::read::GzDecoder::new(bytes)),
-        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Box::new(lzma_rust2::XzReader::new(bytes, false)),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
-            Box::new(ruzstd::decoding::StreamingDecoder::new(bytes).map_err(|e| damaged(&e))?)
-        }
-        [0x02, 0x21, 0x4c, 0x18, ..] => Box::new(lz4_flex::frame::FrameDecoder::new(bytes)),
-        _ => return Ok(bytes.to_vec()),
-    };
-    let read = reader.take(LIMIT).read_to_end(&mut out);
-    read.map_err(|e| damaged(&e))?;
+    let read = decoder(bytes).and_then(|decoder| decoder.take(LIMIT).read_to_end(&mut out));
+    read.map_err(|e| BuildError::malformed(what, e))?;
     Ok(out)
 }
 
-/// Adds to `tree` those files of a package whose path `wanted` accepts, and returns the time of
-/// the newest of them in seconds since 1970.
+/// Undoes the compression of a stream, if it begins as one of the formats known here.
+fn decoder<'a>(mut packed: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
+    Ok(match packed.fill_buf()? {
+        [0x1f, 0x8b, ..] => Box::new(flate2::bufread::GzDecoder::new(packed)),
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Box::new(lzma_rust2::XzReader::new(packed, false)),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            let decoder = ruzstd::decoding::StreamingDecoder::new(packed);
+            Box::new(decoder.map_err(|e| io::Error::other(e.to_string()))?)
+        }
+        [0x02, 0x21, 0x4c, 0x18, ..] => Box::new(lz4_flex::frame::FrameDecoder::new(packed)),
+        _ => Box::new(packed),
+    })
+}
+
+/// Adds to `tree` those files of a Debian package whose path `wanted` accepts, and returns the time
+/// of the newest of them in seconds since 1970.
 pub(super) fn package(
     deb: &Path,
     tree: &mut FileTree,
     wanted: impl Fn(&str) -> bool,
 ) -> Result<u32> {
-    let mut call = DPKG_DEB.command();
-    call.arg("--fsys-tarfile").arg(deb);
-    // The program's own words explain a broken stream better than the stream does.
-    let result = DPKG_DEB.stream(&mut call, |tar| read_tar(tar, tree, wanted))?;
-    result.unwrap_or(Ok(0)).map_err(BuildError::at(deb))
+    let failed = BuildError::at(deb);
+    let mut archive = ar::Archive::new(BufReader::new(File::open(deb).map_err(failed)?));
+    while let Some(entry) = archive.next_entry() {
+        let entry = entry.map_err(failed)?;
+        if entry.header().identifier().starts_with(b"data.tar") {
+            let tar = decoder(BufReader::new(entry)).map_err(failed)?;
+            return read_tar(tar, tree, wanted).map_err(failed);
+        }
+    }
+    Err(BuildError::malformed(deb.display().to_string(), "it holds no data.tar"))
 }
 
 fn read_tar(
-    mut stream: impl Read,
+    stream: impl Read,
     tree: &mut FileTree,
     wanted: impl Fn(&str) -> bool,
 ) -> io::Result<u32> {
-    let mut archive = tar::Archive::new(&mut stream);
+    let mut archive = tar::Archive::new(stream);
     let mut newest = 0;
     for entry in archive.entries()? {
         let mut entry = entry?;
@@ -66,8 +70,6 @@ fn read_tar(
             newest = newest.max(u32::try_from(mtime).unwrap_or(0));
         }
     }
-    // Read to the very end: else dpkg-deb fails of a broken pipe.
-    io::copy(&mut stream, &mut io::sink())?;
     Ok(newest)
 }
 
@@ -102,6 +104,33 @@ mod tests {
         assert_eq!(decompress("x", &packed).unwrap(), b"hello");
         assert_eq!(decompress("x", b"hello").unwrap(), b"hello");
         assert!(decompress("x", &packed[..12]).is_err());
+    }
+
+    #[test]
+    fn a_package_is_an_archive_with_a_tar_in_it_compressed_or_not() {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(3);
+        header.set_mode(0o755);
+        let mut tar = tar::Builder::new(Vec::new());
+        tar.append_data(&mut header, "./usr/bin/x", &b"elf"[..]).unwrap();
+        let plain = tar.into_inner().unwrap();
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gz.write_all(&plain).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let deb = dir.path().join("x.deb");
+        for (name, data) in [("data.tar", plain), ("data.tar.gz", gz.finish().unwrap())] {
+            let mut builder = ar::Builder::new(File::create(&deb).unwrap());
+            for (name, bytes) in [("debian-binary", &b"2.0\n"[..]), (name, &data)] {
+                let header = ar::Header::new(name.into(), bytes.len() as u64);
+                builder.append(&header, bytes).unwrap();
+            }
+            let mut tree = FileTree::default();
+            package(&deb, &mut tree, |_| true).unwrap();
+            assert_eq!(&*tree.read("usr/bin/x").unwrap(), b"elf");
+        }
+        std::fs::write(&deb, "!<arch>\n").unwrap();
+        let error = package(&deb, &mut FileTree::default(), |_| true).unwrap_err().to_string();
+        assert!(error.ends_with("it holds no data.tar"), "{error}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::super::catalogue::ImageStore;
 use super::super::source::{BuildError, ImageSource, Progress};
 use super::super::tiny::Tiny;
 use super::*;
+use crate::arch::Arch;
 use crate::store::failure_log::FailureLog;
 use crate::vm::backend::{DiskFormat, ImageStatus, Images};
 use crate::vm::spec::{VmSettings, VmSpec};
@@ -92,7 +93,7 @@ impl Fixture {
 }
 
 fn open(layout: &Layout, source: &Arc<Made>) -> ImageStore {
-    let tiny = Arc::new(Tiny::new("/nowhere".into()));
+    let tiny = vec![Arc::new(Tiny::new("/nowhere".into(), String::new(), Arch::HOST))];
     let sources: Vec<(_, Arc<dyn ImageSource>)> = vec![("made", Arc::clone(source) as _)];
     ImageStore::with_sources(
         layout.clone(),

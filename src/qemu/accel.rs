@@ -16,15 +16,11 @@ use tokio::sync::OnceCell;
 use super::install::Installation;
 use super::kvm_probe::{ProbeResult, probe};
 use super::process::boot_id;
+use crate::arch::Arch;
 use crate::store::file;
 use crate::store::layout::Layout;
 use crate::vm::backend::{Accel, AccelKind, BackendError, Images, Result};
 use crate::vm::spec::{AccelChoice, VmSpec, render_accel};
-
-/// The processor under TCG: all that QEMU can translate. It boots as fast as a plain one, and its
-/// RDRAND seeds the guest's random numbers at 0.1 s of its boot; `qemu64` leaves them unseeded
-/// beyond the first shell, so that an SSH server would wait.
-const TCG_CPU: &str = "max";
 
 /// What can be seen without running anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +61,21 @@ fn by_verdict(choice: AccelChoice, verdict: ProbeResult) -> Decision {
 }
 
 fn tcg(reason: &str) -> Accel {
-    Accel { kind: AccelKind::Tcg, cpu: TCG_CPU.to_owned(), reason: reason.to_owned() }
+    tcg_of(Arch::HOST, reason)
+}
+
+fn tcg_of(arch: Arch, reason: &str) -> Accel {
+    let cpu = arch.platform().tcg_cpu.to_owned();
+    Accel { kind: AccelKind::Tcg, cpu, reason: reason.to_owned() }
+}
+
+/// Decides for guests of another architecture than the host's.
+fn translated(choice: AccelChoice, arch: Arch) -> Decision {
+    let reason = format!("the guest's processor is {arch}, the host's {}", std::env::consts::ARCH);
+    match choice {
+        AccelChoice::Kvm => Err(reason),
+        AccelChoice::Tcg | AccelChoice::Auto => Ok(tcg_of(arch, &reason)),
+    }
 }
 
 fn look() -> KvmHints {
@@ -131,8 +141,14 @@ impl AccelChooser {
     ///
     /// # Errors
     /// `NoAccelerator` when KVM is demanded and does not work.
-    pub async fn choose(&self, choice: AccelChoice, qemu: &Installation) -> Result<Accel> {
+    pub async fn choose(
+        &self,
+        choice: AccelChoice,
+        arch: Arch,
+        qemu: &Installation,
+    ) -> Result<Accel> {
         let decision = match by_hints(choice, &look()) {
+            _ if !arch.is_native() => translated(choice, arch),
             Some(decision) => decision,
             None => by_verdict(choice, self.verdict(qemu).await),
         };
@@ -147,10 +163,10 @@ impl AccelChooser {
     }
 
     /// Returns the accelerator of a choice, TCG where that is not known yet.
-    pub fn likely(&self, choice: AccelChoice) -> AccelKind {
+    pub fn likely(&self, choice: AccelChoice, arch: Arch) -> AccelKind {
         match self.foreseen(choice) {
-            Some(Ok(accel)) => accel.kind,
-            Some(Err(_)) | None => AccelKind::Tcg,
+            Some(Ok(accel)) if arch.is_native() => accel.kind,
+            Some(Ok(_) | Err(_)) | None => AccelKind::Tcg,
         }
     }
 
@@ -274,6 +290,15 @@ mod tests {
         for (choice, hints, expected) in table {
             assert_eq!(by_hints(choice, &hints), expected, "{choice:?} {hints:?}");
         }
+    }
+
+    #[test]
+    fn a_guest_of_another_architecture_is_translated() {
+        let other = Arch::ALL.into_iter().find(|arch| !arch.is_native()).unwrap();
+        let accel = translated(AccelChoice::Auto, other).unwrap();
+        assert_eq!((accel.kind, &*accel.cpu), (AccelKind::Tcg, other.platform().tcg_cpu));
+        let reason = translated(AccelChoice::Kvm, other).unwrap_err();
+        assert!(reason.starts_with(&format!("the guest's processor is {other}")), "{reason}");
     }
 
     #[test]

@@ -129,15 +129,14 @@ fn identity(args: &mut Args, plan: &LaunchPlan) {
     args.pair("-uuid", plan.uuid.to_string());
 }
 
-/// Without USB, SATA and SMBus: nothing hangs on them, and a guest would spend its boot probing.
 fn machine(args: &mut Args, plan: &LaunchPlan, facts: &LaunchDetails<'_>) -> Result<()> {
     let version = facts.machine;
-    let off = "usb=off,vmport=off,smbus=off,sata=off";
+    let options = plan.spec.arch.platform().machine_options;
     let flashes = match facts.code {
         Some(_) => format!(",pflash0={CODE_NODE},pflash1={NVRAM_NODE}"),
         None => String::new(),
     };
-    args.pair("-machine", format!("{version},{off},memory-backend=ram{flashes}"));
+    args.pair("-machine", format!("{version},{options},memory-backend=ram{flashes}"));
     args.pair("-accel", accelerator(&plan.accel, plan.spec.cpus, plan.spec.memory));
     args.pair("-cpu", plan.accel.cpu.clone());
     args.pair("-smp", processors(plan));
@@ -173,8 +172,9 @@ const MAXCPUS: &str = "maxcpus=";
 
 fn processors(plan: &LaunchPlan) -> String {
     let cpus = plan.spec.cpus;
+    let most = if plan.spec.arch.platform().has_spare_cpus { MOST_CPUS } else { 0 };
     match plan.hardware >= Hardware::WITH_ROOM {
-        true => format!("{cpus},{MAXCPUS}{}", cpus.max(MOST_CPUS)),
+        true => format!("{cpus},{MAXCPUS}{}", cpus.max(most)),
         false => cpus.to_string(),
     }
 }
@@ -421,16 +421,17 @@ fn devices(args: &mut Args, plan: &LaunchPlan, facts: &LaunchDetails<'_>) {
     }
     args.pair("-netdev", net);
     let mac = plan.spec.mac.unwrap_or_else(|| Mac::of(plan.uuid));
-    let generation = facts.generation;
+    let generation = format!("vmgenid,guid={}", facts.generation);
     // What a guest gives back of a file's memory is cut out of the file, also where the file is
     // mapped privately and others map it too.
     let reporting = if plan.memory == Memory::Own { ",free-page-reporting=on" } else { "" };
-    for device in [
+    let devices = [
         format!("virtio-net-pci,netdev=net,id=net0,mac={mac},romfile="),
         "virtio-rng-pci".to_owned(),
         format!("virtio-balloon-pci{reporting}"),
-        format!("vmgenid,guid={generation}"),
-    ] {
+    ];
+    let generation = plan.spec.arch.platform().has_vmgenid.then_some(generation);
+    for device in devices.into_iter().chain(generation) {
         args.pair("-device", device);
     }
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::arch::Arch;
 use crate::disk::{DiskFormat, Layer, qcow2};
 use crate::vm::backend::{BackendError, Result};
 use crate::vm::spec::render_size;
@@ -42,6 +43,10 @@ pub(super) struct Uefi {
 /// # Errors
 /// `Missing` if there is none, `Unfit` if those that there are have other variables.
 pub(super) fn find(machine: &str, variables: Option<u64>) -> Result<Uefi> {
+    if !machine.starts_with(Arch::X86_64.platform().machine_prefix) {
+        let reason = "UEFI is for x86_64 guests only, so far; `echo none` into this".to_owned();
+        return Err(BackendError::Unfit { key: "firmware", reason });
+    }
     let mut dirs = vec![user_dir()];
     dirs.extend(DIRECTORIES.map(|dir| Some(dir.into())));
     let dirs: Vec<PathBuf> = dirs.into_iter().flatten().collect();

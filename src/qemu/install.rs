@@ -7,11 +7,10 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use crate::programs;
+use crate::arch::{Arch, Platform};
+use crate::programs::{self, Program};
 use crate::vm::backend::{BackendError, Result};
 
-/// The emulator.
-pub const PROGRAM: &str = programs::EMULATOR.name;
 /// How long QEMU may take to describe itself: it needs some 50 ms, more when it must come from a
 /// busy disk first.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -21,8 +20,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Installation {
     /// `7.2.22`.
     pub version: String,
-    /// What `q35` means to it: `pc-q35-7.2`. A machine pinned to it stays the same for as long as
-    /// it runs and wherever its memory is loaded again.
+    /// What `q35` or `virt` means to it: `pc-q35-7.2`. A machine pinned to it stays the same for as
+    /// long as it runs and wherever its memory is loaded again.
     pub machine: String,
 }
 
@@ -34,39 +33,43 @@ impl Installation {
         (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (8, 2)
     }
 
-    /// Asks QEMU.
-    pub async fn probe() -> Result<Self> {
-        let (version, machines) = tokio::join!(ask(&["--version"]), ask(&["-machine", "help"]));
+    /// Asks the QEMU of an architecture.
+    pub async fn probe(arch: Arch) -> Result<Self> {
+        let Platform { emulator, machine, .. } = arch.platform();
+        let (version, machines) =
+            tokio::join!(ask(emulator, &["--version"]), ask(emulator, &["-machine", "help"]));
         let (version, machines) = (version?, machines?);
+        let odd = |question, answer: &str| odd(emulator, question, answer);
         Ok(Self {
             version: parse_version(&version).ok_or_else(|| odd("--version", &version))?,
-            machine: parse_machine(&machines).ok_or_else(|| odd("-machine help", &machines))?,
+            machine: parse_machine(&machines, machine)
+                .ok_or_else(|| odd("-machine help", &machines))?,
         })
     }
 }
 
-async fn ask(args: &[&str]) -> Result<String> {
-    let mut command = Command::new(PROGRAM);
+async fn ask(emulator: &'static Program, args: &[&str]) -> Result<String> {
+    let mut command = Command::new(emulator.name);
     command.args(args).stdin(Stdio::null()).kill_on_drop(true);
     match timeout(PROBE_TIMEOUT, command.output()).await {
         Ok(Ok(Output { stdout, .. })) => Ok(String::from_utf8_lossy(&stdout).into_owned()),
-        Ok(Err(error)) => Err(not_started(&error)),
-        Err(_) => Err(odd(&args.join(" "), "nothing in time")),
+        Ok(Err(error)) => Err(not_started(emulator, &error)),
+        Err(_) => Err(odd(emulator, &args.join(" "), "nothing in time")),
     }
 }
 
 /// Says why QEMU could not be started.
-pub fn not_started(error: &io::Error) -> BackendError {
-    let remedy = programs::remedy(&[&programs::EMULATOR]);
+pub fn not_started(emulator: &'static Program, error: &io::Error) -> BackendError {
+    let (program, remedy) = (emulator.name.to_owned(), programs::remedy(&[emulator]));
     match programs::is_absent(error) {
-        true => BackendError::Missing { program: PROGRAM.to_owned(), remedy },
-        false => BackendError::io(format!("start {PROGRAM}"), error),
+        true => BackendError::Missing { program, remedy },
+        false => BackendError::io(format!("start {program}"), error),
     }
 }
 
-fn odd(question: &str, answer: &str) -> BackendError {
+fn odd(emulator: &Program, question: &str, answer: &str) -> BackendError {
     let fact = format!("cannot make sense of its answer: {}", answer.trim());
-    BackendError::fact(format!("{PROGRAM} {question}"), fact, 0)
+    BackendError::fact(format!("{} {question}", emulator.name), fact, 0)
 }
 
 fn parse_version(text: &str) -> Option<String> {
@@ -75,8 +78,8 @@ fn parse_version(text: &str) -> Option<String> {
     (!version.is_empty()).then_some(version)
 }
 
-fn parse_machine(text: &str) -> Option<String> {
-    let line = text.lines().find(|l| l.starts_with("q35 "))?;
+fn parse_machine(text: &str, machine: &str) -> Option<String> {
+    let line = text.lines().find(|l| l.split(' ').next() == Some(machine))?;
     let alias = line.split_once("(alias of ")?.1.split_once(')')?.0;
     Some(alias.to_owned())
 }
@@ -105,7 +108,10 @@ mod tests {
             pc                   Standard PC (i440FX) (alias of pc-i440fx-7.2)\n\
             q35                  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-7.2)\n\
             pc-q35-7.2           Standard PC (Q35 + ICH9, 2009)\n";
-        assert_eq!(parse_machine(machines).as_deref(), Some("pc-q35-7.2"));
-        assert_eq!(parse_machine("q35  odd\n"), None);
+        assert_eq!(parse_machine(machines, "q35").as_deref(), Some("pc-q35-7.2"));
+        assert_eq!(parse_machine("q35  odd\n", "q35"), None);
+        let machines = "virt-7.2   QEMU 7.2 ARM Virtual Machine\n\
+            virt                 QEMU 7.2 ARM Virtual Machine (alias of virt-7.2)\n";
+        assert_eq!(parse_machine(machines, "virt").as_deref(), Some("virt-7.2"));
     }
 }

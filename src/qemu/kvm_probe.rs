@@ -11,8 +11,8 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use super::install::PROGRAM;
 use super::process::strip_program;
+use crate::arch::Arch;
 use crate::{programs, sys};
 
 /// How long a kernel may take to its first line: some 0.3 s are to be expected on hardware, perhaps
@@ -26,10 +26,6 @@ const END_TIMEOUT: Duration = Duration::from_secs(1);
 const MARKER: &[u8] = b"Linux version";
 /// The most output looked at: the firmware says little before the kernel.
 const OUTPUT_LIMIT: usize = 64 << 10;
-/// CPU models to try under KVM, best first: what the host has; the same without the register that
-/// makes QEMU abort where the host's KVM does not know it; a plain one that every host can be.
-const CPU_MODELS: &[&str] = &["host", "host,-arch-capabilities", "qemu64"];
-
 /// Whether KVM runs a Linux guest here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -58,7 +54,7 @@ pub(super) enum BootAttempt {
 /// not make a slow KVM fast.
 pub(super) async fn probe(kernel: &Path) -> ProbeResult {
     let mut reason = String::new();
-    for cpu in CPU_MODELS {
+    for cpu in Arch::HOST.platform().kvm_cpus {
         match boot("kvm", cpu, kernel, BOOT_TIMEOUT).await {
             BootAttempt::Booted => return ProbeResult::Works { cpu: (*cpu).to_owned() },
             BootAttempt::Silent => {
@@ -95,12 +91,13 @@ pub(super) async fn boot(accel: &str, cpu: &str, kernel: &Path, deadline: Durati
 }
 
 fn command(accel: &str, cpu: &str, kernel: &Path) -> Command {
-    let mut command = std::process::Command::new(PROGRAM);
+    let platform = Arch::HOST.platform();
+    let mut command = std::process::Command::new(platform.emulator.name);
     command
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
-        .args(["-machine", "q35,usb=off,vmport=off,smbus=off,sata=off", "-m", "128M"])
+        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-m", "128M"])
+        .args(["-machine", &format!("{},{}", platform.machine, platform.machine_options)])
         .args(["-accel", accel, "-cpu", cpu, "-serial", "stdio"])
-        .args(["-append", "console=ttyS0 panic=-1", "-kernel"])
+        .args(["-append", &format!("console={} panic=-1", platform.console), "-kernel"])
         .arg(kernel);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // An abort is one of the outcomes to be expected: it need not leave a core file.

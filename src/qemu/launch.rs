@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::cmdline::{self, LaunchDetails, SeedMedium};
 use super::events::EventSink;
-use super::install::{Installation, PROGRAM, not_started};
+use super::install::{Installation, not_started};
 use super::machine::{Ended, MachineParts, died, end_of, live, watch_end};
 use super::nvram::Flash;
 use super::process::{self, Process};
@@ -180,8 +180,9 @@ fn cause_of(error: BackendError, spec: &VmSpec) -> BackendError {
     };
     // Its last line is an advice that is of no use here.
     if stderr.contains("-machine help") {
-        let machine = spec.machine.as_deref().unwrap_or("q35");
-        let stderr = format!("it knows no machine {machine}; `echo q35 > config/machine`");
+        let newest = spec.arch.platform().machine;
+        let machine = spec.machine.as_deref().unwrap_or(newest);
+        let stderr = format!("it knows no machine {machine}; `echo {newest} > config/machine`");
         return BackendError::QemuDied { status: status.clone(), stderr };
     }
     if stderr.ends_with("Cannot allocate memory") {
@@ -211,7 +212,9 @@ fn spawn(
         code: flash.map(|flash| &flash.code),
     };
     let args = cmdline::arguments(plan, &facts)?;
-    process::spawn(PROGRAM, &args, dir, (plan.lifetime, ram)).map_err(|e| not_started(&e))
+    let emulator = &plan.spec.arch.platform().emulator;
+    process::spawn(emulator.name, &args, dir, (plan.lifetime, ram))
+        .map_err(|e| not_started(emulator, &e))
 }
 
 /// Kills a QEMU whose launch does not complete: nothing would own it. `None` once something does.

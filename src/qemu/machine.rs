@@ -266,7 +266,7 @@ impl Machine for RunningQemu {
     }
 
     async fn capture(&self, plan: &LaunchPlan, to: &Path, snapshot: &str) -> Result<Duration> {
-        let qemu = Installation::probe().await?;
+        let qemu = Installation::probe(plan.spec.arch).await?;
         let runs = &self.parts.facts.qemu_version;
         if *runs != qemu.version {
             let installed = &qemu.version;

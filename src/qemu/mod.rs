@@ -54,6 +54,7 @@ use async_trait::async_trait;
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
+use crate::arch::Arch;
 use crate::disk::snapshot_table;
 use crate::proc;
 use crate::programs::{self, Program};
@@ -76,7 +77,7 @@ use template_memfd::TemplateMemfd;
 #[derive(Debug)]
 pub struct Qemu {
     chooser: AccelChooser,
-    installation: OnceCell<Installation>,
+    installations: [OnceCell<Installation>; Arch::ALL.len()],
     sealed: TemplateMemfd,
     logs: LogLimiter,
 }
@@ -87,16 +88,20 @@ impl Qemu {
     pub fn new(layout: Layout, images: Arc<dyn Images>) -> Self {
         Self {
             chooser: AccelChooser::new(layout, images),
-            installation: OnceCell::new(),
+            installations: Default::default(),
             sealed: TemplateMemfd::default(),
             logs: LogLimiter::default(),
         }
     }
 
-    /// Returns what is installed, asked once. A failure is not remembered: the program may be
-    /// installed at any time.
-    pub async fn installation(&self) -> Result<&Installation> {
-        self.installation.get_or_try_init(Installation::probe).await
+    /// Returns what is installed for an architecture, asked once. A failure is not remembered: the
+    /// program may be installed at any time.
+    pub async fn installation(&self, arch: Arch) -> Result<&Installation> {
+        let cell = match arch {
+            Arch::X86_64 => &self.installations[0],
+            Arch::Aarch64 => &self.installations[1],
+        };
+        cell.get_or_try_init(|| Installation::probe(arch)).await
     }
 }
 
@@ -104,19 +109,24 @@ impl Qemu {
 impl Hypervisor for Qemu {
     fn facts(&self) -> Vec<(&'static str, String)> {
         let mut facts = vec![("accel", self.chooser.known())];
-        if let Some(installation) = self.installation.get() {
+        let [pc, arm] = &self.installations;
+        let host = match Arch::HOST {
+            Arch::X86_64 => pc,
+            Arch::Aarch64 => arm,
+        };
+        if let Some(installation) = host.get() {
             facts.push(("qemu", installation.version.clone()));
             facts.push(("machine", installation.machine.clone()));
         }
         facts
     }
 
-    fn missing(&self) -> Vec<&'static Program> {
-        programs::missing(&[&programs::EMULATOR, &programs::QEMU_IMG])
+    fn missing(&self, arch: Arch) -> Vec<&'static Program> {
+        programs::missing(&[&arch.platform().emulator, &programs::QEMU_IMG])
     }
 
-    async fn accel(&self, choice: AccelChoice) -> Result<Accel> {
-        self.chooser.choose(choice, self.installation().await?).await
+    async fn accel(&self, choice: AccelChoice, arch: Arch) -> Result<Accel> {
+        self.chooser.choose(choice, arch, self.installation(arch).await?).await
     }
 
     fn memory_available(&self) -> u64 {
@@ -124,7 +134,7 @@ impl Hypervisor for Qemu {
     }
 
     fn memory_overhead(&self, spec: &VmSpec) -> u64 {
-        host_memory::overhead(spec.memory, spec.cpus, self.chooser.likely(spec.accel))
+        host_memory::overhead(spec.memory, spec.cpus, self.chooser.likely(spec.accel, spec.arch))
     }
 
     fn memory_taken(&self, facts: &RunFacts, ram: Ram) -> u64 {
@@ -140,7 +150,7 @@ impl Hypervisor for Qemu {
     }
 
     async fn shape(&self, plan: &LaunchPlan) -> Result<Shape> {
-        let qemu = self.installation().await?;
+        let qemu = self.installation(plan.spec.arch).await?;
         launch::shape(plan, qemu)
     }
 
@@ -149,7 +159,7 @@ impl Hypervisor for Qemu {
     }
 
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched> {
-        let qemu = self.installation().await?;
+        let qemu = self.installation(plan.spec.arch).await?;
         let ram = match &plan.memory {
             Memory::Clone(template) if !qemu.keeps_templates() => {
                 Some(self.sealed.of(template).await?)

@@ -20,6 +20,7 @@ use uuid::Uuid;
 use super::process::Process;
 use super::run_record::RunRecord;
 use super::{Qemu, run_record};
+use crate::arch::Arch;
 use crate::store::file;
 use crate::store::layout::{Layout, VmDir};
 use crate::vm::backend::{
@@ -380,7 +381,7 @@ async fn a_second_qemu_for_one_vm_is_refused_and_harms_nothing() {
 async fn a_launch_that_is_given_up_leaves_no_qemu() {
     let vm = Vm::paused();
     let qemu = vm.qemu();
-    qemu.installation().await.unwrap();
+    qemu.installation(Arch::HOST).await.unwrap();
     let appears = async {
         while vm.processes().is_empty() {
             tokio::task::yield_now().await;

@@ -132,7 +132,7 @@ impl Registry {
             return Ok(());
         }
         let recipe = match text.parse()? {
-            Origin::Tiny => Recipe::Tiny,
+            Origin::Tiny(arch) => Recipe::Tiny(arch),
             Origin::Blank => Recipe::Blank,
             Origin::File(path) => Recipe::File(path),
             Origin::Distribution { name, version } => Recipe::Distribution { name, version },

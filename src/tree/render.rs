@@ -26,7 +26,7 @@ pub(super) fn host(registry: &Arc<Registry>) -> String {
         table.add(key, &value);
     }
     let backends = registry.backends();
-    if let Some(missing) = backends.missing(&backends.defaults.spec().image) {
+    if let Some(missing) = backends.missing(&backends.defaults.spec()) {
         table.add("missing", &missing.to_string());
     }
     table.add("cpus", &sys::cpus().to_string());

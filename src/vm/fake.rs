@@ -27,6 +27,7 @@ use super::spec::net::Forward;
 use super::spec::{AccelChoice, ImageSettings, VmSpec};
 use super::stream::{Bell, Listener, Readiness, Stream, StreamAccess};
 use super::template::{Capture, Layer, Memory, Shape, Template, WarmStatus};
+use crate::arch::Arch;
 use crate::programs::Program;
 use crate::store::failure_log::FailureLog;
 use crate::vm::VmError;
@@ -200,11 +201,11 @@ impl Hypervisor for Fake {
         vec![("accel", "tcg: fake".to_owned())]
     }
 
-    fn missing(&self) -> Vec<&'static Program> {
+    fn missing(&self, _arch: Arch) -> Vec<&'static Program> {
         self.0.missing.lock().clone()
     }
 
-    async fn accel(&self, choice: AccelChoice) -> Result<Accel, BackendError> {
+    async fn accel(&self, choice: AccelChoice, _arch: Arch) -> Result<Accel, BackendError> {
         if choice == AccelChoice::Kvm {
             return Err(BackendError::NoAccelerator {
                 wanted: "kvm".into(),

@@ -98,11 +98,11 @@ pub struct Backends {
 }
 
 impl Backends {
-    /// Says which programs a VM of an image cannot start without and are not installed; `None` if
-    /// all are there.
-    pub fn missing(&self, image: &str) -> Option<BackendError> {
-        let mut missing = self.hypervisor.missing();
-        missing.extend(self.images.missing(image));
+    /// Says which programs a VM with these settings cannot start without and are not installed;
+    /// `None` if all are there.
+    pub fn missing(&self, spec: &spec::VmSpec) -> Option<BackendError> {
+        let mut missing = self.hypervisor.missing(spec.arch);
+        missing.extend(self.images.missing(&spec.image));
         let (program, remedy) = (programs::names(&missing), programs::remedy(&missing));
         (!missing.is_empty()).then_some(BackendError::Missing { program, remedy })
     }

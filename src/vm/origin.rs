@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::spec::{is_object_name, is_vm_name};
+use crate::arch::Arch;
 
 /// The name of the one image that is built in.
 const TINY: &str = "builtin:tiny";
@@ -34,8 +35,8 @@ fn is_disk(path: &Path) -> bool {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "a source says what its fields are")]
 pub enum Origin {
-    /// `builtin:tiny`
-    Tiny,
+    /// `builtin:tiny`, of the host's architecture, or `builtin:tiny-aarch64`.
+    Tiny(Arch),
     /// `builtin:blank`
     Blank,
     /// A disk image on this host, by its absolute path.
@@ -72,8 +73,10 @@ impl FromStr for Origin {
 
     fn from_str(text: &str) -> Result<Self, OriginError> {
         let refused = || OriginError(text.to_owned());
-        if text == TINY {
-            return Ok(Self::Tiny);
+        if let Some(rest) = text.strip_prefix(TINY) {
+            let named = rest.strip_prefix('-').and_then(|arch| arch.parse().ok());
+            let arch = if rest.is_empty() { Some(Arch::HOST) } else { named };
+            return arch.map(Self::Tiny).ok_or_else(refused);
         }
         if text == BLANK {
             return Ok(Self::Blank);
@@ -116,7 +119,8 @@ mod tests {
         let (url, checksum) = ("https://x/y.qcow2".to_owned(), "sha256=0".to_owned());
         let url = Origin::Url { url, checksum };
         let table = [
-            ("builtin:tiny", Origin::Tiny),
+            ("builtin:tiny", Origin::Tiny(Arch::HOST)),
+            ("builtin:tiny-aarch64", Origin::Tiny(Arch::Aarch64)),
             ("builtin:blank", Origin::Blank),
             ("/x.iso", Origin::File("/x.iso".into())),
             ("/x.vmdk.gz", Origin::File("/x.vmdk.gz".into())),
@@ -145,6 +149,7 @@ mod tests {
             "/x.gz",
             "/x.txt",
             "vm1@",
+            "builtin:tiny-vax",
             "",
         ];
         for text in bad {

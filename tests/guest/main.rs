@@ -6,6 +6,7 @@
 mod common;
 
 mod adoption;
+mod arch;
 mod bad_input;
 mod config;
 mod damage;

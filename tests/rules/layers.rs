@@ -17,24 +17,24 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "run",
         &[
-            "cli", "commands", "config", "daemon", "doctor", "fuse", "guest", "image", "man",
-            "qemu", "registry", "store", "sys", "tree", "vm",
+            "arch", "cli", "commands", "config", "daemon", "doctor", "fuse", "guest", "image",
+            "man", "qemu", "registry", "store", "sys", "tree", "vm",
         ],
     ),
     ("cli", &["config", "fuse", "run", "store"]),
     // They have the mount's files, as any other program.
     ("commands", &["cli", "config", "daemon", "disk", "sys"]),
     ("daemon", &["config", "fuse", "store", "sys"]),
-    ("doctor", &["daemon", "fuse", "image", "qemu", "programs", "store", "sys", "vm"]),
+    ("doctor", &["arch", "daemon", "fuse", "image", "qemu", "programs", "store", "sys", "vm"]),
     ("man", &["cli", "commands", "tree"]),
     ("config", &["store"]),
     ("fuse", &["proc", "programs", "registry", "sys", "tree", "vm"]),
     ("tree", &["proc", "registry", "store", "sys", "vm"]),
     ("registry", &["store", "vm"]),
-    ("vm", &["disk", "programs", "store"]),
-    ("qemu", &["disk", "proc", "programs", "store", "sys", "vm"]),
+    ("vm", &["arch", "disk", "programs", "store"]),
+    ("qemu", &["arch", "disk", "proc", "programs", "store", "sys", "vm"]),
     ("guest", &["store", "sys", "vm"]),
-    ("image", &["disk", "fetch", "programs", "store", "sys", "vm"]),
+    ("image", &["arch", "disk", "fetch", "programs", "store", "sys", "vm"]),
     // A log loses its older part by a hole.
     ("store", &["disk", "proc"]),
     // Disks and files of memory: nothing of VMs, machines or images.
@@ -42,6 +42,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // The network: nothing of images, machines or distributions.
     ("fetch", &["store"]),
     ("proc", &[]),
+    ("arch", &["programs"]),
     ("programs", &[]),
     ("sys", &[]),
 ];

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::arch::Arch;
 use crate::vm::backend::{BootImage, Lifetime, SeedKind};
 use crate::vm::spec::VmSpec;
 use crate::vm::template::{Shape, Template};
@@ -150,6 +151,19 @@ fn a_disk_booted_guest_under_kvm() {
     -S
     -device pcie-root-port,id=x
     "#);
+}
+
+#[test]
+fn an_arm_guest_has_its_machine_without_vmgenid_and_spare_processors() {
+    let mut plan = plan(AccelKind::Tcg, "max,pauth-impdef=on");
+    plan.spec.arch = Arch::Aarch64;
+    let machine = LaunchDetails { machine: "virt-7.2", ..facts(SeedMedium::FwCfg) };
+    let args = arguments(&plan, &machine).unwrap();
+    assert_eq!(values(&args, "-machine"), ["virt-7.2,gic-version=max,memory-backend=ram"]);
+    assert_eq!(values(&args, "-smp"), ["1,maxcpus=1"]);
+    let devices = values(&args, "-device");
+    assert!(devices.iter().all(|device| !device.starts_with("vmgenid")), "{devices:?}");
+    assert!(devices.iter().any(|device| device.starts_with("pcie-root-port")), "{devices:?}");
 }
 
 #[test]

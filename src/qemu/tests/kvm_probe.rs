@@ -54,7 +54,8 @@ async fn the_verdict_on_kvm_is_the_same_for_all_and_kept() {
     let kernel = store.path().join("kernel");
     write_kernel(&kernel, &printer(b"Linux version"));
     let qemu = Qemu::new(layout.clone(), Arc::new(OneKernel(Some(kernel))));
-    let (first, second) = tokio::join!(qemu.accel(AccelChoice::Kvm), qemu.accel(AccelChoice::Kvm));
+    let kvm = || qemu.accel(AccelChoice::Kvm, Arch::HOST);
+    let (first, second) = tokio::join!(kvm(), kvm());
     match (&first, &second) {
         (Ok(a), Ok(b)) => assert_eq!((a.kind, a), (AccelKind::Kvm, b)),
         (Err(a), Err(b)) => assert_eq!(a.to_string(), b.to_string()),
@@ -63,7 +64,7 @@ async fn the_verdict_on_kvm_is_the_same_for_all_and_kept() {
     let usable = fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
     assert_eq!(layout.accel_verdict().exists(), usable);
     let later = Qemu::new(layout, Arc::new(OneKernel(None)));
-    assert_eq!(later.accel(AccelChoice::Tcg).await.unwrap().kind, AccelKind::Tcg);
+    assert_eq!(later.accel(AccelChoice::Tcg, Arch::HOST).await.unwrap().kind, AccelKind::Tcg);
 }
 
 #[tokio::test]
@@ -71,7 +72,7 @@ async fn a_probe_that_cannot_be_tried_has_no_result() {
     let store = tempfile::tempdir().unwrap();
     let layout = Layout::new(store.path());
     let qemu = Qemu::new(layout.clone(), Arc::new(OneKernel(None)));
-    let error = qemu.accel(AccelChoice::Kvm).await.unwrap_err();
+    let error = qemu.accel(AccelChoice::Kvm, Arch::HOST).await.unwrap_err();
     assert!(matches!(error, BackendError::NoAccelerator { .. }), "{error}");
     assert!(!layout.accel_verdict().exists());
 }

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::{
     Accel, BackendError, BootImage, Machine, MachineEvent, RunFacts, SnapshotInfo, SnapshotOp,
 };
+use crate::arch::Arch;
 use crate::programs::Program;
 use crate::vm::hardware::Hardware;
 use crate::vm::memory::Ram;
@@ -91,10 +92,11 @@ pub trait SilentMachine: fmt::Debug + Send + Sync {
 pub trait Hypervisor: fmt::Debug + Send + Sync {
     /// Says what is known of the hypervisor and the accelerators, as rows of `.host`, at once.
     fn facts(&self) -> Vec<(&'static str, String)>;
-    /// Returns the programs that it cannot do without and that are not installed, at once.
-    fn missing(&self) -> Vec<&'static Program>;
+    /// Returns the programs that guests of this architecture cannot do without and that are not
+    /// installed, at once.
+    fn missing(&self, arch: Arch) -> Vec<&'static Program>;
     /// Picks an accelerator: the verdict of `auto` is proven once and cached.
-    async fn accel(&self, choice: AccelChoice) -> Result<Accel, BackendError>;
+    async fn accel(&self, choice: AccelChoice, arch: Arch) -> Result<Accel, BackendError>;
     /// Returns the bytes of memory that machines could take now, within the limits that hold here.
     fn memory_available(&self) -> u64;
     /// Returns the bytes that a machine may come to take beside its guest's memory.

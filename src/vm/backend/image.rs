@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::{BackendError, DiskFormat};
+use crate::arch::Arch;
 use crate::programs::Program;
 use crate::vm::spec::ImageSettings;
 use crate::vm::stream::Listener;
@@ -176,7 +177,7 @@ pub struct LivePublication {
 #[derive(Debug)]
 pub enum Recipe {
     /// `builtin:tiny`
-    Tiny,
+    Tiny(Arch),
     /// `builtin:blank`
     Blank,
     /// A disk image on this host.

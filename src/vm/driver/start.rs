@@ -6,7 +6,7 @@ use super::task::{Report, Ticket};
 use super::{Driver, dropped, suspended, warm_start};
 use crate::vm::backend::{Accel, BackendError, BootImage, LaunchPlan, SeedKind};
 use crate::vm::memory::Reservation;
-use crate::vm::spec::{VmSettings, VmSpec};
+use crate::vm::spec::{ImageSettings, VmSettings, VmSpec};
 use crate::vm::state::Refusal;
 use crate::vm::template::Memory;
 use crate::vm::{Vm, VmError};
@@ -24,7 +24,7 @@ impl Driver {
         if spec.ephemeral && self.suspended().is_some() {
             return Err(Refusal::SuspendedEphemeral.into());
         }
-        if let Some(error) = self.vm.0.backends.missing(&spec.image) {
+        if let Some(error) = self.vm.0.backends.missing(&spec) {
             return Err(error.into());
         }
         Ok(self.reserve(&spec, &image)?)
@@ -78,6 +78,21 @@ fn refuse_unread(
     }
 }
 
+/// Refuses an image of another architecture: its code would not run, and nothing would say so.
+fn refuse_foreign(carried: &ImageSettings, spec: &VmSpec) -> Result<(), BackendError> {
+    let wanted = spec.arch.to_string();
+    match carried.get("arch").filter(|arch| **arch != wanted) {
+        None => Ok(()),
+        Some(arch) => Err(BackendError::Unfit {
+            key: "arch",
+            reason: format!(
+                "image {} is for {arch}, not for {wanted}; `echo default > config/arch` takes the image's",
+                spec.image
+            ),
+        }),
+    }
+}
+
 /// Does everything that comes before QEMU: image, seed, accelerator.
 async fn plan(vm: &Vm, paused: bool) -> Result<LaunchPlan, BackendError> {
     let backends = &vm.0.backends;
@@ -91,7 +106,8 @@ async fn plan(vm: &Vm, paused: bool) -> Result<LaunchPlan, BackendError> {
     // Building an image may take minutes, in which settings may have changed.
     let spec = vm.spec();
     refuse_unread(&image, &spec, &vm.settings())?;
-    let accel = backends.hypervisor.accel(spec.accel).await?;
+    refuse_foreign(&backends.images.settings(&spec.image), &spec)?;
+    let accel = backends.hypervisor.accel(spec.accel, spec.arch).await?;
     let mut plan = LaunchPlan { paused, ..plan_to_boot(vm, VmSpec::clone(&spec), image, accel)? };
     backends.guests.prepare(&plan).await?;
     warm_start::choose(backends, &mut plan, &vm.settings()).await?;

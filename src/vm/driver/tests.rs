@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use uuid::Uuid;
 
 use super::{Definition, NewVm, spawn};
+use crate::arch::Arch;
 use crate::programs;
 use crate::store::layout::VmDir;
 use crate::store::operation::{self, Operation};
@@ -199,7 +200,7 @@ async fn what_is_missing_before_qemu_leaves_the_state_alone() {
 #[tokio::test(start_paused = true)]
 async fn a_start_without_its_programs_is_refused_before_any_work() {
     let Fixture { _dir, vm, script } = fixture().await;
-    script.missing.lock().extend([&programs::EMULATOR, &programs::QEMU_IMG]);
+    script.missing.lock().extend([&Arch::X86_64.platform().emulator, &programs::QEMU_IMG]);
     let since = vm.view().since;
     let error = vm.perform(START).await.unwrap_err();
     let words =

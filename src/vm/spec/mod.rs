@@ -19,6 +19,7 @@ pub use self::keys::{Edit, Form, KEYS, Key, Takes};
 use self::net::{Forward, Mac};
 pub use self::resolve::{ImageSettings, VmSettings};
 use super::hardware::Hardware;
+use crate::arch::Arch;
 
 /// Smallest memory that a guest is given, in bytes.
 pub const MIN_MEMORY: u64 = 32 << 20;
@@ -100,6 +101,8 @@ pub struct VmSpec {
     pub mac: Option<Mac>,
     /// Ports of the host that lead into the guest.
     pub ports: Vec<Forward>,
+    /// The processor's architecture.
+    pub arch: Arch,
     /// How to run.
     pub accel: AccelChoice,
     /// The login name for SSH.
@@ -114,7 +117,7 @@ pub struct VmSpec {
     pub cmdline: Option<String>,
     /// The firmware instead of QEMU's own.
     pub firmware: Option<Firmware>,
-    /// The machine type with its version; `None` is what QEMU takes `q35` for.
+    /// The machine type with its version; `None` is the newest that QEMU has for the architecture.
     pub machine: Option<String>,
     /// The version of the hardware; `None` is the newest, or that of the memory that is loaded.
     pub hardware: Option<Hardware>,
@@ -150,6 +153,7 @@ impl Default for VmSpec {
             hostname: None,
             mac: None,
             ports: Vec::new(),
+            arch: Arch::HOST,
             accel: AccelChoice::Auto,
             ssh_user: "root".to_owned(),
             ssh_key: Vec::new(),

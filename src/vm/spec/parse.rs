@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::net::{Forward, Mac};
 use super::{AccelChoice, Firmware, MAX_CPUS, SpecError, is_object_name, parse_size, render_accel};
+use crate::arch::Arch;
 use crate::vm::hardware::Hardware;
 
 /// The longest addition to a kernel's command line: the kernel takes 2047 bytes in all.
@@ -160,18 +161,26 @@ pub(super) fn cmdline(value: &str) -> Result<Option<String>, SpecError> {
     }
 }
 
-/// Reads `q35` (what QEMU takes it for), `q35-7.2` or `pc-q35-7.2`.
+pub(super) fn arch(value: &str) -> Result<Arch, SpecError> {
+    value.parse().map_err(|()| malformed("arch", value, "x86_64 or aarch64"))
+}
+
+/// Reads `q35` or `virt` (the newest that QEMU has for the architecture), `q35-7.2`, `pc-q35-7.2` or
+/// `virt-7.2`. Which architecture it fits shows at the start: settings are written in any order.
 pub(super) fn machine(value: &str) -> Result<Option<String>, SpecError> {
-    if value == "q35" {
+    let platforms = Arch::ALL.map(Arch::platform);
+    if platforms.iter().any(|platform| value == platform.machine) {
         return Ok(None);
     }
-    let version = value.strip_prefix("pc-").unwrap_or(value).strip_prefix("q35-");
     let number = |n: &str| (1..=3).contains(&n.len()) && n.bytes().all(|c| c.is_ascii_digit());
     let good = |v: &&str| (2..=3).contains(&v.split('.').count()) && v.split('.').all(number);
-    version
-        .filter(good)
-        .map(|v| Some(format!("pc-q35-{v}")))
-        .ok_or_else(|| malformed("machine", value, "q35, or a version of it such as pc-q35-7.2"))
+    let versioned = platforms.iter().find_map(|platform| {
+        let short = || value.strip_prefix(platform.machine)?.strip_prefix('-');
+        let version = value.strip_prefix(platform.machine_prefix).or_else(short).filter(good)?;
+        Some(format!("{}{version}", platform.machine_prefix))
+    });
+    let expected = "q35, or a version of it such as pc-q35-7.2; for aarch64 virt, or virt-7.2";
+    versioned.map(Some).ok_or_else(|| malformed("machine", value, expected))
 }
 
 pub(super) fn hardware(value: &str) -> Result<Option<Hardware>, SpecError> {

@@ -134,6 +134,11 @@ impl ImageSettings {
         Self(Arc::new(keys.map(|(key, text)| (key.name.to_owned(), text.to_owned())).collect()))
     }
 
+    /// Returns the value of a setting, if it carries one.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str)
+    }
+
     /// Says whether there are none.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -8,12 +8,15 @@ fn write(name: &str, text: &str) -> Edit {
     Edit::Write(key(name), text.to_owned(), WriteMode::Replace)
 }
 
-/// Four values of each key that images carry, none twice: of the VM, its image, `.defaults`, and the
+const HOST: &str = if cfg!(target_arch = "aarch64") { "aarch64" } else { "x86_64" };
+
+/// Four values of each key that images carry, none twice where there are four: of the VM, its image, `.defaults`, and the
 /// built-in one (written as `cat config/KEY` prints it).
 const VALUES: &[(&str, [&str; 4])] = &[
     ("cpus", ["2", "3", "4", "1"]),
     ("memory", ["512M", "1G", "2G", "256M"]),
     ("disk", ["3G", "4G", "5G", "2G"]),
+    ("arch", ["aarch64", "x86_64", "aarch64", HOST]),
     ("accel", ["kvm", "tcg", "kvm", "auto"]),
     ("machine", ["pc-q35-7.2", "pc-q35-7.1", "pc-q35-7.0", "q35"]),
     ("kernel", ["/own", "/image", "/defaults", "none"]),
@@ -101,7 +104,11 @@ fn a_disk_alone_carries_less_than_a_machine() {
     let (disk, machine) = (ImageSettings::of_disk(&spec), ImageSettings::of_machine(&spec));
     assert_eq!(machine.without_machine(), disk);
     assert!(machine.table().contains("accel tcg\n") && !disk.table().contains("accel"));
-    assert!(disk.table().starts_with("cmdline none\ncpus 2\ndisk 2G\n"), "{}", disk.table());
+    assert!(
+        disk.table().starts_with(&format!("arch {HOST}\ncmdline none\ncpus 2\ndisk 2G\n")),
+        "{}",
+        disk.table()
+    );
 }
 
 #[test]

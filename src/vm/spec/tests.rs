@@ -1,3 +1,4 @@
+use crate::arch::Arch;
 use proptest::prelude::*;
 
 use super::*;
@@ -25,6 +26,7 @@ fn unusual() -> VmSpec {
         hostname: Some("web".into()),
         mac: Some("52:54:00:12:34:56".parse().unwrap()),
         ports: vec!["8080:80".parse().unwrap(), "udp:0.0.0.0:53:53".parse().unwrap()],
+        arch: if Arch::HOST == Arch::X86_64 { Arch::Aarch64 } else { Arch::X86_64 },
         accel: AccelChoice::Tcg,
         ssh_user: "me".into(),
         ssh_key: vec![KEY_LINE.into()],
@@ -91,6 +93,7 @@ fn every_key_writes_back_what_it_prints_and_touches_nothing_else() {
         key.assign(&mut copy, &text, WriteMode::Replace, &plain).unwrap();
         assert_eq!(copy, spec, "{}", key.name);
         // The other way, as `cp vm1/config/* vm2/config/` does it.
+        copy.arch = plain.arch;
         let usual = (key.render)(&plain);
         key.assign(&mut copy, &usual, WriteMode::Replace, &plain).unwrap();
         let expected = if usual.is_empty() { &text } else { &usual };
@@ -128,12 +131,25 @@ fn a_list_is_replaced_or_added_to_and_takes_nothing_twice() {
 }
 
 #[test]
+fn a_machine_type_reads_as_that_of_the_architecture() {
+    let mut spec = VmSpec { arch: Arch::Aarch64, ..VmSpec::default() };
+    let machine = Key::named("machine").unwrap();
+    for (written, read) in [("virt-7.2", "virt-7.2"), ("virt", "virt"), ("q35", "virt")] {
+        (machine.parse)(&mut spec, written).unwrap();
+        assert_eq!((machine.render)(&spec), read);
+    }
+}
+
+#[test]
 fn values_have_a_form_and_a_canonical_one() {
     let good = [
         ("mac", "52-54-00-AA-BB-CC", "52:54:00:aa:bb:cc"),
         ("mac", "default", "default"),
         ("machine", "q35", "q35"),
         ("machine", "q35-7.2", "pc-q35-7.2"),
+        ("arch", "aarch64", "aarch64"),
+        ("arch", "arm64", "aarch64"),
+        ("arch", "amd64", "x86_64"),
         ("hardware", "1", "1"),
         ("hardware", "2", "2"),
         ("hardware", "newest", "newest"),
@@ -152,6 +168,8 @@ fn values_have_a_form_and_a_canonical_one() {
     let bad = [
         ("mac", "ff:ff:ff:ff:ff:ff"),
         ("machine", "microvm"),
+        ("machine", "pc-virt-7.2"),
+        ("arch", "riscv64"),
         ("machine", "pc-q35-7.2,usb=on"),
         ("machine", "q35-7"),
         ("kernel", "vmlinuz"),
