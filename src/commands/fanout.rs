@@ -20,7 +20,7 @@ use super::{Failure, environment, power, remove, signals};
 use crate::cli::guest::Fanout;
 
 /// How long a shard may take from QEMU's start to its first answer.
-const PATIENCE: Duration = Duration::from_secs(300);
+const READY_TIMEOUT: Duration = Duration::from_secs(300);
 /// Both outputs are one, in the order in which they are written.
 const MERGED: &[u8] = b"exec 2>&1\n";
 
@@ -193,7 +193,7 @@ impl<'a> Fleet<'a> {
     }
 
     fn command(&self, vm: &Vm, index: usize, sender: &mpsc::Sender<Event>) -> Result<u8, Failure> {
-        power::until_ready(vm, PATIENCE, Progress::hidden())?;
+        power::until_ready(vm, READY_TIMEOUT, Progress::hidden())?;
         let job = Job::new(vm)?;
         job.env("AQ_SHARD_INDEX", &index.to_string())?;
         job.env("AQ_SHARD_TOTAL", &self.args.count.to_string())?;

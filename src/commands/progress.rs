@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// What is over within this time is not worth a line.
-const PATIENCE: Duration = Duration::from_secs(1);
+const SHOWN_AFTER: Duration = Duration::from_secs(1);
 
 /// A line on standard error that comes after a second and goes with its owner. Nothing is shown
 /// where standard error is no terminal.
@@ -17,7 +17,7 @@ pub(super) struct Progress {
 
 impl Progress {
     pub(super) fn new() -> Self {
-        Self { due: Some(Instant::now() + PATIENCE), bar: None }
+        Self { due: Some(Instant::now() + SHOWN_AFTER), bar: None }
     }
 
     /// One that never shows anything: for one of many at once.

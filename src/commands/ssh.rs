@@ -15,7 +15,7 @@ use super::{Failure, environment};
 use crate::cli::guest::{Console, Scp};
 
 /// How long a guest that has just been started may take to accept a login.
-const PATIENCE: Duration = Duration::from_secs(180);
+const READY_TIMEOUT: Duration = Duration::from_secs(180);
 
 pub(super) fn console(tree: &Tree, args: &Console) -> Result<(), Failure> {
     let vm = tree.vm(&args.vm)?;
@@ -37,7 +37,7 @@ fn openssh(program: &str, vm: &Vm) -> Result<Command, Failure> {
 /// Waits until the guest of a VM that is on accepts a login.
 fn wait_for_ssh(vm: &Vm) -> Result<(), Failure> {
     vm.expect_on()?;
-    power::until_ready(vm, PATIENCE, Progress::new())
+    power::until_ready(vm, READY_TIMEOUT, Progress::new())
 }
 
 /// Becomes another program: terminal, signals and exit status are its own from here on.

@@ -12,12 +12,12 @@ use crate::vm::stream::Listener;
 /// An open value: its content is made when it is opened, and again when it is read from its start
 /// again.
 pub(crate) struct OpenValue {
-    content: Mutex<Frozen>,
+    content: Mutex<Content>,
     source: Option<LiveContent>,
     is_slow: bool,
 }
 
-struct Frozen {
+struct Content {
     bytes: Arc<[u8]>,
     /// The start has been read: the next read from the start makes the content again.
     begun: bool,
@@ -25,7 +25,7 @@ struct Frozen {
     since: Option<Listener>,
 }
 
-impl Frozen {
+impl Content {
     fn make(source: &LiveContent) -> Self {
         let mut since = source.listener.clone();
         // Listening begins before the look, so that no change in between is missed.
@@ -42,12 +42,12 @@ pub(super) struct LiveContent {
 
 impl OpenValue {
     pub(super) fn fixed(bytes: Vec<u8>) -> Self {
-        let content = Frozen { bytes: bytes.into(), begun: false, since: None };
+        let content = Content { bytes: bytes.into(), begun: false, since: None };
         Self { content: Mutex::new(content), source: None, is_slow: false }
     }
 
     pub(super) fn live(source: LiveContent) -> Self {
-        let content = Mutex::new(Frozen::make(&source));
+        let content = Mutex::new(Content::make(&source));
         Self { content, source: Some(source), is_slow: false }
     }
 
@@ -76,7 +76,7 @@ impl OpenValue {
     /// Makes the content again; outside the lock, as that may take long.
     fn remake(&self) {
         if let Some(source) = &self.source {
-            let new = Frozen { begun: true, ..Frozen::make(source) };
+            let new = Content { begun: true, ..Content::make(source) };
             *self.content.lock() = new;
         }
     }

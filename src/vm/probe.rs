@@ -186,7 +186,7 @@ async fn look(mut link: watch::Receiver<Link>, probe: &Probe) -> Result<String, 
     let asked = async {
         let session = connected(&mut link).await?;
         let begun = Instant::now();
-        // A connection that is lost is an answer too: a loop over a probe goes on.
+        // A connection that is lost is an answer too, so that a loop over a probe does not end.
         let answer = session.probe(probe).await.unwrap_or_else(|e| ProbeAnswer::No(e.to_string()));
         Ok((answer, begun.elapsed()))
     };
