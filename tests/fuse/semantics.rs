@@ -527,8 +527,8 @@ mod directory {
                 .expect("a listing")
                 .any(|e| e.expect("a name").file_name() == *"vm2")
         );
-        // config, jobs, snapshots
-        assert_eq!(fs::metadata(aq.path("vm1")).expect("a VM").nlink(), 5);
+        // config, jobs, probes, snapshots
+        assert_eq!(fs::metadata(aq.path("vm1")).expect("a VM").nlink(), 6);
         assert_errno(open_with(&aq.path("vm1"), libc::O_WRONLY), EISDIR);
     }
 
