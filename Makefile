@@ -56,11 +56,14 @@ build: ## the optimised program
 install: build ## binary, completions, manual pages and a systemd user unit into PREFIX (~/.local)
 	@AQ="$${CARGO_TARGET_DIR:-target}/release/aq" tools/install "$(PREFIX)"
 
+package: ## a .deb, and an archive with a static binary for any Linux, in target/package
+	@tools/package
+
 uninstall: ## remove what install has put there
 	@tools/install --remove "$(PREFIX)"
 
 clean: ## remove what was built, and the tests' caches
 	cargo clean && rm -rf /var/tmp/aqfs-test-cache-*
 
-.PHONY: help demo test long check fmt clippy doc deny unit mount-tests fuzz qemu-tests compose bench setup build install uninstall clean
+.PHONY: help demo test long check fmt clippy doc deny unit mount-tests fuzz qemu-tests compose bench setup build install package uninstall clean
 .DEFAULT_GOAL := help
