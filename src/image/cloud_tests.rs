@@ -105,7 +105,7 @@ async fn a_distribution_is_listed_pulled_refreshed_and_removed() {
     let info = f.pull("debian-12").await;
     assert_eq!(info.status, ImageStatus::Ready);
     assert_eq!(info.inputs[1], format!("sha256:{}", sum(&qcow2(1))));
-    assert_eq!(info.inputs[2], "SHA512SUMS over HTTPS, not signed");
+    assert_eq!(info.inputs[2], "SHA512SUMS, not signed");
     assert!(info.settings.table().contains("memory 1G"));
     let first = f.store.boot("debian-12").unwrap();
     assert_eq!((first.seed, first.disk_size), (SeedKind::Nocloud, 512));

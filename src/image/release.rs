@@ -98,7 +98,7 @@ impl Wanted<'_> {
         let text = dir.client.text(&url)?;
         let keys = self.row.trusted().map_err(|e| BuildError::malformed("images.toml", e))?;
         let (Some(keys), Some(signature)) = (keys, &self.row.signature) else {
-            return Ok((text, format!("{list} over HTTPS, not signed")));
+            return Ok((text, format!("{list}, not signed")));
         };
         if signature == "inline" {
             let (text, key) = keys.verify_inline(&url, &text)?;

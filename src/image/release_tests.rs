@@ -50,7 +50,7 @@ fn alpines_newest_release_is_what_its_mirror_says() {
     assert_eq!(newest.file, "nocloud_alpine-3.22.10-x86_64-bios-cloudinit-r0.qcow2");
     assert_eq!(newest.checksum.to_string(), format!("sha512:{}", "7".repeat(128)));
     assert!(newest.url.contains("/alpine/latest-stable/releases/cloud/nocloud_alpine-3.22.10"));
-    assert!(newest.trust.ends_with("over HTTPS, not signed"), "{}", newest.trust);
+    assert!(newest.trust.ends_with(".sha512, not signed"), "{}", newest.trust);
     let named = |version: &str| resolve(&row, Some(version)).unwrap().file;
     assert!(named("3.21").contains("-3.21.4-"));
     assert!(named("3.21.3").contains("-3.21.3-"));

@@ -51,7 +51,7 @@ fn an_image_is_listed_pulled_refreshed_and_listed() {
     let last: serde_json::Value = serde_json::from_str(&said).unwrap();
     assert_eq!(
         (&last["status"], &last["inputs"][2]),
-        (&"ready".into(), &"SHA512SUMS over HTTPS, not signed".into())
+        (&"ready".into(), &"SHA512SUMS, not signed".into())
     );
     let said = aq.cli("aq pull debian:bookworm beos:5");
     assert!(said.code == 1 && said.stderr.contains("no distribution of this name"), "{said:?}");
