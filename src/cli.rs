@@ -69,6 +69,8 @@ pub enum Command {
     Wait(machines::Wait),
     /// Print what a guest's serial line has said, or what QEMU has
     Logs(machines::Logs),
+    /// Print what happens to virtual machines, a line for each event, until interrupted
+    Events(machines::Events),
     /// Talk to a guest's serial line
     Attach(guest::Attach),
     /// Change settings in an editor
@@ -76,7 +78,7 @@ pub enum Command {
     /// Watch all virtual machines in a table
     Top(machines::Top),
     /// Say what works on this host, what does not, and what to do
-    Doctor,
+    Doctor(Doctor),
     /// Erase what is no longer needed: the trash and, if asked, unused images
     Prune(images::Prune),
     /// Print the completion script of a shell
@@ -136,6 +138,14 @@ impl Mount {
 pub struct Umount {
     /// The directory that the tree is mounted on [default: where it is mounted]
     pub dir: Option<PathBuf>,
+}
+
+/// `aq doctor`
+#[derive(Args, Debug)]
+pub struct Doctor {
+    /// A JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `aq completion`

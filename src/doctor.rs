@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use console::style;
+use serde::Serialize;
 use tokio::runtime::Builder;
 
 use crate::arch::Arch;
@@ -23,7 +24,7 @@ use crate::vm::backend::Recipes;
 /// A store with less than this free is about to pause its guests.
 const LITTLE: u64 = 1 << 30;
 
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
 struct Findings {
     works: Vec<String>,
     fails: Vec<String>,
@@ -53,13 +54,16 @@ impl Findings {
     }
 }
 
-/// Prints the findings; returns whether VMs can run.
+/// Prints the findings, for people or as JSON; returns whether VMs can run.
 ///
 /// # Errors
 /// Nobody reads it.
-pub fn run() -> io::Result<bool> {
-    let findings = examine();
-    print(&findings, &mut io::stdout().lock())?;
+pub fn run(as_json: bool) -> io::Result<bool> {
+    let (findings, mut out) = (examine(), io::stdout().lock());
+    match as_json {
+        true => writeln!(out, "{}", serde_json::to_string_pretty(&findings)?)?,
+        false => print(&findings, &mut out)?,
+    }
     Ok(!findings.fatal)
 }
 

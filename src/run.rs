@@ -89,8 +89,8 @@ pub fn run(cli: Cli) -> Result<u8, RunError> {
     match cli.command {
         cli::Command::Mount(args) => mount(&mount_config(args)?)?,
         cli::Command::Umount(args) => umount(args.dir)?,
-        cli::Command::Doctor => {
-            return Ok(u8::from(!doctor::run().map_err(Failure::Output)?));
+        cli::Command::Doctor(args) => {
+            return Ok(u8::from(!doctor::run(args.json).map_err(Failure::Output)?));
         }
         cli::Command::Completion(args) => commands::complete::print(args.shell)?,
         cli::Command::Man(args) => {

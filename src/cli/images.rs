@@ -10,7 +10,7 @@ pub enum Snapshot {
     /// Make an image of a virtual machine, which outlives it
     Create(Create),
     /// List the images made from virtual machines
-    Ls,
+    Ls(Ls),
     /// Remove one
     Rm(Remove),
     /// Give one a second name
@@ -27,6 +27,14 @@ pub struct Create {
     /// Its name
     #[arg(value_name = "NAME")]
     pub tag: String,
+}
+
+/// `aq snapshot ls`
+#[derive(Args, Debug)]
+pub struct Ls {
+    /// A JSON array
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `aq snapshot rm`

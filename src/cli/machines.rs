@@ -121,6 +121,16 @@ pub struct Logs {
     pub qemu: bool,
 }
 
+/// `aq events`
+#[derive(Args, Debug)]
+pub struct Events {
+    /// Only of this one, also when it is renamed
+    pub vm: Option<String>,
+    /// A JSON object on each line: time, vm, event, text
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `aq edit`
 #[derive(Args, Debug)]
 #[command(after_help = "The editor is $VISUAL, else $EDITOR, else vi. Settings that are left as \

@@ -11,6 +11,7 @@ mod attach;
 pub mod complete;
 mod edit;
 pub mod environment;
+mod events;
 mod exec;
 mod export;
 mod fanout;
@@ -145,13 +146,14 @@ pub fn run(command: &Command) -> Result<u8, Failure> {
         Command::Info(args) => info::run(&tree, args),
         Command::Wait(args) => wait::run(&tree, args),
         Command::Logs(args) => logs::run(&tree, args),
+        Command::Events(args) => events::run(&tree, args),
         Command::Attach(args) => attach::run(&tree, args),
         Command::Edit(args) => edit::run(&tree, args),
         Command::Top(args) => top::run(&tree, args),
         Command::Prune(args) => prune::run(&tree, args),
         Command::Mount(_)
         | Command::Umount(_)
-        | Command::Doctor
+        | Command::Doctor(_)
         | Command::Completion(_)
         | Command::Man(_)
         | Command::TouchStatus(_) => Ok(()),

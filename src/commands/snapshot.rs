@@ -5,6 +5,8 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::time::SystemTime;
 
+use serde::Serialize;
+
 use super::files::Tree;
 use super::names;
 use super::progress::Progress;
@@ -12,7 +14,7 @@ use super::text::{line, note, size};
 use super::{Failure, Near};
 use crate::cli::images::{Create, Remove, Snapshot, Tag};
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 struct Taken {
     tag: String,
     /// The image that the VM was made from.
@@ -26,7 +28,8 @@ struct Taken {
 pub(super) fn run(tree: &Tree, args: &Snapshot) -> Result<(), Failure> {
     match args {
         Snapshot::Create(args) => create(tree, args),
-        Snapshot::Ls => ls(tree),
+        Snapshot::Ls(args) if args.json => ls_json(tree),
+        Snapshot::Ls(_) => ls(tree),
         Snapshot::Rm(args) => remove(tree, args),
         Snapshot::Tag(args) => tag(tree, args),
         Snapshot::Tree(args) => forest(tree, args.tag.as_deref()),
@@ -84,6 +87,10 @@ fn ls(tree: &Tree) -> Result<(), Failure> {
         row(&t.tag, &t.parent, &t.refs.to_string(), &size(t.size), &t.created, &t.source)?;
     }
     Ok(())
+}
+
+fn ls_json(tree: &Tree) -> Result<(), Failure> {
+    line(serde_json::to_string_pretty(&all(tree)?).unwrap_or_default())
 }
 
 fn all(tree: &Tree) -> Result<Vec<Taken>, Failure> {

@@ -96,6 +96,23 @@ fn rm_is_refused_where_rmdir_is_and_several_are_removed_at_once() {
 }
 
 #[test]
+fn events_are_lines_or_objects() {
+    let aq = Mounted::new();
+    aq.cli("aq new a").ok();
+    // The stream is open when the change is made: the first line is of it.
+    let first = |command: &str, follow: &str| {
+        let change = "for i in $(seq 100); do echo $((i % 2 + 1)) >a/config/cpus; sleep 0.05; done";
+        aq.cli(&format!("cd $AQ_MOUNT; ({change}) & {command} | head -n 1 {follow}; kill $!")).ok()
+    };
+    let object = first("aq events --json", "| jq -r '.vm + \" \" + .event + \" \" + .text'");
+    assert_eq!(object, "a config cpus");
+    let of_one = first("aq events a --json", "| jq -r '.vm + \" \" + .event + \" \" + .text'");
+    assert_eq!(of_one, "a config cpus");
+    assert!(first("aq events", "").ends_with(" a config cpus"));
+    assert!(aq.cli("aq events nosuch").stderr.contains("does not exist"));
+}
+
+#[test]
 fn facts_as_json_and_by_key() {
     let aq = Mounted::new();
     aq.cli("aq new a; aq new b").ok();
@@ -105,6 +122,8 @@ fn facts_as_json_and_by_key() {
     let said = aq.cli("aq info a pid");
     assert!(said.code == 1 && said.stderr.contains("has no pid now"), "{said:?}");
     assert_eq!(aq.cli("aq ls --json nosuch").code, 1);
+    assert_eq!(aq.cli("aq snapshot ls --json | jq -c").ok(), "[]");
+    assert_eq!(aq.cli("aq doctor --json | jq -r '.works | type'").ok(), "array");
     assert!(aq.cli("aq ls -l | head -n1").ok().starts_with("NAME "));
     // A reader that has seen enough ends the program as it would any other.
     let script =
