@@ -46,6 +46,8 @@ pub enum Command {
     Console(guest::Console),
     /// Run a command, or a script on standard input, in a guest
     Exec(guest::Exec),
+    /// Run a command in a new virtual machine of an image, as `docker run` does
+    Run(guest::Run),
     /// Copy files to and from a guest, with the words of scp(1)
     Scp(guest::Scp),
     /// Stop and remove virtual machines; for a day they are in `.trash`

@@ -73,3 +73,56 @@ pub struct Fanout {
     #[arg(value_name = "COMMAND", trailing_var_arg = true, required = true)]
     pub command: Vec<OsString>,
 }
+
+/// `aq run`
+#[derive(Args, Debug)]
+#[command(after_help = "IMAGE is a name in .images, `oci:REF` (a container image in a registry), \
+`oci-archive:FILE`, a root file system's archive or a disk on this host. Without COMMAND, what the \
+image says. The exit status is that of the command. cat ~/aq/.docs/images.md has more.")]
+pub struct Run {
+    /// Remove the virtual machine when the command has ended
+    #[arg(long, conflicts_with = "detach")]
+    pub rm: bool,
+    /// Give the command standard input
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long, conflicts_with = "detach")]
+    pub tty: bool,
+    /// Print the virtual machine's name and leave the command running
+    #[arg(short, long, conflicts_with = "interactive")]
+    pub detach: bool,
+    /// The virtual machine's name [default: two words]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// A port of the host that leads into the guest: HOST:GUEST, or one number for both; repeatable
+    #[arg(short = 'p', long = "publish", value_name = "HOST:GUEST")]
+    pub ports: Vec<String>,
+    /// A variable of the command; a NAME alone takes the value that it has here; repeatable
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// The directory that the command starts in
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// The user that the command runs as: a name or a number of the guest, with :GROUP if need be
+    #[arg(short, long, value_name = "USER")]
+    pub user: Option<String>,
+    /// The program to run instead of the image's
+    #[arg(long, value_name = "PROGRAM")]
+    pub entrypoint: Option<String>,
+    /// Memory, such as 512M or 2G
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// Virtual processors
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u32>,
+    /// Virtual size of the disk, such as 8G
+    #[arg(long, value_name = "SIZE")]
+    pub size: Option<String>,
+    /// What the virtual machine is made from
+    #[arg(value_name = "IMAGE")]
+    pub image: String,
+    /// The words of the command
+    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<OsString>,
+}

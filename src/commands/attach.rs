@@ -91,11 +91,11 @@ fn type_in(mut line: File, sender: Sender<Over>) -> Result<(), Failure> {
 }
 
 /// A terminal that hands on every key. Dropping it brings it back to what it was.
-struct Raw;
+pub(super) struct Raw;
 
 impl Raw {
     /// `None` where standard input is no terminal.
-    fn enter() -> io::Result<Option<Self>> {
+    pub(super) fn enter() -> io::Result<Option<Self>> {
         io::stdin().is_terminal().then(|| enable_raw_mode().map(|()| Self)).transpose()
     }
 }

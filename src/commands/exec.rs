@@ -17,7 +17,7 @@ const SCRIPT: &[u8] = b"exec sh -s";
 /// What programs say when a disk is full.
 const FULL: &[u8] = b"No space left on device";
 
-enum Event {
+pub(super) enum Event {
     Signal(i32),
     /// An output has ended; true if it reported a full disk.
     Copied(io::Result<bool>),
@@ -43,7 +43,7 @@ pub(super) fn run(tree: &Tree, args: &Exec) -> Result<u8, Failure> {
     }
 }
 
-enum Over {
+pub(super) enum Over {
     /// Both outputs have; `full` if one reported a full disk.
     Ended { full: bool },
     /// The user has had enough.
@@ -51,7 +51,7 @@ enum Over {
 }
 
 /// Hands signals on until both outputs have ended.
-fn follow(vm: &Vm, job: &Job, receiver: &Receiver<Event>) -> Result<Over, Failure> {
+pub(super) fn follow(vm: &Vm, job: &Job, receiver: &Receiver<Event>) -> Result<Over, Failure> {
     let (mut outputs, mut signalled, mut full) = (2, false, false);
     while outputs > 0 {
         match receiver.recv() {
@@ -91,7 +91,7 @@ fn is_ready(vm: &Vm) -> bool {
 }
 
 /// Copies one of its outputs to ours, on a thread of its own.
-fn copy(
+pub(super) fn copy(
     job: &Job,
     name: &str,
     mut to: impl Write + Send + 'static,
@@ -110,7 +110,7 @@ fn copy(
     Ok(())
 }
 
-fn conclude(vm: &Vm, end: &End, full: bool) -> u8 {
+pub(super) fn conclude(vm: &Vm, end: &End, full: bool) -> u8 {
     if let End::Lost(reason) = end {
         note(format!("aq: {}: {reason}", vm.name));
     }

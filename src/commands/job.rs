@@ -53,6 +53,23 @@ impl Job {
         self.vm.tree().write(&self.file("ctl"), &format!("env {name}={value}"))
     }
 
+    /// Gives it a terminal, before it is run.
+    pub(super) fn terminal(&self, columns: u16, rows: u16) -> Result<(), Failure> {
+        self.vm.tree().write(&self.file("ctl"), &format!("pty {columns}x{rows}"))
+    }
+
+    /// Returns what changes the size of its terminal.
+    pub(super) fn resizer(&self) -> impl Fn(u16, u16) + Send + 'static {
+        let (tree, ctl) = (self.vm.tree().clone(), self.file("ctl"));
+        // It may just have ended.
+        move |columns, rows| drop(tree.write(&ctl, &format!("winsize {columns}x{rows}")))
+    }
+
+    /// Leaves it to itself: it is not removed with this.
+    pub(super) fn leave(self) {
+        std::mem::forget(self);
+    }
+
     /// Opens its input; the last closing is its end.
     pub(super) fn stdin(&self) -> Result<File, Failure> {
         self.open("stdin", File::options().write(true))

@@ -28,6 +28,7 @@ mod progress;
 mod prune;
 mod pull;
 mod remove;
+mod run;
 mod signals;
 mod snapshot;
 mod ssh;
@@ -135,6 +136,7 @@ pub fn run(command: &Command) -> Result<u8, Failure> {
         Command::Stop(args) => power::stop(&tree, args),
         Command::Console(args) => ssh::console(&tree, args),
         Command::Exec(args) => return exec::run(&tree, args),
+        Command::Run(args) => return run::run(&tree, args),
         Command::Scp(args) => ssh::scp(&tree, args),
         Command::Rm(args) => remove::run(&tree, args),
         Command::Ls(args) => ls::run(&tree, args),

@@ -45,7 +45,7 @@ fn given(tree: &Tree, args: &New) -> Result<Given, Failure> {
 }
 
 /// A number alone is the port on both sides.
-fn forward(text: &str) -> String {
+pub(super) fn forward(text: &str) -> String {
     if text.parse::<u16>().is_ok() { format!("{text}:{text}") } else { text.to_owned() }
 }
 
@@ -80,7 +80,7 @@ fn wanted(args: &New) -> Vec<Option<String>> {
     (0..args.count).map(|n| Some(format!("{prefix}-{n}"))).collect()
 }
 
-fn create_any(tree: &Tree, given: &Given) -> Result<Vm, Failure> {
+pub(super) fn create_any(tree: &Tree, given: &Given) -> Result<Vm, Failure> {
     for _ in 1..TRIES {
         match create(tree, &names::random(), given) {
             Err(Failure::Exists(_)) => {}

@@ -62,10 +62,16 @@ pub(super) fn launch(vm: &Vm) -> Result<(), Failure> {
 }
 
 /// Waits until the guest answers, for `timeout` at the most once its QEMU runs.
-pub(super) fn until_ready(
+pub(super) fn until_ready(vm: &Vm, timeout: Duration, progress: Progress) -> Result<(), Failure> {
+    until_ready_while(vm, timeout, progress, || true)
+}
+
+/// The same, as long as `wants_more` says so.
+pub(super) fn until_ready_while(
     vm: &Vm,
     timeout: Duration,
     mut progress: Progress,
+    mut wants_more: impl FnMut() -> bool,
 ) -> Result<(), Failure> {
     let mut runs = None::<Instant>;
     let answer = vm.awaited("ready", || {
@@ -74,7 +80,7 @@ pub(super) fn until_ready(
         if word != "starting" {
             runs.get_or_insert_with(Instant::now);
         }
-        word != "paused" && runs.is_none_or(|since| since.elapsed() < timeout)
+        wants_more() && word != "paused" && runs.is_none_or(|since| since.elapsed() < timeout)
     });
     drop(progress);
     match answer {

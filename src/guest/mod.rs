@@ -36,6 +36,7 @@ use crate::vm::backend::{
     LaunchPlan, SeedKind,
 };
 use crate::vm::spec::VmSpec;
+use crate::vm::spec::container::ContainerProcess;
 
 /// Guests reached over SSH on a forwarded port and over QEMU's serial socket.
 #[derive(Debug)]
@@ -111,7 +112,11 @@ fn write_seed(client_key: &Path, plan: &LaunchPlan) -> Result<(), BackendError> 
     let authorized = authorized_keys(client_key, &plan.spec.ssh_key)?;
     let host = keys::ensure(&dir.host_key(), hostname)?;
     let (path, bytes) = match plan.image.seed {
-        SeedKind::FwCfg => (dir.seed(), seed::tar(hostname, instance, &authorized, &host)),
+        SeedKind::FwCfg => {
+            let container = plan.spec.container.as_ref();
+            let exports = container.map(ContainerProcess::exports).unwrap_or_default();
+            (dir.seed(), seed::tar(hostname, instance, &authorized, &host, &exports))
+        }
         SeedKind::Nocloud => {
             let public = keys::public_line(&host)?;
             let volume = keys::openssh(&host).and_then(|private| {

@@ -13,7 +13,8 @@ use super::keys;
 const RECORD: usize = 10240;
 
 /// Renders the seed: `hostname`, `machine-id`, `authorized_keys` and the host key in both formats,
-/// owned by root, without a time. `authorized` are lines of `authorized_keys`.
+/// owned by root, without a time. `authorized` are lines of `authorized_keys`, `environment` is the
+/// shell text that sets a container's variables.
 ///
 /// # Errors
 /// The host key cannot be encoded, which no ed25519 key does.
@@ -22,6 +23,7 @@ pub fn tar(
     machine: Uuid,
     authorized: &str,
     host_key: &PrivateKey,
+    environment: &str,
 ) -> io::Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::with_capacity(RECORD));
     let hostname = format!("{hostname}\n");
@@ -36,6 +38,10 @@ pub fn tar(
         ("dropbear_ed25519_host_key", 0o600, &dropbear),
     ] {
         archive.append_data(&mut header(mode, bytes.len()), name, bytes)?;
+    }
+    if !environment.is_empty() {
+        let bytes = environment.as_bytes();
+        archive.append_data(&mut header(0o644, bytes.len()), "environment", bytes)?;
     }
     let mut bytes = archive.into_inner()?;
     bytes.resize(bytes.len().next_multiple_of(RECORD), 0);
@@ -62,7 +68,8 @@ mod tests {
     #[test]
     fn the_seed_reads_back() {
         let key = keys::generate("vm1").unwrap();
-        let render = || tar("vm1", Uuid::from_u128(7), "ssh-ed25519 AAAA aqfs\n", &key).unwrap();
+        let render =
+            || tar("vm1", Uuid::from_u128(7), "ssh-ed25519 AAAA aqfs\n", &key, "").unwrap();
         let bytes = render();
         assert_eq!(bytes, render());
         assert_eq!(bytes.len() % 512, 0);

@@ -15,6 +15,7 @@ use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 
 use super::blank::Blank;
 use super::cloud::{self, CloudDisk, RemoteDisk};
+use super::container::Container;
 use super::distribution::{self, Distributions};
 use super::entry::{BuildPhase, ImageEntry, ImageVersion, scan};
 use super::local_disk::DiskFile;
@@ -180,7 +181,7 @@ impl Images for ImageStore {
 
     fn assign(&self, name: &str, recipe: Recipe) -> Result<()> {
         // A download begins when it is asked for.
-        let is_local = !matches!(recipe, Recipe::Distribution { .. } | Recipe::Url { .. });
+        let is_local = !recipe.is_download();
         self.0.assign(name, recipe)?;
         if is_local { self.0.begin(name) } else { Ok(()) }
     }
@@ -262,6 +263,9 @@ impl Catalogue {
                     Recipe::Distribution { name, version }
                 }
                 Ok(Origin::Url { url, checksum }) => Recipe::Url { url, checksum },
+                Ok(of @ (Origin::Registry(_) | Origin::Archive(_) | Origin::RootFs(_))) => {
+                    Recipe::Container(of)
+                }
                 Ok(Origin::Tiny(_) | Origin::Blank | Origin::File(_) | Origin::Vm { .. })
                 | Err(_) => {
                     continue;
@@ -306,13 +310,14 @@ impl Catalogue {
         Ok(())
     }
 
+    fn tiny(&self, arch: Arch) -> Result<&Arc<Tiny>> {
+        let none = || BackendError::NoImage { name: format!("tiny-{arch}") };
+        self.tinies.iter().find(|tiny| tiny.arch == arch).ok_or_else(none)
+    }
+
     fn source(&self, recipe: Recipe) -> Result<Arc<dyn ImageSource>> {
         Ok(match recipe {
-            Recipe::Tiny(arch) => {
-                let tiny = self.tinies.iter().find(|tiny| tiny.arch == arch);
-                let none = || BackendError::NoImage { name: format!("tiny-{arch}") };
-                Arc::clone(tiny.ok_or_else(none)?) as _
-            }
+            Recipe::Tiny(arch) => Arc::clone(self.tiny(arch)?) as _,
             Recipe::Blank => Arc::new(Blank),
             Recipe::File(path) => Arc::new(DiskFile::new(path)?),
             Recipe::Distribution { name, version } => {
@@ -321,6 +326,14 @@ impl Catalogue {
             }
             Recipe::Url { url, checksum } => {
                 Arc::new(RemoteDisk::new(&url, &checksum, self.layout.downloads())?)
+            }
+            Recipe::Container(origin) => {
+                let refused = || BackendError::BadSource {
+                    origin: format!("{origin:?}"),
+                    reason: "is no container".to_owned(),
+                };
+                let made = container(&origin, self.tiny(Arch::HOST)?, &self.layout);
+                Arc::new(made.ok_or_else(refused)??)
             }
             Recipe::Vm(publication) => Arc::new(VmDisk::new(publication)),
             Recipe::Live(publication) => Arc::new(LiveVm(publication)),
@@ -386,6 +399,22 @@ impl Catalogue {
             return Err(BackendError::BadSource { origin: source.to_owned(), reason });
         }
         Ok(image)
+    }
+}
+
+/// Makes the source of a container.
+fn container(origin: &Origin, tiny: &Arc<Tiny>, layout: &Layout) -> Option<Result<Container>> {
+    let (tiny, cache) = (Arc::clone(tiny), layout.cache());
+    match origin {
+        Origin::Registry(reference) => Some(Container::registry(reference, tiny, cache)),
+        Origin::Archive(path) => Some(Container::archive(path.clone(), tiny, cache)),
+        Origin::RootFs(path) => Some(Container::root_fs(path.clone(), tiny, cache)),
+        Origin::Tiny(_)
+        | Origin::Blank
+        | Origin::File(_)
+        | Origin::Distribution { .. }
+        | Origin::Url { .. }
+        | Origin::Vm { .. } => None,
     }
 }
 

@@ -129,12 +129,15 @@ impl ImageEntry {
             },
             Ok(Origin::Blank) => image.source = Some(Arc::new(Blank)),
             // `tiny` comes with the program; a VM has changed since, or is gone.
-            // What is pulled gets its source from the catalogue.
+            // What is pulled or a container gets its source from the catalogue.
             Ok(
                 Origin::Tiny(_)
                 | Origin::Vm { .. }
                 | Origin::Distribution { .. }
-                | Origin::Url { .. },
+                | Origin::Url { .. }
+                | Origin::Registry(_)
+                | Origin::Archive(_)
+                | Origin::RootFs(_),
             )
             | Err(_) => {}
         }

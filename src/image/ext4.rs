@@ -26,6 +26,10 @@ const fn tool(name: &'static str) -> Tool {
 /// `mke2fs.conf` has no say.
 const FEATURES: &str = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,extent,64bit,\
     flex_bg,sparse_super,large_file,huge_file,dir_nlink,extra_isize,metadata_csum";
+/// The file with debugfs's commands.
+pub(super) const SCRIPT: &str = "script";
+/// A file system has an inode for each of these.
+pub(super) const BYTES_PER_INODE: u64 = 16384;
 /// Any constant would do: a VM's overlay has the same one, and nothing mounts by UUID.
 const UUID: &str = "61716673-0000-4000-8000-74696e790001";
 
@@ -38,22 +42,38 @@ pub(super) fn make(
     time: u32,
     scratch: &Path,
 ) -> Result<()> {
-    let file = File::create(disk).map_err(BuildError::at(disk))?;
-    file.set_len(size).map_err(BuildError::at(disk))?;
-    MKE2FS.run(&mut mke2fs(disk, time))?;
     fs::create_dir(scratch).map_err(BuildError::at(scratch))?;
-    fill(tree, disk, time, scratch)?;
-    fs::remove_dir_all(scratch).map_err(BuildError::at(scratch))?;
+    let script = scratch.join(SCRIPT);
+    fs::write(&script, write_script(tree, time, scratch)?).map_err(BuildError::at(&script))?;
+    make_by_script(disk, Shape { size, inodes: size / BYTES_PER_INODE }, time, scratch)?;
+    fs::remove_dir_all(scratch).map_err(BuildError::at(scratch))
+}
+
+/// How large a file system is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    /// Bytes.
+    pub(super) size: u64,
+    /// How many files it may have.
+    pub(super) inodes: u64,
+}
+
+/// Makes `disk` by the commands in the file [`SCRIPT`] of the directory `scratch`.
+pub(super) fn make_by_script(disk: &Path, shape: Shape, time: u32, scratch: &Path) -> Result<()> {
+    let file = File::create(disk).map_err(BuildError::at(disk))?;
+    file.set_len(shape.size).map_err(BuildError::at(disk))?;
+    MKE2FS.run(&mut mke2fs(disk, shape.inodes, time))?;
+    fill(disk, time, scratch)?;
     let checked = E2FSCK.run(at_time(E2FSCK.command(), time).arg("-fn").arg(disk));
     checked.map(drop)
 }
 
-fn mke2fs(disk: &Path, time: u32) -> Command {
+fn mke2fs(disk: &Path, inodes: u64, time: u32) -> Command {
     let mut command = at_time(MKE2FS.command(), time);
     command
         .env("MKE2FS_CONFIG", "/dev/null")
         .args(["-q", "-F", "-t", "ext4", "-O", FEATURES])
-        .args(["-b", "4096", "-I", "256", "-i", "16384", "-m", "0"])
+        .args(["-b", "4096", "-I", "256", "-m", "0", "-N", &inodes.to_string()])
         .args(["-J", "size=8", "-L", "root", "-U", UUID, "-E"])
         .arg(format!("hash_seed={UUID},lazy_itable_init=0,lazy_journal_init=0,nodiscard"))
         .arg(disk);
@@ -68,12 +88,9 @@ fn at_time(mut command: Command, time: u32) -> Command {
     command
 }
 
-fn fill(tree: &FileTree, disk: &Path, time: u32, scratch: &Path) -> Result<()> {
-    let script = scratch.join("script");
-    let text = write_script(tree, time, scratch)?;
-    fs::write(&script, text).map_err(BuildError::at(&script))?;
+fn fill(disk: &Path, time: u32, scratch: &Path) -> Result<()> {
     let mut command = at_time(DEBUGFS.command(), time);
-    command.current_dir(scratch).args(["-w", "-f", "script"]).arg(disk);
+    command.current_dir(scratch).args(["-w", "-f", SCRIPT]).arg(disk);
     let output = DEBUGFS.run_loud(&mut command)?;
     // It ends with status 0 whatever happens; its banner is the only thing that is no error.
     let errors: Vec<u8> = output

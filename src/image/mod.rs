@@ -7,7 +7,8 @@
 //! `fetch` fetches it. A warm image has a template too ([`warming`], [`template`]). An image that is made
 //! again has several versions ([`versions`]). `builtin:tiny` ([`tiny`]) is made of Debian's packages
 //! ([`debian`], [`packages`]), read by [`unpack`], [`kernel`], [`busybox`] and [`elf`], collected in a
-//! [`file_tree::FileTree`], and written by [`initramfs`] and [`ext4`].
+//! [`file_tree::FileTree`], and written by [`initramfs`] and [`ext4`]. A container image or an archive of a
+//! root file system ([`container`]) boots with the same kernel.
 //!
 //! Not here: a VM's own disk (`qemu`), a guest's seed (`guest::seed`).
 
@@ -16,6 +17,7 @@ mod busybox;
 mod catalogue;
 mod cloud;
 mod command;
+mod container;
 mod debian;
 mod disk_format;
 mod distribution;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::busybox;
 use super::debian::Archive;
@@ -41,6 +41,8 @@ const INITRD: &str = "initrd";
 const CMDLINE: &str = "root=/dev/vda rw quiet panic=-1 cryptomgr.notests random.trust_cpu=on";
 
 const STEPS: u32 = 6;
+/// What directories of the cache begin with that hold a kernel for containers.
+pub(super) const BOOT_PREFIX: &str = "boot-";
 
 /// The kernel has vmgenid, which Debian 12's for virtual machines has not.
 const KERNEL_OF_PC: PackageQuery<'_> = kernel(&["linux-image-amd64"]);
@@ -129,9 +131,22 @@ impl Tiny {
         Self { cache, mirror, arch, spec, host, building: Mutex::new(()) }
     }
 
+    /// Waits until no other build uses the cache.
+    pub(super) fn lock(&self) -> MutexGuard<'_, ()> {
+        self.building.lock()
+    }
+
+    /// Forgets the kernel that containers boot with: the next one gets that of this build.
+    fn forget_boot(&self) {
+        let entries = fs::read_dir(&self.cache).into_iter().flatten().flatten();
+        let kept = entries.filter(|e| e.file_name().to_string_lossy().starts_with(BOOT_PREFIX));
+        kept.for_each(|entry| drop(fs::remove_dir_all(entry.path())));
+    }
+
     /// Finds a kernel, and fetches the rest: the host's own needs no download, but is often absent
-    /// or forbidden.
-    fn inputs(&self, progress: &Progress) -> Result<Inputs> {
+    /// or forbidden. The caller has the [`lock`](Self::lock).
+    pub(super) fn inputs(&self, progress: &Progress) -> Result<Inputs> {
+        file::private_dir(&self.cache).map_err(BuildError::at(&self.cache))?;
         let place = (&*self.mirror, suite(self.arch));
         let archive = Archive::new(place, self.arch, &self.cache, progress)?;
         let perl = if self.arch.platform().has_vmgenid { &[] } else { PERL };
@@ -156,12 +171,12 @@ impl Tiny {
 
 /// What the image is made of.
 #[derive(Debug)]
-struct Inputs {
-    kernel: Kernel,
+pub(super) struct Inputs {
+    pub(super) kernel: Kernel,
     debs: Vec<PathBuf>,
-    packages: FileTree,
+    pub(super) packages: FileTree,
     /// The newest input's time: the time of every file of the image.
-    time: u32,
+    pub(super) time: u32,
 }
 
 impl Inputs {
@@ -175,7 +190,7 @@ impl Inputs {
         Ok(inputs)
     }
 
-    fn names(&self) -> Vec<String> {
+    pub(super) fn names(&self) -> Vec<String> {
         let debs = self.debs.iter().filter_map(|p| p.file_name());
         let debs = debs.map(|n| n.to_string_lossy().into_owned());
         std::iter::once(format!("linux {}", self.kernel.version)).chain(debs).collect()
@@ -200,9 +215,9 @@ impl ImageSource for Tiny {
     }
 
     fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest> {
-        let _alone = self.building.lock();
-        file::private_dir(&self.cache).map_err(BuildError::at(&self.cache))?;
+        let _alone = self.lock();
         let inputs = self.inputs(progress)?;
+        self.forget_boot();
         step(progress, 2, "writing the kernel");
         let kernels = write_kernel(&inputs.kernel, dir)?;
         step(progress, 3, "writing the initramfs");
@@ -265,7 +280,7 @@ fn write_sparse(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Writes the kernel as QEMU starts it and as UEFI does; returns their names.
-fn write_kernel(kernel: &Kernel, dir: &Path) -> Result<(&'static str, &'static str)> {
+pub(super) fn write_kernel(kernel: &Kernel, dir: &Path) -> Result<(&'static str, &'static str)> {
     let (name, bz_image) = match &kernel.image {
         KernelImage::Vmlinux { elf, bz_image } => {
             write_sparse(&dir.join(VMLINUX), elf)?;
@@ -277,7 +292,7 @@ fn write_kernel(kernel: &Kernel, dir: &Path) -> Result<(&'static str, &'static s
     Ok((name, VMLINUZ))
 }
 
-fn busybox_of(inputs: &Inputs) -> Result<std::sync::Arc<[u8]>> {
+pub(super) fn busybox_of(inputs: &Inputs) -> Result<std::sync::Arc<[u8]>> {
     let found =
         ["bin/busybox", "usr/bin/busybox"].into_iter().find_map(|path| inputs.packages.read(path));
     found.ok_or_else(|| BuildError::malformed("busybox-static", "it holds no bin/busybox"))
@@ -323,7 +338,7 @@ fn root_tree(inputs: &Inputs) -> Result<FileTree> {
 
 /// Says where the programs that need libraries are, and where they go. dropbear starts
 /// `/usr/lib/sftp-server`, or `/usr/lib/openssh/sftp-server`, as it was compiled.
-fn programs(packages: &FileTree) -> Vec<(&'static str, &'static str)> {
+pub(super) fn programs(packages: &FileTree) -> Vec<(&'static str, &'static str)> {
     let sbin = |merged: &'static str, old: &'static str| {
         if packages.contains(merged) { merged } else { old }
     };

@@ -135,6 +135,9 @@ impl Registry {
             Origin::Tiny(arch) => Recipe::Tiny(arch),
             Origin::Blank => Recipe::Blank,
             Origin::File(path) => Recipe::File(path),
+            container @ (Origin::Registry(_) | Origin::Archive(_) | Origin::RootFs(_)) => {
+                Recipe::Container(container)
+            }
             Origin::Distribution { name, version } => Recipe::Distribution { name, version },
             Origin::Url { url, checksum } => Recipe::Url { url, checksum },
             Origin::Vm { vm, tag: None } if self.is_distribution(&vm) => {

@@ -31,6 +31,12 @@ fn is_disk(path: &Path) -> bool {
     path.file_stem().is_some_and(|stem| DISKS.contains(&ending(Path::new(stem)).as_str()))
 }
 
+/// The endings of files that are archives of root file systems.
+pub const ARCHIVES: &[&str] = &[".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.zst"];
+/// What a container image's name in a registry is told by, and its file.
+const REGISTRY: &str = "oci:";
+const ARCHIVE: &str = "oci-archive:";
+
 /// A source that is understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "a source says what its fields are")]
@@ -55,6 +61,12 @@ pub enum Origin {
         /// `sha256=…`, not yet looked at.
         checksum: String,
     },
+    /// A container image in a registry, by its name there.
+    Registry(String),
+    /// A container image in a file, by its absolute path.
+    Archive(PathBuf),
+    /// An archive of a root file system, by its absolute path.
+    RootFs(PathBuf),
     /// A VM's disk, as it is or at a snapshot.
     Vm { vm: String, tag: Option<String> },
 }
@@ -64,7 +76,8 @@ pub enum Origin {
 #[error(
     "source {0:?}: not supported; use `builtin:tiny`, `builtin:blank`, a distribution such as `alpine` or \
      `debian:12`, a disk's absolute path ending in .qcow2, .raw, .img, .iso, .vmdk, .vhdx, .vdi or .box, also with \
-     .gz, .xz, .zst or .bz2 (not .box), https://…#sha256=…, a VM's name, or VM@SNAPSHOT"
+     .gz, .xz, .zst or .bz2 (not .box), a root file system's ending in .tar, .tar.gz, .tar.xz or .tar.zst, \
+     https://…#sha256=…, `oci:REF`, `oci-archive:/PATH`, a VM's name, or VM@SNAPSHOT"
 )]
 pub struct OriginError(pub String);
 
@@ -81,8 +94,18 @@ impl FromStr for Origin {
         if text == BLANK {
             return Ok(Self::Blank);
         }
+        if let Some(reference) = text.strip_prefix(REGISTRY) {
+            let fits = !reference.is_empty() && !reference.contains(char::is_whitespace);
+            return fits.then(|| Self::Registry(reference.to_owned())).ok_or_else(refused);
+        }
+        if let Some(path) = text.strip_prefix(ARCHIVE) {
+            return path.starts_with('/').then(|| Self::Archive(path.into())).ok_or_else(refused);
+        }
         if text.starts_with('/') {
             let path = Path::new(text);
+            if ARCHIVES.iter().any(|ending| text.ends_with(ending)) {
+                return Ok(Self::RootFs(path.into()));
+            }
             return is_disk(path).then(|| Self::File(path.into())).ok_or_else(refused);
         }
         if text.starts_with("https://") || text.starts_with("http://") {
@@ -129,6 +152,9 @@ mod tests {
             ("alpine:3.22", distribution("alpine", Some("3.22"))),
             ("debian:latest", distribution("debian", None)),
             ("https://x/y.qcow2#sha256=0", url),
+            ("oci:127.0.0.1:5000/x:1", Origin::Registry("127.0.0.1:5000/x:1".into())),
+            ("oci-archive:/a/x.tar", Origin::Archive("/a/x.tar".into())),
+            ("/a/x.tar.zst", Origin::RootFs("/a/x.tar.zst".into())),
             ("vm1", vm("vm1", None)),
             ("vm1@clean", vm("vm1", Some("clean"))),
         ];
@@ -142,7 +168,9 @@ mod tests {
         let bad = [
             "alpine:",
             "alpine:3 22",
-            "oci:x",
+            "oci:",
+            "oci-archive:x",
+            "oci:a b",
             "https://x/y.qcow2",
             "x.raw",
             "/x",

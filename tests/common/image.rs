@@ -29,8 +29,19 @@ pub(crate) fn install(store: &Path) {
     }
     link_tree(&from.images().join("tiny"), &to.images().join("tiny")).expect("linking the image");
     aqfs::store::file::private_dir(&to.cache()).expect("the store's cache");
+    for boot in boot_dirs(&from) {
+        let name = boot.file_name().expect("a name");
+        link_tree(&boot, &to.cache().join(name)).expect("linking the kernel of containers");
+    }
     // There is no verdict where hints alone have decided.
     drop(fs::copy(from.accel_verdict(), to.accel_verdict()));
+}
+
+/// Lists what containers boot with.
+fn boot_dirs(store: &Layout) -> Vec<PathBuf> {
+    let entries = fs::read_dir(store.cache()).into_iter().flatten().flatten();
+    let names = entries.filter(|e| e.file_name().to_string_lossy().starts_with("boot-"));
+    names.map(|e| e.path()).collect()
 }
 
 /// Returns where the images of all checkouts are.
@@ -69,6 +80,12 @@ fn build(cache: &Path, store: &Layout) {
         echo kill > image/ctl && cat image/wait && rmdir image";
     let said = mounted.sh_within(script, BUILD);
     assert!(said.stdout.starts_with("paused\nready\n"), "no image: {said:?}");
+    // An image of an archive, for what all of them boot with.
+    let script = "
+        touch $SCRATCH/file && tar -C $SCRATCH -cf $SCRATCH/a.tar file && mkdir .images/a
+        echo $SCRATCH/a.tar > .images/a/source; cat .images/a/wait; rmdir .images/a";
+    let said = mounted.sh_within(script, BUILD);
+    assert_eq!(said.stdout, "ready\n", "no kernel for containers: {said:?}");
     drop(mounted);
     fs::write(cache.join("stamp"), stamp_of(AQ)).expect("the stamp of the cache");
 }

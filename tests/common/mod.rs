@@ -11,6 +11,7 @@ pub(crate) mod image;
 pub(crate) mod mirror;
 pub(crate) mod mounted;
 pub(crate) mod proc;
+pub(crate) mod registry;
 pub(crate) mod shell;
 pub(crate) mod terminal;
 

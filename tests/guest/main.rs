@@ -9,6 +9,7 @@ mod adoption;
 mod arch;
 mod bad_input;
 mod config;
+mod containers;
 mod damage;
 mod disks;
 mod events;

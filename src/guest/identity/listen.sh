@@ -1,3 +1,6 @@
+: aqfs-system
+# The line above has a guest whose root is a container's run this beside the container.
+#
 # Starts a shell that waits on the identity port for this guest's later identity (personalize.sh).
 # Runs over SSH before the machine is captured.
 fail() {

@@ -81,7 +81,10 @@ rename() {
     if [ -e /etc/machine-id ]; then echo "$machine_id" >/etc/machine-id; fi
     while read -r address _; do
         if [ "$address" = 127.0.1.1 ]; then
-            sed -i "s/^127.0.1.1[[:space:]].*/127.0.1.1 $hostname/" /etc/hosts
+            # In place: the file may be mounted over another one.
+            hosts=$(sed "s/^127.0.1.1[[:space:]].*/127.0.1.1 $hostname/" /etc/hosts)
+            printf '%s\n' "$hosts" >/etc/hosts
+            break
         fi
     done </etc/hosts
 } 2>/dev/null

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use super::{BackendError, DiskFormat};
 use crate::arch::Arch;
 use crate::programs::Program;
+use crate::vm::origin::Origin;
 use crate::vm::spec::ImageSettings;
 use crate::vm::stream::Listener;
 use crate::vm::template::{Capture, Layer, Template, WarmStatus};
@@ -196,10 +197,23 @@ pub enum Recipe {
         /// `sha256=…`
         checksum: String,
     },
+    /// A container image, or an archive of a root file system.
+    Container(Origin),
     /// The disk of a VM that is off.
     Vm(Box<Publication>),
     /// A VM that runs: its disk and its memory.
     Live(Box<LivePublication>),
+}
+
+impl Recipe {
+    /// Says whether it is fetched from elsewhere: that begins at `pull`, or at the first start.
+    pub fn is_download(&self) -> bool {
+        match self {
+            Self::Container(origin) => matches!(origin, Origin::Registry(_)),
+            Self::Distribution { .. } | Self::Url { .. } => true,
+            Self::Tiny(_) | Self::Blank | Self::File(_) | Self::Vm(_) | Self::Live(_) => false,
+        }
+    }
 }
 
 /// The images.

@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use super::container::ContainerProcess;
 use super::net::Forward;
 pub use super::parse::forward;
 use super::{
@@ -315,6 +316,11 @@ pub static KEYS: &[Key] = &[
         doc: "uefi, or the path of a firmware on the host; `none` is QEMU's BIOS",
         render: |s| s.firmware.clone().map_or_else(none, String::from),
         value: |v| parse::firmware(v),
+    },
+    key! { container, takes: AtStart, carried: Always,
+        doc: "what `aq run` runs, as the container image says: JSON with Entrypoint, Cmd, Env, WorkingDir, User",
+        render: |s| s.container.as_ref().map_or_else(none, ContainerProcess::render),
+        value: |v| parse::container(v),
     },
     key! { cdrom, takes: AtStart, carried: Warm,
         doc: "path of an ISO image on the host; `none` is an empty drive",

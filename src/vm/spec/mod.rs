@@ -4,6 +4,7 @@
 //!
 //! No I/O here: whether a file that a setting names is there is asked when the VM starts.
 
+pub mod container;
 pub mod keys;
 pub mod net;
 mod parse;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use self::container::ContainerProcess;
 pub use self::keys::{Edit, Form, KEYS, Key, Takes};
 use self::net::{Forward, Mac};
 pub use self::resolve::{ImageSettings, VmSettings};
@@ -121,6 +123,8 @@ pub struct VmSpec {
     pub machine: Option<String>,
     /// The version of the hardware; `None` is the newest, or that of the memory that is loaded.
     pub hardware: Option<Hardware>,
+    /// What a container of the image runs; `None` for an image that is no container.
+    pub container: Option<ContainerProcess>,
     /// The disc in the CD-ROM drive.
     pub cdrom: Option<PathBuf>,
     /// What the guest writes to its disk is gone when the VM ends.
@@ -163,6 +167,7 @@ impl Default for VmSpec {
             firmware: None,
             machine: None,
             hardware: None,
+            container: None,
             cdrom: None,
             ephemeral: false,
             user_data: None,

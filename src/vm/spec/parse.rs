@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 
+use super::container::ContainerProcess;
 use super::net::{Forward, Mac};
 use super::{AccelChoice, Firmware, MAX_CPUS, SpecError, is_object_name, parse_size, render_accel};
 use crate::arch::Arch;
@@ -46,6 +47,15 @@ fn text(
 
 pub(super) fn image_name(value: &str) -> Result<String, SpecError> {
     text("image", value, is_object_name(value), "the name of an image, such as tiny")
+}
+
+pub(super) fn container(value: &str) -> Result<Option<ContainerProcess>, SpecError> {
+    let expected = r#"`none`, or JSON such as {"Entrypoint":["/app"],"Env":["K=V"]}"#;
+    if value == "none" {
+        return Ok(None);
+    }
+    let process = ContainerProcess::parse(value);
+    process.map(Some).ok_or_else(|| malformed("container", value, expected))
 }
 
 pub(super) fn cpus(value: &str) -> Result<u32, SpecError> {

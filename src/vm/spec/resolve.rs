@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::container::ContainerProcess;
 use super::keys::{Carried, Wanted};
 use super::{Edit, KEYS, Key, SpecError, VmSpec};
 use crate::vm::WriteMode;
@@ -111,6 +112,15 @@ impl ImageSettings {
     /// What a warm image carries, captured from a machine with these settings.
     pub fn of_machine(spec: &VmSpec) -> Self {
         Self::of(spec, |key| key.carried != Carried::Never)
+    }
+
+    /// What a container image carries: what it runs, and the size of a disk that is larger than
+    /// the default.
+    pub fn of_container(process: &ContainerProcess, disk: Option<u64>) -> Self {
+        let defaults = VmSpec::default();
+        let container = Some(process.clone());
+        let spec = VmSpec { container, disk: disk.unwrap_or(defaults.disk), ..defaults };
+        Self::of(&spec, |key| key.name == "container" || (key.name == "disk" && disk.is_some()))
     }
 
     /// What is known of a warm image that an earlier version has made.

@@ -23,6 +23,7 @@ const VALUES: &[(&str, [&str; 4])] = &[
     ("initrd", ["/own", "/image", "/defaults", "none"]),
     ("cmdline", ["own", "image", "defaults", "none"]),
     ("firmware", ["/own", "/image", "/defaults", "none"]),
+    ("container", [r#"{"User":"own"}"#, r#"{"User":"image"}"#, r#"{"User":"defaults"}"#, "none"]),
     ("cdrom", ["/own", "/image", "/defaults", "none"]),
     ("ssh_user", ["own", "image", "defaults", "root"]),
     ("user_data", ["#cloud-config\na: [x]", "#!/bin/sh\ntrue", "#include\nhttps://x", "none"]),
@@ -105,7 +106,8 @@ fn a_disk_alone_carries_less_than_a_machine() {
     assert_eq!(machine.without_machine(), disk);
     assert!(machine.table().contains("accel tcg\n") && !disk.table().contains("accel"));
     assert!(
-        disk.table().starts_with(&format!("arch {HOST}\ncmdline none\ncpus 2\ndisk 2G\n")),
+        disk.table()
+            .starts_with(&format!("arch {HOST}\ncmdline none\ncontainer none\ncpus 2\ndisk 2G\n")),
         "{}",
         disk.table()
     );
