@@ -162,7 +162,7 @@ fn names_and_sources_that_cannot_be() {
             "Invalid argument",
             "use `builtin:tiny`",
         ),
-        ("echo oci:x > .images/x/source", "Invalid argument", "VM@SNAPSHOT"),
+        ("echo oci: > .images/x/source", "Invalid argument", "VM@SNAPSHOT"),
         ("echo nobody > .images/x/source", "No such file", "no VM named nobody"),
         ("mkdir vm1; echo vm1 > .images/x/source", "No such file", "made at the first start"),
         ("echo pull > .images/x/ctl", "No such file", "has no source"),
