@@ -167,6 +167,33 @@ fn a_container_is_a_vm_like_any_other() {
 }
 
 #[test]
+fn a_container_is_made_again_beside_the_one_that_its_vms_have() {
+    let aq = Mounted::with_image();
+    let release = |version: &[u8]| {
+        let files: &[(&str, u32, &[u8])] = &[("root/", 0o700, b""), ("version", 0o644, version)];
+        fs::write(aq.scratch().join("root.tar"), layer(files)).expect("the archive");
+    };
+    let version = |vm: &str| aq.exec(vm, "/dev/aqfs/bin/cat /version");
+    release(b"1");
+    aq.sh("mkdir .images/c; echo $SCRATCH/root.tar > .images/c/source; cat .images/c/wait").ok();
+    aq.sh("mkdir old; echo c > old/config/image").ok();
+    aq.boot_existing("old");
+    let refresh = "echo refresh > .images/c/ctl; cat .images/c/wait .images/c/progress";
+    assert_eq!(aq.sh(refresh).ok(), "ready\nnothing has changed since it was made");
+    release(b"2");
+    assert_eq!(aq.sh(refresh).ok(), "ready");
+    aq.sh("mkdir new; echo c > new/config/image").ok();
+    aq.boot_existing("new");
+    aq.stop("old");
+    aq.boot_existing("old");
+    assert_eq!((version("old"), version("new")), ("1".into(), "2".into()));
+    // What cannot be made leaves what there is.
+    fs::write(aq.scratch().join("root.tar"), b"no archive").expect("a file");
+    let said = aq.sh(refresh).ok();
+    assert!(said.starts_with("ready\nrefresh failed: "), "{said}");
+}
+
+#[test]
 fn images_that_are_not_what_they_should_be_are_refused_in_one_sentence() {
     let (aq, registry) = (Mounted::with_image(), Registry::start());
     let fine = || layer(&[("a", 0o644, &[7; 5000])]);

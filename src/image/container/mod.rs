@@ -151,6 +151,11 @@ impl ImageSource for Container {
         }
     }
 
+    /// What a tag names, and a file, may be another image by now.
+    fn is_renewable(&self) -> bool {
+        true
+    }
+
     fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest, BuildError> {
         let scratch = dir.join("scratch");
         fs::create_dir(&scratch).map_err(BuildError::at(&scratch))?;
