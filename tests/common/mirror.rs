@@ -10,12 +10,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 #[derive(Default)]
 struct State {
+    /// Where the files are that are not in `files`. A pipe there is a file that never comes.
+    dir: Option<PathBuf>,
     files: BTreeMap<String, Vec<u8>>,
     redirects: BTreeMap<String, String>,
     /// Paths whose next answer is this status.
@@ -49,6 +53,13 @@ impl Mirror {
     /// Serves on a port of its own.
     pub(crate) fn start() -> Self {
         Self::start_on(0)
+    }
+
+    /// Serves the files of a directory, as they are when they are asked for.
+    pub(crate) fn of(dir: PathBuf) -> Self {
+        let mirror = Self::start();
+        mirror.state().dir = Some(dir);
+        mirror
     }
 
     /// Serves on this port.
@@ -202,7 +213,16 @@ fn answer(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
     if let Some(to) = state.redirects.get(path) {
         return empty(stream, "302 Found", &format!("Location: {to}\r\n"));
     }
-    let Some(body) = state.files.get(path).cloned().or_else(|| index(&state, path)) else {
+    let file = state.dir.as_ref().map(|dir| dir.join(path));
+    if file.as_ref().is_some_and(|file| is_pipe(file)) {
+        while !shared.over.load(Ordering::SeqCst) {
+            state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        return Err(std::io::ErrorKind::ConnectionAborted.into());
+    }
+    let read = || std::fs::read(file?).ok();
+    let found = state.files.get(path).cloned().or_else(read).or_else(|| index(&state, path));
+    let Some(body) = found else {
         return empty(stream, "404 Not Found", "");
     };
     let (plain, cut) = (state.plain.contains(path), state.cut.remove(path));
@@ -219,6 +239,10 @@ fn answer(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
     let mut out = stream;
     out.write_all(&rest[sent..])?;
     out.shutdown(Shutdown::Both)
+}
+
+fn is_pipe(file: &Path) -> bool {
+    std::fs::metadata(file).is_ok_and(|meta| meta.file_type().is_fifo())
 }
 
 fn empty(mut out: &TcpStream, status: &str, header: &str) -> std::io::Result<()> {

@@ -65,6 +65,15 @@ impl Mounted {
         mounted
     }
 
+    /// Mounts a store that holds the tiny image, with these lines in the user's `images.toml`.
+    pub(crate) fn with_image_and_distributions(lines: &str) -> Self {
+        let root = scratch();
+        let store = root.path().join("store");
+        image::install(&store);
+        set_distributions(root.path(), lines);
+        Self::serve(root, store)
+    }
+
     /// Mounts an empty store, with these lines in the user's `images.toml`.
     pub(crate) fn with_distributions(lines: &str) -> Self {
         let root = scratch();

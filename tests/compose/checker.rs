@@ -8,7 +8,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest, Sha256};
 
-use super::model::{Model, Power, Vm};
+use super::model::{Content, Model, Power, Vm};
+use super::operations::PROGRAMS;
 use crate::common::Mounted;
 
 /// How wrong a guest's clock may be.
@@ -84,6 +85,7 @@ pub(crate) fn disk(aq: &Mounted, name: &str, vm: &Vm) -> Checked {
     if check.code != 0 && !tolerated {
         return Err(Finding::new("qemu-img check", format!("{name}: {check:?}")));
     }
+    bytes(aq, name, vm)?;
     let listed =
         |script: &str| -> Vec<String> { aq.sh(script).stdout.lines().map(str::to_owned).collect() };
     let ours = listed(&format!("ls {name}/snapshots"));
@@ -95,17 +97,35 @@ pub(crate) fn disk(aq: &Mounted, name: &str, vm: &Vm) -> Checked {
     compare("snapshots", &format!("{name}: ls and qemu-img"), &ours, &qemus)
 }
 
+/// The disk of a VM without a guest begins as its image's did.
+fn bytes(aq: &Mounted, name: &str, vm: &Vm) -> Checked {
+    let Some(disk) = vm.disk.filter(|disk| disk.content == Content::Bytes) else { return Ok(()) };
+    let head = format!(
+        "qemu-img dd -f qcow2 -O raw bs=512 count=1 if=$(readlink {name}/disk) of=$SCRATCH/head &&
+         tr -d '\\0' < $SCRATCH/head"
+    );
+    let found = aq.sh(&head).stdout.trim_end().to_owned();
+    compare("version", &format!("{name}: the disk's beginning"), &found, &beginning(disk.version))
+}
+
+/// What a disk of the mirror begins with; nothing for an empty one.
+pub(crate) fn beginning(version: u32) -> String {
+    if version == 0 { String::new() } else { format!("version {version}") }
+}
+
 /// What a guest says of itself: lines of a word and a value.
 const PROBE: &str = "echo 3 > /proc/sys/vm/drop_caches
     sum() { echo $(cat $1/mark || echo 0) $(sha256sum < $1/data | cut -c 1-16); }
     echo urandom $(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' ')
     echo date $(date +%s)
-    { echo disk $(sum /root); echo memory $(sum /tmp); } 2> /dev/null
-    echo process $([ ! -e /tmp/pid ] || tr '\\0' ' ' < /proc/$(cat /tmp/pid)/cmdline)
+    { echo disk $(sum /root); echo memory $(sum /dev/shm); } 2> /dev/null
+    echo version $(cat /etc/version 2> /dev/null || echo 0)
+    echo process $([ ! -e /dev/shm/pid ] || tr '\\0' ' ' < /proc/$(cat /dev/shm/pid)/cmdline)
     echo hostname $(hostname)
     echo machine-id $(cat /etc/machine-id)
     echo mac $(cat /sys/class/net/eth0/address)
-    echo host-key $(sha256sum < /run/aqfs/seed/dropbear_ed25519_host_key | cut -c 1-16)
+    seed=/run/aqfs/seed; [ -d $seed ] || seed=/dev/aqfs$seed
+    echo host-key $(sha256sum < $seed/dropbear_ed25519_host_key | cut -c 1-16)
     echo cpus $(nproc)
     echo sectors $(cat /sys/class/block/vda/size)";
 
@@ -136,7 +156,7 @@ impl Guests {
         let seconds = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let before = seconds();
         let said = aq.sh(&format!(
-            "cat > {name}/exec <<'END'\n{PROBE}\nEND\ntimeout 60 cat {name}/exec; cat {name}/error >&2"
+            "cat > {name}/exec <<'END'\n{PROGRAMS}\n{PROBE}\nEND\ntimeout 60 cat {name}/exec; cat {name}/error >&2"
         ));
         let now = seconds();
         let value = |key: &str| {
@@ -148,6 +168,7 @@ impl Guests {
             compare(kind, &format!("{name}: {kind}"), &value(kind)?, &expected)
         };
         same("disk", content(disk.mark))?;
+        same("version", disk.version.to_string())?;
         same("memory", content(running.memory.mark))?;
         same("hostname", running.memory.hostname.clone())?;
         same("cpus", running.shape.cpus.to_string())?;

@@ -4,7 +4,7 @@ use std::iter;
 
 use libc::{EBUSY, EEXIST, EHOSTUNREACH, EINVAL, ENOENT};
 
-use super::model::{IMAGES, Memory, Model, Power, TAGS, Vm};
+use super::model::{Content, IMAGES, Memory, Model, Power, TAGS, Vm};
 use super::operations::{
     Fits, No, Operation, Step, none, nothing, require, running, until_done, until_ready, vm,
 };
@@ -26,20 +26,20 @@ fn pairs(model: &Model, name: &str, with: &[&str]) -> Vec<String> {
     there.iter().flat_map(|tag| with.iter().map(move |other| format!("{tag} {other}"))).collect()
 }
 
-fn pair(step: &Step) -> (&str, &str) {
+pub(crate) fn pair(step: &Step) -> (&str, &str) {
     step.word.split_once(' ').unwrap_or((&step.word, ""))
 }
 
-fn images(_: &Model, _: &str) -> Vec<String> {
+pub(crate) fn images(_: &Model, _: &str) -> Vec<String> {
     IMAGES.iter().map(|&image| image.to_owned()).collect()
 }
 
-fn every_image(_: &Model, _: &str) -> Vec<String> {
+pub(crate) fn every_image(_: &Model, _: &str) -> Vec<String> {
     IMAGES.iter().copied().chain(iter::once("tiny")).map(str::to_owned).collect()
 }
 
 /// A VM with a disk that snapshots can be taken of, and dropped from.
-fn has_disk(vm: &Vm) -> Fits {
+pub(crate) fn has_disk(vm: &Vm) -> Fits {
     require(vm.disk.is_some(), No::Errno(ENOENT))?;
     let thrown = vm.running.as_ref().is_some_and(|running| running.thrown.is_some());
     require(!thrown, No::Errno(EINVAL))
@@ -64,7 +64,7 @@ fn restore(model: &mut Model, step: &Step) {
 }
 
 /// Waits for the end, and for the guest, whose clock is set after a long pause.
-fn until_back(model: &Model, step: &Step) -> String {
+pub(crate) fn until_back(model: &Model, step: &Step) -> String {
     let ready = model.vms.get(&step.vm).is_some_and(|vm| vm.power == Power::Ready);
     let done = until_done(model, step);
     if ready { format!("{done}\n{}", until_ready(model, step)) } else { done }
@@ -83,7 +83,7 @@ fn suspend(model: &mut Model, step: &Step) {
     model.end(&step.vm, Power::Off);
 }
 
-fn is_new(model: &Model, image: &str) -> Fits {
+pub(crate) fn is_new(model: &Model, image: &str) -> Fits {
     require(!model.images.contains_key(image), No::Unfit)
 }
 
@@ -92,7 +92,8 @@ fn can_publish(model: &Model, step: &Step) -> Fits {
     let vm = vm(model, step)?;
     require(vm.disk.is_some(), No::Errno(ENOENT))?;
     has_disk(vm)?;
-    require(vm.power != Power::Paused, No::Errno(EHOSTUNREACH))
+    require(vm.power != Power::Paused, No::Errno(EHOSTUNREACH))?;
+    require(vm.power != Power::Running, No::Errno(EBUSY))
 }
 
 fn publish(model: &mut Model, step: &Step) {
@@ -118,8 +119,18 @@ fn until_made(image: &str, vm: &str) -> String {
     )
 }
 
-fn warm(model: &mut Model, step: &Step) {
-    if let Some(image) = model.images.get_mut(&step.word) {
+/// An image that is there, and whose VMs answer.
+pub(crate) fn has_guest(model: &Model, image: &str) -> Fits {
+    let image = model.images.get(image).ok_or(No::Unfit)?;
+    require(image.disk.content == Content::Guest, No::Unfit)
+}
+
+pub(crate) fn until_warm(image: &str) -> String {
+    format!("timeout 240 cat .images/{image}/wait > /dev/null; grep -q ^yes .images/{image}/warm")
+}
+
+pub(crate) fn warm(model: &mut Model, image: &str) {
+    if let Some(image) = model.images.get_mut(image) {
         let memory = Memory { mark: 0, hostname: String::new() };
         let size = image.disk.at_least(image.disk_setting).size;
         image.template = Some((memory, image.gives(), size));
@@ -130,7 +141,8 @@ fn warm(model: &mut Model, step: &Step) {
 fn settings(_: &Model, _: &str) -> Vec<String> {
     let all = ["memory 128M", "memory 192M", "memory 256M", "cpus 1", "cpus 2", "cpus default"];
     let more = ["memory default", "hostname h", "hostname default", "protect 1", "protect 0"];
-    let more = more.iter().chain(&["ephemeral 1", "ephemeral 0", "ephemeral 0"]);
+    let texts = ["user_data #cloud-config", "user_data none"];
+    let more = more.iter().chain(&texts).chain(&["ephemeral 1", "ephemeral 0", "ephemeral 0"]);
     let wrong = ["memory 1K", "hostname -x", "cpus many"];
     all.iter().chain(more).chain(&wrong).map(|&word| word.to_owned()).collect()
 }
@@ -154,6 +166,7 @@ fn set(model: &mut Model, step: &Step) {
         "hostname" => vm.set.hostname = (value != "default").then(|| value.to_owned()),
         "protect" => vm.set.protect = value == "1",
         "ephemeral" => vm.set.ephemeral = value == "1",
+        "user_data" => vm.set.user_data = value != "none",
         other => unreachable!("{other} is no setting of the table"),
     }
 }
@@ -287,15 +300,10 @@ pub(crate) static DISKS: &[Operation] = &[
         name: "warm",
         weight: 2,
         words: every_image,
-        fits: |model, step| require(model.images.contains_key(&step.word), No::Unfit),
+        fits: |model, step| has_guest(model, &step.word),
         request: |step| format!("echo warm > .images/{}/ctl", step.word),
-        wait: |_, step| {
-            format!(
-                "timeout 240 cat .images/{0}/wait > /dev/null; grep -q ^yes .images/{0}/warm",
-                step.word
-            )
-        },
-        then: warm,
+        wait: |_, step| until_warm(&step.word),
+        then: |model, step| warm(model, &step.word),
     },
     Operation {
         name: "cold",
@@ -332,7 +340,7 @@ pub(crate) static DISKS: &[Operation] = &[
         fits: can_set,
         request: |step| {
             let (key, value) = pair(step);
-            format!("echo {value} > {}/config/{key}", step.vm)
+            format!("echo '{value}' > {}/config/{key}", step.vm)
         },
         wait: nothing,
         then: set,
@@ -350,11 +358,11 @@ pub(crate) static DISKS: &[Operation] = &[
 
 #[cfg(test)]
 mod tests {
-    use super::super::operations::POWER;
+    use super::super::all_operations;
     use super::*;
 
     fn step(name: &str, vm: &str, word: &str) -> Step {
-        let mut rows = POWER.iter().chain(DISKS);
+        let mut rows = all_operations();
         let operation = rows.find(|o| o.name == name).unwrap();
         Step { operation, vm: vm.to_owned(), word: word.to_owned() }
     }
@@ -395,7 +403,7 @@ mod tests {
     #[test]
     fn every_line_names_what_it_is_about() {
         let model = Model::default();
-        for operation in POWER.iter().chain(DISKS) {
+        for operation in all_operations() {
             let step = Step { operation, vm: "a".to_owned(), word: "s 4".to_owned() };
             assert!(!step.lines(&model).is_empty() && operation.weight > 0, "{operation:?}");
         }

@@ -5,7 +5,7 @@
 //! shrunk to few steps and printed as shell lines that can be pasted. `make compose SECONDS=3600
 //! SEED=7` runs for an hour from another seed; `AQFS_COMPOSE_STEPS` is how long a sequence is.
 //!
-//! The rows of `operations` and `disks` are what can be done, `model` is what it changes, `runner`
+//! The rows of `operations`, `disks` and `sources` are what can be done, `model` is what it changes, `runner`
 //! does it and `checker` looks. Kills in the *middle* of an operation are `torture`'s.
 #![allow(clippy::print_stdout, reason = "reports each sequence as it ends")]
 
@@ -18,6 +18,7 @@ mod model;
 mod operations;
 mod runner;
 mod shrink;
+mod sources;
 
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,7 @@ use fastrand::Rng;
 use model::{IMAGES, Model, VMS};
 use operations::{No, Operation, POWER, Step};
 use runner::{Counts, Failure};
+use sources::{RELEASE, SOURCES};
 
 /// What is spent where nothing else is said: CI's part.
 const TIME: u64 = 120;
@@ -64,13 +66,18 @@ fn every_feature_after_every_other() {
     assert_eq!(findings, 0, "findings, reported above");
 }
 
+/// Lists every row.
+pub(crate) fn all_operations() -> impl Iterator<Item = &'static Operation> {
+    POWER.iter().chain(DISKS).chain(SOURCES)
+}
+
 fn number(variable: &str) -> Option<u64> {
     std::env::var(variable).ok()?.parse().ok()
 }
 
 /// Chooses steps, each of which fits after those before it; in the end all VMs are looked into.
 fn sequence(random: &mut Rng) -> Vec<Step> {
-    let rows: Vec<&'static Operation> = POWER.iter().chain(DISKS).collect();
+    let rows: Vec<&'static Operation> = all_operations().collect();
     let (mut model, mut steps) = (Model::default(), Vec::new());
     let length = number("AQFS_COMPOSE_STEPS").unwrap_or(STEPS);
     while (steps.len() as u64) < length {
@@ -153,7 +160,11 @@ fn again(steps: &[Step], failure: Failure) -> Option<(Vec<Step>, Finding)> {
 /// Says how to see a failure.
 fn report_of(seed: u64, steps: &[Step], finding: &Finding) -> String {
     let (kind, text) = (&finding.kind, finding.text.replace('\n', "\n# "));
-    format!("FOUND by sequence {seed}: {kind}\n{BEFORE}\n{}\n# {text}\n", pasted(steps))
+    let before = format!("cat > $SOURCES/release <<'END'\n{RELEASE}END\n{BEFORE}");
+    format!(
+        "FOUND by sequence {seed}: {kind}\n{VARIABLES}\n{before}\n{}\n# {text}\n",
+        pasted(steps)
+    )
 }
 
 /// Of steps, those that have to do with the last one, as their names have it. Whatever is refused
@@ -201,7 +212,12 @@ fn accepted(steps: &[Step]) -> Vec<Step> {
     accepted
 }
 
-const BEFORE: &str = "export AQ_MOUNT=$(mktemp -d) STORE=$(mktemp -d)
+const VARIABLES: &str =
+    "export AQ_MOUNT=$(mktemp -d) STORE=$(mktemp -d) SOURCES=$(mktemp -d) OUT=$(mktemp -d)";
+/// A registry with an image `x`, and a row of images.toml for `mine`, have to be there for the lines that
+/// name them.
+const BEFORE: &str = "bash -e $SOURCES/release 1; export MIRROR=8000
+python3 -m http.server -b 127.0.0.1 -d $SOURCES/www $MIRROR &
 aq mount $AQ_MOUNT --store $STORE; cd $AQ_MOUNT";
 
 /// Returns steps as a user types them.
@@ -239,7 +255,7 @@ fn a_sequence_follows_from_its_seed_and_does_much() {
     assert_eq!(lines(7), lines(7));
     assert_ne!(lines(7), lines(8));
     let all: Vec<Step> = (0..300).flat_map(|seed| sequence(&mut Rng::with_seed(seed))).collect();
-    for operation in POWER.iter().chain(DISKS) {
+    for operation in all_operations() {
         let times = all.iter().filter(|step| step.operation.name == operation.name).count();
         assert!(times >= 5, "{} comes {times} times", operation.name);
     }

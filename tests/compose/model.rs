@@ -17,12 +17,16 @@ pub(crate) const ROOM: usize = 3;
 const DISK: u32 = 2;
 const MEMORY: u32 = 256;
 const CPUS: u32 = 1;
+/// What the row of the distribution says.
+const DISTRIBUTION_MEMORY: u32 = 128;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Power {
     Off,
     /// Off, and its QEMU was killed.
     Failed,
+    /// QEMU runs a disk that has no guest of ours, which nothing answers for.
+    Running,
     Ready,
     Paused,
 }
@@ -33,6 +37,7 @@ impl Power {
         match self {
             Self::Off => "stopped",
             Self::Failed => "failed",
+            Self::Running => "running",
             Self::Ready => "ready",
             Self::Paused => "paused",
         }
@@ -43,16 +48,63 @@ impl Power {
     }
 }
 
-/// A disk: its mark, 0 for none, and its size in GiB.
+/// A disk: its mark, 0 for none, and its size in GiB; what it was made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Disk {
     pub(crate) mark: u32,
     pub(crate) size: u32,
+    /// Of its image's source, 0 for one without.
+    pub(crate) version: u32,
+    pub(crate) content: Content,
 }
 
 impl Disk {
     pub(crate) fn at_least(self, size: Option<u32>) -> Self {
         Self { size: self.size.max(size.unwrap_or(0)), ..self }
+    }
+}
+
+/// What is on a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// The file system of a guest that answers.
+    Guest,
+    /// Nothing that boots.
+    Bytes,
+}
+
+/// What an image is made of, if it is no VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// It comes with aqfs.
+    Tiny,
+    /// An image in a registry, always of the same version.
+    Registry,
+    /// A container image in a file.
+    Archive,
+    /// An archive of a root file system.
+    RootFs,
+    /// A distribution's disk on the mirror, without a guest.
+    Distribution,
+    /// An empty disk.
+    Blank,
+}
+
+impl Source {
+    /// Those that an image can be given.
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Registry, Self::Archive, Self::RootFs, Self::Distribution, Self::Blank];
+
+    /// What is written to `source`.
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::Tiny => "builtin:tiny",
+            Self::Registry => "oci:127.0.0.1:$REGISTRY/x",
+            Self::Archive => "oci-archive:$SOURCES/archive.tar",
+            Self::RootFs => "$SOURCES/root.tar",
+            Self::Distribution => "mine",
+            Self::Blank => "builtin:blank",
+        }
     }
 }
 
@@ -100,6 +152,7 @@ pub(crate) struct Settings {
     pub(crate) disk: Option<u32>,
     pub(crate) hostname: Option<String>,
     pub(crate) protect: bool,
+    pub(crate) user_data: bool,
     pub(crate) ephemeral: bool,
 }
 
@@ -126,6 +179,8 @@ pub(crate) struct Vm {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Image {
+    /// `None` for one that was made of a VM.
+    pub(crate) source: Option<Source>,
     pub(crate) disk: Disk,
     /// The setting `disk` of the VM that it was made from, which may have been larger already.
     pub(crate) disk_setting: Option<u32>,
@@ -148,6 +203,8 @@ pub(crate) struct Model {
     /// Oldest first.
     pub(crate) trash: Vec<Removed>,
     pub(crate) images: BTreeMap<String, Image>,
+    /// The version that the sources have.
+    pub(crate) released: u32,
     next_id: u32,
     /// The newest mark.
     pub(crate) mark: u32,
@@ -156,10 +213,12 @@ pub(crate) struct Model {
 impl Default for Model {
     fn default() -> Self {
         let shape = Shape { cpus: CPUS, memory: MEMORY };
-        let disk = Disk { mark: 0, size: DISK };
-        let tiny = Image { disk, disk_setting: None, shape, template: None };
+        let disk = Disk { mark: 0, size: DISK, version: 0, content: Content::Guest };
+        let source = Some(Source::Tiny);
+        let tiny = Image { source, disk, disk_setting: None, shape, template: None };
         let images = BTreeMap::from([("tiny".to_owned(), tiny)]);
-        Self { vms: BTreeMap::new(), trash: Vec::new(), images, next_id: 1, mark: 0 }
+        let (vms, trash) = (BTreeMap::new(), Vec::new());
+        Self { vms, trash, images, released: 1, next_id: 1, mark: 0 }
     }
 }
 
@@ -222,11 +281,15 @@ impl Model {
         let Some(vm) = self.vms.get_mut(name) else { return };
         let thrown = vm.set.ephemeral.then_some(disk);
         let disk = disk.at_least(setting);
+        let power = match (power, disk.content) {
+            (Power::Ready, Content::Bytes) => Power::Running,
+            (power, _) => power,
+        };
         let suspended = vm.suspended.take().and_then(|saved| Some(saved.memory?.0));
         let booted = Memory { mark: mark.unwrap_or(0), hostname: hostname.clone() };
         let memory = suspended.unwrap_or(match power {
             Power::Paused => Memory::default(),
-            Power::Ready | Power::Off | Power::Failed => booted,
+            Power::Ready | Power::Running | Power::Off | Power::Failed => booted,
         });
         vm.disk = Some(disk);
         vm.given = vm.given.or(Some(gives));
@@ -275,6 +338,47 @@ impl Model {
         Some(self.trash.remove(at).vm)
     }
 
+    /// Makes an image of a source.
+    pub(crate) fn pull(&mut self, image: &str, source: Source) {
+        let (content, memory) = match source {
+            Source::Distribution => (Content::Bytes, DISTRIBUTION_MEMORY),
+            Source::Blank => (Content::Bytes, MEMORY),
+            Source::Tiny | Source::Registry | Source::Archive | Source::RootFs => {
+                (Content::Guest, MEMORY)
+            }
+        };
+        let disk = Disk { mark: 0, size: DISK, version: self.version(source), content };
+        let shape = Shape { cpus: CPUS, memory };
+        let made = Image { source: Some(source), disk, disk_setting: None, shape, template: None };
+        self.images.insert(image.to_owned(), made);
+    }
+
+    fn version(&self, source: Source) -> u32 {
+        match source {
+            Source::Tiny | Source::Blank => 0,
+            Source::Registry => 1,
+            Source::Archive | Source::RootFs | Source::Distribution => self.released,
+        }
+    }
+
+    /// Makes an image again, of what its source has now.
+    pub(crate) fn refresh(&mut self, name: &str) {
+        let Some(source) = self.images.get(name).and_then(|image| image.source) else { return };
+        let version = self.version(source);
+        let Some(image) = self.images.get_mut(name) else { return };
+        if image.disk.version != version {
+            (image.disk.version, image.template) = (version, None);
+        }
+    }
+
+    /// Says what is, or will be, on a VM's disk.
+    pub(crate) fn content(&self, name: &str) -> Content {
+        let vm = self.vms.get(name);
+        let image = vm.and_then(|vm| self.images.get(&vm.image));
+        let disk = vm.and_then(|vm| vm.disk).or(image.map(|image| image.disk));
+        disk.map_or(Content::Guest, |disk| disk.content)
+    }
+
     /// Makes an image of what a VM holds, or held at a snapshot.
     pub(crate) fn publish(&mut self, image: &str, vm: &Vm, saved: Option<&Saved>) {
         let Some(disk) = saved.map(|saved| saved.disk).or(vm.disk) else { return };
@@ -282,7 +386,7 @@ impl Model {
         let running = vm.running.as_ref().filter(|_| saved.is_none());
         let template = running.map(|r| (r.memory.clone(), r.shape, disk.size));
         let disk_setting = vm.set.disk.or(vm.given_disk);
-        let made = Image { disk, disk_setting, shape, template };
+        let made = Image { source: None, disk, disk_setting, shape, template };
         self.images.insert(image.to_owned(), made);
     }
 }

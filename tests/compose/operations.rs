@@ -5,7 +5,7 @@
 
 use libc::{EALREADY, EBUSY, EEXIST, EHOSTDOWN, EINVAL, EPERM};
 
-use super::model::{IMAGES, Model, Power, ROOM, Running, VMS, Vm};
+use super::model::{Content, IMAGES, Model, Power, ROOM, Running, VMS, Vm};
 
 /// Why a step is not done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +86,9 @@ fn can_start(model: &Model, step: &Step) -> Fits {
     let vm = vm(model, step)?;
     require(vm.power.is_off(), No::Errno(EALREADY))?;
     require(vm.suspended.is_none() || !vm.set.ephemeral, No::Errno(EINVAL))?;
+    // Where nothing reads it, that is another row.
+    let reads = model.content(&step.vm) == Content::Bytes;
+    require(reads || !vm.set.user_data, No::Unfit)?;
     let saved = vm.suspended.as_ref().and_then(|saved| saved.memory.as_ref());
     require(saved.is_none_or(|(_, shape)| *shape == model.shape(vm)), No::Unfit)?;
     require(model.live() < ROOM && model.images.contains_key(&vm.image), No::Unfit)
@@ -114,8 +117,11 @@ fn images(model: &Model, _: &str) -> Vec<String> {
 }
 
 /// Waits for a guest.
-pub(crate) fn until_ready(_: &Model, step: &Step) -> String {
-    ready(&step.vm)
+pub(crate) fn until_ready(model: &Model, step: &Step) -> String {
+    match model.content(&step.vm) {
+        Content::Guest => ready(&step.vm),
+        Content::Bytes => until_status(step, "running"),
+    }
 }
 
 fn ready(vm: &str) -> String {
@@ -131,7 +137,7 @@ fn ctl(step: &Step, verb: &str) -> String {
     format!("echo {verb} > {}/ctl", step.vm)
 }
 
-fn until_status(step: &Step, word: &str) -> String {
+pub(crate) fn until_status(step: &Step, word: &str) -> String {
     format!("timeout 60 bash -c 'until grep -q ^{word} {}/status; do sleep 0.1; done'", step.vm)
 }
 
@@ -147,10 +153,13 @@ fn set_power(model: &mut Model, name: &str, power: Power) {
     }
 }
 
+/// Where a container's guest has programs, whatever is in its image.
+pub(crate) const PROGRAMS: &str = "PATH=$PATH:/dev/aqfs/bin";
+
 /// What a mark is written with: to the disk, to a tmpfs, and as a process that runs.
 pub(crate) const WRITE: &str = "cd /root; echo MARK > mark; yes MARK | head -c 300000 > data; \
-     cp mark data /tmp; [ ! -e /tmp/pid ] || kill $(cat /tmp/pid); \
-     sleep $((1000000 + MARK)) > /dev/null 2>&1 & echo $! > /tmp/pid; sync";
+     cp mark data /dev/shm; [ ! -e /dev/shm/pid ] || kill $(cat /dev/shm/pid); \
+     sleep $((1000000 + MARK)) > /dev/null 2>&1 & echo $! > /dev/shm/pid; sync";
 
 fn write(model: &mut Model, step: &Step) {
     let Ok(mark) = step.word.parse() else { return };
@@ -205,6 +214,20 @@ pub(crate) static POWER: &[Operation] = &[
         then: |model, step| model.start(&step.vm, Power::Ready),
     },
     Operation {
+        name: "start with what nothing reads",
+        weight: 20,
+        words: none,
+        fits: |model, step| {
+            let vm = vm(model, step)?;
+            require(vm.power.is_off() && vm.suspended.is_none(), No::Unfit)?;
+            require(vm.set.user_data && model.content(&step.vm) == Content::Guest, No::Unfit)?;
+            require(model.live() < ROOM && model.images.contains_key(&vm.image), No::Unfit)
+        },
+        request: |step| format!("echo start > {0}/ctl && cat {0}/wait || true", step.vm),
+        wait: |_, step| format!("grep -q 'no cloud-init to read it' {}/error", step.vm),
+        then: |model, step| set_power(model, &step.vm, Power::Failed),
+    },
+    Operation {
         name: "start paused",
         weight: 3,
         words: none,
@@ -220,7 +243,7 @@ pub(crate) static POWER: &[Operation] = &[
         fits: is_ready,
         request: |step| {
             let text = WRITE.replace("MARK", &step.word);
-            format!("echo '{text}' > {0}/exec && cat {0}/exec", step.vm)
+            format!("echo '{PROGRAMS}; {text}' > {0}/exec && cat {0}/exec", step.vm)
         },
         wait: nothing,
         then: write,
@@ -229,7 +252,11 @@ pub(crate) static POWER: &[Operation] = &[
         name: "stop",
         weight: 6,
         words: none,
-        fits: |model, step| runs_for(model, step, EALREADY),
+        fits: |model, step| {
+            runs_for(model, step, EALREADY)?;
+            // Nothing in it would hear of it, which takes half a minute to see.
+            require(model.content(&step.vm) == Content::Guest, No::Unfit)
+        },
         request: |step| ctl(step, "stop"),
         wait: until_done,
         then: |model, step| model.end(&step.vm, Power::Off),
@@ -252,7 +279,7 @@ pub(crate) static POWER: &[Operation] = &[
         weight: 2,
         words: none,
         fits: is_ready,
-        request: |step| format!("echo poweroff > {}/exec", step.vm),
+        request: |step| format!("echo '{PROGRAMS}; poweroff' > {}/exec", step.vm),
         wait: |_, step| until_status(step, "stopped"),
         then: |model, step| model.end(&step.vm, Power::Off),
     },
@@ -270,7 +297,7 @@ pub(crate) static POWER: &[Operation] = &[
         weight: 10,
         words: |_, _| ["0", "4"].map(str::to_owned).to_vec(),
         fits: |model, step| match vm(model, step)?.power {
-            Power::Ready => Ok(()),
+            Power::Ready | Power::Running => Ok(()),
             Power::Paused => Err(No::Errno(EALREADY)),
             Power::Off | Power::Failed => Err(No::Errno(EHOSTDOWN)),
         },
@@ -287,12 +314,18 @@ pub(crate) static POWER: &[Operation] = &[
         words: none,
         fits: |model, step| match vm(model, step)?.power {
             Power::Paused => Ok(()),
-            Power::Ready => Err(No::Errno(EALREADY)),
+            Power::Ready | Power::Running => Err(No::Errno(EALREADY)),
             Power::Off | Power::Failed => Err(No::Errno(EHOSTDOWN)),
         },
         request: |step| ctl(step, "resume"),
         wait: until_ready,
-        then: |model, step| set_power(model, &step.vm, Power::Ready),
+        then: |model, step| {
+            let power = match model.content(&step.vm) {
+                Content::Guest => Power::Ready,
+                Content::Bytes => Power::Running,
+            };
+            set_power(model, &step.vm, power);
+        },
     },
     Operation {
         name: "reset",

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::checker::{self, Checked, Finding, Guests};
 use super::model::Model;
 use super::operations::{No, Step};
+use super::sources::Sources;
 use crate::common::{Mounted, Output, audit};
 
 /// What any step may take; within it each wait has a bound of its own.
@@ -29,6 +30,7 @@ pub(crate) struct Failure {
 
 struct Runner {
     aq: Mounted,
+    sources: Sources,
     model: Model,
     guests: Guests,
 }
@@ -38,11 +40,14 @@ struct Runner {
 pub(crate) fn run(steps: &[Step], counts: &mut Counts) -> Option<Failure> {
     let mut at = 0;
     let done = quietly(|| {
-        let aq = Mounted::with_image();
+        let sources = Sources::new();
+        let aq = Mounted::with_image_and_distributions(&sources.distributions());
+        aq.sh("mkdir $SCRATCH/out").ok();
         if let Ok(firmware) = std::env::var("AQFS_COMPOSE_FIRMWARE") {
             aq.sh(&format!("echo {firmware} > .defaults/firmware")).ok();
         }
-        let mut runner = Runner { aq, model: Model::default(), guests: Guests::default() };
+        let (model, guests) = (Model::default(), Guests::default());
+        let mut runner = Runner { aq, sources, model, guests };
         let mut failure = None;
         for (number, step) in steps.iter().enumerate() {
             at = number;
@@ -158,7 +163,10 @@ impl Runner {
 
     /// Runs lines as a user in the mount does, until one fails.
     fn sh(&self, lines: &str) -> Output {
-        let script = format!("set -e -o pipefail; STORE=$SCRATCH/store; cd $AQ_MOUNT\n{lines}");
+        let script = format!(
+            "set -e -o pipefail; STORE=$SCRATCH/store OUT=$SCRATCH/out; export {}; cd $AQ_MOUNT\n{lines}",
+            self.sources.variables()
+        );
         self.aq.cli_within(&script, STEP)
     }
 
@@ -166,7 +174,8 @@ impl Runner {
     fn explained(&self, finding: Finding) -> Finding {
         let script = "tail -n 2 .error; for vm in */; do
             echo \"$vm $(cat $vm/status): $(cat $vm/error)\"; grep -E '^(warm|pending)' $vm/info
-            grep -v '^aq: launch' $vm/log | tail -n 2 | cut -c 1-200; done 2>&1";
+            grep -v '^aq: launch' $vm/log | tail -n 2 | cut -c 1-200; done 2>&1
+            for image in .images/*; do echo \"$image $(cat $image/{status,progress} | tr '\\n' ' ')\"; done";
         let said = quietly(|| self.aq.sh_within(script, Duration::from_secs(20)));
         let mut text = finding.text;
         if let Ok(said) = said {
