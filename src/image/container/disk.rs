@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
-use std::io::Write as _;
 use std::path::Path;
 
 use super::root_tree::{Body, Inode, Metadata, ROOT, RootTree};
@@ -16,6 +15,11 @@ const BLOCK: u64 = 4096;
 const SPARE: u64 = 64 << 20;
 /// Bytes of an inode.
 const INODE: u64 = 256;
+/// The longest command: debugfs reads lines into a buffer of this length at the least (that of musl),
+/// and would run the rest of a longer one, which the image decides, as a command.
+const LONGEST_LINE: usize = 1000;
+/// The longest script: it is made in memory.
+const LONGEST_SCRIPT: usize = 1 << 30;
 /// As many names of a file as ext4 takes.
 const MOST_LINKS: u32 = 65_000;
 
@@ -46,19 +50,24 @@ struct Script {
     inodes: BTreeMap<usize, Vec<u8>>,
     /// How many names each file has.
     links: BTreeMap<usize, u32>,
+    /// A command that is too long, as far as people read it.
+    overlong: Option<String>,
 }
 
 impl Script {
     fn of(tree: &RootTree) -> Result<Self, BuildError> {
         let mut script = Self { links: links(tree)?, ..Self::default() };
-        script.own(b"/", &tree.inode(ROOT).metadata, 0o040_000, tree)?;
+        script.own(b"/", tree.inode(ROOT), tree)?;
         script.directory(tree, ROOT, b"")?;
         let shared = script.links.clone().into_iter().filter(|(_, links)| *links > 1);
         for (inode, links) in shared {
             let path = quoted(&script.inodes[&inode]);
             script.line(&[b"sif ", &*path, format!(" links_count {links}").as_bytes()]);
         }
-        Ok(script)
+        match script.overlong {
+            Some(command) => Err(overlong(&command)),
+            None => Ok(script),
+        }
     }
 
     fn directory(&mut self, tree: &RootTree, inode: usize, path: &[u8]) -> Result<(), BuildError> {
@@ -96,10 +105,9 @@ impl Script {
             return Ok(());
         }
         let inode = tree.inode(number);
-        self.inodes.insert(number, path.clone());
+        self.inodes.insert(number, path);
         self.create(tree, inode, name);
-        let kind = kind(inode);
-        self.own(&path, &inode.metadata, kind, tree)
+        self.own(name, inode, tree)
     }
 
     fn create(&mut self, tree: &RootTree, inode: &Inode, name: &[u8]) {
@@ -124,17 +132,12 @@ impl Script {
         }
     }
 
-    /// Gives a file its owner, mode, times and attributes.
-    fn own(
-        &mut self,
-        path: &[u8],
-        metadata: &Metadata,
-        kind: u32,
-        tree: &RootTree,
-    ) -> Result<(), BuildError> {
-        let (path, mut fields) = (quoted(path), String::new());
-        let Metadata { mode, uid, gid, mtime, xattrs } = metadata;
-        let _infallible = write!(fields, "mode 0{:o}|uid {uid}|gid {gid}", kind | mode);
+    /// Gives a file in the present directory its owner, mode, times and attributes.
+    fn own(&mut self, name: &[u8], inode: &Inode, tree: &RootTree) -> Result<(), BuildError> {
+        // `<5>` alone would be the file with that number.
+        let (path, mut fields) = (quoted(&[b"./", name].concat()), String::new());
+        let Metadata { mode, uid, gid, mtime, xattrs } = &inode.metadata;
+        let _infallible = write!(fields, "mode 0{:o}|uid {uid}|gid {gid}", kind(inode) | mode);
         for field in ["atime", "ctime", "mtime", "crtime"] {
             let _infallible = write!(fields, "|{field} @{mtime}");
         }
@@ -152,12 +155,23 @@ impl Script {
         Ok(())
     }
 
+    /// Adds a command, unless it or the script became too long: then nothing is run at all.
     fn line(&mut self, parts: &[&[u8]]) {
-        for part in parts {
-            let _infallible = self.text.write_all(part);
+        let command = parts.concat();
+        if command.len() > LONGEST_LINE || self.text.len() > LONGEST_SCRIPT {
+            self.overlong.get_or_insert_with(|| {
+                String::from_utf8_lossy(&command[..command.len().min(60)]).into_owned()
+            });
+            return;
         }
+        self.text.extend(command);
         self.text.push(b'\n');
     }
+}
+
+fn overlong(command: &str) -> BuildError {
+    let reason = "its paths are longer, or more, than debugfs takes; name another image";
+    BuildError::malformed(format!("{command}…"), reason)
 }
 
 fn kind(inode: &Inode) -> u32 {
@@ -251,5 +265,22 @@ mod tests {
         }
         assert!(debugfs(&disk, "stat /null").contains("character special"));
         assert!(debugfs(&disk, "ls -p /").contains("/ü/"));
+    }
+
+    #[test]
+    fn a_command_that_debugfs_would_cut_is_refused_and_nothing_is_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let limits = Limits { entries: 100, bytes: 1 << 30 };
+        let far = Body::Symlink(vec![b'"'; 600]);
+        let deep = [&b"\"".repeat(200)[..], b"/"].concat().repeat(4);
+        let mut link = RootTree::new(dir.path().to_owned(), limits);
+        link.special(b"a", Metadata::default(), far).unwrap();
+        let mut path = RootTree::new(dir.path().to_owned(), limits);
+        path.directory(&deep, Metadata::default()).unwrap();
+        for tree in [link, path] {
+            let refused = make(&tree, &dir.path().join("disk"), 0, dir.path()).unwrap_err();
+            assert!(refused.to_string().contains("than debugfs takes"), "{refused}");
+            assert!(!dir.path().join("disk").exists());
+        }
     }
 }

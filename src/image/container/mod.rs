@@ -215,8 +215,9 @@ impl Container {
         let file = File::open(&layer.path).map_err(BuildError::at(&layer.path))?;
         let mut hashing = Hashing::new(file);
         let applied = layer::apply(&mut hashing, layer.size, tree);
+        let found = hashing.finish().map_err(BuildError::at(&layer.path))?;
         // Damage explains everything else.
-        if let (Some(expected), Ok(found)) = (&layer.digest, hashing.finish())
+        if let Some(expected) = &layer.digest
             && *expected != found
         {
             if matches!(self.origin, ContainerOrigin::Registry(_)) {

@@ -20,6 +20,7 @@ use tokio::io::AsyncWrite;
 
 use super::config::{self, Config, Descriptor, Manifest};
 use super::{Layer, Parts};
+use crate::fetch::FetchError;
 use crate::image::source::{BuildError, Progress};
 use crate::store::file;
 use crate::vm::backend::BackendError;
@@ -51,7 +52,13 @@ pub(super) fn parts(
     progress.fetching("asking the registry");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(BuildError::at(Path::new("the runtime")))?;
-    runtime.block_on(Pull::new(reference, cache, progress).parts())
+    runtime.block_on(async {
+        tokio::select! {
+            biased;
+            () = progress.cancel().cancelled() => Err(FetchError::Cancelled.into()),
+            parts = Pull::new(reference, cache, progress).parts() => parts,
+        }
+    })
 }
 
 /// One pull.
@@ -98,6 +105,7 @@ impl<'a> Pull<'a> {
             )
         };
         let of = manifest.config.ok_or_else(absent)?;
+        self.expect_room(&name, &manifest.layers)?;
         let text = self.blob(&of, "the configuration").await?;
         let text = fs::read(&text).map_err(BuildError::at(&text))?;
         let config: Config = config::parse(&name, &text)?;
@@ -109,6 +117,20 @@ impl<'a> Pull<'a> {
             layers.push(Layer { name: label, path, size: descriptor.size, digest, is_ours: false });
         }
         Ok(Parts { layers, config })
+    }
+
+    /// Layers that the disk has no room for are not fetched at all.
+    fn expect_room(&self, name: &str, layers: &[Descriptor]) -> Result<(), BuildError> {
+        let free = super::room(self.cache)?;
+        let is_absent = |layer: &&Descriptor| {
+            file_name(&layer.digest).is_ok_and(|name| !self.cache.join(name).exists())
+        };
+        let needed = layers.iter().filter(is_absent).map(|layer| layer.size);
+        let needed = needed.fold(0, u64::saturating_add);
+        if needed <= free {
+            return Ok(());
+        }
+        Err(FetchError::NoSpace { what: name.to_owned(), needed, free }.into())
     }
 
     async fn manifest(&self, reference: &Reference) -> Result<Vec<u8>, BuildError> {

@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 /// As many links as Linux follows in a path.
 const LINKS: usize = 40;
+/// As many directories as may lie in each other: walks over the tree take a frame for each.
+const DEPTH: usize = 512;
 /// The longest name of a directory's entry.
 const LONGEST_NAME: usize = 255;
 /// The longest path, and the longest target of a link.
@@ -28,7 +30,7 @@ pub(super) enum EntryError {
     Escapes(String),
     #[error("it holds the path {0:?}, which leads through a file that is no directory")]
     ThroughFile(String),
-    #[error("it holds the path {0:?}, which leads through too many symbolic links")]
+    #[error("it holds the path {0:?}, which leads through too many symbolic links or directories")]
     Loop(String),
     #[error("it holds a link {0:?} to {1:?}, which is not there")]
     NoTarget(String, String),
@@ -303,7 +305,10 @@ impl RootTree {
                 continue;
             }
             let directory = stack.last().copied().unwrap_or(ROOT);
-            let inode = self.lookup_or_make(directory, &next);
+            if stack.len() >= DEPTH {
+                return Err(EntryError::Loop(text(path)));
+            }
+            let inode = self.lookup_or_make(directory, &next)?;
             match &self.inodes[inode].body {
                 Body::Directory(_) => stack.push(inode),
                 Body::Symlink(target) => {
@@ -325,12 +330,14 @@ impl RootTree {
         Ok(Some((stack.last().copied().unwrap_or(ROOT), name)))
     }
 
-    fn lookup_or_make(&mut self, directory: usize, name: &[u8]) -> usize {
+    /// A directory that no layer names counts as one that is named: it takes as much memory.
+    fn lookup_or_make(&mut self, directory: usize, name: &[u8]) -> Result<usize, EntryError> {
         if let Some(inode) = self.lookup(directory, name) {
-            return inode;
+            return Ok(inode);
         }
+        self.count(0)?;
         self.add(directory, name, directory_metadata(), Body::Directory(BTreeMap::new()));
-        self.inodes.len() - 1
+        Ok(self.inodes.len() - 1)
     }
 }
 

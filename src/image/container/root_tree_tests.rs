@@ -104,3 +104,19 @@ fn there_is_a_limit_to_what_layers_unpack_to() {
     let counted = (0..100).try_for_each(|_| tree.count(0));
     assert!(matches!(counted, Err(EntryError::TooLarge(_) | EntryError::TooMany(_))));
 }
+
+#[test]
+fn directories_that_no_layer_names_are_counted_and_their_depth_is_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut wide = tree(dir.path());
+    let refused = wide.file("d/".repeat(150).as_bytes(), Metadata::default(), &mut &b""[..]);
+    assert!(matches!(refused, Err(EntryError::TooMany(100))), "{refused:?}");
+    let limits = Limits { entries: 10_000, bytes: 1 << 20 };
+    let mut deep = RootTree::new(dir.path().to_owned(), limits);
+    deep.directory("d/".repeat(400).as_bytes(), Metadata::default()).unwrap();
+    let target = Body::Symlink("d/".repeat(400).into_bytes());
+    deep.special(b"s", Metadata::default(), target).unwrap();
+    let further = ["s/", &"e/".repeat(200)].concat();
+    let refused = deep.directory(further.as_bytes(), Metadata::default());
+    assert!(matches!(refused, Err(EntryError::Loop(_))), "{refused:?}");
+}
