@@ -44,7 +44,8 @@ impl Default for Retries {
 #[derive(Debug)]
 pub struct Client {
     pub(super) http: reqwest::Client,
-    runtime: Runtime,
+    /// `None` while it is dropped.
+    runtime: Option<Runtime>,
     pub(super) cancel: Cancel,
     pub(super) retries: Retries,
     transport: Transport,
@@ -97,7 +98,7 @@ impl Client {
             .map_err(|e| FetchError::NoTls(innermost(&e)))?;
         let runtime = Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| FetchError::Io { what: "a client".into(), error })?;
-        Ok(Self { http, runtime, cancel, retries, transport })
+        Ok(Self { http, runtime: Some(runtime), cancel, retries, transport })
     }
 
     /// Runs a future on this thread until it is done or cancelled.
@@ -108,7 +109,8 @@ impl Client {
         &self,
         future: impl Future<Output = Result<T, FetchError>>,
     ) -> Result<T, FetchError> {
-        self.runtime.block_on(async {
+        let Some(runtime) = &self.runtime else { return Err(FetchError::Cancelled) };
+        runtime.block_on(async {
             tokio::select! {
                 biased;
                 () = self.cancel.cancelled() => Err(FetchError::Cancelled),
@@ -174,6 +176,15 @@ impl Client {
         }
         let (url, status) = (url.to_owned(), status.to_string());
         Err(Failure::Final(FetchError::Status { url, status }))
+    }
+}
+
+impl Drop for Client {
+    /// A name that is being resolved, on a thread that nothing interrupts, is not waited for.
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Downloads a file: it goes on where it was cut, notices that the server's file is another one,
+//! Downloads a file: it continues where it was cut, notices that the server's file is another one,
 //! and looks for room on the disk first.
 
 use std::fmt;
@@ -73,6 +73,8 @@ fn size(bytes: u64) -> String {
 pub struct Downloaded {
     partial: Partial,
     url: String,
+    /// A part of it is from an earlier download.
+    pub is_resumed: bool,
 }
 
 impl Downloaded {
@@ -122,6 +124,7 @@ impl Client {
     ) -> Result<Downloaded, FetchError> {
         let url = request.url;
         let partial = self.run(Partial::open(request.cache, url))?;
+        let is_resumed = partial.known(url).0 > 0;
         let mut meter = Meter::new(url, &mut report);
         self.run(async {
             let mut attempts = Attempts::new(self.retries, partial.known(url).0);
@@ -133,7 +136,7 @@ impl Client {
             }
             Ok(())
         })?;
-        Ok(Downloaded { partial, url: url.to_owned() })
+        Ok(Downloaded { partial, url: url.to_owned(), is_resumed })
     }
 
     async fn attempt(
@@ -251,6 +254,9 @@ async fn receive(
     let failed = |error| Failure::Final(FetchError::io(&to.path)(error));
     let mut done = to.start;
     while let Some(piece) = response.chunk().await.map_err(|e| Failure::of(url, &e))? {
+        // A server that does not say how long its file is, or says so wrongly, does not fill the disk.
+        let next = done + piece.len() as u64;
+        check_room(&to.path, meter.name(), Some(next), done).map_err(Failure::Final)?;
         to.file.write_all(&piece).map_err(failed)?;
         done += piece.len() as u64;
         attempts.succeed(done);

@@ -17,7 +17,7 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use super::FetchError;
 use crate::store::file;
 
-/// What nobody has gone on with for so long is removed.
+/// What nobody has continued for so long is removed.
 const STALE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// By what a server's file is recognised.
@@ -79,12 +79,14 @@ impl Partial {
 
     /// Begins again, with a file that is recognised by `validator`.
     pub(super) fn restart(&self, validator: &Validator) -> Result<File, FetchError> {
+        // The old bytes go first: they must not be taken for those of the new file.
+        let opened = File::create(&self.path).map_err(FetchError::io(&self.path))?;
         let path = self.validator_path();
         file::replace_json(&path, validator).map_err(FetchError::io(&path))?;
-        File::create(&self.path).map_err(FetchError::io(&self.path))
+        Ok(opened)
     }
 
-    /// Opens it to go on at its end.
+    /// Opens it to be continued at its end.
     pub(super) fn append(&self) -> Result<File, FetchError> {
         let file = OpenOptions::new().append(true).create(true).open(&self.path);
         file.map_err(FetchError::io(&self.path))
@@ -115,7 +117,9 @@ fn remove_stale(dir: &Path, own: &Path) {
     };
     let files = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok).map(|e| e.path());
     let part_of = |path: &Path| path.with_extension("part");
-    for path in files.filter(|path| part_of(path) != own && is_stale(path)) {
+    // The directory may hold whole files too, which are their owner's.
+    let is_part = |path: &Path| path.extension().is_some_and(|e| e == "part" || e == "json");
+    for path in files.filter(|path| is_part(path) && part_of(path) != own && is_stale(path)) {
         drop(fs::remove_file(path));
     }
 }

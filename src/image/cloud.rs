@@ -12,7 +12,7 @@ use super::manifest::Manifest;
 use super::release::{Release, Wanted};
 use super::source::{BuildError, ImageSource, Progress};
 use crate::disk::DiskFormat;
-use crate::fetch::{Checksum, Client, Download, FetchError};
+use crate::fetch::{Checksum, Client, Download, Downloaded, FetchError};
 use crate::vm::backend::{BackendError, SeedKind};
 
 /// The word for the newest release.
@@ -175,9 +175,21 @@ fn fetch(
     progress: &Progress,
 ) -> Result<Disk, BuildError> {
     let request = Download { url, cache: downloads };
-    let file = client.download(&request, |transfer| progress.fetching(transfer.to_string()))?;
-    progress.building("verifying the checksum");
-    file.verify(checksum, progress.cancel())?;
+    let download = || client.download(&request, |t| progress.fetching(t.to_string()));
+    let verify = |file: &Downloaded| {
+        progress.building("verifying the checksum");
+        file.verify(checksum, progress.cancel())
+    };
+    let mut file = download()?;
+    match verify(&file) {
+        // What an earlier download has left may be of another file, or damaged by a crash.
+        Err(FetchError::WrongChecksum { .. }) if file.is_resumed => {
+            drop(file);
+            file = download()?;
+            verify(&file)?;
+        }
+        verified => verified?,
+    }
     let name = url.rsplit('/').next().unwrap_or(url);
     let (format, size) = local_disk::take(file, name, dir, progress)?;
     Ok(Disk { format, size })
