@@ -213,9 +213,10 @@ impl Images for ImageStore {
     fn layers(&self, image: &BootImage, dir: &Path) -> Result<Vec<Layer>> {
         let own = Layer { path: image.disk.clone(), format: image.format };
         let dir = VmDir(dir.to_owned());
-        let id = match fs::read_to_string(dir.template()) {
-            Ok(id) if dir.disk().exists() => id,
-            _ => return Ok(vec![own]),
+        let id = file::if_there(fs::read_to_string(dir.template()));
+        let id = match id.map_err(BackendError::at(dir.0.display()))? {
+            Some(id) if dir.disk().exists() => id,
+            Some(_) | None => return Ok(vec![own]),
         };
         let template = own.path.with_file_name(TEMPLATES).join(id.trim_end());
         Ok(vec![template::disk_in(&template), own])
@@ -271,7 +272,12 @@ impl Catalogue {
                     continue;
                 }
             };
-            image.source = self.source(recipe).ok();
+            match self.source(recipe) {
+                Ok(source) => image.source = Some(source),
+                Err(error) => {
+                    image.progress = one_line(&format!("it cannot be made again: {error}"));
+                }
+            }
         }
     }
 
@@ -464,6 +470,10 @@ impl Catalogue {
                 return result;
             }
             changes.rung().await;
+            // One that is removed meanwhile is made again, or is no more.
+            if self.is_absent(name)? {
+                self.begin(name)?;
+            }
         }
     }
 
@@ -477,6 +487,10 @@ impl Catalogue {
         };
         let begun = spawn_thread(format!("image {name}"), build);
         begun.inspect_err(|error| self.settle(name, Err(error.clone())))
+    }
+
+    fn is_absent(&self, name: &str) -> Result<bool> {
+        Ok(matches!(self.entry(name)?.phase, BuildPhase::Absent))
     }
 
     /// Answers for an image that is neither made nor being made: `None` while it is.
@@ -556,7 +570,8 @@ impl Catalogue {
                 }
                 // The present version stays.
                 (Err(error), Some(present)) => {
-                    image.progress = one_line(&format!("refresh failed: {error}"));
+                    let said = error.to_string().replace("`echo pull >", "`echo refresh >");
+                    image.progress = one_line(&format!("refresh failed: {said}"));
                     BuildPhase::Ready(Box::new(present))
                 }
                 (Err(error), None) => BuildPhase::Failed(error),

@@ -82,6 +82,7 @@ impl<'a> Archive<'a> {
         };
         let (signed, _) = self.keys.verify_inline(&url, &text)?;
         let release = Release { text: signed.replace("\r\n", "\n"), url };
+        release.check_suite(self.suite)?;
         release.check_date(Utc::now().naive_utc())?;
         file::replace(&kept, text.as_bytes()).map_err(BuildError::at(&kept))?;
         Ok(release)
@@ -198,6 +199,15 @@ impl Release {
             what: format!("{}: it does not name {name}", self.url),
             remedy: OTHER_MIRROR,
         })
+    }
+
+    /// Refuses another release, which the same keys sign.
+    fn check_suite(&self, suite: &str) -> Result<()> {
+        if [self.field("Suite"), self.field("Codename")].contains(&Some(suite)) {
+            return Ok(());
+        }
+        let what = format!("{}: it is not the release {suite}", self.url);
+        Err(BuildError::Unavailable { what, remedy: OTHER_MIRROR })
     }
 
     /// Refuses a release that is to be used no more: a mirror may keep it for ever.

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -41,6 +42,8 @@ const INITRD: &str = "initrd";
 const CMDLINE: &str = "root=/dev/vda rw quiet panic=-1 cryptomgr.notests random.trust_cpu=on";
 
 const STEPS: u32 = 6;
+/// How often a build that waits for another one looks whether it is cancelled.
+const LOOK: Duration = Duration::from_millis(250);
 /// What directories of the cache begin with that hold a kernel for containers.
 pub(super) const BOOT_PREFIX: &str = "boot-";
 
@@ -131,9 +134,15 @@ impl Tiny {
         Self { cache, mirror, arch, spec, host, building: Mutex::new(()) }
     }
 
-    /// Waits until no other build uses the cache.
-    pub(super) fn lock(&self) -> MutexGuard<'_, ()> {
-        self.building.lock()
+    /// Waits until no other build uses the cache, or `cancel` ends this one.
+    pub(super) fn lock(&self, progress: &Progress) -> Result<MutexGuard<'_, ()>> {
+        loop {
+            if let Some(alone) = self.building.try_lock_for(LOOK) {
+                return Ok(alone);
+            }
+            progress.cancel().check()?;
+            progress.fetching("waiting for another image that is made of the same packages");
+        }
     }
 
     /// Forgets the kernel that containers boot with: the next one gets that of this build.
@@ -215,7 +224,7 @@ impl ImageSource for Tiny {
     }
 
     fn build(&self, dir: &Path, progress: &Progress) -> Result<Manifest> {
-        let _alone = self.lock();
+        let _alone = self.lock(progress)?;
         let inputs = self.inputs(progress)?;
         self.forget_boot();
         step(progress, 2, "writing the kernel");

@@ -123,7 +123,7 @@ impl Catalogue {
     /// Returns the version that the disk in a VM's directory is an overlay on; `None` if there is
     /// no disk, or no such version.
     pub(super) fn version_of(&self, name: &str, vm: &VmDir) -> Option<BootImage> {
-        let dir = version_dir(&self.layout, name, &version_file(vm)?);
+        let dir = version_dir(&self.layout, name, &version_file(vm).ok()??);
         let image = self.entry(name).ok()?;
         let version = image.versions().find(|v| v.dir == dir && v.is_there())?;
         Some(version.manifest.boot(name, &version.dir))
@@ -132,7 +132,8 @@ impl Catalogue {
     /// Checks that a VM's disk is, or will be, an overlay on this version: on another one its data
     /// would be damaged.
     pub(super) fn check_version(&self, vm: &VmDir, image: BootImage) -> Result<BootImage> {
-        let Some(id) = version_file(vm) else { return Ok(image) };
+        let id = version_file(vm).map_err(BackendError::at(vm.0.display()))?;
+        let Some(id) = id else { return Ok(image) };
         if image.disk.parent() == Some(&version_dir(&self.layout, &image.name, &id)) {
             return Ok(image);
         }
@@ -159,8 +160,11 @@ impl Catalogue {
         if older.is_empty() {
             return;
         }
-        // A VM whose definition is damaged may need any of them.
-        let Some(needed) = self.needed_versions() else { return };
+        let needed = match self.needed_versions() {
+            Ok(needed) => needed,
+            // A VM that cannot be read may need any of them.
+            Err(error) => return tracing::warn!(%error, "old versions of images stay"),
+        };
         for (name, version) in older.into_iter().filter(|(_, v)| !needed.contains(&v.dir)) {
             match self.erase_version(&name, &version) {
                 Ok(()) => self.change(&name, |image| image.older.retain(|v| v.dir != version.dir)),
@@ -170,19 +174,24 @@ impl Catalogue {
     }
 
     /// Lists the directories of all VMs, removed ones included.
-    pub(super) fn vm_dirs(&self) -> impl Iterator<Item = VmDir> {
-        let parents = [self.layout.vms(), self.layout.trash()];
-        let entries = parents.into_iter().filter_map(|p| fs::read_dir(p).ok()).flatten();
-        entries.filter_map(Result::ok).map(|e| VmDir(e.path()))
+    pub(super) fn vm_dirs(&self) -> io::Result<Vec<VmDir>> {
+        let mut dirs = Vec::new();
+        for parent in [self.layout.vms(), self.layout.trash()] {
+            for entry in file::if_there(fs::read_dir(parent))?.into_iter().flatten() {
+                dirs.push(VmDir(entry?.path()));
+            }
+        }
+        Ok(dirs)
     }
 
-    fn needed_versions(&self) -> Option<BTreeSet<PathBuf>> {
-        let needed = self.vm_dirs().filter(|vm| vm.disk().exists()).map(|vm| {
-            let definition: Definition = file::read_json(&vm.definition()).ok()?;
-            let id = version_file(&vm).unwrap_or_default();
-            Some(version_dir(&self.layout, definition.settings.image(), &id))
-        });
-        needed.collect()
+    fn needed_versions(&self) -> io::Result<BTreeSet<PathBuf>> {
+        let mut needed = BTreeSet::new();
+        for vm in self.vm_dirs()? {
+            let Some(id) = version_file(&vm)? else { continue };
+            let definition: Definition = file::read_json(&vm.definition())?;
+            needed.insert(version_dir(&self.layout, definition.settings.image(), &id));
+        }
+        Ok(needed)
     }
 
     fn erase_version(&self, name: &str, version: &ImageVersion) -> io::Result<()> {
@@ -197,9 +206,12 @@ impl Catalogue {
 
 /// Returns the name of the version that a VM's disk is an overlay on, which is empty for the first;
 /// `None` without a disk.
-fn version_file(vm: &VmDir) -> Option<String> {
-    let id = || fs::read_to_string(vm.image_version()).unwrap_or_default();
-    vm.disk().exists().then(|| id().trim_end().to_owned())
+fn version_file(vm: &VmDir) -> io::Result<Option<String>> {
+    if !vm.disk().try_exists()? {
+        return Ok(None);
+    }
+    let id = file::if_there(fs::read_to_string(vm.image_version()))?.unwrap_or_default();
+    Ok(Some(id.trim_end().to_owned()))
 }
 
 #[cfg(test)]

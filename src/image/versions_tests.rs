@@ -166,7 +166,8 @@ async fn a_disk_is_never_read_on_another_version_than_its_own() {
     f.refresh(Ok("second")).await;
     let vm = f.vm().await;
     f.refresh(Ok("third")).await;
-    fs::remove_dir_all(f.layout.image_versions("made").join(version_file(&vm).unwrap())).unwrap();
+    fs::remove_dir_all(f.layout.image_versions("made").join(version_file(&vm).unwrap().unwrap()))
+        .unwrap();
     let error = f.store.ensure_for("made", &vm.0).await.unwrap_err().to_string();
     assert!(error.contains("version that the disk was made from is gone"), "{error}");
     assert_eq!(f.store.boot_of("made", &vm.0), None);

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -153,14 +154,19 @@ impl Catalogue {
         if old.is_empty() {
             return;
         }
-        let needed = self.needed();
-        old.iter().for_each(|dir| sweep_one(dir, &needed));
+        match self.needed() {
+            Ok(needed) => old.iter().for_each(|dir| sweep_one(dir, &needed)),
+            // A VM that cannot be read may need any of them.
+            Err(error) => tracing::warn!(%error, "old templates stay"),
+        }
     }
 
     /// Lists what is beside the newest template of each image that is not being warmed.
     fn old_templates(&self) -> Vec<PathBuf> {
         let images = self.images.lock();
-        let settled = images.iter().filter(|(_, image)| !image.warmth.is_under_way());
+        // Until an image is ready, as while it is made again, it is not known which template counts.
+        let settled =
+            images.iter().filter(|(_, i)| i.ready().is_some() && !i.warmth.is_under_way());
         let old = settled.flat_map(|(name, image)| {
             let newest = image.warmth.newest().map(|(dir, _)| dir);
             let all = versions::dirs(&self.layout, name).into_iter().map(|dir| dir.join(TEMPLATES));
@@ -172,9 +178,13 @@ impl Catalogue {
     }
 
     /// Lists the templates that disks of VMs are overlays on, removed VMs' too.
-    fn needed(&self) -> BTreeSet<String> {
-        let ids = self.vm_dirs().filter_map(|dir| fs::read_to_string(dir.template()).ok());
-        ids.map(|id| id.trim_end().to_owned()).collect()
+    fn needed(&self) -> io::Result<BTreeSet<String>> {
+        let mut needed = BTreeSet::new();
+        for vm in self.vm_dirs()? {
+            let id = file::if_there(fs::read_to_string(vm.template()))?;
+            needed.extend(id.map(|id| id.trim_end().to_owned()));
+        }
+        Ok(needed)
     }
 }
 

@@ -75,7 +75,7 @@ pub(super) fn make(
     dir: &Path,
     progress: &Progress,
 ) -> Result<Boot, BuildError> {
-    let _alone = tiny.lock();
+    let _alone = tiny.lock(progress)?;
     let kept = cache.join(format!("{}{}", tiny::BOOT_PREFIX, recipe()));
     if !kept.join(INPUTS).exists() {
         fill(tiny, cache, &kept, progress)?;
@@ -110,7 +110,16 @@ fn fill(tiny: &Tiny, cache: &Path, kept: &Path, progress: &Progress) -> Result<(
     write(INITRD, &archive)?;
     let names = inputs.names().join("\n");
     write(INPUTS, format!("{}\n{names}\n", inputs.time).as_bytes())?;
+    sync(hidden.path()).map_err(BuildError::at(kept))?;
     fs::rename(hidden.keep(), kept).map_err(BuildError::at(kept))
+}
+
+/// Every later container boots with these files: a crash must not leave them empty.
+fn sync(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        fs::File::open(entry?.path())?.sync_all()?;
+    }
+    file::sync_dir(dir)
 }
 
 fn link(from: &Path, to: &Path) -> io::Result<()> {

@@ -57,7 +57,7 @@ struct Script {
 impl Script {
     fn of(tree: &RootTree) -> Result<Self, BuildError> {
         let mut script = Self { links: links(tree)?, ..Self::default() };
-        script.own(b"/", tree.inode(ROOT), tree)?;
+        script.own(b".", tree.inode(ROOT), tree)?;
         script.directory(tree, ROOT, b"")?;
         let shared = script.links.clone().into_iter().filter(|(_, links)| *links > 1);
         for (inode, links) in shared {

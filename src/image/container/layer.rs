@@ -8,6 +8,7 @@ use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use sha2::{Digest, Sha256};
 use tar::EntryType;
 
+use super::super::unpacked::XZ_MEMORY;
 use super::root_tree::{Body, EntryError, Metadata, RootTree};
 
 /// What a whiteout's name begins with, and the name of one for all of a directory.
@@ -153,7 +154,9 @@ pub(super) fn decompress<'a>(stored: impl Read + 'a) -> io::Result<Box<dyn Read 
         [a, 0x2a, 0x4d, 0x18, ..] if a & 0xf0 == 0x50 => {
             Box::new(ZstdFrames { from: whole, frame: None })
         }
-        [0xfd, b'7', b'z', b'X', b'Z', 0] => Box::new(lzma_rust2::XzReader::new(whole, true)),
+        [0xfd, b'7', b'z', b'X', b'Z', 0] => {
+            Box::new(lzma_rust2::XzReader::new_mem_limit(whole, true, XZ_MEMORY))
+        }
         _ => Box::new(whole),
     })
 }

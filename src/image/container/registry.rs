@@ -52,11 +52,12 @@ pub(super) fn parts(
     progress.fetching("asking the registry");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(BuildError::at(Path::new("the runtime")))?;
+    let pull = Pull::new(reference, cache, progress);
     runtime.block_on(async {
         tokio::select! {
             biased;
             () = progress.cancel().cancelled() => Err(FetchError::Cancelled.into()),
-            parts = Pull::new(reference, cache, progress).parts() => parts,
+            parts = pull.parts() => parts,
         }
     })
 }
