@@ -223,8 +223,9 @@ impl Beginning {
             }
         }
         match description(&text, "createType") {
-            None | Some("monolithicSparse" | "streamOptimized") => Ok(()),
-            Some(_) => Err(elsewhere.to_owned()),
+            Some("monolithicSparse" | "streamOptimized") => Ok(()),
+            // Without a description it is a piece of a disk that has several.
+            None | Some(_) => Err(elsewhere.to_owned()),
         }
     }
 }

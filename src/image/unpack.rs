@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::file_tree::FileTree;
 use super::source::{BuildError, Result};
+use super::unpacked::XZ_MEMORY;
 
 /// No input unpacks to more than this.
 const LIMIT: u64 = 512 << 20;
@@ -22,7 +23,9 @@ pub(super) fn decompress(what: &str, bytes: &[u8]) -> Result<Vec<u8>> {
 fn decoder<'a>(mut packed: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
     Ok(match packed.fill_buf()? {
         [0x1f, 0x8b, ..] => Box::new(flate2::bufread::GzDecoder::new(packed)),
-        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Box::new(lzma_rust2::XzReader::new(packed, false)),
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => {
+            Box::new(lzma_rust2::XzReader::new_mem_limit(packed, false, XZ_MEMORY))
+        }
         [0x28, 0xb5, 0x2f, 0xfd, ..] => {
             let decoder = ruzstd::decoding::StreamingDecoder::new(packed);
             Box::new(decoder.map_err(|e| io::Error::other(e.to_string()))?)

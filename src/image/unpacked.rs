@@ -1,6 +1,7 @@
 //! Unpacking of disks: what is compressed, and Vagrant's boxes. What comes out has to fit into the free
 //! space, holes included: a small file can unpack to any size.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -17,6 +18,10 @@ use crate::vm::spec::render_size;
 const PIECE: usize = 64 << 10;
 /// What a box holds as a disk, of those that libvirt and VirtualBox start.
 const DISKS: [&str; 2] = [".img", ".vmdk"];
+/// What a box has before its disk: a few short texts. Names may be long, and are read into memory.
+const BEFORE_DISK: u64 = 64 << 20;
+/// The memory that undoing xz may take, in KiB: what its strongest presets need.
+pub(super) const XZ_MEMORY: u32 = 260 << 10;
 /// How often progress is reported, in pieces.
 const REPORT: u64 = 256;
 
@@ -32,21 +37,53 @@ pub(super) fn unpack(what: &str, from: &Path, to: &Path, progress: &Progress) ->
 pub(super) fn unbox(what: &str, from: &Path, to: &Path, progress: &Progress) -> Result<String> {
     let (reader, position) = open(from)?;
     let bad = |e: &io::Error| damaged(what, e);
-    let mut archive = tar::Archive::new(decoder(reader).map_err(|e| bad(&e))?);
+    let left = Cell::new(BEFORE_DISK);
+    let unpacked = Bounded { from: decoder(reader).map_err(|e| bad(&e))?, left: &left };
+    let mut archive = tar::Archive::new(unpacked);
     for entry in archive.entries().map_err(|e| bad(&e))? {
         let mut entry = entry.map_err(|e| bad(&e))?;
         let name = entry.path().map_err(|e| bad(&e))?.to_string_lossy().into_owned();
         let is_disk = DISKS.iter().any(|ending| name.ends_with(ending));
         if is_disk && entry.header().entry_type().is_file() {
             let report = Report { progress, position: &position, word: "unpacking the box" };
+            // The disk is bounded by the free space.
+            left.set(u64::MAX);
+            let size = entry.size();
             write_out(what, &mut entry, to, &report)?;
-            return Ok(name);
+            return expect_whole(what, to, size).map(|()| name);
         }
     }
     Err(BuildError::malformed(
         what,
         "has no box.img and no .vmdk, as boxes for libvirt and VirtualBox do",
     ))
+}
+
+/// Fails for a disk that is shorter than the box says: the tar reader takes a cut file for its end.
+fn expect_whole(what: &str, disk: &Path, size: u64) -> Result<()> {
+    let there = std::fs::metadata(disk).map_err(BuildError::at(disk))?.len();
+    if there == size {
+        return Ok(());
+    }
+    Err(BuildError::malformed(
+        what,
+        format!("is cut: it holds {there} of the {size} bytes of its disk"),
+    ))
+}
+
+/// Fails when more is read than is left.
+struct Bounded<'a, R> {
+    from: R,
+    left: &'a Cell<u64>,
+}
+
+impl<R: Read> Read for Bounded<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.from.read(buffer)?;
+        let left = self.left.get().checked_sub(read as u64);
+        self.left.set(left.ok_or_else(|| io::Error::other("too much comes before its disk"))?);
+        Ok(read)
+    }
 }
 
 fn damaged(what: &str, error: &io::Error) -> BuildError {
@@ -57,7 +94,9 @@ fn damaged(what: &str, error: &io::Error) -> BuildError {
 fn decoder<'a>(mut from: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
     Ok(match Compression::of(from.fill_buf()?) {
         Some(Compression::Gzip) => Box::new(flate2::bufread::MultiGzDecoder::new(from)),
-        Some(Compression::Xz) => Box::new(lzma_rust2::XzReader::new(from, true)),
+        Some(Compression::Xz) => {
+            Box::new(lzma_rust2::XzReader::new_mem_limit(from, true, XZ_MEMORY))
+        }
         Some(Compression::Bzip2) => Box::new(bzip2::bufread::MultiBzDecoder::new(from)),
         Some(Compression::Zstd) => Box::new(ZstdFrames::Between(Some(from))),
         None => Box::new(from),
@@ -214,5 +253,40 @@ mod tests {
         };
         assert_eq!(boxed("./box.img").unwrap(), ("box.img".to_owned(), "disk".to_owned()));
         assert!(boxed("README").unwrap_err().to_string().contains("has no box.img"));
+    }
+
+    fn entry(header: &mut tar::Header, name: &str, size: u64) -> [u8; 512] {
+        header.set_path(name).unwrap();
+        header.set_size(size);
+        header.set_mode(0o644);
+        header.set_cksum();
+        *header.as_bytes()
+    }
+
+    fn error_of(content: &[u8]) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("x.box"), dir.path().join("to"));
+        std::fs::write(&from, content).unwrap();
+        unbox("x.box", &from, &to, &Progress::new(|_, _| ())).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_box_that_is_cut_is_refused() {
+        let header = entry(&mut tar::Header::new_gnu(), "box.img", 1 << 20);
+        let error = error_of(&[&header[..], &[7; 4096]].concat());
+        assert!(error.contains("cut") || error.contains("cannot be unpacked"), "{error}");
+    }
+
+    #[test]
+    fn a_name_of_gigabytes_fills_no_memory() {
+        let mut long = tar::Header::new_gnu();
+        long.set_entry_type(tar::EntryType::GNULongName);
+        let header = entry(&mut long, "././@LongLink", 1 << 30);
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        packed.write_all(&header).unwrap();
+        let zeros = vec![b'a'; 1 << 20];
+        (0..65).for_each(|_| packed.write_all(&zeros).unwrap());
+        let error = error_of(&packed.finish().unwrap());
+        assert!(error.contains("too much comes before its disk"), "{error}");
     }
 }
