@@ -286,11 +286,12 @@ impl Filesystem for Adapter {
         });
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        match self.tree.handle(fh.0).and_then(|open| open.flush()) {
-            Ok(()) | Err(TreeError::BadHandle) => reply.ok(),
-            Err(error) => reply.error(errno::of(&error)),
-        }
+    fn flush(&self, req: &Request, ino: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        let closed = match self.tree.handle(fh.0) {
+            Err(TreeError::BadHandle) => Answer::Now(Ok(())),
+            open => Answer::about(open, |open| open.flush()),
+        };
+        self.answer(req, (ino, Wait::Caller), closed, reply, |(), reply| reply.ok());
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {

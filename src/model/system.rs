@@ -194,7 +194,7 @@ impl System {
     fn write(&self, path: &[&str], text: &str, append: bool) -> Result<(), i32> {
         self.with(path, (Access::Write, append), async |open| {
             let written = answered(open.write(text.as_bytes(), IoMode::Blocking)).await?;
-            open.flush().map_err(|e| errno::number(&e))?;
+            answered(open.flush()).await?;
             assert_eq!(written, text.len());
             Ok(())
         })

@@ -125,10 +125,13 @@ impl Assignment {
         }
     }
 
-    /// The writer may have ended: says why its text was not taken, if it was not.
-    pub(super) fn flush(&self) -> Result<(), TreeError> {
-        let fault = self.draft.as_ref().and_then(Draft::fault);
-        noted(self.vm.as_ref(), fault.map_or(Ok(()), Err))
+    /// The writer may have ended: takes a text that could have gone on, or says why it is not taken.
+    pub(super) fn flush(&self) -> Answer<()> {
+        match self.draft.as_ref().and_then(Draft::at_close) {
+            None => Answer::Now(Ok(())),
+            Some(Ok(text)) => Answer::noted(self.vm.clone(), (self.set)(&text)),
+            Some(Err(error)) => Answer::Now(noted(self.vm.as_ref(), Err(error))),
+        }
     }
 }
 

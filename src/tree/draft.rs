@@ -23,41 +23,37 @@ pub(super) struct Draft {
 
 struct Written {
     bytes: Vec<u8>,
-    /// Why it cannot be taken as it is: it may be cut.
-    fault: Option<TreeError>,
+    /// The text, or why it cannot be taken as it is, while it may go on.
+    pending: Option<Result<String, TreeError>>,
 }
 
 impl Draft {
     /// Begins a text; `before`: what it is added to.
     pub(super) fn new(key: &'static Key, before: Vec<u8>) -> Self {
-        Self { key, written: Mutex::new(Written { bytes: before, fault: None }) }
+        Self { key, written: Mutex::new(Written { bytes: before, pending: None }) }
     }
 
-    /// Adds a piece and returns the text if it can be taken; `None` if it may be cut.
+    /// Adds a piece and returns the text; `None` while it may go on: the beginning of a text can be one
+    /// too, and taken by itself would stay when what follows is refused.
     pub(super) fn add(&self, piece: &[u8]) -> Result<Option<String>, TreeError> {
-        let Written { bytes, fault } = &mut *self.written.lock();
+        let Written { bytes, pending } = &mut *self.written.lock();
         let before = bytes.len();
         if before + piece.len() > LONGEST_TEXT + 1 {
             return Err(TreeError::TooBig(LONGEST_TEXT));
         }
         bytes.extend_from_slice(piece);
-        *fault = None;
-        match self.taken(bytes) {
-            Ok(text) => Ok(Some(text)),
-            Err(error) if piece.len().is_multiple_of(BLOCK) => {
-                *fault = Some(error);
-                Ok(None)
-            }
-            Err(error) => {
-                bytes.truncate(before);
-                Err(error)
-            }
+        let text = self.taken(bytes);
+        if piece.len().is_multiple_of(BLOCK) {
+            *pending = Some(text);
+            return Ok(None);
         }
+        *pending = None;
+        text.map(Some).inspect_err(|_| bytes.truncate(before))
     }
 
-    /// Returns once why what was written cannot be taken, when nothing more comes.
-    pub(super) fn fault(&self) -> Option<TreeError> {
-        self.written.lock().fault.take()
+    /// Returns once what was held back, or why it cannot be taken, when nothing more comes.
+    pub(super) fn at_close(&self) -> Option<Result<String, TreeError>> {
+        self.written.lock().pending.take()
     }
 
     fn taken(&self, bytes: &[u8]) -> Result<String, TreeError> {
@@ -88,8 +84,27 @@ mod tests {
                 rest = after;
             }
             assert_eq!(draft.add(rest).unwrap(), Some(text.clone()));
-            assert!(draft.fault().is_none());
+            assert!(draft.at_close().is_none());
         }
+    }
+
+    #[test]
+    fn the_beginning_of_a_text_that_is_refused_is_not_taken() {
+        let draft = draft();
+        let line = format!("#cloud-config\na: {}\n", "x".repeat(512 - 18));
+        assert_eq!(draft.add(line.as_bytes()).unwrap(), None);
+        assert!(draft.add(b"b: [\n").is_err());
+        assert!(draft.at_close().is_none());
+        assert_eq!(draft.add(b"b: c\n").unwrap(), Some(line + "b: c\n"));
+    }
+
+    #[test]
+    fn a_text_of_whole_blocks_is_taken_at_its_end() {
+        let draft = draft();
+        let text = format!("#cloud-config\na: {}\n", "x".repeat(1024 - 18));
+        assert_eq!(draft.add(text.as_bytes()).unwrap(), None);
+        assert_eq!(draft.at_close().unwrap().unwrap(), text);
+        assert!(draft.at_close().is_none());
     }
 
     #[test]
@@ -97,7 +112,7 @@ mod tests {
         let draft = draft();
         let cut = format!("#cloud-config\na: \"{}", "x".repeat(512));
         assert_eq!(draft.add(&cut.as_bytes()[..512]).unwrap(), None);
-        assert!(draft.fault().is_some() && draft.fault().is_none());
+        assert!(draft.at_close().unwrap().is_err() && draft.at_close().is_none());
     }
 
     #[test]

@@ -127,15 +127,15 @@ impl Open {
     /// A descriptor of this open file was closed.
     ///
     /// # Errors
-    /// Why a text that was written in pieces was not taken.
-    pub(crate) fn flush(&self) -> Result<(), TreeError> {
+    /// Why a text that was written in pieces is not taken.
+    pub(crate) fn flush(&self) -> Answer<()> {
         match self {
             Self::Stream(OpenStream { stream, .. }) => {
                 stream.flush();
-                Ok(())
+                Answer::Now(Ok(()))
             }
             Self::Value(_, Some(assignment)) => assignment.flush(),
-            Self::Value(_, None) | Self::Tail(_) | Self::Control(_) => Ok(()),
+            Self::Value(_, None) | Self::Tail(_) | Self::Control(_) => Answer::Now(Ok(())),
         }
     }
 }

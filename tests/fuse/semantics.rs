@@ -272,10 +272,14 @@ mod setting {
             cp vm1/config/* vm2/config/ && cmp $t vm2/config/user_data
             { echo '#cloud-config'; printf 'a: "%0600d' 0; } | head -c 512 > $t.cut
             dd if=$t.cut of=$f bs=512 status=none 2>/dev/null && echo 'a cut text was taken'
-            cmp $t $f; grep -o '^user_data: line' vm1/error
+            cmp $t $f; grep -o '^user_data: line' vm1/error; grep -c 'config/user_data.*user_data: line' .error
+            { echo '#cloud-config'; printf '#%0495d\n- a: [' 0; } > $t.cut
+            dd if=$t.cut of=$f bs=512 status=none 2>/dev/null && echo 'a text with a bad end was taken'
+            cmp $t $f
+            head -c 512 $t.cut > $t.whole; cp $t.whole $f && cmp $t.whole $f
             echo '#cloud-config' > $f; : > $f; cat $f; echo default > $f; cat $f"#;
         let said = aq.sh(script).ok();
-        assert_eq!(said, "user_data: line\n#cloud-config\nnone");
+        assert_eq!(said, "user_data: line\n1\n#cloud-config\nnone");
         for (bad, errno) in [("packages: x", EINVAL), ("#cloud-config\na: [\n", EINVAL)] {
             assert_errno(aq.write("vm1/config/user_data", bad), errno);
         }
