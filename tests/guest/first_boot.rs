@@ -13,6 +13,8 @@ fn ignition_and_credentials_are_there_and_fit_every_saved_memory() {
     let said = aq.read("vm1/error");
     assert!(said.starts_with("config/user_data: image tiny has no cloud-init"), "{said}");
     aq.sh("echo none > vm1/config/user_data").ok();
+    // One of `.defaults` is for images that have a reader, also where a VM was given it by `cp`.
+    aq.sh("echo '#cloud-config' > .defaults/user_data && cp .defaults/user_data vm1/config/").ok();
     aq.boot_existing("vm1");
     let shown = |credential: &str| {
         let command = format!("grep -c '{credential}' /sys/firmware/dmi/tables/DMI");

@@ -59,7 +59,11 @@ impl Driver {
             let (hold, released) = oneshot::channel();
             let captured = match running_plan(&vm, &*machine, in_force) {
                 Ok(plan) => capture(&vm, &*machine, &*session, &plan, &to, Pin(hold)).await,
-                Err(error) => Err(error),
+                Err(error) => {
+                    // Its end is waited for below.
+                    drop(hold);
+                    Err(error)
+                }
             };
             let is_captured = captured.is_ok();
             // Who gives up waiting does not hear it, which drops the hold.

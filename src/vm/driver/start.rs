@@ -58,17 +58,23 @@ impl Driver {
 }
 
 /// Refuses a text of the user's that nothing in the guest reads. One of `.defaults` is for the images
-/// that have a reader.
+/// that have a reader, also where `cp` has made it a VM's own.
 fn refuse_unread(
     image: &BootImage,
     spec: &VmSpec,
     settings: &VmSettings,
+    defaults: &VmSpec,
 ) -> Result<(), BackendError> {
-    let texts = [("user_data", &spec.user_data), ("network_data", &spec.network_data)];
-    let unread = texts.into_iter().find(|(key, text)| text.is_some() && settings.is_own(key));
+    let texts = [
+        ("user_data", &spec.user_data, &defaults.user_data),
+        ("network_data", &spec.network_data, &defaults.network_data),
+    ];
+    let unread = texts
+        .into_iter()
+        .find(|(key, text, default)| text.is_some() && text != default && settings.is_own(key));
     match (image.seed, unread) {
         (SeedKind::Nocloud, _) | (SeedKind::FwCfg, None) => Ok(()),
-        (SeedKind::FwCfg, Some((key, _))) => Err(BackendError::Unfit {
+        (SeedKind::FwCfg, Some((key, ..))) => Err(BackendError::Unfit {
             key,
             reason: format!(
                 "image {} has no cloud-init to read it; `echo none > config/{key}`, or take a cloud image",
@@ -105,7 +111,7 @@ async fn plan(vm: &Vm, paused: bool) -> Result<LaunchPlan, BackendError> {
     vm.keep_image_settings().await?;
     // Building an image may take minutes, in which settings may have changed.
     let spec = vm.spec();
-    refuse_unread(&image, &spec, &vm.settings())?;
+    refuse_unread(&image, &spec, &vm.settings(), &backends.defaults.spec())?;
     refuse_foreign(&backends.images.settings(&spec.image), &spec)?;
     let accel = backends.hypervisor.accel(spec.accel, spec.arch).await?;
     let mut plan = LaunchPlan { paused, ..plan_to_boot(vm, VmSpec::clone(&spec), image, accel)? };
