@@ -100,7 +100,9 @@ fn target_plan(plan: &LaunchPlan, to: &Path) -> Result<LaunchPlan> {
         let ram = File::options().write(true).create_new(true).mode(0o600).open(&ram)?;
         ram.set_len(plan.spec.memory)?;
         file::if_there(fs::copy(from.seed(), dir.seed()))?;
-        file::if_there(fs::copy(from.cidata(), dir.cidata())).map(drop)
+        file::if_there(fs::copy(from.cidata(), dir.cidata()))?;
+        // Flash of another size would be another machine.
+        file::if_there(fs::copy(from.nvram(), dir.nvram())).map(drop)
     };
     prepare().map_err(BackendError::at(RAM))?;
     let room = rustix::fs::statvfs(to).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize));

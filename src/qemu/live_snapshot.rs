@@ -148,10 +148,14 @@ pub(super) fn cause_of(error: BackendError, dir: &VmDir) -> BackendError {
     error
 }
 
-/// The UEFI variables come first: what is cut short after them is a snapshot that these alone have, which
-/// is dropped again (`nvram`).
+/// The UEFI variables get a snapshot first and lose it last: what is cut short in between is one that
+/// these alone have, which is dropped again (`nvram`).
 fn arguments(command: &str, job: &str, tag: &str, has_nvram: bool) -> Value {
-    let devices = if has_nvram { vec![NVRAM_NODE, DISK_NODE] } else { vec![DISK_NODE] };
+    let devices = match (has_nvram, command) {
+        (false, _) => vec![DISK_NODE],
+        (true, "snapshot-delete") => vec![DISK_NODE, NVRAM_NODE],
+        (true, _) => vec![NVRAM_NODE, DISK_NODE],
+    };
     let mut arguments = json!({"job-id": job, "tag": tag, "devices": devices});
     if command != "snapshot-delete" {
         arguments["vmstate"] = json!(DISK_NODE);

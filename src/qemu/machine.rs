@@ -254,6 +254,9 @@ impl Machine for RunningQemu {
             ignores_shared = migration_stream::ignores_shared(&dir.disk(), tag);
             has_nvram &= nvram::has(dir, tag);
         }
+        if let (SnapshotOp::Take(tag), false) = (op, has_nvram) {
+            nvram::forget(dir, tag).await?;
+        }
         match (live_snapshot::run(qmp, op, (ignores_shared, has_nvram)).await, op) {
             (Ok(()), SnapshotOp::Take(tag)) => snapshot_shapes::note(dir, tag, facts).await,
             (Ok(()), _) => {}

@@ -187,6 +187,8 @@ impl Hypervisor for Qemu {
             SnapshotOp::Restore(tag) => repair::marked(&dir, nvram::restore(&dir, tag)).await,
             SnapshotOp::Drop(tag) => repair::marked(&dir, nvram::drop_snapshot(&dir, tag)).await,
             SnapshotOp::Rename { from, to } => {
+                // What the variables alone have must not be in the way of the new name.
+                nvram::recover(&dir).await?;
                 let (from, to) = (from.clone(), to.clone());
                 off_thread(move || Ok(rename::rename(&dir, &from, &to)), "rename a snapshot")
                     .await?

@@ -11,6 +11,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::firmware::{self, Uefi};
+use super::process::argument_of;
 use super::vm_disk::{self, TemporaryDisk};
 use crate::disk::img::{self, Conversion};
 use crate::disk::{DiskError, DiskFormat, Layer, qcow2, snapshot_table};
@@ -70,9 +71,23 @@ fn ensure(dir: &VmDir, image: Option<PathBuf>, machine: &str) -> Result<Uefi> {
     Ok(uefi)
 }
 
-/// Says whether a machine that runs has variables.
+/// Says whether a machine that runs has variables. One whose settings are not on record tells by its
+/// command line.
 pub(super) fn is_in(facts: &RunFacts) -> bool {
-    facts.in_force.as_ref().is_some_and(|now| now.spec.has_uefi())
+    let has_flash = || {
+        let machine = argument_of(facts.pid, "-machine");
+        machine.is_some_and(|machine| machine.contains(",pflash1="))
+    };
+    facts.in_force.as_ref().map_or_else(has_flash, |now| now.spec.has_uefi())
+}
+
+/// Drops what the variables have of a snapshot that is about to be taken of a machine without them: the
+/// two would not belong together.
+pub(super) async fn forget(dir: &VmDir, tag: &str) -> Result<()> {
+    if has(dir, tag) {
+        img::drop_snapshot(&dir.nvram(), tag).await?;
+    }
+    Ok(())
 }
 
 /// Says whether the variables have a snapshot of this name. QEMU may run.
