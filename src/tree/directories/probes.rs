@@ -104,8 +104,10 @@ const fn row(doc: &'static str) -> Node<ProbeOwner> {
     Node::stream("", 0o444, doc, ProbeOwner::open)
 }
 
+/// Says where a probe is, in one word: events and `.error` have a line for each.
 fn under(vm: &Vm, path: &str) -> String {
-    format!("/{}/probes{path}", vm.name())
+    let odd = |c: char| c.is_whitespace() || c.is_control();
+    format!("/{}/probes{}", vm.name(), path.replace(odd, "?"))
 }
 
 /// A probe as its file sees it.
