@@ -1,5 +1,5 @@
-//! `aq export`: a disk in one file that needs no other. Of a VM an image is made first, which holds the disk
-//! still, and goes afterwards.
+//! `aq export`: a disk in one file that needs no other. Of a VM it makes an image first, so that nothing
+//! changes the disk, and removes it afterwards.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -69,7 +69,9 @@ impl Work {
             return Err(Failure::Usage(format!("{} is not the name of a file", to.display())));
         };
         let partial = format!(".{}.{}", name.to_string_lossy(), std::process::id());
-        let partial = to.with_file_name(partial);
+        // A name with a colon would be a protocol of qemu-img's.
+        let dir = to.parent().filter(|dir| !dir.as_os_str().is_empty());
+        let partial = dir.unwrap_or(Path::new(".")).join(partial);
         Ok(Self { tree: tree.clone(), source, to, partial, format: args.format })
     }
 

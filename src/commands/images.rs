@@ -29,7 +29,7 @@ fn read(tree: &Tree, name: &str, file: &str) -> String {
     tree.read_or_nothing(&format!(".images/{name}/{file}"))
 }
 
-/// The word of a file whose line goes on after a colon.
+/// The part of a file's line before its colon.
 fn word(tree: &Tree, name: &str, file: &str) -> String {
     read(tree, name, file).split(':').next().unwrap_or_default().to_owned()
 }

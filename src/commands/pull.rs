@@ -8,6 +8,7 @@ use serde_json::json;
 use super::Failure;
 use super::files::Tree;
 use super::progress::Progress;
+use super::run::image::Chosen;
 use super::signals;
 use super::text::{line, note, size};
 use crate::cli::images::Pull;
@@ -19,25 +20,31 @@ pub(super) fn run(tree: &Tree, args: &Pull) -> Result<(), Failure> {
         let name = image(tree, wanted)?;
         let verb = if args.refresh { "refresh" } else { "pull" };
         tree.write(&format!(".images/{name}/ctl"), verb)?;
-        let status = follow(tree, &name, &ends, args.json)?;
+        let status = follow(tree, &name, &ends, args)?;
         finish(tree, &name, &status, args)
     })
 }
 
-/// Returns the name of the image that `alpine`, `alpine:3.22` or an alias stands for, and makes it
-/// where there is none.
+/// Returns the name of the image that `alpine`, `alpine:3.22`, an alias or a source stands for, and
+/// makes it where there is none.
 fn image(tree: &Tree, wanted: &str) -> Result<String, Failure> {
-    let name = wanted.replace(':', "-");
-    let known = tree.image(&name);
-    let Err(unknown) = known else { return known };
-    let dir = format!(".images/{name}");
-    tree.mkdir(&dir).map_err(|_| unknown)?;
-    let defined = tree.write(&format!("{dir}/source"), wanted);
-    if let Err(failure) = defined {
-        drop(tree.rmdir(&dir));
-        return Err(failure.about(wanted.to_owned()));
+    match tree.image(&wanted.replace(':', "-")) {
+        // A distribution that is not listed can be pulled by its name too.
+        Err(unknown) if !wanted.contains([':', '/']) => distribution(tree, wanted, unknown),
+        Err(_) => Ok(Chosen::find_or_make(tree, wanted)?.name),
+        known => known,
     }
-    Ok(name)
+}
+
+fn distribution(tree: &Tree, name: &str, unknown: Failure) -> Result<String, Failure> {
+    let dir = format!(".images/{name}");
+    let made = tree.mkdir(&dir).and_then(|()| {
+        tree.write(&format!("{dir}/source"), name).inspect_err(|_| drop(tree.rmdir(&dir)))
+    });
+    match made {
+        Err(failure) if [libc::EINVAL, libc::ENOENT].contains(&failure.errno()) => Err(unknown),
+        made => made.map(|()| name.to_owned()),
+    }
 }
 
 /// Waits until the image is made, or the user does not want to: then it is cancelled.
@@ -45,7 +52,7 @@ fn follow(
     tree: &Tree,
     name: &str,
     ends: &mpsc::Receiver<i32>,
-    json: bool,
+    &Pull { json, refresh, .. }: &Pull,
 ) -> Result<String, Failure> {
     let file = |file: &str| format!(".images/{name}/{file}");
     let mut shown = Shown { bar: Progress::new(), last: String::new(), json };
@@ -63,7 +70,8 @@ fn follow(
     drop(shown);
     // It may be over at this moment.
     if tree.write(&file("ctl"), "cancel").is_ok() {
-        note(format!("{name}: cancelled; `aq pull {name}` continues where it was"));
+        let option = if refresh { "--refresh " } else { "" };
+        note(format!("{name}: cancelled; `aq pull {option}{name}` continues where it was"));
     }
     Err(Failure::Reported(signals::exit_code(signal)))
 }

@@ -5,7 +5,7 @@
 //! [`terminal`]: this terminal and its size.
 
 mod command;
-mod image;
+pub(super) mod image;
 mod terminal;
 
 use std::fs::File;
@@ -42,7 +42,7 @@ pub(super) fn run(tree: &Tree, args: &Run) -> Result<u8, Failure> {
     }
     let process = begun.map_err(|failure| failure.about(args.image.clone()))?;
     if args.detach {
-        detach(&vm, args, &process)?;
+        detach(&vm, &process).inspect_err(|_| complain_of(clear(&vm)))?;
         warm(tree, args, &image);
         return line(&vm.name).map(|()| 0);
     }
@@ -119,19 +119,12 @@ fn converse(
 }
 
 /// Runs the command as a job that outlives this process; the VM ends with it.
-fn detach(vm: &Vm, args: &Run, process: &Process) -> Result<(), Failure> {
+fn detach(vm: &Vm, process: &Process) -> Result<(), Failure> {
     let job = Job::new(vm)?;
     drop(job.stdin()?);
-    let run = job.run(&process.and_then_power_off());
-    if run.is_ok() {
-        job.leave();
-        return Ok(());
-    }
-    drop(job);
-    if args.name.is_none() {
-        complain_of(clear(vm));
-    }
-    run
+    job.run(&process.and_then_power_off())?;
+    job.leave();
+    Ok(())
 }
 
 /// Removes a VM for good, in whatever state it is.

@@ -33,7 +33,7 @@ fn is_disk(path: &Path) -> bool {
 
 /// The endings of files that are archives of root file systems.
 pub const ARCHIVES: &[&str] = &[".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.zst"];
-/// What a container image's name in a registry is told by, and its file.
+/// The prefixes of a container image in a registry, and of one in a file.
 const REGISTRY: &str = "oci:";
 const ARCHIVE: &str = "oci-archive:";
 

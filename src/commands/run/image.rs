@@ -15,15 +15,15 @@ const ENDINGS: &[&str] =
 
 /// An image that a VM can be made from.
 #[derive(Debug)]
-pub(super) struct Chosen {
-    pub(super) name: String,
+pub(in crate::commands) struct Chosen {
+    pub(in crate::commands) name: String,
     /// It was made for this run.
     pub(super) is_new: bool,
 }
 
 impl Chosen {
     /// Finds an image by its name, an alias or its source, or makes one of that source.
-    pub(super) fn find_or_make(tree: &Tree, text: &str) -> Result<Self, Failure> {
+    pub(in crate::commands) fn find_or_make(tree: &Tree, text: &str) -> Result<Self, Failure> {
         let unknown = match tree.image(text) {
             Ok(name) => return Ok(Self { name, is_new: false }),
             Err(unknown) => unknown,
