@@ -6,8 +6,8 @@ use std::sync::mpsc;
 use super::*;
 use crate::arch::Arch;
 use crate::image::manifest::Manifest;
-use crate::image::source::BuildError;
-use crate::vm::backend::DiskFormat;
+use crate::image::source::{BuildError, Progress};
+use crate::vm::backend::{DiskFormat, ImageStatus};
 
 /// Builds when the test says so, and as it says.
 #[derive(Debug)]

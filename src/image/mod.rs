@@ -1,7 +1,7 @@
 //! Images: the immutable disks that new VMs are made from.
 //!
-//! [`catalogue`] knows which images there are and what each ([`entry`]) is doing; a
-//! [`source::ImageSource`] makes one. A disk on this host ([`local_disk`]: what it is, [`disk_format`]; how
+//! [`catalogue`] knows which images there are and what each ([`entry`]) is doing; [`builds`] runs one build, for which a
+//! [`source::ImageSource`] makes the files. A disk on this host ([`local_disk`]: what it is, [`disk_format`]; how
 //! it is unpacked, [`unpacked`]) and a VM ([`publish`]) are copied. An empty disk is [`blank`]. A distribution's
 //! own disk ([`cloud`]) is pulled: [`distribution`] has the rows, [`release`] finds a release on a mirror, and
 //! `fetch` fetches it. A warm image has a template too ([`warming`], [`template`]). An image that is made
@@ -13,6 +13,7 @@
 //! Not here: a VM's own disk (`qemu`), a guest's seed (`guest::seed`).
 
 mod blank;
+mod builds;
 mod busybox;
 mod catalogue;
 mod cloud;

@@ -15,7 +15,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::catalogue::{Catalogue, publish, under_way};
+use super::builds::{publish, under_way};
+use super::catalogue::Catalogue;
 use super::entry::ImageVersion;
 use super::manifest::Manifest;
 use crate::store::file;

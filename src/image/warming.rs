@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::catalogue::{Catalogue, spawn_thread, under_way};
+use super::builds::{spawn_thread, under_way};
+use super::catalogue::Catalogue;
 use super::entry::TemplateStatus;
 use super::source::{BuildError, Progress};
 use super::template::{self, StoredTemplate};
