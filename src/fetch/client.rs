@@ -250,8 +250,8 @@ impl Failure {
     }
 }
 
-/// The innermost cause: the others say that sending failed.
-fn innermost(error: &dyn Error) -> String {
+/// Returns the innermost cause: the others say that sending failed.
+pub fn innermost(error: &dyn Error) -> String {
     let causes = std::iter::successors(Some(error), |e| (*e).source());
     let said = causes.last().map(ToString::to_string).unwrap_or_default();
     said.split(" (os error").next().unwrap_or_default().to_owned()

@@ -27,7 +27,7 @@ mod partial;
 mod signature;
 
 pub use checksum::{Checksum, ChecksumList};
-pub use client::{Client, Retries};
+pub use client::{Client, Retries, innermost};
 pub use download::{Download, Downloaded, Transfer};
 pub use signature::Keys;
 

@@ -20,7 +20,7 @@ use tokio::io::AsyncWrite;
 
 use super::config::{self, Config, Descriptor, Manifest};
 use super::{Layer, Parts};
-use crate::fetch::FetchError;
+use crate::fetch::{FetchError, innermost};
 use crate::image::source::{BuildError, Progress};
 use crate::store::file;
 use crate::vm::backend::BackendError;
@@ -222,15 +222,6 @@ fn is_absent(error: &OciDistributionError) -> bool {
 fn says(error: &OciDistributionError, codes: &[OciErrorCode]) -> bool {
     let OciDistributionError::RegistryError { envelope, .. } = error else { return false };
     envelope.errors.iter().any(|e| codes.contains(&e.code))
-}
-
-/// The error that the others wrap: `connection refused` and its like.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut inner = error;
-    while let Some(source) = inner.source() {
-        inner = source;
-    }
-    inner.to_string()
 }
 
 /// The name of a part in the cache; a digest comes from the registry.

@@ -92,6 +92,16 @@ async fn start_leads_to_ready_and_the_notice_says_so() {
     assert_eq!(notice.try_read(100).unwrap().unwrap(), b"");
 }
 
+/// The fake images have no base to capture upon.
+#[tokio::test(start_paused = true)]
+async fn a_capture_that_fails_before_it_begins_leaves_the_vm_as_it_was() {
+    let Fixture { _dir, vm, script } = ready().await;
+    assert!(vm.capture("/nowhere".into()).await.is_err());
+    until(&vm, &State::Ready).await;
+    vm.perform(Command::Reset).await.unwrap();
+    assert!(!script.calls.lock().contains(&"capture"));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_guest_that_does_not_answer_is_running_and_not_ready() {
     let Fixture { _dir, vm, script } = fixture().await;
