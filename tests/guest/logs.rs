@@ -40,13 +40,13 @@ fn a_guest_that_prints_without_end_and_a_reader_that_follows() {
     let log = aq.vm_dir("vm1").console_log();
     let follower = File::open(aq.path("vm1/console.log")).expect("it opens");
     let reading = std::thread::spawn(move || follow(follower));
-    let print = "dmesg -n 1; yes 0123456789abcdef0123456789abcdef | head -c 4200000 >/dev/ttyS0; \
+    let print = "dmesg -n 1; yes 0123456789abcdef0123456789abcdef | head -c 3500000 >/dev/ttyS0; \
         echo the-last-line >/dev/ttyS0";
     aq.sh(&format!(
         "cat > vm1/exec <<'END'\n({print}) </dev/null >/dev/null 2>&1 &\nEND\ncat vm1/exec"
     ))
     .ok();
-    let most = most_while_growing(&log, 4_200_000);
+    let most = most_while_growing(&log, 3_500_000);
     eventually("the last line", BOOT, || aq.sh("tail -n1 vm1/console.log").stdout.contains("last"));
     assert!(most <= BOUND && on_disk(&log) <= BOUND, "{most} bytes on the disk");
     let shown = std::fs::read(aq.path("vm1/console.log")).expect("the scrollback");
