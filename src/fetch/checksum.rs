@@ -113,15 +113,16 @@ impl ChecksumList {
         self.entries.iter().filter_map(|(name, _)| name.as_deref())
     }
 
-    /// Returns the checksum in a list of one, whatever name it gives the file: the file beside may
-    /// be a link to one of another name.
+    /// Returns the checksum of the file that the list is beside. It may be a link to one of a longer
+    /// name: `x-Cloud.qcow2` to `x-15.6.0-Cloud-Build3.qcow2`.
     ///
     /// # Errors
-    /// `NotListed` if it has several.
-    pub fn only(&self) -> Result<&Checksum, FetchError> {
+    /// `NotListed` if it has none: a list of another file may be signed by the same key.
+    pub fn beside(&self, file: &str) -> Result<&Checksum, FetchError> {
+        let stem = file.rsplit_once('-').map_or(file, |(stem, _)| stem);
         match &self.entries[..] {
-            [(_, checksum)] => Ok(checksum),
-            _ => self.find(""),
+            [(Some(name), checksum)] if name.starts_with(stem) => Ok(checksum),
+            _ => self.find(file),
         }
     }
 
@@ -177,6 +178,19 @@ mod tests {
             let list = ChecksumList::parse("https://x/LIST", form).unwrap();
             assert_eq!(list.find("disk.qcow2").unwrap().hex, expected.to_lowercase(), "{form}");
         }
+    }
+
+    #[test]
+    fn a_list_beside_a_file_is_of_that_file_or_of_what_it_links_to() {
+        let of = |name: &str| {
+            let text = format!("{}  {name}\n", "0".repeat(64));
+            let list = ChecksumList::parse("https://x/L", &text).unwrap();
+            list.beside("Leap-15.6-VM.x86_64-Cloud.qcow2").is_ok()
+        };
+        assert!(of("Leap-15.6-VM.x86_64-Cloud.qcow2"));
+        assert!(of("Leap-15.6-VM.x86_64-15.6.0-Cloud-Build16.6.qcow2"));
+        assert!(!of("Leap-15.5-VM.x86_64-15.5.0-Cloud-Build12.3.qcow2"));
+        assert!(!of("other.qcow2"));
     }
 
     #[test]

@@ -61,8 +61,7 @@ impl Wanted<'_> {
         let (text, trust) = self.read_list(&dir, &list, &file)?;
         let list = ChecksumList::parse(&join(&dir.url, &list), &text)?;
         let file = if beside { file } else { names.choose(disk, list.names(), &dir.url)? };
-        let checksum =
-            if beside { list.only().or_else(|_| list.find(&file)) } else { list.find(&file) };
+        let checksum = if beside { list.beside(&file) } else { list.find(&file) };
         let (checksum, url) = (checksum?.clone(), join(&dir.url, &file));
         Ok(Release { file, url, checksum, trust })
     }
