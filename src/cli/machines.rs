@@ -113,7 +113,7 @@ pub struct Wait {
 pub struct Logs {
     /// Whose
     pub vm: String,
-    /// Go on with what is added, until interrupted
+    /// Continue with what is added, until interrupted
     #[arg(short, long)]
     pub follow: bool,
     /// QEMU's messages and the daemon's notes instead of the serial line

@@ -125,7 +125,7 @@ impl Assignment {
         }
     }
 
-    /// The writer may have ended: takes a text that could have gone on, or says why it is not taken.
+    /// The writer may have ended: takes a text to which nothing was added, or says why it is not taken.
     pub(super) fn flush(&self) -> Answer<()> {
         match self.draft.as_ref().and_then(Draft::at_close) {
             None => Answer::Now(Ok(())),

@@ -23,7 +23,7 @@ pub(super) struct Draft {
 
 struct Written {
     bytes: Vec<u8>,
-    /// The text, or why it cannot be taken as it is, while it may go on.
+    /// The text, or why it cannot be taken as it is, while more may come.
     pending: Option<Result<String, TreeError>>,
 }
 
@@ -33,7 +33,7 @@ impl Draft {
         Self { key, written: Mutex::new(Written { bytes: before, pending: None }) }
     }
 
-    /// Adds a piece and returns the text; `None` while it may go on: the beginning of a text can be one
+    /// Adds a piece and returns the text; `None` while more may come: the beginning of a text can be one
     /// too, and taken by itself would stay when what follows is refused.
     pub(super) fn add(&self, piece: &[u8]) -> Result<Option<String>, TreeError> {
         let Written { bytes, pending } = &mut *self.written.lock();

@@ -138,7 +138,7 @@ impl fmt::Display for Recipes {
     }
 }
 
-/// Keeps a VM that is off from being started or removed; dropping it lets the VM go.
+/// Keeps a VM that is off from being started or removed; dropping it releases the VM.
 #[derive(Debug)]
 pub struct Pin(
     #[expect(dead_code, reason = "its end is its message")] pub(in crate::vm) oneshot::Sender<()>,
