@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::arch::Arch;
+use crate::vm::backend::DiskFormat;
 use crate::vm::backend::{BootImage, Lifetime, SeedKind};
 use crate::vm::spec::VmSpec;
 use crate::vm::template::{Shape, Template};
