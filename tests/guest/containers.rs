@@ -123,6 +123,13 @@ fn a_command_has_this_terminal_and_this_terminals_signals() {
     terminal.until_shown("begun");
     terminal.press("C-c");
     terminal.until_shown("status 130");
+    // A program that handles the signal has its own exit status.
+    terminal.enter(
+        "aq run --rm root sh -c 'trap \"exit 4\" INT; echo up\"\"on; while :; do sleep 1; done'; echo status $?",
+    );
+    terminal.until_shown("upon");
+    terminal.press("C-c");
+    terminal.until_shown("status 4");
     eventually("nothing is left", BOOT, || aq.sh("ls; ls .trash").ok().is_empty());
 }
 

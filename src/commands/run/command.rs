@@ -57,7 +57,8 @@ impl Process {
         let dir = if dir.is_empty() { "/" } else { dir };
         let head = [RUNNER, user, dir].map(|word| word.as_bytes().to_vec());
         let all: Vec<Vec<u8>> = head.into_iter().chain(words).collect();
-        let text = [variables(&args.env)?, joined(&all)].concat();
+        // A shell around the program would die of a signal that the program handles.
+        let text = [variables(&args.env)?, b"exec ".to_vec(), joined(&all)].concat();
         Ok(Self { text, is_container: true })
     }
 
@@ -92,7 +93,7 @@ impl Process {
             "\nstatus=$?\n{tools}setsid {tools}sh -c '{POWER_OFF}' </dev/null >/dev/null 2>&1 &\n\
              exit $status\n"
         );
-        [&*self.text, end.as_bytes()].concat()
+        [b"(\n", &*self.text, b"\n)", end.as_bytes()].concat()
     }
 }
 
@@ -171,10 +172,10 @@ mod tests {
 
     #[test]
     fn words_of_the_user_replace_those_of_the_image() {
-        assert_eq!(container(&["x"]), "/dev/aqfs/bin/run app /srv /entry 'a b'");
-        assert_eq!(container(&["x", "-l"]), "/dev/aqfs/bin/run app /srv /entry -l");
+        assert_eq!(container(&["x"]), "exec /dev/aqfs/bin/run app /srv /entry 'a b'");
+        assert_eq!(container(&["x", "-l"]), "exec /dev/aqfs/bin/run app /srv /entry -l");
         let own = ["--entrypoint", "sh", "-u", "0:5", "-w", "/w", "-e", "K=it's", "x", "-c", "id"];
-        assert_eq!(container(&own), "export K=\"it's\"\n/dev/aqfs/bin/run 0:5 /w sh -c id");
+        assert_eq!(container(&own), "export K=\"it's\"\nexec /dev/aqfs/bin/run 0:5 /w sh -c id");
         let refused = Process::container(&Configured::default(), &args(&["x"]));
         assert!(matches!(refused, Err(Failure::Usage(_))));
     }
