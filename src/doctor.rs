@@ -15,7 +15,7 @@ use crate::arch::Arch;
 use crate::daemon;
 use crate::fuse::mountpoint;
 use crate::image;
-use crate::programs::{self, BUILDERS, QEMU_IMG};
+use crate::programs::{self, BUILDERS, Program, QEMU_IMG};
 use crate::qemu::accel::{self, KvmVerdict};
 use crate::qemu::install::Installation;
 use crate::store::layout::Layout;
@@ -23,6 +23,7 @@ use crate::vm::backend::Recipes;
 
 /// A store with less than this free is about to pause its guests.
 const LITTLE: u64 = 1 << 30;
+const SSH: Program = Program { name: "ssh", package: "openssh-client" };
 
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 struct Findings {
@@ -128,7 +129,7 @@ fn storing(findings: &mut Findings, layout: &Layout) {
 
 fn emulator(findings: &mut Findings) -> Option<Installation> {
     if !QEMU_IMG.is_installed() {
-        findings.lacks("qemu-img is not installed", "`apt install qemu-utils`");
+        findings.lacks("qemu-img is not installed", programs::remedy(&[&QEMU_IMG]));
     }
     let runtime = Builder::new_current_thread().enable_all().build().ok()?;
     match runtime.block_on(Installation::probe(Arch::HOST)) {
@@ -137,8 +138,8 @@ fn emulator(findings: &mut Findings) -> Option<Installation> {
             Some(qemu)
         }
         Err(error) => {
-            let package = Arch::HOST.platform().emulator.package;
-            findings.lacks(format!("QEMU: {error}"), format!("`apt install {package}`"));
+            let emulator = &Arch::HOST.platform().emulator;
+            findings.lacks(format!("QEMU: {error}"), programs::remedy(&[emulator]));
             None
         }
     }
@@ -173,7 +174,7 @@ fn clients(findings: &mut Findings) {
         findings.works("OpenSSH's client, for `aq console` and `aq scp`");
     } else {
         let what = "no OpenSSH client: `aq console` and `aq scp` cannot be used";
-        findings.fails(what, "`apt install openssh-client`");
+        findings.fails(what, programs::remedy(&[&SSH]));
     }
 }
 

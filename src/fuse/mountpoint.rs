@@ -37,7 +37,7 @@ pub enum MountError {
         "/dev/fuse cannot be opened ({0}): `sudo chmod 666 /dev/fuse` is what udev does elsewhere"
     )]
     DeviceDenied(io::Error),
-    #[error("fusermount3 is not installed: `sudo apt-get install fuse3`")]
+    #[error("fusermount3 is not installed; `apt install fuse3` or your system's package of it")]
     NoFusermount,
     /// fusermount3 mounts without that file, and does not unmount.
     #[error(
