@@ -141,8 +141,7 @@ pub(crate) fn warm(model: &mut Model, image: &str) {
 fn settings(_: &Model, _: &str) -> Vec<String> {
     let all = ["memory 128M", "memory 192M", "memory 256M", "cpus 1", "cpus 2", "cpus default"];
     let more = ["memory default", "hostname h", "hostname default", "protect 1", "protect 0"];
-    let texts = ["user_data #cloud-config", "user_data none"];
-    let more = more.iter().chain(&texts).chain(&["ephemeral 1", "ephemeral 0", "ephemeral 0"]);
+    let more = more.iter().chain(&["ephemeral 1", "ephemeral 0", "ephemeral 0"]);
     let wrong = ["memory 1K", "hostname -x", "cpus many"];
     all.iter().chain(more).chain(&wrong).map(|&word| word.to_owned()).collect()
 }
@@ -154,6 +153,11 @@ fn can_set(model: &Model, step: &Step) -> Fits {
         "hostname -x" | "cpus many" => Err(No::Errno(EINVAL)),
         _ => Ok(()),
     }
+}
+
+fn write_setting(step: &Step) -> String {
+    let (key, value) = pair(step);
+    format!("echo '{value}' > {}/config/{key}", step.vm)
 }
 
 fn set(model: &mut Model, step: &Step) {
@@ -338,10 +342,23 @@ pub(crate) static DISKS: &[Operation] = &[
         weight: 6,
         words: settings,
         fits: can_set,
-        request: |step| {
-            let (key, value) = pair(step);
-            format!("echo '{value}' > {}/config/{key}", step.vm)
+        request: write_setting,
+        wait: nothing,
+        then: set,
+    },
+    Operation {
+        name: "user data",
+        weight: 8,
+        words: |_, _| {
+            ["user_data #cloud-config", "user_data none", "user_data [no"]
+                .map(str::to_owned)
+                .to_vec()
         },
+        fits: |model, step| {
+            vm(model, step)?;
+            require(step.word != "user_data [no", No::Errno(EINVAL))
+        },
+        request: write_setting,
         wait: nothing,
         then: set,
     },
