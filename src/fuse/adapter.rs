@@ -352,7 +352,9 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let Ok(listing) = self.tree.listing(fh.0) else { return reply.error(Errno::EBADF) };
+        let Ok(listing) = self.tree.listing_at(fh.0, NodeId(ino.0), offset) else {
+            return reply.error(Errno::EBADF);
+        };
         reply::add_names(&mut reply, ino, &listing, offset);
         reply.ok();
     }
@@ -365,7 +367,9 @@ impl Filesystem for Adapter {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let Ok(listing) = self.tree.listing(fh.0) else { return reply.error(Errno::EBADF) };
+        let Ok(listing) = self.tree.listing_at(fh.0, NodeId(ino.0), offset) else {
+            return reply.error(Errno::EBADF);
+        };
         let attr = |entry: &Entry| self.tree.listed(entry, listing.keep).ok();
         reply::add_names_with_attr(&mut reply, (ino, &self.owner), &listing, offset, attr);
         reply.ok();

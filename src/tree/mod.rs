@@ -134,6 +134,24 @@ impl Tree {
         self.listings.lock().get(&handle).cloned().ok_or(TreeError::BadHandle)
     }
 
+    /// As [`Self::listing`], for a reader that is at `offset`. Names that the kernel keeps are those of the
+    /// moment of its first request and not of the open: it notes what the directory is at then, and would keep
+    /// a name that has gone between the two.
+    pub(crate) fn listing_at(
+        &self,
+        handle: u64,
+        id: NodeId,
+        offset: u64,
+    ) -> Result<Listing, TreeError> {
+        let listing = self.listing(handle)?;
+        if offset > 0 || listing.keep == Keep::Never {
+            return Ok(listing);
+        }
+        let now = self.list(id)?;
+        self.listings.lock().insert(handle, now.clone());
+        Ok(now)
+    }
+
     pub(crate) fn release_directory(&self, handle: u64) {
         self.listings.lock().remove(&handle);
     }

@@ -1,5 +1,6 @@
 //! `aq mount` and `aq umount`: what they do, and the one sentence when they cannot.
 
+use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -26,6 +27,16 @@ fn mount_command(dir: &Path) -> Command {
     let mut command = Command::new(AQ);
     command.arg("mount").arg(dir.join("mnt")).arg("--store").arg(dir.join("store"));
     command
+}
+
+#[test]
+fn a_name_that_goes_between_the_open_of_a_directory_and_its_first_read_is_not_kept() {
+    let aq = Mounted::new();
+    aq.sh("mkdir a b").ok();
+    let open = fs::read_dir(aq.dir()).expect("the mount");
+    aq.sh("rmdir a").ok();
+    assert!(open.count() > 0);
+    assert_eq!(aq.sh("ls").ok(), "b");
 }
 
 #[test]
