@@ -333,7 +333,8 @@ impl Catalogue {
                     origin: format!("{origin:?}"),
                     reason: "is no container".to_owned(),
                 };
-                let made = container(&origin, self.tiny(Arch::HOST)?, &self.layout);
+                let insecure = self.distributions.insecure_registries();
+                let made = container(&origin, self.tiny(Arch::HOST)?, (&self.layout, insecure));
                 Arc::new(made.ok_or_else(refused)??)
             }
             Recipe::Vm(publication) => Arc::new(VmDisk::new(publication)),
@@ -404,10 +405,14 @@ impl Catalogue {
 }
 
 /// Makes the source of a container.
-fn container(origin: &Origin, tiny: &Arc<Tiny>, layout: &Layout) -> Option<Result<Container>> {
+fn container(
+    origin: &Origin,
+    tiny: &Arc<Tiny>,
+    (layout, insecure): (&Layout, &[String]),
+) -> Option<Result<Container>> {
     let (tiny, cache) = (Arc::clone(tiny), layout.cache());
     match origin {
-        Origin::Registry(reference) => Some(Container::registry(reference, tiny, cache)),
+        Origin::Registry(reference) => Some(Container::registry(reference, insecure, tiny, cache)),
         Origin::Archive(path) => Some(Container::archive(path.clone(), tiny, cache)),
         Origin::RootFs(path) => Some(Container::root_fs(path.clone(), tiny, cache)),
         Origin::Tiny(_)

@@ -93,6 +93,9 @@ struct File {
     mirrors: BTreeMap<String, String>,
     #[serde(default)]
     distribution: Vec<Distribution>,
+    /// Container registries that are asked by plain HTTP, as their images name them.
+    #[serde(default)]
+    insecure_registries: Vec<String>,
 }
 
 /// All distributions.
@@ -103,6 +106,7 @@ pub(super) struct Distributions {
     unlisted: bool,
     /// A mirror of the packages that `builtin:tiny` is made of.
     packages: Option<String>,
+    insecure_registries: Vec<String>,
 }
 
 impl Distributions {
@@ -116,6 +120,7 @@ impl Distributions {
         };
         let mut all = Self::built_in();
         all.unlisted = file.list == Some(false);
+        all.insecure_registries = file.insecure_registries;
         for row in file.distribution {
             all.rows.retain(|known| known.name != row.name);
             all.rows.push(row);
@@ -133,12 +138,17 @@ impl Distributions {
     pub(super) fn built_in() -> Self {
         // A test parses it.
         let rows = toml::from_str::<File>(BUILT_IN).unwrap_or_default().distribution;
-        Self { rows, unlisted: false, packages: None }
+        Self { rows, ..Self::default() }
     }
 
     /// Returns the mirror of the packages that `builtin:tiny` is made of.
     pub(super) fn packages(&self) -> &str {
         self.packages.as_deref().unwrap_or(debian::MIRROR)
+    }
+
+    /// Lists the registries that the user has asked by plain HTTP.
+    pub(super) fn insecure_registries(&self) -> &[String] {
+        &self.insecure_registries
     }
 
     /// Lets a mirror of all distributions stand in for their servers.

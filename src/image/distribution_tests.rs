@@ -32,6 +32,7 @@ fn the_users_rows_replace_and_are_replaced_by_nothing() {
     let text = r#"
         mirror = "https://mirror.example/all/"
         mirrors = { debian = "https://debian.example/cloud" }
+        insecure_registries = ["10.0.0.5:5000"]
         [[distribution]]
         name = "alpine"
         mirror = "https://own.example"
@@ -55,6 +56,7 @@ fn the_users_rows_replace_and_are_replaced_by_nothing() {
     assert_eq!(mirror("debian"), "https://debian.example/cloud");
     assert_eq!(mirror("almalinux"), "https://mirror.example/all/alma");
     assert_eq!(mirror("mine"), "https://mirror.example/all/mine");
+    assert_eq!(all.insecure_registries(), ["10.0.0.5:5000"]);
 }
 
 #[test]

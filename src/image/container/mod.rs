@@ -22,6 +22,7 @@ use oci_client::Reference;
 
 use self::config::Config;
 use self::layer::Hashing;
+use self::registry::Transport;
 use self::root_tree::{EntryError, Limits, RootTree};
 use super::manifest::{self, Manifest};
 use super::source::{BuildError, ImageSource, Progress};
@@ -50,7 +51,7 @@ pub(super) struct Container {
 /// Where a container's layers are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum ContainerOrigin {
-    Registry(Box<Reference>),
+    Registry(Box<Reference>, Transport),
     Archive(PathBuf),
     RootFs(PathBuf),
 }
@@ -82,15 +83,22 @@ impl Container {
     /// `BadSource` for what is no reference.
     pub(super) fn registry(
         reference: &str,
+        insecure: &[String],
         tiny: Arc<Tiny>,
         cache: PathBuf,
     ) -> Result<Self, BackendError> {
         let spec = format!("oci:{reference}");
-        let parsed = reference.parse().map_err(|e: oci_client::ParseError| {
+        let parsed: Reference = reference.parse().map_err(|e: oci_client::ParseError| {
             let reason = format!("is no name of a container image: {e}; such are docker.io/library/alpine:3.22 and 127.0.0.1:5000/x");
             BackendError::BadSource { origin: spec.clone(), reason }
         })?;
-        Ok(Self { spec, origin: ContainerOrigin::Registry(Box::new(parsed)), tiny, cache })
+        let transport = Transport::to(parsed.resolve_registry(), insecure);
+        Ok(Self {
+            spec,
+            origin: ContainerOrigin::Registry(Box::new(parsed), transport),
+            tiny,
+            cache,
+        })
     }
 
     /// An image in a file, `oci-archive:FILE`.
@@ -123,8 +131,8 @@ impl Container {
 
     fn parts(&self, scratch: &Path, progress: &Progress) -> Result<Parts, BuildError> {
         match &self.origin {
-            ContainerOrigin::Registry(reference) => {
-                registry::parts(reference, &self.cache.join("layers"), progress)
+            ContainerOrigin::Registry(reference, transport) => {
+                registry::parts((reference, *transport), &self.cache.join("layers"), progress)
             }
             ContainerOrigin::Archive(path) => archive::parts(path, scratch, progress),
             ContainerOrigin::RootFs(path) => root_fs_parts(path),
@@ -146,7 +154,7 @@ impl ImageSource for Container {
 
     fn kind(&self) -> &'static str {
         match self.origin {
-            ContainerOrigin::Registry(_) | ContainerOrigin::Archive(_) => "container",
+            ContainerOrigin::Registry(..) | ContainerOrigin::Archive(_) => "container",
             ContainerOrigin::RootFs(_) => "rootfs",
         }
     }
@@ -220,7 +228,7 @@ impl Container {
         if let Some(expected) = &layer.digest
             && *expected != found
         {
-            if matches!(self.origin, ContainerOrigin::Registry(_)) {
+            if matches!(self.origin, ContainerOrigin::Registry(..)) {
                 // It is in the cache, and would be found damaged again.
                 drop(fs::remove_file(&layer.path));
             }

@@ -1,6 +1,6 @@
 //! An image in a registry: its manifest, and its layers into a cache by their digests.
 //!
-//! Everything but a registry on this host is reached by TLS.
+//! Everything but a registry on this host, or one that the user lists as insecure, is reached by TLS.
 
 use std::fs;
 use std::io;
@@ -41,9 +41,24 @@ const MANIFESTS: &[&str] = &[
     "application/vnd.docker.distribution.manifest.v2+json",
 ];
 
+/// How a registry is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Transport {
+    Tls,
+    Plain,
+}
+
+impl Transport {
+    /// Chooses; `insecure` lists registries, each as images name it: `10.0.0.5:5000`.
+    pub(super) fn to(registry: &str, insecure: &[String]) -> Self {
+        let is_plain = is_here(registry) || insecure.iter().any(|listed| listed == registry);
+        if is_plain { Self::Plain } else { Self::Tls }
+    }
+}
+
 /// Fetches the parts of an image; layers stay in `cache`.
 pub(super) fn parts(
-    reference: &Reference,
+    (reference, transport): (&Reference, Transport),
     cache: &Path,
     progress: &Progress,
 ) -> Result<Parts, BuildError> {
@@ -52,7 +67,7 @@ pub(super) fn parts(
     progress.fetching("asking the registry");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(BuildError::at(Path::new("the runtime")))?;
-    let pull = Pull::new(reference, cache, progress);
+    let pull = Pull::new((reference, transport), cache, progress);
     runtime.block_on(async {
         tokio::select! {
             biased;
@@ -72,14 +87,18 @@ struct Pull<'a> {
 }
 
 impl<'a> Pull<'a> {
-    fn new(reference: &'a Reference, cache: &'a Path, progress: &'a Progress) -> Self {
+    fn new(
+        (reference, transport): (&'a Reference, Transport),
+        cache: &'a Path,
+        progress: &'a Progress,
+    ) -> Self {
         static CRYPTOGRAPHY: Once = Once::new();
         // It fails where another part of the program was first, which has chosen the same.
         CRYPTOGRAPHY.call_once(|| drop(rustls::crypto::ring::default_provider().install_default()));
         let registry = reference.resolve_registry();
-        let protocol = match is_here(registry) {
-            true => ClientProtocol::Http,
-            false => ClientProtocol::Https,
+        let protocol = match transport {
+            Transport::Plain => ClientProtocol::Http,
+            Transport::Tls => ClientProtocol::Https,
         };
         let client = Client::new(ClientConfig {
             protocol,
@@ -322,13 +341,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_registry_on_this_host_is_asked_without_tls() {
+    fn only_a_registry_on_this_host_or_a_listed_one_is_asked_without_tls() {
         for here in ["localhost", "localhost:5000", "127.0.0.1:5000", "127.9.9.9"] {
-            assert!(is_here(here), "{here}");
+            assert_eq!(Transport::to(here, &[]), Transport::Plain, "{here}");
         }
         for far in ["docker.io", "localhost.example.org:5000", "10.0.0.1:5000", "127.0.0.1.nip.io"]
         {
-            assert!(!is_here(far), "{far}");
+            assert_eq!(Transport::to(far, &[]), Transport::Tls, "{far}");
+        }
+        let listed = ["10.0.0.1:5000".to_owned()];
+        assert_eq!(Transport::to("10.0.0.1:5000", &listed), Transport::Plain);
+        for far in ["10.0.0.1", "10.0.0.1:5001"] {
+            assert_eq!(Transport::to(far, &listed), Transport::Tls, "{far}");
         }
     }
 
