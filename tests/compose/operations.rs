@@ -86,9 +86,8 @@ fn can_start(model: &Model, step: &Step) -> Fits {
     let vm = vm(model, step)?;
     require(vm.power.is_off(), No::Errno(EALREADY))?;
     require(vm.suspended.is_none() || !vm.set.ephemeral, No::Errno(EINVAL))?;
-    // Where nothing reads it, that is another row.
-    let reads = model.content(&step.vm) == Content::Bytes;
-    require(reads || !vm.set.user_data, No::Unfit)?;
+    let is_read = model.content(&step.vm) == Content::Bytes;
+    require(is_read || !vm.set.user_data, No::Errno(EINVAL))?;
     let saved = vm.suspended.as_ref().and_then(|saved| saved.memory.as_ref());
     require(saved.is_none_or(|(_, shape)| *shape == model.shape(vm)), No::Unfit)?;
     require(model.live() < ROOM && model.images.contains_key(&vm.image), No::Unfit)
@@ -212,20 +211,6 @@ pub(crate) static POWER: &[Operation] = &[
         request: |step| ctl(step, "start"),
         wait: until_ready,
         then: |model, step| model.start(&step.vm, Power::Ready),
-    },
-    Operation {
-        name: "start with what nothing reads",
-        weight: 20,
-        words: none,
-        fits: |model, step| {
-            let vm = vm(model, step)?;
-            require(vm.power.is_off() && vm.suspended.is_none(), No::Unfit)?;
-            require(vm.set.user_data && model.content(&step.vm) == Content::Guest, No::Unfit)?;
-            require(model.live() < ROOM && model.images.contains_key(&vm.image), No::Unfit)
-        },
-        request: |step| format!("echo start > {0}/ctl && cat {0}/wait || true", step.vm),
-        wait: |_, step| format!("grep -q 'no cloud-init to read it' {}/error", step.vm),
-        then: |model, step| set_power(model, &step.vm, Power::Failed),
     },
     Operation {
         name: "start paused",
