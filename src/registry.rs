@@ -7,6 +7,7 @@
 //! Not here: what a VM does (`vm`), what names look like in the mount (`tree`).
 
 pub mod aliases;
+mod autoremove;
 mod error;
 pub mod images;
 mod lifecycle;

@@ -157,6 +157,7 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     let mounted = mounted.map_err(failed(format!("cannot mount {}", dir.display())))?;
     tracing::info!(dir = %dir.display(), store = %layout.root().display(), "mounted");
     runtime.spawn(touch::follow(events, dir.clone()));
+    runtime.spawn(touch::follow_ends(Arc::clone(&registry), dir.clone()));
     runtime.spawn(unmount_at_the_end(ends, dir));
     runtime.spawn(Arc::clone(&registry).autostart());
     runtime.spawn(Arc::clone(&registry).keep_trash());

@@ -81,7 +81,7 @@ pub struct Fanout {
 image says. The exit status is that of the command. cat ~/aq/.docs/images.md has more.")]
 pub struct Run {
     /// Remove the virtual machine when the command has ended
-    #[arg(long, conflicts_with = "detach")]
+    #[arg(long)]
     pub rm: bool,
     /// Give the command standard input
     #[arg(short, long)]

@@ -62,6 +62,10 @@ pub enum Failure {
     #[error("snapshot or alias '{0}' does not exist.{1} `aq snapshot ls` and `ls {2}` list them")]
     NoImage(String, Near, String),
     #[error(
+        "image '{0}' does not exist.{1} `aq images --all` lists those that there are; an image of a registry is named oci:NAME"
+    )]
+    NoSuchImage(String, Near),
+    #[error(
         "snapshot '{0}' already exists. Pick a new tag or remove the existing one with: aq snapshot rm {0}"
     )]
     ImageExists(String),

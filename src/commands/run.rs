@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use self::command::Process;
 use self::image::Chosen;
@@ -21,12 +21,14 @@ use super::files::{Tree, Vm};
 use super::job::{Job, copy_in};
 use super::new::{self, Given};
 use super::progress::Progress;
-use super::text::{complain, line};
+use super::text::{complain, line, note};
 use super::{Failure, environment, power, remove, signals};
 use crate::cli::guest::Run;
 
 /// How long a guest may take from QEMU's start to its first answer.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long an image may take to notice that it was cancelled.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) fn run(tree: &Tree, args: &Run) -> Result<u8, Failure> {
     terminal::expect(args)?;
@@ -42,7 +44,7 @@ pub(super) fn run(tree: &Tree, args: &Run) -> Result<u8, Failure> {
     }
     let process = begun.map_err(|failure| failure.about(args.image.clone()))?;
     if args.detach {
-        detach(&vm, &process).inspect_err(|_| complain_of(clear(&vm)))?;
+        detach(&vm, args, &process).inspect_err(|_| complain_of(clear(&vm)))?;
         warm(tree, args, &image);
         return line(&vm.name).map(|()| 0);
     }
@@ -118,11 +120,17 @@ fn converse(
     Ok(code)
 }
 
-/// Runs the command as a job that outlives this process; the VM ends with it.
-fn detach(vm: &Vm, process: &Process) -> Result<(), Failure> {
+/// Runs the command as a job that outlives this process; the VM ends with it, and with `--rm` the daemon
+/// removes it then.
+fn detach(vm: &Vm, args: &Run, process: &Process) -> Result<(), Failure> {
     let job = Job::new(vm)?;
     drop(job.stdin()?);
-    job.run(&process.and_then_power_off())?;
+    let autoremove = |word| vm.tree().write(&format!("{}/config/autoremove", vm.name), word);
+    if args.rm {
+        autoremove("1")?;
+    }
+    // One that could not run it is removed by this process.
+    job.run(&process.and_then_power_off()).inspect_err(|_| drop(autoremove("0")))?;
     job.leave();
     Ok(())
 }
@@ -158,11 +166,25 @@ fn warm(tree: &Tree, args: &Run, image: &Chosen) {
 }
 
 impl Chosen {
-    /// Removes an image that was to be made for this run and has not become one.
+    /// Ends the work on an image that this run has begun, as `aq pull` does. One that was to be made for
+    /// this run alone, and has not become one, is removed.
     fn give_up(&self, tree: &Tree) {
         let dir = format!(".images/{}", self.name);
-        if self.is_new && tree.read_or_nothing(&format!("{dir}/status")) != "ready" {
-            drop(tree.rmdir(&dir));
+        if !self.is_begun_here || tree.read_or_nothing(&format!("{dir}/status")) == "ready" {
+            return;
+        }
+        let is_cancelled = tree.write(&format!("{dir}/ctl"), "cancel").is_ok();
+        let since = Instant::now();
+        let may_wait = || since.elapsed() < CANCEL_TIMEOUT;
+        drop(tree.awaited(&format!("{dir}/wait"), may_wait));
+        let is_gone = self.is_new && tree.rmdir(&dir).is_ok();
+        match (is_cancelled, is_gone) {
+            (true, true) => note(format!("{}: cancelled", self.name)),
+            (true, false) => {
+                let name = &self.name;
+                note(format!("{name}: cancelled; `aq pull {name}` continues where it was"));
+            }
+            (false, _) => {}
         }
     }
 }

@@ -1,11 +1,13 @@
-//! Waking inotify watchers: the kernel reports to them only what its own system calls change.
+//! What the daemon has another process do in the mount: the kernel knows only of what its own system
+//! calls change.
 //!
-//! A process for this alone sets the times of `VM/status` through the mount whenever a status
+//! One process wakes inotify watchers: it sets the times of `VM/status` through the mount whenever a status
 //! changes: watchers of the file and of its directory get IN_ATTRIB. The daemon must make no
 //! request to its own mount: if it is killed before it has answered itself, the kernel waits for
 //! the answer, the process never ends, and with `/dev/fuse` open in it every process that waits in
 //! the mount hangs.
 
+use std::fs;
 use std::io::{self, BufRead};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -17,12 +19,15 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
+use crate::registry::Registry;
 use crate::vm::events::Feed;
 
 /// The hidden command under which this program is that process.
 pub const COMMAND: &str = "touch-status";
 /// How long the process may leave its input unread before it is given up.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How a line begins that names a VM to remove. No name of a VM has a space.
+const REMOVE: &str = "remove ";
 
 /// Watches a feed for the life of the daemon. The process is started with the first change.
 pub async fn follow(events: Arc<Feed>, mount: PathBuf) {
@@ -51,6 +56,25 @@ async fn hand_over(child: &mut Option<Child>, mount: &Path, names: &[String]) ->
     timeout(WRITE_TIMEOUT, input.write_all(lines.as_bytes())).await?
 }
 
+/// Has the VMs removed that have ended and are to be removed then, for the life of the daemon.
+pub async fn follow_ends(registry: Arc<Registry>, mount: PathBuf) {
+    let events = Arc::clone(&registry.backends().events);
+    let (mut listener, mut next, mut child) = (events.listen(), 0, None);
+    let mut over = registry.over_before();
+    loop {
+        let lines: Vec<String> = over.iter().map(|name| format!("{REMOVE}{name}")).collect();
+        if !lines.is_empty()
+            && let Err(error) = hand_over(&mut child, &mount, &lines).await
+        {
+            tracing::warn!(%error, "VMs with autoremove are not removed");
+            child = None;
+        }
+        listener.rung().await;
+        (over, next) = events.status_changes(next);
+        over.retain(|name| registry.is_over(name));
+    }
+}
+
 /// Its input ends with the daemon, however that ends.
 fn start(mount: &Path) -> io::Result<Child> {
     let mut command = Command::new(this_program());
@@ -65,15 +89,38 @@ fn this_program() -> PathBuf {
     installed.unwrap_or_else(|| "/proc/self/exe".into())
 }
 
-/// Touches the status of each VM that a line of the input names, to the end of the input.
+/// Touches the status of each VM that a line of the input names, or removes it, to the end of the input.
 ///
 /// # Errors
 /// What reading answers.
 pub fn serve(mount: &Path, names: impl BufRead) -> io::Result<()> {
     names.lines().try_for_each(|name| {
-        touch(&mount.join(name?).join("status"));
+        let name = name?;
+        match name.strip_prefix(REMOVE) {
+            Some(name) => remove(mount, name),
+            None => touch(&mount.join(name).join("status")),
+        }
         Ok(())
     })
+}
+
+/// Removes a VM for good. What refuses says so in the VM's `error`.
+fn remove(mount: &Path, name: &str) {
+    let earlier = removed(mount, name);
+    if fs::remove_dir(mount.join(name)).is_ok() {
+        let now = removed(mount, name).into_iter().filter(|kept| !earlier.contains(kept));
+        now.for_each(|kept| drop(fs::remove_dir(kept)));
+    }
+}
+
+/// Lists what `.trash` has of VMs of a name.
+fn removed(mount: &Path, name: &str) -> Vec<PathBuf> {
+    let is_of = |path: &PathBuf| {
+        let kept = path.file_name().and_then(|kept| kept.to_str());
+        kept.and_then(|kept| kept.rsplit_once('@')).is_some_and(|(of, _)| of == name)
+    };
+    let kept = fs::read_dir(mount.join(".trash")).into_iter().flatten().flatten();
+    kept.map(|entry| entry.path()).filter(is_of).collect()
 }
 
 fn touch(status: &Path) {

@@ -58,6 +58,7 @@ fn as_new_vms(defaults: VmSpec, image: &str) -> VmSpec {
         ephemeral: false,
         protect: false,
         autostart: false,
+        autoremove: false,
         ..defaults
     }
 }

@@ -60,6 +60,40 @@ fn an_image_is_listed_pulled_refreshed_and_listed() {
 }
 
 #[test]
+fn ctrl_c_of_a_run_ends_the_pull_that_it_has_begun() {
+    let mirror = Mirror::start();
+    let aq = mounted(&mirror);
+    mirror.put("x.qcow2", qcow2(1));
+    let url = format!("{}#sha256={}", mirror.url("x.qcow2"), "0".repeat(64));
+    // What the mirror lists stays listed; what was to be made for the run alone is gone.
+    for (image, held, left) in [("debian-12", DISK, true), (&*url, "x.qcow2", false)] {
+        mirror.hold(held, 300_000);
+        let mut run = aq.aq().args(["run", image, "true"]).stderr(Stdio::piped()).spawn().unwrap();
+        let statuses = "cat .images/*/status | grep -c fetching";
+        eventually("the pull", SHORT, || aq.sh(statuses).stdout.trim() == "1");
+        let pid = rustix::process::Pid::from_child(&run);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        assert_eq!(run.wait().unwrap().code(), Some(130), "{image}");
+        assert_eq!(aq.sh("ls; ls .trash").ok(), "", "{image}");
+        let said = std::io::read_to_string(run.stderr.take().unwrap()).unwrap();
+        assert!(said.contains("cancelled"), "{said}");
+        assert_eq!(aq.sh("cat .images/*/status | grep -c cancelled").stdout.trim() == "1", left);
+        aq.sh("echo pull > .images/debian-12/ctl").ok();
+        mirror.release(held);
+        assert_eq!(aq.sh("cat .images/debian-12/wait").ok(), "ready");
+    }
+    assert!(aq.sh("ls -d .images/x").failed().contains("No such file"));
+}
+
+#[test]
+fn an_image_that_is_not_there_is_named_with_the_next_step() {
+    let aq = Mounted::new();
+    let said = aq.cli("aq run tinny true").failed();
+    let sentence = "image 'tinny' does not exist. Did you mean 'tiny'? `aq images --all` lists";
+    assert!(said.contains(sentence), "{said}");
+}
+
+#[test]
 fn ctrl_c_cancels_a_pull_and_the_next_one_continues_it() {
     let mirror = Mirror::start();
     let aq = mounted(&mirror);

@@ -201,6 +201,30 @@ fn a_container_is_made_again_beside_the_one_that_its_vms_have() {
 }
 
 #[test]
+fn a_detached_vm_is_removed_when_its_command_ends() {
+    let aq = Mounted::with_image();
+    let wait = "until [ -e /go ]; do sleep 0.1; done";
+    let name = aq.cli(&format!("aq run -d --rm tiny sh -c '{wait}'")).ok();
+    assert_eq!(aq.sh("ls; ls .trash; cat .images/tiny/wait").ok(), format!("{name}\nready"));
+    assert_eq!(aq.read(&format!("{name}/config/autoremove")), "1");
+    aq.exec(&name, ": > /go");
+    eventually("it is gone for good", BOOT, || aq.sh("ls; ls .trash").ok().is_empty());
+    // One that is suspended or has failed stays; one that ends without a daemon goes at the next mount.
+    aq.sh("mkdir vm1; echo 1 > vm1/config/autoremove").ok();
+    aq.boot_existing("vm1");
+    aq.sh("echo suspend > vm1/ctl; cat vm1/wait").ok();
+    aq.boot_existing("vm1");
+    aq.sh("kill -KILL $(sed -n 's/^pid //p' vm1/info)").ok();
+    aq.wait_for_status("vm1", "failed");
+    aq.boot_existing("vm1");
+    aq.exec("vm1", "(sleep 3; poweroff) > /dev/null 2>&1 &");
+    aq.kill_daemon();
+    eventually("the guest is off", BOOT, || aq.qemus().is_empty());
+    aq.mount();
+    eventually("it is gone for good", BOOT, || aq.sh("ls; ls .trash").ok().is_empty());
+}
+
+#[test]
 fn images_that_are_not_what_they_should_be_are_refused_in_one_sentence() {
     let (aq, registry) = (Mounted::with_image(), Registry::start());
     let fine = || layer(&[("a", 0o644, &[7; 5000])]);

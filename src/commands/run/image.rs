@@ -19,22 +19,30 @@ pub(in crate::commands) struct Chosen {
     pub(in crate::commands) name: String,
     /// It was made for this run.
     pub(super) is_new: bool,
+    /// It was neither ready nor being made.
+    pub(super) is_begun_here: bool,
 }
 
 impl Chosen {
     /// Finds an image by its name, an alias or its source, or makes one of that source.
     pub(in crate::commands) fn find_or_make(tree: &Tree, text: &str) -> Result<Self, Failure> {
         let unknown = match tree.image(text) {
-            Ok(name) => return Ok(Self { name, is_new: false }),
+            Ok(name) => return Ok(Self::found(tree, name)),
             Err(unknown) => unknown,
         };
-        let Some(source) = source_of(text)? else { return Err(unknown) };
+        let Some(source) = source_of(text)? else { return Err(nowhere(unknown)) };
         let has_it =
             |name: &String| tree.read_or_nothing(&format!(".images/{name}/source")) == source;
         if let Some(name) = tree.names(".images")?.into_iter().find(has_it) {
-            return Ok(Self { name, is_new: false });
+            return Ok(Self::found(tree, name));
         }
         Self::make(tree, &source)
+    }
+
+    fn found(tree: &Tree, name: String) -> Self {
+        let status = tree.read_or_nothing(&format!(".images/{name}/status"));
+        let is_begun_here = status == "absent" || status.starts_with("failed");
+        Self { name, is_new: false, is_begun_here }
     }
 
     fn make(tree: &Tree, source: &str) -> Result<Self, Failure> {
@@ -44,8 +52,16 @@ impl Chosen {
             drop(tree.rmdir(&format!(".images/{name}")));
             return Err(failure.about(source.to_owned()));
         }
-        Ok(Self { name, is_new: true })
+        Ok(Self { name, is_new: true, is_begun_here: true })
     }
+}
+
+/// Says what is missing in the words of this command.
+fn nowhere(unknown: Failure) -> Failure {
+    if let Failure::NoImage(name, near, _) = unknown {
+        return Failure::NoSuchImage(name, near);
+    }
+    unknown
 }
 
 /// Makes an image without a source, under a name that is free.
@@ -80,7 +96,7 @@ fn absolute(path: &str) -> Result<String, Failure> {
 /// Makes a name of a source: of `oci:docker.io/library/alpine:3.22` it is `alpine-3.22`.
 fn name_of(source: &str) -> String {
     let last = Path::new(source).file_name().and_then(|name| name.to_str()).unwrap_or(source);
-    let last = last.split('@').next().unwrap_or(last);
+    let last = last.split(['@', '#']).next().unwrap_or(last);
     let last = ENDINGS.iter().find_map(|ending| last.strip_suffix(ending)).unwrap_or(last);
     let last = last.strip_suffix(":latest").unwrap_or(last);
     let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
@@ -101,6 +117,7 @@ mod tests {
             ("oci:127.0.0.1:5000/team/x:latest", "x"),
             ("oci:x@sha256:0123", "oci-x"),
             ("oci-archive:/a/b.tar", "b"),
+            ("https://x.org/y.qcow2#sha256=01", "y"),
             ("/a/alpine-minirootfs-3.22.0-x86_64.tar.gz", "alpine-minirootfs-3.22.0-x86_64"),
             ("/a/.tar", "image"),
         ];

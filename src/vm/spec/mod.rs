@@ -141,6 +141,8 @@ pub struct VmSpec {
     pub overcommit: bool,
     /// The VM is started when the tree is mounted.
     pub autostart: bool,
+    /// The VM is removed for good when it has run and is off.
+    pub autoremove: bool,
     /// The VM cannot be removed.
     pub protect: bool,
     /// Further arguments for QEMU, one word each.
@@ -176,6 +178,7 @@ impl Default for VmSpec {
             credentials: Vec::new(),
             overcommit: false,
             autostart: false,
+            autoremove: false,
             protect: false,
             qemu_args: Vec::new(),
         }

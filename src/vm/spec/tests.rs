@@ -45,6 +45,7 @@ fn unusual() -> VmSpec {
         credentials: vec!["a.b=c d".into(), "x=".into()],
         overcommit: true,
         autostart: true,
+        autoremove: true,
         protect: true,
         qemu_args: vec!["-device".into(), "virtio-rng-pci".into()],
     }
