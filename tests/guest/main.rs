@@ -11,6 +11,7 @@ mod bad_input;
 mod config;
 mod containers;
 mod damage;
+mod debian;
 mod disks;
 mod events;
 mod exec;
