@@ -91,9 +91,9 @@ fn can_publish(model: &Model, step: &Step) -> Fits {
     is_new(model, &step.word)?;
     let vm = vm(model, step)?;
     require(vm.disk.is_some(), No::Errno(ENOENT))?;
+    require(vm.power != Power::Running, No::Errno(EBUSY))?;
     has_disk(vm)?;
-    require(vm.power != Power::Paused, No::Errno(EHOSTUNREACH))?;
-    require(vm.power != Power::Running, No::Errno(EBUSY))
+    require(vm.power != Power::Paused, No::Errno(EHOSTUNREACH))
 }
 
 fn publish(model: &mut Model, step: &Step) {
