@@ -85,7 +85,7 @@ fn values() {
         ("cmdline", &"x".repeat(1025), ERANGE),
         ("ephemeral", "maybe", EINVAL),
         ("autostart", "2", EINVAL),
-        ("autoremove", "yes", EINVAL),
+        ("autoremove", "2", EINVAL),
     ];
     for (key, value, errno) in table {
         let before = aq.read(&format!("vm1/config/{key}"));
