@@ -11,8 +11,8 @@ demo: ## build, mount ~/aq (or AQ_DIR) and run the tour of the README
 test: setup ## lints, docs, dependencies, unit, mount and guest tests, a quarter of an hour (QEMU=bookworm-backports: with that QEMU)
 	@tools/test
 
-long: setup ## the tests that `make test` leaves out because each takes minutes: random sequences, random kills, a stock Debian
-	@tools/test long debian
+long: setup ## what `make test` leaves out: random sequences, random kills, load, tests as root, a stock Debian
+	@tools/test long root debian
 
 check: ## lints, docs and dependencies, without running anything
 	@tools/test fmt clippy doc deny

@@ -1,4 +1,4 @@
-//! Many VMs, many readers, many commands, and a reader that never reads: nothing holds up anything
+//! Many VMs, many readers, many commands, many bytes, and a reader that never reads: nothing holds up anything
 //! else, and the daemon stays small. Limits are generous; what was measured is printed.
 
 use std::fs::{self, File};
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::{Mounted, eventually, median, proc};
+use crate::common::{BOOT, Mounted, eventually, median, proc};
 use aqfs::proc::usage;
 
 const MIB: u64 = 1 << 20;
@@ -169,4 +169,67 @@ fn timed(work: impl FnOnce()) -> Duration {
     let began = Instant::now();
     work();
     began.elapsed()
+}
+
+/// Runs a script in the VM's directory.
+#[track_caller]
+fn in_vm(aq: &Mounted, script: &str) -> String {
+    aq.sh(&format!("cd vm1; {script}")).ok()
+}
+
+fn resident(pid: u32) -> u64 {
+    aqfs::proc::usage(pid).rss >> 10
+}
+
+/// Returns the most KiB that a process has had in memory.
+fn peak(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the daemon");
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).expect("a line VmHWM");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+/// A shell that prints the byte which announces a job's process group, and 64 MiB after it without the
+/// end of a line, before it runs a command in which `flood` occurs.
+const FLOODING_SHELL: &str = r#"real=$(readlink -f /bin/sh); cat > /bin/flooding <<EOF
+#!$real sh
+[ "\$FLOODED" ] || case "\$*" in *flood*) export FLOODED=1; printf '\036'; head -c 67108864 /dev/zero;; esac
+exec $real sh "\$@"
+EOF
+chmod 755 /bin/flooding; ln -sf flooding /bin/sh"#;
+
+#[test]
+fn a_shell_that_floods_after_the_mark_of_ours_fills_no_memory() {
+    let aq = Mounted::booted();
+    aq.exec("vm1", FLOODING_SHELL);
+    let sum = in_vm(&aq, "{ printf '\\036'; head -c 67108864 /dev/zero; echo flood; } | sha256sum");
+    let before = peak(aq.daemon());
+    let script = "mkdir jobs/f; echo 'echo flood' > jobs/f/cmd; cat jobs/f/stdout | sha256sum; cat jobs/f/wait";
+    let said = aq.sh_within(&format!("cd vm1; {script}"), BOOT * 4).ok();
+    assert_eq!(said, format!("{sum}\nexit 0"));
+    let most = peak(aq.daemon());
+    assert!(most < before + (32 << 10), "{before} -> {most} KiB");
+}
+
+#[test]
+fn bulk_goes_through_whole_and_without_memory() {
+    let aq = Mounted::booted();
+    in_vm(&aq, "echo true > exec; cat exec; head -c 64M /dev/urandom > $SCRATCH/big");
+    let sum = in_vm(&aq, "sha256sum < $SCRATCH/big");
+    let before = resident(aq.daemon());
+    let timed = |what: &str, script: &str, wanted: &str| {
+        let began = Instant::now();
+        let said = aq.sh_within(&format!("cd vm1; {script}"), BOOT * 4).ok();
+        let (took, now) = (began.elapsed().as_secs_f64(), resident(aq.daemon()));
+        assert_eq!(said, wanted, "{what}");
+        println!("{what}: 64 MiB in {took:.1} s, daemon {before} -> {now} KiB");
+        assert!(now < before + (32 << 10), "{what}: {before} -> {now} KiB");
+    };
+    let script = "mkdir jobs/i; exec 3>jobs/i/stdin; echo sha256sum > jobs/i/cmd
+            cat $SCRATCH/big >&3; exec 3>&-; cat jobs/i/stdout";
+    timed("stdin", script, &sum);
+    let make = "mkdir jobs/m; echo 'head -c 67108864 /dev/urandom > /big; sha256sum < /big' > jobs/m/cmd; cat jobs/m/stdout";
+    let sum = aq.sh_within(&format!("cd vm1; {make}"), BOOT * 4).ok();
+    let script = "mkdir jobs/o; echo 'cat /big' > jobs/o/cmd; cat jobs/o/stdout | sha256sum";
+    timed("stdout", script, &sum);
+    timed("exec", "echo 'cat /big' > exec; cat exec | sha256sum", &sum);
 }
