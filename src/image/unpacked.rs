@@ -44,7 +44,9 @@ pub(super) fn unbox(what: &str, from: &Path, to: &Path, progress: &Progress) -> 
         let mut entry = entry.map_err(|e| bad(&e))?;
         let name = entry.path().map_err(|e| bad(&e))?.to_string_lossy().into_owned();
         let is_disk = DISKS.iter().any(|ending| name.ends_with(ending));
-        if is_disk && entry.header().entry_type().is_file() {
+        let kind = entry.header().entry_type();
+        // `tar -S`, by which boxes are usually made, writes no holes.
+        if is_disk && (kind.is_file() || kind.is_gnu_sparse()) {
             let report = Report { progress, position: &position, word: "unpacking the box" };
             // The disk is bounded by the free space.
             left.set(u64::MAX);
@@ -253,6 +255,21 @@ mod tests {
         };
         assert_eq!(boxed("./box.img").unwrap(), ("box.img".to_owned(), "disk".to_owned()));
         assert!(boxed("README").unwrap_err().to_string().contains("has no box.img"));
+    }
+
+    #[test]
+    fn a_box_whose_disk_has_holes_is_unpacked_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let disk = File::create(path("box.img")).unwrap();
+        rustix::io::pwrite(&disk, b"disk", 1 << 20).unwrap();
+        disk.set_len(8 << 20).unwrap();
+        let mut tar = Command::new("tar");
+        tar.args(["-cSf", "x.box", "box.img"]).current_dir(dir.path());
+        assert!(tar.status().unwrap().success());
+        assert!(std::fs::metadata(path("x.box")).unwrap().len() < 1 << 20);
+        unbox("x.box", &path("x.box"), &path("to"), &Progress::new(|_, _| ())).unwrap();
+        assert!(std::fs::read(path("to")).unwrap() == std::fs::read(path("box.img")).unwrap());
     }
 
     fn entry(header: &mut tar::Header, name: &str, size: u64) -> [u8; 512] {
