@@ -8,7 +8,7 @@ use serde_json::json;
 use super::Failure;
 use super::files::Tree;
 use super::progress::Progress;
-use super::run::image::Chosen;
+use super::run::image::{Chosen, nowhere};
 use super::signals;
 use super::text::{line, note, size};
 use crate::cli::images::Pull;
@@ -37,13 +37,11 @@ fn image(tree: &Tree, wanted: &str) -> Result<String, Failure> {
 }
 
 fn distribution(tree: &Tree, name: &str, unknown: Failure) -> Result<String, Failure> {
-    let dir = format!(".images/{name}");
-    let made = tree.mkdir(&dir).and_then(|()| {
-        tree.write(&format!("{dir}/source"), name).inspect_err(|_| drop(tree.rmdir(&dir)))
-    });
-    match made {
-        Err(failure) if [libc::EINVAL, libc::ENOENT].contains(&failure.errno()) => Err(unknown),
-        made => made.map(|()| name.to_owned()),
+    match Chosen::make(tree, name) {
+        Err(failure) if [libc::EINVAL, libc::ENOENT].contains(&failure.errno()) => {
+            Err(nowhere(unknown))
+        }
+        made => Ok(made?.name),
     }
 }
 

@@ -91,6 +91,7 @@ fn an_image_that_is_not_there_is_named_with_the_next_step() {
     let said = aq.cli("aq run tinny true").failed();
     let sentence = "image 'tinny' does not exist. Did you mean 'tiny'? `aq images --all` lists";
     assert!(said.contains(sentence), "{said}");
+    assert!(aq.cli("aq pull tinny").failed().contains(sentence));
 }
 
 #[test]

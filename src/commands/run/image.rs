@@ -45,7 +45,8 @@ impl Chosen {
         Self { name, is_new: false, is_begun_here }
     }
 
-    fn make(tree: &Tree, source: &str) -> Result<Self, Failure> {
+    /// Makes an image of a source.
+    pub(in crate::commands) fn make(tree: &Tree, source: &str) -> Result<Self, Failure> {
         let name = create(tree, &name_of(source))?;
         let written = tree.write(&format!(".images/{name}/source"), source);
         if let Err(failure) = written {
@@ -56,8 +57,8 @@ impl Chosen {
     }
 }
 
-/// Says what is missing in the words of this command.
-fn nowhere(unknown: Failure) -> Failure {
+/// Says what is missing in the words of commands that take images only.
+pub(in crate::commands) fn nowhere(unknown: Failure) -> Failure {
     if let Failure::NoImage(name, near, _) = unknown {
         return Failure::NoSuchImage(name, near);
     }
