@@ -1,4 +1,4 @@
-//! Which VMs are to be removed because they have ended: `config/autoremove`.
+//! Which VMs are to be removed because they have ended: `config/autoremove` (`doc/adr/0030-removal-at-the-end.md`).
 //!
 //! Not here: removing them (`fuse::touch`), which is done through the mount, so that the kernel knows of it.
 
