@@ -24,6 +24,7 @@ pub mod daemon;
 pub mod disk;
 pub mod doctor;
 pub mod fetch;
+pub mod files;
 pub mod fuse;
 pub mod guest;
 pub mod image;

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::runtime::{Builder, Runtime};
@@ -15,8 +15,9 @@ use crate::cli::{self, Cli};
 use crate::commands::{self, Failure};
 use crate::config::{Mode, MountConfig, default_mount, default_store};
 use crate::daemon::{self, DaemonError, MOUNTED};
+use crate::files::GuestFileSystem;
 use crate::fuse::mountpoint::{self, MountError};
-use crate::fuse::{Mounted, touch};
+use crate::fuse::{Mounted, files, touch};
 use crate::guest::SshGuests;
 use crate::image::ImageStore;
 use crate::qemu::Qemu;
@@ -151,6 +152,7 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     }
     let events = Arc::clone(&backends.events);
     let tree = Tree::new(Arc::clone(&registry));
+    let _guest_files = mount_guest_files(config.mode, &registry, &tree, &runtime);
     // Before the mount appears: a program that sees it may send a signal to end it.
     let ends = ends(&runtime)?;
     let mounted = Mounted::mount(tree, &dir, runtime.handle().clone());
@@ -158,7 +160,7 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     tracing::info!(dir = %dir.display(), store = %layout.root().display(), "mounted");
     runtime.spawn(touch::follow(events, dir.clone()));
     runtime.spawn(touch::follow_ends(Arc::clone(&registry), dir.clone()));
-    runtime.spawn(unmount_at_the_end(ends, dir));
+    runtime.spawn(unmount_at_the_end(ends, dir, layout.guest_files()));
     runtime.spawn(Arc::clone(&registry).autostart());
     runtime.spawn(Arc::clone(&registry).keep_trash());
     if let Some(log) = log {
@@ -170,6 +172,44 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     // VMs continue; tasks that wait for them end.
     runtime.shutdown_background();
     served
+}
+
+/// The mount of the guests' files, as long as the daemon serves.
+struct GuestFilesMount(PathBuf);
+
+impl Drop for GuestFilesMount {
+    fn drop(&mut self) {
+        if let Err(error) = mountpoint::detach(&self.0) {
+            tracing::warn!(%error, "the guests' files stay in the table of mounts");
+        }
+    }
+}
+
+/// Mounts the guests' files. VMs work without.
+fn mount_guest_files(
+    mode: Mode,
+    registry: &Arc<Registry>,
+    tree: &Arc<Tree>,
+    runtime: &Runtime,
+) -> Option<GuestFilesMount> {
+    let dir = registry.layout().guest_files();
+    let mounted = prepare_guest_files(&dir).and_then(|dir| {
+        let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let files = GuestFileSystem::new(Arc::clone(registry), owner);
+        let mounted = files::mount(files, Arc::clone(tree), &dir, runtime.handle().clone());
+        mounted.map_err(failed(dir.display().to_string()))?;
+        Ok(GuestFilesMount(dir))
+    });
+    let warn = |error| warn_user(mode, &format!("the link `fs` of VMs leads nowhere: {error}"));
+    mounted.map_err(warn).ok()
+}
+
+/// Makes the directory, and clears away what a killed daemon has left on it.
+fn prepare_guest_files(dir: &Path) -> Result<PathBuf, RunError> {
+    if matches!(mountpoint::prepare(dir), Err(MountError::Absent(_))) {
+        file::private_dir(dir).map_err(failed(dir.display().to_string()))?;
+    }
+    Ok(mountpoint::prepare(dir)?)
 }
 
 /// Warns the user who mounts, and writes to the log. In the foreground both are the terminal.
@@ -276,13 +316,14 @@ fn ends(runtime: &Runtime) -> Result<[Signal; 2], RunError> {
 
 /// Unmounts when a signal asks for it; the session then ends by itself. A tree that is in use is
 /// taken out of sight: a program that has a file of it open gets an error, not a hang.
-async fn unmount_at_the_end([mut term, mut int]: [Signal; 2], dir: PathBuf) {
+async fn unmount_at_the_end([mut term, mut int]: [Signal; 2], dir: PathBuf, guest_files: PathBuf) {
     tokio::select! {
         _ = term.recv() => {}
         _ = int.recv() => {}
     }
     if mountpoint::unmount(&dir).is_err() {
         drop(mountpoint::detach(&dir));
+        drop(GuestFilesMount(guest_files));
         leave();
     }
 }

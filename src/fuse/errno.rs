@@ -4,11 +4,13 @@
 
 use fuser::Errno;
 
+use crate::files::FileSystemError;
 use crate::registry::RegistryError;
 use crate::tree::TreeError;
 use crate::tree::verbs::VerbError;
 use crate::vm::VmError;
-use crate::vm::backend::BackendError;
+use crate::vm::backend::{BackendError, FileError, NoFiles};
+use crate::vm::files::FilesError;
 use crate::vm::job::JobError;
 use crate::vm::spec::SpecError;
 use crate::vm::state::Refusal;
@@ -38,6 +40,46 @@ pub(crate) fn number(error: &TreeError) -> i32 {
         TreeError::Verb(VerbError::Unknown { .. } | VerbError::Usage { .. }) => libc::EINVAL,
         TreeError::Vm(error) => vm(error),
         TreeError::Registry(error) => registry(error),
+    }
+}
+
+pub(super) fn of_file(error: &FileSystemError) -> Errno {
+    Errno::from_i32(match error {
+        FileSystemError::Reach(error) => reach(error),
+        FileSystemError::Guest(error) => guest_file(error),
+        FileSystemError::Exists => libc::EEXIST,
+        FileSystemError::NotEmpty => libc::ENOTEMPTY,
+        FileSystemError::IsADirectory => libc::EISDIR,
+        FileSystemError::NameTooLong => libc::ENAMETOOLONG,
+        FileSystemError::NoSpace => libc::ENOSPC,
+        FileSystemError::CrossDevice => libc::EXDEV,
+        FileSystemError::NotOffered => libc::EPERM,
+        FileSystemError::Stale => libc::ESTALE,
+        FileSystemError::BadHandle => libc::EBADF,
+    })
+}
+
+fn reach(error: &FilesError) -> i32 {
+    match error {
+        FilesError::Off => libc::EHOSTDOWN,
+        FilesError::Removed => libc::ENOENT,
+        FilesError::Late => libc::ETIMEDOUT,
+        FilesError::None(NoFiles::NoServer { .. }) => libc::EOPNOTSUPP,
+        FilesError::None(NoFiles::Unreached(error)) => backend(error),
+    }
+}
+
+fn guest_file(error: &FileError) -> i32 {
+    match error {
+        FileError::Absent => libc::ENOENT,
+        FileError::Denied => libc::EACCES,
+        FileError::Invalid => libc::EINVAL,
+        FileError::Unsupported => libc::EOPNOTSUPP,
+        FileError::Failed => libc::EREMOTEIO,
+        FileError::Timeout(_) => libc::ETIMEDOUT,
+        FileError::Lost(_) => libc::EHOSTUNREACH,
+        FileError::Protocol(_) => libc::EPROTO,
+        FileError::TooMany(_) => libc::EOVERFLOW,
     }
 }
 

@@ -8,6 +8,7 @@ mod adapter;
 mod attr;
 mod caller;
 pub(crate) mod errno;
+pub(crate) mod files;
 mod flags;
 pub mod mountpoint;
 mod park;

@@ -16,6 +16,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Instant, SystemTime};
 
 use fuser::{Errno, INodeNo, Request};
+use futures::future::BoxFuture;
 use parking_lot::{Condvar, Mutex};
 use tokio::runtime::Handle;
 
@@ -60,6 +61,9 @@ pub(super) enum Wait {
     Caller,
     /// Every process that looks for a name in the same directory too: it has a timeout.
     Directory,
+    /// The caller alone, for a guest's file, as long as its guest may take. Programs do not expect
+    /// EINTR there, so a signal that does not kill counts later.
+    GuestFile,
 }
 
 pub(super) trait GiveUp: Send + Sync {
@@ -88,7 +92,7 @@ impl Park {
         answer: Answer<T>,
         reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
     ) {
-        let (unique, thread) = (req.unique().0, req.pid());
+        let thread = req.pid();
         let tree = Arc::clone(&self.tree);
         let translate = move |error: TreeError| {
             let (now, errno) = (SystemTime::now(), errno::of(&error));
@@ -99,6 +103,29 @@ impl Park {
             Answer::Now(result) => return reply(result.map_err(translate)),
             Answer::Later(future) => future,
         };
+        self.park(req, wait, future, translate, reply);
+    }
+
+    /// Replies with what a guest answers about a file, whenever it comes.
+    pub(super) fn wait_for_file<T: Send + 'static, E: Send + 'static>(
+        &self,
+        req: &Request,
+        future: BoxFuture<'static, Result<T, E>>,
+        translate: impl FnOnce(E) -> Errno + Send + 'static,
+        reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) {
+        self.park(req, Wait::GuestFile, future, translate, reply);
+    }
+
+    fn park<T: Send + 'static, E: Send + 'static>(
+        &self,
+        req: &Request,
+        wait: Wait,
+        future: BoxFuture<'static, Result<T, E>>,
+        translate: impl FnOnce(E) -> Errno + Send + 'static,
+        reply: impl FnOnce(Result<T, Errno>) + Send + 'static,
+    ) {
+        let (unique, thread) = (req.unique().0, req.pid());
         let progress = Arc::new(Progress::new(reply));
         let request = Box::new(Arc::clone(&progress));
         let waiting = Waiting { waiter: Waiter::new(thread), wait, since: Instant::now(), request };
@@ -212,11 +239,11 @@ struct Stepping<'a, F, T> {
     progress: &'a Progress<T>,
 }
 
-impl<F, T> Future for Stepping<'_, F, T>
+impl<F, T, E> Future for Stepping<'_, F, T>
 where
-    F: Future<Output = Result<T, TreeError>> + Unpin,
+    F: Future<Output = Result<T, E>> + Unpin,
 {
-    type Output = Option<(Reply<T>, Result<T, TreeError>)>;
+    type Output = Option<(Reply<T>, Result<T, E>)>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if !self.progress.begin(cx.waker()) {
@@ -247,7 +274,7 @@ mod tests {
         let (progress, answered) = progress();
         assert!(progress.give_up(Errno::EINTR));
         assert_eq!(answered.recv().unwrap(), Err(Errno::EINTR));
-        let future = Box::pin(async { panic!("it began") });
+        let future = Box::pin(async { panic!("it began") as Result<u8, TreeError> });
         let done = Stepping { future, progress: &progress }.now_or_never();
         assert!(done.expect("it ends").is_none());
     }
@@ -267,9 +294,10 @@ mod tests {
     #[test]
     fn what_is_done_is_answered_with_its_result() {
         let (progress, _answered) = progress();
-        let waits = Stepping { future: pending(), progress: &progress };
+        let waits = Stepping { future: pending::<Result<u8, TreeError>>(), progress: &progress };
         assert!(waits.now_or_never().is_none());
-        let done = Stepping { future: ready(Ok(7)), progress: &progress }.now_or_never();
+        let done =
+            Stepping { future: ready(Ok::<u8, TreeError>(7)), progress: &progress }.now_or_never();
         let (_reply, result) = done.flatten().expect("a result");
         assert_eq!(result.unwrap(), 7);
     }

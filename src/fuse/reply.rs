@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use fuser::{
-    Errno, FileType, Generation, INodeNo, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite,
+    Errno, FileType, Generation, INodeNo, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite,
 };
 
 use super::attr::{self, Owner};
@@ -98,4 +98,13 @@ macro_rules! refuse {
     };
 }
 
-refuse!(ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite);
+refuse!(
+    ReplyAttr,
+    ReplyCreate,
+    ReplyData,
+    ReplyEmpty,
+    ReplyEntry,
+    ReplyOpen,
+    ReplyStatfs,
+    ReplyWrite
+);

@@ -21,12 +21,22 @@ impl Waiter {
     /// Says whether it has a signal pending that it does not block, or is gone. Thread 0 is one in
     /// another pid namespace, which cannot be looked at.
     pub(super) fn is_signalled(&self) -> bool {
+        self.is(has_unblocked_signal)
+    }
+
+    /// Says whether it is about to die, or gone. Of a signal that ends a process the kernel makes
+    /// SIGKILL, for each of its threads.
+    pub(super) fn is_killed(&self) -> bool {
+        self.is(has_kill_signal)
+    }
+
+    fn is(&self, has: fn(&str) -> bool) -> bool {
         if self.thread == 0 {
             return false;
         }
         let mut buffer = [0; 4096];
         match self.read_status(&mut buffer) {
-            Ok(length) => has_unblocked_signal(&String::from_utf8_lossy(&buffer[..length])),
+            Ok(length) => has(&String::from_utf8_lossy(&buffer[..length])),
             Err(error) => {
                 matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH))
             }
@@ -42,11 +52,17 @@ impl Waiter {
     }
 }
 
+fn mask(status: &str, key: &str) -> u64 {
+    let line = status.lines().find_map(|l| l.strip_prefix(key));
+    line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
+}
+
+fn has_kill_signal(status: &str) -> bool {
+    (mask(status, "SigPnd:") | mask(status, "ShdPnd:")) & 1 << (libc::SIGKILL - 1) != 0
+}
+
 fn has_unblocked_signal(status: &str) -> bool {
-    let mask = |key: &str| {
-        let line = status.lines().find_map(|l| l.strip_prefix(key));
-        line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
-    };
+    let mask = |key| mask(status, key);
     (mask("SigPnd:") | mask("ShdPnd:")) & !mask("SigBlk:") != 0
 }
 
@@ -68,6 +84,8 @@ mod tests {
         ];
         for (status, expected) in table {
             assert_eq!(has_unblocked_signal(&status), expected, "{status}");
+            let kills = status.contains("0000000000000100");
+            assert_eq!(has_kill_signal(&status), kills, "{status}");
         }
     }
 

@@ -23,6 +23,8 @@ const LOOK: Duration = Duration::from_millis(50);
 /// How long a name operation may take: longer than any program that one may wait for. It continues
 /// after its answer.
 const NAME_OPERATION_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a request to a guest's file is ended only by a signal that kills.
+const UNINTERRUPTED: Duration = Duration::from_secs(5);
 /// Looks between two heartbeats of the runtime.
 const BEAT: u32 = 20;
 /// Looks without an answer to a heartbeat, 5 s of them, after which the runtime is reported to
@@ -101,8 +103,12 @@ impl Watch {
 
 /// Says with what error a request is given up now.
 fn verdict(waiting: &Waiting, stalled: bool) -> Option<Errno> {
-    let bounded = waiting.wait == Wait::Directory;
+    let (wait, waited) = (waiting.wait, waiting.since.elapsed());
+    let bounded = wait == Wait::Directory;
     match () {
+        () if wait == Wait::GuestFile && waited < UNINTERRUPTED => {
+            waiting.waiter.is_killed().then_some(Errno::EINTR)
+        }
         () if waiting.waiter.is_signalled() => Some(Errno::EINTR),
         () if bounded && (stalled || waiting.since.elapsed() > NAME_OPERATION_TIMEOUT) => {
             Some(Errno::ETIMEDOUT)

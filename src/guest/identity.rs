@@ -184,6 +184,10 @@ fn now() -> String {
 pub(super) struct CommandOutput(Mutex<Vec<u8>>);
 
 impl CommandOutput {
+    pub(super) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock()).into_owned()
+    }
+
     pub(super) fn last_line(&self) -> String {
         let said = String::from_utf8_lossy(&self.0.lock()).into_owned();
         let line = said.lines().rev().find(|l| !l.trim().is_empty());

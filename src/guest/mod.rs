@@ -1,5 +1,5 @@
 //! The way into a guest: SSH keys ([`keys`]), what it reads at boot ([`seed`]), the SSH connection
-//! ([`ssh`]), the identity of one that does not boot (`identity`), a configuration for OpenSSH
+//! ([`ssh`]), the identity of one that does not boot (`identity`), its files (`sftp`), a configuration for OpenSSH
 //! ([`ssh_config`]) and the serial line ([`console`], with terminals on it: `tty`). The only place
 //! that names `russh`.
 //!
@@ -12,6 +12,7 @@ pub mod keys;
 mod nocloud;
 mod probe;
 pub mod seed;
+mod sftp;
 mod shell;
 pub mod ssh;
 pub mod ssh_config;

@@ -17,11 +17,11 @@ use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 
 use super::connection::{Connection, SshAccess, unreachable};
-use super::{keys, probe, supervise};
+use super::{keys, probe, sftp, supervise};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
-    BackendError, DiscardOutput, ExecOptions, Exit, GuestAddress, GuestSession, JobIo, OutputSink,
-    ProbeAnswer,
+    BackendError, DiscardOutput, ExecOptions, Exit, GuestAddress, GuestFiles, GuestSession, JobIo,
+    NoFiles, OutputSink, ProbeAnswer,
 };
 use crate::vm::probe::Probe;
 
@@ -90,6 +90,10 @@ impl GuestSession for SshSession {
         probe::look(&self.pool, probe).await
     }
 
+    async fn files(&self) -> Result<Arc<dyn GuestFiles>, NoFiles> {
+        Ok(Arc::new(sftp::open(&self.pool).await?))
+    }
+
     async fn closed(&self) {
         self.first.closed().await;
     }
@@ -136,6 +140,13 @@ impl Pool {
             }
         }
         self.take(usize::MAX).ok_or_else(|| unreachable("connection lost"))
+    }
+
+    /// Opens a connection that is not of the pool.
+    pub(super) async fn connect_for_files(&self) -> Result<Arc<Connection>, BackendError> {
+        let _turn = self.connect_lock.lock().await;
+        let opened = timeout(ATTEMPT_TIMEOUT, Connection::open(&self.access)).await;
+        opened.map_err(|_| unreachable("no further connection in time"))?
     }
 
     /// Takes the least busy connection if fewer than `limit` commands run on it.

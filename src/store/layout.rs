@@ -37,6 +37,7 @@
 //!   images/NAME/source         of one that is not finished: what it is to be made from
 //!   images/.NAME.XXXX/         one being made: never listed, removed at the next start
 //!   trash/NAME@TIME/           a removed VM
+//!   fs/                        where the guests' files are mounted, NAME/ for each VM
 //!   cache/                     packages fetched, accelerator verdict: may be deleted at any time
 //! ```
 //!
@@ -76,6 +77,7 @@ impl Layout {
         "images",
         "trash",
         "cache",
+        "fs",
     ];
 
     /// Describes a store at an absolute path.
@@ -145,6 +147,8 @@ paths! {
         aliases = "aliases.json",
         /// The directory of removed VMs.
         trash = "trash",
+        /// The directory on which the guests' files are mounted.
+        guest_files = "fs",
         /// The directory of what can be made again.
         cache = "cache",
         /// The directory of downloads that are not complete.
@@ -188,6 +192,11 @@ impl VmDir {
         "memories.json",
         "dropped.json",
     ];
+
+    /// Returns the store that it is in.
+    pub fn store(&self) -> Layout {
+        Layout::new(self.0.ancestors().nth(2).unwrap_or(&self.0))
+    }
 
     /// Returns the path by which to reach one of QEMU's sockets through `dir`, an open descriptor
     /// of this directory: the address of a Unix socket has room for 108 bytes only, so a deep

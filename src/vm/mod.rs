@@ -16,6 +16,7 @@ pub mod events;
 pub mod exec;
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod files;
 pub mod hardware;
 pub mod job;
 pub mod live;
@@ -48,6 +49,7 @@ use self::driver::remove::Removal;
 use self::dropped::{DroppedSnapshots, Remover};
 use self::events::{Event, Feed};
 use self::exec::Exec;
+use self::files::Files;
 use self::job::JobError;
 use self::memory::Ledger;
 use self::probe::Probes;
@@ -190,6 +192,7 @@ pub(crate) struct Shared {
     console: Arc<dyn Console>,
     exec: Exec,
     probes: Probes,
+    files: Files,
     /// The machine that runs, for conversations that the driver has no part in.
     machine: RwLock<Option<Arc<dyn Machine>>>,
     lifetime: Lifetime,

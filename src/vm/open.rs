@@ -6,9 +6,10 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::backend::{ClientHost, Console};
+use super::backend::{ClientHost, Console, GuestFiles};
 use super::caller::Caller;
 use super::exec::Exec;
+use super::files::FilesError;
 use super::job::Job;
 use super::probe::{Probe, Probes};
 use super::state::{Asked, Refusal, State, policy};
@@ -100,6 +101,14 @@ impl Vm {
         self.expect_on("probe")?;
         self.expect_running("probe")?;
         Ok(self.0.probes.open(probe))
+    }
+
+    /// Returns the way to the guest's files, which is opened at the first use; see [`Files`](super::files::Files).
+    ///
+    /// # Errors
+    /// [`FilesError`]: at once while no QEMU runs, after [`super::files::TIMEOUT`] at the latest.
+    pub async fn files(&self) -> Result<Arc<dyn GuestFiles>, FilesError> {
+        self.0.files.connected(|sentence| self.note_outcome(Err(sentence))).await
     }
 
     fn expect_running(&self, verb: &'static str) -> Result<(), VmError> {

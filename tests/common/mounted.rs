@@ -321,6 +321,12 @@ impl Mounted {
         let daemon = lock::owner(&self.store.lock()).map(|o| o.pid).filter(|&p| serves(p));
         let mut left = Vec::from_iter(self.unmount());
         left.extend(daemon.and_then(|pid| self.outlasts(pid)));
+        // A daemon that was killed leaves its mounts.
+        let files = self.store.guest_files();
+        if proc::is_mounted(&files) {
+            let _lazily = Command::new("fusermount3").arg("-uz").arg(&files).output();
+            left.extend(daemon.map(|_| format!("the mount of guests' files {}", files.display())));
+        }
         left.extend(entries(self.root.path(), "run"));
         left.extend(entries(self.root.path(), "tmp"));
         left

@@ -15,6 +15,7 @@ mod debian;
 mod disks;
 mod events;
 mod exec;
+mod files;
 mod first_boot;
 mod full_disk;
 mod hardware;

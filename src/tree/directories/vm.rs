@@ -65,6 +65,10 @@ static ROWS: &[Node<Vm>] = &[
         "commands in the guest, over SSH: write one, read its output",
         |vm, open| Ok(vm.open_exec((open.caller)(), stream_access(open))?),
     ),
+    Node::link("fs", "leads to the guest's files, a mount of their own", |vm: &Vm, _| {
+        Some(vm.dir().store().guest_files().join(vm.name()))
+    })
+    .follows(Vm::configured),
     Node::slow_value(
         "info",
         "facts, `key value` a line: uuid, pid, image, accel, ssh_port, memory in use …",

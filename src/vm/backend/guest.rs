@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::{BackendError, LaunchPlan};
+use super::{BackendError, GuestFiles, LaunchPlan, NoFiles};
 use crate::vm::probe::Probe;
 use crate::vm::stream::{Stream, StreamAccess};
 
@@ -137,6 +137,8 @@ pub trait GuestSession: fmt::Debug + Send + Sync {
     ) -> Result<Exit, BackendError>;
     /// Looks once at a service, from inside the guest. The caller bounds it by dropping the future.
     async fn probe(&self, probe: &Probe) -> Result<ProbeAnswer, BackendError>;
+    /// Opens the way to the guest's files.
+    async fn files(&self) -> Result<Arc<dyn GuestFiles>, NoFiles>;
     /// Resolves when the connection is lost.
     async fn closed(&self);
 }

@@ -4,12 +4,14 @@
 //! No policy here (`state.rs`), and no names of files on disk (`store::layout`).
 
 mod error;
+mod files;
 mod guest;
 mod hypervisor;
 mod image;
 mod machine;
 
 pub use error::*;
+pub use files::*;
 pub use guest::*;
 pub use hypervisor::*;
 pub use image::*;

@@ -55,6 +55,7 @@ use super::definition::Definition;
 use super::dropped::DroppedSnapshots;
 use super::events::Event;
 use super::exec::{Exec, Link};
+use super::files::Files;
 use super::probe::Probes;
 use super::settings::CurrentSettings;
 use super::spec::{VmSettings, VmSpec};
@@ -161,6 +162,7 @@ fn shared(
         dropped: DroppedSnapshots::open(&new_vm.dir),
         failure: Mutex::new((None, definition.created)),
         probes: Probes::new(links.clone(), tokio::runtime::Handle::current()),
+        files: Files::new(links.clone()),
         exec: Exec::new(new_vm.dir.0.clone(), links, tokio::runtime::Handle::current()),
         requests,
         console,

@@ -73,6 +73,12 @@ impl GuestSession for Fake {
         Ok(ProbeAnswer::Yes(probe.to_string()))
     }
 
+    async fn files(
+        &self,
+    ) -> Result<Arc<dyn crate::vm::backend::GuestFiles>, crate::vm::backend::NoFiles> {
+        unreachable!("no test here has files")
+    }
+
     async fn closed(&self) {
         std::future::pending::<()>().await;
     }

@@ -92,6 +92,10 @@ impl GuestSession for FakeSession {
         Ok(ProbeAnswer::Yes(probe.to_string()))
     }
 
+    async fn files(&self) -> Result<Arc<dyn GuestFiles>, NoFiles> {
+        Err(NoFiles::NoServer { reason: "fake".into() })
+    }
+
     async fn closed(&self) {
         std::future::pending::<()>().await;
     }

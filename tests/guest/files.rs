@@ -1,0 +1,165 @@
+//! `fs`: ordinary programs on a guest's files, and guests that are off, deaf, killed and back.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::common::{Mounted, proc};
+
+/// Programs that work on files: each line's output is what comes after `=>`.
+const PROGRAMS: &str = r#"
+    cd $SCRATCH; mkdir -p src/d/e; for i in 1 2 3 4 5; do echo file $i > src/d/f$i; done
+    ln -s d/f1 src/link; chmod 600 src/d/f2; chmod 775 src/d/f3; touch -d 2020-01-02 src/d/f4; : > src/empty
+    F=$AQ_MOUNT/vm1/fs/root
+    cp -a src $F/cp; diff -r src $F/cp && stat -c %a:%Y $F/cp/d/f2 $F/cp/d/f3 $F/cp/d/f4 | sed 's/:1[6-9]......../ now/'
+    tar -C src -cf - . | (mkdir $F/tar; tar -C $F/tar -xpf -); tar -C $F/tar -cf - . | tar -C src -df - && echo tar
+    echo a > $F/sed; sed -i s/a/b/ $F/sed; echo c >> $F/sed; cat $F/sed
+    head -c 3000000 /dev/urandom > big; cp big $F/big; cmp big $F/big; dd if=$F/big bs=1M status=none | cmp - big
+    dd if=big of=$F/synced bs=64k conv=fsync status=none; dd if=$F/synced iflag=direct bs=64k status=none | cmp - big
+    (cd $F; git init -q repo; cd repo; git config user.email a@b; git config user.name a
+        cp -r ../cp/d .; git add .; git commit -qm one; git status --short; cd ..
+        git clone -q repo clone; cd clone; git fsck 2>&1; git status --short; git log --format=%s)
+    vim -es -c 'normal ix' -c wq $F/vim; cat $F/vim
+    find $F/cp -type f | wc -l; du -s $F/cp >/dev/null && readlink $F/cp/link
+    ln $F/sed $F/hard; [ $F/sed -ef $F/hard ] && rm $F/sed && cat $F/hard
+    df --output=fstype $F | tail -1; rm -r $F/cp $F/tar $F/repo $F/clone; ls $F
+"#;
+const SAID: &str = "600 now\n775 now\n644:1577923200\ntar\nb\nc\none\nx\n6\nd/f1\nb\nc\nfuse.aqfs\nbig\nhard\nsynced\nvim";
+
+/// What one program sees of errors, at the end of a Python program, a line each.
+const ERRORS: &str = r#"
+import errno, mmap, os, sys
+F = sys.argv[1]
+os.chdir(F + "/root")
+os.mkdir("full"); open("full/x", "w").close(); open("file", "w").close(); os.mkdir("empty")
+table = [
+    (lambda: os.mkdir("full"), "EEXIST"), (lambda: os.rmdir("full"), "ENOTEMPTY"),
+    (lambda: os.rename("empty", "full"), "ENOTEMPTY"), (lambda: os.link("file", "full/x"), "EEXIST"),
+    (lambda: os.symlink("x", "file"), "EEXIST"), (lambda: open("full", "w"), "EISDIR"),
+    (lambda: open("nope"), "ENOENT"), (lambda: os.listdir("file"), "ENOTDIR"),
+    (lambda: os.open("file", os.O_CREAT | os.O_EXCL | os.O_WRONLY), "EEXIST"),
+    (lambda: os.mkfifo("fifo"), "EPERM"), (lambda: os.mkdir(F + "/../vm9"), "EPERM"),
+    (lambda: os.rename("file", F + "/../vm9"), "EPERM"), (lambda: os.rename("file", "../run/file"), "EXDEV"),
+    (lambda: os.getxattr("file", "user.x"), "EOPNOTSUPP"), (lambda: open("x" * 256, "w"), "ENAMETOOLONG"),
+]
+for number, (call, expected) in enumerate(table):
+    try: call(); print(number, "no error")
+    except OSError as e:
+        if e.errno != getattr(errno, expected): print(number, e, expected)
+fd = os.open("gone", os.O_CREAT | os.O_RDWR); os.unlink("gone"); os.write(fd, b"hello")
+assert os.pread(fd, 10, 0) == b"hello" and os.fstat(fd).st_size == 5
+with open("map", "wb") as f: f.write(bytes(100000))
+with open("map", "r+b") as f:
+    m = mmap.mmap(f.fileno(), 0); m[5000:5004] = b"abcd"; m.flush(); m.close()
+assert open("map", "rb").read()[5000:5004] == b"abcd"
+os.rename("map", "file"); assert os.stat("file").st_size == 100000
+os.truncate("file", 3); assert open("file", "rb").read() == bytes(3)
+assert os.stat("/proc/self/exe") and os.stat("..").st_uid == os.getuid()
+"#;
+
+#[test]
+fn ordinary_programs_work_on_a_guests_files() {
+    let aq = Mounted::booted();
+    assert_eq!(aq.sh_within(PROGRAMS, Duration::from_secs(300)).ok(), SAID);
+    assert_eq!(aq.exec("vm1", "cat /root/hard; wc -c </root/big"), "b\nc\n3000000");
+    std::fs::write(aq.scratch().join("errors.py"), ERRORS).expect("a file");
+    assert_eq!(aq.sh("python3 $SCRATCH/errors.py $PWD/vm1/fs").ok(), "");
+    // What the guest does is seen within a second, and a link leads to the guest's file.
+    aq.exec("vm1", "echo guest >/root/seen; ln -s /root/seen /root/absolute; ln -s ../../../../root/seen /root/up");
+    let links = "cd vm1/fs/root; until [ -e seen ]; do sleep 0.1; done; cat absolute up; readlink absolute up";
+    assert_eq!(aq.sh(links).ok(), "guest\nguest\n../root/seen\n../root/seen");
+    let tail = "echo a > $L; timeout 8 tail -n +1 -f $L > $SCRATCH/tail & sleep 1; \
+        echo b >> $L; echo 'echo c >>/root/log' > vm1/exec; cat vm1/exec; wait; cat $SCRATCH/tail";
+    assert_eq!(aq.sh(&format!("L=vm1/fs/root/log; {tail}")).ok(), "a\nb\nc");
+    // Neither a walk over VMs nor the removal of one leads into a guest.
+    assert!(!aq.sh("find . ; du -s . ; grep -r . vm1/config >/dev/null").ok().contains("synced"));
+    aq.sh("echo kill > vm1/ctl; cat vm1/wait; rm -r vm1").ok();
+    assert_eq!(aq.sh("mv .trash/vm1@* vm1; ls .").ok(), "vm1");
+    aq.boot_existing("vm1");
+    assert_eq!(aq.sh("ls vm1/fs/root/synced").ok(), "vm1/fs/root/synced");
+}
+
+#[test]
+fn a_guest_that_is_off_or_deaf_hangs_nobody() {
+    let aq = Mounted::with_image();
+    aq.sh("mkdir vm1").ok();
+    let at_once = Instant::now();
+    for call in ["ls vm1/fs/", "cat vm1/fs/etc/hosts", "touch vm1/fs/x"] {
+        assert!(aq.sh(call).failed().contains("Host is down"), "{call}");
+    }
+    assert!(at_once.elapsed() < Duration::from_secs(5));
+    aq.boot_existing("vm1");
+    aq.sh("echo before > vm1/fs/root/x; sync vm1/fs/root/x").ok();
+    aq.sh(": > vm1/fs/root/open").ok();
+    aq.deafen("vm1");
+    let killed = Instant::now();
+    for call in [
+        "cat vm1/fs/etc/passwd",
+        "ls vm1/fs/usr/",
+        "mkdir vm1/fs/root/dir",
+        "stat vm1/fs/etc/rc",
+        "dd if=/dev/zero of=vm1/fs/root/open bs=1M conv=notrunc status=none",
+    ] {
+        assert_eq!(aq.sh(&format!("timeout -s KILL 1 {call}")).code, 137, "{call}");
+    }
+    assert!(killed.elapsed() < Duration::from_secs(8), "{:?}", killed.elapsed());
+    // Looking at the VM itself waits for no guest.
+    let looked = Instant::now();
+    aq.sh("ls -lL vm1/fs -d; ls --color=always -l vm1 >/dev/null").ok();
+    assert!(looked.elapsed() < Duration::from_secs(2));
+    let begun = Instant::now();
+    assert!(aq.sh_within("cat vm1/fs/etc/group", Duration::from_secs(60)).code != 0);
+    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    // It comes back, and serves the same paths.
+    aq.sh("echo kill > vm1/ctl; cat vm1/wait").ok();
+    aq.boot_existing("vm1");
+    assert_eq!(aq.sh("cat vm1/fs/root/x").ok(), "before");
+}
+
+#[test]
+fn files_outlast_pauses_restarts_renames_and_daemons() {
+    let aq = Mounted::booted();
+    let script = r#"
+        F=vm1/fs/root; seq 1000 > $F/numbers; exec 3<$F/numbers; head -c 100 <&3 >/dev/null
+        echo pause > vm1/ctl; (sleep 1; echo resume > vm1/ctl) & wc -l < $F/numbers; wait
+        echo suspend > vm1/ctl; cat vm1/wait >/dev/null; ls $F/ 2>&1 | grep -o 'Host is down'
+        echo start > vm1/ctl; cat vm1/ready >/dev/null
+        # Opened before: it is opened again.
+        cat <&3 | tail -1; wc -l < $F/numbers
+        mv vm1 vm2; wc -l < vm2/fs/root/numbers; ls vm1 2>&1 | grep -o 'No such file'"#;
+    let said = "1000\nHost is down\n1000\n1000\n1000\nNo such file";
+    assert_eq!(aq.sh_within(script, Duration::from_secs(180)).ok(), said);
+    let guest_files = aq.store().guest_files();
+    aq.kill_daemon();
+    assert!(proc::is_mounted(&guest_files), "a killed daemon leaves its mount");
+    assert!(std::fs::read_dir(&guest_files).is_err());
+    aq.mount();
+    aq.wait_for_ready("vm2");
+    assert_eq!(aq.sh("wc -l < vm2/fs/root/numbers; ls $PWD/vm2/fs | head -1").ok(), "1000\nbin");
+    // A write that a program has ended without an error is in the guest.
+    aq.sh("cp vm2/fs/root/numbers vm2/fs/root/copy").ok();
+    assert_eq!(aq.exec("vm2", "cmp /root/numbers /root/copy && echo same"), "same");
+    proc::kill(aq.qemus()[0], Signal::KILL);
+    aq.wait_for_status("vm2", "failed");
+    assert!(aq.sh("ls vm2/fs/").failed().contains("Host is down"));
+}
+
+#[test]
+fn a_guest_without_a_server_says_so() {
+    let aq = Mounted::booted();
+    aq.exec("vm1", "mv /usr/lib/sftp-server /usr/lib/hidden");
+    assert!(aq.sh("ls vm1/fs/").failed().contains("not supported"));
+    let error = aq.read("vm1/error");
+    assert!(error.contains("no sftp-server") && error.contains("openssh-sftp-server"), "{error}");
+    aq.exec("vm1", "mv /usr/lib/hidden /usr/lib/sftp-server");
+    assert_eq!(aq.sh("sleep 2.1; cat vm1/fs/etc/hostname").ok(), "tiny");
+}
+
+#[test]
+fn a_full_disk_is_told() {
+    let aq = Mounted::booted();
+    aq.exec("vm1", "mkdir /root/small && mount -t tmpfs -o size=1m none /root/small");
+    let fill = "dd if=/dev/zero of=vm1/fs/root/small/x bs=64k count=64 status=none";
+    let said = aq.sh(fill).failed();
+    assert!(said.contains("No space left on device"), "{said}");
+}
