@@ -11,6 +11,7 @@ mod common;
 mod disk;
 mod files;
 mod guest;
+mod guest_files;
 mod hello;
 mod measure;
 mod warm;
@@ -31,6 +32,7 @@ const BENCHMARKS: &[Benchmark] = &[
     ("warm", warm::start),
     ("clones", warm::clones),
     ("size", warm::size),
+    ("fs", guest_files::files),
     ("copies", disk::off),
     ("pause", disk::running),
 ];

@@ -5,29 +5,33 @@
 //!
 //! Not here: what a request does (`files`).
 
+mod attr;
+mod listing;
+
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, Config, Errno, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, MountOption, OpenAccMode, OpenFlags, RenameFlags,
-    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyOpen, ReplyStatfs, ReplyWrite, Request, Session, SessionACL, TimeOrNow, WriteFlags,
+    BsdFileFlags, Config, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
+    ReplyStatfs, ReplyWrite, Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
 use futures::FutureExt;
 use tokio::runtime::Handle;
 
+use self::attr::{how_opened, seconds, stat};
 use super::errno;
 use super::park::Park;
 use super::reply::Refuse;
 use super::{FS_NAME, THREADS};
 use crate::files::{
-    self, AttrChange, FileId, FileSystemError, GuestFileSystem, PERMISSIONS, ROOT, Result,
+    AttrChange, FileId, FileSystemError, GuestFileSystem, PERMISSIONS, ROOT, Result,
 };
 use crate::proc::Stat;
 use crate::tree::Tree;
@@ -119,8 +123,7 @@ impl FilesAdapter {
         let request = |files| request(files, directory, wanted);
         self.answer(req, request, reply, move |files, attr, reply| {
             let id = files.note(directory, &name, &attr);
-            // Names of VMs change without the kernel, and cost nothing.
-            let ttl = if directory == ROOT { Duration::ZERO } else { TTL };
+            let ttl = name_ttl(directory);
             reply.entry_with_ttls(&TTL, &ttl, &stat(id, &attr), Generation(0));
         });
     }
@@ -154,7 +157,7 @@ impl Filesystem for FilesAdapter {
             }
         };
         self.answer(req, request, reply, move |files, found, reply| {
-            let ttl = if directory == ROOT { Duration::ZERO } else { TTL };
+            let ttl = name_ttl(directory);
             match found {
                 Some(attr) => {
                     let id = files.note(directory, &name, &attr);
@@ -413,16 +416,9 @@ impl Filesystem for FilesAdapter {
         mut reply: ReplyDirectory,
     ) {
         let Ok(listing) = self.files.listing(fh.0) else { return reply.error(Errno::EBADF) };
-        for at in positions(offset).take_while(|at| *at < listing.len() + DOTS.len()) {
-            let (id, kind, name) = match at.checked_sub(DOTS.len()) {
-                None => (FileId(ino.0), FileType::Directory, DOTS[at]),
-                Some(at) => {
-                    let entry = &listing[at];
-                    let id = self.files.number(FileId(ino.0), &entry.name);
-                    (id, kind(entry.attr.mode), &*entry.name)
-                }
-            };
-            if reply.add(INodeNo(id.0), at as u64 + 1, kind, OsStr::from_bytes(name)) {
+        for (next, entry) in listing::from(&listing, offset) {
+            let (id, kind) = listing::number_and_kind(&self.files, FileId(ino.0), entry);
+            if reply.add(INodeNo(id.0), next, kind, listing::name(entry)) {
                 break;
             }
         }
@@ -438,26 +434,8 @@ impl Filesystem for FilesAdapter {
         mut reply: ReplyDirectoryPlus,
     ) {
         let Ok(listing) = self.files.listing(fh.0) else { return reply.error(Errno::EBADF) };
-        let directory = FileId(ino.0);
-        for at in positions(offset).take_while(|at| *at < listing.len() + DOTS.len()) {
-            let (id, attr, name) = match at.checked_sub(DOTS.len()) {
-                // The kernel takes these two for names alone.
-                None => {
-                    let mode = 0o040_755;
-                    (directory, FileAttr { mode, ..FileAttr::default() }, DOTS[at])
-                }
-                Some(at) => {
-                    let entry = &listing[at];
-                    (self.files.note(directory, &entry.name, &entry.attr), entry.attr, &*entry.name)
-                }
-            };
-            let ttl = if directory == ROOT { Duration::ZERO } else { TTL };
-            let (ino, name) = (INodeNo(id.0), OsStr::from_bytes(name));
-            if reply.add(ino, at as u64 + 1, name, &ttl, &stat(id, &attr), Generation(0)) {
-                if at >= DOTS.len() {
-                    // The kernel is not told of it after all.
-                    self.files.forget(id, 1);
-                }
+        for (next, entry) in listing::from(&listing, offset) {
+            if listing::add_with_attr(&self.files, FileId(ino.0), (next, entry), &mut reply) {
                 break;
             }
         }
@@ -497,65 +475,7 @@ impl Filesystem for FilesAdapter {
     }
 }
 
-const DOTS: [&[u8]; 2] = [b".", b".."];
-
-fn positions(offset: u64) -> impl Iterator<Item = usize> {
-    usize::try_from(offset).unwrap_or(usize::MAX)..
-}
-
-fn how_opened(flags: OpenFlags) -> OpenFile {
-    let (read, write) = match flags.acc_mode() {
-        OpenAccMode::O_RDONLY => (true, false),
-        OpenAccMode::O_WRONLY => (false, true),
-        OpenAccMode::O_RDWR => (true, true),
-    };
-    OpenFile {
-        read,
-        write,
-        append: flags.0 & libc::O_APPEND != 0,
-        truncate: flags.0 & libc::O_TRUNC != 0,
-        ..OpenFile::default()
-    }
-}
-
-fn seconds(time: TimeOrNow) -> u32 {
-    match time {
-        TimeOrNow::SpecificTime(time) => files::seconds(time),
-        TimeOrNow::Now => files::seconds(SystemTime::now()),
-    }
-}
-
-fn kind(mode: u32) -> FileType {
-    match mode & libc::S_IFMT {
-        libc::S_IFDIR => FileType::Directory,
-        libc::S_IFLNK => FileType::Symlink,
-        libc::S_IFIFO => FileType::NamedPipe,
-        libc::S_IFSOCK => FileType::Socket,
-        libc::S_IFCHR => FileType::CharDevice,
-        libc::S_IFBLK => FileType::BlockDevice,
-        _ => FileType::RegularFile,
-    }
-}
-
-fn stat(id: FileId, attr: &FileAttr) -> fuser::FileAttr {
-    let time = |seconds: u32| UNIX_EPOCH + Duration::from_secs(seconds.into());
-    let mtime = time(attr.mtime);
-    fuser::FileAttr {
-        ino: INodeNo(id.0),
-        size: attr.size,
-        blocks: attr.size.div_ceil(512),
-        atime: time(attr.atime),
-        mtime,
-        ctime: mtime,
-        crtime: mtime,
-        kind: kind(attr.mode),
-        perm: u16::try_from(attr.mode & PERMISSIONS).unwrap_or_default(),
-        // It is not known. With 1, `find` does not count directories.
-        nlink: 1,
-        uid: attr.uid,
-        gid: attr.gid,
-        rdev: 0,
-        blksize: MAX_TRANSFER,
-        flags: 0,
-    }
+/// How long the kernel may remember a name. Names of VMs change without the kernel, and cost nothing.
+fn name_ttl(directory: FileId) -> Duration {
+    if directory == ROOT { Duration::ZERO } else { TTL }
 }

@@ -1,0 +1,129 @@
+//! A guest's files through `fs`, beside sshfs into the same guest.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use crate::common::{Mounted, median};
+use crate::guest::GUEST;
+use crate::measure::Row;
+
+const ROUNDS: usize = 5;
+const LARGE: u64 = 256 << 20;
+const RANDOM_READS: u64 = 2000;
+
+/// A guest, and its files in two ways.
+struct Both {
+    aq: Mounted,
+    sshfs: PathBuf,
+}
+
+impl Both {
+    fn new() -> Self {
+        let aq = Mounted::with_image();
+        aq.boot("vm1");
+        let sshfs = aq.scratch().join("sshfs");
+        fs::create_dir(&sshfs).expect("a directory");
+        Self { aq, sshfs }
+    }
+
+    /// Mounts sshfs anew, so that it remembers as little as `fs` does after a second.
+    fn mount(&self) {
+        self.unmount();
+        let key = self.aq.store().client_key();
+        let mounted = Command::new("sshfs")
+            .args(["-F", "none", "-o", "BatchMode=yes,StrictHostKeyChecking=no"])
+            .args(["-o", "UserKnownHostsFile=/dev/null,LogLevel=ERROR"])
+            .arg("-o")
+            .arg(format!("IdentityFile={}", key.display()))
+            .args(["-p", &self.aq.info("vm1", "ssh_port")])
+            .arg(format!("{GUEST}:/"))
+            .arg(&self.sshfs)
+            .status();
+        assert!(mounted.expect("sshfs runs").success());
+    }
+
+    fn unmount(&self) {
+        let _none = Command::new("fusermount3").arg("-uq").arg(&self.sshfs).status();
+    }
+
+    fn ours(&self) -> PathBuf {
+        self.aq.path("vm1/fs")
+    }
+
+    /// Measures the same in both, alternating. `work` gets the guest's root.
+    fn compare(&self, what: &str, rounds: usize, mut work: impl FnMut(&Path)) -> Row {
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        let mut timed = |root: &Path| {
+            let began = Instant::now();
+            work(root);
+            began.elapsed()
+        };
+        for _ in 0..rounds {
+            ours.push(timed(&self.ours()));
+            self.mount();
+            theirs.push(timed(&self.sshfs));
+        }
+        Row::ratio(&format!("fs: {what} / sshfs"), median(ours), median(theirs), 1.0)
+    }
+
+    fn sh(&self, root: &Path, script: &str) {
+        let said = self.aq.sh(&format!("cd {}/root && {{ {script}; }}", root.display()));
+        said.ok();
+    }
+}
+
+impl Drop for Both {
+    fn drop(&mut self) {
+        self.unmount();
+    }
+}
+
+/// Large files in order and at random, many names, a repository.
+pub(crate) fn files() -> Vec<Row> {
+    let both = Both::new();
+    let mut rows = large(&both);
+    rows.extend(many(&both));
+    rows
+}
+
+fn large(both: &Both) -> Vec<Row> {
+    let mib = LARGE >> 20;
+    let write = format!("dd if=/dev/zero of=large bs=1M count={mib} conv=fsync status=none");
+    let read = "dd if=large of=/dev/null bs=1M status=none";
+    vec![
+        both.compare("write 256 MiB, fsync", ROUNDS, |root| both.sh(root, &write)),
+        both.compare("read 256 MiB", ROUNDS, |root| both.sh(root, read)),
+        both.compare("2,000 reads of 4 KiB at random", ROUNDS, random_reads),
+    ]
+}
+
+/// Reads where no other read was: a page that is read twice would come from the kernel's cache.
+fn random_reads(root: &Path) {
+    let file = File::open(root.join("root/large")).expect("the large file");
+    let (pages, mut page) = (LARGE / 4096, 1);
+    for _ in 0..RANDOM_READS {
+        page = (page * 5 + 12345) % pages;
+        file.read_exact_at(&mut [0; 4096], page * 4096).expect("a page");
+    }
+}
+
+fn many(both: &Both) -> Vec<Row> {
+    let make = "mkdir many repo && cd many && seq 1000 | xargs touch && cd ../repo &&
+        for d in $(seq 50); do mkdir $d; for f in $(seq 100); do echo $d $f > $d/$f; done; done";
+    both.aq.exec("vm1", &format!("cd /root && {make}"));
+    let root = both.ours();
+    both.sh(
+        &root,
+        "cd repo && git init -q && git add . && git -c user.name=a -c user.email=a@b commit -qm a",
+    );
+    let small = "mkdir new && for f in $(seq 100); do echo $f > new/$f; done; rm -r new";
+    vec![
+        both.compare("ls -l of 1,000", ROUNDS, |root| both.sh(root, "ls -l many > /dev/null")),
+        both.compare("stat of 1,000", ROUNDS, |root| both.sh(root, "stat many/* > /dev/null")),
+        both.compare("git status of 5,000", 3, |root| both.sh(root, "git -C repo status -s")),
+        both.compare("100 small files made and removed", ROUNDS, |root| both.sh(root, small)),
+    ]
+}
