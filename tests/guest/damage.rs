@@ -83,7 +83,7 @@ fn no_damage_keeps_the_tree_from_being_mounted() {
     let kept =
         aq.cli("cd store; ls -d aliases.json.unusable@* defaults.json.unusable@* | wc -l").ok();
     assert_eq!(kept, "6");
-    aq.cli("cd store; chmod -R u+rwX .").ok();
+    aq.cli("aq umount $AQ_MOUNT; chmod -R u+rwX store").ok();
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn what_becomes_due_and_cannot_be_erased_is_no_error_of_another_removal() {
     remount(&aq, &old).ok();
     aq.sh("sleep 6; rmdir vm1").ok();
     assert_eq!(aq.sh("ls; ls .trash | cut -d @ -f 1").ok(), "old\nvm1");
-    aq.cli("chmod -R u+rwX store").ok();
+    aq.cli("aq umount $AQ_MOUNT; chmod -R u+rwX store").ok();
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn what_is_due_and_cannot_be_erased_fails_no_operation() {
     });
     aq.sh("rmdir vm1").ok();
     assert_eq!(aq.sh("ls .trash | cut -d @ -f 1").ok(), "vm1");
-    aq.cli("chmod -R u+rwX store").ok();
+    aq.cli("aq umount $AQ_MOUNT; chmod -R u+rwX store").ok();
 }
 
 #[test]
