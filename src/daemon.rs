@@ -167,7 +167,8 @@ fn first_line(child: &mut Child) -> Option<String> {
     receiver.recv_timeout(MOUNT_TIMEOUT).ok()
 }
 
-/// Unmounts a tree and waits until its daemon has ended; virtual machines run on.
+/// Unmounts a tree and waits until its daemon has ended; virtual machines run on. Of a daemon that is
+/// gone, both mounts are detached.
 ///
 /// # Errors
 /// Why it is not unmounted, or that the daemon continues.
@@ -175,10 +176,28 @@ pub fn end(dir: &Path) -> Result<(), DaemonError> {
     let daemon = daemon_of(dir);
     let dir = std::path::absolute(dir).map_err(failed(dir.display().to_string()))?;
     // Afterwards its path can no longer be resolved.
-    let dir = fs::canonicalize(&dir).unwrap_or(dir);
+    let dir = resolved(dir);
     // Called from within the mount, this very process would keep it busy.
     env::set_current_dir("/").map_err(failed("/"))?;
-    let refusal = match mountpoint::unmount(&dir) {
+    let ended = match daemon {
+        None if mountpoint::is_dead(&dir) => Ok(mountpoint::detach(&dir)?),
+        daemon => end_tree(&dir, daemon),
+    };
+    match (ended, detach_guest_files(&dir)) {
+        // Somebody has unmounted the tree of a daemon that was killed.
+        (Err(DaemonError::Mount(MountError::NotOurs(_))), Ok(1..)) => Ok(()),
+        (ended, detached) => ended.and(detached.map(drop)),
+    }
+}
+
+/// The path of a dead mount is resolved up to the mount.
+fn resolved(dir: PathBuf) -> PathBuf {
+    let in_parent = || Some(fs::canonicalize(dir.parent()?).ok()?.join(dir.file_name()?));
+    fs::canonicalize(&dir).ok().or_else(in_parent).unwrap_or(dir)
+}
+
+fn end_tree(dir: &Path, daemon: Option<u32>) -> Result<(), DaemonError> {
+    let refusal = match mountpoint::unmount(dir) {
         Ok(()) => None,
         // fusermount3 gives up. The daemon can end all the same.
         Err(error @ (MountError::Io { .. } | MountError::NoMtab { .. })) => Some(error),
@@ -192,13 +211,27 @@ pub fn end(dir: &Path) -> Result<(), DaemonError> {
         (Some(pid), None) => end_process(pid),
         (Some(pid), Some(error)) => {
             end_process(pid)?;
-            if mountpoint::is_ours(&dir) {
-                Err(DaemonError::StillMounted { dir, error })
+            if mountpoint::is_ours(dir) {
+                Err(DaemonError::StillMounted { dir: dir.to_owned(), error })
             } else {
                 Ok(())
             }
         }
     }
+}
+
+/// Detaches the mounts of guests' files that a killed daemon of this tree has left, and counts them.
+/// The lock of a store names the tree.
+fn detach_guest_files(tree: &Path) -> Result<usize, DaemonError> {
+    let is_left = |at: &PathBuf| {
+        let Some(store) = at.parent().map(Layout::new) else { return false };
+        store.guest_files() == *at
+            && lock::owner(&store.lock()).is_some_and(|owner| owner.mount == tree)
+            && mountpoint::is_dead(at)
+    };
+    let left: Vec<PathBuf> = mountpoint::list().into_iter().filter(is_left).collect();
+    left.iter().try_for_each(|at| mountpoint::detach(at))?;
+    Ok(left.len())
 }
 
 fn end_process(pid: u32) -> Result<(), DaemonError> {

@@ -1,8 +1,9 @@
 //! The directory that is mounted on: what is there already, whether the host can mount, unmounting.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -85,6 +86,11 @@ pub fn prepare(dir: &Path) -> Result<PathBuf, MountError> {
         return Err(MountError::NotEmpty(dir));
     }
     Ok(dir)
+}
+
+/// Says whether a directory is a mount whose daemon is gone.
+pub fn is_dead(dir: &Path) -> bool {
+    fs::read_dir(dir).is_err_and(|error| is_left_behind(&error))
 }
 
 /// Says whether a mount's daemon is gone, or is just going.
@@ -179,31 +185,50 @@ fn umount(dir: &Path, leave: Leave) -> Result<(), String> {
     Err(String::from_utf8_lossy(&done.stderr).trim().to_lowercase())
 }
 
-/// Says whether the topmost mount on `dir` is a tree of ours. The type is `fuse` or `fuse.aqfs`, as
-/// root's own mount(2) or fusermount3 has it; the source is always our name.
+/// Says whether the topmost mount on `dir` is of ours.
 pub fn is_ours(dir: &Path) -> bool {
-    let mounts = fs::read("/proc/self/mountinfo").unwrap_or_default();
-    let wanted = escaped(dir);
-    let fields = |line: &[u8]| line.split(|b| *b == b' ').map(<[u8]>::to_vec).collect::<Vec<_>>();
-    let mut lines = mounts.rsplit(|b| *b == b'\n').map(fields);
-    let Some(line) = lines.find(|l| l.get(4) == Some(&wanted)) else {
-        return false;
-    };
-    let mut kind = line.into_iter().skip_while(|f| f != b"-").skip(1);
-    let (kind, source) = (kind.next().unwrap_or_default(), kind.next().unwrap_or_default());
-    kind.starts_with(b"fuse") && source == FS_NAME.as_bytes()
+    let topmost = mounts().rev().find(|mount| mount.at == dir);
+    topmost.is_some_and(|mount| mount.is_ours)
 }
 
-/// Writes a path as the kernel does in `mountinfo`.
-fn escaped(path: &Path) -> Vec<u8> {
-    let mut out = Vec::new();
-    for &byte in path.as_os_str().as_bytes() {
-        match byte {
-            b' ' | b'\t' | b'\n' | b'\\' => out.extend(format!("\\{byte:03o}").bytes()),
-            _ => out.push(byte),
-        }
+/// Lists the mounts of ours, the trees and the guests' files.
+pub fn list() -> Vec<PathBuf> {
+    mounts().filter(|mount| mount.is_ours).map(|mount| mount.at).collect()
+}
+
+struct MountedAt {
+    at: PathBuf,
+    is_ours: bool,
+}
+
+fn mounts() -> impl DoubleEndedIterator<Item = MountedAt> {
+    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let mounts: Vec<_> = table.split(|b| *b == b'\n').filter_map(mounted_at).collect();
+    mounts.into_iter()
+}
+
+/// Reads a line of `mountinfo`. The type of a mount of ours is `fuse` or `fuse.aqfs`, as root's own
+/// mount(2) or fusermount3 has it; the source is always our name.
+fn mounted_at(line: &[u8]) -> Option<MountedAt> {
+    let mut fields = line.split(|b| *b == b' ');
+    let at = unescaped(fields.nth(4)?);
+    let mut kind = fields.skip_while(|f| *f != b"-").skip(1);
+    let (kind, source) = (kind.next()?, kind.next()?);
+    Some(MountedAt { at, is_ours: kind.starts_with(b"fuse") && source == FS_NAME.as_bytes() })
+}
+
+/// Reads a path as the kernel writes it in `mountinfo`: `\040` is a space.
+fn unescaped(mut field: &[u8]) -> PathBuf {
+    let mut path = Vec::new();
+    while let Some((&byte, rest)) = field.split_first() {
+        let escaped = rest.split_at_checked(3).filter(|_| byte == b'\\');
+        let code = |digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 8).ok();
+        let read = escaped.and_then(|(digits, rest)| Some((code(digits)?, rest)));
+        let (byte, rest) = read.unwrap_or((byte, rest));
+        path.push(byte);
+        field = rest;
     }
-    out
+    OsString::from_vec(path).into()
 }
 
 /// Names the processes that use a mount, as far as they can be seen.
@@ -235,8 +260,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_escaped_as_the_kernel_does() {
-        assert_eq!(escaped(Path::new("/a b\\c")), b"/a\\040b\\134c");
+    fn lines_of_the_kernel_are_read() {
+        let line = |at: &str, source: &str| {
+            let line = format!("36 35 98:0 / {at} rw,noatime shared:1 - fuse.aqfs {source} rw");
+            mounted_at(line.as_bytes()).map(|mount| (mount.at, mount.is_ours))
+        };
+        assert_eq!(line("/a\\040b\\134c", FS_NAME), Some(("/a b\\c".into(), true)));
+        assert_eq!(line("/m", "other"), Some(("/m".into(), false)));
+        assert_eq!(line("/m\\04", "other"), Some(("/m\\04".into(), false)));
+        assert!(mounted_at(b"").is_none() && mounted_at(b"36 35 98:0 / /m").is_none());
     }
 
     #[test]

@@ -321,11 +321,10 @@ impl Mounted {
         let daemon = lock::owner(&self.store.lock()).map(|o| o.pid).filter(|&p| serves(p));
         let mut left = Vec::from_iter(self.unmount());
         left.extend(daemon.and_then(|pid| self.outlasts(pid)));
-        // A daemon that was killed leaves its mounts.
         let files = self.store.guest_files();
         if proc::is_mounted(&files) {
             let _lazily = Command::new("fusermount3").arg("-uz").arg(&files).output();
-            left.extend(daemon.map(|_| format!("the mount of guests' files {}", files.display())));
+            left.push(format!("the mount of guests' files {}", files.display()));
         }
         left.extend(entries(self.root.path(), "run"));
         left.extend(entries(self.root.path(), "tmp"));
@@ -333,7 +332,7 @@ impl Mounted {
     }
 
     fn unmount(&self) -> Option<String> {
-        if !proc::is_mounted(&self.dir()) {
+        if !proc::is_mounted(&self.dir()) && !proc::is_mounted(&self.store.guest_files()) {
             return None;
         }
         // A reader that was killed a moment ago may still be on its way out.

@@ -4,7 +4,7 @@
 
 use std::fs;
 
-use crate::common::{BOOT, Mounted, eventually};
+use crate::common::{BOOT, Mounted, eventually, proc};
 
 #[test]
 fn a_stale_mount_is_cleaned_up_and_the_vms_are_there_again() {
@@ -17,6 +17,29 @@ fn a_stale_mount_is_cleaned_up_and_the_vms_are_there_again() {
     });
     aq.mount();
     assert_eq!((aq.info("vm1", "uuid"), aq.read("vm1/config/cpus")), (uuid, "3".to_owned()));
+}
+
+#[test]
+fn umount_after_a_killed_daemon_takes_both_mounts_away_also_those_in_use() {
+    let aq = Mounted::new();
+    aq.sh("mkdir vm1").ok();
+    let files = aq.store().guest_files();
+    let busy = r#"cd store/fs; exec 3<$AQ_MOUNT; kill -KILL $PID
+        while kill -0 $PID 2>/dev/null; do :; done; aq umount $AQ_MOUNT && echo gone"#;
+    let busy = busy.replace("$PID", &aq.daemon().to_string());
+    assert_eq!(aq.cli(&busy).ok(), "gone");
+    assert!(!proc::is_mounted(&files) && !proc::is_mounted(&aq.dir()));
+    // One that somebody has unmounted in part is cleared away as well.
+    aq.mount();
+    aq.kill_daemon();
+    aq.cli("fusermount3 -uz $AQ_MOUNT && aq umount $AQ_MOUNT").ok();
+    assert!(!proc::is_mounted(&files));
+    // Another store's is left alone.
+    aq.mount();
+    let other = Mounted::new();
+    other.kill_daemon();
+    drop(other);
+    assert!(proc::is_mounted(&files) && aq.sh("ls").ok() == "vm1");
 }
 
 #[test]
