@@ -34,7 +34,7 @@ impl Both {
         self.unmount();
         let key = self.aq.store().client_key();
         let mounted = Command::new("sshfs")
-            .args(["-F", "none", "-o", "BatchMode=yes,StrictHostKeyChecking=no"])
+            .args(["-o", "ssh_command=ssh -F none,BatchMode=yes,StrictHostKeyChecking=no"])
             .args(["-o", "UserKnownHostsFile=/dev/null,LogLevel=ERROR"])
             .arg("-o")
             .arg(format!("IdentityFile={}", key.display()))

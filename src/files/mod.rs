@@ -12,12 +12,13 @@ mod names;
 mod nodes;
 mod open_file;
 mod read_ahead;
+mod siblings;
 mod target;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
@@ -25,6 +26,8 @@ pub(crate) use self::error::{FileSystemError, Result};
 use self::nodes::Nodes;
 pub(crate) use self::nodes::{FileId, ROOT};
 use self::open_file::{Budget, OpenedFile, Remote};
+use self::siblings::Siblings;
+pub(crate) use self::siblings::TTL;
 use crate::registry::Registry;
 use crate::vm::backend::{
     DirectoryEntry, FileAttr, FileChange, FileError, FileSystemSpace, GuestFiles, OpenFile,
@@ -35,6 +38,8 @@ use crate::vm::{Vm, VmId};
 pub(crate) const PERMISSIONS: u32 = 0o7777;
 /// What Linux has. A server has no word for it.
 const LONGEST_NAME: usize = 255;
+/// Names that are read of one directory.
+const MOST_NAMES: usize = 100_000;
 const DIRECTORY: u32 = 0o040_000;
 const LINK: u32 = 0o120_000;
 const KIND: u32 = 0o170_000;
@@ -44,6 +49,7 @@ const KIND: u32 = 0o170_000;
 pub(crate) struct GuestFileSystem {
     registry: Arc<Registry>,
     nodes: Nodes,
+    siblings: Siblings,
     /// Who the files of the login user belong to on the host.
     owner: (u32, u32),
     /// When it was mounted: the time of the directories that no guest is asked for.
@@ -68,6 +74,7 @@ impl GuestFileSystem {
         Arc::new(Self {
             registry,
             nodes: Nodes::default(),
+            siblings: Siblings::default(),
             owner,
             since: seconds(SystemTime::now()),
             budgets: Mutex::default(),
@@ -145,13 +152,40 @@ impl GuestFileSystem {
         }
     }
 
-    pub(crate) async fn lookup(&self, directory: FileId, name: &[u8]) -> Result<FileAttr> {
+    /// Finds a name, and how long it may be remembered.
+    pub(crate) async fn lookup(
+        &self,
+        directory: FileId,
+        name: &[u8],
+    ) -> Result<(FileAttr, Duration)> {
         if directory == ROOT {
             self.named(name).ok_or(FileError::Absent)?;
-            return Ok(self.root_attr());
+            return Ok((self.root_attr(), TTL));
         }
         let at = self.at_name(directory, name).await?;
-        Ok(self.shown(&*at.files, at.files.attr(&at.path).await?))
+        if let Some((attr, ttl)) = self.listed(&at, directory, name).await {
+            return Ok((self.shown(&*at.files, attr), ttl));
+        }
+        Ok((self.shown(&*at.files, at.files.attr(&at.path).await?), TTL))
+    }
+
+    /// Finds a name in the listing that its neighbours have caused. One that is not in it may be there
+    /// all the same: a directory that may only be listed shows no names to a server that looks at each.
+    async fn listed(
+        &self,
+        at: &At,
+        directory: FileId,
+        name: &[u8],
+    ) -> Option<(FileAttr, Duration)> {
+        let list = || at.files.list(&names::parent(at).path, siblings::MOST_NAMES);
+        let listed = self.siblings.of(at.vm, directory, list)?;
+        match listed.names.await {
+            Some(names) => Some((*names.get(name)?, TTL.checked_sub(listed.since.elapsed())?)),
+            None => {
+                self.siblings.leave_alone(directory);
+                None
+            }
+        }
     }
 
     pub(crate) async fn attr(&self, id: FileId, handle: Option<u64>) -> Result<FileAttr> {
@@ -184,11 +218,13 @@ impl GuestFileSystem {
         }
         if let Some(open) = open {
             let remote = self.remote(&open).await?;
+            let _changing = self.siblings.changing(open.vm);
             let change = self.whole(&*remote.files, change, remote.file.attr()).await?;
             open.change(&remote, &change).await?;
             return self.attr(id, handle).await;
         }
         let at = self.at(id).await?;
+        let _changing = self.siblings.changing(at.vm);
         let is_link = self.nodes.is_kind(id, LINK);
         let change = self.whole(&*at.files, change, at.files.attr(&at.path)).await?;
         let changed = match is_link {
@@ -253,7 +289,7 @@ impl GuestFileSystem {
 
     async fn list(&self, id: FileId) -> Result<Vec<DirectoryEntry>> {
         let at = self.at(id).await?;
-        let mut names = at.files.list(&at.path).await?;
+        let mut names = at.files.list(&at.path, MOST_NAMES).await?;
         names.iter_mut().for_each(|entry| entry.attr = self.shown(&*at.files, entry.attr));
         Ok(names)
     }
@@ -301,7 +337,7 @@ impl GuestFileSystem {
     fn keep(&self, id: FileId, how: OpenFile, remote: Remote, vm: VmId) -> u64 {
         let budget = self.budgets.lock().entry(vm).or_default().clone();
         let handle = self.next_handle();
-        let open = Arc::new(OpenedFile::new(id, how, remote, &budget));
+        let open = Arc::new(OpenedFile::new((vm, id), how, remote, &budget));
         self.open.lock().insert(handle, open);
         handle
     }
@@ -311,6 +347,7 @@ impl GuestFileSystem {
             self.forget_reads(id);
         }
         let at = self.at(id).await?;
+        let _changing = how.truncate.then(|| self.siblings.changing(at.vm));
         let file = match at.files.open(&at.path, how).await {
             Ok(file) => file.into(),
             Err(FileError::Failed) => return Err(self.why_not_opened(&at).await),
@@ -336,6 +373,7 @@ impl GuestFileSystem {
         let open = self.opened(handle)?;
         let remote = self.remote(&open).await?;
         self.forget_reads(open.id);
+        let _changing = self.siblings.changing(open.vm);
         let written = open.write(&remote, offset, bytes).await;
         self.explain(&open, written).await
     }

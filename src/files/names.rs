@@ -22,6 +22,7 @@ impl GuestFileSystem {
         how: &OpenFile,
     ) -> Result<(FileAttr, Created)> {
         let at = self.at_name(directory, name).await?;
+        let _changing = self.siblings.changing(at.vm);
         let fresh = OpenFile { exclusive: true, ..*how };
         // Both are on their way before the first is answered.
         let (opened, found) = (at.files.open(&at.path, &fresh), at.files.attr(&at.path));
@@ -56,6 +57,7 @@ impl GuestFileSystem {
         mode: u32,
     ) -> Result<FileAttr> {
         let at = self.at_name(directory, name).await?;
+        let _changing = self.siblings.changing(at.vm);
         let made = at.files.make_directory(&at.path, mode & PERMISSIONS);
         let attr = self.made(&at, made).await?;
         if attr.mode & 0o777 == mode & 0o777 {
@@ -74,6 +76,7 @@ impl GuestFileSystem {
         target: &[u8],
     ) -> Result<FileAttr> {
         let at = self.at_name(directory, name).await?;
+        let _changing = self.siblings.changing(at.vm);
         let made = at.files.make_link(target, &at.path);
         self.made(&at, made).await
     }
@@ -88,6 +91,7 @@ impl GuestFileSystem {
         if existing.vm != at.vm {
             return Err(FileSystemError::CrossDevice);
         }
+        let _changing = self.siblings.changing(at.vm);
         let made = at.files.link(&existing.path, &at.path);
         match self.made(&at, made).await {
             Err(FileSystemError::Guest(FileError::Failed)) => Err(FileSystemError::CrossDevice),
@@ -112,6 +116,7 @@ impl GuestFileSystem {
 
     pub(crate) async fn remove(&self, directory: FileId, name: &[u8]) -> Result<()> {
         let at = self.at_name(directory, name).await?;
+        let _changing = self.siblings.changing(at.vm);
         at.files.remove(&at.path).await.map_err(or(FileSystemError::NotOffered))?;
         self.nodes.remove(directory, name);
         Ok(())
@@ -119,6 +124,7 @@ impl GuestFileSystem {
 
     pub(crate) async fn remove_directory(&self, directory: FileId, name: &[u8]) -> Result<()> {
         let at = self.at_name(directory, name).await?;
+        let _changing = self.siblings.changing(at.vm);
         at.files.remove_directory(&at.path).await.map_err(or(FileSystemError::NotEmpty))?;
         self.nodes.remove(directory, name);
         Ok(())
@@ -137,6 +143,7 @@ impl GuestFileSystem {
         if old.vm != new.vm {
             return Err(FileSystemError::CrossDevice);
         }
+        let _changing = self.siblings.changing(old.vm);
         match old.files.rename(&old.path, &new.path, existing).await {
             Ok(()) => self.nodes.rename(from, to),
             Err(FileError::Failed) => return Err(why_not_renamed(&new, existing).await),
@@ -166,7 +173,7 @@ async fn with_permissions(file: &dyn GuestFile, attr: FileAttr, wanted: u32) -> 
 }
 
 /// A file system's space can be asked for at what exists.
-fn parent(at: &At) -> At {
+pub(super) fn parent(at: &At) -> At {
     let end = at.path.iter().rposition(|b| *b == b'/').unwrap_or(0).max(1);
     At { files: Arc::clone(&at.files), vm: at.vm, path: at.path[..end].to_vec() }
 }

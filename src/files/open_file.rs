@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use super::error::{FileSystemError, Result};
 use super::nodes::FileId;
 use super::read_ahead::ReadAhead;
+use crate::vm::VmId;
 use crate::vm::backend::{
     FileAnswer, FileAttr, FileChange, FileError, GuestFile, GuestFiles, OpenFile,
 };
@@ -28,6 +29,7 @@ pub(super) struct Remote {
 
 #[derive(Debug)]
 pub(super) struct OpenedFile {
+    pub(super) vm: VmId,
     pub(super) id: FileId,
     pub(super) how: OpenFile,
     remote: Mutex<Remote>,
@@ -59,10 +61,16 @@ impl Default for Budget {
 }
 
 impl OpenedFile {
-    pub(super) fn new(id: FileId, how: OpenFile, remote: Remote, budget: &Budget) -> Self {
+    pub(super) fn new(
+        (vm, id): (VmId, FileId),
+        how: OpenFile,
+        remote: Remote,
+        budget: &Budget,
+    ) -> Self {
         // Opened again, it is neither made nor emptied.
         let how = OpenFile { create: None, exclusive: false, truncate: false, ..how };
         Self {
+            vm,
             id,
             how,
             remote: Mutex::new(remote),

@@ -38,7 +38,7 @@ pub(super) struct ReadAhead {
     permits: Arc<Semaphore>,
     /// Where the farthest read in order has ended.
     next: u64,
-    /// Reads in order.
+    /// Reads that continued the one before.
     streak: u64,
     pieces: BTreeMap<u64, Ahead>,
 }
@@ -64,16 +64,13 @@ impl ReadAhead {
         size: u32,
     ) -> Vec<(u64, Piece)> {
         let (end, size) = (offset.saturating_add(length.into()), u64::from(size));
-        if offset.abs_diff(self.next) > NEAR {
-            self.streak = 0;
+        if !self.goes_on(offset) {
             self.clear();
-        }
-        let goes_on = self.streak > 0;
-        self.streak += 1;
-        self.next = if goes_on { self.next.max(end) } else { end };
-        if !goes_on {
+            (self.streak, self.next) = (0, end);
             return Vec::new();
         }
+        self.streak += 1;
+        self.next = self.next.max(end);
         self.drop_passed(offset.saturating_sub(NEAR));
         let first = offset - offset % size;
         let wanted =
@@ -81,6 +78,15 @@ impl ReadAhead {
         let wanted = wanted.collect();
         self.send_ahead(file, size);
         wanted
+    }
+
+    /// Says whether a read is one of those in order. The first two must fit exactly: of reads at random
+    /// in a small file many are near the last.
+    fn goes_on(&self, offset: u64) -> bool {
+        match self.streak {
+            0 => offset == self.next && offset > 0,
+            _ => offset.abs_diff(self.next) <= NEAR,
+        }
     }
 
     fn piece(&mut self, file: &dyn GuestFile, at: u64, size: u64) -> Piece {

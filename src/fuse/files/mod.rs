@@ -31,14 +31,12 @@ use super::park::Park;
 use super::reply::Refuse;
 use super::{FS_NAME, THREADS};
 use crate::files::{
-    AttrChange, FileId, FileSystemError, GuestFileSystem, PERMISSIONS, ROOT, Result,
+    AttrChange, FileId, FileSystemError, GuestFileSystem, PERMISSIONS, ROOT, Result, TTL,
 };
 use crate::proc::Stat;
 use crate::tree::Tree;
 use crate::vm::backend::{Existing, FileAttr, FileError, OpenFile};
 
-/// How long the kernel may remember names and attributes of a guest.
-const TTL: Duration = Duration::from_secs(1);
 /// The largest read or write of one request.
 const MAX_TRANSFER: u32 = 256 * 1024;
 /// Reads that the kernel has under way by itself.
@@ -159,9 +157,10 @@ impl Filesystem for FilesAdapter {
         self.answer(req, request, reply, move |files, found, reply| {
             let ttl = name_ttl(directory);
             match found {
-                Some(attr) => {
+                Some((attr, ttl)) => {
                     let id = files.note(directory, &name, &attr);
-                    reply.entry_with_ttls(&TTL, &ttl, &stat(id, &attr), Generation(0));
+                    let name_ttl = ttl.min(name_ttl(directory));
+                    reply.entry_with_ttls(&ttl, &name_ttl, &stat(id, &attr), Generation(0));
                 }
                 None => reply.entry(&ttl, &stat(FileId(0), &FileAttr::default()), Generation(0)),
             }

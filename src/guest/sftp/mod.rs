@@ -29,8 +29,6 @@ use crate::vm::backend::{
 const SURE_TRANSFER: u32 = 32 << 10;
 /// What is asked for at once, where the server takes it.
 const LARGEST_TRANSFER: u32 = 128 << 10;
-/// Names that are read of one directory.
-const MOST_NAMES: usize = 100_000;
 /// Requests for names that are under way at once.
 const LISTING_AHEAD: usize = 3;
 
@@ -179,12 +177,12 @@ impl GuestFiles for Sftp {
         asked.map(|reply| names(reply?).and_then(wire::target)).boxed()
     }
 
-    fn list(&self, path: &[u8]) -> FileAnswer<Vec<DirectoryEntry>> {
+    fn list(&self, path: &[u8], most: usize) -> FileAnswer<Vec<DirectoryEntry>> {
         let opened = self.conversation.request(|id| Packet::new(kind::OPENDIR, id).bytes(path));
         let conversation = Arc::clone(&self.conversation);
         async move {
             let handle = handle(opened.await?, &conversation)?;
-            list(&handle).await
+            list(&handle, most).await
         }
         .boxed()
     }
@@ -300,7 +298,7 @@ impl Drop for Handle {
 }
 
 /// Reads a directory to its end, with a few requests under way.
-async fn list(handle: &Handle) -> Result<Vec<DirectoryEntry>, FileError> {
+async fn list(handle: &Handle, most: usize) -> Result<Vec<DirectoryEntry>, FileError> {
     let ask = || handle.request(kind::READDIR, |packet| packet);
     let mut asked: VecDeque<FileAnswer<Reply>> = (0..LISTING_AHEAD).map(|_| ask()).collect();
     let (mut all, mut heard) = (Vec::new(), 0);
@@ -320,7 +318,7 @@ async fn list(handle: &Handle) -> Result<Vec<DirectoryEntry>, FileError> {
             _ if found.is_empty() => {
                 return Err(FileError::Protocol("a part of a listing is empty"));
             }
-            _ if heard > MOST_NAMES => return Err(FileError::TooMany(MOST_NAMES)),
+            _ if heard > most => return Err(FileError::TooMany(most)),
             _ => all.extend(found.into_iter().filter(|entry| wire::is_name(&entry.name))),
         }
         asked.push_back(ask());

@@ -142,8 +142,8 @@ pub trait GuestFiles: fmt::Debug + Send + Sync {
     fn change_link(&self, path: &[u8], change: &FileChange) -> FileAnswer<()>;
     /// Reads where a link leads.
     fn target(&self, path: &[u8]) -> FileAnswer<Vec<u8>>;
-    /// Lists a directory, without `.` and `..`.
-    fn list(&self, path: &[u8]) -> FileAnswer<Vec<DirectoryEntry>>;
+    /// Lists a directory, without `.` and `..`; [`FileError::TooMany`] if it has more names than `most`.
+    fn list(&self, path: &[u8], most: usize) -> FileAnswer<Vec<DirectoryEntry>>;
     /// Opens a file.
     fn open(&self, path: &[u8], how: &OpenFile) -> FileAnswer<Box<dyn GuestFile>>;
     /// Makes a directory.
