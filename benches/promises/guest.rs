@@ -181,6 +181,6 @@ pub(crate) fn memory() -> Vec<Row> {
     ]
 }
 
-fn resident(pid: u32) -> u64 {
+pub(crate) fn resident(pid: u32) -> u64 {
     aqfs::proc::usage(pid).rss >> 10
 }
