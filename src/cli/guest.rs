@@ -98,6 +98,9 @@ pub struct Run {
     /// A port of the host that leads into the guest: HOST:GUEST, or one number for both; repeatable
     #[arg(short = 'p', long = "publish", value_name = "HOST:GUEST")]
     pub ports: Vec<String>,
+    /// What the guest reaches: user or offline [default: .defaults/net]
+    #[arg(long, value_name = "NET")]
+    pub net: Option<String>,
     /// A variable of the command; a NAME alone takes the value that it has here; repeatable
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub env: Vec<String>,

@@ -64,6 +64,7 @@ fn create(tree: &Tree, args: &Run, image: &str) -> Result<Vm, Failure> {
         ("memory", args.memory.clone()),
         ("cpus", args.cpus.map(|n| n.to_string())),
         ("disk", args.size.clone()),
+        ("net", args.net.clone()),
         ("ports", Some(ports).filter(|p| !p.is_empty())),
     ];
     let settings = settings.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();

@@ -21,7 +21,7 @@ use crate::store::file::open_regular;
 use crate::store::layout::names;
 use crate::vm::backend::{Accel, AccelKind, BackendError, BootImage, LaunchPlan, Result};
 use crate::vm::hardware::Hardware;
-use crate::vm::spec::net::{Forward, Mac};
+use crate::vm::spec::net::{Forward, Mac, Network};
 use crate::vm::spec::{Firmware, VmSpec};
 use crate::vm::template::{Layer, Memory};
 
@@ -323,6 +323,10 @@ fn devices(args: &mut Args, plan: &LaunchPlan, facts: &LaunchDetails<'_>) {
     for forward in &plan.spec.ports {
         net.push_str(",hostfwd=");
         net.push_str(&rule(forward));
+    }
+    match plan.spec.net {
+        Network::User => {}
+        Network::Offline => net.push_str(",restrict=on"),
     }
     args.pair("-netdev", net);
     let mac = plan.spec.mac.unwrap_or_else(|| Mac::of(plan.uuid));

@@ -86,6 +86,7 @@ fn values() {
         ("ephemeral", "maybe", EINVAL),
         ("autostart", "2", EINVAL),
         ("autoremove", "2", EINVAL),
+        ("net", "none", EINVAL),
     ];
     for (key, value, errno) in table {
         let before = aq.read(&format!("vm1/config/{key}"));

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::thread;
 use std::time::Duration;
 
 use crate::common::{BOOT, Mounted, assert_errno, eventually, free_port};
@@ -322,4 +323,37 @@ fn a_guest_that_the_host_cannot_hold_is_refused_at_once() {
     assert!(again.abs_diff(promised) < 64 << 20, "{promised}, then {again}");
     aq.sh("echo kill > small/ctl; cat small/wait").ok();
     assert_eq!(host(&aq, "memory_promised"), 0);
+}
+
+/// A listener of the host's loopback that says hello to each who connects.
+fn greet() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let port = listener.local_addr().expect("its address").port();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let _gone = stream.and_then(|mut stream| stream.write_all(b"hello\n"));
+        }
+    });
+    port
+}
+
+#[test]
+fn an_offline_guest_reaches_nothing_and_is_reached() {
+    let (aq, port, forwarded) = (Mounted::with_image(), greet(), free_port());
+    aq.boot("vm1");
+    let ask = format!("busybox nc -w 3 10.0.2.2 {port} < /dev/null 2> /dev/null; echo $?");
+    assert_eq!(aq.exec("vm1", &ask), "hello\n0");
+    aq.exec("vm1", "echo kept > /run/kept");
+    aq.sh("echo offline > vm1/config/net; grep '^pending' vm1/info | grep net").ok();
+    aq.write("vm1/config/ports", &format!("{forwarded}:80")).expect("a forward");
+    aq.sh("echo suspend > vm1/ctl; cat vm1/wait; echo start > vm1/ctl; cat vm1/ready").ok();
+    assert_eq!(aq.exec("vm1", "cat /run/kept"), "kept");
+    assert_eq!(aq.exec("vm1", &ask), "1");
+    let name = "busybox nslookup localhost 10.0.2.3 > /dev/null 2>&1; echo $?";
+    assert_eq!(aq.exec("vm1", name), "1", "no DNS");
+    serve_in(&aq, "vm1", 80);
+    fetch(forwarded);
+    assert_eq!(aq.sh("cat vm1/fs/run/kept").ok(), "kept");
+    aq.sh("echo user > vm1/config/net; echo suspend > vm1/ctl; cat vm1/wait; echo start > vm1/ctl; cat vm1/ready").ok();
+    assert_eq!(aq.exec("vm1", &ask), "hello\n0");
 }

@@ -199,6 +199,7 @@ fn every_setting_has_its_place() {
     plan.spec.cdrom = Some("/isos/a, \"b\".iso".into());
     plan.spec.ephemeral = true;
     plan.spec.mac = Some("52:54:00:00:00:01".parse().unwrap());
+    plan.spec.net = Network::Offline;
     plan.spec.ports = vec!["8080:80".parse().unwrap(), "udp:0.0.0.0:0:53".parse().unwrap()];
     let args = arguments(&plan, &facts(SeedMedium::Absent)).unwrap();
     let of = |option: &str| values(&args, option);
@@ -207,7 +208,7 @@ fn every_setting_has_its_place() {
     assert_eq!(of("-append"), ["console=ttyS0 root=/dev/vda, rw quiet a,b"]);
     assert_eq!(of("-bios"), ["/fw/OVMF, 4M.fd"]);
     let net = "user,id=net,hostfwd=tcp:127.0.0.1:0-:22,hostfwd=tcp:127.0.0.1:8080-:80,\
-        hostfwd=udp:0.0.0.0:0-:53";
+        hostfwd=udp:0.0.0.0:0-:53,restrict=on";
     assert_eq!(of("-netdev"), [net]);
     insta::assert_snapshot!(of("-blockdev").join("\n"), @r#"
     {"backing":{"backing":{"driver":"raw","file":{"driver":"file","filename":"/store/images/tiny/disk, \"1\".raw","read-only":true},"node-name":"base","read-only":true},"driver":"qcow2","file":{"driver":"file","filename":"disk.qcow2","read-only":true},"node-name":"kept","read-only":true},"discard":"unmap","driver":"qcow2","file":{"discard":"unmap","driver":"file","filename":"temporary.qcow2"},"node-name":"disk"}

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use self::container::ContainerProcess;
 pub use self::keys::{Edit, Form, KEYS, Key, Takes};
-use self::net::{Forward, Mac};
+use self::net::{Forward, Mac, Network};
 pub use self::resolve::{ImageSettings, VmSettings};
 use super::hardware::Hardware;
 use crate::arch::Arch;
@@ -103,6 +103,8 @@ pub struct VmSpec {
     pub mac: Option<Mac>,
     /// Ports of the host that lead into the guest.
     pub ports: Vec<Forward>,
+    /// What the guest reaches.
+    pub net: Network,
     /// The processor's architecture.
     pub arch: Arch,
     /// How to run.
@@ -159,6 +161,7 @@ impl Default for VmSpec {
             hostname: None,
             mac: None,
             ports: Vec::new(),
+            net: Network::User,
             arch: Arch::HOST,
             accel: AccelChoice::Auto,
             ssh_user: "root".to_owned(),

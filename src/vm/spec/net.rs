@@ -47,6 +47,30 @@ impl FromStr for Mac {
     }
 }
 
+/// What a guest reaches by its network device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Network {
+    /// What a program of the host's user reaches: other hosts, and the host itself at 10.0.2.2.
+    #[default]
+    User,
+    /// Nothing. What the host begins reaches the guest: SSH and forwarded ports.
+    Offline,
+}
+
+impl Network {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::User, Self::Offline];
+
+    /// Returns the word of the setting.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Offline => "offline",
+        }
+    }
+}
+
 /// A transport protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {

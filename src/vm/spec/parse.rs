@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use super::container::ContainerProcess;
-use super::net::{Forward, Mac};
+use super::net::{Forward, Mac, Network};
 use super::{AccelChoice, Firmware, MAX_CPUS, SpecError, is_object_name, parse_size, render_accel};
 use crate::arch::Arch;
 use crate::vm::hardware::Hardware;
@@ -110,6 +110,11 @@ pub(super) fn accel(value: &str) -> Result<AccelChoice, SpecError> {
         .into_iter()
         .find(|a| render_accel(*a) == value)
         .ok_or_else(|| malformed("accel", value, "auto, kvm or tcg"))
+}
+
+pub(super) fn net(value: &str) -> Result<Network, SpecError> {
+    let named = Network::ALL.into_iter().find(|net| net.word() == value);
+    named.ok_or_else(|| malformed("net", value, "user or offline"))
 }
 
 pub(super) fn user(value: &str) -> Result<String, SpecError> {

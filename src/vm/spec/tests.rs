@@ -27,6 +27,7 @@ fn unusual() -> VmSpec {
         mac: Some("52:54:00:12:34:56".parse().unwrap()),
         ports: vec!["8080:80".parse().unwrap(), "udp:0.0.0.0:53:53".parse().unwrap()],
         arch: if Arch::HOST == Arch::X86_64 { Arch::Aarch64 } else { Arch::X86_64 },
+        net: Network::Offline,
         accel: AccelChoice::Tcg,
         ssh_user: "me".into(),
         ssh_key: vec![KEY_LINE.into()],
