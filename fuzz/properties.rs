@@ -6,6 +6,7 @@
 use aqfs::disk::qcow2::LockedDisk;
 use aqfs::disk::snapshot_table::{self, SnapshotRename};
 use aqfs::disk::vmstate;
+use aqfs::nfs::{Export, LONGEST_IO, Server};
 use aqfs::qemu::qmp;
 use aqfs::tree::verbs::{VM_VERBS, parse_lines};
 use aqfs::vm::WriteMode;
@@ -86,6 +87,38 @@ pub(crate) fn qcow2(data: &[u8]) {
         }
     }
     vmstate::drop_unowned(&disk).ok();
+}
+
+/// Calls of a guest's kernel, each a number, a length and so many bytes, after the handle of the share if the
+/// number is even: each is answered, in bounded space, and nothing outside the share changes.
+pub(crate) fn nfs(data: &[u8]) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let share = dir.path().canonicalize().expect("it is there").join("share");
+    std::fs::create_dir(&share).expect("a directory");
+    std::fs::write(dir.path().join("secret"), "secret").expect("a file");
+    std::fs::write(share.join("a"), "text").expect("a file");
+    std::os::unix::fs::symlink("../secret", share.join("b")).expect("a link");
+    let server = Server::new([1; 32], "boot");
+    server.add(std::sync::Arc::new(Export::new(1, "s".into(), share, false)));
+    let mounted = server.answer(&nfs_call(100_005, 1, &[0, 0, 0, 2, b'/', b's', 0, 0]));
+    let handle = mounted.expect("a reply")[28..96].to_vec();
+    let mut rest = data;
+    while let Some(([number, length], more)) = rest.split_first_chunk() {
+        let (bytes, more) = more.split_at(usize::from(*length).min(more.len()));
+        let first = if number & 1 == 0 { &handle[..] } else { &[] };
+        let call = nfs_call(100_003, u32::from(number >> 1), &[first, bytes].concat());
+        let reply = server.answer(&call).expect("a reply");
+        assert!(reply.len() >= 20 && reply.len() <= LONGEST_IO as usize + 4096);
+        rest = more;
+    }
+    server.answer(data);
+    assert_eq!(std::fs::read(dir.path().join("secret")).expect("the file"), b"secret");
+    assert_eq!(std::fs::read_dir(dir.path()).expect("the directory").count(), 2);
+}
+
+fn nfs_call(program: u32, procedure: u32, arguments: &[u8]) -> Vec<u8> {
+    let head = [7, 0, 2, program, 3, procedure, 1, 20, 0, 0, 0, 0, 0, 0, 0];
+    head.iter().flat_map(|word: &u32| word.to_be_bytes()).chain(arguments.iter().copied()).collect()
 }
 
 fn is_a_sentence(text: &str) {

@@ -9,6 +9,7 @@
 //! - [`vm`]: one VM: its states, the task that drives it, and the traits of what it drives.
 //! - [`qemu`], [`guest`], [`image`]: implementations of those traits.
 //! - [`fetch`]: files from the network, resumed and verified.
+//! - [`nfs`]: a server of files for one guest.
 //! - [`store`]: names and formats on disk.
 //!
 //! Beside them, a user of the mount as any other: [`commands`], the command line's own programs
@@ -31,6 +32,7 @@ pub mod image;
 pub mod man;
 #[cfg(test)]
 mod model;
+pub mod nfs;
 pub mod proc;
 pub mod programs;
 pub mod qemu;

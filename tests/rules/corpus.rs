@@ -52,6 +52,11 @@ fn names() {
 }
 
 #[test]
+fn nfs() {
+    each("nfs", properties::nfs);
+}
+
+#[test]
 fn qcow2() {
     each("qcow2", properties::qcow2);
 }

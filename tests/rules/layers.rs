@@ -43,6 +43,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("disk", &["programs", "sys"]),
     // The network: nothing of images, machines or distributions.
     ("fetch", &["store"]),
+    // Files for a guest: nothing of VMs.
+    ("nfs", &[]),
     ("proc", &[]),
     ("arch", &["programs"]),
     ("programs", &[]),
