@@ -98,9 +98,9 @@ pub(crate) fn nfs(data: &[u8]) {
     std::fs::write(dir.path().join("secret"), "secret").expect("a file");
     std::fs::write(share.join("a"), "text").expect("a file");
     std::os::unix::fs::symlink("../secret", share.join("b")).expect("a link");
-    let server = Server::new([1; 32], "boot");
-    server.add(std::sync::Arc::new(Export::new(1, "s".into(), share, false)));
-    let mounted = server.answer(&nfs_call(100_005, 1, &[0, 0, 0, 2, b'/', b's', 0, 0]));
+    let server = Server::new([1; 32]);
+    server.add(std::sync::Arc::new(Export::new(1, share, false)));
+    let mounted = server.answer(&nfs_call(100_005, 1, &[0, 0, 0, 2, b'/', b'1', 0, 0]));
     let handle = mounted.expect("a reply")[28..96].to_vec();
     let mut rest = data;
     while let Some(([number, length], more)) = rest.split_first_chunk() {

@@ -247,9 +247,16 @@ async fn registry(
         images,
         events: Arc::default(),
         defaults: Arc::new(Defaults::open(layout.defaults(), config.image.clone(), &failures)),
+        own_dirs: own_dirs(layout, config),
         failures,
     };
     Ok(Arc::new(Registry::open(layout.clone(), backends).await?))
+}
+
+/// Returns what no guest gets: the mounts and the store, by their real paths.
+fn own_dirs(layout: &Layout, config: &MountConfig) -> Arc<[PathBuf]> {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    Arc::from([real(&config.dir), real(layout.root()), real(&layout.guest_files())])
 }
 
 /// The terminal is the parent's, and the log is in the store.

@@ -12,6 +12,7 @@ use crate::vm::VmError;
 use crate::vm::backend::{BackendError, FileError, NoFiles};
 use crate::vm::files::FilesError;
 use crate::vm::job::JobError;
+use crate::vm::shares::ShareError;
 use crate::vm::spec::SpecError;
 use crate::vm::state::Refusal;
 
@@ -104,6 +105,7 @@ fn vm(error: &VmError) -> i32 {
         VmError::TooLong { .. } => libc::EFBIG,
         VmError::Lost(_) => libc::EHOSTUNREACH,
         VmError::Job(error) => job(error),
+        VmError::Share(error) => share(error),
     }
 }
 
@@ -117,6 +119,24 @@ fn job(error: &JobError) -> i32 {
         JobError::TooMany(_) => libc::EBUSY,
         JobError::NoTerminal => libc::ENOTTY,
         JobError::InputEnded => libc::EPIPE,
+    }
+}
+
+fn share(error: &ShareError) -> i32 {
+    match error {
+        ShareError::Exists(_) => libc::EEXIST,
+        ShareError::Absent => libc::ENOENT,
+        ShareError::TooMany(_) => libc::ENOSPC,
+        ShareError::Source { errno, .. } => ours(*errno),
+        ShareError::Relative(_)
+        | ShareError::Everything
+        | ShareError::NoDirectory(_)
+        | ShareError::NotText(_)
+        | ShareError::Own { .. }
+        | ShareError::Target(_)
+        | ShareError::SameTarget { .. }
+        | ShareError::Mode(_)
+        | ShareError::Cache(_) => libc::EINVAL,
     }
 }
 

@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use russh::client::{self, Msg};
+use russh::client::{self, ChannelOpenHandle, Msg, Session};
 use russh::keys::{
     Algorithm, PrivateKey, PrivateKeyWithHashAlg, PublicKey, PublicKeyOrCertificate,
 };
@@ -24,7 +24,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
-use crate::vm::backend::{BackendError, Exit, OutputKind, OutputSink};
+use crate::vm::backend::{BackendError, Exit, FileServer, OutputKind, OutputSink};
 
 /// Until the server's first byte: QEMU's user networking accepts before the guest listens and
 /// repeats a lost SYN only seconds later, so a new attempt is through sooner than an old one.
@@ -90,10 +90,25 @@ pub(super) fn broken(error: impl fmt::Display) -> BackendError {
 impl Connection {
     /// Connects and logs in. The caller bounds the whole; the part before SSH is bounded here.
     pub(super) async fn open(access: &SshAccess) -> Result<Arc<Self>, BackendError> {
+        Self::connect(access, None).await
+    }
+
+    /// Does the same; what comes from ports of the guest goes to a server.
+    pub(super) async fn serving(
+        access: &SshAccess,
+        server: Arc<dyn FileServer>,
+    ) -> Result<Arc<Self>, BackendError> {
+        Self::connect(access, Some(server)).await
+    }
+
+    async fn connect(
+        access: &SshAccess,
+        server: Option<Arc<dyn FileServer>>,
+    ) -> Result<Arc<Self>, BackendError> {
         let socket = dial(access.port).await?;
         let cable = Cable::of(&socket).map_err(broken)?;
         let (alive, life) = watch::channel(());
-        let verifier = Verifier { host_key: access.host_key.clone(), _alive: alive };
+        let verifier = Verifier { host_key: access.host_key.clone(), server, _alive: alive };
         let connecting = client::connect_stream(config(), socket, verifier);
         let mut handle = connecting.await?;
         log_in(&mut handle, access).await?;
@@ -127,6 +142,19 @@ impl Connection {
         match self.handle.channel_open_direct_tcpip(from.clone(), port, from, 0).await {
             Ok(channel) => Ok(Ok(channel)),
             Err(russh::Error::ChannelOpenFailure(failure)) => Ok(Err(failure)),
+            Err(error) => Err(broken(error)),
+        }
+    }
+
+    /// Has the guest listen on a port of its 127.0.0.1, for the server of this connection.
+    pub(super) async fn listen(&self, port: u16) -> Result<(), BackendError> {
+        let address = Ipv4Addr::LOCALHOST.to_string();
+        match self.handle.tcpip_forward(address, u32::from(port)).await {
+            Ok(_) => Ok(()),
+            Err(russh::Error::RequestDenied) => Err(unreachable(format!(
+                "its SSH server does not listen on port {port} for us; it must permit forwarding \
+                 (AllowTcpForwarding, PermitListen and DisableForwarding in sshd_config)"
+            ))),
             Err(error) => Err(broken(error)),
         }
     }
@@ -290,6 +318,8 @@ async fn log_in(
 /// Accepts the one host key that was made for this guest.
 struct Verifier {
     host_key: PublicKey,
+    /// Takes the connections from ports of the guest.
+    server: Option<Arc<dyn FileServer>>,
     /// Dropped with the connection's task.
     _alive: watch::Sender<()>,
 }
@@ -308,6 +338,24 @@ impl client::Handler for Verifier {
             true => Ok(true),
             false => Err(BackendError::WrongHostKey),
         }
+    }
+
+    async fn server_channel_open_forwarded_tcpip(
+        &mut self,
+        channel: Channel<Msg>,
+        _connected_address: &str,
+        _connected_port: u32,
+        _from_address: &str,
+        from_port: u32,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), BackendError> {
+        // Dropped, the reply is a refusal.
+        if let Some(server) = &self.server {
+            reply.accept().await;
+            Arc::clone(server).accept(Box::new(channel.into_stream()), from_port);
+        }
+        Ok(())
     }
 }
 
@@ -366,7 +414,8 @@ mod tests {
         let key =
             |name: &str| keys::ensure(&dir.path().join(name), name).unwrap().public_key().clone();
         let (own, other) = (key("own"), key("other"));
-        let mut verifier = Verifier { host_key: own.clone(), _alive: watch::Sender::new(()) };
+        let mut verifier =
+            Verifier { host_key: own.clone(), server: None, _alive: watch::Sender::new(()) };
         let [own, other] =
             [own, other].map(|key| PublicKeyOrCertificate::PublicKey { key, hash_alg: None });
         assert!(client::Handler::check_server_key(&mut verifier, &own).await.unwrap());

@@ -13,6 +13,7 @@ mod nocloud;
 mod probe;
 pub mod seed;
 mod sftp;
+mod shares;
 mod shell;
 pub mod ssh;
 pub mod ssh_config;

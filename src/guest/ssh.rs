@@ -17,16 +17,16 @@ use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 
 use super::connection::{Connection, SshAccess, unreachable};
-use super::{keys, probe, sftp, supervise};
+use super::{keys, probe, sftp, shares, supervise};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
-    BackendError, DiscardOutput, ExecOptions, Exit, GuestAddress, GuestFiles, GuestSession, JobIo,
-    NoFiles, OutputSink, ProbeAnswer,
+    BackendError, DiscardOutput, ExecOptions, Exit, FilePort, FileServer, GuestAddress, GuestFiles,
+    GuestSession, JobIo, NoFiles, OutputSink, ProbeAnswer,
 };
 use crate::vm::probe::Probe;
 
 /// Timeout of one attempt to connect, log in and run `true`.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Connections at the most; beyond them commands share.
 const MOST: usize = 16;
 /// How long a connection beyond the first stays open without a command.
@@ -92,6 +92,13 @@ impl GuestSession for SshSession {
 
     async fn files(&self) -> Result<Arc<dyn GuestFiles>, NoFiles> {
         Ok(Arc::new(sftp::open(&self.pool).await?))
+    }
+
+    async fn serve_files(
+        &self,
+        server: Arc<dyn FileServer>,
+    ) -> Result<Box<dyn FilePort>, BackendError> {
+        shares::open(&self.pool.access, server).await
     }
 
     async fn closed(&self) {

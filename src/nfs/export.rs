@@ -41,10 +41,8 @@ impl FileId {
 /// A directory of the host that a guest can mount.
 #[derive(Debug)]
 pub struct Export {
-    /// What handles know the share by. Another directory under the same name has another number.
+    /// What the guest's mounts and handles know it by.
     pub number: u64,
-    /// The name by which the guest mounts it.
-    pub name: String,
     source: PathBuf,
     read_only: AtomicBool,
     root: Mutex<Option<(Arc<Root>, Instant)>>,
@@ -73,10 +71,9 @@ pub(super) struct Place {
 
 impl Export {
     /// Describes a directory by its absolute path, in which no symbolic link may be.
-    pub fn new(number: u64, name: String, source: PathBuf, read_only: bool) -> Self {
+    pub fn new(number: u64, source: PathBuf, read_only: bool) -> Self {
         Self {
             number,
-            name,
             source,
             read_only: AtomicBool::new(read_only),
             root: Mutex::default(),
@@ -89,6 +86,11 @@ impl Export {
     /// Returns the directory.
     pub fn source(&self) -> &Path {
         &self.source
+    }
+
+    /// Returns the path by which a guest mounts it.
+    pub fn path(number: u64) -> String {
+        format!("/{number:016x}")
     }
 
     /// Lets the guest write, or only read, from now on.

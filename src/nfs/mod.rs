@@ -26,6 +26,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use parking_lot::RwLock;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -40,6 +41,8 @@ use self::rpc::{Call, Refused};
 pub const LONGEST_IO: u32 = 256 << 10;
 /// Connections at a time: a guest's kernel has one.
 const MOST_CONNECTIONS: usize = 4;
+/// Names the host's present boot.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Ports from here on can be used by everybody in the guest.
 const FIRST_UNPRIVILEGED: u32 = 1024;
 
@@ -60,8 +63,11 @@ impl fmt::Debug for Server {
 }
 
 impl Server {
-    /// Makes one that gives handles signed with `key`. `boot` names the host's present boot.
-    pub fn new(key: Key, boot: &str) -> Self {
+    /// Makes one that gives handles signed with `key`.
+    pub fn new(key: Key) -> Self {
+        // Where it cannot be read, the guest writes again what it has not committed.
+        let boot =
+            std::fs::read_to_string(BOOT_ID).unwrap_or_else(|_| format!("{:?}", SystemTime::now()));
         let digest = <sha2::Sha256 as sha2::Digest>::digest(boot.as_bytes());
         let mut verifier = [0; 8];
         verifier.copy_from_slice(&digest[..8]);
@@ -87,6 +93,13 @@ impl Server {
     /// Offers it no more: what the guest still has of it is stale.
     pub fn remove(&self, number: u64) {
         self.exports.write().remove(&number);
+    }
+
+    /// Lets the guest write into one, or only read.
+    pub fn set_read_only(&self, number: u64, read_only: bool) {
+        if let Some(export) = self.export(number) {
+            export.set_read_only(read_only);
+        }
     }
 
     /// Closes all files: nobody is connected.
@@ -137,9 +150,5 @@ impl Server {
 
     fn export(&self, number: u64) -> Option<Arc<Export>> {
         self.exports.read().get(&number).map(Arc::clone)
-    }
-
-    fn export_named(&self, name: &str) -> Option<Arc<Export>> {
-        self.exports.read().values().find(|export| export.name == name).map(Arc::clone)
     }
 }

@@ -34,8 +34,9 @@ pub(super) fn carry_out(server: &Server, mut call: Call<'_>) -> Result<Encoder, 
 
 fn mount(server: &Server, arguments: &mut Decoder<'_>, reply: &mut Encoder) -> Result<(), Garbage> {
     let path = arguments.opaque(LONGEST_PATH)?;
-    let name = std::str::from_utf8(path).ok().and_then(|path| path.strip_prefix('/'));
-    let Some(export) = name.and_then(|name| server.export_named(name)) else {
+    let number = std::str::from_utf8(path).ok().and_then(|path| path.strip_prefix('/'));
+    let number = number.and_then(|number| u64::from_str_radix(number, 16).ok());
+    let Some(export) = number.and_then(|number| server.export(number)) else {
         reply.word(NO_ENTRY);
         return Ok(());
     };

@@ -67,10 +67,11 @@ impl OpenFiles {
 
 /// Opens a regular file.
 pub(super) fn open(place: &Place, what: For, who: &Identity) -> Result<File, Status> {
-    match place.facts.kind {
-        rustix::fs::FileType::RegularFile => {}
-        rustix::fs::FileType::Directory => return Err(Status::IsDirectory),
-        _ => return Err(Status::Invalid),
+    if place.facts.is_directory() {
+        return Err(Status::IsDirectory);
+    }
+    if place.facts.kind != rustix::fs::FileType::RegularFile {
+        return Err(Status::Invalid);
     }
     let flags = match what {
         For::Reading => OFlags::RDONLY,

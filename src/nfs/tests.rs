@@ -39,9 +39,9 @@ fn client() -> Client {
 
 /// A server as a new daemon starts it.
 fn server(dir: &Path, read_only: bool) -> Arc<Server> {
-    let server = Server::new(KEY, "boot");
+    let server = Server::new(KEY);
     let source = dir.canonicalize().unwrap().join("share");
-    server.add(Arc::new(Export::new(NUMBER, "src".into(), source, read_only)));
+    server.add(Arc::new(Export::new(NUMBER, source, read_only)));
     Arc::new(server)
 }
 
@@ -78,7 +78,7 @@ impl Client {
 
     fn root(&self) -> Handle {
         let mut path = Encoder::default();
-        path.opaque(b"/src");
+        path.opaque(Export::path(NUMBER).as_bytes());
         let reply = self.raw(mount::PROGRAM, 1, &path.0);
         let mut rest = Decoder::new(&reply);
         assert_eq!(rest.word(), Ok(0));

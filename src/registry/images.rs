@@ -265,6 +265,7 @@ pub(super) fn as_backend_error(error: VmError) -> BackendError {
         | VmError::TooLong { .. }
         | VmError::Nul
         | VmError::Job(_)
+        | VmError::Share(_)
         | VmError::Lost(_)) => BackendError::PersonalizationFailed { reason: other.to_string() },
     }
 }

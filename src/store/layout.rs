@@ -28,6 +28,8 @@
 //!     image_version            which version of the image its disk is an overlay on; none: the first
 //!     operation.json           operations that have begun and not ended (store::operation)
 //!     run.json                 the QEMU that runs it, for adoption
+//!     shares.json              directories of the host that its guest has (vm::shares), and the key of
+//!                              their file handles
 //!     qmp  serial  identity    QEMU's sockets
 //!     console.log  qemu.log    the serial line's scrollback; QEMU's stderr and our notes
 //!   images/NAME/               a finished image: `image.json` and what it names
@@ -191,6 +193,7 @@ impl VmDir {
         "image_version",
         "memories.json",
         "dropped.json",
+        "shares.json",
     ];
 
     /// Returns the store that it is in.
@@ -224,6 +227,8 @@ paths! {
         memories = "memories.json",
         /// The marks of snapshots to be dropped, which the disk still has.
         dropped_snapshots = "dropped.json",
+        /// The directories of the host that its guest has.
+        shares = "shares.json",
         /// The guest's private SSH host key; the public one lies beside it with `.pub`.
         host_key = "host_key",
         /// The file that has the guest's host key for other SSH clients.

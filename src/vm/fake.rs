@@ -59,6 +59,8 @@ pub(crate) struct Script {
     pub(crate) calls: Mutex<Vec<&'static str>>,
     /// What its shape was changed to.
     pub(crate) changes: Mutex<Vec<String>>,
+    /// The directories of the host that its guest was told to mount last.
+    pub(crate) mounted: Mutex<Vec<Mount>>,
     /// Ports of the host that are taken.
     pub(crate) taken: Mutex<Vec<u16>>,
     /// How large disks are, once there are any.
@@ -127,6 +129,7 @@ pub(crate) fn backends(script: &Arc<Script>) -> Backends {
         events: Arc::default(),
         failures: Arc::default(),
         defaults: Arc::new(defaults),
+        own_dirs: Arc::from(["/nowhere/mount".into(), "/nowhere/store".into()]),
     }
 }
 

@@ -26,6 +26,7 @@ mod open;
 pub mod origin;
 pub mod probe;
 mod settings;
+pub mod shares;
 pub mod spec;
 pub mod state;
 pub mod stream;
@@ -54,6 +55,7 @@ use self::job::JobError;
 use self::memory::Ledger;
 use self::probe::Probes;
 use self::settings::CurrentSettings;
+use self::shares::{ShareError, Shares};
 use self::spec::{Edit, Key, SpecError};
 use self::state::{Command, Refusal, State, policy};
 use self::stream::{Bell, Listener};
@@ -80,6 +82,8 @@ pub enum VmError {
     Nul,
     #[error(transparent)]
     Job(#[from] JobError),
+    #[error(transparent)]
+    Share(#[from] ShareError),
     #[error("lost: {0}")]
     Lost(String),
 }
@@ -97,6 +101,8 @@ pub struct Backends {
     pub(crate) events: Arc<Feed>,
     pub(crate) failures: Arc<FailureLog>,
     pub(crate) memory: Arc<Ledger>,
+    /// Directories of the host that no guest gets: the mount and the store.
+    pub own_dirs: Arc<[PathBuf]>,
 }
 
 impl Backends {
@@ -193,6 +199,7 @@ pub(crate) struct Shared {
     exec: Exec,
     probes: Probes,
     files: Files,
+    shares: Shares,
     /// The machine that runs, for conversations that the driver has no part in.
     machine: RwLock<Option<Arc<dyn Machine>>>,
     lifetime: Lifetime,

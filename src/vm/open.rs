@@ -12,6 +12,7 @@ use super::exec::Exec;
 use super::files::FilesError;
 use super::job::Job;
 use super::probe::{Probe, Probes};
+use super::shares::Shares;
 use super::state::{Asked, Refusal, State, policy};
 use super::stream::{Stream, StreamAccess};
 use super::{Vm, VmError};
@@ -91,6 +92,11 @@ impl Vm {
     /// Returns what was looked at in its guest.
     pub fn probes(&self) -> &Probes {
         &self.0.probes
+    }
+
+    /// Returns the directories of the host that its guest has.
+    pub fn shares(&self) -> &Shares {
+        &self.0.shares
     }
 
     /// Looks at a service in the guest; the stream gives one line.

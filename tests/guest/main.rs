@@ -31,6 +31,7 @@ mod programs;
 mod qmp;
 mod restore;
 mod saved_clones;
+mod shares;
 mod snapshots;
 mod ssh_client;
 mod ssh_config;

@@ -33,7 +33,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("files", &["registry", "vm"]),
     ("tree", &["proc", "registry", "store", "sys", "vm"]),
     ("registry", &["store", "vm"]),
-    ("vm", &["arch", "disk", "programs", "store"]),
+    ("vm", &["arch", "disk", "nfs", "programs", "store"]),
     ("qemu", &["arch", "disk", "proc", "programs", "store", "sys", "vm"]),
     ("guest", &["store", "sys", "vm"]),
     ("image", &["arch", "disk", "fetch", "programs", "store", "sys", "vm"]),

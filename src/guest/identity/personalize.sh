@@ -120,7 +120,7 @@ rekey() {
         printf "$dropbear_key" >$seed/dropbear_ed25519_host_key
         tries=0
         # The port becomes free when the old server has ended.
-        until dropbear -s -P $pid -r $seed/dropbear_ed25519_host_key 4<&-; do
+        until dropbear -s -W 262144 -P $pid -r $seed/dropbear_ed25519_host_key 4<&-; do
             tries=$((tries + 1))
             if [ $tries -gt 50 ]; then fail 'dropbear does not start'; fi
             sleep 0.01
@@ -140,8 +140,17 @@ authorize() {
     done
 }
 
+# Host directories that the captured guest had (shares.sh): the clone has shares of its own, or none.
+unshare() {
+    while read -r source target type options _; do
+        case "$type $source" in "nfs 127.0.0.1:/"*) ;; *) continue ;; esac
+        case ,$options, in *,port=649,* | *,port=20649,*) umount -l "$(printf '%b' "$target")" ;; esac
+    done </proc/mounts
+} 2>/dev/null
+
 become() {
     silence
+    unshare
     reseed
     set_clock
     rename

@@ -39,6 +39,7 @@ pub(super) fn readdirplus(
 }
 
 /// How long an answer may be, in bytes.
+#[derive(Clone, Copy)]
 struct Limits {
     all: usize,
     names: usize,

@@ -10,6 +10,7 @@ mod images;
 mod jobs;
 mod probes;
 mod root;
+mod shares;
 mod snapshots;
 mod trash;
 mod vm;

@@ -10,6 +10,7 @@ use super::config::CONFIG;
 use super::jobs::JOBS;
 use super::line;
 use super::probes::PROBES;
+use super::shares::SHARES;
 use super::snapshots::SNAPSHOTS;
 use crate::tree::control::Commands;
 use crate::tree::descriptor::Descriptor;
@@ -103,6 +104,11 @@ static ROWS: &[Node<Vm>] = &[
         |vm: &Vm, _| Ok(Arc::new(Notice::ready(vm)?)),
     )
     .follows(state_changed),
+    Node::directory(
+        "shares",
+        "host directories in the guest: `mkdir` one, write its `source`",
+        &SHARES,
+    ),
     Node::directory(
         "snapshots",
         "points in its past: mkdir takes one, rmdir drops it, `restore TAG` goes back",

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::{BackendError, GuestFiles, LaunchPlan, NoFiles};
+use super::{BackendError, FilePort, FileServer, GuestFiles, LaunchPlan, NoFiles};
 use crate::vm::probe::Probe;
 use crate::vm::stream::{Stream, StreamAccess};
 
@@ -139,6 +139,11 @@ pub trait GuestSession: fmt::Debug + Send + Sync {
     async fn probe(&self, probe: &Probe) -> Result<ProbeAnswer, BackendError>;
     /// Opens the way to the guest's files.
     async fn files(&self) -> Result<Arc<dyn GuestFiles>, NoFiles>;
+    /// Opens a port of the guest's 127.0.0.1 that leads to a file server, over a connection of its own.
+    async fn serve_files(
+        &self,
+        server: Arc<dyn FileServer>,
+    ) -> Result<Box<dyn FilePort>, BackendError>;
     /// Resolves when the connection is lost.
     async fn closed(&self);
 }

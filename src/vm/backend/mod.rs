@@ -9,6 +9,7 @@ mod guest;
 mod hypervisor;
 mod image;
 mod machine;
+mod shares;
 
 pub use error::*;
 pub use files::*;
@@ -16,6 +17,7 @@ pub use guest::*;
 pub use hypervisor::*;
 pub use image::*;
 pub use machine::*;
+pub use shares::*;
 
 pub use crate::disk::DiskFormat;
 pub use crate::disk::snapshot_table::SnapshotInfo;

@@ -53,8 +53,12 @@ impl Driver {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             };
+            // A guest that is ready has its shares, unless that takes too long.
+            let shares = vm.attach_shares(&session);
+            shares.mounted().await;
             to.report(Report::Connected(Arc::clone(&session), since.elapsed())).await;
             session.closed().await;
+            drop(shares);
             Report::Lost
         });
     }

@@ -58,6 +58,7 @@ use super::exec::{Exec, Link};
 use super::files::Files;
 use super::probe::Probes;
 use super::settings::CurrentSettings;
+use super::shares::Shares;
 use super::spec::{VmSettings, VmSpec};
 use super::stream::Bell;
 use super::{Action, Answer, Backends, Request, Shared, View, Vm, VmId, one_line};
@@ -85,7 +86,7 @@ mod start;
 pub(crate) mod suspended;
 mod task;
 #[cfg(test)]
-mod tests;
+pub(in crate::vm) mod tests;
 mod verb;
 mod warm_start;
 
@@ -163,6 +164,7 @@ fn shared(
         failure: Mutex::new((None, definition.created)),
         probes: Probes::new(links.clone(), tokio::runtime::Handle::current()),
         files: Files::new(links.clone()),
+        shares: Shares::open(&new_vm.dir, backends),
         exec: Exec::new(new_vm.dir.0.clone(), links, tokio::runtime::Handle::current()),
         requests,
         console,

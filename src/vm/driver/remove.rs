@@ -40,7 +40,11 @@ impl Driver {
 async fn retired(vm: &Vm, by: Remover, outcome: oneshot::Receiver<()>, answer: Answer) -> bool {
     let _disk = vm.0.dropped.disk().lock_owned().await;
     let owner = vm.clone();
-    let before = match off_thread(move || owner.0.dropped.begin_removal(by), MARKS).await {
+    let begin = move || {
+        owner.0.shares.bring_back(by)?;
+        owner.0.dropped.begin_removal(by)
+    };
+    let before = match off_thread(begin, MARKS).await {
         Ok(before) => before,
         Err(error) => {
             drop(answer.send(Err(error.into())));

@@ -21,13 +21,13 @@ use crate::vm::stream::{self, Stream};
 use crate::vm::template::{Layer, Shape, Template};
 use crate::vm::{Backends, Vm, VmError, VmId};
 
-pub(super) const START: Command = Command::Start { paused: false };
+pub(in crate::vm) const START: Command = Command::Start { paused: false };
 
 async fn vm(dir: &Path, script: &Arc<Script>) -> Vm {
     vm_in(&backends(script), dir, Uuid::new_v4()).await
 }
 
-pub(super) async fn vm_in(backends: &Backends, dir: &Path, uuid: Uuid) -> Vm {
+pub(in crate::vm) async fn vm_in(backends: &Backends, dir: &Path, uuid: Uuid) -> Vm {
     let settings = VmSettings::new(VmSpec::default());
     let definition = Definition::new(Uuid::nil(), SystemTime::now(), settings);
     let new_vm = NewVm {
@@ -41,7 +41,7 @@ pub(super) async fn vm_in(backends: &Backends, dir: &Path, uuid: Uuid) -> Vm {
     spawn(new_vm, backends.clone()).await
 }
 
-pub(super) async fn until(vm: &Vm, wanted: &State) {
+pub(in crate::vm) async fn until(vm: &Vm, wanted: &State) {
     let mut listener = vm.listen();
     while vm.state() != *wanted {
         tokio::time::timeout(Duration::from_secs(60), listener.rung()).await.unwrap();
@@ -56,7 +56,7 @@ struct Fixture {
 
 /// A directory that is gone in the end, although the driver may be adding a line to the VM's log in
 /// this very moment.
-pub(super) struct Scratch(pub(super) tempfile::TempDir);
+pub(in crate::vm) struct Scratch(pub(in crate::vm) tempfile::TempDir);
 
 impl Drop for Scratch {
     fn drop(&mut self) {

@@ -4,7 +4,9 @@ use async_trait::async_trait;
 use tokio::sync::Notify;
 
 use super::*;
-use crate::vm::backend::{ExecOptions, JobIo, OutputKind, OutputSink, ProbeAnswer};
+use crate::vm::backend::{
+    ExecOptions, FilePort, FileServer, JobIo, OutputKind, OutputSink, ProbeAnswer,
+};
 use crate::vm::caller::ProcessId;
 use crate::vm::job::MAX_COMMAND;
 use crate::vm::probe::Probe;
@@ -77,6 +79,13 @@ impl GuestSession for Fake {
         &self,
     ) -> Result<Arc<dyn crate::vm::backend::GuestFiles>, crate::vm::backend::NoFiles> {
         unreachable!("no test here has files")
+    }
+
+    async fn serve_files(
+        &self,
+        _server: Arc<dyn FileServer>,
+    ) -> Result<Box<dyn FilePort>, BackendError> {
+        unimplemented!("no test of commands has files")
     }
 
     async fn closed(&self) {

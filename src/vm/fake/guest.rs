@@ -1,6 +1,7 @@
 //! Guests that answer at once, and the ways to them.
 
 use super::*;
+use crate::vm::backend::{FilePort, FileServer, Mount};
 use crate::vm::probe::Probe;
 
 #[async_trait]
@@ -94,6 +95,31 @@ impl GuestSession for FakeSession {
 
     async fn files(&self) -> Result<Arc<dyn GuestFiles>, NoFiles> {
         Err(NoFiles::NoServer { reason: "fake".into() })
+    }
+
+    async fn serve_files(
+        &self,
+        server: Arc<dyn FileServer>,
+    ) -> Result<Box<dyn FilePort>, BackendError> {
+        self.0.calls.lock().push("serve_files");
+        server.set_guest_user(0, 0);
+        Ok(Box::new(FakePortOfFiles(Arc::clone(&self.0))))
+    }
+
+    async fn closed(&self) {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Notes what is mounted.
+#[derive(Debug)]
+struct FakePortOfFiles(Arc<Script>);
+
+#[async_trait]
+impl FilePort for FakePortOfFiles {
+    async fn mount(&self, mounts: &[Mount]) -> Result<Vec<Result<(), String>>, BackendError> {
+        *self.0.mounted.lock() = mounts.to_vec();
+        Ok(mounts.iter().map(|_| Ok(())).collect())
     }
 
     async fn closed(&self) {
