@@ -98,6 +98,9 @@ pub struct Run {
     /// A port of the host that leads into the guest: HOST:GUEST, or one number for both; repeatable
     #[arg(short = 'p', long = "publish", value_name = "HOST:GUEST")]
     pub ports: Vec<String>,
+    /// A directory of this host for the guest: DIR:TARGET, or DIR:TARGET:ro to read only; repeatable
+    #[arg(short = 'v', long = "volume", value_name = "DIR:TARGET[:ro]")]
+    pub volumes: Vec<String>,
     /// What the guest reaches: user or offline [default: .defaults/net]
     #[arg(long, value_name = "NET")]
     pub net: Option<String>,

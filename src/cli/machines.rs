@@ -10,6 +10,9 @@ pub struct New {
     /// A port of the host that leads into the guest: HOST:GUEST, or one number for both; repeatable
     #[arg(short = 'p', long = "port", value_name = "HOST:GUEST")]
     pub ports: Vec<String>,
+    /// A directory of this host for the guest: DIR:TARGET, or DIR:TARGET:ro to read only; repeatable
+    #[arg(short = 'v', long = "volume", value_name = "DIR:TARGET[:ro]")]
+    pub volumes: Vec<String>,
     /// Virtual size of the disk, such as 8G
     #[arg(long, value_name = "SIZE")]
     pub size: Option<String>,

@@ -75,8 +75,11 @@ impl<'a> Fleet<'a> {
     /// Makes the VMs: all of them, or none.
     fn create(tree: &Tree, args: &'a Fanout) -> Result<Self, Failure> {
         let image = tree.image(&args.image)?;
-        let given =
-            Given { settings: vec![("image", image)], overrides: environment::overrides()? };
+        let given = Given {
+            settings: vec![("image", image)],
+            overrides: environment::overrides()?,
+            volumes: Vec::new(),
+        };
         let prefix = args.prefix.clone().unwrap_or_else(|| format!("shard-{}", std::process::id()));
         let (count, last) = (args.count, args.count - 1);
         note(format!(

@@ -35,6 +35,7 @@ mod ssh;
 mod text;
 mod timing;
 mod top;
+mod volume;
 mod wait;
 
 use std::io;

@@ -6,6 +6,7 @@ use std::sync::mpsc;
 use super::environment::{self, Override};
 use super::files::{Tree, Vm};
 use super::text::{line, note};
+use super::volume::Volume;
 use super::{Failure, names, signals};
 use crate::cli::machines::New;
 
@@ -28,6 +29,8 @@ pub(super) struct Given {
     /// What the environment asks for, beside what they then have: of their image, or of
     /// `.defaults`.
     pub(super) overrides: Vec<Override>,
+    /// Directories of this host that the guest is to have.
+    pub(super) volumes: Vec<Volume>,
 }
 
 fn given(tree: &Tree, args: &New) -> Result<Given, Failure> {
@@ -41,7 +44,11 @@ fn given(tree: &Tree, args: &New) -> Result<Given, Failure> {
         ("ports", Some(ports).filter(|p| !p.is_empty())),
     ];
     let settings = given.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
-    Ok(Given { settings, overrides: environment::overrides()? })
+    Ok(Given { settings, overrides: environment::overrides()?, volumes: volumes(&args.volumes)? })
+}
+
+pub(super) fn volumes(given: &[String]) -> Result<Vec<Volume>, Failure> {
+    given.iter().map(|text| Volume::parse(text)).collect()
 }
 
 /// A number alone is the port on both sides.
@@ -108,6 +115,7 @@ pub(super) fn create(tree: &Tree, name: &str, given: &Given) -> Result<Vm, Failu
 fn set(vm: &Vm, given: &Given) -> Result<(), Failure> {
     let write = |(key, value): &(&str, String)| vm.write(&format!("config/{key}"), value);
     given.settings.iter().try_for_each(write)?;
+    given.volumes.iter().try_for_each(|volume| volume.make(vm))?;
     let now = |key: &str| vm.read(&format!("config/{key}"));
     environment::settings(&given.overrides, now)?.iter().try_for_each(write)
 }

@@ -22,6 +22,7 @@ use super::job::{Job, copy_in};
 use super::new::{self, Given};
 use super::progress::Progress;
 use super::text::{complain, line, note};
+use super::volume::Volume;
 use super::{Failure, environment, power, remove, signals};
 use crate::cli::guest::Run;
 
@@ -35,9 +36,11 @@ pub(super) fn run(tree: &Tree, args: &Run) -> Result<u8, Failure> {
     let (sender, receiver) = mpsc::channel();
     // From the first name on there is something to clear away.
     signals::forward(sender.clone(), Event::Signal)?;
+    let volumes = new::volumes(&args.volumes)?;
     let image = Chosen::find_or_make(tree, &args.image)?;
-    let vm = create(tree, args, &image.name).inspect_err(|_| image.give_up(tree))?;
-    let begun = begin(&vm, args, &receiver);
+    let vm =
+        create(tree, args, &image.name, volumes.clone()).inspect_err(|_| image.give_up(tree))?;
+    let begun = begin(&vm, args, &receiver, &volumes);
     if begun.is_err() {
         complain_of(clear(&vm));
         image.give_up(tree);
@@ -57,7 +60,7 @@ pub(super) fn run(tree: &Tree, args: &Run) -> Result<u8, Failure> {
 }
 
 /// Makes the VM.
-fn create(tree: &Tree, args: &Run, image: &str) -> Result<Vm, Failure> {
+fn create(tree: &Tree, args: &Run, image: &str, volumes: Vec<Volume>) -> Result<Vm, Failure> {
     let ports = args.ports.iter().map(|p| new::forward(p)).collect::<Vec<_>>().join("\n");
     let settings = [
         ("image", Some(image.to_owned())),
@@ -68,7 +71,7 @@ fn create(tree: &Tree, args: &Run, image: &str) -> Result<Vm, Failure> {
         ("ports", Some(ports).filter(|p| !p.is_empty())),
     ];
     let settings = settings.into_iter().filter_map(|(key, value)| Some((key, value?))).collect();
-    let given = Given { settings, overrides: environment::overrides()? };
+    let given = Given { settings, overrides: environment::overrides()?, volumes };
     match &args.name {
         Some(name) => new::create(tree, name, &given),
         None => new::create_any(tree, &given),
@@ -76,7 +79,12 @@ fn create(tree: &Tree, args: &Run, image: &str) -> Result<Vm, Failure> {
 }
 
 /// Starts the VM, waits until its guest answers, and says what to run in it. A signal ends it.
-fn begin(vm: &Vm, args: &Run, receiver: &Receiver<Event>) -> Result<Process, Failure> {
+fn begin(
+    vm: &Vm,
+    args: &Run,
+    receiver: &Receiver<Event>,
+    volumes: &[Volume],
+) -> Result<Process, Failure> {
     power::launch(vm)?;
     let mut signalled = None;
     let answered = power::until_ready_while(vm, BOOT_TIMEOUT, Progress::new(), || {
@@ -89,6 +97,7 @@ fn begin(vm: &Vm, args: &Run, receiver: &Receiver<Event>) -> Result<Process, Fai
         return Err(Failure::Reported(signals::exit_code(signal)));
     }
     answered?;
+    volumes.iter().try_for_each(|volume| volume.expect(vm))?;
     Process::of(vm, args)
 }
 

@@ -223,3 +223,23 @@ fn what_cannot_be_shared_is_refused() {
         assert!(aq.sh(closed).failed().contains("Permission denied"));
     }
 }
+
+#[test]
+fn a_run_has_the_directories_that_it_is_given_or_does_not_begin() {
+    let aq = Mounted::with_image();
+    aq.cli("mkdir a b; echo one > a/file; echo two > b/file").ok();
+    let command = "cat /srv/a/file /opt/b/file; echo three > /srv/a/new; echo four > /opt/b/new";
+    let said = aq.cli_within(
+        &format!("aq run --rm -v a:/srv/a -v $PWD/b:/opt/b:ro tiny sh -c '{command}'"),
+        BOOT,
+    );
+    assert_eq!((said.stdout.as_str(), said.code), ("one\ntwo\n", 1), "{said:?}");
+    assert_eq!(aq.cli("cat a/new; ls b").ok(), "three\nfile");
+    for (volume, why) in
+        [("c:/x", "c: No such file"), ("a:x", "DIR:TARGET"), ("a/file:/x", "not a directory")]
+    {
+        let refused = aq.cli(&format!("aq run --rm -v {volume} tiny true")).failed();
+        assert!(refused.contains(why), "{volume}: {refused}");
+    }
+    assert_eq!(aq.sh("ls").ok(), "");
+}
