@@ -110,8 +110,8 @@ pub struct Conversion<'a> {
     pub snapshot: Option<&'a str>,
     /// The new file.
     pub to: &'a Layer,
-    /// What the copy is made an overlay on: what is there is not copied. Without one it needs no
-    /// other file.
+    /// What the copy is made an overlay on: only what the first layer has is copied, as `qemu-img` takes this
+    /// for all that is below that. Without one the copy needs no other file.
     pub base: Option<&'a Layer>,
 }
 
@@ -122,7 +122,21 @@ impl Conversion<'_> {
     /// # Errors
     /// As [`create_overlay`]. The new file may be there in part.
     pub fn run(&self, progress: impl FnMut(&str)) -> Result<(), DiskError> {
-        convert(&self.arguments()?, progress)
+        let mut args = self.arguments()?;
+        args.push(self.to.path.clone().into());
+        convert(&args, progress)
+    }
+
+    /// Writes what the first layer alone has over a disk that is there, with that of the layers between the
+    /// first and `base`: it is then as if those two had been one. It is at least as large.
+    ///
+    /// # Errors
+    /// As [`Self::run`]; what is there is of no use then.
+    pub fn run_over(&self, progress: impl FnMut(&str)) -> Result<(), DiskError> {
+        let mut args = self.arguments()?;
+        let layers: Vec<_> = [self.to].into_iter().chain(self.base).cloned().collect();
+        args.extend(["-n".into(), format!("json:{}", node(&layers)?).into()]);
+        convert(&args, progress)
     }
 
     fn arguments(&self) -> Result<Vec<OsString>, DiskError> {
@@ -135,7 +149,7 @@ impl Conversion<'_> {
             args.push(base.path.clone().into());
         }
         let node = node(self.layers)?;
-        args.extend([format!("json:{node}").into(), self.to.path.clone().into()]);
+        args.push(format!("json:{node}").into());
         Ok(args)
     }
 }
@@ -297,6 +311,49 @@ mod tests {
     fn progress_is_read_from_what_qemu_img_prints() {
         assert_eq!(percent("    (42.10/100%)"), Some("42"));
         assert_eq!(percent("qemu-img: no"), None);
+    }
+
+    #[test]
+    fn two_layers_become_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = |name: &str, format| Layer { path: dir.path().join(name), format };
+        let fill = |name: &str, format: &str, byte, at| {
+            let write = format!("write -P {byte} {at} 64k");
+            let args = ["-f", format, "-c", &write, name];
+            let wrote = std::process::Command::new("qemu-io").args(args).current_dir(&dir).output();
+            assert!(wrote.unwrap().status.success());
+        };
+        let create = |name: &str, below: &Path, format, size| {
+            let below = below.display().to_string();
+            qemu_img(
+                dir.path(),
+                &["create", "-q", "-f", "qcow2", "-b", &below, "-F", format, name, size],
+            );
+        };
+        let base = layer("base", DiskFormat::Raw);
+        std::fs::write(&base.path, [1; 1 << 20]).unwrap();
+        let (middle, top) = (layer("middle", DiskFormat::Qcow2), layer("top", DiskFormat::Qcow2));
+        create("middle", &base.path, "raw", "1M");
+        fill("middle", "qcow2", 2, "64k");
+        fill("middle", "qcow2", 2, "128k");
+        create("top", &middle.path, "qcow2", "1088k");
+        fill("top", "qcow2", 3, "128k");
+        fill("top", "qcow2", 3, "1M");
+        qemu_img(dir.path(), &["snapshot", "-c", "then", "top"]);
+        fill("top", "qcow2", 4, "0");
+        let one = layer("one", DiskFormat::Qcow2);
+        std::fs::copy(&middle.path, &one.path).unwrap();
+        qemu_img(dir.path(), &["resize", "-q", "one", "1088k"]);
+        let layers = [top, middle, base.clone()];
+        let copy =
+            Conversion { layers: &layers, snapshot: Some("then"), to: &one, base: Some(&base) };
+        copy.run_over(|_| ()).unwrap();
+        let raw = layer("raw", DiskFormat::Raw);
+        let look = [one, base];
+        Conversion { layers: &look, snapshot: None, to: &raw, base: None }.run(|_| ()).unwrap();
+        let bytes = std::fs::read(&raw.path).unwrap();
+        let at = |kib: usize| bytes[kib << 10];
+        assert_eq!([at(0), at(64), at(128), at(192), at(1024)], [1, 2, 3, 1, 3]);
     }
 
     #[test]
