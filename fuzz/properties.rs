@@ -8,6 +8,7 @@ use aqfs::disk::snapshot_table::{self, SnapshotRename};
 use aqfs::disk::vmstate;
 use aqfs::nfs::{Export, LONGEST_IO, Server};
 use aqfs::qemu::qmp;
+use aqfs::registry::fork::VmCommand;
 use aqfs::tree::verbs::{VM_VERBS, parse_lines};
 use aqfs::vm::WriteMode;
 use aqfs::vm::spec::{KEYS, VmSpec, is_object_name, is_vm_name};
@@ -19,7 +20,10 @@ pub(crate) fn ctl(data: &[u8]) {
     assert!(lines.len() <= text.lines().count());
     for line in lines {
         match line {
-            Ok(command) => assert!(VM_VERBS.iter().any(|v| v.name == command.verb())),
+            Ok(VmCommand::One(command)) => {
+                assert!(VM_VERBS.iter().any(|v| v.name == command.verb()));
+            }
+            Ok(VmCommand::Fork(names)) => assert!(!names.is_empty()),
             Err(error) => is_a_sentence(&error.to_string()),
         }
     }

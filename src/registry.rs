@@ -1,6 +1,7 @@
 //! The VMs of a store: which there are, under which names, and adopting what an earlier daemon left.
 //!
 //! - `lifecycle`: creating, renaming, removing a VM and bringing it back; `names`: the locks for that.
+//! - [`fork`]: running copies of a VM.
 //! - `scan`: a VM's directory, read and written. [`trash`]: removed VMs.
 //! - [`images`], [`aliases`], `warmup`: images as far as VMs are concerned.
 //!
@@ -9,6 +10,7 @@
 pub mod aliases;
 mod autoremove;
 mod error;
+pub mod fork;
 pub mod images;
 mod lifecycle;
 mod names;
@@ -29,6 +31,7 @@ use tokio::time::{sleep, timeout};
 
 use self::aliases::Aliases;
 pub use self::error::{RegistryError, Result};
+use self::fork::NamesHook;
 use self::names::NameLocks;
 use self::scan::{fallback_name, scan};
 use self::trash::Trash;
@@ -59,6 +62,7 @@ pub struct Registry {
     /// Held by operations on names: a VM cannot be renamed twice at once, nor while it is removed, and no
     /// two can get one name. Each name has its own lock: a VM that does not answer delays no other.
     name_locks: NameLocks,
+    names_hook: Arc<NamesHook>,
 }
 
 #[derive(Debug)]
@@ -92,6 +96,7 @@ impl Registry {
             next_id: AtomicU64::new(found.len() as u64 + 1),
             vms: RwLock::new(vms),
             name_locks: NameLocks::default(),
+            names_hook: Arc::default(),
         };
         registry.backends.defaults.settle(|image| registry.resolve_alias(image));
         registry.adopt(found).await;
@@ -107,6 +112,7 @@ impl Registry {
         }
         while let Some(vm) = drivers.join_next().await {
             match vm {
+                Ok(vm) if self.cleared_half_fork(&vm).await => {}
                 Ok(vm) => self.insert_unique(&vm),
                 Err(panic) => tracing::error!(%panic, "the driver of a VM has not started"),
             }
@@ -128,6 +134,7 @@ impl Registry {
             let registry = Arc::clone(&self);
             let sweep = move || {
                 registry.trash.sweep(SystemTime::now(), &registry.backends.failures);
+                registry.backends.images.sweep();
                 Ok(())
             };
             if let Err(error) = off_thread(sweep, "the trash").await {

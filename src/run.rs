@@ -157,6 +157,7 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     let ends = ends(&runtime)?;
     let mounted = Mounted::mount(tree, &dir, runtime.handle().clone());
     let mounted = mounted.map_err(failed(format!("cannot mount {}", dir.display())))?;
+    mounted.follow_names(&registry);
     tracing::info!(dir = %dir.display(), store = %layout.root().display(), "mounted");
     runtime.spawn(touch::follow(events, dir.clone()));
     runtime.spawn(touch::follow_ends(Arc::clone(&registry), dir.clone()));

@@ -10,6 +10,7 @@ mod common;
 
 mod disk;
 mod files;
+mod fork;
 mod guest;
 mod guest_files;
 mod hello;
@@ -31,6 +32,7 @@ const BENCHMARKS: &[Benchmark] = &[
     ("memory", guest::memory),
     ("warm", warm::start),
     ("clones", warm::clones),
+    ("fork", fork::forks),
     ("size", warm::size),
     ("fs", guest_files::files),
     ("copies", disk::off),

@@ -15,7 +15,7 @@ const STARTS: usize = 7;
 /// How many clones are started at once.
 const CLONES: usize = 16;
 
-fn warm(aq: &Mounted) {
+pub(crate) fn warm(aq: &Mounted) {
     let script = "echo warm > .images/tiny/ctl; cat .images/tiny/wait; cat .images/tiny/warm";
     let said = aq.sh_within(script, BOOT * 4).ok();
     assert!(said.contains("yes: "), "{said}");
@@ -181,13 +181,13 @@ fn at_once(aq: &Mounted, prepare: impl Fn(&str) -> String) -> Duration {
     took
 }
 
-fn remove_all(aq: &Mounted) {
+pub(crate) fn remove_all(aq: &Mounted) {
     let script = "for vm in vm*; do echo kill > $vm/ctl; done; for vm in vm*; do cat $vm/wait; \
         rmdir $vm; done; rmdir .trash/*";
     aq.sh_within(script, BOOT).ok();
 }
 
-fn own_kib(pid: u32) -> u64 {
+pub(crate) fn own_kib(pid: u32) -> u64 {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("it runs");
     let own =
         rollup.lines().filter(|l| l.starts_with("Private_Clean") || l.starts_with("Private_Dirty"));

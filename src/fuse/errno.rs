@@ -180,6 +180,7 @@ fn backend(error: &BackendError) -> i32 {
         | BackendError::QmpRefused { .. }
         | BackendError::CannotResume { .. }
         | BackendError::HalfRestored { .. }
+        | BackendError::ForkFailed { .. }
         | BackendError::PersonalizationFailed { .. } => libc::EREMOTEIO,
         BackendError::QmpTimeout { .. } | BackendError::GuestTimeout { .. } => libc::ETIMEDOUT,
         BackendError::NoImage { .. } | BackendError::NoSource { .. } => libc::ENOENT,

@@ -25,10 +25,11 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use fuser::{Config, MountOption, Session, SessionACL};
+use fuser::{Config, INodeNo, MountOption, Session, SessionACL};
 use tokio::runtime::Handle;
 
 use self::adapter::Adapter;
+use crate::registry::Registry;
 use crate::tree::Tree;
 
 /// Requests are answered from memory or parked, so that two threads are never both busy for long.
@@ -62,6 +63,23 @@ impl Mounted {
         config.clone_fd = true;
         let adapter = Adapter::new(tree, runtime)?;
         Ok(Self { session: Session::new(adapter, at, &config)? })
+    }
+
+    /// Has the kernel forget what it knows of the root when VMs are made that it did not ask for: it remembers
+    /// which names there are, and which there are not, as all others come and go by its own requests.
+    pub(crate) fn follow_names(&self, registry: &Registry) {
+        let notifier = self.session.notifier();
+        registry.on_names_made(move |names| {
+            let forget = |name: &String| match notifier.inval_entry(INodeNo::ROOT, name.as_ref()) {
+                // It has never heard of it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                done => done,
+            };
+            let done = names.iter().try_for_each(forget);
+            if let Err(error) = done.and_then(|()| notifier.inval_inode(INodeNo::ROOT, 0, 0)) {
+                tracing::warn!(%error, "the mount may not show new VMs yet");
+            }
+        });
     }
 
     /// Serves requests until the tree is unmounted.

@@ -2,7 +2,7 @@
 //!
 //! Not here: how an image is built (`builds`) and of what it is made (`source::ImageSource`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -12,11 +12,12 @@ use async_trait::async_trait;
 use parking_lot::{MappedMutexGuard, Mutex, MutexGuard};
 
 use super::blank::Blank;
-use super::builds::{move_aside, under_way};
+use super::builds::{move_aside, spawn_thread, under_way};
 use super::cloud::{self, CloudDisk, RemoteDisk};
 use super::container::Container;
 use super::distribution::{self, Distributions};
 use super::entry::{BuildPhase, ImageEntry, scan};
+use super::fork;
 use super::local_disk::DiskFile;
 use super::manifest;
 use super::publish::{LiveVm, VmDisk};
@@ -29,12 +30,12 @@ use crate::programs::{self, Program};
 use crate::store::failure_log::FailureLog;
 use crate::store::file;
 use crate::store::layout::{Layout, TEMPLATES, VmDir};
-use crate::vm::backend::{BackendError, BootImage, ImageInfo, Images, Recipe, Result};
+use crate::vm::backend::{BackendError, BootImage, ForkBase, ImageInfo, Images, Recipe, Result};
 use crate::vm::one_line;
 use crate::vm::origin::Origin;
 use crate::vm::spec::ImageSettings;
 use crate::vm::stream::{Bell, Listener};
-use crate::vm::template::{Capture, Layer, Template};
+use crate::vm::template::{Capture, Captured, Layer, Template};
 
 /// The images of a store. Clones are the same store.
 #[derive(Clone, Debug)]
@@ -52,6 +53,8 @@ pub(super) struct Catalogue {
     /// Locked for a moment only: the threads that serve the kernel read it.
     pub(super) images: Mutex<BTreeMap<String, ImageEntry>>,
     pub(super) bell: Bell,
+    /// The templates that forks are being made from, which no disk lies on yet.
+    pub(super) forking: Mutex<BTreeSet<String>>,
 }
 
 /// An image in the list, which is locked meanwhile.
@@ -101,8 +104,9 @@ impl ImageStore {
             offers.insert(format!("tiny-{}", tiny.arch), Arc::clone(tiny) as _);
         }
         let (images, names_lock, bell) = (Mutex::new(images), Mutex::default(), Bell::default());
+        let forking = Mutex::default();
         let catalogue =
-            Catalogue { layout, tinies, distributions, offers, names_lock, images, bell };
+            Catalogue { layout, tinies, distributions, offers, names_lock, images, bell, forking };
         catalogue.offer();
         catalogue.sweep();
         catalogue.sweep_versions();
@@ -229,6 +233,23 @@ impl Images for ImageStore {
 
     fn cool(&self, name: &str) -> Result<()> {
         self.0.cool(name)
+    }
+
+    async fn fork_base(&self, image: BootImage, captured: &Captured) -> Result<ForkBase> {
+        fork::base(&self.0, image, captured).await
+    }
+
+    async fn fork_disk(&self, base: &ForkBase, dir: &Path) -> Result<()> {
+        fork::disk(self, base, dir).await
+    }
+
+    fn forked(&self, base: ForkBase) {
+        let (catalogue, layers) = (Arc::clone(&self.0), base.layers);
+        spawn_thread("forked".to_owned(), move || fork::end(&catalogue, &layers)).ok();
+    }
+
+    fn sweep(&self) {
+        self.0.sweep();
     }
 
     fn listen(&self) -> Listener {

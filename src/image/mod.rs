@@ -4,7 +4,8 @@
 //! [`source::ImageSource`] makes the files. A disk on this host ([`local_disk`]: what it is, [`disk_format`]; how
 //! it is unpacked, [`unpacked`]) and a VM ([`publish`]) are copied. An empty disk is [`blank`]. A distribution's
 //! own disk ([`cloud`]) is pulled: [`distribution`] has the rows, [`release`] finds a release on a mirror, and
-//! `fetch` fetches it. A warm image has a template too ([`warming`], [`template`]). An image that is made
+//! `fetch` fetches it. A warm image has a template too ([`warming`], [`template`]); disks of
+//! forks are in the same place ([`fork`]). An image that is made
 //! again has several versions ([`versions`]). `builtin:tiny` ([`tiny`]) is made of Debian's packages
 //! ([`debian`], [`packages`]), read by [`unpack`], [`kernel`], [`busybox`] and [`elf`], collected in a
 //! [`file_tree::FileTree`], and written by [`initramfs`] and [`ext4`]. A container image or an archive of a
@@ -26,6 +27,7 @@ mod elf;
 mod entry;
 mod ext4;
 mod file_tree;
+mod fork;
 mod initramfs;
 mod kernel;
 mod local_disk;

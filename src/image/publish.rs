@@ -79,9 +79,9 @@ impl ImageSource for LiveVm {
         fs::create_dir_all(&warm).map_err(BuildError::at(&warm))?;
         let report = |words: &str| progress.building(words);
         let (captured, _work) = template::capture(&*self.0.machine, &warm, &report)?;
-        flatten(&captured.disk, Some(&captured.snapshot), dir, progress)?;
+        flatten(&captured.disk, captured.snapshot.as_deref(), dir, progress)?;
         let disk = captured.disk.first().map_or(Path::new(""), |own| &own.path);
-        let nvram = copy_nvram(disk, Some(&captured.snapshot), dir)?;
+        let nvram = copy_nvram(disk, captured.snapshot.as_deref(), dir)?;
         progress.building("computing the digest");
         StoredTemplate::seal(&warm, &captured, false)?;
         let settings = captured.settings.without_machine();

@@ -17,7 +17,7 @@ use crate::disk::img::Conversion;
 use crate::disk::{DiskFormat, Layer};
 use crate::store::file;
 use crate::vm::spec::ImageSettings;
-use crate::vm::template::{Capture, Captured, ProgressFn, Shape, Template, names};
+use crate::vm::template::{Capture, Captured, ProgressFn, Saved, Shape, Template, names};
 
 const NAME: &str = "template.json";
 const DISK: &str = "disk.qcow2";
@@ -100,7 +100,7 @@ impl StoredTemplate {
         let own = self.has_disk.then(|| disk_in(dir));
         let id = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let base = own.into_iter().chain([below]).collect();
-        Ok(Template { id, ram, state, base, shape: self.shape.clone() })
+        Ok(Template { id, saved: Saved::in_dir(dir), base, shape: self.shape.clone() })
     }
 }
 
@@ -132,7 +132,7 @@ pub(super) fn copy_disk(captured: &Captured, dir: &Path, progress: &Progress) ->
         return Err(BuildError::malformed("the disk of the capture", "it has no layers"));
     };
     let to = disk_in(dir);
-    let (layers, snapshot) = (&captured.disk, Some(captured.snapshot.as_str()));
+    let (layers, snapshot) = (&captured.disk, captured.snapshot.as_deref());
     progress.copying(&Conversion { layers, snapshot, to: &to, base: Some(base) })?;
     File::open(&to.path).and_then(|f| f.sync_all()).map_err(BuildError::at(&to.path))
 }

@@ -179,7 +179,11 @@ impl Catalogue {
         let mut dirs = Vec::new();
         for parent in [self.layout.vms(), self.layout.trash()] {
             for entry in file::if_there(fs::read_dir(parent))?.into_iter().flatten() {
-                dirs.push(VmDir(entry?.path()));
+                let entry = entry?;
+                // One that is not finished is nobody's yet.
+                if !entry.file_name().as_encoded_bytes().starts_with(b".") {
+                    dirs.push(VmDir(entry.path()));
+                }
             }
         }
         Ok(dirs)

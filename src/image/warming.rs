@@ -180,7 +180,8 @@ impl Catalogue {
 
     /// Lists the templates that disks of VMs are overlays on, removed VMs' too.
     fn needed(&self) -> io::Result<BTreeSet<String>> {
-        let mut needed = BTreeSet::new();
+        // First: those that are not in it any more are noted beside a disk.
+        let mut needed = self.forking.lock().clone();
         for vm in self.vm_dirs()? {
             let id = file::if_there(fs::read_to_string(vm.template()))?;
             needed.extend(id.map(|id| id.trim_end().to_owned()));

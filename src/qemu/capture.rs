@@ -6,29 +6,34 @@
 //! runs: it saves its device state beside the memory and ends. A clone maps the memory
 //! copy-on-write and loads the device state, which takes the same time whatever the memory's size.
 
+mod destination;
+
 use std::fs::{self, File};
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use futures::future::BoxFuture;
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
+use self::destination::Destination;
 use super::cmdline::{DISK_NODE, NVRAM_NODE};
 use super::install::Installation;
 use super::launch;
 use super::machine::MachineParts;
 use super::migrate::{COMPLETED, DEVICES_TIMEOUT, MEMORY_TIMEOUT, Migration, Transfer};
 use super::qmp::Qmp;
-use super::{migrate, vm_disk};
+use super::{host_memory, migrate, vm_disk};
 use crate::disk::sparse;
 use crate::store::file;
 use crate::store::layout::VmDir;
 use crate::vm::backend::{AccelKind, BackendError, LaunchPlan, Lifetime, Result};
 use crate::vm::driver::off_thread;
-use crate::vm::template::{Memory, names};
+use crate::vm::template::{Memory, Purpose, Saved, SavedDisk, SavedMachine};
 
 /// How long a guest may run while its memory is copied. One that changes it faster than it can be
 /// copied is then stopped until the end.
@@ -43,37 +48,52 @@ const MAX_PREALLOCATED: u64 = 4 << 30;
 /// The words for the two files in errors.
 const RAM: &str = "the template's memory";
 const STATE: &str = "the template's device state";
+/// The file that shares the disk's blocks.
+const REFLINK: &str = "reflink.qcow2";
 /// The target's directory in that of the template, while the target runs.
 const TARGET: &str = "target";
 
-/// Captures the machine that was started by `plan` into the directory `to`; returns how long its
-/// vCPUs were paused. The machine runs again whatever happens here.
+/// What is captured, and where to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CaptureRequest<'a> {
+    /// What the machine would be started by now.
+    pub(super) plan: &'a LaunchPlan,
+    pub(super) purpose: Purpose,
+    /// An empty directory.
+    pub(super) to: &'a Path,
+    /// The name of the snapshot that its disk gets, and its UEFI variables.
+    pub(super) snapshot: &'a str,
+}
+
+/// Captures a machine; it runs again whatever happens here. `guest` makes its guest ready for that, while
+/// the target starts.
 pub(super) async fn capture(
     source: &Qmp,
-    plan: &LaunchPlan,
+    asked: CaptureRequest<'_>,
     qemu: &Installation,
-    to: &Path,
-    snapshot: &str,
-) -> Result<Duration> {
-    let target_plan = target_plan(plan, to)?;
+    guest: BoxFuture<'_, Result<()>>,
+) -> Result<SavedMachine> {
+    let CaptureRequest { plan, purpose, to, .. } = asked;
+    let room = Destination::new(purpose, to, plan.spec.memory);
+    let room = room.map_err(BackendError::at(RAM))?;
+    let target_plan = target_plan(plan, to, &room)?;
     let dir = target_plan.dir.clone();
-    let target = launch::bring_up(&target_plan, qemu, None).await;
+    let begun = Instant::now();
+    let target = launch::bring_up(&target_plan, qemu, room.inherited());
+    let (target, ready) = tokio::join!(target, guest);
+    ready?;
     let target = target.map_err(|error| vm_disk::cause_of(error, to, RAM))?;
-    let (accel, has_nvram) = (plan.accel.kind, plan.spec.has_uefi());
-    let source = CaptureSource { qmp: source, accel, has_nvram, snapshot };
-    let pause = copy_memory(&source, &target.parts, to).await;
+    let source = CaptureSource { qmp: source, asked };
+    tracing::debug!(elapsed = ?begun.elapsed(), "capture: target");
+    let copied = copy_memory(&source, &target.parts, &room).await;
+    tracing::debug!(elapsed = ?begun.elapsed(), "capture: copied");
     target.end().await;
-    let ram = to.join(names::RAM);
-    let settle = move || {
-        fs::remove_dir_all(&dir)?;
-        let ram = File::options().read(true).write(true).open(ram)?;
-        sparse::punch_holes(&ram)?;
-        ram.sync_all()
+    let settled = async {
+        let copied = copied?;
+        off_thread(move || fs::remove_dir_all(&dir), RAM).await?;
+        Ok(copied.with(room.settle().await?))
     };
-    let captured = match pause {
-        Ok(pause) => off_thread(settle, RAM).await.map(|()| pause),
-        Err(error) => Err(error),
-    };
+    let captured = settled.await;
     if captured.is_err() {
         source.recover().await;
     }
@@ -92,21 +112,22 @@ pub(super) async fn recover(qmp: &Qmp) -> Result<()> {
 }
 
 /// The same hardware, with its memory in a file and without forwarded ports.
-fn target_plan(plan: &LaunchPlan, to: &Path) -> Result<LaunchPlan> {
-    let (dir, ram) = (VmDir(to.join(TARGET)), to.join(names::RAM));
-    let from = VmDir(plan.dir.clone());
+fn target_plan(plan: &LaunchPlan, to: &Path, room: &Destination) -> Result<LaunchPlan> {
+    let (dir, from) = (VmDir(to.join(TARGET)), VmDir(plan.dir.clone()));
     let prepare = || {
         file::private_dir(&dir.0)?;
-        let ram = File::options().write(true).create_new(true).mode(0o600).open(&ram)?;
-        ram.set_len(plan.spec.memory)?;
         file::if_there(fs::copy(from.seed(), dir.seed()))?;
         file::if_there(fs::copy(from.cidata(), dir.cidata()))?;
         // Flash of another size would be another machine.
         file::if_there(fs::copy(from.nvram(), dir.nvram())).map(drop)
     };
     prepare().map_err(BackendError::at(RAM))?;
-    let room = rustix::fs::statvfs(to).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize));
-    let prepared = is_preallocated(plan.accel.kind, plan.spec.memory, room);
+    let ram = room.ram_file();
+    let free = match &ram {
+        Some(_) => rustix::fs::statvfs(to).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize)),
+        None => host_memory::available(),
+    };
+    let prepared = is_preallocated(plan.accel.kind, plan.spec.memory, free);
     let mut target = plan.clone();
     target.spec.ports.clear();
     target.spec.ephemeral = false;
@@ -126,44 +147,48 @@ fn is_preallocated(accel: AccelKind, memory: u64, room: u64) -> bool {
     accel == AccelKind::Tcg && memory <= MAX_PREALLOCATED && memory <= room
 }
 
+/// A machine whose memory is copied.
+struct Copied {
+    pause: Duration,
+    disk: SavedDisk,
+}
+
+impl Copied {
+    fn with(self, saved: Saved) -> SavedMachine {
+        SavedMachine { pause: self.pause, saved, disk: self.disk }
+    }
+}
+
 async fn copy_memory(
     source: &CaptureSource<'_>,
     target: &MachineParts,
-    to: &Path,
-) -> Result<Duration> {
+    room: &Destination,
+) -> Result<Copied> {
     let (near, far) = UnixStream::pair().map_err(BackendError::at("a socket"))?;
     let mut incoming = Migration::new(&target.qmp, Transfer::Whole).await?;
     incoming.receive(&OwnedFd::from(far)).await?;
-    let pause = source.copy(near.into()).await?;
+    let copied = source.copy(near.into()).await?;
     incoming.wait_for(COMPLETED, MEMORY_TIMEOUT).await?;
-    let path = to.join(names::STATE);
-    let state = File::options().read(true).write(true).create_new(true).mode(0o600).open(path);
-    let state = state.map_err(BackendError::at(STATE))?;
-    let synced = state.try_clone().map_err(BackendError::at(STATE))?;
+    let state = room.state().map_err(BackendError::at(STATE))?;
     let mut saving = Migration::new(&target.qmp, Transfer::DevicesOnly).await?;
-    saving.send(&state.into()).await?;
+    saving.send(&state).await?;
     saving.wait_for(COMPLETED, DEVICES_TIMEOUT).await?;
     saving.end().await?;
-    off_thread(move || synced.sync_all(), STATE).await?;
-    Ok(pause)
+    Ok(copied)
 }
 
 /// The machine that is captured.
 struct CaptureSource<'a> {
     qmp: &'a Qmp,
-    accel: AccelKind,
-    /// It has UEFI variables.
-    has_nvram: bool,
-    /// The name of the snapshot that its disk gets, and its UEFI variables.
-    snapshot: &'a str,
+    asked: CaptureRequest<'a>,
 }
 
 impl CaptureSource<'_> {
-    /// Copies the memory of the guest, and takes a snapshot of its disk at the same instant.
-    /// Returns how long the vCPUs were paused.
-    async fn copy(&self, to: OwnedFd) -> Result<Duration> {
+    /// Copies the memory of the guest, and saves its disk at the same instant. Returns how long the vCPUs
+    /// were paused.
+    async fn copy(&self, to: OwnedFd) -> Result<Copied> {
         let mut outgoing = Migration::new(self.qmp, Transfer::Live).await?;
-        let stopped = match self.accel {
+        let stopped = match self.asked.plan.accel.kind {
             AccelKind::Kvm => None,
             // Rarely, and on a busy host, the translator misses that a page was written after it
             // was copied (a processor between notdirty_write's look at the bitmap and its
@@ -179,13 +204,35 @@ impl CaptureSource<'_> {
                 since
             }
         };
-        self.take_snapshot().await?;
+        let disk = self.save_disk().await?;
         outgoing.continue_after_switchover().await?;
         outgoing.wait_for(COMPLETED, MEMORY_TIMEOUT).await?;
         resume(self.qmp).await?;
         let pause = paused_since.elapsed();
         outgoing.end().await?;
-        Ok(pause)
+        Ok(Copied { pause, disk })
+    }
+
+    /// Saves the disk while the vCPUs are paused, and QEMU has written what it had of it. A file that shares
+    /// the disk's blocks takes nothing of it, so forks get that where the file system can make one.
+    async fn save_disk(&self) -> Result<SavedDisk> {
+        if self.asked.purpose == Purpose::Fork
+            && let Some(copy) = self.reflink_disk().await
+        {
+            return Ok(SavedDisk::Reflink(copy));
+        }
+        self.take_snapshot().await.map(|()| SavedDisk::Snapshot)
+    }
+
+    async fn reflink_disk(&self) -> Option<PathBuf> {
+        let (from, to) = (VmDir(self.asked.plan.dir.clone()).disk(), self.asked.to.join(REFLINK));
+        let copy = to.clone();
+        let reflink = move || -> io::Result<()> {
+            let options = File::options().write(true).create_new(true).mode(0o600).open(&to)?;
+            let done = sparse::reflink(&File::open(from)?, &options);
+            done.or_else(|error| fs::remove_file(&to).and(Err(error)))
+        };
+        off_thread(reflink, "a reflink of the disk").await.ok().map(|()| copy)
     }
 
     /// Takes the snapshot in all files, or in none.
@@ -197,9 +244,9 @@ impl CaptureSource<'_> {
 
     /// Names the snapshot in each file.
     fn snapshots(&self) -> impl Iterator<Item = Value> {
-        let nvram = self.has_nvram.then_some(NVRAM_NODE);
+        let nvram = self.asked.plan.spec.has_uefi().then_some(NVRAM_NODE);
         let nodes = nvram.into_iter().chain([DISK_NODE]);
-        nodes.map(|node| json!({"device": node, "name": self.snapshot}))
+        nodes.map(|node| json!({"device": node, "name": self.asked.snapshot}))
     }
 
     /// Waits until little is left to copy; returns since when the vCPUs are paused.
@@ -245,8 +292,15 @@ async fn resume(qmp: &Qmp) -> Result<()> {
 }
 
 /// Loads a template's device state into a clone, whose vCPUs have never run.
-pub(super) async fn load_template(qmp: &Qmp, state: &Path) -> Result<()> {
-    let opened = File::open(state).map_err(BackendError::at(STATE))?;
+pub(super) async fn load_template(qmp: &Qmp, saved: &Saved) -> Result<()> {
+    let opened = match saved {
+        Saved::Files { state, .. } => File::open(state),
+        // Each reader has a position of its own.
+        Saved::Nameless(memory) => {
+            File::open(format!("/proc/self/fd/{}", memory.state.as_raw_fd()))
+        }
+    };
+    let opened = opened.map_err(BackendError::at(STATE))?;
     let mut incoming = Migration::new(qmp, Transfer::DevicesOnly).await?;
     incoming.receive(&opened.into()).await?;
     incoming.wait_for(COMPLETED, DEVICES_TIMEOUT).await?;

@@ -23,7 +23,7 @@ use crate::vm::backend::{Accel, AccelKind, BackendError, BootImage, LaunchPlan, 
 use crate::vm::hardware::Hardware;
 use crate::vm::spec::net::{Forward, Mac, Network};
 use crate::vm::spec::{Firmware, VmSpec};
-use crate::vm::template::{Layer, Memory};
+use crate::vm::template::{Layer, Memory, Saved, Template};
 
 /// The name of the virtio-serial port on which the guest announces its SSH server, and its id in
 /// QMP's events.
@@ -178,28 +178,33 @@ pub fn hardware_of(processors: &str) -> Hardware {
 
 /// The memory. Of a template's, a machine changes its own copy only.
 fn ram(plan: &LaunchPlan, facts: &LaunchDetails<'_>) -> Result<Value> {
-    let (file, shared) = match &plan.memory {
-        Memory::Own => (None, false),
-        Memory::CaptureTarget { ram, .. } => (Some(ram), true),
-        Memory::Clone(template) => (Some(&template.ram), false),
-    };
-    let kind = if file.is_some() { "memory-backend-file" } else { "memory-backend-ram" };
     let size = (plan.spec.memory >> 20) << 20;
-    let mut ram = json!({"qom-type": kind, "id": "ram", "size": size});
-    if let Some(file) = file {
-        ram["mem-path"] = json!(utf8(file)?);
-        ram["share"] = json!(shared);
+    let (file, shared) = match &plan.memory {
+        Memory::Own => {
+            return Ok(json!({"qom-type": "memory-backend-ram", "id": "ram", "size": size}));
+        }
+        Memory::CaptureTarget { ram, .. } => (ram.as_ref(), true),
+        Memory::Clone(Template { saved: Saved::Files { ram, .. }, .. }) => (Some(ram), false),
+        Memory::Clone(Template { saved: Saved::Nameless(_), .. }) => (None, false),
+    };
+    let mut ram = json!({"qom-type": "memory-backend-file", "id": "ram", "size": size});
+    ram["share"] = json!(shared);
+    match (facts.ram, file) {
+        (Some(fd), _) => ram["mem-path"] = json!(format!("/proc/self/fd/{fd}")),
+        (None, Some(file)) => ram["mem-path"] = json!(utf8(file)?),
+        (None, None) => return Err(no_memory()),
     }
     if let Memory::CaptureTarget { prepared: true, .. } = plan.memory {
         ram["prealloc"] = json!(true);
     }
-    if let Memory::Clone(_) = plan.memory {
-        match facts.ram {
-            Some(fd) => ram["mem-path"] = json!(format!("/proc/self/fd/{fd}")),
-            None => (ram["readonly"], ram["rom"]) = (json!(true), json!("off")),
-        }
+    if let (Memory::Clone(_), None) = (&plan.memory, facts.ram) {
+        (ram["readonly"], ram["rom"]) = (json!(true), json!("off"));
     }
     Ok(ram)
+}
+
+fn no_memory() -> BackendError {
+    BackendError::fact("the memory of a fork", "nothing holds it any more", libc::ESTALE)
 }
 
 /// Returns the MiB in which TCG keeps what it has translated. By default it is up to 1 GiB, more

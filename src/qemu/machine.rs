@@ -7,11 +7,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
+use super::capture::CaptureRequest;
 use super::events::EventSink;
 use super::install::Installation;
 use super::monitor::Conversation;
@@ -25,7 +27,7 @@ use crate::vm::backend::{
 };
 use crate::vm::live::InForce;
 use crate::vm::spec::net::Forward;
-use crate::vm::template::Template;
+use crate::vm::template::{Purpose, SavedMachine, Template};
 
 mod grow;
 pub mod live;
@@ -268,7 +270,13 @@ impl Machine for RunningQemu {
         Ok(())
     }
 
-    async fn capture(&self, plan: &LaunchPlan, to: &Path, snapshot: &str) -> Result<Duration> {
+    async fn capture(
+        &self,
+        plan: &LaunchPlan,
+        (purpose, to): (Purpose, &Path),
+        snapshot: &str,
+        guest: BoxFuture<'_, Result<()>>,
+    ) -> Result<SavedMachine> {
         let qemu = Installation::probe(plan.spec.arch).await?;
         let runs = &self.parts.facts.qemu_version;
         if *runs != qemu.version {
@@ -278,11 +286,12 @@ impl Machine for RunningQemu {
             );
             return Err(BackendError::PersonalizationFailed { reason });
         }
-        capture::capture(&self.parts.qmp, plan, &qemu, to, snapshot).await
+        let asked = CaptureRequest { plan, purpose, to, snapshot };
+        capture::capture(&self.parts.qmp, asked, &qemu, guest).await
     }
 
     async fn load_template(&self, template: &Template) -> Result<()> {
-        match capture::load_template(&self.parts.qmp, &template.state).await {
+        match capture::load_template(&self.parts.qmp, &template.saved).await {
             Err(BackendError::QemuDied { .. }) => Err(self.death().await),
             done => done,
         }

@@ -47,6 +47,7 @@ mod tests;
 mod unresponsive;
 mod vm_disk;
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -67,7 +68,7 @@ use crate::vm::driver::off_thread;
 use crate::vm::hardware::Hardware;
 use crate::vm::memory::Ram;
 use crate::vm::spec::{AccelChoice, VmSpec};
-use crate::vm::template::{Memory, Shape};
+use crate::vm::template::{Memory, Saved, Shape, Template};
 use accel::AccelChooser;
 use install::Installation;
 use logs::LogLimiter;
@@ -102,6 +103,24 @@ impl Qemu {
             Arch::Aarch64 => &self.installations[1],
         };
         cell.get_or_try_init(|| Installation::probe(arch)).await
+    }
+}
+
+impl Qemu {
+    /// Returns the descriptor of a template's memory that a clone inherits, unless it opens the file itself.
+    async fn memory_of(
+        &self,
+        template: &Template,
+        qemu: &Installation,
+    ) -> Result<Option<Arc<OwnedFd>>> {
+        match &template.saved {
+            Saved::Nameless(memory) => {
+                memory.is_final.clone().await?;
+                Ok(Some(Arc::clone(&memory.ram)))
+            }
+            Saved::Files { .. } if qemu.keeps_templates() => Ok(None),
+            Saved::Files { ram, .. } => self.sealed.of(template, ram).await.map(Some),
+        }
     }
 }
 
@@ -161,10 +180,8 @@ impl Hypervisor for Qemu {
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched> {
         let qemu = self.installation(plan.spec.arch).await?;
         let ram = match &plan.memory {
-            Memory::Clone(template) if !qemu.keeps_templates() => {
-                Some(self.sealed.of(template).await?)
-            }
-            Memory::Own | Memory::CaptureTarget { .. } | Memory::Clone(_) => None,
+            Memory::Clone(template) => self.memory_of(template, qemu).await?,
+            Memory::Own | Memory::CaptureTarget { .. } => None,
         };
         let launched = launch::launch(&plan, qemu, ram).await?;
         self.logs.keep(&VmDir(plan.dir), &launched.machine).await;

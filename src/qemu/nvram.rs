@@ -169,6 +169,7 @@ fn interrupted(dir: &VmDir) -> io::Result<Option<String>> {
     Ok(operation::list(dir)?.into_iter().find_map(|operation| match operation {
         Operation::RestoreSnapshot { tag } => Some(tag),
         Operation::Personalize
+        | Operation::Fork
         | Operation::PausedByDaemon
         | Operation::ChangeDisk
         | Operation::RenameSnapshot(_) => None,

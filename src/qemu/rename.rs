@@ -95,6 +95,7 @@ fn interrupted(dir: &VmDir) -> io::Result<Option<SnapshotRenames>> {
     Ok(operation::list(dir)?.into_iter().find_map(|operation| match operation {
         Operation::RenameSnapshot(renames) => Some(renames),
         Operation::Personalize
+        | Operation::Fork
         | Operation::PausedByDaemon
         | Operation::ChangeDisk
         | Operation::RestoreSnapshot { .. } => None,

@@ -37,15 +37,15 @@ struct LastCopy {
 }
 
 impl TemplateMemfd {
-    /// Returns the sealed copy of a template's memory.
-    pub(super) async fn of(&self, template: &Template) -> Result<Arc<OwnedFd>> {
+    /// Returns the sealed copy of a template's memory, which is in the file `ram`.
+    pub(super) async fn of(&self, template: &Template, ram: &Path) -> Result<Arc<OwnedFd>> {
         let mut last = self.0.lock().await;
         if let Some(kept) = last.as_mut().filter(|kept| kept.template == template.id) {
             kept.used = Instant::now();
             return Ok(Arc::clone(&kept.copy));
         }
         // Concurrent starts wait for the lock: a copy for each would waste as much memory again.
-        let ram = template.ram.clone();
+        let ram = ram.to_owned();
         let copied = off_thread(move || copy(&ram), "a copy of the template's memory").await?;
         let (copy, template, used) = (Arc::new(copied), template.id.clone(), Instant::now());
         if last.replace(LastCopy { template, copy: Arc::clone(&copy), used }).is_none() {
@@ -74,11 +74,26 @@ async fn expire(kept: Weak<Mutex<Option<LastCopy>>>) {
 
 fn copy(from: &Path) -> io::Result<OwnedFd> {
     let from = File::open(from)?;
-    let to = memfd_create("aqfs-template", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
-    ftruncate(&to, from.metadata()?.len())?;
+    let to = sealable(from.metadata()?.len())?;
     sparse::copy(&from, &to)?;
-    fcntl_add_seals(&to, SealFlags::GROW | SealFlags::SHRINK | SealFlags::WRITE | SealFlags::SEAL)?;
+    seal(&to)?;
     Ok(to)
+}
+
+/// Makes a memfd of this length, which can be sealed later.
+pub(super) fn sealable(length: u64) -> io::Result<OwnedFd> {
+    let to = memfd_create("aqfs-template", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    ftruncate(&to, length)?;
+    Ok(to)
+}
+
+/// Seals a memfd: nobody changes it any more.
+///
+/// # Errors
+/// `EBUSY` while a process maps it and can write to it.
+pub(super) fn seal(memfd: &OwnedFd) -> io::Result<()> {
+    let seals = SealFlags::GROW | SealFlags::SHRINK | SealFlags::WRITE | SealFlags::SEAL;
+    Ok(fcntl_add_seals(memfd, seals)?)
 }
 
 #[cfg(test)]
@@ -86,20 +101,21 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::*;
-    use crate::vm::template::Shape;
+    use crate::vm::template::{Saved, Shape};
 
     fn template(dir: &Path, id: &str) -> Template {
         let ram = dir.join("ram");
         File::create(&ram).unwrap().set_len(64 << 20).unwrap();
-        let (state, base) = (dir.join("state"), Vec::new());
-        Template { id: id.to_owned(), ram, state, base, shape: Shape::sample() }
+        let (saved, base) = (Saved::in_dir(dir), Vec::new());
+        Template { id: id.to_owned(), saved, base, shape: Shape::sample() }
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn many_clones_at_once_share_one_copy() {
         let dir = tempfile::tempdir().unwrap();
         let (template, sealed) = (template(dir.path(), "1"), TemplateMemfd::default());
-        let copies = futures::future::join_all((0..16).map(|_| sealed.of(&template))).await;
+        let ram = dir.path().join("ram");
+        let copies = futures::future::join_all((0..16).map(|_| sealed.of(&template, &ram))).await;
         let first = copies[0].as_ref().unwrap();
         assert!(copies.iter().all(|copy| Arc::ptr_eq(copy.as_ref().unwrap(), first)));
     }
@@ -108,14 +124,15 @@ mod tests {
     async fn a_copy_is_kept_while_it_is_used_and_a_while_longer() {
         let dir = tempfile::tempdir().unwrap();
         let (template, sealed) = (template(dir.path(), "1"), TemplateMemfd::default());
-        let first = Arc::downgrade(&sealed.of(&template).await.unwrap());
+        let ram = dir.path().join("ram");
+        let first = Arc::downgrade(&sealed.of(&template, &ram).await.unwrap());
         for _ in 0..3 {
             sleep(KEPT_FOR - Duration::from_secs(1)).await;
-            assert!(first.ptr_eq(&Arc::downgrade(&sealed.of(&template).await.unwrap())));
+            assert!(first.ptr_eq(&Arc::downgrade(&sealed.of(&template, &ram).await.unwrap())));
         }
         sleep(KEPT_FOR + Duration::from_secs(1)).await;
         assert!(first.upgrade().is_none());
-        sealed.of(&template).await.unwrap();
+        sealed.of(&template, &ram).await.unwrap();
     }
 
     #[test]

@@ -24,12 +24,12 @@ use crate::arch::Arch;
 use crate::store::file;
 use crate::store::layout::{Layout, VmDir};
 use crate::vm::backend::{
-    Accel, AccelKind, Adoption, BackendError, BootImage, DiskFormat, Hypervisor, ImageInfo, Images,
-    LaunchPlan, Launched, Lifetime, MachineEvent, Recipe, SeedKind,
+    Accel, AccelKind, Adoption, BackendError, BootImage, DiskFormat, ForkBase, Hypervisor,
+    ImageInfo, Images, LaunchPlan, Launched, Lifetime, MachineEvent, Recipe, SeedKind,
 };
 use crate::vm::spec::{AccelChoice, ImageSettings, VmSpec};
 use crate::vm::stream::{Bell, Listener};
-use crate::vm::template::{Capture, Layer, Memory, Template};
+use crate::vm::template::{Capture, Captured, Layer, Memory, Template};
 
 /// `hlt; jmp -1`.
 const IDLE: &[u8] = &[0xf4, 0xeb, 0xfd];
@@ -202,6 +202,18 @@ impl Images for OneKernel {
     fn warm(&self, _: &str, _: Arc<dyn Capture>) -> Result<(), BackendError> {
         Ok(())
     }
+    async fn fork_base(&self, _: BootImage, _: &Captured) -> Result<ForkBase, BackendError> {
+        unreachable!()
+    }
+
+    async fn fork_disk(&self, _: &ForkBase, _: &Path) -> Result<(), BackendError> {
+        unreachable!()
+    }
+
+    fn forked(&self, _: ForkBase) {}
+
+    fn sweep(&self) {}
+
     fn cool(&self, _: &str) -> Result<(), BackendError> {
         Ok(())
     }

@@ -15,7 +15,7 @@ use crate::vm::driver::off_thread;
 use crate::vm::origin::Origin;
 use crate::vm::spec::ImageSettings;
 use crate::vm::state::Refusal;
-use crate::vm::template::{Capture, Captured, ProgressFn};
+use crate::vm::template::{Capture, Captured, ProgressFn, Purpose};
 use crate::vm::{Vm, VmError};
 
 /// What is asked of an image.
@@ -208,7 +208,7 @@ impl Registry {
             base.ok_or(BackendError::NoImage { name: image })
         };
         if snapshot.is_none() && !vm.state().is_off() {
-            vm.admit_capture().map_err(VmError::from)?;
+            vm.admit_capture(Purpose::Template).map_err(VmError::from)?;
             let base = base()?;
             let machine = Arc::new(LiveVm(vm.clone()));
             return Ok(Recipe::Live(Box::new(LivePublication { origin, machine, base })));
@@ -251,7 +251,7 @@ impl Capture for LiveVm {
         progress: &ProgressFn<'_>,
     ) -> Result<Captured, BackendError> {
         progress("capturing");
-        self.0.capture(to.to_owned()).await.map_err(as_backend_error)
+        self.0.capture(Purpose::Template, to.to_owned()).await.map_err(as_backend_error)
     }
 }
 

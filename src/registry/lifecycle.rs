@@ -47,7 +47,7 @@ impl Registry {
     }
 
     /// Checks that a VM can get a name, whose lock is held.
-    fn check_free(&self, name: &str) -> Result<()> {
+    pub(super) fn check_free(&self, name: &str) -> Result<()> {
         match self.get(name) {
             _ if !is_vm_name(name) => Err(RegistryError::BadName(name.to_owned())),
             Some(_) => Err(RegistryError::Exists(name.to_owned())),
@@ -86,7 +86,12 @@ impl Registry {
         let _order = self.name_locks.take(&[&removed]).await?;
         let absent = RegistryError::Absent(removed.clone());
         let registry = Arc::clone(&self);
-        let erased = off_thread(move || registry.trash.erase(&removed), "the trash").await?;
+        let erase = move || {
+            let erased = registry.trash.erase(&removed)?;
+            registry.backends.images.sweep();
+            Ok(erased)
+        };
+        let erased = off_thread(erase, "the trash").await?;
         erased.then_some(()).ok_or(absent)
     }
 

@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use tempfile::TempDir;
 use uuid::Uuid;
 
 use crate::store::failure_log::FailureLog;
@@ -90,8 +91,23 @@ fn check_operations(dir: &VmDir) -> Result<(), String> {
 
 /// Writes a new VM's directory under a hidden name and renames it: it is whole or absent.
 pub(super) fn write_new(dir: &VmDir, definition: &Definition, name: &str) -> io::Result<()> {
+    publish_new(new_dir(dir)?, dir, definition, name)
+}
+
+/// Makes the hidden directory of a new VM.
+pub(super) fn new_dir(dir: &VmDir) -> io::Result<TempDir> {
     let parent = dir.0.parent().unwrap_or(&dir.0);
-    let hidden = tempfile::Builder::new().prefix(".new").tempdir_in(parent)?;
+    tempfile::Builder::new().prefix(".new").tempdir_in(parent)
+}
+
+/// Completes a hidden directory and gives it its name.
+pub(super) fn publish_new(
+    hidden: TempDir,
+    dir: &VmDir,
+    definition: &Definition,
+    name: &str,
+) -> io::Result<()> {
+    let parent = dir.0.parent().unwrap_or(&dir.0);
     let new = VmDir(hidden.path().to_owned());
     fs::write(new.format(), driver::suspended::FORMAT)?;
     file::replace(&new.name(), name.as_bytes())?;

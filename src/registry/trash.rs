@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 
 use crate::store::failure_log::FailureLog;
 use crate::store::layout::VmDir;
+use crate::store::operation::{self, Operation};
 use crate::store::{file, quarantine};
 use crate::vm::definition::Definition;
 
@@ -104,11 +105,12 @@ impl Trash {
         self.items.lock().by_name.values().find(|item| item.id == id).cloned()
     }
 
-    /// Takes in the VM whose directory is `from`. One that has never run, and so has no disk, is erased at
-    /// once. If this fails, the directory is where it was.
+    /// Takes in the VM whose directory is `from`. One that has never run, and so has no disk of use, is erased
+    /// at once. If this fails, the directory is where it was.
     pub(super) fn put(&self, from: &VmDir, name: &str, now: SystemTime) -> io::Result<()> {
-        // One that cannot be looked into is kept.
-        if let Ok(false) = from.disk().try_exists() {
+        // One that cannot be looked into is kept. The disk of a fork that was never loaded is of no use.
+        let is_half = operation::is_open(from, &Operation::Fork).unwrap_or(false);
+        if is_half || matches!(from.disk().try_exists(), Ok(false)) {
             return self.discard(&from.0);
         }
         let (mut time, mut kept) = (seconds(now), String::new());

@@ -20,7 +20,7 @@ use crate::vm::definition::Definition;
 use crate::vm::driver::{self, NewVm};
 use crate::vm::spec::{VmSettings, VmSpec, is_vm_name};
 use crate::vm::state::{Command, State};
-use crate::vm::template::{Capture, Captured, ProgressFn};
+use crate::vm::template::{Capture, Captured, ProgressFn, Purpose};
 use crate::vm::{Backends, Vm, VmId};
 
 /// How long a guest may take to boot: a cloud image sets itself up the first time.
@@ -88,7 +88,7 @@ impl Capture for WarmupVm {
         let booted = on(&self.runtime, booted(vm.clone())).await;
         progress("capturing");
         let captured = match booted {
-            Ok(()) => vm.capture(to.to_owned()).await.map_err(as_backend_error),
+            Ok(()) => vm.capture(Purpose::Template, to.to_owned()).await.map_err(as_backend_error),
             Err(error) => Err(error),
         };
         on(&self.runtime, ended(vm)).await?;

@@ -39,6 +39,9 @@ pub enum Operation {
     /// A clone starts, and its guest still has the identity of the template. Recovery ends the machine
     /// and discards the disk, on which nothing was written yet.
     Personalize,
+    /// A fork was made and is not loaded yet: its disk is of no use without the memory, which ends with the
+    /// daemon. Recovery removes the VM.
+    Fork,
     /// The daemon has paused the guest, or is about to, and resumes it itself. Recovery resumes it:
     /// no user has asked for the pause.
     PausedByDaemon,
@@ -82,7 +85,7 @@ impl Operation {
     fn is_durable(&self) -> bool {
         match self {
             Self::Personalize | Self::PausedByDaemon | Self::ChangeDisk => false,
-            Self::RenameSnapshot(_) | Self::RestoreSnapshot { .. } => true,
+            Self::Fork | Self::RenameSnapshot(_) | Self::RestoreSnapshot { .. } => true,
         }
     }
 }
@@ -152,6 +155,11 @@ fn holds(operations: &[Operation], wanted: &Operation) -> bool {
 fn take(operations: &mut Vec<Operation>, wanted: &Operation) -> Option<Operation> {
     let at = operations.iter().position(|operation| operation.is_like(wanted))?;
     Some(operations.remove(at))
+}
+
+/// Writes the list of a new VM's directory, which has none yet.
+pub fn write_first(dir: &VmDir, operation: Operation) -> io::Result<()> {
+    write(dir, &[], &[operation])
 }
 
 fn parse(bytes: &[u8]) -> Result<Vec<Operation>, String> {

@@ -94,7 +94,7 @@ impl<T: NodeOwner> AnyDescriptor for Descriptor<T> {
     fn bind(&'static self, scope: &Scope, object: u64) -> Result<Box<dyn Directory>, TreeError> {
         let owner = (self.resolve)(scope, object)?;
         let names = (self.names)(scope, &owner);
-        Ok(Box::new(Bound { kind: self, object, owner, names }))
+        Ok(Box::new(Bound { kind: self, object, owner, names, scope: scope.clone() }))
     }
 
     fn path(&self, scope: &Scope, object: u64) -> Result<String, TreeError> {

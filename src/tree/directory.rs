@@ -14,6 +14,7 @@ use super::names::{Entry, Names};
 use super::node::{Attr, Body, Keep, Kind, Node};
 use super::number::NodeId;
 use super::owner::NodeOwner;
+use super::scope::Scope;
 use super::value::{LiveContent, OpenValue};
 use super::{TAIL, TreeError};
 use crate::store::bounded::Tail;
@@ -43,6 +44,7 @@ pub(super) struct Bound<T: 'static> {
     pub(super) object: u64,
     pub(super) owner: T,
     pub(super) names: Box<dyn Names>,
+    pub(super) scope: Scope,
 }
 
 impl<T: NodeOwner> Bound<T> {
@@ -119,8 +121,8 @@ impl<T: NodeOwner> Bound<T> {
             Body::Stream(open) => Open::stream(open(&owner, request), request, vm),
             Body::Setting(key) => self.open_setting(key, request),
             Body::Control(carry_out) => {
-                let carry_out = *carry_out;
-                let control = OpenControl::new(vm, move |text| carry_out(&owner, text));
+                let (carry_out, scope) = (*carry_out, self.scope.clone());
+                let control = OpenControl::new(vm, move |text| carry_out(&scope, &owner, text));
                 Ok(Open::Control(Arc::new(control)))
             }
             Body::WritableValue(render, set) => {

@@ -12,6 +12,7 @@ use super::TreeError;
 use super::descriptor::AnyDescriptor;
 use super::handle::OpenRequest;
 use super::number::NodeId;
+use super::scope::Scope;
 use crate::vm::caller::Caller;
 use crate::vm::spec::Key;
 use crate::vm::stream::Stream;
@@ -107,7 +108,7 @@ impl<T> Node<T> {
 
 pub(super) type OpenStream<T> = fn(&T, &OpenRequest<'_>) -> Result<Arc<dyn Stream>, TreeError>;
 /// Carries out the lines of one write to a control file.
-pub(super) type CarryOut<T> = fn(&T, &str) -> BoxFuture<'static, VerbOutcome>;
+pub(super) type CarryOut<T> = fn(&Scope, &T, &str) -> BoxFuture<'static, VerbOutcome>;
 /// Sets a value to the text of one write.
 pub(super) type SetValue<T> = fn(&T, &str) -> BoxFuture<'static, Result<(), TreeError>>;
 

@@ -2,6 +2,7 @@
 //!
 //! Parsing only: what a verb does is the driver's business, when it may be done `vm::state`'s.
 
+use crate::registry::fork::VmCommand;
 use crate::registry::images::ImageCommand;
 use crate::vm::backend::SnapshotOp;
 use crate::vm::spec::keys::{disk_size, forward};
@@ -17,7 +18,7 @@ const MAX_STOP_TIMEOUT: u64 = 86_400;
 
 /// One verb of a table whose verbs are commands of type `C`.
 #[derive(Debug)]
-pub struct Verb<C: 'static = Command> {
+pub struct Verb<C: 'static = VmCommand> {
     /// The word.
     pub name: &'static str,
     /// Its arguments, as in a manual page; empty if it takes none.
@@ -99,8 +100,8 @@ pub static VM_VERBS: &[Verb] = &[
         "[paused]",
         "launch QEMU; `paused` leaves the processors stopped until `resume`",
         |args| match args {
-            [] => Ok(Command::Start { paused: false }),
-            ["paused"] => Ok(Command::Start { paused: true }),
+            [] => Ok(Command::Start { paused: false }.into()),
+            ["paused"] => Ok(Command::Start { paused: true }.into()),
             _ => Err(Fault::Form),
         },
     ),
@@ -109,25 +110,36 @@ pub static VM_VERBS: &[Verb] = &[
         "[SECONDS]",
         "shut the guest down; after SECONDS (30) QEMU is ended by force",
         |args| match args {
-            [] => Ok(Command::Stop { seconds: STOP_TIMEOUT }),
-            [seconds] => stop_timeout(seconds).map(|seconds| Command::Stop { seconds }),
+            [] => Ok(Command::Stop { seconds: STOP_TIMEOUT }.into()),
+            [seconds] => stop_timeout(seconds).map(|seconds| Command::Stop { seconds }.into()),
             _ => Err(Fault::Form),
         },
     ),
     Verb::word("kill", "end QEMU now; what the guest has not written to its disk is lost", |_| {
-        Ok(Command::Kill)
+        Ok(Command::Kill.into())
     }),
-    Verb::word("pause", "stop the processors", |_| Ok(Command::Pause)),
-    Verb::word("resume", "let the processors run again", |_| Ok(Command::Resume)),
-    Verb::word("reset", "restart the guest, as the reset button does", |_| Ok(Command::Reset)),
+    Verb::word("pause", "stop the processors", |_| Ok(Command::Pause.into())),
+    Verb::word("resume", "let the processors run again", |_| Ok(Command::Resume.into())),
+    Verb::word("reset", "restart the guest, as the reset button does", |_| {
+        Ok(Command::Reset.into())
+    }),
     Verb::word(
         "suspend",
         "save everything to disk and end QEMU; the next `start` resumes from there",
-        |_| Ok(Command::Suspend),
+        |_| Ok(Command::Suspend.into()),
+    ),
+    Verb::new(
+        "fork",
+        "NAME…",
+        "make running copies of the VM: with its processes, its memory and its disk, each with an identity of its own",
+        |args| match args {
+            [] => Err(Fault::Form),
+            names => Ok(VmCommand::Fork(names.iter().map(|name| (*name).to_owned()).collect())),
+        },
     ),
     Verb::new("restore", "TAG", "go back to a snapshot; a VM that runs, with its memory", |args| {
         match args {
-            [tag] => Ok(SnapshotOp::Restore((*tag).to_owned()).into()),
+            [tag] => Ok(Command::from(SnapshotOp::Restore((*tag).to_owned())).into()),
             _ => Err(Fault::Form),
         }
     }),
@@ -136,7 +148,7 @@ pub static VM_VERBS: &[Verb] = &[
         "SIZE",
         "make the disk larger, also while the VM runs; the same as writing config/disk",
         |args| match args {
-            [size] => Ok(Command::Configure(Edit::Disk(disk_size(size)?))),
+            [size] => Ok(Command::Configure(Edit::Disk(disk_size(size)?)).into()),
             _ => Err(Fault::Form),
         },
     ),
@@ -145,8 +157,8 @@ pub static VM_VERBS: &[Verb] = &[
         "add|del [tcp:|udp:][ADDRESS:]HOST_PORT:GUEST_PORT",
         "open or close a port of the host that leads into the guest; see config/ports",
         |args| match args {
-            ["add", spec] => Ok(Command::Configure(Edit::AddPort(forward(spec)?))),
-            ["del", spec] => Ok(Command::Configure(Edit::RemovePort(forward(spec)?))),
+            ["add", spec] => Ok(Command::Configure(Edit::AddPort(forward(spec)?)).into()),
+            ["del", spec] => Ok(Command::Configure(Edit::RemovePort(forward(spec)?)).into()),
             _ => Err(Fault::Form),
         },
     ),
@@ -157,7 +169,7 @@ pub static VM_VERBS: &[Verb] = &[
         |args| {
             let chords: Option<Vec<_>> = args.iter().map(|arg| chord(arg)).collect();
             let chords = chords.filter(|c| !c.is_empty()).ok_or(Fault::Form)?;
-            Ok(Command::PressKeys { chords })
+            Ok(Command::PressKeys { chords }.into())
         },
     ),
 ];
@@ -250,14 +262,15 @@ mod tests {
 
     use super::*;
 
-    fn parse(text: &str) -> Vec<Result<Command, VerbError>> {
+    fn parse(text: &str) -> Vec<Result<VmCommand, VerbError>> {
         parse_lines(VM_VERBS, text).collect()
     }
 
     #[test]
     fn lines_comments_and_a_missing_last_newline() {
         let commands = parse("# go\n\n  start paused \nstop 5");
-        let expected = [Ok(Command::Start { paused: true }), Ok(Command::Stop { seconds: 5 })];
+        let expected = [Command::Start { paused: true }, Command::Stop { seconds: 5 }];
+        let expected = expected.map(|command| Ok(command.into()));
         assert_eq!(commands, expected);
     }
 
@@ -273,6 +286,7 @@ mod tests {
             ("resize 1K", "disk: 1K is out of range (16M to 64T)"),
             ("port add 80", r#"ports: "80" is not [tcp:|udp:]"#),
             ("port 80:80", r#""port 80:80": usage: port add|del"#),
+            ("fork", r#""fork": usage: fork NAME…"#),
             ("key", r#""key": usage: key"#),
             ("key A", r#""key A": usage: key"#),
             ("key ctrl--a", r#""key ctrl--a": usage: key"#),
@@ -289,11 +303,12 @@ mod tests {
         let chords = vec![keys(&["ctrl", "alt", "delete"]), keys(&["ret"])];
         let forward = "tcp:127.0.0.1:8080:80".parse().unwrap();
         let expected = [
-            Ok(Command::PressKeys { chords }),
-            Ok(Command::Configure(Edit::AddPort(forward))),
-            Ok(Command::Configure(Edit::RemovePort(forward))),
-            Ok(Command::Configure(Edit::Disk(3 << 30))),
+            Command::PressKeys { chords },
+            Command::Configure(Edit::AddPort(forward)),
+            Command::Configure(Edit::RemovePort(forward)),
+            Command::Configure(Edit::Disk(3 << 30)),
         ];
+        let expected = expected.map(|command| Ok(command.into()));
         let text = "key ctrl-alt-del enter\nport add 8080:80\nport del tcp:8080:80\nresize 3G";
         assert_eq!(parse(text), expected);
     }

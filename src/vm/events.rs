@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
@@ -35,6 +35,13 @@ pub enum Event {
     Failed(String),
     /// The guest, or somebody, reset the machine.
     Reset,
+    /// Running copies of it were made, with these names; its processors were stopped for so long.
+    Forked {
+        /// The copies.
+        names: Vec<String>,
+        /// How long.
+        pause: Duration,
+    },
     /// It boots although its image is warm, for this reason.
     Boots(String),
 }
@@ -50,6 +57,9 @@ impl fmt::Display for Event {
             Self::Config(key) => write!(f, "config {key}"),
             Self::Failed(sentence) => write!(f, "error {sentence}"),
             Self::Reset => f.write_str("reset"),
+            Self::Forked { names, pause } => {
+                write!(f, "forked {} pause {}ms", names.join(" "), pause.as_millis())
+            }
             Self::Boots(reason) => write!(f, "warm no: {reason}"),
         }
     }

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use machine::FakeMachine;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -26,7 +27,10 @@ use super::memory::{Ledger, Ram};
 use super::spec::net::Forward;
 use super::spec::{AccelChoice, ImageSettings, VmSpec};
 use super::stream::{Bell, Listener, Readiness, Stream, StreamAccess};
-use super::template::{Capture, Layer, Memory, Shape, Template, WarmStatus};
+use super::template::{
+    Capture, Captured, Layer, Memory, Purpose, Saved, SavedDisk, SavedMachine, Shape, Template,
+    WarmStatus,
+};
 use crate::arch::Arch;
 use crate::programs::Program;
 use crate::store::failure_log::FailureLog;
@@ -51,6 +55,8 @@ pub(crate) struct Script {
     pub(crate) bound: Mutex<usize>,
     /// What the image carries.
     pub(crate) carried: Mutex<ImageSettings>,
+    /// The next capture fails like this.
+    pub(crate) capture_error: Mutex<Option<BackendError>>,
     /// The next clone does not take it.
     pub(crate) load_error: Mutex<Option<BackendError>>,
     /// The next clone cannot be personalized, for this reason.
@@ -424,6 +430,23 @@ impl Images for Fake {
     async fn ensure(&self, name: &str) -> Result<BootImage, BackendError> {
         Ok(boot_image(name))
     }
+
+    async fn fork_base(
+        &self,
+        image: BootImage,
+        captured: &Captured,
+    ) -> Result<ForkBase, BackendError> {
+        Ok(ForkBase { image, layers: captured.disk.clone(), reflink: None, size: 0 })
+    }
+
+    async fn fork_disk(&self, _base: &ForkBase, dir: &Path) -> Result<(), BackendError> {
+        snapshots::make_disk(dir);
+        Ok(())
+    }
+
+    fn forked(&self, _base: ForkBase) {}
+
+    fn sweep(&self) {}
 
     fn listen(&self) -> Listener {
         Bell::default().listen()

@@ -149,6 +149,11 @@ impl Ledger {
         Ok(Reservation { ledger: Arc::clone(self), number })
     }
 
+    /// Says whether there is room, and promises nothing.
+    pub fn check_room(&self, need: Need, check: Check) -> Result<(), BackendError> {
+        self.check(&self.promises.lock(), None, need, check)
+    }
+
     fn check(
         &self,
         promises: &Promises,

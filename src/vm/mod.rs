@@ -52,14 +52,14 @@ use self::events::{Event, Feed};
 use self::exec::Exec;
 use self::files::Files;
 use self::job::JobError;
-use self::memory::Ledger;
+use self::memory::{Check, Ledger, Need, Ram};
 use self::probe::Probes;
 use self::settings::CurrentSettings;
 use self::shares::{ShareError, Shares};
 use self::spec::{Edit, Key, SpecError};
 use self::state::{Command, Refusal, State, policy};
 use self::stream::{Bell, Listener};
-use self::template::Captured;
+use self::template::{Captured, Purpose, Template};
 use crate::programs;
 use crate::store::failure_log::FailureLog;
 use crate::store::layout::VmDir;
@@ -168,8 +168,8 @@ pub(crate) enum Action {
     Command(Command),
     /// To stay off, with the disk as it is, until the receiver hears the end: this image is made of it.
     Pin(String, oneshot::Receiver<()>),
-    /// To capture the guest into a directory.
-    Capture(PathBuf, oneshot::Sender<Captured>),
+    /// To capture the guest; what is in files goes into a directory.
+    Capture(Purpose, PathBuf, oneshot::Sender<Captured>),
     /// To agree to its removal by this process, whose outcome the receiver hears.
     Retire(Remover, oneshot::Receiver<()>),
 }
@@ -200,6 +200,8 @@ pub(crate) struct Shared {
     probes: Probes,
     files: Files,
     shares: Shares,
+    /// Of a fork that has not started yet: what it is loaded from.
+    fork: Mutex<Option<Template>>,
     /// The machine that runs, for conversations that the driver has no part in.
     machine: RwLock<Option<Arc<dyn Machine>>>,
     lifetime: Lifetime,
@@ -329,17 +331,32 @@ impl Vm {
     }
 
     /// Says whether it could be captured now. The driver decides again when it is due.
-    pub fn admit_capture(&self) -> Result<(), Refusal> {
-        policy::CAPTURE.admit(&self.state())
+    pub fn admit_capture(&self, purpose: Purpose) -> Result<(), Refusal> {
+        policy::capture(purpose).admit(&self.state())
     }
 
-    /// Writes the guest's memory and state into an empty directory, while it runs.
+    /// Says whether the host has the memory for so many forks: one copy of the guest's for all, and what
+    /// each may change of it.
+    ///
+    /// # Errors
+    /// `NoMemory`.
+    pub fn check_room_for_forks(&self, count: usize) -> Result<(), BackendError> {
+        let (spec, count) = (self.spec(), count as u64);
+        let each = Need::of(spec.memory, 0, Ram::CopyOnWrite);
+        let guest = spec.memory.saturating_add(each.guest.saturating_mul(count));
+        let overhead = each.overhead.saturating_mul(count);
+        let need = Need { guest, overhead, ram: Ram::Own };
+        let check = if spec.overcommit { Check::Waived } else { Check::Strict };
+        self.0.backends.memory.check_room(need, check)
+    }
+
+    /// Saves the guest's memory and state while it runs; what is in files goes into an empty directory.
     ///
     /// # Errors
     /// [`Refusal::NotReady`], or why it cannot be captured; the guest runs as before.
-    pub async fn capture(&self, to: PathBuf) -> Result<Captured, VmError> {
+    pub async fn capture(&self, purpose: Purpose, to: PathBuf) -> Result<Captured, VmError> {
         let (captured, result) = oneshot::channel();
-        self.ask(Action::Capture(to, captured)).await?;
+        self.ask(Action::Capture(purpose, to, captured)).await?;
         result.await.map_err(|_| VmError::Removed)
     }
 
@@ -352,16 +369,6 @@ impl Vm {
     /// 2 s at the most; all others return when the request is under way.
     pub async fn perform(&self, command: Command) -> Result<(), VmError> {
         self.ask(Action::Command(command)).await
-    }
-
-    /// Carries out verbs one after the other until one fails: how many went well, and the failure.
-    pub async fn perform_all(self, commands: Vec<Command>) -> (usize, Option<VmError>) {
-        for (done, command) in commands.iter().enumerate() {
-            if let Err(error) = self.perform(command.clone()).await {
-                return (done, Some(error));
-            }
-        }
-        (commands.len(), None)
     }
 
     /// Writes a setting, which also changes the running machine where QEMU can do that. The driver

@@ -4,10 +4,13 @@
 //! its files are the image store's, and a clone's identity is `guest::identity`'s.
 
 use std::fmt::{self, Debug};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::future::{BoxFuture, Shared};
 use serde::{Deserialize, Serialize};
 
 use super::backend::{AccelKind, BackendError, Pin};
@@ -112,17 +115,61 @@ impl fmt::Display for WarmStatus {
 /// A template, checked and ready to be loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
-    /// Its name among those of its image.
+    /// Its name among those of its image; of a machine that is forked, that machine's name.
     pub id: String,
-    /// The memory, which clones map copy-on-write.
-    pub ram: PathBuf,
-    /// The state of processors and devices.
-    pub state: PathBuf,
+    /// The memory, which clones map copy-on-write, and the state of processors and devices.
+    pub saved: Saved,
     /// What a clone's disk is an overlay on, top first.
     pub base: Vec<Layer>,
     /// What a clone must be like.
     pub shape: Shape,
 }
+
+/// Where a captured machine's memory and device state are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Saved {
+    /// In files, which stay.
+    Files {
+        /// The memory.
+        ram: PathBuf,
+        /// The state of processors and devices.
+        state: PathBuf,
+    },
+    /// In memory of the host that has no name: it is free when no machine maps it any more.
+    Nameless(Arc<NamelessMemory>),
+}
+
+impl Saved {
+    /// Names the two files in a directory.
+    pub fn in_dir(dir: &Path) -> Self {
+        Self::Files { ram: dir.join(names::RAM), state: dir.join(names::STATE) }
+    }
+}
+
+/// A captured machine's memory and device state in two memfds.
+pub struct NamelessMemory {
+    /// The memory.
+    pub ram: Arc<OwnedFd>,
+    /// The state of processors and devices.
+    pub state: OwnedFd,
+    /// Resolves when both are final: nobody can change them any more.
+    pub is_final: Shared<BoxFuture<'static, Result<(), BackendError>>>,
+}
+
+impl Debug for NamelessMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NamelessMemory").field("ram", &self.ram).finish_non_exhaustive()
+    }
+}
+
+/// No two are alike.
+impl PartialEq for NamelessMemory {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other)
+    }
+}
+
+impl Eq for NamelessMemory {}
 
 /// Where a machine's memory comes from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -132,8 +179,8 @@ pub enum Memory {
     Own,
     /// It is a file, and what another machine sends is taken in before anything runs.
     CaptureTarget {
-        /// The file.
-        ram: PathBuf,
+        /// The file; `None`: a descriptor that QEMU inherits.
+        ram: Option<PathBuf>,
         /// Whether all its pages are made before the machine greets.
         prepared: bool,
     },
@@ -141,7 +188,36 @@ pub enum Memory {
     Clone(Template),
 }
 
-/// What a capture has written: memory and state in the directory that it was given.
+/// What a machine is captured for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A template of an image: files, which stay.
+    Template,
+    /// Forks, which are loaded at once.
+    Fork,
+}
+
+/// What a machine has written of itself.
+#[derive(Debug)]
+pub struct SavedMachine {
+    /// How long its processors were stopped.
+    pub pause: Duration,
+    /// Its memory and state.
+    pub saved: Saved,
+    /// Its disk.
+    pub disk: SavedDisk,
+}
+
+/// The disk of a captured machine, as it was at that instant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SavedDisk {
+    /// A snapshot in it.
+    Snapshot,
+    /// This file, which shares its blocks with the disk.
+    Reflink(PathBuf),
+}
+
+/// What a capture has written: memory, state, and what keeps the disk as it was.
 #[derive(Debug)]
 pub struct Captured {
     /// What it was like.
@@ -150,10 +226,13 @@ pub struct Captured {
     pub settings: ImageSettings,
     /// How long its processors were stopped.
     pub pause: Duration,
-    /// Its disk, top first; the captured content is the snapshot `snapshot` of the first.
+    /// Its memory and state.
+    pub saved: Saved,
+    /// Its disk, top first.
     pub disk: Vec<Layer>,
-    /// The snapshot's name, which is dropped with `hold`.
-    pub snapshot: String,
+    /// The snapshot of the first layer that is the captured content, and is dropped with `hold`;
+    /// `None` if it is that file as a whole.
+    pub snapshot: Option<String>,
     /// Keeps the disk as it is.
     pub hold: Pin,
 }

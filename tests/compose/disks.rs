@@ -2,9 +2,9 @@
 
 use std::iter;
 
-use libc::{EBUSY, EEXIST, EHOSTUNREACH, EINVAL, ENOENT};
+use libc::{EBUSY, EEXIST, EHOSTDOWN, EHOSTUNREACH, EINVAL, ENOENT};
 
-use super::model::{Content, IMAGES, Memory, Model, Power, TAGS, Vm};
+use super::model::{Content, IMAGES, Memory, Model, Power, ROOM, TAGS, VMS, Vm};
 use super::operations::{
     Fits, No, Operation, Step, none, nothing, require, running, until_done, until_ready, vm,
 };
@@ -193,7 +193,31 @@ fn resize(model: &mut Model, step: &Step) {
     }
 }
 
+fn can_fork(model: &Model, step: &Step) -> Fits {
+    let vm = vm(model, step)?;
+    require(!model.vms.contains_key(&step.word), No::Errno(EEXIST))?;
+    match vm.power {
+        Power::Off | Power::Failed => return Err(No::Errno(EHOSTDOWN)),
+        Power::Running => return Err(No::Errno(EBUSY)),
+        Power::Paused => return Err(No::Errno(EHOSTUNREACH)),
+        Power::Ready => {}
+    }
+    has_disk(vm)?;
+    require(model.live() < ROOM, No::Unfit)
+}
+
 pub(crate) static DISKS: &[Operation] = &[
+    Operation {
+        name: "fork",
+        weight: 16,
+        words: |_, _| VMS.iter().map(|&name| name.to_owned()).collect(),
+        fits: can_fork,
+        request: |step| format!("echo fork {} > {}/ctl", step.word, step.vm),
+        wait: |_, step| {
+            format!("timeout 120 cat {}/ready {}/ready > /dev/null", step.word, step.vm)
+        },
+        then: |model, step| model.fork(&step.vm, &step.word),
+    },
     Operation {
         name: "suspend",
         weight: 12,

@@ -305,6 +305,20 @@ impl Model {
         template.is_some_and(|(_, shape, disk)| (*shape, *disk) == (self.shape(vm), size))
     }
 
+    /// Makes a running copy of a VM: what it has in force is given to the copy, and is no setting of its own.
+    pub(crate) fn fork(&mut self, name: &str, copy: &str) {
+        let Some(parent) = self.vms.get(name).cloned() else { return };
+        let Some((running, disk)) = parent.running.zip(parent.disk) else { return };
+        self.create(copy, &parent.image);
+        let Some(vm) = self.vms.get_mut(copy) else { return };
+        let memory = Memory { mark: running.memory.mark, hostname: copy.to_owned() };
+        let seed = copy.to_owned();
+        (vm.given, vm.given_disk) = (Some(running.shape), Some(disk.size));
+        vm.disk = Some(disk);
+        vm.running = Some(Running { memory, shape: running.shape, seed, warm: true, thrown: None });
+        vm.set_power(Power::Ready);
+    }
+
     /// The guest of a VM boots anew: what its memory held is gone.
     pub(crate) fn reboot(&mut self, name: &str) {
         let Some(vm) = self.vms.get_mut(name) else { return };

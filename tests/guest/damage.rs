@@ -190,7 +190,9 @@ impl Left {
             (Self::Earlier, Operation::Personalize) => ("unborn", String::new()),
             (Self::Earlier, Operation::PausedByDaemon) => ("still", String::new()),
             (Self::Earlier, Operation::ChangeDisk) => ("disk.changing", String::new()),
-            (Self::Earlier, Operation::RestoreSnapshot { .. }) => unreachable!("it had none"),
+            (Self::Earlier, Operation::RestoreSnapshot { .. } | Operation::Fork) => {
+                unreachable!("it had none")
+            }
             (Self::Earlier, Operation::RenameSnapshot(bytes)) => {
                 ("snapshots.journal", serde_json::to_string_pretty(bytes).expect("JSON"))
             }

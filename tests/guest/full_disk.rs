@@ -110,6 +110,7 @@ fn a_full_disk_costs_nothing_that_was_there() {
     the_daemons_own_log(&small);
     publication(&small);
     templates(&small);
+    forks(&small);
     first_start(&small);
     drop(small.aq);
     rustix::mount::unmount(dir.path(), rustix::mount::UnmountFlags::DETACH).expect("unmounted");
@@ -200,6 +201,32 @@ fn templates(small: &Small) {
     small.has_its_data();
     small.aq.stop("vm1");
     aq.sh("qemu-img check -q vm1/disk; rmdir .images/live").ok();
+}
+
+/// Forks, which are all made or none, wherever it fails.
+fn forks(small: &Small) {
+    let aq = &small.aq;
+    aq.boot_existing("vm1");
+    let before = (small.free(), aq.sh("ls").ok());
+    for left in [0, MIB / 8, MIB / 2, MIB, 3 * MIB] {
+        small.fill(left);
+        small.full("echo fork a b > vm1/ctl");
+        small.make_room();
+        // The guest may have met the full disk as well.
+        aq.sh("[ $(cat vm1/status) != paused ] || echo resume > vm1/ctl; cat vm1/wait vm1/ready")
+            .ok();
+        small.has_its_data();
+        assert_eq!(aq.sh("ls").ok(), before.1);
+        assert_eq!(aq.sh("qemu-img snapshot -U -l vm1/disk | grep -c frozen").stdout, "0\n");
+    }
+    assert!(small.free() + 2 * MIB > before.0, "{} of {} are left", small.free(), before.0);
+    // Their memory is not on the disk.
+    small.fill(12 * MIB);
+    aq.sh("echo fork a > vm1/ctl; cat a/ready").ok();
+    small.make_room();
+    aq.sh("echo kill > a/ctl; cat a/wait; rmdir a; rmdir .trash/a@*").ok();
+    small.aq.stop("vm1");
+    aq.sh("qemu-img check -q vm1/disk").ok();
 }
 
 /// A first start.

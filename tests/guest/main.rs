@@ -17,6 +17,7 @@ mod events;
 mod exec;
 mod files;
 mod first_boot;
+mod fork;
 mod full_disk;
 mod hardware;
 mod images;

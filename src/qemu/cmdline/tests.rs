@@ -7,7 +7,7 @@ use crate::arch::Arch;
 use crate::vm::backend::DiskFormat;
 use crate::vm::backend::{BootImage, Lifetime, SeedKind};
 use crate::vm::spec::VmSpec;
-use crate::vm::template::{Shape, Template};
+use crate::vm::template::{Saved, Shape, Template};
 
 fn plan(kind: AccelKind, cpu: &str) -> LaunchPlan {
     LaunchPlan {
@@ -272,7 +272,7 @@ fn what_is_read_at_boot_is_handed_over_by_files() {
     assert_eq!(values(&args, "-fw_cfg"), ["name=opt/com.coreos/config,file=ignition.json"]);
     let files = ["type=11,path=credentials/0", "type=11,path=credentials/1"];
     assert_eq!(values(&args, "-smbios"), files);
-    plan.memory = Memory::CaptureTarget { ram: "/ram".into(), prepared: false };
+    plan.memory = Memory::CaptureTarget { ram: Some("/ram".into()), prepared: false };
     let args = arguments(&plan, &facts(SeedMedium::Absent)).unwrap();
     assert!(values(&args, "-smbios").is_empty() && values(&args, "-fw_cfg").is_empty());
 }
@@ -376,8 +376,7 @@ fn a_clone_maps_a_templates_memory_and_waits_for_its_state() {
     plan.base.insert(0, warm);
     plan.memory = Memory::Clone(Template {
         id: "1".into(),
-        ram: "/store/warm/ram".into(),
-        state: "/store/warm/state".into(),
+        saved: Saved::in_dir("/store/warm".as_ref()),
         base: plan.base.clone(),
         shape: Shape::sample(),
     });
@@ -402,7 +401,7 @@ fn a_clone_maps_a_templates_memory_and_waits_for_its_state() {
     assert_eq!(disk["backing"]["backing"]["driver"], "raw");
     assert!(!args.iter().any(|a| a.to_string_lossy().contains("free-page-reporting")));
     for (prepared, prealloc) in [(true, json!(true)), (false, Value::Null)] {
-        plan.memory = Memory::CaptureTarget { ram: "/store/target/ram".into(), prepared };
+        plan.memory = Memory::CaptureTarget { ram: Some("/store/target/ram".into()), prepared };
         let target = ram(&plan, None);
         assert_eq!(
             (&target["share"], &target["mem-path"]),

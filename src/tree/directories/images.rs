@@ -149,9 +149,9 @@ impl ImageOwner {
         Arc::new(Notice::image(&self.registry.backends().images, &self.info.name))
     }
 
-    fn carry_out(&self, text: &str) -> BoxFuture<'static, VerbOutcome> {
+    fn carry_out(_: &Scope, owner: &Self, text: &str) -> BoxFuture<'static, VerbOutcome> {
         let commands = Commands::parse(IMAGE_VERBS, text);
-        let (registry, name) = (Arc::clone(&self.registry), self.info.name.clone());
+        let (registry, name) = (Arc::clone(&owner.registry), owner.info.name.clone());
         commands.carry_out(|good| registry.command_image_all(name, good))
     }
 }

@@ -54,7 +54,9 @@ static JOB_ROWS: &[Node<JobOwner>] = &[
     Node::control(
         "ctl",
         "lines: signal NAME, winsize COLUMNSxROWS; before the start pty COLUMNSxROWS, env NAME=VALUE, cwd DIR",
-        |j, text| control::each_line(text, |line| Ok(j.job.obey(line).map_err(VmError::from)?)),
+        |_, j, text| {
+            control::each_line(text, |line| Ok(j.job.obey(line).map_err(VmError::from)?))
+        },
     ),
     Node::value("status", "`new`, `running`, `exit 3`, `signal TERM`, `lost: reason`", |j| {
         line(&j.job.status_line())

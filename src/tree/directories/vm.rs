@@ -42,7 +42,7 @@ static ROWS: &[Node<Vm>] = &[
     .follows(Vm::configured),
     Node::control(
         "ctl",
-        "verbs, one a line: start stop kill pause resume reset suspend restore resize port key",
+        "verbs, one a line: start stop kill pause resume reset suspend fork restore resize port key",
         carry_out,
     ),
     Node::link("disk", "leads to the disk's qcow2 file, for `qemu-img`", |vm: &Vm, _| {
@@ -145,9 +145,9 @@ fn state_changed(vm: &Vm) -> SystemTime {
     vm.view().since
 }
 
-fn carry_out(vm: &Vm, text: &str) -> BoxFuture<'static, VerbOutcome> {
-    let vm = vm.clone();
-    Commands::parse(VM_VERBS, text).carry_out(|good| vm.perform_all(good))
+fn carry_out(scope: &Scope, vm: &Vm, text: &str) -> BoxFuture<'static, VerbOutcome> {
+    let (registry, vm) = (Arc::clone(&scope.registry), vm.clone());
+    Commands::parse(VM_VERBS, text).carry_out(|good| registry.command_vm_all(vm, good))
 }
 
 impl NodeOwner for Vm {

@@ -33,6 +33,8 @@ pub enum BackendError {
          `start` boots from it"
     )]
     HalfRestored { reason: String },
+    #[error("the fork cannot be started: {reason}; remove it, and fork again")]
+    ForkFailed { reason: String },
     #[error("the guest cannot be given an identity of its own: {reason}")]
     PersonalizationFailed { reason: String },
     #[error("{doubt}; `{look}` shows what runs, and `kill -KILL PID` ends it")]

@@ -16,7 +16,7 @@ use crate::programs::Program;
 use crate::vm::hardware::Hardware;
 use crate::vm::memory::Ram;
 use crate::vm::spec::{AccelChoice, VmSpec};
-use crate::vm::template::{Layer, Memory, Shape};
+use crate::vm::template::{Layer, Memory, Saved, Shape, Template};
 
 /// Everything that a launch needs; nothing is looked up later.
 #[derive(Clone, Debug)]
@@ -42,6 +42,13 @@ pub struct LaunchPlan {
     pub cold: Option<String>,
     /// When it must have ended.
     pub lifetime: Lifetime,
+}
+
+impl LaunchPlan {
+    /// Says whether it is loaded from a machine that was forked.
+    pub(in crate::vm) fn is_fork(&self) -> bool {
+        matches!(&self.memory, Memory::Clone(Template { saved: Saved::Nameless(_), .. }))
+    }
 }
 
 /// How long a machine may live.

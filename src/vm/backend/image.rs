@@ -15,7 +15,7 @@ use crate::programs::Program;
 use crate::vm::origin::Origin;
 use crate::vm::spec::ImageSettings;
 use crate::vm::stream::Listener;
-use crate::vm::template::{Capture, Layer, Template, WarmStatus};
+use crate::vm::template::{Capture, Captured, Layer, Template, WarmStatus};
 
 /// What an image offers for booting. Every source of images ends in this shape.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -174,6 +174,19 @@ pub struct LivePublication {
     pub base: BootImage,
 }
 
+/// What the disks of forks are made from.
+#[derive(Debug)]
+pub struct ForkBase {
+    /// The version of an image that the parent's disk was made from.
+    pub image: BootImage,
+    /// What each fork's disk is an overlay on, top first.
+    pub layers: Vec<Layer>,
+    /// What each fork's disk is at first: a file that shares its blocks with this one; `None`: empty.
+    pub reflink: Option<PathBuf>,
+    /// Their virtual size.
+    pub size: u64,
+}
+
 /// What an image is made from.
 #[derive(Debug)]
 pub enum Recipe {
@@ -270,6 +283,18 @@ pub trait Images: fmt::Debug + Send + Sync {
     fn warm(&self, name: &str, machine: Arc<dyn Capture>) -> Result<(), BackendError>;
     /// Removes the template of an image.
     fn cool(&self, name: &str) -> Result<(), BackendError>;
+    /// Makes what the disks of forks of a captured VM are made from. The captured disk is free then.
+    async fn fork_base(
+        &self,
+        image: BootImage,
+        captured: &Captured,
+    ) -> Result<ForkBase, BackendError>;
+    /// Makes a fork's disk in its new directory.
+    async fn fork_disk(&self, base: &ForkBase, dir: &Path) -> Result<(), BackendError>;
+    /// No more disks are made from this base: erases what no disk needs.
+    fn forked(&self, base: ForkBase);
+    /// Erases the templates that no disk needs any more. Looks at the disk.
+    fn sweep(&self);
     /// Returns a listener that hears every change of status and progress.
     fn listen(&self) -> Listener;
 }

@@ -3,9 +3,10 @@
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use async_trait::async_trait;
+use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -14,7 +15,7 @@ use crate::vm::hardware::Hardware;
 use crate::vm::live::InForce;
 use crate::vm::spec::net::Forward;
 use crate::vm::stream::{Stream, StreamAccess};
-use crate::vm::template::{Shape, Template};
+use crate::vm::template::{Purpose, SavedMachine, Shape, Template};
 
 /// How guests' instructions are run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,15 +176,16 @@ pub trait Machine: fmt::Debug + Send + Sync {
     async fn keep(&self, in_force: &InForce) -> Result<(), BackendError>;
     /// Takes, restores or drops a snapshot, memory included; the processors are stopped meanwhile.
     async fn snapshot(&self, op: &SnapshotOp) -> Result<(), BackendError>;
-    /// Writes its memory and state into an empty directory and resumes; returns how long the
-    /// processors were stopped. `plan` is what it would be started by now. Takes a snapshot of the disk at the same
-    /// instant, which stays.
+    /// Saves its memory, its state and, at the same instant, its disk, and resumes. `plan` is what it would be
+    /// started by now; what is in files is in an empty directory. The disk is saved in a snapshot, which stays,
+    /// or for forks also in a file. `guest` makes the guest ready, before the processors are stopped.
     async fn capture(
         &self,
         plan: &LaunchPlan,
-        to: &Path,
+        to: (Purpose, &Path),
         snapshot: &str,
-    ) -> Result<Duration, BackendError>;
+        guest: BoxFuture<'_, Result<(), BackendError>>,
+    ) -> Result<SavedMachine, BackendError>;
     /// Takes in a template's state. Its processors are stopped before and after.
     async fn load_template(&self, template: &Template) -> Result<(), BackendError>;
     /// Ends QEMU: asks first (`quit`), then kills. Returns when the process is gone; the

@@ -83,7 +83,7 @@ impl Driver {
             Action::Command(command) => admit(&state, command, protected),
             Action::Retire(..) => admit(&state, &Command::Remove, protected),
             Action::Pin(..) => policy::PIN.admit(&state),
-            Action::Capture(..) => policy::CAPTURE.admit(&state),
+            Action::Capture(purpose, ..) => policy::capture(*purpose).admit(&state),
         }
     }
 

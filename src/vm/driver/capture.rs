@@ -1,12 +1,14 @@
-//! What an image is made of. A VM that is off is pinned: nobody starts or removes it meanwhile. One that
-//! runs is captured: its memory and device state go into a directory, its disk is held by a snapshot
+//! What an image or a fork is made of. A VM that is off is pinned: nobody starts or removes it meanwhile.
+//! One that runs is captured: its memory and device state are saved, its disk is held by a snapshot
 //! until it is copied.
 //!
-//! Not here: how QEMU writes them (`qemu::capture`), and what an image makes of them (`image`).
+//! Not here: how QEMU writes them (`qemu::capture`), and what becomes of them (`image`, `registry::fork`).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use futures::FutureExt;
 use tokio::sync::oneshot;
 
 use super::recover::release_capture;
@@ -18,7 +20,7 @@ use crate::vm::backend::{
 };
 use crate::vm::live::InForce;
 use crate::vm::spec::{ImageSettings, VmSpec};
-use crate::vm::template::{Captured, Layer};
+use crate::vm::template::{Captured, Layer, Purpose, SavedDisk, SavedMachine};
 use crate::vm::{Vm, VmError};
 
 /// The snapshot that holds a disk as it was captured; no user can give this name.
@@ -30,6 +32,7 @@ pub(super) struct Capture {
     /// The way into its guest.
     pub(super) session: Arc<dyn GuestSession>,
     pub(super) in_force: Option<InForce>,
+    pub(super) purpose: Purpose,
     pub(super) to: PathBuf,
     pub(super) captured: oneshot::Sender<Captured>,
     pub(super) answer: Answer,
@@ -55,24 +58,28 @@ impl Driver {
     pub(super) fn capture(&self, asked: Capture) {
         let vm = self.vm.clone();
         self.detach(|_| async move {
-            let Capture { machine, session, in_force, to, captured: result, answer } = asked;
+            let Capture { machine, session, in_force, purpose, to, captured: result, answer } =
+                asked;
             let (hold, released) = oneshot::channel();
             let captured = match running_plan(&vm, &*machine, in_force) {
-                Ok(plan) => capture(&vm, &*machine, &*session, &plan, &to, Pin(hold)).await,
+                Ok(plan) => {
+                    let (to, hold) = ((purpose, &*to), Pin(hold));
+                    capture(&vm, &*machine, &*session, &plan, to, hold).await
+                }
                 Err(error) => {
                     // Its end is waited for below.
                     drop(hold);
                     Err(error)
                 }
             };
-            let is_captured = captured.is_ok();
+            let has_snapshot = captured.as_ref().is_ok_and(|c| c.snapshot.is_some());
             // Who gives up waiting does not hear it, which drops the hold.
             let answered = captured.map(|captured| drop(result.send(captured)));
             drop(answer.send(answered.map_err(VmError::from)));
             // Its end is the message.
             drop(released.await);
             // A disk of ours is gone by now.
-            if is_captured && vm.0.lifetime == Lifetime::Own {
+            if has_snapshot && vm.0.lifetime == Lifetime::Own {
                 let machine = Some(Arc::clone(&machine));
                 release_capture(&vm.0.backends, machine, &vm.dir().0).await;
             }
@@ -109,28 +116,30 @@ async fn capture(
     machine: &dyn Machine,
     session: &dyn GuestSession,
     plan: &LaunchPlan,
-    to: &Path,
+    to: (Purpose, &Path),
     hold: Pin,
 ) -> Result<Captured, BackendError> {
     let (backends, dir) = (&vm.0.backends, vm.dir());
     let shape = backends.hypervisor.shape(plan).await?;
     let mut port = backends.guests.identity(&plan.dir).await?;
-    port.arm(session).await?;
-    let pause = async {
-        paused_by_daemon::begin(dir).await?;
-        let pause = machine.capture(plan, to, CAPTURE_TAG).await;
-        paused_by_daemon::end(dir);
-        pause
+    let is_armed = AtomicBool::new(false);
+    let guest = async {
+        port.arm(session).await?;
+        is_armed.store(true, Ordering::Relaxed);
+        paused_by_daemon::begin(dir).await
     };
-    let pause = pause.await;
-    port.dismiss().await;
-    let own = Layer { path: dir.disk(), format: DiskFormat::Qcow2 };
-    Ok(Captured {
-        shape,
-        settings: ImageSettings::of_machine(&plan.spec),
-        pause: pause?,
-        disk: [vec![own], plan.base.clone()].concat(),
-        snapshot: CAPTURE_TAG.to_owned(),
-        hold,
-    })
+    let saved = machine.capture(plan, to, CAPTURE_TAG, guest.boxed()).await;
+    paused_by_daemon::end(dir);
+    if is_armed.into_inner() {
+        port.dismiss().await;
+    }
+    let SavedMachine { pause, saved, disk } = saved?;
+    let (path, snapshot) = match disk {
+        SavedDisk::Snapshot => (dir.disk(), Some(CAPTURE_TAG.to_owned())),
+        SavedDisk::Reflink(path) => (path, None),
+    };
+    let own = Layer { path, format: DiskFormat::Qcow2 };
+    let disk = [vec![own], plan.base.clone()].concat();
+    let settings = ImageSettings::of_machine(&plan.spec);
+    Ok(Captured { shape, settings, pause, saved, disk, snapshot, hold })
 }

@@ -61,6 +61,7 @@ use super::settings::CurrentSettings;
 use super::shares::Shares;
 use super::spec::{VmSettings, VmSpec};
 use super::stream::Bell;
+use super::template::Template;
 use super::{Action, Answer, Backends, Request, Shared, View, Vm, VmId, one_line};
 use crate::store::file;
 use crate::store::layout::VmDir;
@@ -110,9 +111,23 @@ pub async fn spawn(new_vm: NewVm, backends: Backends) -> Vm {
         Ok(_) => adopt::find(&backends, &new_vm.dir, new_vm.uuid).await,
         Err(_) => Adoption::NeverRan,
     };
+    spawn_with(new_vm, None, &backends, adoption)
+}
+
+/// Starts the driver of a VM that was just made, and whose first start loads this machine.
+pub fn spawn_fork(new_vm: NewVm, of: Template, backends: &Backends) -> Vm {
+    spawn_with(new_vm, Some(of), backends, Adoption::NeverRan)
+}
+
+fn spawn_with(
+    new_vm: NewVm,
+    fork: Option<Template>,
+    backends: &Backends,
+    adoption: Adoption,
+) -> Vm {
     let (requests, inbox) = mpsc::channel(16);
     let (link, links) = watch::channel(Link::Off);
-    let (shared, rest) = shared(new_vm, &backends, requests, links);
+    let (shared, rest) = shared(new_vm, fork, backends, (requests, links));
     let vm = Vm(Arc::new(shared));
     let (reporter, reports) = mpsc::channel(16);
     let mut driver = Driver {
@@ -131,9 +146,9 @@ pub async fn spawn(new_vm: NewVm, backends: Backends) -> Vm {
 
 fn shared(
     new_vm: NewVm,
+    fork: Option<Template>,
     backends: &Backends,
-    requests: mpsc::Sender<Request>,
-    links: watch::Receiver<Link>,
+    (requests, links): (mpsc::Sender<Request>, watch::Receiver<Link>),
 ) -> (Shared, Rest) {
     let now = SystemTime::now();
     let (definition, rest) = match new_vm.definition {
@@ -168,6 +183,7 @@ fn shared(
         exec: Exec::new(new_vm.dir.0.clone(), links, tokio::runtime::Handle::current()),
         requests,
         console,
+        fork: Mutex::new(fork),
         machine: RwLock::default(),
         lifetime: new_vm.lifetime,
         dir: new_vm.dir,

@@ -3,6 +3,7 @@
 //! | operation        | what a crash leaves                              | what the next daemon does                      |
 //! |------------------|--------------------------------------------------|------------------------------------------------|
 //! | `Personalize`    | a clone with the identity of its template        | ends the machine, discards the disk            |
+//! | `Fork`           | a fork without the memory that it was made with  | ends the machine, discards the disk; the registry removes the VM |
 //! | `PausedByDaemon` | a paused guest that no user has paused           | drops what `suspend` saved, resumes, sets the clock |
 //! | `ChangeDisk`     | clusters that are allocated and not used         | gives them back before the disk changes again  |
 //! | `RenameSnapshot` | a mixture of two tables of snapshots in the disk | puts the old table back, before anything reads it |
@@ -42,6 +43,7 @@ pub(super) async fn machine(
     for operation in operation::list(dir).map_err(|e| BackendError::io("operation.json", &e))? {
         adoption = match operation {
             Operation::Personalize => personalize(backends, dir, adoption).await?,
+            Operation::Fork => fork(backends, dir, adoption).await?,
             Operation::PausedByDaemon => resume(backends, dir, adoption).await?,
             // The disk's: `Hypervisor` recovers them, the first one when the disk is next changed.
             Operation::ChangeDisk
@@ -63,6 +65,19 @@ async fn personalize(
     }
     warm_start::call_off(backends, dir).await?;
     Ok(Adoption::Ended("the daemon ended while it started; start it again".to_owned()))
+}
+
+/// The operation stays open: it tells that there is nothing to start.
+async fn fork(
+    backends: &Backends,
+    dir: &VmDir,
+    adoption: Adoption,
+) -> Result<Adoption, BackendError> {
+    if let Adoption::Running(launched) = adoption {
+        warm_start::end(launched).await;
+    }
+    backends.hypervisor.discard_disk(&dir.0).await?;
+    Ok(Adoption::Ended(warm_start::lost_fork().to_string()))
 }
 
 async fn resume(

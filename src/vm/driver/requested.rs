@@ -22,8 +22,8 @@ use crate::vm::backend::SnapshotOp;
 use crate::vm::dropped::Remover;
 use crate::vm::memory::Reservation;
 use crate::vm::spec::Edit;
-use crate::vm::state::{Asked, Command, Refusal};
-use crate::vm::template::Captured;
+use crate::vm::state::{Asked, Command, Refusal, policy};
+use crate::vm::template::{Captured, Purpose};
 use crate::vm::{Action, Request, VmError};
 
 const DONE: Result<(), VmError> = Ok(());
@@ -42,7 +42,9 @@ impl Phase {
                 step.then(Effect::Pin(end, answer));
                 Self::UsingDisk(rest, DiskUse::Image(image))
             }
-            Action::Capture(to, captured) => self.on_capture(to, captured, answer, step),
+            Action::Capture(purpose, to, captured) => {
+                self.on_capture((purpose, to), captured, answer, step)
+            }
             Action::Retire(by, outcome) => {
                 let Self::Off(rest) = self else { return self.busy("rmdir", answer, step) };
                 step.then(Effect::Retire(by, outcome, answer));
@@ -186,22 +188,24 @@ impl Phase {
 
     fn on_capture(
         self,
-        to: PathBuf,
+        (purpose, to): (Purpose, PathBuf),
         captured: oneshot::Sender<Captured>,
         answer: Answer,
         step: &mut Step,
     ) -> Self {
+        let verb = policy::capture(purpose).verb();
         let machine = match self.into_idle() {
             Ok(machine) => machine,
-            Err(other) => return other.busy("source", answer, step),
+            Err(other) => return other.busy(verb, answer, step),
         };
         let Some(session) = machine.session().map(Arc::clone) else {
-            return Self::Running(machine, Activity::Idle).busy("source", answer, step);
+            return Self::Running(machine, Activity::Idle).busy(verb, answer, step);
         };
         step.then(Effect::Capture(Capture {
             machine: Arc::clone(&machine.machine),
             session,
             in_force: machine.facts.in_force.clone(),
+            purpose,
             to,
             captured,
             answer,

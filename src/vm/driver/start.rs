@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::task::{Report, Ticket};
 use super::{Driver, dropped, suspended, warm_start};
+use crate::store::operation::{self, Operation};
 use crate::vm::backend::{Accel, BackendError, BootImage, LaunchPlan, SeedKind};
 use crate::vm::memory::Reservation;
 use crate::vm::spec::{ImageSettings, VmSettings, VmSpec};
@@ -116,6 +117,14 @@ async fn plan(vm: &Vm, paused: bool) -> Result<LaunchPlan, BackendError> {
     let accel = backends.hypervisor.accel(spec.accel, spec.arch).await?;
     let mut plan = LaunchPlan { paused, ..plan_to_boot(vm, VmSpec::clone(&spec), image, accel)? };
     backends.guests.prepare(&plan).await?;
+    let fork = vm.0.fork.lock().take();
+    if let Some(template) = fork {
+        warm_start::plan_fork(backends, &mut plan, template).await?;
+        return Ok(plan);
+    }
+    if operation::is_open(vm.dir(), &Operation::Fork).map_err(BackendError::at("operation.json"))? {
+        return Err(warm_start::lost_fork());
+    }
     warm_start::choose(backends, &mut plan, &vm.settings()).await?;
     if !vm.dir().disk().exists() {
         backends.images.bind(&plan.dir, &plan.image, &plan.base)?;

@@ -18,7 +18,7 @@ use crate::vm::fake::{Script, backends, clean_exit};
 use crate::vm::spec::{Edit, ImageSettings, VmSettings, VmSpec};
 use crate::vm::state::{Command, Refusal, State};
 use crate::vm::stream::{self, Stream};
-use crate::vm::template::{Layer, Shape, Template};
+use crate::vm::template::{Layer, Purpose, Saved, Shape, Template};
 use crate::vm::{Backends, Vm, VmError, VmId};
 
 pub(in crate::vm) const START: Command = Command::Start { paused: false };
@@ -96,7 +96,7 @@ async fn start_leads_to_ready_and_the_notice_says_so() {
 #[tokio::test(start_paused = true)]
 async fn a_capture_that_fails_before_it_begins_leaves_the_vm_as_it_was() {
     let Fixture { _dir, vm, script } = ready().await;
-    assert!(vm.capture("/nowhere".into()).await.is_err());
+    assert!(vm.capture(Purpose::Template, "/nowhere".into()).await.is_err());
     until(&vm, &State::Ready).await;
     vm.perform(Command::Reset).await.unwrap();
     assert!(!script.calls.lock().contains(&"capture"));
@@ -450,8 +450,7 @@ fn template() -> Template {
     let layer = |path: &str| Layer { path: path.into(), format: DiskFormat::Raw };
     Template {
         id: "1".into(),
-        ram: "/nowhere/ram".into(),
-        state: "/nowhere/state".into(),
+        saved: Saved::in_dir("/nowhere".as_ref()),
         base: vec![layer("/nowhere/warm"), layer("/nowhere")],
         shape: Shape::sample(),
     }
@@ -523,6 +522,20 @@ async fn a_clone_found_half_made_is_ended() {
     assert_eq!(*script.calls.lock(), ["discard"]);
     vm.perform(START).await.unwrap();
     until(&vm, &State::Ready).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fork_found_half_made_is_ended_and_cannot_be_started() {
+    let dir = Scratch(tempfile::tempdir().unwrap());
+    begin(&dir, Operation::Fork);
+    let script = Arc::<Script>::default();
+    let vm = vm(dir.0.path(), &script).await;
+    assert!(matches!(vm.state(), State::Failed(reason) if reason.contains("cannot be started")));
+    assert_eq!(*script.calls.lock(), ["discard"]);
+    // It would boot from the image, and not be what it was made as.
+    let refused = vm.perform(START).await.unwrap_err().to_string();
+    assert!(refused.starts_with("the fork cannot be started"), "{refused}");
+    assert_eq!(operations(&dir), [Operation::Fork]);
 }
 
 #[tokio::test(start_paused = true)]

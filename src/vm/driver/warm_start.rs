@@ -1,4 +1,4 @@
-//! Warm starts: loading a clone from its image's template.
+//! Warm starts: loading a clone from its image's template, or a fork from what was saved of its parent.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,6 +14,27 @@ use crate::vm::{Backends, one_line};
 
 /// What `RunFacts::warm` says of a machine that was loaded from a template.
 pub(super) const WARM: &str = "yes";
+
+/// Has a fork loaded from what was saved of its parent. There is nothing else that it could start from.
+pub(super) async fn plan_fork(
+    backends: &Backends,
+    plan: &mut LaunchPlan,
+    template: Template,
+) -> Result<(), BackendError> {
+    plan.hardware = template.shape.devices.hardware;
+    let wanted = backends.hypervisor.shape(plan).await?;
+    if let Some(reason) = template.shape.difference(&wanted, "its parent's") {
+        return Err(BackendError::ForkFailed { reason });
+    }
+    plan.memory = Memory::Clone(template);
+    Ok(())
+}
+
+/// Says that a fork cannot be loaded any more.
+pub(super) fn lost_fork() -> BackendError {
+    let reason = "the memory that it was to be loaded with is gone with the daemon, or with an earlier start";
+    BackendError::ForkFailed { reason: reason.to_owned() }
+}
 
 /// Decides whether a machine is loaded from its image's template, and says why not.
 pub(super) async fn choose(
@@ -106,7 +127,10 @@ pub(super) async fn start(
         Ok(CloneOutcome::Clone(launched)) => Ok(launched),
         Ok(CloneOutcome::NotLoaded(error)) => {
             call_off(backends, &dir).await?;
-            boot(backends, plan, &error).await
+            match plan.is_fork() {
+                true => Err(BackendError::ForkFailed { reason: error.to_string() }),
+                false => boot(backends, plan, &error).await,
+            }
         }
         Err(error) => {
             // What is left is called off by the next start at the latest.
@@ -130,6 +154,11 @@ pub(super) async fn call_off(backends: &Backends, dir: &VmDir) -> Result<(), Bac
 async fn end_personalize(dir: &VmDir) -> Result<(), BackendError> {
     let dir = dir.clone();
     off_thread(move || operation::end(&dir, &Operation::Personalize), NOTE).await
+}
+
+async fn end_fork(dir: &VmDir) -> Result<(), BackendError> {
+    let dir = dir.clone();
+    off_thread(move || operation::end(&dir, &Operation::Fork), NOTE).await
 }
 
 enum CloneOutcome {
@@ -161,6 +190,9 @@ async fn clone(
         let mut port = port?;
         machine.resume().await?;
         port.personalize(plan).await?;
+        if plan.is_fork() {
+            end_fork(&VmDir(plan.dir.clone())).await?;
+        }
         end_personalize(&VmDir(plan.dir.clone())).await
     };
     let personalized = personalized.await;

@@ -157,11 +157,15 @@ impl Machine for FakeMachine {
     async fn capture(
         &self,
         _plan: &LaunchPlan,
-        _to: &Path,
+        (_purpose, to): (Purpose, &Path),
         _snapshot: &str,
-    ) -> Result<Duration, BackendError> {
+        guest: BoxFuture<'_, Result<(), BackendError>>,
+    ) -> Result<SavedMachine, BackendError> {
+        guest.await?;
         self.call("capture", None).await;
-        Ok(Duration::from_millis(10))
+        self.script.capture_error.lock().take().map_or(Ok(()), Err)?;
+        let (pause, saved) = (Duration::from_millis(10), Saved::in_dir(to));
+        Ok(SavedMachine { pause, saved, disk: SavedDisk::Snapshot })
     }
 
     async fn load_template(&self, _template: &Template) -> Result<(), BackendError> {

@@ -11,8 +11,12 @@ use serde::{Deserialize, Serialize};
 
 use super::container::ContainerProcess;
 use super::keys::{Carried, Wanted};
+use super::net::Forward;
 use super::{Edit, KEYS, Key, SpecError, VmSpec};
 use crate::vm::WriteMode;
+
+/// The settings that belong to a VM alone and that its forks have too.
+const FORKED: [&str; 5] = ["image", "ports", "hardware", "ssh_key", "overcommit"];
 
 /// A VM's settings by where they come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +41,27 @@ impl VmSettings {
             key.carried != Carried::Never || (key.render)(&values) != (key.render)(&built_in)
         };
         let own = KEYS.iter().filter(fixed).map(|key| key.name.to_owned()).collect();
+        Self { values, own }
+    }
+
+    /// Returns the settings of a fork. What an image would carry it has from the parent's machine; of what
+    /// belongs to the VM alone it has what is in the guest's memory, and the parent's forwards with ports of
+    /// its own.
+    #[must_use]
+    pub fn of_fork(parent: &Self, defaults: &VmSpec) -> Self {
+        let kept = |key: &&Key| FORKED.contains(&key.name) && parent.is_own(key.name);
+        let (mut values, mut own) = (defaults.clone(), BTreeSet::new());
+        for key in KEYS.iter().filter(kept) {
+            (key.reset)(&mut values, &parent.values);
+            own.insert(key.name.to_owned());
+        }
+        values.image.clone_from(&parent.values.image);
+        for forward in std::mem::take(&mut values.ports) {
+            let forward = Forward { host: 0, ..forward };
+            if !values.ports.contains(&forward) {
+                values.ports.push(forward);
+            }
+        }
         Self { values, own }
     }
 

@@ -150,3 +150,29 @@ fn copying_all_settings_copies_what_holds() {
     }
     assert_eq!(two.resolve(&ImageSettings::default()), one);
 }
+
+#[test]
+fn a_fork_has_what_is_in_its_parents_memory_and_ports_of_its_own() {
+    let forward = |text: &str| text.parse().unwrap();
+    let values = VmSpec {
+        image: "web".into(),
+        memory: 512 << 20,
+        ports: vec![forward("8080:80"), forward("8081:80"), forward("udp:0:53")],
+        ssh_key: vec!["ssh-ed25519 x".into()],
+        hostname: Some("other".into()),
+        protect: true,
+        ..VmSpec::default()
+    };
+    let own = ["image", "memory", "ports", "ssh_key", "hostname", "protect"].map(str::to_owned);
+    let parent = VmSettings { values, own: own.into() };
+    let fork = VmSettings::of_fork(&parent, &VmSpec { overcommit: true, ..VmSpec::default() });
+    let expected = VmSpec {
+        image: "web".into(),
+        ports: vec![forward("0:80"), forward("udp:0:53")],
+        ssh_key: vec!["ssh-ed25519 x".into()],
+        overcommit: true,
+        ..VmSpec::default()
+    };
+    assert_eq!(fork.values, expected);
+    assert_eq!(fork.own, ["image", "ports", "ssh_key"].map(str::to_owned).into());
+}

@@ -3,6 +3,7 @@
 
 use super::{Asked, Command, Refusal, State};
 use crate::vm::backend::SnapshotOp::{Drop, Rename, Restore, Take};
+use crate::vm::template::Purpose;
 
 /// What a state says to a request: it admits it, or refuses it so.
 type Verdict = Option<fn(Asked) -> Refusal>;
@@ -33,7 +34,17 @@ pub(in crate::vm) struct Rule {
 /// What makes an image of a VM that is off.
 pub(in crate::vm) const PIN: Rule = waiting("source", [Y, M, M, M, M, M, M, Y, U, X]);
 /// What makes an image of a VM that runs.
-pub(in crate::vm) const CAPTURE: Rule = waiting("source", [N, N, N, Y, P, N, N, N, R, N]);
+const CAPTURE: Rule = waiting("source", [N, N, N, Y, P, N, N, N, R, N]);
+/// What makes forks of it.
+const FORK: Rule = waiting("fork", [O, N, N, Y, P, B, B, O, R, X]);
+
+/// Says when a machine is captured for this.
+pub(in crate::vm) const fn capture(purpose: Purpose) -> &'static Rule {
+    match purpose {
+        Purpose::Template => &CAPTURE,
+        Purpose::Fork => &FORK,
+    }
+}
 
 const fn at_once(verb: &'static str, verdicts: [Verdict; State::WORDS.len()]) -> Rule {
     Rule { verb, waits: false, verdicts }
@@ -90,6 +101,11 @@ pub fn admit(state: &State, command: &Command, protected: bool) -> Result<(), Re
 }
 
 impl Rule {
+    /// Returns the verb in whose name it is asked.
+    pub(in crate::vm) const fn verb(&self) -> &'static str {
+        self.verb
+    }
+
     pub(in crate::vm) fn admit(&self, state: &State) -> Result<(), Refusal> {
         let asked = Asked { verb: self.verb, state: state.to_string() };
         self.verdicts[state.index()].map_or(Ok(()), |refusal| Err(refusal(asked)))
@@ -172,6 +188,11 @@ mod tests {
         for (command, expected) in table {
             assert_eq!(row(&command, false), expected, "{command:?}");
         }
+        let refused = |state| capture(Purpose::Fork).admit(&state).err().map(|r| format!("{r:?}"));
+        let word =
+            |r: Option<String>| r.map_or('+', |r| r.to_lowercase().chars().next().unwrap_or('?'));
+        let row_of_fork: String = states().into_iter().map(|state| word(refused(state))).collect();
+        assert_eq!(row_of_fork, "onn+pbboub");
         assert_eq!(row(&Command::Remove, true), "p".repeat(states().len()));
     }
 

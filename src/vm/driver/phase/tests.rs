@@ -18,6 +18,7 @@ use crate::vm::backend::*;
 use crate::vm::fake::{self, Script};
 use crate::vm::spec::Edit;
 use crate::vm::state::Command;
+use crate::vm::template::Purpose;
 
 /// Says whether whoever waits for an answer was left without one.
 type Forgotten = Box<dyn FnMut() -> bool>;
@@ -128,7 +129,7 @@ impl Inputs {
 fn action(name: &str) -> Option<Action> {
     Some(match name {
         "pin" => Action::Pin(tag(), oneshot::channel().1),
-        "capture" => Action::Capture(PathBuf::new(), oneshot::channel().0),
+        "capture" => Action::Capture(Purpose::Template, PathBuf::new(), oneshot::channel().0),
         "retire" => Action::Retire(None, oneshot::channel().1),
         _ => return None,
     })

@@ -1,0 +1,145 @@
+//! Disks of forks. Where the store's file system shares blocks between files, a fork's disk is a file that
+//! shares the parent's, on the same layers. Elsewhere what the parent and the layers between have changed
+//! of the image is copied once, into the place of a template's disk, and each fork's disk is an overlay on that.
+//!
+//! Not here: how the parent's disk is held meanwhile (`qemu::capture`).
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::catalogue::{Catalogue, ImageStore};
+use super::template;
+use crate::disk::img::Conversion;
+use crate::disk::{Layer, img, qcow2, snapshot_table, sparse};
+use crate::store::file;
+use crate::store::layout::{TEMPLATES, VmDir};
+use crate::vm::backend::{BackendError, BootImage, ForkBase, Images, Result};
+use crate::vm::driver::off_thread;
+use crate::vm::template::Captured;
+
+const DISK: &str = "the forks' disk";
+
+/// Makes what the disks of forks are made from.
+pub(super) async fn base(
+    catalogue: &Arc<Catalogue>,
+    image: BootImage,
+    captured: &Captured,
+) -> Result<ForkBase> {
+    let size = captured.shape.disk;
+    let Some((own, below)) = captured.disk.split_first() else { return Err(no_layers()) };
+    if captured.snapshot.is_some() {
+        let layers = copy(catalogue, &image, captured).await?;
+        return Ok(ForkBase { image, layers, reflink: None, size });
+    }
+    // The parent's past is not the forks'.
+    let known = snapshot_table::list(&own.path).map_err(BackendError::at(DISK))?;
+    for snapshot in known {
+        img::drop_snapshot(&own.path, &snapshot.tag).await?;
+    }
+    Ok(ForkBase { image, layers: below.to_vec(), reflink: Some(own.path.clone()), size })
+}
+
+fn no_layers() -> BackendError {
+    BackendError::fact(DISK, "it has no layers", 0)
+}
+
+/// Copies the captured disk, as far as it differs from the image.
+async fn copy(
+    catalogue: &Arc<Catalogue>,
+    image: &BootImage,
+    captured: &Captured,
+) -> Result<Vec<Layer>> {
+    let id = Uuid::new_v4().simple().to_string();
+    catalogue.forking.lock().insert(id.clone());
+    let dir = image.disk.with_file_name(TEMPLATES).join(&id);
+    let own = template::disk_in(&dir);
+    let below = Layer { path: image.disk.clone(), format: image.format };
+    match copy_into(&own, &below, captured).await {
+        Ok(()) => Ok(vec![own, below]),
+        Err(error) => {
+            end(catalogue, &[own, below]);
+            Err(error)
+        }
+    }
+}
+
+/// A template between the disk and the image becomes a part of the copy.
+async fn copy_into(to: &Layer, base: &Layer, captured: &Captured) -> Result<()> {
+    let (layers, snapshot) = (captured.disk.clone(), captured.snapshot.clone());
+    let between = match &*layers {
+        [_, between, _] => Some(between.path.clone()),
+        _ => None,
+    };
+    let (at, from) = (to.path.clone(), between.clone());
+    off_thread(move || prepare(&at, from.as_deref()), DISK).await?;
+    if between.is_some()
+        && qcow2::virtual_size(&to.path).map_err(BackendError::at(DISK))?
+            < Some(captured.shape.disk)
+    {
+        img::resize(&to.path, captured.shape.disk).await?;
+    }
+    let (to, base) = (to.clone(), base.clone());
+    let copy = move || {
+        let snapshot = snapshot.as_deref();
+        let copy = Conversion { layers: &layers, snapshot, to: &to, base: Some(&base) };
+        let done = if between.is_some() { copy.run_over(|_| ()) } else { copy.run(|_| ()) };
+        if done.is_ok() {
+            File::open(&to.path)?.sync_all()?;
+        }
+        Ok(done)
+    };
+    Ok(off_thread(copy, DISK).await??)
+}
+
+/// Makes the directory of the copy, and a copy of the layer that it begins with.
+fn prepare(to: &Path, between: Option<&Path>) -> io::Result<()> {
+    file::private_dir(to.parent().unwrap_or(to))?;
+    let Some(between) = between else { return Ok(()) };
+    let (from, to) = (File::open(between)?, new_file(to)?);
+    to.set_len(from.metadata()?.len())?;
+    sparse::copy(&from, to)
+}
+
+fn new_file(path: &Path) -> io::Result<File> {
+    File::options().write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Makes a fork's disk in its new directory.
+pub(super) async fn disk(images: &ImageStore, base: &ForkBase, dir: &Path) -> Result<()> {
+    let disk = VmDir(dir.to_owned()).disk();
+    if base.reflink.is_none() {
+        let below = base.layers.first().ok_or_else(no_layers)?;
+        let on = (&*below.path, below.format);
+        img::create_overlay("create the fork's disk", &disk, on, base.size).await?;
+    }
+    let (images, dir, from) = (images.clone(), dir.to_owned(), base.reflink.clone());
+    let (image, layers) = (base.image.clone(), base.layers.clone());
+    let complete = move || {
+        match from {
+            Some(from) => reflink(&from, &disk)?,
+            None => File::open(disk)?.sync_all()?,
+        }
+        Ok(images.bind(&dir, &image, &layers))
+    };
+    off_thread(complete, DISK).await?
+}
+
+fn reflink(from: &Path, to: &Path) -> io::Result<()> {
+    let to = new_file(to)?;
+    sparse::reflink(&File::open(from)?, &to)?;
+    to.sync_all()
+}
+
+/// No more forks are made from a disk: erases it if none was.
+pub(super) fn end(catalogue: &Catalogue, layers: &[Layer]) {
+    let [own, _] = layers else { return };
+    let id = own.path.parent().and_then(Path::file_name).unwrap_or_default();
+    if catalogue.forking.lock().remove(&*id.to_string_lossy()) {
+        catalogue.sweep();
+    }
+}
