@@ -42,6 +42,8 @@ pub enum Command {
     Start(machines::Start),
     /// Shut virtual machines down and wait until they are off
     Stop(machines::Stop),
+    /// Make running copies of a virtual machine that runs, wait until they answer, print their names
+    Fork(machines::Fork),
     /// Log in to a guest by ssh
     Console(guest::Console),
     /// Run a command, or a script on standard input, in a guest

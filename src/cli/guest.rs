@@ -55,7 +55,7 @@ finds AQ_SHARD_INDEX and AQ_SHARD_TOTAL in its environment. Its output is printe
 behind its name. The exit status is the largest of the shards'. Ctrl-C removes them all."
 )]
 pub struct Fanout {
-    /// The image that they are made from
+    /// The image that they are made from, or a virtual machine that runs, whose copies they are
     pub image: String,
     /// How many
     #[arg(value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]

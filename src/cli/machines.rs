@@ -58,6 +58,32 @@ pub struct Stop {
     pub force: bool,
 }
 
+/// `aq fork`
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Without names they are VM-0, VM-1 …, as far as those are free. Each has the \
+processes, the memory and the disk of VM at this moment, and an identity of its own; VM runs on."
+)]
+pub struct Fork {
+    /// Of which
+    pub vm: String,
+    /// Names of the copies
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// How many, with names that are made up
+    #[arg(
+        short = 'n',
+        long,
+        value_name = "N",
+        conflicts_with = "names",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub count: Option<u32>,
+    /// How long to wait for the answer of each, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 180)]
+    pub timeout: u64,
+}
+
 /// `aq rm`
 #[derive(Args, Debug)]
 pub struct Rm {

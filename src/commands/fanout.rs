@@ -27,6 +27,8 @@ const MERGED: &[u8] = b"exec 2>&1\n";
 struct Fleet<'a> {
     args: &'a Fanout,
     vms: Vec<Vm>,
+    /// They are copies of a VM that runs, and start without a further request.
+    is_forked: bool,
     text: Vec<u8>,
     state: Mutex<FleetState>,
     /// Told when a shard has ended, or all shall.
@@ -74,32 +76,28 @@ pub(super) fn run(tree: &Tree, args: &Fanout) -> Result<u8, Failure> {
 impl<'a> Fleet<'a> {
     /// Makes the VMs: all of them, or none.
     fn create(tree: &Tree, args: &'a Fanout) -> Result<Self, Failure> {
-        let image = tree.image(&args.image)?;
-        let given = Given {
-            settings: vec![("image", image)],
-            overrides: environment::overrides()?,
-            volumes: Vec::new(),
-        };
+        let parent = tree.image(&args.image).map(|_| None).or_else(|no_image| {
+            let parent = tree.vm(&args.image).map_err(|_| no_image)?;
+            parent.expect_on().map(|()| Some(parent))
+        })?;
         let prefix = args.prefix.clone().unwrap_or_else(|| format!("shard-{}", std::process::id()));
-        let (count, last) = (args.count, args.count - 1);
+        let names: Vec<String> = (0..args.count).map(|index| format!("{prefix}-{index}")).collect();
+        let of = if parent.is_some() { "VM" } else { "snapshot" };
         note(format!(
-            "[fanout] creating {count} VM(s) from snapshot '{}' as '{prefix}-0..{prefix}-{last}'",
-            args.image
+            "[fanout] creating {} VM(s) from {of} '{}' as '{prefix}-0..{prefix}-{}'",
+            args.count,
+            args.image,
+            args.count - 1
         ));
-        let mut vms: Vec<Vm> = Vec::new();
-        for index in 0..count {
-            match new::create(tree, &format!("{prefix}-{index}"), &given) {
-                Ok(vm) => vms.push(vm),
-                Err(failure) => {
-                    vms.iter().for_each(|vm| drop(tree.rmdir(&vm.name)));
-                    return Err(failure);
-                }
-            }
-        }
+        let is_forked = parent.is_some();
+        let vms = match parent {
+            Some(parent) => fork(tree, &parent, &names)?,
+            None => create_all(tree, args, &names)?,
+        };
         let waiting = (0..vms.len()).collect();
         let state = Mutex::new(FleetState { waiting, ..FleetState::default() });
         let text = [MERGED, &command_text(&args.command)].concat();
-        Ok(Self { args, vms, text, state, changed: Condvar::new() })
+        Ok(Self { args, vms, is_forked, text, state, changed: Condvar::new() })
     }
 
     /// Waits until all threads are done; a signal ends the shards first.
@@ -177,7 +175,7 @@ impl<'a> Fleet<'a> {
                 return Err(Failure::Reported(1));
             }
             self.state.lock().running += 1;
-            let launched = power::launch(vm);
+            let launched = if self.is_forked { Ok(()) } else { power::launch(vm) };
             let Err(failure) = launched else { break };
             let mut state = self.state.lock();
             state.running -= 1;
@@ -216,6 +214,27 @@ impl<'a> Fleet<'a> {
         }
         Ok(end.code())
     }
+}
+
+fn create_all(tree: &Tree, args: &Fanout, names: &[String]) -> Result<Vec<Vm>, Failure> {
+    let settings = vec![("image", tree.image(&args.image)?)];
+    let given = Given { settings, overrides: environment::overrides()?, volumes: Vec::new() };
+    let mut vms: Vec<Vm> = Vec::new();
+    for name in names {
+        match new::create(tree, name, &given) {
+            Ok(vm) => vms.push(vm),
+            Err(failure) => {
+                vms.iter().for_each(|vm| drop(tree.rmdir(&vm.name)));
+                return Err(failure);
+            }
+        }
+    }
+    Ok(vms)
+}
+
+fn fork(tree: &Tree, parent: &Vm, names: &[String]) -> Result<Vec<Vm>, Failure> {
+    super::fork::fork(parent, names.to_vec())?;
+    names.iter().map(|name| tree.vm(name)).collect()
 }
 
 /// Removes a shard for good, in whatever state it is.

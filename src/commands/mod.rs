@@ -16,6 +16,7 @@ mod exec;
 mod export;
 mod fanout;
 mod files;
+mod fork;
 mod images;
 mod info;
 mod job;
@@ -138,6 +139,7 @@ pub fn run(command: &Command) -> Result<u8, Failure> {
     match command {
         Command::New(args) => new::run(&tree, args),
         Command::Start(args) => power::start(&tree, args),
+        Command::Fork(args) => fork::run(&tree, args),
         Command::Stop(args) => power::stop(&tree, args),
         Command::Console(args) => ssh::console(&tree, args),
         Command::Exec(args) => return exec::run(&tree, args),

@@ -154,6 +154,12 @@ mod with_guests {
         assert_eq!(said.stdout, format!("0\n{}{}{}", shard(0), shard(1), shard(2)), "{said:?}");
         aq.cli("aq snapshot rm live").ok();
         nothing_left(&aq);
+        // Copies of a VM that runs.
+        aq.cli("aq new src; aq start src; aq exec src 'echo provisioned > /run/state'").ok();
+        let said = aq.cli(&script.replace("fanout live", "fanout src"));
+        assert_eq!(said.stdout, format!("0\n{}{}{}", shard(0), shard(1), shard(2)), "{said:?}");
+        aq.cli("aq rm -f --erase src").ok();
+        nothing_left(&aq);
     }
 
     #[test]
