@@ -50,7 +50,9 @@ pub enum Command {
     Exec(guest::Exec),
     /// Run a command in a new virtual machine of an image, as `docker run` does
     Run(guest::Run),
-    /// Copy files to and from a guest, with the words of scp(1)
+    /// Copy files and directories into guests, out of them, and between them
+    Cp(guest::Cp),
+    /// Copy files to and from a guest by scp(1), with its words
     Scp(guest::Scp),
     /// Stop and remove virtual machines; for a day they are in `.trash`
     Rm(machines::Rm),

@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -52,6 +52,18 @@ pub fn inheriting(command: &mut Command, fd: RawFd) -> &mut Command {
     // SAFETY: between fork and exec only fcntl(2) is called, which is a plain system call and
     // touches no memory of this process.
     unsafe { command.pre_exec(keep) }
+}
+
+/// Closes a file and says what its file system has to say of writes that came after their answer.
+///
+/// # Errors
+/// What close(2) answers; the file is closed all the same.
+pub fn close(file: File) -> io::Result<()> {
+    // SAFETY: the descriptor is ours alone, and is not used afterwards.
+    match unsafe { libc::close(file.into_raw_fd()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Raises the number of files that this process may have open to what it is allowed at all: each

@@ -25,6 +25,30 @@ pub struct Console {
     pub vm: String,
 }
 
+/// `aq cp`
+#[derive(Args, Debug)]
+#[command(
+    override_usage = "aq cp FILE… VM:PATH\n       aq cp VM:PATH… FILE\n       aq cp VM:PATH… VM:PATH",
+    after_help = "Directories are copied whole, with links, permissions and times. Into a directory that \
+exists, and there under their own names; the contents alone of what ends in `/.`. `VM:` is the login user's \
+home, and a relative path is below it. A source that is a link is followed. What cannot be copied is left \
+out with a message, and the exit status is 1."
+)]
+pub struct Cp {
+    /// Sources and the destination
+    #[arg(value_name = "FILE|VM:PATH", required = true, num_args = 2..)]
+    pub paths: Vec<OsString>,
+    /// For fingers that type `cp -r`: directories are copied whole in any case
+    #[arg(short, visible_short_alias = 'R', long, hide = true)]
+    pub recursive: bool,
+    /// For fingers that type `cp -a`
+    #[arg(short, long, hide = true)]
+    pub archive: bool,
+    /// For fingers that type `cp -p`
+    #[arg(short, long, hide = true)]
+    pub preserve: bool,
+}
+
 /// `aq scp`
 #[derive(Args, Debug)]
 #[command(

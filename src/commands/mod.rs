@@ -9,6 +9,7 @@
 
 mod attach;
 pub mod complete;
+mod cp;
 mod edit;
 pub mod environment;
 mod events;
@@ -36,6 +37,7 @@ mod ssh;
 mod text;
 mod timing;
 mod top;
+mod transfer;
 mod volume;
 mod wait;
 
@@ -145,6 +147,7 @@ pub fn run(command: &Command) -> Result<u8, Failure> {
         Command::Exec(args) => return exec::run(&tree, args),
         Command::Run(args) => return run::run(&tree, args),
         Command::Scp(args) => ssh::scp(&tree, args),
+        Command::Cp(args) => return cp::run(&tree, args),
         Command::Rm(args) => remove::run(&tree, args),
         Command::Ls(args) => ls::run(&tree, args),
         Command::Pull(args) => pull::run(&tree, args),

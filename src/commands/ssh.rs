@@ -35,7 +35,7 @@ fn openssh(program: &str, vm: &Vm) -> Result<Command, Failure> {
 }
 
 /// Waits until the guest of a VM that is on accepts a login.
-fn wait_for_ssh(vm: &Vm) -> Result<(), Failure> {
+pub(super) fn wait_for_ssh(vm: &Vm) -> Result<(), Failure> {
     vm.expect_on()?;
     power::until_ready(vm, READY_TIMEOUT, Progress::new())
 }
@@ -119,7 +119,7 @@ fn sources_of_one_vm(sources: &[OsString]) -> Result<(String, Vec<OsString>), St
 }
 
 /// Splits `VM:PATH` as scp does: a colon behind a slash is part of a local name.
-fn remote(word: &OsStr) -> Option<(String, &OsStr)> {
+pub(super) fn remote(word: &OsStr) -> Option<(String, &OsStr)> {
     let bytes = word.as_bytes();
     let colon = bytes.iter().position(|b| *b == b':')?;
     let (vm, path) = (&bytes[..colon], &bytes[colon + 1..]);

@@ -5,6 +5,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+#[cfg(feature = "qemu_tests")]
+mod cp;
 mod environment;
 #[cfg(feature = "qemu_tests")]
 mod exec;
