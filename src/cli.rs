@@ -52,6 +52,8 @@ pub enum Command {
     Run(guest::Run),
     /// Copy files and directories into guests, out of them, and between them
     Cp(guest::Cp),
+    /// Work on a copy of a directory in a guest: send it, see what has changed there, take it
+    Sync(guest::Sync),
     /// Copy files to and from a guest by scp(1), with its words
     Scp(guest::Scp),
     /// Stop and remove virtual machines; for a day they are in `.trash`

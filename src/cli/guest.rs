@@ -49,6 +49,37 @@ pub struct Cp {
     pub preserve: bool,
 }
 
+/// `aq sync`
+#[derive(Args, Debug)]
+#[command(
+    override_usage = "aq sync DIR VM:DIR [--force]\n       aq sync DIR VM:DIR --diff\n       aq sync DIR VM:DIR \
+--accept [PATH…]",
+    after_help = "Without an option it makes VM:DIR equal to DIR: what differs is sent, what is not in DIR is \
+removed there. What was sent is recorded in the guest, so that it goes along with snapshots and clones. \
+--diff exits with 1 if something has changed there, and with 2 for trouble. --accept leaves what has changed \
+on both sides as it is, says so, and exits with 1."
+)]
+pub struct Sync {
+    /// The directory on the host
+    #[arg(value_name = "DIR")]
+    pub dir: OsString,
+    /// The directory in the guest
+    #[arg(value_name = "VM:DIR")]
+    pub to: OsString,
+    /// With --accept: take what has changed at these paths, which begin below DIR
+    #[arg(value_name = "PATH", requires = "accept")]
+    pub paths: Vec<OsString>,
+    /// Print what has changed in the guest since it was sent, as `git diff` does
+    #[arg(short, long, conflicts_with_all = ["accept", "force"])]
+    pub diff: bool,
+    /// Take what has changed in the guest
+    #[arg(short, long, conflicts_with = "force")]
+    pub accept: bool,
+    /// Overwrite what has changed in the guest
+    #[arg(short, long)]
+    pub force: bool,
+}
+
 /// `aq scp`
 #[derive(Args, Debug)]
 #[command(

@@ -60,7 +60,7 @@ fn offering(arg: Arg, wanted: Wanted) -> Arg {
         Some("IMAGE" | "TAG") => arg.add(ArgValueCompleter::new(|word: &OsStr| {
             offer(word, |tree| tree.names(".images").unwrap_or_default())
         })),
-        Some("FILE|VM:PATH") => arg.add(ArgValueCompleter::new(|word: &OsStr| {
+        Some("FILE|VM:PATH" | "VM:DIR") => arg.add(ArgValueCompleter::new(|word: &OsStr| {
             let names =
                 |tree: &Tree| vms(tree, Wanted::On).iter().map(|n| format!("{n}:")).collect();
             let mut offered = offer(word, names);

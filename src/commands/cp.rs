@@ -4,7 +4,6 @@
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,7 +15,7 @@ use rustix::fs::FileType;
 use super::Failure;
 use super::files::Tree;
 use super::text::complain;
-use super::transfer::dir::{DEEPEST, Dir, Meta, refused};
+use super::transfer::dir::{DEEPEST, Dir, Meta, Opened, refused};
 use super::transfer::place::{Guest, Place, Side};
 use super::transfer::put::Writer;
 use super::transfer::work::{self, Partials};
@@ -143,37 +142,35 @@ impl Copy {
 
     /// Copies what the user has named; a link is followed.
     fn source(&self, from: &Side<'_>, to: &Target<'_>) -> Result<(), Failure> {
-        let refused_source = || refused(from.shown());
-        let file = from.file().map_err(refused_source())?;
-        let meta = Meta::of_file(&file).map_err(refused_source())?;
+        let opened = from.opened().map_err(refused(from.shown()))?;
         if let Some(into) = to.into {
-            return self.opened((file, &meta), from, (into, from.name()));
+            return self.opened(opened, from, (into, from.name()));
         }
-        if to.is_marked && !meta.is_dir() {
-            return Err(refused(to.side.shown())(io::Error::from_raw_os_error(libc::ENOENT)));
+        if to.is_marked && !matches!(opened, Opened::Directory(..)) {
+            let absent = io::Error::from_raw_os_error(libc::ENOENT);
+            return Err(refused(to.side.shown())(absent));
         }
         let parent = to.side.parent().map_err(refused(to.side.shown()))?;
-        self.opened((file, &meta), from, (&parent, to.side.name()))
+        self.opened(opened, from, (&parent, to.side.name()))
     }
 
     fn opened(
         &self,
-        (file, meta): (File, &Meta),
+        opened: Opened,
         from: &Side<'_>,
         (to, name): (&Dir, Option<&OsStr>),
     ) -> Result<(), Failure> {
-        match (meta.kind, name) {
-            (FileType::RegularFile, Some(name)) => {
-                let meta = Meta { is_sparse: meta.is_sparse || from.guest.is_some(), ..*meta };
+        match (opened, name) {
+            (Opened::File(file, meta), Some(name)) => {
+                let meta = Meta { is_sparse: meta.is_sparse || from.guest.is_some(), ..meta };
                 let copied = self.writer.file((file, &meta), (to, name), |_| {});
                 copied.map_err(refused(to.shown(name)))
             }
-            (FileType::Directory, name) => {
+            (Opened::Directory(dir, meta), name) => {
                 let guest = from.guest.map(|guest| (guest, from.path.clone()));
-                let from = Source { dir: Dir::of_file(file, from.shown()), guest };
-                self.directory(&from, meta, (to, name))
+                self.directory(&Source { dir, guest }, &meta, (to, name))
             }
-            _ => Err(no_file(from.shown())),
+            (Opened::File(..) | Opened::Other, _) => Err(no_file(from.shown())),
         }
     }
 

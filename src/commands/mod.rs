@@ -34,6 +34,7 @@ mod run;
 mod signals;
 mod snapshot;
 mod ssh;
+mod sync;
 mod text;
 mod timing;
 mod top;
@@ -148,6 +149,7 @@ pub fn run(command: &Command) -> Result<u8, Failure> {
         Command::Run(args) => return run::run(&tree, args),
         Command::Scp(args) => ssh::scp(&tree, args),
         Command::Cp(args) => return cp::run(&tree, args),
+        Command::Sync(args) => return sync::run(&tree, args),
         Command::Rm(args) => remove::run(&tree, args),
         Command::Ls(args) => ls::run(&tree, args),
         Command::Pull(args) => pull::run(&tree, args),

@@ -14,5 +14,7 @@ mod images;
 mod pull;
 mod shell;
 #[cfg(feature = "qemu_tests")]
+mod sync;
+#[cfg(feature = "qemu_tests")]
 mod terminal;
 mod vms;

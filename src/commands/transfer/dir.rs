@@ -8,8 +8,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps};
-use rustix::fs::{fchmod, fstat, futimens, mkdirat, openat, openat2, readlinkat, statat};
+use rustix::fs::{
+    AtFlags, FileType, FlockOperation, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps,
+};
+use rustix::fs::{
+    chmodat, fchmod, flock, fstat, futimens, mkdirat, openat, openat2, readlinkat, statat,
+    unlinkat, utimensat,
+};
 
 use super::super::Failure;
 use super::super::files::plain;
@@ -71,10 +76,21 @@ impl Meta {
     }
 }
 
-/// How a path that the user has named is opened: to look at it, or as a directory.
-const LOOKING: OFlags = OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
+/// To look at something: nothing is asked of it, such as its names.
+const LOOKING: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 const AS_DIRECTORY: OFlags = LOOKING.union(OFlags::DIRECTORY);
-const NOTHING_FOLLOWED: OFlags = OFlags::NOFOLLOW.union(OFlags::NOCTTY);
+/// To read a file. What has become something else meanwhile is not waited for.
+const READING: OFlags =
+    OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
+
+/// What a path leads to.
+#[derive(Debug)]
+pub(in crate::commands) enum Opened {
+    File(File, Meta),
+    Directory(Dir, Meta),
+    /// A FIFO, a socket or a device, which is not opened.
+    Other,
+}
 
 impl Dir {
     /// Opens what a user has named on the host, links and all.
@@ -89,9 +105,13 @@ impl Dir {
         Ok(Self { fd: self.open_path(path, AS_DIRECTORY)?, shown })
     }
 
-    /// Opens a file to be read, as [`open_below`](Self::open_below) a directory.
-    pub(in crate::commands) fn file_below(&self, path: &Path) -> io::Result<File> {
-        Ok(self.open_path(path, LOOKING)?.into())
+    /// Opens a file or a directory, as [`open_below`](Self::open_below) does.
+    pub(in crate::commands) fn opened_below(
+        &self,
+        path: &Path,
+        shown: String,
+    ) -> io::Result<Opened> {
+        opened(|flags| self.open_path(path, flags), shown)
     }
 
     fn open_path(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
@@ -99,9 +119,15 @@ impl Dir {
         Ok(openat2(&self.fd, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)?)
     }
 
-    /// Takes an open file that is a directory.
-    pub(in crate::commands) fn of_file(file: File, shown: String) -> Self {
-        Self { fd: file.into(), shown }
+    /// Locks it against other processes of this host that do, until the result is dropped.
+    pub(in crate::commands) fn lock(&self) -> io::Result<OwnedFd> {
+        let fd = self.reopened()?;
+        flock(&fd, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(fd)
+    }
+
+    pub(in crate::commands) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { fd: self.fd.try_clone()?, shown: self.shown.clone() })
     }
 
     pub(in crate::commands) fn fd(&self) -> BorrowedFd<'_> {
@@ -138,7 +164,7 @@ impl Dir {
     /// Lists the names in it, sorted.
     pub(in crate::commands) fn names(&self) -> io::Result<Vec<OsString>> {
         let mut names = Vec::new();
-        for entry in rustix::fs::Dir::read_from(&self.fd)? {
+        for entry in rustix::fs::Dir::new(self.reopened()?)? {
             let name = entry?.file_name().to_bytes().to_vec();
             if name != b"." && name != b".." {
                 names.push(OsString::from_vec(name));
@@ -148,8 +174,13 @@ impl Dir {
         Ok(names)
     }
 
+    /// Opens it again, to be read.
+    fn reopened(&self) -> io::Result<OwnedFd> {
+        Ok(openat(&self.fd, ".", READING | OFlags::DIRECTORY, Mode::empty())?)
+    }
+
     pub(in crate::commands) fn dir(&self, name: &OsStr) -> io::Result<Self> {
-        match openat(&self.fd, name, AS_DIRECTORY | NOTHING_FOLLOWED, Mode::empty()) {
+        match openat(&self.fd, name, AS_DIRECTORY | OFlags::NOFOLLOW, Mode::empty()) {
             Ok(fd) => Ok(Self { fd, shown: self.shown(name) }),
             Err(rustix::io::Errno::NOTDIR) if self.is_link(name) => {
                 Err(io::Error::from_raw_os_error(libc::ELOOP))
@@ -173,30 +204,56 @@ impl Dir {
         Ok((self.dir(name)?, made))
     }
 
-    /// Opens a regular file to be read. What has become something else meanwhile is not waited for.
+    /// Opens a regular file to be read.
     pub(in crate::commands) fn file(&self, name: &OsStr) -> io::Result<(File, Meta)> {
-        let fd = openat(&self.fd, name, LOOKING | NOTHING_FOLLOWED, Mode::empty())?;
-        let (file, meta) = (File::from(fd.try_clone()?), Meta::of(&fstat(&fd)?));
-        match meta.kind {
-            FileType::RegularFile => Ok((file, meta)),
-            _ => Err(io::Error::other("it is no file any more")),
-        }
+        regular(openat(&self.fd, name, READING | OFlags::NOFOLLOW, Mode::empty())?)
     }
 
     pub(in crate::commands) fn target(&self, name: &OsStr) -> io::Result<Vec<u8>> {
         Ok(readlinkat(&self.fd, name, Vec::new())?.into_bytes())
     }
 
+    pub(in crate::commands) fn remove(&self, name: &OsStr, meta: &Meta) -> io::Result<()> {
+        let flags = if meta.is_dir() { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        Ok(unlinkat(&self.fd, name, flags)?)
+    }
+
     /// Gives the directory itself permissions and a time, in the order in which they may be given.
     pub(in crate::commands) fn finish(&self, meta: &Meta) -> io::Result<()> {
-        set_mode(self.fd(), meta.mode)?;
-        set_time(self.fd(), meta.mtime)
+        self.set_mode(meta.mode)?;
+        Ok(utimensat(&self.fd, ".", &times(meta.mtime), AtFlags::empty())?)
+    }
+
+    /// Gives the directory itself permissions.
+    pub(in crate::commands) fn set_mode(&self, mode: u32) -> io::Result<()> {
+        Ok(chmodat(&self.fd, ".", Mode::from_raw_mode(mode), AtFlags::empty())?)
     }
 }
 
-/// Opens what a user has named on the host to be read, whatever it is.
-pub(super) fn host_file(path: &Path) -> io::Result<File> {
-    Ok(rustix::fs::open(path, LOOKING | OFlags::NOCTTY, Mode::empty())?.into())
+/// Opens what a user has named on the host, links and all.
+pub(super) fn opened_on_host(path: &Path, shown: String) -> io::Result<Opened> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    opened(|flags| Ok(rustix::fs::open(path, flags, Mode::empty())?), shown)
+}
+
+fn opened(open: impl Fn(OFlags) -> io::Result<OwnedFd>, shown: String) -> io::Result<Opened> {
+    let fd = open(LOOKING)?;
+    let meta = Meta::of(&fstat(&fd)?);
+    if meta.is_dir() {
+        return Ok(Opened::Directory(Dir { fd, shown }, meta));
+    }
+    if meta.kind != FileType::RegularFile {
+        return Ok(Opened::Other);
+    }
+    regular(open(READING)?).map(|(file, meta)| Opened::File(file, meta))
+}
+
+fn regular(fd: OwnedFd) -> io::Result<(File, Meta)> {
+    let meta = Meta::of(&fstat(&fd)?);
+    if meta.kind != FileType::RegularFile {
+        return Err(io::Error::other("it is no file any more"));
+    }
+    Ok((fd.into(), meta))
 }
 
 pub(super) fn set_mode(fd: BorrowedFd<'_>, mode: u32) -> io::Result<()> {

@@ -1,7 +1,6 @@
 //! A side of a copy: a path on the host, or `VM:PATH` in a guest, whose files are found through `VM/fs`.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -13,7 +12,7 @@ use super::super::files::{Tree, Vm};
 use super::super::job::{End, Job, copy_out};
 use super::super::ssh;
 use super::super::{Failure, local};
-use super::dir::{self, Dir, printable, refused};
+use super::dir::{self, Dir, Opened, printable, refused};
 
 /// The longest path that Linux has.
 const LONGEST_PATH: usize = 4096;
@@ -118,12 +117,11 @@ impl Guest {
         let quoted = Quoter::new().allow_nul(true).join(paths.iter().map(Vec::as_slice));
         let text = [b"for p in ", &*quoted.unwrap_or_default(), ASK_FOR_TARGETS].concat();
         let said = self.said(&text, names.len() * (LONGEST_PATH + 2)).unwrap_or_default();
-        let targets: Vec<Vec<u8>> = said
-            .split(|b| *b == 0)
-            .map(|target| target.strip_suffix(b"\n").unwrap_or_default().to_vec())
-            .collect();
-        // One for each, and what comes after the last: nothing.
-        if targets.len() == names.len() + 1 { targets } else { Vec::new() }
+        let target = |line: &[u8]| line.strip_suffix(b"\n").unwrap_or_default().to_vec();
+        // One for each, and nothing after the last.
+        let said = said.strip_suffix(b"\0").unwrap_or_default();
+        let targets: Vec<Vec<u8>> = said.split(|b| *b == 0).map(target).collect();
+        if targets.len() == names.len() { targets } else { Vec::new() }
     }
 
     /// Returns what a command in the guest prints, as long as it is not more than `most` bytes.
@@ -199,10 +197,10 @@ impl<'a> Side<'a> {
     }
 
     /// Opens it, whatever it is; links are followed.
-    pub(in crate::commands) fn file(&self) -> io::Result<File> {
+    pub(in crate::commands) fn opened(&self) -> io::Result<Opened> {
         match self.guest {
-            Some(guest) => guest.root.file_below(&self.path),
-            None => dir::host_file(&self.path),
+            Some(guest) => guest.root.opened_below(&self.path, self.shown()),
+            None => dir::opened_on_host(&self.path, self.shown()),
         }
     }
 

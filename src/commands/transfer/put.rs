@@ -79,6 +79,20 @@ impl Writer {
         self.publish(partial, dir, name)
     }
 
+    /// Writes a file of the caller's own, for its user alone.
+    pub(in crate::commands) fn bytes(
+        &self,
+        bytes: &[u8],
+        (dir, name): (&Dir, &OsStr),
+    ) -> io::Result<()> {
+        let partial = self.partials.begin(dir)?;
+        let mode = Mode::from_raw_mode(0o600);
+        let to = File::from(openat(dir.fd(), &partial.name, CREATION, mode)?);
+        to.write_all_at(bytes, 0)?;
+        sys::close(to)?;
+        self.publish(partial, dir, name)
+    }
+
     /// Makes a link.
     pub(in crate::commands) fn link(
         &self,

@@ -17,8 +17,8 @@ use rustix::fs::{AtFlags, unlinkat};
 use super::super::{Failure, signals};
 use super::dir::Dir;
 
-/// How long removing what is written in part may take: a guest may not answer.
-const CLEARING_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long removing what is written in part may take: a guest may be slow, or not answer.
+const CLEARING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Files that are not complete yet, by number.
 #[derive(Debug, Default)]
@@ -89,6 +89,8 @@ fn remove(dir: &OwnedFd, name: &OsStr) {
 enum Event {
     Done(Result<u8, Failure>),
     Signal(i32),
+    /// What was written in part is removed.
+    Cleared,
 }
 
 /// Does something on a thread of its own, until it is done or a signal ends it.
@@ -97,24 +99,24 @@ pub(in crate::commands) fn interruptible(
 ) -> Result<u8, Failure> {
     let (partials, (sender, receiver)) = (Arc::<Partials>::default(), mpsc::channel());
     signals::forward(sender.clone(), Event::Signal)?;
-    let of_work = Arc::clone(&partials);
-    thread::spawn(move || sender.send(Event::Done(work(&of_work))));
+    let (of_work, to) = (Arc::clone(&partials), sender.clone());
+    thread::spawn(move || to.send(Event::Done(work(&of_work))));
     match receiver.recv() {
         Ok(Event::Done(done)) => done,
         Ok(Event::Signal(signal)) => {
-            clear_away(partials);
+            clear_away(partials, sender);
+            // Or until a second signal. That the work has failed meanwhile says nothing.
+            let is_more = |event| matches!(event, Ok(Event::Done(_)));
+            while is_more(receiver.recv_timeout(CLEARING_TIMEOUT)) {}
             Err(Failure::Reported(signals::exit_code(signal)))
         }
-        Err(_) => Err(Failure::Reported(1)),
+        Ok(Event::Cleared) | Err(_) => Err(Failure::Reported(1)),
     }
 }
 
-fn clear_away(partials: Arc<Partials>) {
-    let (sender, receiver): (Sender<()>, _) = mpsc::channel();
+fn clear_away(partials: Arc<Partials>, sender: Sender<Event>) {
     thread::spawn(move || {
         partials.clear_away();
-        drop(sender);
+        sender.send(Event::Cleared)
     });
-    // It ends by the sender's end.
-    let _ended = receiver.recv_timeout(CLEARING_TIMEOUT);
 }
