@@ -8,6 +8,7 @@
 //! - [`registry`]: name → VM; creation, removal, adoption after a restart.
 //! - [`vm`]: one VM: its states, the task that drives it, and the traits of what it drives.
 //! - [`qemu`], [`guest`], [`image`]: implementations of those traits.
+//! - [`proxy`]: the web for guests that may reach a part of it.
 //! - [`fetch`]: files from the network, resumed and verified.
 //! - [`nfs`]: a server of files for one guest.
 //! - [`store`]: names and formats on disk.
@@ -35,6 +36,7 @@ mod model;
 pub mod nfs;
 pub mod proc;
 pub mod programs;
+pub mod proxy;
 pub mod qemu;
 pub mod registry;
 pub mod run;
