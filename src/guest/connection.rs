@@ -24,7 +24,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
-use crate::vm::backend::{BackendError, Exit, FileServer, OutputKind, OutputSink};
+use crate::vm::backend::{BackendError, Exit, OutputKind, OutputSink, PortServer};
 
 /// Until the server's first byte: QEMU's user networking accepts before the guest listens and
 /// repeats a lost SYN only seconds later, so a new attempt is through sooner than an old one.
@@ -96,14 +96,14 @@ impl Connection {
     /// Does the same; what comes from ports of the guest goes to a server.
     pub(super) async fn serving(
         access: &SshAccess,
-        server: Arc<dyn FileServer>,
+        server: Arc<dyn PortServer>,
     ) -> Result<Arc<Self>, BackendError> {
         Self::connect(access, Some(server)).await
     }
 
     async fn connect(
         access: &SshAccess,
-        server: Option<Arc<dyn FileServer>>,
+        server: Option<Arc<dyn PortServer>>,
     ) -> Result<Arc<Self>, BackendError> {
         let socket = dial(access.port).await?;
         let cable = Cable::of(&socket).map_err(broken)?;
@@ -319,7 +319,7 @@ async fn log_in(
 struct Verifier {
     host_key: PublicKey,
     /// Takes the connections from ports of the guest.
-    server: Option<Arc<dyn FileServer>>,
+    server: Option<Arc<dyn PortServer>>,
     /// Dropped with the connection's task.
     _alive: watch::Sender<()>,
 }

@@ -12,6 +12,7 @@ pub mod keys;
 mod nocloud;
 mod probe;
 pub mod seed;
+mod served_port;
 mod sftp;
 mod shares;
 mod shell;
@@ -20,6 +21,7 @@ pub mod ssh_config;
 mod supervise;
 mod tty;
 mod user_data;
+mod web;
 
 use std::fs::File;
 use std::io;

@@ -17,11 +17,11 @@ use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 
 use super::connection::{Connection, SshAccess, unreachable};
-use super::{keys, probe, sftp, shares, supervise};
+use super::{keys, probe, sftp, shares, supervise, web};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
     BackendError, DiscardOutput, ExecOptions, Exit, FilePort, FileServer, GuestAddress, GuestFiles,
-    GuestSession, JobIo, NoFiles, OutputSink, ProbeAnswer,
+    GuestSession, JobIo, NoFiles, OpenPort, OutputSink, PortServer, ProbeAnswer,
 };
 use crate::vm::probe::Probe;
 
@@ -37,6 +37,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 pub struct SshSession {
     first: Arc<Connection>,
     pool: Arc<Pool>,
+    /// Variables that every command finds.
+    environment: Mutex<Vec<(String, String)>>,
 }
 
 /// Connects, logs in and runs `true`: one attempt.
@@ -53,7 +55,8 @@ pub async fn connect(client_key: &Path, at: &GuestAddress) -> Result<SshSession,
     };
     let late = |_| unreachable(format!("not logged in within {} s", ATTEMPT_TIMEOUT.as_secs()));
     let first = timeout(ATTEMPT_TIMEOUT, prove(&access)).await.map_err(late)??;
-    Ok(SshSession { first: Arc::clone(&first), pool: Arc::new(Pool::new(access, first)) })
+    let pool = Arc::new(Pool::new(access, Arc::clone(&first)));
+    Ok(SshSession { first, pool, environment: Mutex::default() })
 }
 
 async fn prove(access: &SshAccess) -> Result<Arc<Connection>, BackendError> {
@@ -74,7 +77,8 @@ impl GuestSession for SshSession {
         stdin: &[u8],
         output: &dyn OutputSink,
     ) -> Result<Exit, BackendError> {
-        self.pool.lease().await?.connection.exec(command, stdin, output).await
+        let command = supervise::prepared(command, &self.options(&ExecOptions::default()));
+        self.pool.lease().await?.connection.exec(&command, stdin, output).await
     }
 
     async fn run(
@@ -83,7 +87,7 @@ impl GuestSession for SshSession {
         options: &ExecOptions,
         io: &dyn JobIo,
     ) -> Result<Exit, BackendError> {
-        supervise::run(&self.pool, command, options, io).await
+        supervise::run(&self.pool, command, &self.options(options), io).await
     }
 
     async fn probe(&self, probe: &Probe) -> Result<ProbeAnswer, BackendError> {
@@ -101,8 +105,28 @@ impl GuestSession for SshSession {
         shares::open(&self.pool.access, server).await
     }
 
+    fn set_environment(&self, variables: Vec<(String, String)>) {
+        *self.environment.lock() = variables;
+    }
+
+    async fn serve_web(
+        &self,
+        proxy: Arc<dyn PortServer>,
+    ) -> Result<Box<dyn OpenPort>, BackendError> {
+        web::open(&self.pool.access, proxy).await
+    }
+
     async fn closed(&self) {
         self.first.closed().await;
+    }
+}
+
+impl SshSession {
+    /// Puts what every command finds before what this one is given.
+    fn options(&self, own: &ExecOptions) -> ExecOptions {
+        let mut env = self.environment.lock().clone();
+        env.extend(own.env.iter().cloned());
+        ExecOptions { env, ..own.clone() }
     }
 }
 

@@ -85,7 +85,7 @@ impl Wrapped {
     }
 }
 
-fn prepared(command: &[u8], options: &ExecOptions) -> Vec<u8> {
+pub(super) fn prepared(command: &[u8], options: &ExecOptions) -> Vec<u8> {
     let mut text = Vec::new();
     if let Some(cwd) = &options.cwd {
         // `cd -` would be something else.

@@ -28,7 +28,7 @@ pub(super) async fn connect(target: &Target) -> Result<TcpStream, String> {
             Ok(Ok(stream)) => return Ok(stream),
             Ok(Err(error)) => why = format!("{}: {error}", address.ip()),
             Err(_) => {
-                why = format!("{} has not answered within {} s", address.ip(), TIMEOUT.as_secs())
+                why = format!("{} has not answered within {} s", address.ip(), TIMEOUT.as_secs());
             }
         }
     }

@@ -11,6 +11,7 @@ mod dial;
 mod tests;
 
 use std::convert::Infallible;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -42,7 +43,7 @@ pub struct Target {
 }
 
 /// What a guest may reach.
-pub trait Policy: Send + Sync + 'static {
+pub trait Policy: fmt::Debug + Send + Sync + 'static {
     /// Says whether it may go there.
     fn permits(&self, target: &Target) -> bool;
     /// Hears of what it may not.
@@ -133,8 +134,8 @@ impl Target {
     }
 }
 
-impl std::fmt::Display for Target {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.host, self.port)
     }
 }

@@ -6,7 +6,7 @@ use tokio::net::TcpListener;
 use super::*;
 
 /// Permits one port of the host, and notes what it refuses.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct One {
     port: u16,
     refused: parking_lot::Mutex<Vec<String>>,

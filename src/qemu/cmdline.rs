@@ -331,7 +331,7 @@ fn devices(args: &mut Args, plan: &LaunchPlan, facts: &LaunchDetails<'_>) {
     }
     match plan.spec.net {
         Network::User => {}
-        Network::Offline => net.push_str(",restrict=on"),
+        Network::Offline | Network::Allow => net.push_str(",restrict=on"),
     }
     args.pair("-netdev", net);
     let mac = plan.spec.mac.unwrap_or_else(|| Mac::of(plan.uuid));

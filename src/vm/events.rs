@@ -42,6 +42,8 @@ pub enum Event {
         /// How long.
         pause: Duration,
     },
+    /// Its guest wanted to go there, and `config/allow` has it not.
+    Refused(String),
     /// It boots although its image is warm, for this reason.
     Boots(String),
 }
@@ -60,6 +62,7 @@ impl fmt::Display for Event {
             Self::Forked { names, pause } => {
                 write!(f, "forked {} pause {}ms", names.join(" "), pause.as_millis())
             }
+            Self::Refused(target) => write!(f, "refused {target}"),
             Self::Boots(reason) => write!(f, "warm no: {reason}"),
         }
     }

@@ -31,6 +31,7 @@ pub mod spec;
 pub mod state;
 pub mod stream;
 pub mod template;
+pub mod web;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -87,6 +87,7 @@ fn values() {
         ("autostart", "2", EINVAL),
         ("autoremove", "2", EINVAL),
         ("net", "none", EINVAL),
+        ("allow", "http://x/", EINVAL),
     ];
     for (key, value, errno) in table {
         let before = aq.read(&format!("vm1/config/{key}"));

@@ -357,3 +357,52 @@ fn an_offline_guest_reaches_nothing_and_is_reached() {
     aq.sh("echo user > vm1/config/net; echo suspend > vm1/ctl; cat vm1/wait; echo start > vm1/ctl; cat vm1/ready").ok();
     assert_eq!(aq.exec("vm1", &ask), "hello\n0");
 }
+
+/// A web server of the host's loopback with one page.
+fn page() -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let port = listener.local_addr().expect("its address").port();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _asked = stream.read(&mut [0; 4096]);
+            let answer = "HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello";
+            let _gone = stream.write_all(answer.as_bytes());
+        }
+    });
+    port
+}
+
+#[test]
+fn a_guest_reaches_what_is_allowed_by_the_proxy_and_nothing_else() {
+    let (aq, port, other) = (Mounted::with_image(), page(), page());
+    aq.sh(&format!(
+        "mkdir vm1; echo allow > vm1/config/net; echo 10.0.2.2:{port} > vm1/config/allow"
+    ))
+    .ok();
+    aq.boot_existing("vm1");
+    let get =
+        |port: u16| format!("busybox wget -q -O - http://10.0.2.2:{port}/ 2>&1; echo \" $?\"");
+    assert_eq!(aq.exec("vm1", &get(port)), "hello 0");
+    let seen =
+        aq.events_of("vm1/events", &format!("echo '{}' > vm1/exec; cat vm1/exec", get(other)));
+    assert!(seen.contains(&format!("refused 10.0.2.2:{other}")), "{seen}");
+    let direct = format!("busybox nc -w 3 10.0.2.2 {port} < /dev/null 2> /dev/null; echo $?");
+    assert_eq!(aq.exec("vm1", &direct), "1", "not by the proxy");
+    // A change counts at once; a job has the variables too.
+    aq.sh(&format!("echo 10.0.2.2:{other} >> vm1/config/allow")).ok();
+    assert_eq!(aq.cli(&format!("aq exec vm1 '{}'", get(other))).ok(), "hello 0");
+    aq.sh("echo none > vm1/config/allow").ok();
+    assert!(aq.exec("vm1", &get(port)).contains("403"));
+    aq.sh(&format!("echo 10.0.2.2:{port} > vm1/config/allow; mkdir vm1/snapshots/a; cat vm1/wait"))
+        .ok();
+    // The same proxy for what comes back: from the past, from sleep, to another daemon.
+    aq.sh("echo 'restore a' > vm1/ctl; cat vm1/ready").ok();
+    assert_eq!(aq.exec("vm1", &get(port)), "hello 0", "restored");
+    aq.sh("echo suspend > vm1/ctl; cat vm1/wait; echo start > vm1/ctl; cat vm1/ready").ok();
+    assert_eq!(aq.exec("vm1", &get(port)), "hello 0", "resumed");
+    aq.kill_daemon();
+    aq.mount();
+    aq.sh("cat vm1/ready").ok();
+    assert_eq!(aq.exec("vm1", &get(port)), "hello 0", "adopted");
+    assert_eq!(aq.sh("cat vm1/error").ok(), "ok");
+}

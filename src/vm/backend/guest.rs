@@ -7,7 +7,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use super::{BackendError, FilePort, FileServer, GuestFiles, LaunchPlan, NoFiles};
+use super::{
+    BackendError, FilePort, FileServer, GuestFiles, LaunchPlan, NoFiles, OpenPort, PortServer,
+};
 use crate::vm::probe::Probe;
 use crate::vm::stream::{Stream, StreamAccess};
 
@@ -144,6 +146,13 @@ pub trait GuestSession: fmt::Debug + Send + Sync {
         &self,
         server: Arc<dyn FileServer>,
     ) -> Result<Box<dyn FilePort>, BackendError>;
+    /// Sets the variables that commands find from now on, unless they have their own.
+    fn set_environment(&self, variables: Vec<(String, String)>);
+    /// Opens the port of the guest's 127.0.0.1 that leads to its proxy, over a connection of its own.
+    async fn serve_web(
+        &self,
+        proxy: Arc<dyn PortServer>,
+    ) -> Result<Box<dyn OpenPort>, BackendError>;
     /// Resolves when the connection is lost.
     async fn closed(&self);
 }

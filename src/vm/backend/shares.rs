@@ -13,12 +13,23 @@ pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 
-/// Serves files to a guest.
-pub trait FileServer: fmt::Debug + Send + Sync {
-    /// Says which user and group of the guest its login user is. It comes before any connection.
-    fn set_guest_user(&self, user: u32, group: u32);
+/// Serves what connects to a port of the guest's 127.0.0.1.
+pub trait PortServer: fmt::Debug + Send + Sync {
     /// Takes a connection from this port of the guest.
     fn accept(self: Arc<Self>, stream: Box<dyn ByteStream>, from_port: u32);
+}
+
+/// Serves files to a guest.
+pub trait FileServer: PortServer {
+    /// Says which user and group of the guest its login user is. It comes before any connection.
+    fn set_guest_user(&self, user: u32, group: u32);
+}
+
+/// A port of the guest's 127.0.0.1 that leads to a server. Dropping it closes the port and what came from it.
+#[async_trait]
+pub trait OpenPort: fmt::Debug + Send + Sync {
+    /// Resolves when the port is lost.
+    async fn closed(&self);
 }
 
 /// A directory that the guest is to have.

@@ -53,12 +53,13 @@ impl Driver {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             };
-            // A guest that is ready has its shares, unless that takes too long.
+            // A guest that is ready has its shares and its proxy, unless that takes too long.
             let shares = vm.attach_shares(&session);
-            shares.mounted().await;
+            let web = vm.attach_web(&session);
+            tokio::join!(shares.mounted(), web.settled());
             to.report(Report::Connected(Arc::clone(&session), since.elapsed())).await;
             session.closed().await;
-            drop(shares);
+            drop((shares, web));
             Report::Lost
         });
     }

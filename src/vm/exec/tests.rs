@@ -5,7 +5,8 @@ use tokio::sync::Notify;
 
 use super::*;
 use crate::vm::backend::{
-    ExecOptions, FilePort, FileServer, JobIo, OutputKind, OutputSink, ProbeAnswer,
+    ExecOptions, FilePort, FileServer, JobIo, OpenPort, OutputKind, OutputSink, PortServer,
+    ProbeAnswer,
 };
 use crate::vm::caller::ProcessId;
 use crate::vm::job::MAX_COMMAND;
@@ -86,6 +87,15 @@ impl GuestSession for Fake {
         _server: Arc<dyn FileServer>,
     ) -> Result<Box<dyn FilePort>, BackendError> {
         unimplemented!("no test of commands has files")
+    }
+
+    fn set_environment(&self, _variables: Vec<(String, String)>) {}
+
+    async fn serve_web(
+        &self,
+        _proxy: Arc<dyn PortServer>,
+    ) -> Result<Box<dyn OpenPort>, BackendError> {
+        unimplemented!("no test with fakes has a proxy")
     }
 
     async fn closed(&self) {

@@ -1,7 +1,7 @@
 //! Guests that answer at once, and the ways to them.
 
 use super::*;
-use crate::vm::backend::{FilePort, FileServer, Mount};
+use crate::vm::backend::{FilePort, FileServer, Mount, OpenPort, PortServer};
 use crate::vm::probe::Probe;
 
 #[async_trait]
@@ -104,6 +104,15 @@ impl GuestSession for FakeSession {
         self.0.calls.lock().push("serve_files");
         server.set_guest_user(0, 0);
         Ok(Box::new(FakePortOfFiles(Arc::clone(&self.0))))
+    }
+
+    fn set_environment(&self, _variables: Vec<(String, String)>) {}
+
+    async fn serve_web(
+        &self,
+        _proxy: Arc<dyn PortServer>,
+    ) -> Result<Box<dyn OpenPort>, BackendError> {
+        unimplemented!("no test with fakes has a proxy")
     }
 
     async fn closed(&self) {

@@ -21,7 +21,7 @@ pub use self::follow::Attachment;
 use self::stored::{Settings, Stored};
 pub use self::value::{Field, ShareError};
 use super::Backends;
-use super::backend::{ByteStream, FileServer, Mount};
+use super::backend::{ByteStream, FileServer, Mount, PortServer};
 use super::dropped::Remover;
 use super::spec::is_object_name;
 use super::{VmError, driver::off_thread};
@@ -324,7 +324,9 @@ impl FileServer for GuestConnections {
     fn set_guest_user(&self, user: u32, group: u32) {
         self.0.set_guest_user(user, group);
     }
+}
 
+impl PortServer for GuestConnections {
     fn accept(self: Arc<Self>, stream: Box<dyn ByteStream>, from_port: u32) {
         let server = Arc::clone(&self.0);
         tokio::spawn(async move {

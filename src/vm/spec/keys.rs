@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use super::container::ContainerProcess;
-use super::net::Forward;
+use super::net::{Destination, Forward};
 pub use super::parse::forward;
 use super::{
     MAX_DISK, MAX_MEMORY, MIN_DISK, MIN_MEMORY, SpecError, VmSpec, parse, render_accel,
@@ -278,9 +278,14 @@ pub static KEYS: &[Key] = &[
         element: |s, v| parse::forward(v).and_then(|v| s.add_port(v)),
     },
     key! { net, takes: AtStart, carried: Never,
-        doc: "what the guest reaches: user (other hosts, and the host as 10.0.2.2) or offline (nothing)",
+        doc: "what the guest reaches: user (other hosts, and the host as 10.0.2.2), offline (nothing) or allow",
         render: |s| s.net.word().to_owned(),
         value: |v| parse::net(v),
+    },
+    key! { allow, takes: AtOnce, carried: Never,
+        doc: "with net allow: hosts that the guest reaches by a proxy, one a line: deb.debian.org, *.crates.io:443",
+        render: |s| lines(&s.allow),
+        element: |s, v| parse::destination(v).and_then(|v| add_destination(s, v)),
     },
     key! { arch, takes: AtStart, carried: Always,
         doc: "the processor's architecture, x86_64 or aarch64; an image has its own, else it is the host's",
@@ -412,6 +417,14 @@ fn add_credential(spec: &mut VmSpec, line: String) -> Result<(), SpecError> {
     Ok(())
 }
 
+fn add_destination(spec: &mut VmSpec, destination: Destination) -> Result<(), SpecError> {
+    if spec.allow.contains(&destination) {
+        return Err(SpecError::Duplicate { key: "allow", value: destination.to_string() });
+    }
+    spec.allow.push(destination);
+    Ok(())
+}
+
 fn none() -> String {
     "none".to_owned()
 }
@@ -424,6 +437,6 @@ fn switch(value: bool) -> String {
     u8::from(value).to_string()
 }
 
-fn lines(forwards: &[Forward]) -> String {
-    forwards.iter().map(Forward::to_string).collect::<Vec<_>>().join("\n")
+fn lines(elements: &[impl ToString]) -> String {
+    elements.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
 }

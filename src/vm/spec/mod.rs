@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use self::container::ContainerProcess;
 pub use self::keys::{Edit, Form, KEYS, Key, Takes};
-use self::net::{Forward, Mac, Network};
+use self::net::{Destination, Forward, Mac, Network};
 pub use self::resolve::{ImageSettings, VmSettings};
 use super::hardware::Hardware;
 use crate::arch::Arch;
@@ -105,6 +105,8 @@ pub struct VmSpec {
     pub ports: Vec<Forward>,
     /// What the guest reaches.
     pub net: Network,
+    /// Where it may go with [`Network::Allow`].
+    pub allow: Vec<Destination>,
     /// The processor's architecture.
     pub arch: Arch,
     /// How to run.
@@ -162,6 +164,7 @@ impl Default for VmSpec {
             mac: None,
             ports: Vec::new(),
             net: Network::User,
+            allow: Vec::new(),
             arch: Arch::HOST,
             accel: AccelChoice::Auto,
             ssh_user: "root".to_owned(),

@@ -4,7 +4,7 @@
 //! whatever a user wrote is gone after parsing.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -56,19 +56,113 @@ pub enum Network {
     User,
     /// Nothing. What the host begins reaches the guest: SSH and forwarded ports.
     Offline,
+    /// By a proxy the destinations that its VM allows, otherwise nothing.
+    Allow,
 }
 
 impl Network {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::User, Self::Offline];
+    pub const ALL: [Self; 3] = [Self::User, Self::Offline, Self::Allow];
 
     /// Returns the word of the setting.
     pub fn word(self) -> &'static str {
         match self {
             Self::User => "user",
             Self::Offline => "offline",
+            Self::Allow => "allow",
         }
     }
+}
+
+/// Where a guest may go by the proxy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Destination {
+    host: Host,
+    /// `None`: the web's two, 80 and 443.
+    port: Option<u16>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Host {
+    Address(IpAddr),
+    Name(String),
+    /// Every name that ends with a dot and this.
+    Below(String),
+}
+
+impl Destination {
+    /// Says whether it is, or holds, a host (in lower case) and a port.
+    pub fn holds(&self, host: &str, port: u16) -> bool {
+        let is_port = self.port.map_or(matches!(port, 80 | 443), |own| own == port);
+        is_port
+            && match &self.host {
+                Host::Address(address) => host.parse() == Ok(*address),
+                Host::Name(name) => host == name,
+                Host::Below(name) => {
+                    host.strip_suffix(name.as_str()).is_some_and(|rest| rest.ends_with('.'))
+                }
+            }
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Host::Address(IpAddr::V6(address)) => write!(f, "[{address}]")?,
+            Host::Address(IpAddr::V4(address)) => write!(f, "{address}")?,
+            Host::Name(name) => write!(f, "{name}")?,
+            Host::Below(name) => write!(f, "*.{name}")?,
+        }
+        self.port.map_or(Ok(()), |port| write!(f, ":{port}"))
+    }
+}
+
+impl FromStr for Destination {
+    type Err = BadForm;
+
+    /// Reads `HOST[:PORT]`: a name, `*.` before a name, an IPv4 address or an IPv6 address in brackets.
+    fn from_str(text: &str) -> Result<Self, BadForm> {
+        let (host, own_port) = match text.rsplit_once(':') {
+            Some((host, number)) if !number.ends_with(']') => (host, Some(port(number)?)),
+            Some(_) | None => (text, None),
+        };
+        if own_port == Some(0) {
+            return Err(BadForm);
+        }
+        Ok(Self { host: host.to_ascii_lowercase().parse()?, port: own_port })
+    }
+}
+
+impl FromStr for Host {
+    type Err = BadForm;
+
+    fn from_str(text: &str) -> Result<Self, BadForm> {
+        if let Some(address) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            return address
+                .parse()
+                .map(|v6: Ipv6Addr| Self::Address(v6.into()))
+                .map_err(|_| BadForm);
+        }
+        if let Ok(address) = text.parse::<Ipv4Addr>() {
+            return Ok(Self::Address(address.into()));
+        }
+        match text.strip_prefix("*.") {
+            Some(name) => host_name(name).map(Self::Below),
+            None => host_name(text).map(Self::Name),
+        }
+    }
+}
+
+/// Reads a name. What ends with a number is an address that is written in another way.
+fn host_name(text: &str) -> Result<String, BadForm> {
+    let name = text.strip_suffix('.').unwrap_or(text);
+    let good = |c: u8| c.is_ascii_alphanumeric() || c == b'-' || c == b'_';
+    let label = |l: &str| (1..=63).contains(&l.len()) && !l.starts_with('-') && l.bytes().all(good);
+    let last = name.rsplit('.').next().unwrap_or_default();
+    let is_name = name.len() <= 253 && name.split('.').all(label);
+    let is_number = last.bytes().all(|c| c.is_ascii_digit()) || last.starts_with("0x");
+    (is_name && !is_number).then(|| name.to_owned()).ok_or(BadForm)
 }
 
 /// A transport protocol.
@@ -168,7 +262,7 @@ macro_rules! as_text {
     )*};
 }
 
-as_text!(Mac, Forward);
+as_text!(Mac, Forward, Destination);
 
 #[cfg(test)]
 mod tests {
@@ -217,6 +311,35 @@ mod tests {
         assert!(!forward("8080:80").collides(&forward("udp:8080:80")));
         assert!(!forward("0:80").collides(&forward("0:81")));
         assert!(forward("0:80").collides(&forward("0:80")));
+    }
+
+    #[test]
+    fn destinations_read_back_and_hold_what_they_say() {
+        let table = [
+            ("Deb.Debian.org.", "deb.debian.org", "deb.debian.org", 443, true),
+            ("deb.debian.org", "deb.debian.org", "deb.debian.org", 22, false),
+            ("deb.debian.org", "deb.debian.org", "x.deb.debian.org", 80, false),
+            ("*.crates.io", "*.crates.io", "static.crates.io", 443, true),
+            ("*.crates.io", "*.crates.io", "crates.io", 443, false),
+            ("*.crates.io", "*.crates.io", "evilcrates.io", 443, false),
+            ("git.example:22", "git.example:22", "git.example", 22, true),
+            ("git.example:22", "git.example:22", "git.example", 443, false),
+            ("10.0.2.2:8000", "10.0.2.2:8000", "10.0.2.2", 8000, true),
+            ("[2001:DB8::0:1]:80", "[2001:db8::1]:80", "2001:db8::1", 80, true),
+            ("[::1]", "[::1]", "::1", 443, true),
+        ];
+        for (written, read, host, port, holds) in table {
+            let destination: Destination = written.parse().unwrap();
+            assert_eq!(destination.to_string(), read);
+            assert_eq!(destination.holds(host, port), holds, "{written} {host}:{port}");
+        }
+        let bad = [
+            "", ".", "*", "a b", "a:", "a:0", "a:65536", "a/b", "::1", "1.2.3", "0x7f", "*.*.a",
+            "a..b", "-a",
+        ];
+        for text in bad {
+            assert_eq!(text.parse::<Destination>(), Err(BadForm), "{text}");
+        }
     }
 
     #[test]

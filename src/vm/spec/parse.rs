@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use super::container::ContainerProcess;
-use super::net::{Forward, Mac, Network};
+use super::net::{Destination, Forward, Mac, Network};
 use super::{AccelChoice, Firmware, MAX_CPUS, SpecError, is_object_name, parse_size, render_accel};
 use crate::arch::Arch;
 use crate::vm::hardware::Hardware;
@@ -114,7 +114,12 @@ pub(super) fn accel(value: &str) -> Result<AccelChoice, SpecError> {
 
 pub(super) fn net(value: &str) -> Result<Network, SpecError> {
     let named = Network::ALL.into_iter().find(|net| net.word() == value);
-    named.ok_or_else(|| malformed("net", value, "user or offline"))
+    named.ok_or_else(|| malformed("net", value, "user, offline or allow"))
+}
+
+pub(super) fn destination(value: &str) -> Result<Destination, SpecError> {
+    let expected = "HOST or HOST:PORT: a name, *. before a name, or an address";
+    value.parse().map_err(|_| malformed("allow", value, expected))
 }
 
 pub(super) fn user(value: &str) -> Result<String, SpecError> {

@@ -28,6 +28,7 @@ fn unusual() -> VmSpec {
         ports: vec!["8080:80".parse().unwrap(), "udp:0.0.0.0:53:53".parse().unwrap()],
         arch: if Arch::HOST == Arch::X86_64 { Arch::Aarch64 } else { Arch::X86_64 },
         net: Network::Offline,
+        allow: vec!["*.example.org:443".parse().unwrap()],
         accel: AccelChoice::Tcg,
         ssh_user: "me".into(),
         ssh_key: vec![KEY_LINE.into()],

@@ -32,7 +32,7 @@ if listener; then
     case $name in
     sshd* | dropbear*) kill "$pid" ;;
     *)
-        echo "failed: $name (process $pid) listens on port $port of its 127.0.0.1, which the shares need"
+        echo "failed: $name (process $pid) listens on port $port of its 127.0.0.1, which aqfs needs"
         exit
         ;;
     esac
