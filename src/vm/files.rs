@@ -2,11 +2,11 @@
 //!
 //! Not here: what is asked of it (`files`), how the guest is asked (`guest::sftp`).
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::backend::{BackendError, GuestFiles, GuestSession, NoFiles};
 use super::exec::Link;
@@ -15,6 +15,9 @@ use super::exec::Link;
 pub const TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a guest without a server is not asked again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How long a server stays in the guest that nobody asks, with nothing open.
+const IDLE: Duration = Duration::from_secs(300);
 
 /// Why a guest's files are not reached.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,7 +40,7 @@ pub enum FilesError {
 #[derive(Debug)]
 pub(super) struct Files {
     link: watch::Receiver<Link>,
-    current: Mutex<Option<Current>>,
+    current: Arc<Mutex<Option<Current>>>,
 }
 
 /// What the newest connection with the guest gave.
@@ -45,7 +48,11 @@ pub(super) struct Files {
 struct Current {
     session: Arc<dyn GuestSession>,
     files: Result<Arc<dyn GuestFiles>, (NoFiles, Instant)>,
+    /// When it was asked for last.
+    used: LastUse,
 }
+
+type LastUse = Arc<parking_lot::Mutex<Instant>>;
 
 impl Current {
     /// Returns what it is good for still; `None`: the guest is to be asked.
@@ -56,7 +63,10 @@ impl Current {
         match &self.files {
             _ if !Arc::ptr_eq(&self.session, session) => None,
             Ok(files) if files.is_lost() => None,
-            Ok(files) => Some(Ok(Arc::clone(files))),
+            Ok(files) => {
+                *self.used.lock() = Instant::now();
+                Some(Ok(Arc::clone(files)))
+            }
             Err((_, since)) if since.elapsed() > RETRY_INTERVAL => None,
             Err((error, _)) => Some(Err(error.clone().into())),
         }
@@ -65,7 +75,7 @@ impl Current {
 
 impl Files {
     pub(super) fn new(link: watch::Receiver<Link>) -> Self {
-        Self { link, current: Mutex::default() }
+        Self { link, current: Arc::default() }
     }
 
     /// Returns the way there. `report` hears why a guest that answers has none.
@@ -106,13 +116,76 @@ impl Files {
             report(error.to_string());
         }
         let kept = files.clone().map_err(|error| (error, Instant::now()));
-        *current = Some(Current { session, files: kept });
+        let used = LastUse::new(parking_lot::Mutex::new(Instant::now()));
+        if let Ok(files) = &files {
+            let closing =
+                close_when_idle(Arc::downgrade(&self.current), Arc::downgrade(files), used.clone());
+            tokio::spawn(closing);
+        }
+        *current = Some(Current { session, files: kept, used });
         Ok(files?)
+    }
+}
+
+/// Closes a server's connection when it is idle: it takes a process of the guest, and a connection.
+async fn close_when_idle(
+    current: Weak<Mutex<Option<Current>>>,
+    files: Weak<dyn GuestFiles>,
+    used: LastUse,
+) {
+    loop {
+        idle(&files, &used).await;
+        let Some(current) = current.upgrade() else { return };
+        let mut current = current.lock().await;
+        match files.strong_count() {
+            // Another one has taken its place.
+            0 => return,
+            1 => return *current = None,
+            // Somebody came meanwhile.
+            _ => {}
+        }
+    }
+}
+
+/// Waits until nobody but its keeper has something, and has not asked for it for [`IDLE`].
+async fn idle<T: ?Sized>(of: &Weak<T>, used: &LastUse) {
+    let mut look = *used.lock() + IDLE;
+    loop {
+        sleep_until(look).await;
+        let last = *used.lock();
+        let is_in_use = of.strong_count() > 1;
+        if !is_in_use && last.elapsed() >= IDLE {
+            return;
+        }
+        look = if is_in_use { Instant::now() } else { last } + IDLE;
     }
 }
 
 impl From<BackendError> for FilesError {
     fn from(error: BackendError) -> Self {
         Self::None(error.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_open_or_was_asked_for_stays() {
+        let (kept, used) = (Arc::new(()), LastUse::new(parking_lot::Mutex::new(Instant::now())));
+        let of = Arc::downgrade(&kept);
+        let stays = |seconds| {
+            let (of, used) = (of.clone(), used.clone());
+            async move { timeout(Duration::from_secs(seconds), idle(&of, &used)).await.is_err() }
+        };
+        let open = Arc::clone(&kept);
+        assert!(stays(1000).await, "it is open");
+        drop(open);
+        *used.lock() = Instant::now();
+        assert!(stays(299).await, "it was asked for");
+        assert!(!stays(2).await);
+        drop(kept);
+        assert!(!stays(1).await, "it is gone");
     }
 }
