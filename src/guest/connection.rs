@@ -151,10 +151,14 @@ impl Connection {
         let address = Ipv4Addr::LOCALHOST.to_string();
         match self.handle.tcpip_forward(address, u32::from(port)).await {
             Ok(_) => Ok(()),
-            Err(russh::Error::RequestDenied) => Err(unreachable(format!(
-                "its SSH server does not listen on port {port} for us; it must permit forwarding \
-                 (AllowTcpForwarding, PermitListen and DisableForwarding in sshd_config)"
-            ))),
+            Err(russh::Error::RequestDenied) => Err(BackendError::fact(
+                "the guest's SSH server does not listen for us",
+                format!(
+                    "port {port}; it must permit forwarding (AllowTcpForwarding, PermitListen and \
+                     DisableForwarding in sshd_config)"
+                ),
+                libc::EPERM,
+            )),
             Err(error) => Err(broken(error)),
         }
     }

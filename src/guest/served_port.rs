@@ -15,6 +15,14 @@ use super::ssh::ATTEMPT_TIMEOUT;
 use crate::vm::backend::{BackendError, Exit, OutputKind, OutputSink, PortServer};
 
 const PREPARE: &str = include_str!("served_port/prepare.sh");
+/// The line that a guest whose root is a container's runs beside the container; others do nothing at it.
+const SYSTEM: &str = ": aqfs-system\n";
+/// Runs the script that is its input as root, with the numbers of the login user and its group. Of a container it
+/// is the image's root that has mounts and files, while modules and programs are ours.
+const AS_ROOT: &str = "if [ -e /run/aqfs/shell ]; then { modprobe nfs; modprobe nfsv3; } 2>/dev/null; \
+    PATH=/dev/aqfs/bin exec /bin/chroot /proc/1/cwd /dev/aqfs/bin/busybox sh -s 0 0; fi\n\
+    user=$(id -u) group=$(id -g); case $user in 0) as= ;; *) as='sudo -n' ;; esac; \
+    exec $as sh -s \"$user\" \"$group\"";
 /// How long the guest may take to do it: to mount, it may load modules first.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// How much a guest may say.
@@ -56,15 +64,13 @@ impl ServedPort {
     /// Runs a script as root and returns its lines.
     pub(super) async fn run(&self, script: &str) -> Result<Vec<String>, BackendError> {
         let said = Answer::default();
-        let command =
-            b"user=$(id -u) group=$(id -g); case $user in 0) as= ;; *) as='sudo -n' ;; esac; \
-            exec $as sh -s \"$user\" \"$group\"";
-        let running = self.connection.exec(command, script.as_bytes(), &said);
+        let command = [SYSTEM, AS_ROOT].concat();
+        let running = self.connection.exec(command.as_bytes(), script.as_bytes(), &said);
         let late = |_| BackendError::GuestTimeout { seconds: TIMEOUT.as_secs() };
         match timeout(TIMEOUT, running).await.map_err(late)?? {
             Exit::Code(0) => Ok(said.lines(OutputKind::Stdout)),
-            Exit::Code(_) | Exit::Signal(_) => Err(unreachable(format!(
-                "this needs root in the guest, and `sudo -n` of its login user says: {}",
+            Exit::Code(_) | Exit::Signal(_) => Err(cannot(format!(
+                "this needs root, or `sudo -n` for its login user, which says: {}",
                 said.lines(OutputKind::Stderr).pop().unwrap_or_default()
             ))),
         }
@@ -77,14 +83,18 @@ impl ServedPort {
         let lines = self.run(&script).await?;
         let failed = lines.iter().find_map(|line| line.strip_prefix("failed: "));
         if let Some(why) = failed {
-            return Err(unreachable(why));
+            return Err(cannot(why));
         }
         let user = lines.iter().find_map(|line| line.strip_prefix("user "));
         let (user, group) = user.and_then(|ids| ids.split_once(' ')).unwrap_or_default();
         let number =
-            |text: &str| text.parse().map_err(|_| unreachable("it does not say who it is"));
+            |text: &str| text.parse().map_err(|_| cannot("it does not say who its login user is"));
         Ok((number(user)?, number(group)?))
     }
+}
+
+fn cannot(why: impl Into<String>) -> BackendError {
+    BackendError::fact("the guest cannot have a port for the daemon", why, libc::EPERM)
 }
 
 /// What a script says.

@@ -28,6 +28,8 @@ pub(super) const BOOT: &[&str] = &[
 ];
 /// ext4 asks for its checksum by name, which `depends` does not list; gone from newer kernels.
 const BY_NAME: &[&str] = &["crc32c_generic"];
+/// For directories of the host that the guest has.
+const FOR_SHARES: &[&str] = &["nfs", "nfsv3"];
 /// For the user to load; not every kernel has all of them.
 const ON_DEMAND: &[&str] = &[
     "9p",
@@ -36,8 +38,6 @@ const ON_DEMAND: &[&str] = &[
     "fuse",
     "isofs",
     "loop",
-    "nfs",
-    "nfsv3",
     "overlay",
     "tun",
     "virtiofs",
@@ -84,8 +84,11 @@ struct Module {
 impl Kernel {
     /// Reads the kernel in packages already fetched; the second value is the newest file's time.
     pub(super) fn from_packages(debs: &[PathBuf]) -> Result<(Self, u32)> {
-        let mut wanted: BTreeSet<String> =
-            [BOOT, BY_NAME, ON_DEMAND, USUAL].concat().into_iter().map(str::to_owned).collect();
+        let mut wanted: BTreeSet<String> = [BOOT, BY_NAME, FOR_SHARES, ON_DEMAND, USUAL]
+            .concat()
+            .into_iter()
+            .map(str::to_owned)
+            .collect();
         loop {
             let mut tree = FileTree::default();
             let mut newest = 0;
@@ -160,9 +163,14 @@ impl Kernel {
         self.add_modules(tree, base, &self.boot_modules());
     }
 
+    /// Adds the modules of a guest that has no others, with `modules.dep`.
+    pub(super) fn add_modules_of_containers(&self, tree: &mut FileTree, base: &str) {
+        self.add_modules(tree, base, &[&self.boot_modules(), FOR_SHARES].concat());
+    }
+
     /// Adds all modules, with `modules.dep`.
     pub(super) fn add_all_modules(&self, tree: &mut FileTree, base: &str) {
-        self.add_modules(tree, base, &[BY_NAME, BOOT, ON_DEMAND].concat());
+        self.add_modules(tree, base, &[BY_NAME, BOOT, FOR_SHARES, ON_DEMAND].concat());
     }
 
     fn add_modules(&self, tree: &mut FileTree, base: &str, roots: &[&str]) {
@@ -306,7 +314,7 @@ fn host_kernel(root: &Path, version: &str) -> Option<(Kernel, u32)> {
 }
 
 fn add_host_modules(root: &Path, dir: &Path, tree: &mut FileTree) -> Option<()> {
-    let wanted = [BOOT, BY_NAME, ON_DEMAND, USUAL].concat();
+    let wanted = [BOOT, BY_NAME, FOR_SHARES, ON_DEMAND, USUAL].concat();
     let wanted = wanted.into_iter().map(str::to_owned).collect();
     let mut queue = vec![dir.to_owned()];
     while let Some(dir) = queue.pop() {

@@ -5,6 +5,9 @@ use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde_json::json;
+
+use crate::common::registry::{Registry, layer_of};
 use crate::common::{BOOT, Mounted, eventually};
 
 /// A guest that answers, with the directory `src` of the test's own at /mnt/src.
@@ -178,7 +181,7 @@ fn a_clone_has_the_shares_that_are_made_for_it() {
         .ok();
     aq.sh("mkdir vm2; echo warm > vm2/config/image; echo start > vm2/ctl").ok();
     aq.wait_for_ready("vm2");
-    assert_eq!(aq.info("vm2", "warm"), aq.info("vm2", "warm"));
+    assert_eq!(aq.info("vm2", "warm"), "yes");
     let script =
         "kill -0 $(cat /run/sleeper) && ls /mnt/src 2>&1; grep -c ' nfs ' /proc/mounts || true";
     assert_eq!(aq.exec("vm2", script).lines().last(), Some("0"));
@@ -194,6 +197,34 @@ fn a_clone_has_the_shares_that_are_made_for_it() {
     aq.boot_existing("vm3");
     mounted(&aq, "vm3");
     assert_eq!(aq.exec("vm3", "cat /mnt/src/a"), "a");
+}
+
+#[test]
+fn a_container_has_it_in_its_own_root_and_so_has_its_clone() {
+    let (aq, registry) = (Mounted::with_image(), Registry::start());
+    fs::create_dir(aq.scratch().join("src")).expect("a directory");
+    let layer = layer_of(&aq.scratch().join("root"), "mkdir etc; echo empty > etc/x");
+    registry.image("empty", &json!({}), vec![layer]);
+    let make = format!(
+        "mkdir .images/c; echo {} > .images/c/source; echo pull > .images/c/ctl; cat .images/c/wait
+        mkdir vm1 vm1/shares/src; echo c > vm1/config/image; echo \"$SCRATCH/src\" > vm1/shares/src/source",
+        registry.source("empty")
+    );
+    aq.sh_within(&make, BOOT).ok();
+    aq.boot_existing("vm1");
+    mounted(&aq, "vm1");
+    let programs = "PATH=$PATH:/dev/aqfs/bin";
+    aq.exec("vm1", "cd /mnt/src && echo contained > a");
+    assert_eq!(aq.sh("cat \"$SCRATCH/src/a\"").ok(), "contained");
+    // Its clone has what is made for it.
+    aq.sh_within("mkdir .images/w; echo vm1 > .images/w/source; cat .images/w/wait", BOOT).ok();
+    aq.sh("mkdir vm2; echo w > vm2/config/image; echo start > vm2/ctl").ok();
+    aq.wait_for_ready("vm2");
+    let mounts = format!("{programs}; grep -c ' nfs ' /proc/mounts || true");
+    assert_eq!((aq.info("vm2", "warm").as_str(), &*aq.exec("vm2", &mounts)), ("yes", "0"));
+    assert_eq!(aq.exec("vm1", &mounts), "1");
+    aq.sh("rmdir vm1/shares/src").ok();
+    eventually("it is gone", BOOT, || aq.exec("vm1", &mounts) == "0");
 }
 
 #[test]

@@ -140,13 +140,24 @@ authorize() {
     done
 }
 
-# Host directories that the captured guest had (shares.sh): the clone has shares of its own, or none.
+# Host directories that the captured guest had (shares.sh): the clone has shares of its own, or none. Of a
+# container it is the image's root that has them.
 unshare() {
+    in=
+    if [ -e /run/aqfs/shell ]; then
+        in='chroot /proc/1/cwd /dev/aqfs/bin/busybox'
+        $in cat /proc/mounts | drop_shares
+    else
+        drop_shares </proc/mounts
+    fi
+} 2>/dev/null
+
+drop_shares() {
     while read -r source target type options _; do
         case "$type $source" in "nfs 127.0.0.1:/"*) ;; *) continue ;; esac
-        case ,$options, in *,port=649,* | *,port=20649,*) umount -l "$(printf '%b' "$target")" ;; esac
-    done </proc/mounts
-} 2>/dev/null
+        case ,$options, in *,port=649,* | *,port=20649,*) $in umount -l "$(printf '%b' "$target")" ;; esac
+    done
+}
 
 become() {
     silence

@@ -18,9 +18,14 @@ plain() {
     path=${path%.}
 }
 
+# From another port nothing answers any more: to look at it, or to wait for what it has not written, would take
+# minutes.
 leave() {
     plain "$target"
-    umount "$path" 2>/dev/null || umount -l "$path" 2>/dev/null
+    case ,$options, in
+    *,port="$port",*) umount "$path" || umount -l "$path" ;;
+    *) umount -i -l "$path" || umount -l "$path" ;;
+    esac 2>/dev/null
     case $path in /mnt/?*) rmdir "$path" 2>/dev/null ;; esac
 }
 

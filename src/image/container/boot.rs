@@ -126,9 +126,10 @@ fn link(from: &Path, to: &Path) -> io::Result<()> {
     fs::hard_link(from, to).or_else(|_| fs::copy(from, to).map(drop))
 }
 
-/// Names the recipe: what changes with any of our files.
+/// Names the recipe: what changes with any of our files, and with what is taken of a kernel.
 fn recipe() -> String {
     let mut digest = Sha256::new();
+    digest.update(tiny::RECIPE.to_be_bytes());
     digest.update(format!("{FILES:?}{DIRECTORIES:?}{SHARED:?}{CMDLINE}"));
     let digest = format!("{:x}", digest.finalize());
     digest[..16].to_owned()
@@ -151,7 +152,7 @@ fn tree(inputs: &Inputs) -> Result<FileTree, BuildError> {
     add_programs(inputs, &mut tree)?;
     let modules = inputs.kernel.boot_modules().join(" ") + "\n";
     tree.file("etc/modules", 0o644, modules.into_bytes());
-    inputs.kernel.add_boot_modules(&mut tree, "usr/lib");
+    inputs.kernel.add_modules_of_containers(&mut tree, "usr/lib");
     for name in SHARED {
         tree.symlink(&format!("etc/{name}"), &format!("image/{name}"));
     }
