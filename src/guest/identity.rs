@@ -147,6 +147,7 @@ fn script(client_key: &Path, plan: &LaunchPlan) -> Result<String, BackendError> 
         ("openssh_key", String::from_utf8_lossy(&openssh).trim_end().to_owned()),
         ("openssh_public", keys::public_line(&key)?.trim_end().to_owned()),
         ("authorized", further.trim_end().to_owned()),
+        ("sever", if plan.is_fork() { "1".to_owned() } else { String::new() }),
     ];
     let mut text = String::new();
     for (name, value) in variables {

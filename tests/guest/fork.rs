@@ -131,6 +131,8 @@ fn whatever_became_of_a_vm_it_can_be_forked_and_its_forks_outlive_it() {
     fork(&aq, "a", &["b"]);
     has(&aq, "b", "two");
     assert_distinct(&aq, &["vm1", "a", "b"]);
+    // Connections of those that it comes from are gone: there is the server, and ours.
+    assert_eq!(aq.exec("b", "pidof dropbear | wc -w"), "2");
     // A fork is snapshotted and brought back, and so is its parent.
     for vm in ["a", "vm1"] {
         aq.sh(&format!("mkdir {vm}/snapshots/s; cat {vm}/wait")).ok();

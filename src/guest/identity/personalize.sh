@@ -106,11 +106,21 @@ readdress() {
 
 # The SSH server has a random state of its own, and the host key of the captured machine.
 silence() {
-    if [ -e $pid ]; then
-        read -r dropbear <$pid
-        kill -KILL "$dropbear"
-    fi
+    if [ -e $pid ]; then read -r server <$pid; else read -r server <$sshd; fi
+    if [ -n "$sever" ]; then sever; fi
+    if [ -e $pid ]; then kill -KILL "$server"; fi
 }
+
+# Ends the connections of a guest that was forked: what is at their other ends knows nothing of this one.
+sever() {
+    for stat in /proc/[0-9]*/stat; do
+        read -r line <"$stat"
+        # The name before this may have blanks.
+        rest=${line##*) }
+        parent=${rest#* }
+        if [ "${parent%% *}" = "$server" ]; then kill -KILL "${line%% *}"; fi
+    done
+} 2>/dev/null
 
 rekey() {
     umask 077

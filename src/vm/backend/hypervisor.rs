@@ -46,7 +46,7 @@ pub struct LaunchPlan {
 
 impl LaunchPlan {
     /// Says whether it is loaded from a machine that was forked.
-    pub(in crate::vm) fn is_fork(&self) -> bool {
+    pub(crate) fn is_fork(&self) -> bool {
         matches!(&self.memory, Memory::Clone(Template { saved: Saved::Nameless(_), .. }))
     }
 }

@@ -194,6 +194,15 @@ pub(crate) const OPERATIONS: &[Operation] = &[
         past: Past::Kept,
     },
     Operation {
+        name: "fork",
+        from: Power::Ready,
+        prepare: "",
+        script: "echo fork clone$N > vm/ctl; cat clone$N/ready vm/ready",
+        // A copy whose QEMU is killed before it is loaded has nothing to start from.
+        victims: DISK,
+        past: Past::Kept,
+    },
+    Operation {
         name: "rmdir of an image",
         from: Power::Off,
         prepare: concat!("mkdir .images/p$N; echo vm@base > .images/p$N/source", made!()),
