@@ -123,7 +123,8 @@ fn whatever_became_of_a_vm_it_can_be_forked_and_its_forks_outlive_it() {
     let aq = Mounted::with_image();
     aq.sh("echo warm > .images/tiny/ctl; cat .images/tiny/wait").ok();
     // A clone, and a fork of that.
-    aq.boot("vm1");
+    aq.sh("mkdir vm1; echo offline > vm1/config/net").ok();
+    aq.boot_existing("vm1");
     assert_eq!(aq.info("vm1", "warm"), "yes");
     mark(&aq, "vm1", "one");
     fork(&aq, "vm1", &["a"]);
@@ -131,6 +132,9 @@ fn whatever_became_of_a_vm_it_can_be_forked_and_its_forks_outlive_it() {
     fork(&aq, "a", &["b"]);
     has(&aq, "b", "two");
     assert_distinct(&aq, &["vm1", "a", "b"]);
+    // What a guest may not reach, its copies may not.
+    let closed = "cat b/config/net; tr '\\0' '\\n' < /proc/$(sed -n 's/^pid //p' b/info)/cmdline | grep -c restrict=on";
+    assert_eq!(aq.sh(closed).ok(), "offline\n1");
     // Connections of those that it comes from are gone: there is the server, and ours.
     assert_eq!(aq.exec("b", "pidof dropbear | wc -w"), "2");
     // A fork is snapshotted and brought back, and so is its parent.

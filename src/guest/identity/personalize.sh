@@ -107,18 +107,19 @@ readdress() {
 # The SSH server has a random state of its own, and the host key of the captured machine.
 silence() {
     if [ -e $pid ]; then read -r server <$pid; else read -r server <$sshd; fi
-    if [ -n "$sever" ]; then sever; fi
     if [ -e $pid ]; then kill -KILL "$server"; fi
+    if [ -n "$sever" ]; then sever; fi
 }
 
-# Ends the connections of a guest that was forked: what is at their other ends knows nothing of this one.
+# Ends the connections of a guest that was forked: what is at their other ends knows nothing of this one. Those of
+# dropbear may be orphans, as each new one of its servers is another process.
 sever() {
     for stat in /proc/[0-9]*/stat; do
         read -r line <"$stat"
         # The name before this may have blanks.
         rest=${line##*) }
         parent=${rest#* }
-        if [ "${parent%% *}" = "$server" ]; then kill -KILL "${line%% *}"; fi
+        case "${parent%% *} $line" in "$server "* | *' (dropbear) '*) kill -KILL "${line%% *}" ;; esac
     done
 } 2>/dev/null
 

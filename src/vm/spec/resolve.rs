@@ -15,8 +15,9 @@ use super::net::Forward;
 use super::{Edit, KEYS, Key, SpecError, VmSpec};
 use crate::vm::WriteMode;
 
-/// The settings that belong to a VM alone and that its forks have too.
-const FORKED: [&str; 5] = ["image", "ports", "hardware", "ssh_key", "overcommit"];
+/// The settings that belong to a VM alone and that its forks have too. What a guest may reach is among them:
+/// a copy of one that is closed in must not be free.
+const FORKED: [&str; 7] = ["image", "ports", "hardware", "ssh_key", "overcommit", "net", "allow"];
 
 /// A VM's settings by where they come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,13 +50,11 @@ impl VmSettings {
     /// its own.
     #[must_use]
     pub fn of_fork(parent: &Self, defaults: &VmSpec) -> Self {
-        let kept = |key: &&Key| FORKED.contains(&key.name) && parent.is_own(key.name);
         let (mut values, mut own) = (defaults.clone(), BTreeSet::new());
-        for key in KEYS.iter().filter(kept) {
+        for key in KEYS.iter().filter(|key| FORKED.contains(&key.name)) {
             (key.reset)(&mut values, &parent.values);
-            own.insert(key.name.to_owned());
+            own.extend(parent.is_own(key.name).then(|| key.name.to_owned()));
         }
-        values.image.clone_from(&parent.values.image);
         for forward in std::mem::take(&mut values.ports) {
             let forward = Forward { host: 0, ..forward };
             if !values.ports.contains(&forward) {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::vm::spec::net::Network;
 
 fn key(name: &str) -> &'static Key {
     Key::named(name).unwrap()
@@ -160,17 +161,20 @@ fn a_fork_has_what_is_in_its_parents_memory_and_ports_of_its_own() {
         ports: vec![forward("8080:80"), forward("8081:80"), forward("udp:0:53")],
         ssh_key: vec!["ssh-ed25519 x".into()],
         hostname: Some("other".into()),
+        net: Network::Offline,
         protect: true,
         ..VmSpec::default()
     };
     let own = ["image", "memory", "ports", "ssh_key", "hostname", "protect"].map(str::to_owned);
     let parent = VmSettings { values, own: own.into() };
-    let fork = VmSettings::of_fork(&parent, &VmSpec { overcommit: true, ..VmSpec::default() });
+    let fork = VmSettings::of_fork(&parent, &VmSpec { cpus: 2, ..VmSpec::default() });
     let expected = VmSpec {
         image: "web".into(),
         ports: vec![forward("0:80"), forward("udp:0:53")],
         ssh_key: vec!["ssh-ed25519 x".into()],
-        overcommit: true,
+        // Nobody has set it: it is that of `.defaults` when the parent was made.
+        net: Network::Offline,
+        cpus: 2,
         ..VmSpec::default()
     };
     assert_eq!(fork.values, expected);
