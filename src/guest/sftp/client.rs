@@ -2,8 +2,9 @@
 //! made, and each reply finds who waits for it by its number.
 //!
 //! A guest may send anything or nothing. A reply to no request, or one that breaks the protocol, ends
-//! the conversation. A request waits [`REPLY_TIMEOUT`] at the most; after one that came to nothing while
-//! nothing else was heard, further ones fail at once until the guest is heard again.
+//! the conversation. A request waits for [`REPLY_TIMEOUT`] of silence, and for [`SYNC_TIMEOUT`] of a guest that
+//! answers others; after one that came to nothing while nothing else was heard, further ones fail at once
+//! until the guest is heard again.
 //!
 //! Not here: what is in a packet (`wire`), what a request means (`files`).
 
@@ -117,17 +118,22 @@ impl Conversation {
         let conversation = Arc::clone(self);
         async move {
             let mut reply = asked?;
+            let (mut heard, mut quiet_since) = (heard, since);
             loop {
-                let bound = match conversation.syncing.load(Ordering::Relaxed) {
-                    0 => REPLY_TIMEOUT,
-                    _ => SYNC_TIMEOUT,
-                };
-                match timeout_at(since + bound, &mut reply).await {
+                let bound = conversation.bound();
+                match timeout_at(quiet_since + bound, &mut reply).await {
                     Ok(Ok(outcome)) => return outcome.map(Delivered::take),
                     Ok(Err(_)) => return Err(conversation.over().unwrap_or_else(closed)),
                     // A sync has begun meanwhile.
-                    Err(_) if since.elapsed() < conversation.bound() => {}
-                    Err(_) => return Err(conversation.note_silence(heard, bound)),
+                    Err(_) if quiet_since.elapsed() < conversation.bound() => {}
+                    // Other replies come: it is slow, with much to do before this.
+                    Err(_)
+                        if conversation.has_said_more(&mut heard)
+                            && since.elapsed() < SYNC_TIMEOUT =>
+                    {
+                        quiet_since = Instant::now();
+                    }
+                    Err(_) => return Err(conversation.note_silence(heard, since.elapsed())),
                 }
             }
         }
@@ -153,11 +159,17 @@ impl Conversation {
         if self.syncing.load(Ordering::Relaxed) == 0 { REPLY_TIMEOUT } else { SYNC_TIMEOUT }
     }
 
-    fn note_silence(&self, heard: u64, bound: Duration) -> FileError {
+    fn note_silence(&self, heard: u64, waited: Duration) -> FileError {
         if self.heard.load(Ordering::Relaxed) == heard {
             self.is_silent.store(true, Ordering::Relaxed);
         }
-        FileError::Timeout(bound.as_secs())
+        FileError::Timeout(waited.as_secs())
+    }
+
+    /// Says whether more packets were heard than `heard`, which is what they are then.
+    fn has_said_more(&self, heard: &mut u64) -> bool {
+        let now = self.heard.load(Ordering::Relaxed);
+        now != std::mem::replace(heard, now)
     }
 
     fn send(

@@ -189,6 +189,38 @@ async fn a_silent_guest_is_waited_for_once_and_heard_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_guest_that_is_slow_is_waited_for_as_long_as_it_says_something() {
+    let (sftp, mut server) = connected().await;
+    let (late, begun) = (sftp.attr(b"/late"), tokio::time::Instant::now());
+    let id = server.hear().await[1..5].to_vec();
+    let serve = async {
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            let asked = sftp.attr(b"/other");
+            server.answer(kind::LSTAT, kind::ATTRS, &[0; 4]).await;
+            assert!(asked.await.is_ok());
+        }
+        server.say(&[&[kind::ATTRS][..], &id, &[0; 4]].concat()).await;
+    };
+    let (late, ()) = tokio::join!(late, serve);
+    assert!(late.is_ok() && begun.elapsed() > Duration::from_secs(29), "{late:?}");
+    // Not for ever.
+    let (late, begun) = (sftp.attr(b"/never"), tokio::time::Instant::now());
+    server.hear().await;
+    let serve = async {
+        loop {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            let asked = sftp.attr(b"/other");
+            server.answer(kind::LSTAT, kind::ATTRS, &[0; 4]).await;
+            assert!(asked.await.is_ok());
+        }
+    };
+    let late = tokio::select! { late = late => late, () = serve => unreachable!() };
+    assert!(matches!(late, Err(FileError::Timeout(60..=75))), "{late:?}");
+    assert!(begun.elapsed() <= Duration::from_secs(75));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_server_that_greets_with_nothing_is_given_up() {
     let (ours, _theirs) = tokio::io::duplex(1024);
     let begun = Sftp::begin(ours, (), (0, 0)).await;
