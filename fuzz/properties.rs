@@ -6,6 +6,7 @@
 use aqfs::disk::qcow2::LockedDisk;
 use aqfs::disk::snapshot_table::{self, SnapshotRename};
 use aqfs::disk::vmstate;
+use aqfs::guest::replay_sftp;
 use aqfs::nfs::{Export, LONGEST_IO, Server};
 use aqfs::qemu::qmp;
 use aqfs::registry::fork::VmCommand;
@@ -91,6 +92,12 @@ pub(crate) fn qcow2(data: &[u8]) {
         }
     }
     vmstate::drop_unowned(&disk).ok();
+}
+
+/// Replies of a guest's SFTP server: whatever it says, nothing is believed that leads elsewhere or is more than
+/// was asked for, and the conversation ends.
+pub(crate) fn sftp(data: &[u8]) {
+    assert_eq!(replay_sftp(data), Ok(()));
 }
 
 /// Calls of a guest's kernel, each a number, a length and so many bytes, after the handle of the share if the

@@ -33,6 +33,7 @@ use async_trait::async_trait;
 use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 
+pub use self::sftp::replay as replay_sftp;
 use crate::store::file;
 use crate::store::layout::{Layout, VmDir};
 use crate::vm::backend::{

@@ -168,6 +168,7 @@ impl Guests {
             compare(kind, &format!("{name}: {kind}"), &value(kind)?, &expected)
         };
         same("disk", content(disk.mark))?;
+        files(aq, name, disk.mark, running.memory.mark)?;
         same("version", disk.version.to_string())?;
         same("memory", content(running.memory.mark))?;
         same("hostname", running.memory.hostname.clone())?;
@@ -210,6 +211,18 @@ impl Guests {
         }
         Ok(())
     }
+}
+
+/// What `fs` shows is what the guest has, within the second for which names are remembered.
+fn files(aq: &Mounted, name: &str, disk: u32, memory: u32) -> Checked {
+    let wanted = format!("{} {}", content(disk), content(memory));
+    let look = format!(
+        "sum() {{ echo $(cat $1/mark || echo 0) $(sha256sum < $1/data | cut -c 1-16); }} 2> /dev/null
+         seen() {{ echo $(sum {name}/fs/root) $(sum {name}/fs/dev/shm); }}
+         for n in 1 2 3 4 5 6; do [ \"$(seen)\" != '{wanted}' ] || break; sleep 0.4; done; seen; ls {name}/fs/ 2>&1 | head -3 >&2"
+    );
+    let said = aq.sh(&look);
+    compare("fs", &format!("{name}/fs ({})", said.stderr), said.stdout.trim_end(), &*wanted)
 }
 
 /// What a directory's `mark` and `data` say, as the probe reports it.

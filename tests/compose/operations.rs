@@ -160,6 +160,13 @@ pub(crate) const WRITE: &str = "cd /root; echo MARK > mark; yes MARK | head -c 3
      cp mark data /dev/shm; [ ! -e /dev/shm/pid ] || kill $(cat /dev/shm/pid); \
      sleep $((1000000 + MARK)) > /dev/null 2>&1 & echo $! > /dev/shm/pid; sync";
 
+/// The same through `fs`, but for the process.
+const WRITE_BY_FS: &str =
+    "echo MARK > VM/fs/root/mark && yes MARK | head -c 300000 > VM/fs/root/data &&
+    cp VM/fs/root/mark VM/fs/root/data VM/fs/dev/shm/ && sync VM/fs/root/mark VM/fs/root/data";
+const PROCESS: &str = "[ ! -e /dev/shm/pid ] || kill $(cat /dev/shm/pid); \
+     sleep $((1000000 + MARK)) > /dev/null 2>&1 & echo $! > /dev/shm/pid; sync";
+
 fn write(model: &mut Model, step: &Step) {
     let Ok(mark) = step.word.parse() else { return };
     model.mark = model.mark.max(mark);
@@ -229,6 +236,20 @@ pub(crate) static POWER: &[Operation] = &[
         request: |step| {
             let text = WRITE.replace("MARK", &step.word);
             format!("echo '{PROGRAMS}; {text}' > {0}/exec && cat {0}/exec", step.vm)
+        },
+        wait: nothing,
+        then: write,
+    },
+    Operation {
+        name: "write by fs",
+        weight: 14,
+        words: next_mark,
+        fits: is_ready,
+        request: |step| {
+            let (files, process) = (WRITE_BY_FS.replace("VM", &step.vm), PROCESS);
+            let process =
+                format!("echo '{PROGRAMS}; {process}' > {0}/exec && cat {0}/exec", step.vm);
+            format!("{files} && {process}").replace("MARK", &step.word)
         },
         wait: nothing,
         then: write,

@@ -65,3 +65,8 @@ fn qcow2() {
 fn qmp() {
     each("qmp", properties::qmp);
 }
+
+#[test]
+fn sftp() {
+    each("sftp", properties::sftp);
+}

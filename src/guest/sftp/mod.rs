@@ -4,6 +4,7 @@
 //! Not here: what is remembered, read ahead and written behind (`files`).
 
 mod client;
+mod replay;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -16,6 +17,7 @@ use futures::FutureExt;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::client::Conversation;
+pub use self::replay::replay;
 use self::wire::{Packet, Reply, kind};
 use super::connection::unreachable;
 use super::identity::CommandOutput;
