@@ -16,8 +16,6 @@ pub struct Stat {
     pub parent: u32,
     /// The number of its session.
     pub session: u32,
-    /// It is about to end: it closes its files.
-    pub is_exiting: bool,
     /// Processor time in clock ticks.
     pub ticks: u64,
     /// When it started, in clock ticks since the host's boot. It distinguishes a process from a
@@ -26,9 +24,6 @@ pub struct Stat {
     /// Resident memory in pages.
     pub resident: u64,
 }
-
-/// The kernel's PF_EXITING among a process's flags.
-const EXITING: u64 = 4;
 
 impl Stat {
     /// Reads it.
@@ -50,7 +45,6 @@ impl Stat {
             state: fields.first()?.chars().next()?,
             parent: small(1)?,
             session: small(3)?,
-            is_exiting: number(6)? & EXITING != 0,
             ticks: number(11)? + number(12)?,
             start: number(19)?,
             resident: number(21)?,
@@ -61,6 +55,14 @@ impl Stat {
     pub fn has_ended(&self) -> bool {
         matches!(self.state, 'Z' | 'X')
     }
+}
+
+/// Says whether a process is about to end: it has no memory any more when it closes its files. `stat` says so
+/// too, but reading that waits, since Linux 6.18, while the process executes a program; a file that it closes
+/// by that would wait for its reader.
+pub fn is_exiting(pid: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"));
+    status.is_ok_and(|text| !text.contains("\nVmSize:"))
 }
 
 /// Reads when a process started, in clock ticks since the host's boot.
@@ -177,15 +179,8 @@ mod tests {
     fn a_program_may_be_called_anything() {
         let text = "7 (a) Z (b) S 1 7 9 0 -1 4194560 1 2 3 4 50 60 0 0 20 0 1 0 4711 8192 99 1";
         let stat = Stat::parse(text).unwrap();
-        let wanted = Stat {
-            state: 'S',
-            parent: 1,
-            session: 9,
-            is_exiting: false,
-            ticks: 110,
-            start: 4711,
-            resident: 99,
-        };
+        let wanted =
+            Stat { state: 'S', parent: 1, session: 9, ticks: 110, start: 4711, resident: 99 };
         assert_eq!(stat, wanted);
         assert_eq!(Stat::parse("7 (cut"), None);
     }

@@ -117,6 +117,73 @@ fn a_guest_that_is_off_or_deaf_hangs_nobody() {
 }
 
 #[test]
+fn a_program_that_another_takes_the_place_of_closes_its_files() {
+    let aq = Mounted::booted();
+    // Python opens files so that they are closed when another program is executed.
+    let script = r#"echo 'import os, sys; f = open(sys.argv[1], "w"); f.write("x" * 9000); f.flush(); os.execvp("true", ["true"])' > $SCRATCH/e.py
+        for n in 1 2 3 4 5; do timeout 20 python3 $SCRATCH/e.py vm1/fs/root/$n || echo hangs; done; wc -c < vm1/fs/root/5
+        timeout 5 ps -e > /dev/null || echo ps hangs"#;
+    assert_eq!(aq.sh(script).ok(), "9000");
+}
+
+/// Kills programs that wait for a guest whose QEMU is stopped, and says how long each has lived on. The
+/// process number of QEMU is the second argument.
+const KILLED: &str = r#"
+import os, signal, subprocess, sys, time
+directory, qemu = sys.argv[1], int(sys.argv[2])
+map = "import mmap, os; m = mmap.mmap(os.open('big', 0), 0, prot=mmap.PROT_READ); m[2000000]"
+programs = [
+    ["stat", "other"], ["ls", "."], ["touch", "new"], ["cat", "big"], ["mv", "small", "moved"], ["rm", "small"],
+    ["mkdir", "made"], ["ln", "-s", "x", "link"], ["chmod", "600", "big"], ["python3", "-c", map], ["sync", "big"],
+    ["dd", "if=/dev/zero", "of=big", "conv=notrunc", "bs=1M", "count=30", "status=none"], ["df", "."],
+]
+os.chdir(directory)
+open("small", "w").close()
+with open("big", "wb") as f: f.write(bytes(3000000)); f.flush(); os.fsync(f.fileno())
+time.sleep(1.5)
+os.kill(qemu, signal.SIGSTOP)
+quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+waiting = [(subprocess.Popen(program, **quiet), program) for program in programs]
+time.sleep(1)
+for process, program in waiting:
+    if process.poll() is not None: print("has not waited:", program)
+begun = time.time()
+for process, program in waiting: process.kill()
+for process, program in waiting:
+    try: process.wait(5)
+    except subprocess.TimeoutExpired: print("lives on:", program)
+if time.time() - begun > 1: print("late: %.1f s" % (time.time() - begun))
+os.kill(qemu, signal.SIGCONT)
+"#;
+
+#[test]
+fn whoever_waits_for_a_guest_that_is_stopped_can_be_killed() {
+    let aq = Mounted::booted();
+    std::fs::write(aq.scratch().join("killed.py"), KILLED).expect("a file");
+    let script =
+        format!("mkdir vm1/fs/root/d; python3 $SCRATCH/killed.py vm1/fs/root/d {}", aq.qemus()[0]);
+    assert_eq!(aq.sh_within(&script, Duration::from_secs(120)).ok(), "");
+    aq.sh("for n in $(seq 50); do ls vm1/fs/root/d > /dev/null && exit; sleep 0.2; done; exit 1")
+        .ok();
+}
+
+#[test]
+fn clones_and_restored_guests_show_their_own_files() {
+    let aq = Mounted::booted();
+    let script = r#"
+        clone() { mkdir .images/$2; echo $1 > .images/$2/source; cat .images/$2/wait > /dev/null
+            mkdir $3; echo $2 > $3/config/image; echo start > $3/ctl; cat $3/ready > /dev/null; }
+        F=vm1/fs/root; seq 1000 > $F/numbers; echo one > $F/who; sync $F/who; exec 3<$F/numbers; head -c 10 <&3 > /dev/null
+        clone vm1 i vm2; cat vm2/fs/root/who; echo two > vm2/fs/root/who; sync vm2/fs/root/who
+        clone vm2 j vm3; cat vm3/fs/root/who; cat $F/who
+        mkdir vm1/snapshots/s; until grep -q ok vm1/snapshots/s/status; do sleep 0.1; done
+        echo later > $F/who; sync $F/who; echo 'restore s' > vm1/ctl; cat vm1/wait vm1/ready > /dev/null
+        sleep 1.1; cat $F/who; cat <&3 | tail -n 1; echo after > $F/who; cat $F/who"#;
+    let said = aq.sh_within(script, Duration::from_secs(240)).ok();
+    assert_eq!(said, "one\ntwo\none\none\n1000\nafter");
+}
+
+#[test]
 fn files_outlast_pauses_restarts_renames_and_daemons() {
     let aq = Mounted::booted();
     let script = r#"

@@ -33,7 +33,7 @@ use super::{FS_NAME, THREADS};
 use crate::files::{
     AttrChange, FileId, FileSystemError, GuestFileSystem, PERMISSIONS, ROOT, Result, TTL,
 };
-use crate::proc::Stat;
+use crate::proc;
 use crate::tree::Tree;
 use crate::vm::backend::{Existing, FileAttr, FileError, OpenFile};
 
@@ -371,7 +371,7 @@ impl Filesystem for FilesAdapter {
 
     fn flush(&self, req: &Request, _: INodeNo, fh: FileHandle, _: LockOwner, reply: ReplyEmpty) {
         // No signal ends a process that ends, and nobody hears what its close is told.
-        if Stat::of(req.pid()).is_ok_and(|caller| caller.is_exiting) {
+        if proc::is_exiting(req.pid()) {
             return reply.ok();
         }
         let request = move |files: Arc<GuestFileSystem>| async move { files.flush(fh.0).await };
