@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::environment::{self, Override};
 use super::files::{Tree, Vm};
 use super::job::{End, Job, copy_out};
 use super::new::{self, Given};
 use super::progress::Progress;
 use super::text::{command_text, complain, note};
-use super::{Failure, environment, power, remove, signals};
+use super::{Failure, power, remove, signals};
 use crate::cli::guest::Fanout;
 
 /// How long a shard may take from QEMU's start to its first answer.
@@ -76,6 +77,7 @@ pub(super) fn run(tree: &Tree, args: &Fanout) -> Result<u8, Failure> {
 impl<'a> Fleet<'a> {
     /// Makes the VMs: all of them, or none.
     fn create(tree: &Tree, args: &'a Fanout) -> Result<Self, Failure> {
+        let overrides = environment::overrides()?;
         let parent = tree.image(&args.image).map(|_| None).or_else(|no_image| {
             let parent = tree.vm(&args.image).map_err(|_| no_image)?;
             parent.expect_on().map(|()| Some(parent))
@@ -92,7 +94,7 @@ impl<'a> Fleet<'a> {
         let is_forked = parent.is_some();
         let vms = match parent {
             Some(parent) => fork(tree, &parent, &names)?,
-            None => create_all(tree, args, &names)?,
+            None => create_all(tree, args, overrides, &names)?,
         };
         let waiting = (0..vms.len()).collect();
         let state = Mutex::new(FleetState { waiting, ..FleetState::default() });
@@ -216,9 +218,14 @@ impl<'a> Fleet<'a> {
     }
 }
 
-fn create_all(tree: &Tree, args: &Fanout, names: &[String]) -> Result<Vec<Vm>, Failure> {
+fn create_all(
+    tree: &Tree,
+    args: &Fanout,
+    overrides: Vec<Override>,
+    names: &[String],
+) -> Result<Vec<Vm>, Failure> {
     let settings = vec![("image", tree.image(&args.image)?)];
-    let given = Given { settings, overrides: environment::overrides()?, volumes: Vec::new() };
+    let given = Given { settings, overrides, volumes: Vec::new() };
     let mut vms: Vec<Vm> = Vec::new();
     for name in names {
         match new::create(tree, name, &given) {

@@ -1,6 +1,6 @@
 //! `aq sync`: a directory of the host in a guest, what has changed there, and taking it.
 //!
-//! [`manifest`]: what was sent, kept in the guest. [`scan`]: what is there. [`compare`]: what has changed.
+//! [`manifest`]: what was sent, kept in the guest. [`mod@scan`]: what is there. [`mod@compare`]: what has changed.
 //! [`send`], [`diff`], [`accept`]: the three things to do.
 //!
 //! Not here: opening and writing (`transfer`).
