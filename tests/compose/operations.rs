@@ -162,7 +162,7 @@ pub(crate) const WRITE: &str = "cd /root; echo MARK > mark; yes MARK | head -c 3
 
 /// The same through `fs`, but for the process.
 const WRITE_BY_FS: &str =
-    "echo MARK > VM/fs/root/mark && yes MARK | head -c 300000 > VM/fs/root/data &&
+    "echo MARK > VM/fs/root/mark && { yes MARK || true; } | head -c 300000 > VM/fs/root/data &&
     cp VM/fs/root/mark VM/fs/root/data VM/fs/dev/shm/ && sync VM/fs/root/mark VM/fs/root/data";
 const PROCESS: &str = "[ ! -e /dev/shm/pid ] || kill $(cat /dev/shm/pid); \
      sleep $((1000000 + MARK)) > /dev/null 2>&1 & echo $! > /dev/shm/pid; sync";

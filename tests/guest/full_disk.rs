@@ -49,7 +49,7 @@ struct Small {
 
 impl Small {
     fn new(dir: &Path) -> Self {
-        let (flags, size) = (rustix::mount::MountFlags::empty(), c"size=256m");
+        let (flags, size) = (rustix::mount::MountFlags::empty(), c"size=384m");
         rustix::mount::mount("tmpfs", dir, "tmpfs", flags, size).expect("a tmpfs");
         let store = dir.join("store");
         image::install(&store);
