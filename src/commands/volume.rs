@@ -45,7 +45,7 @@ impl Volume {
         values.iter().try_for_each(|(file, text)| vm.write(&format!("{share}/{file}"), text))
     }
 
-    /// Refuses to go on without it.
+    /// Refuses to continue without it.
     ///
     /// # Errors
     /// The guest does not have it, with the reason.

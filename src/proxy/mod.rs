@@ -24,8 +24,10 @@ use hyper::service::service_fn;
 use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, Response, StatusCode, Uri, client, server};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
 /// How long a guest may take to say what it wants.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
@@ -56,15 +58,21 @@ type Answer = Result<Response<Body>, Refusal>;
 /// Why a request comes to nothing.
 struct Refusal(StatusCode, String);
 
-/// Serves the requests that come on a stream, until its end.
+/// The tunnel that a connection has become, as long as its requests are served.
+type Tunnels = Arc<Mutex<JoinSet<()>>>;
+
+/// Serves the requests that come on a stream until its end, which is that of a tunnel too. Dropping this ends
+/// both.
 pub async fn serve(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     policy: Arc<dyn Policy>,
 ) {
+    let tunnels = Tunnels::default();
+    let for_requests = Arc::clone(&tunnels);
     let answer = service_fn(move |request| {
-        let policy = Arc::clone(&policy);
+        let (policy, tunnels) = (Arc::clone(&policy), Arc::clone(&for_requests));
         async move {
-            let answered = answer(request, &*policy).await;
+            let answered = answer(request, &*policy, &tunnels).await;
             Ok::<_, Infallible>(answered.unwrap_or_else(Refusal::into_response))
         }
     });
@@ -75,9 +83,11 @@ pub async fn serve(
     if let Err(error) = served {
         tracing::debug!(%error, "a guest's connection to the proxy");
     }
+    let tunnels = std::mem::take(&mut *tunnels.lock());
+    tunnels.join_all().await;
 }
 
-async fn answer(request: Request<Incoming>, policy: &dyn Policy) -> Answer {
+async fn answer(request: Request<Incoming>, policy: &dyn Policy, tunnels: &Tunnels) -> Answer {
     let target = Target::of(&request)?;
     if !policy.permits(&target) {
         policy.refused(&target);
@@ -87,20 +97,18 @@ async fn answer(request: Request<Incoming>, policy: &dyn Policy) -> Answer {
     let unreached = |why: String| Refusal(StatusCode::BAD_GATEWAY, format!("{target}: {why}"));
     let stream = dial::connect(&target).await.map_err(unreached)?;
     if request.method() == Method::CONNECT {
-        tunnel(request, stream);
+        tunnels.lock().spawn(tunnel(request, stream));
         return Ok(Response::new(empty()));
     }
     forward(request, stream).await.map_err(|error| unreached(error.to_string()))
 }
 
 /// Joins both sides once the guest has heard that it may speak.
-fn tunnel(request: Request<Incoming>, mut stream: TcpStream) {
-    tokio::spawn(async move {
-        let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
-        let mut guest: TokioIo<Upgraded> = TokioIo::new(upgraded);
-        // It ends when both sides have ended, or one has broken off.
-        drop(copy_bidirectional(&mut guest, &mut stream).await);
-    });
+async fn tunnel(request: Request<Incoming>, mut stream: TcpStream) {
+    let Ok(upgraded) = hyper::upgrade::on(request).await else { return };
+    let mut guest: TokioIo<Upgraded> = TokioIo::new(upgraded);
+    // It ends when both sides have ended, or one has broken off.
+    drop(copy_bidirectional(&mut guest, &mut stream).await);
 }
 
 /// Passes a request on, and its response back.

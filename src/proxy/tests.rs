@@ -90,6 +90,26 @@ async fn a_tunnel_carries_both_ways() {
 }
 
 #[tokio::test]
+async fn a_connection_is_served_as_long_as_its_tunnel_is_open() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("its address").port();
+    let (mut guest, ours) = duplex(4096);
+    let served = tokio::spawn(serve(ours, Arc::new(One { port, ..One::default() })));
+    let connect = format!("CONNECT 10.0.2.2:{port} HTTP/1.1\r\nHost: x\r\n\r\n");
+    guest.write_all(connect.as_bytes()).await.expect("a request");
+    let (mut there, _) = listener.accept().await.expect("a connection");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(guest.read_u8().await.expect("its answer"));
+    }
+    there.write_all(b"x").await.expect("a byte");
+    assert_eq!(guest.read_u8().await.expect("the byte"), b'x');
+    assert!(!served.is_finished(), "it counts among the guest's connections");
+    drop((guest, there));
+    served.await.expect("its end");
+}
+
+#[tokio::test]
 async fn what_is_not_allowed_is_refused_and_told() {
     let policy = Arc::new(One::default());
     let close = "Connection: close\r\n\r\n";

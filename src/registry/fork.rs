@@ -169,7 +169,11 @@ impl Registry {
         let (made, failed): (Vec<_>, Vec<_>) = defined.into_iter().partition(Result::is_ok);
         for new_vm in made.into_iter().flatten() {
             let dir = new_vm.dir.0;
-            off_thread(move || fs::remove_dir_all(dir), "a fork that is not needed").await?;
+            let removed = off_thread(move || erase(&dir), "a fork that is not needed").await;
+            if let Err(error) = removed {
+                // Its operation is open: a later daemon removes it.
+                tracing::warn!(vm = %new_vm.name, %error, "half a fork stays");
+            }
         }
         failed.into_iter().collect()
     }
