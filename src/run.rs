@@ -197,7 +197,7 @@ fn mount_guest_files(
     let mounted = prepare_guest_files(&dir).and_then(|dir| {
         let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         let files = GuestFileSystem::new(Arc::clone(registry), owner);
-        let mounted = files::mount(files, Arc::clone(tree), &dir, runtime.handle().clone());
+        let mounted = files::mount(&files, Arc::clone(tree), &dir, runtime.handle().clone());
         mounted.map_err(failed(dir.display().to_string()))?;
         Ok(GuestFilesMount(dir))
     });
@@ -248,6 +248,7 @@ async fn registry(
         images,
         events: Arc::default(),
         defaults: Arc::new(Defaults::open(layout.defaults(), config.image.clone(), &failures)),
+        file_changes: Arc::default(),
         own_dirs: own_dirs(layout, config),
         failures,
     };

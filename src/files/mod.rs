@@ -2,7 +2,8 @@
 //!
 //! Each method is one request of a program. `nodes` has which path a number stands for, [`open_file`]
 //! what is open, `target` where links lead. Nothing is remembered of a guest but what the kernel
-//! knows by number: the kernel keeps names and attributes for a second.
+//! knows by number: the kernel keeps names and attributes for a second, or until a command of ours in
+//! the guest has ended. So a script that runs a command and then looks at files sees what it has done.
 //!
 //! Not here: the kernel's words (`fuse::files`), the guest's (`guest::sftp`), and waiting for a guest
 //! (`vm::files`).
@@ -106,6 +107,28 @@ impl GuestFileSystem {
         self.nodes.forget(id, lookups);
     }
 
+    /// Has `forget` called for each file of which the kernel may remember what a command in the guest
+    /// has changed.
+    pub(crate) fn follow_commands(
+        self: &Arc<Self>,
+        forget: impl Fn(FileId) + Send + Sync + 'static,
+    ) {
+        let files = Arc::downgrade(self);
+        self.registry.backends().file_changes.follow(move |vm| {
+            if let Some(files) = files.upgrade() {
+                files.void(vm);
+                files.nodes.remembered().into_iter().for_each(&forget);
+            }
+        });
+    }
+
+    /// What is remembered here of a VM's files is void.
+    fn void(&self, vm: VmId) {
+        self.siblings.count(vm);
+        let open = self.open.lock();
+        open.values().filter(|open| open.vm == vm).for_each(|open| open.forget_reads());
+    }
+
     fn named(&self, name: &[u8]) -> Option<Vm> {
         self.registry.get(str::from_utf8(name).ok()?)
     }
@@ -192,12 +215,13 @@ impl GuestFileSystem {
         if self.is_root(id) {
             return Ok(self.root_attr());
         }
+        self.nodes.note_attr(id);
         if let Some(open) = self.opened_of(id, handle) {
             let remote = self.remote(&open).await?;
             return Ok(self.shown(&*remote.files, open.attr(&remote).await?));
         }
         let at = self.at(id).await?;
-        let attr = at.files.attr(&at.path).await?;
+        let attr = at.files.attr(&at.path).await.map_err(gone)?;
         if !self.nodes.is_kind(id, attr.mode) {
             return Err(FileSystemError::Stale);
         }
@@ -244,7 +268,7 @@ impl GuestFileSystem {
     ) -> Result<FileChange> {
         let (owns, times) = (change.uid.or(change.gid), change.atime.or(change.mtime));
         let is_whole = owns.is_none() && (change.atime.is_some() == change.mtime.is_some());
-        let now = if is_whole { FileAttr::default() } else { now.await? };
+        let now = if is_whole { FileAttr::default() } else { now.await.map_err(gone)? };
         let ((uid, gid), (our_uid, our_gid)) = (files.login(), self.owner);
         let user = change.uid.map_or(now.uid, |u| if u == our_uid { uid } else { u });
         let group = change.gid.map_or(now.gid, |g| if g == our_gid { gid } else { g });
@@ -259,7 +283,7 @@ impl GuestFileSystem {
 
     pub(crate) async fn target(&self, id: FileId) -> Result<Vec<u8>> {
         let at = self.at(id).await?;
-        let target = at.files.target(&at.path).await?;
+        let target = at.files.target(&at.path).await.map_err(gone)?;
         Ok(target::confined(&at.path, &target))
     }
 
@@ -289,7 +313,7 @@ impl GuestFileSystem {
 
     async fn list(&self, id: FileId) -> Result<Vec<DirectoryEntry>> {
         let at = self.at(id).await?;
-        let mut names = at.files.list(&at.path, MOST_NAMES).await?;
+        let mut names = at.files.list(&at.path, MOST_NAMES).await.map_err(gone)?;
         names.iter_mut().for_each(|entry| entry.attr = self.shown(&*at.files, entry.attr));
         Ok(names)
     }
@@ -351,7 +375,7 @@ impl GuestFileSystem {
         let file = match at.files.open(&at.path, how).await {
             Ok(file) => file.into(),
             Err(FileError::Failed) => return Err(self.why_not_opened(&at).await),
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(gone(error)),
         };
         Ok(self.keep(id, *how, Remote { files: at.files, file }, at.vm))
     }
@@ -429,6 +453,12 @@ pub(crate) struct AttrChange {
     pub(crate) permissions: Option<u32>,
     pub(crate) atime: Option<u32>,
     pub(crate) mtime: Option<u32>,
+}
+
+/// Names the failure of what was asked of a file by its number: where the file is gone, the kernel
+/// looks its path up again, and finds what is there now.
+fn gone(error: FileError) -> FileSystemError {
+    if error == FileError::Absent { FileSystemError::Stale } else { error.into() }
 }
 
 /// Returns `word` for a failure without a reason.

@@ -7,9 +7,11 @@
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use super::siblings::TTL;
 use crate::vm::VmId;
 
 /// A file's number.
@@ -39,6 +41,8 @@ type Name = (FileId, Vec<u8>);
 struct Table {
     nodes: HashMap<FileId, Node>,
     names: HashMap<Name, FileId>,
+    /// When the kernel was last told of any.
+    told: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -52,6 +56,8 @@ struct Node {
     lookups: u64,
     /// Nodes in it: their paths lead through it.
     children: usize,
+    /// When the kernel was last told its attributes.
+    told: Instant,
 }
 
 impl Nodes {
@@ -70,6 +76,27 @@ impl Nodes {
     pub(super) fn number(&self, directory: FileId, name: &[u8]) -> FileId {
         let (table, at) = (self.0.lock(), (directory, name.to_vec()));
         table.names.get(&at).copied().unwrap_or_else(|| table.free(&at))
+    }
+
+    /// Notes that the kernel is told of the attributes of a file that it knows.
+    pub(super) fn note_attr(&self, id: FileId) {
+        let (mut table, now) = (self.0.lock(), Instant::now());
+        table.told = Some(now);
+        if let Some(node) = table.nodes.get_mut(&id) {
+            node.told = now;
+        }
+    }
+
+    /// Lists the files whose attributes the kernel may remember.
+    pub(super) fn remembered(&self) -> Vec<FileId> {
+        // A reply takes its time to the kernel, which counts from there.
+        let (table, now) = (self.0.lock(), Instant::now());
+        let is_remembered = |told: Instant| now.duration_since(told) < 2 * TTL;
+        if !table.told.is_some_and(is_remembered) {
+            return Vec::new();
+        }
+        let all = table.nodes.iter().filter(|(_, node)| is_remembered(node.told));
+        all.map(|(&id, _)| id).collect()
     }
 
     /// Takes back so many notes.
@@ -143,11 +170,14 @@ impl Nodes {
 
 impl Table {
     fn note(&mut self, at: (FileId, Vec<u8>), kind: u32, vm: Option<VmId>) -> FileId {
+        let told = Instant::now();
+        self.told = Some(told);
         if let Some(&id) = self.names.get(&at)
             && let Some(node) = self.nodes.get_mut(&id)
         {
             if node.kind == kind {
                 node.lookups += 1;
+                node.told = told;
                 return id;
             }
             self.detach(&at);
@@ -155,7 +185,7 @@ impl Table {
         let id = self.free(&at);
         self.enter(at.0);
         self.names.insert(at.clone(), id);
-        self.nodes.insert(id, Node { names: vec![at], vm, kind, lookups: 1, children: 0 });
+        self.nodes.insert(id, Node { names: vec![at], vm, kind, lookups: 1, children: 0, told });
         id
     }
 
@@ -270,6 +300,22 @@ mod tests {
         nodes.forget(file, 2);
         nodes.forget(root, 1);
         assert!(nodes.0.lock().nodes.is_empty() && nodes.0.lock().names.is_empty());
+    }
+
+    #[test]
+    fn what_the_kernel_was_told_of_lately_may_be_remembered() {
+        let nodes = Nodes::default();
+        assert!(nodes.remembered().is_empty());
+        let root = nodes.note_root(VmId(3));
+        let file = nodes.note(root, b"x", FILE);
+        let mut told = nodes.remembered();
+        told.sort_by_key(|id| *id != root);
+        assert_eq!(told, [root, file]);
+        let long_ago = Instant::now().checked_sub(2 * TTL).unwrap();
+        nodes.0.lock().nodes.values_mut().for_each(|node| node.told = long_ago);
+        assert!(nodes.remembered().is_empty());
+        nodes.note_attr(file);
+        assert_eq!(nodes.remembered(), [file]);
     }
 
     #[test]

@@ -78,7 +78,8 @@ impl Siblings {
         Changing { siblings: self, vm }
     }
 
-    fn count(&self, vm: VmId) {
+    /// Something of a VM has changed: what was listed before answers nothing.
+    pub(super) fn count(&self, vm: VmId) {
         *self.0.lock().changes.entry(vm).or_default() += 1;
     }
 

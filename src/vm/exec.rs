@@ -14,6 +14,7 @@ mod converse;
 mod files;
 mod roster;
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,18 +67,33 @@ impl Link {
 #[derive(Debug)]
 pub struct Exec(Arc<Shared>);
 
-#[derive(Debug)]
 struct Shared {
     spool_dir: PathBuf,
     link: watch::Receiver<Link>,
     runtime: Handle,
     jobs: Roster,
+    /// Called when a command has ended, before anybody hears of that.
+    ended: Ended,
+}
+
+/// What is to be done when a command has ended.
+pub type Ended = Box<dyn Fn() + Send + Sync>;
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exec").field("jobs", &self.jobs).finish_non_exhaustive()
+    }
 }
 
 impl Exec {
     /// Makes one for a VM. Output that outgrows memory lies in nameless files in `spool_dir`.
-    pub fn new(spool_dir: PathBuf, link: watch::Receiver<Link>, runtime: Handle) -> Self {
-        Self(Arc::new(Shared { spool_dir, link, runtime, jobs: Roster::default() }))
+    pub fn new(
+        spool_dir: PathBuf,
+        link: watch::Receiver<Link>,
+        runtime: Handle,
+        ended: Ended,
+    ) -> Self {
+        Self(Arc::new(Shared { spool_dir, link, runtime, jobs: Roster::default(), ended }))
     }
 
     /// Opens the file.
@@ -140,7 +156,7 @@ impl Shared {
         if let Some(text) = job.take() {
             let (shared, job) = (Arc::clone(self), Arc::clone(job));
             self.runtime.spawn(async move {
-                run(shared.link.clone(), &job, text).await;
+                run(&shared, &job, text).await;
                 shared.jobs.forget_old();
             });
         }
@@ -157,9 +173,12 @@ fn stage_for(reader: &Caller, job: &Job) -> Stage {
 }
 
 /// Runs a job to its end. Dropping this hangs up on it.
-async fn run(link: watch::Receiver<Link>, job: &Job, text: Vec<u8>) {
+async fn run(shared: &Shared, job: &Job, text: Vec<u8>) {
     tokio::select! {
-        end = execute(link, job, text) => job.finish(end),
+        end = execute(shared.link.clone(), job, text) => {
+            (shared.ended)();
+            job.finish(end);
+        }
         () = job.abandoned() => {}
     }
 }

@@ -135,6 +135,7 @@ pub(crate) fn backends(script: &Arc<Script>) -> Backends {
         events: Arc::default(),
         failures: Arc::default(),
         defaults: Arc::new(defaults),
+        file_changes: Arc::default(),
         own_dirs: Arc::from(["/nowhere/mount".into(), "/nowhere/store".into()]),
     }
 }

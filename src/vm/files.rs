@@ -2,12 +2,14 @@
 //!
 //! Not here: what is asked of it (`files`), how the guest is asked (`guest::sftp`).
 
-use std::sync::{Arc, Weak};
+use std::fmt;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::VmId;
 use super::backend::{BackendError, GuestFiles, GuestSession, NoFiles};
 use super::exec::Link;
 
@@ -34,6 +36,31 @@ pub enum FilesError {
     /// It has no server, or the connection is lost.
     #[error(transparent)]
     None(#[from] NoFiles),
+}
+
+/// Hears of a guest whose files may have changed otherwise than through `fs`: a command of ours has
+/// ended in it, or it answers anew, perhaps from a snapshot.
+#[derive(Default)]
+pub struct FileChanges(OnceLock<Box<dyn Fn(VmId) + Send + Sync>>);
+
+impl FileChanges {
+    /// Has `hear` called from now on. Only the first one is.
+    pub(crate) fn follow(&self, hear: impl Fn(VmId) + Send + Sync + 'static) {
+        let _first = self.0.set(Box::new(hear));
+    }
+
+    /// Tells of it, before whoever waits for the command hears of its end.
+    pub(super) fn tell(&self, vm: VmId) {
+        if let Some(hear) = self.0.get() {
+            hear(vm);
+        }
+    }
+}
+
+impl fmt::Debug for FileChanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FileChanges")
+    }
 }
 
 /// The files of one VM's guest.

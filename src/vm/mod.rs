@@ -51,7 +51,7 @@ use self::driver::remove::Removal;
 use self::dropped::{DroppedSnapshots, Remover};
 use self::events::{Event, Feed};
 use self::exec::Exec;
-use self::files::Files;
+use self::files::{FileChanges, Files};
 use self::job::JobError;
 use self::memory::{Check, Ledger, Need, Ram};
 use self::probe::Probes;
@@ -102,6 +102,7 @@ pub struct Backends {
     pub(crate) events: Arc<Feed>,
     pub(crate) failures: Arc<FailureLog>,
     pub(crate) memory: Arc<Ledger>,
+    pub(crate) file_changes: Arc<FileChanges>,
     /// Directories of the host that no guest gets: the mount and the store.
     pub own_dirs: Arc<[PathBuf]>,
 }

@@ -102,7 +102,13 @@ impl Dir {
     /// Opens a directory by a path for which this one is the root. Links are followed and do not lead
     /// out of it.
     pub(in crate::commands) fn open_below(&self, path: &Path, shown: String) -> io::Result<Self> {
-        Ok(Self { fd: self.open_path(path, AS_DIRECTORY)?, shown })
+        let fd = self.open_path(path, AS_DIRECTORY)?;
+        let fd = match fstat(&fd) {
+            // The kernel remembers the name of what is gone: opening in earnest asks for it anew.
+            Err(rustix::io::Errno::STALE) => self.open_path(path, READING | OFlags::DIRECTORY)?,
+            Ok(_) | Err(_) => fd,
+        };
+        Ok(Self { fd, shown })
     }
 
     /// Opens a file or a directory, as [`open_below`](Self::open_below) does.

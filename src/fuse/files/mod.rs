@@ -52,7 +52,7 @@ struct FilesAdapter {
 /// # Errors
 /// What mount(2) or fusermount3 answered.
 pub(crate) fn mount(
-    files: Arc<GuestFileSystem>,
+    files: &Arc<GuestFileSystem>,
     tree: Arc<Tree>,
     at: &Path,
     runtime: Handle,
@@ -69,8 +69,15 @@ pub(crate) fn mount(
     config.acl = SessionACL::Owner;
     config.n_threads = Some(THREADS);
     config.clone_fd = true;
-    let adapter = FilesAdapter { files, park: Park::new(runtime, tree)? };
+    let adapter = FilesAdapter { files: Arc::clone(files), park: Park::new(runtime, tree)? };
     let session = Session::new(adapter, at, &config)?;
+    let notifier = session.notifier();
+    files.follow_commands(move |id| {
+        // Attributes alone: to drop a page the kernel may have to wait for a read, and so for us.
+        if let Err(error) = notifier.inval_inode(INodeNo(id.0), -1, 0) {
+            tracing::warn!(%error, "the guests' files may be shown as they were a second ago");
+        }
+    });
     // It ends when it is unmounted, or with the process.
     let serve = move || {
         if let Err(error) = session.run() {
@@ -148,22 +155,15 @@ impl Filesystem for FilesAdapter {
     fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let (directory, name) = (FileId(parent.0), name.as_bytes().to_vec());
         let wanted = name.clone();
+        // That a name is absent is not remembered: nothing would tell the kernel that it is there now.
         let request = move |files: Arc<GuestFileSystem>| async move {
-            match files.lookup(directory, &wanted).await {
-                Err(FileSystemError::Guest(FileError::Absent)) => Ok(None),
-                found => found.map(Some),
-            }
+            files.lookup(directory, &wanted).await
         };
         self.answer(req, request, reply, move |files, found, reply| {
-            let ttl = name_ttl(directory);
-            match found {
-                Some((attr, ttl)) => {
-                    let id = files.note(directory, &name, &attr);
-                    let name_ttl = ttl.min(name_ttl(directory));
-                    reply.entry_with_ttls(&ttl, &name_ttl, &stat(id, &attr), Generation(0));
-                }
-                None => reply.entry(&ttl, &stat(FileId(0), &FileAttr::default()), Generation(0)),
-            }
+            let (attr, ttl) = found;
+            let id = files.note(directory, &name, &attr);
+            let name_ttl = ttl.min(name_ttl(directory));
+            reply.entry_with_ttls(&ttl, &name_ttl, &stat(id, &attr), Generation(0));
         });
     }
 

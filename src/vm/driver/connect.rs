@@ -57,6 +57,7 @@ impl Driver {
             let shares = vm.attach_shares(&session);
             let web = vm.attach_web(&session);
             tokio::join!(shares.mounted(), web.settled());
+            vm.0.backends.file_changes.tell(vm.id());
             to.report(Report::Connected(Arc::clone(&session), since.elapsed())).await;
             session.closed().await;
             drop((shares, web));

@@ -159,6 +159,8 @@ fn shared(
         }
     };
     let console = backends.guests.console(new_vm.dir.0.clone());
+    let (id, changes) = (new_vm.id, Arc::clone(&backends.file_changes));
+    let ended = Box::new(move || changes.tell(id));
     let shared = Shared {
         id: new_vm.id,
         uuid: new_vm.uuid,
@@ -180,7 +182,7 @@ fn shared(
         probes: Probes::new(links.clone(), tokio::runtime::Handle::current()),
         files: Files::new(links.clone()),
         shares: Shares::open(&new_vm.dir, backends),
-        exec: Exec::new(new_vm.dir.0.clone(), links, tokio::runtime::Handle::current()),
+        exec: Exec::new(new_vm.dir.0.clone(), links, tokio::runtime::Handle::current(), ended),
         requests,
         console,
         fork: Mutex::new(fork),

@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
-use super::{Link, Shared, gone, off, run};
+use super::{Shared, gone, off, run};
 use crate::vm::VmError;
 use crate::vm::caller::Caller;
 use crate::vm::job::{self, Job, JobId, Output};
@@ -46,7 +46,7 @@ impl Conversation {
     pub(super) fn new(shared: Arc<Shared>, caller: Caller) -> Self {
         let talk = Arc::<Talk>::default();
         let (commands, queue) = mpsc::unbounded_channel();
-        let runner = converse(shared.link.clone(), queue, Arc::clone(&talk));
+        let runner = converse(Arc::clone(&shared), queue, Arc::clone(&talk));
         let runner = shared.runtime.spawn(runner).abort_handle();
         Self { shared, caller, talk, commands, runner }
     }
@@ -85,15 +85,16 @@ impl Conversation {
 
 /// Runs a conversation's commands one after the other, until the VM is off.
 async fn converse(
-    mut link: watch::Receiver<Link>,
+    shared: Arc<Shared>,
     mut queue: mpsc::UnboundedReceiver<(Arc<Job>, Vec<u8>)>,
     talk: Arc<Talk>,
 ) {
+    let mut link = shared.link.clone();
     loop {
         tokio::select! {
             biased;
             command = queue.recv() => match command {
-                Some((job, text)) => run(link.clone(), &job, text).await,
+                Some((job, text)) => run(&shared, &job, text).await,
                 None => return,
             },
             () = gone(&mut link) => break,

@@ -114,7 +114,7 @@ fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let guest = Arc::new(Fake::default());
     let (link, receiver) = watch::channel(Link::Up(Arc::clone(&guest) as _));
-    let exec = Exec::new(dir.path().to_owned(), receiver, Handle::current());
+    let exec = Exec::new(dir.path().to_owned(), receiver, Handle::current(), Box::new(|| ()));
     Fixture { _dir: dir, link, exec, guest }
 }
 
