@@ -25,7 +25,7 @@ pub const TIMEOUT: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// `Missing` without `qemu-img`, `NoSpace`, or its own last line.
-pub async fn create_overlay(
+pub(super) async fn create_overlay(
     what: &str,
     overlay: &Path,
     base: (&Path, DiskFormat),

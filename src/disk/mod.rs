@@ -3,7 +3,7 @@
 //! - [`qcow2`]: the header of a qcow2 image, and the lock that keeps QEMU out of it.
 //! - [`snapshot_table`]: the snapshots in an image, and their renaming. [`vmstate`]: the memory in
 //!   them.
-//! - [`img`]: the program `qemu-img`.
+//! - [`img`]: the program `qemu-img`. [`overlay`]: empty overlays.
 //! - [`sparse`]: holes in files. [`fingerprint`]: whether a file still is what it was.
 //!
 //! Not here: VMs, machines and images, and where they keep their files. `qemu` and `image` both
@@ -11,6 +11,7 @@
 
 pub mod fingerprint;
 pub mod img;
+pub mod overlay;
 pub mod qcow2;
 pub mod snapshot_table;
 pub mod sparse;

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::catalogue::{Catalogue, ImageStore};
 use super::template;
 use crate::disk::img::Conversion;
-use crate::disk::{Layer, img, qcow2, snapshot_table, sparse};
+use crate::disk::{Layer, img, overlay, qcow2, snapshot_table, sparse};
 use crate::store::file;
 use crate::store::layout::{TEMPLATES, VmDir};
 use crate::vm::backend::{BackendError, BootImage, ForkBase, Images, Result};
@@ -115,7 +115,7 @@ pub(super) async fn disk(images: &ImageStore, base: &ForkBase, dir: &Path) -> Re
     if base.reflink.is_none() {
         let below = base.layers.first().ok_or_else(no_layers)?;
         let on = (&*below.path, below.format);
-        img::create_overlay("create the fork's disk", &disk, on, base.size).await?;
+        overlay::create("create the fork's disk", &disk, on, base.size).await?;
     }
     let (images, dir, from) = (images.clone(), dir.to_owned(), base.reflink.clone());
     let (image, layers) = (base.image.clone(), base.layers.clone());

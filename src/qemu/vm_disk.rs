@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::{nvram, run_record};
 use crate::disk::qcow2::{self, Header};
-use crate::disk::{DiskError, DiskFormat, Layer, img};
+use crate::disk::{DiskError, DiskFormat, Layer, img, overlay};
 use crate::store::file::{self, sync_dir};
 use crate::store::layout::{VmDir, names};
 use crate::vm::backend::{BackendError, LaunchPlan, Result};
@@ -31,7 +31,7 @@ pub(super) async fn ensure(dir: &VmDir, plan: &LaunchPlan) -> Result<()> {
     let no_base =
         || DiskError::QemuImg { what: what.to_owned(), said: "it has no base".to_owned() };
     let base = plan.base.first().ok_or_else(no_base)?;
-    img::create_overlay(what, &partial, (&base.path, base.format), size).await?;
+    overlay::create(what, &partial, (&base.path, base.format), size).await?;
     let (disk, directory) = (dir.disk(), dir.0.clone());
     let publish = move || {
         File::open(&partial)?.sync_all()?;
@@ -78,7 +78,7 @@ pub(super) async fn temporary(dir: &VmDir, size: u64) -> Result<TemporaryDisk> {
     let path = dir.0.join(names::TEMPORARY_DISK);
     let size = size.max(virtual_size(dir)?.unwrap_or(0));
     let base = (Path::new(names::DISK), DiskFormat::Qcow2);
-    img::create_overlay("create the temporary disk", &path, base, size).await?;
+    overlay::create("create the temporary disk", &path, base, size).await?;
     Ok(TemporaryDisk(path))
 }
 
@@ -87,7 +87,7 @@ pub(super) async fn temporary_nvram(dir: &VmDir) -> Result<TemporaryDisk> {
     let path = dir.0.join(names::TEMPORARY_NVRAM);
     let size = nvram::virtual_size(dir).unwrap_or(0);
     let base = (Path::new(names::NVRAM), DiskFormat::Qcow2);
-    img::create_overlay("create the temporary UEFI variables", &path, base, size).await?;
+    overlay::create("create the temporary UEFI variables", &path, base, size).await?;
     Ok(TemporaryDisk(path))
 }
 
