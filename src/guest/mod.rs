@@ -111,7 +111,8 @@ fn authorized_keys(client_key: &Path, further: &[String]) -> Result<String, Back
     Ok(authorized)
 }
 
-/// The keys stay what they are; the seed follows the settings.
+/// The keys stay what they are; the seed follows the settings, is written at every start, and so need not
+/// outlast a crash of the host.
 fn write_seed(client_key: &Path, plan: &LaunchPlan) -> Result<(), BackendError> {
     let (dir, hostname, instance) = (VmDir(plan.dir.clone()), hostname(plan), plan.uuid);
     let authorized = authorized_keys(client_key, &plan.spec.ssh_key)?;
@@ -138,7 +139,7 @@ fn write_seed(client_key: &Path, plan: &LaunchPlan) -> Result<(), BackendError> 
         }
     };
     bytes
-        .and_then(|bytes| file::replace(&path, &bytes))
+        .and_then(|bytes| file::replace_unsynced(&path, &bytes))
         .map_err(|e| BackendError::io(format!("writing {}", path.display()), &e))
 }
 

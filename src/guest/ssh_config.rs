@@ -28,7 +28,7 @@ const FIXED: &[(&str, &str)] = &[
 ];
 
 /// Writes the file that pins the guest's host key. The key is known by the VM's identity, as its
-/// port changes with every start and its name with every `mv`.
+/// port changes with every start and its name with every `mv`. Every start writes it anew.
 ///
 /// # Errors
 /// The host key cannot be read, or the file not be written.
@@ -36,7 +36,7 @@ pub fn write_known_hosts(dir: &VmDir, uuid: Uuid) -> Result<(), BackendError> {
     let key = keys::public(&dir.host_key())?;
     let failed = |e: std::io::Error| BackendError::io("the guest's known_hosts", &e);
     let key = key.to_openssh().map_err(|e| failed(std::io::Error::other(e)))?;
-    file::replace(&dir.known_hosts(), format!("{uuid} {key}\n").as_bytes()).map_err(failed)
+    file::replace_unsynced(&dir.known_hosts(), format!("{uuid} {key}\n").as_bytes()).map_err(failed)
 }
 
 /// Renders the configuration. For a guest that cannot be reached it is one with which `ssh` says

@@ -41,8 +41,13 @@ reseed() {
         perl -e 'open R, "+<", "/dev/urandom" or die; my $r = shift;
             ioctl R, 0x40085203, pack("iia*", 8 * length $r, length $r, $r) or die;
             ioctl R, 0x5207, 0 or die;' "$random" || fail 'perl could not reseed its random numbers'
-        return
     fi
+}
+
+# A kernel with vmgenid reseeds by itself as it resumes. Asked at once it may not have come to that, and each
+# question is a program, or several: other work comes before it, but no key is made or used.
+await_reseed() {
+    if [ "$reseed" = perl ]; then return; fi
     tries=0
     until has_forked; do
         tries=$((tries + 1))
@@ -154,6 +159,8 @@ authorize() {
 # Host directories that the captured guest had (shares.sh): the clone has shares of its own, or none. Of a
 # container it is the image's root that has them.
 unshare() {
+    # Without the kernel's NFS client there are none.
+    if [ ! -e /proc/fs/nfsfs ]; then return; fi
     in=
     if [ -e /run/aqfs/shell ]; then
         in='chroot /proc/1/cwd /dev/aqfs/bin/busybox'
@@ -177,6 +184,7 @@ become() {
     set_clock
     rename
     readdress
+    await_reseed
     rekey
     if [ -n "$authorized" ]; then authorize; fi
     echo 'aqfs: done'
