@@ -10,6 +10,7 @@
 pub mod aliases;
 mod autoremove;
 mod error;
+pub mod expire;
 pub mod fork;
 pub mod images;
 mod lifecycle;
@@ -159,7 +160,8 @@ impl Registry {
     /// Starts the VMs with `autostart`, in the order of their names; a failure is in the VM's `error`.
     pub async fn autostart(self: Arc<Self>) {
         for (name, vm) in self.list() {
-            if !vm.spec().autostart || !vm.state().is_off() {
+            let is_over = vm.expires().is_some_and(|at| at <= SystemTime::now());
+            if !vm.spec().autostart || !vm.state().is_off() || is_over {
                 continue;
             }
             if let Err(error) = vm.perform(Command::Start { paused: false }).await {

@@ -161,6 +161,7 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     tracing::info!(dir = %dir.display(), store = %layout.root().display(), "mounted");
     runtime.spawn(touch::follow(events, dir.clone()));
     runtime.spawn(touch::follow_ends(Arc::clone(&registry), dir.clone()));
+    runtime.spawn(touch::follow_expiries(Arc::clone(&registry), dir.clone()));
     runtime.spawn(unmount_at_the_end(ends, dir, layout.guest_files()));
     runtime.spawn(Arc::clone(&registry).autostart());
     runtime.spawn(Arc::clone(&registry).keep_trash());

@@ -17,17 +17,23 @@ use std::time::Duration;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, Command};
-use tokio::time::timeout;
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
 
 use crate::registry::Registry;
+use crate::registry::expire::Expiries;
 use crate::vm::events::Feed;
 
 /// The hidden command under which this program is that process.
 pub const COMMAND: &str = "touch-status";
 /// How long the process may leave its input unread before it is given up.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How a line begins that names a VM to remove. No name of a VM has a space.
+/// How a line begins that names a VM to remove for good. No name of a VM has a space.
 const REMOVE: &str = "remove ";
+/// How a line begins that names a VM to remove into the trash.
+const EXPIRE: &str = "expire ";
+/// How many VMs whose machines have ended may await their removal.
+const ENDED: usize = 64;
 
 /// Watches a feed for the life of the daemon. The process is started with the first change.
 pub async fn follow(events: Arc<Feed>, mount: PathBuf) {
@@ -63,15 +69,46 @@ pub async fn follow_ends(registry: Arc<Registry>, mount: PathBuf) {
     let mut over = registry.over_before();
     loop {
         let lines: Vec<String> = over.iter().map(|name| format!("{REMOVE}{name}")).collect();
-        if !lines.is_empty()
-            && let Err(error) = hand_over(&mut child, &mount, &lines).await
-        {
-            tracing::warn!(%error, "VMs with autoremove are not removed");
-            child = None;
-        }
+        have_removed(&mut child, &mount, &lines).await;
         listener.rung().await;
         (over, next) = events.status_changes(next);
         over.retain(|name| registry.is_over(name));
+    }
+}
+
+/// Has the VMs removed whose time is over, for the life of the daemon.
+pub async fn follow_expiries(registry: Arc<Registry>, mount: PathBuf) {
+    let mut listener = registry.backends().events.listen();
+    let (mut known, mut child) = (Expiries::default(), None);
+    let (ended, mut names) = mpsc::channel(ENDED);
+    loop {
+        let (over, due) = registry.due(&mut known);
+        for vm in over {
+            let ended = ended.clone();
+            tokio::spawn(async move {
+                if let Some(name) = Registry::end_expired(vm).await {
+                    // Without its receiver the daemon ends.
+                    drop(ended.send(name).await);
+                }
+            });
+        }
+        tokio::select! {
+            Some(name) = names.recv() => {
+                let word = if registry.is_over(&name) { REMOVE } else { EXPIRE };
+                have_removed(&mut child, &mount, &[format!("{word}{name}")]).await;
+            }
+            () = listener.rung() => {}
+            () = sleep(due.unwrap_or_default()), if due.is_some() => {}
+        }
+    }
+}
+
+async fn have_removed(child: &mut Option<Child>, mount: &Path, lines: &[String]) {
+    if !lines.is_empty()
+        && let Err(error) = hand_over(child, mount, lines).await
+    {
+        tracing::warn!(%error, "VMs that are to be removed are not");
+        *child = None;
     }
 }
 
@@ -96,9 +133,11 @@ fn this_program() -> PathBuf {
 pub fn serve(mount: &Path, names: impl BufRead) -> io::Result<()> {
     names.lines().try_for_each(|name| {
         let name = name?;
-        match name.strip_prefix(REMOVE) {
-            Some(name) => remove(mount, name),
-            None => touch(&mount.join(name).join("status")),
+        match (name.strip_prefix(REMOVE), name.strip_prefix(EXPIRE)) {
+            (Some(name), _) => remove(mount, name),
+            // What refuses says so in the VM's `error`.
+            (None, Some(name)) => drop(fs::remove_dir(mount.join(name))),
+            (None, None) => touch(&mount.join(name).join("status")),
         }
         Ok(())
     })

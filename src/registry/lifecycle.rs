@@ -3,6 +3,7 @@
 //! Each takes the locks of its names first, runs to its end even if its caller is interrupted, and either
 //! changes the disk and the list of VMs or neither.
 
+use std::io;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -12,6 +13,7 @@ use uuid::Uuid;
 use super::scan::{read_vm, write_new};
 use super::{Registry, RegistryError, Result, names, to_its_end};
 use crate::store::file;
+use crate::store::layout::VmDir;
 use crate::vm::Vm;
 use crate::vm::backend::Lifetime;
 use crate::vm::definition::Definition;
@@ -110,15 +112,23 @@ impl Registry {
                 file::replace(&item.dir.name(), format!("{text}\n").as_bytes())?;
                 // A VM that was broken is broken again.
                 let stored = file::read_json::<Definition>(&item.dir.definition());
-                let uuid = stored.map_or_else(|_| Uuid::new_v4(), |stored| stored.uuid);
+                let expired = stored.as_ref().is_ok_and(|stored| stored.expires.is_some());
+                let uuid = match stored {
+                    Ok(stored) if expired => keep_for_good(&item.dir, stored)?,
+                    Ok(stored) => stored.uuid,
+                    Err(_) => Uuid::new_v4(),
+                };
                 let dir = registry.layout.vm(uuid);
                 registry.trash.take(&item, &dir)?;
-                Ok(read_vm(id, uuid, dir))
+                Ok((read_vm(id, uuid, dir), expired))
             };
-            let found = off_thread(take, "the removed VM").await?;
+            let (found, expired) = off_thread(take, "the removed VM").await?;
             let vm = driver::spawn(found, self.backends.clone()).await;
             self.insert(to, &vm);
             vm.emit(&Event::Created);
+            if expired {
+                vm.emit(&Event::Expires(None));
+            }
             Ok(())
         })
         .await
@@ -157,4 +167,12 @@ impl Registry {
         })
         .await
     }
+}
+
+/// Stores that a VM has no time after which it is removed: it would be removed again at once.
+fn keep_for_good(dir: &VmDir, stored: Definition) -> io::Result<Uuid> {
+    let Definition { uuid, created, settings, .. } = stored;
+    let kept = Definition::new(uuid, created, settings.without_expiry());
+    file::replace_json(&dir.definition(), &kept)?;
+    Ok(uuid)
 }

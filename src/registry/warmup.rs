@@ -59,6 +59,7 @@ fn as_new_vms(defaults: VmSpec, image: &str) -> VmSpec {
         protect: false,
         autostart: false,
         autoremove: false,
+        expire: None,
         ..defaults
     }
 }

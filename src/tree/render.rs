@@ -5,7 +5,7 @@
 use std::fmt::Write;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::registry::Registry;
 use crate::store::layout::VmDir;
@@ -13,7 +13,7 @@ use crate::vm::Vm;
 use crate::vm::backend::RunFacts;
 use crate::vm::live::InForce;
 use crate::vm::spec::net::Mac;
-use crate::vm::spec::{VmSpec, render_size};
+use crate::vm::spec::{VmSpec, render_size, span};
 use crate::{proc, sys};
 
 pub(super) fn version() -> String {
@@ -48,6 +48,10 @@ pub(super) fn info(vm: &Vm) -> String {
     table.add("status", view.state.word());
     table.add("since", &seconds(view.since));
     table.add("created", &seconds(vm.created()));
+    if let Some(at) = vm.expires() {
+        let left = at.duration_since(SystemTime::now()).unwrap_or_default();
+        table.add("expires", &format!("in {}", span::render_about(left)));
+    }
     if let Some(doing) = &view.doing {
         table.add("doing", doing);
     }

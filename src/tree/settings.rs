@@ -69,10 +69,12 @@ impl Settings {
         }
     }
 
-    /// Resolves an alias: a VM depends on an image, and keeps it when the alias leads elsewhere.
+    /// Resolves an alias: a VM depends on an image, and keeps it when the alias leads elsewhere. An empty
+    /// text clears a time.
     fn resolved(&self, key: &Key, text: &str) -> String {
-        match key.name {
-            "image" => self.registry.resolve_alias(text.trim()),
+        match key.when_empty() {
+            Some(meant) if text.trim().is_empty() => meant.to_owned(),
+            _ if key.name == "image" => self.registry.resolve_alias(text.trim()),
             _ => text.to_owned(),
         }
     }

@@ -27,6 +27,8 @@ pub struct Definition {
     pub created: SystemTime,
     /// Its settings.
     pub settings: VmSettings,
+    /// When it is removed.
+    pub expires: Option<SystemTime>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -38,12 +40,21 @@ struct Stored {
     spec: VmSpec,
     #[serde(default)]
     own: BTreeSet<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    expires: Option<SystemTime>,
 }
 
 impl Definition {
-    /// Describes a VM in the present version.
+    /// Describes a new VM in the present version: a time after which it is removed begins with it.
     pub fn new(uuid: Uuid, created: SystemTime, settings: VmSettings) -> Self {
-        Self { version: VERSION, uuid, created, settings }
+        let expires = settings.expiry_from(created);
+        Self { version: VERSION, uuid, created, settings, expires }
+    }
+
+    /// Describes one that is removed then.
+    #[must_use]
+    pub fn expiring(self, expires: Option<SystemTime>) -> Self {
+        Self { expires, ..self }
     }
 }
 
@@ -51,7 +62,7 @@ impl TryFrom<Stored> for Definition {
     type Error = String;
 
     fn try_from(stored: Stored) -> Result<Self, String> {
-        let Stored { version, uuid, created, spec, own } = stored;
+        let Stored { version, uuid, created, spec, own, expires } = stored;
         let settings = match version {
             1 => VmSettings::fixed(spec),
             VERSION => VmSettings { values: spec, own },
@@ -59,15 +70,15 @@ impl TryFrom<Stored> for Definition {
                 return Err(format!("it has version {other}; this aqfs reads 1 and {VERSION}"));
             }
         };
-        Ok(Self { version, uuid, created, settings })
+        Ok(Self { version, uuid, created, settings, expires })
     }
 }
 
 impl From<Definition> for Stored {
     fn from(definition: Definition) -> Self {
-        let Definition { version: _, uuid, created, settings } = definition;
+        let Definition { version: _, uuid, created, settings, expires } = definition;
         let VmSettings { values: spec, own } = settings;
-        Self { version: VERSION, uuid, created, spec, own }
+        Self { version: VERSION, uuid, created, spec, own, expires }
     }
 }
 

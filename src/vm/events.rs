@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
+use super::spec::span;
 use super::stream::{Bell, Listener, Readiness, Stream};
 use super::{VmError, VmId, one_line};
 
@@ -46,6 +47,10 @@ pub enum Event {
     Refused(String),
     /// It boots although its image is warm, for this reason.
     Boots(String),
+    /// It is removed after so long, or is not any more.
+    Expires(Option<Duration>),
+    /// The time after which it is removed is over.
+    Expired,
 }
 
 impl fmt::Display for Event {
@@ -64,6 +69,9 @@ impl fmt::Display for Event {
             }
             Self::Refused(target) => write!(f, "refused {target}"),
             Self::Boots(reason) => write!(f, "warm no: {reason}"),
+            Self::Expires(Some(time)) => write!(f, "expires in {}", span::render_about(*time)),
+            Self::Expires(None) => write!(f, "expires {}", span::NEVER),
+            Self::Expired => f.write_str("expired"),
         }
     }
 }

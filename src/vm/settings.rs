@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use parking_lot::RwLock;
 
+use super::definition::Definition;
 use super::driver::off_thread;
 use super::spec::{ImageSettings, VmSettings, VmSpec};
 use super::{BackendError, Vm};
@@ -23,6 +24,8 @@ pub(super) struct CurrentSettings(RwLock<Inner>);
 struct Inner {
     stored: Arc<VmSettings>,
     changed: SystemTime,
+    /// When the VM is removed.
+    expires: Option<SystemTime>,
     /// What the image carried when the disk was made; `None` as long as there is no disk.
     made_with: Option<ImageSettings>,
     /// What holds, and what the image carried when that was resolved.
@@ -31,10 +34,11 @@ struct Inner {
 
 impl CurrentSettings {
     /// Takes the settings of the VM in `dir`.
-    pub(super) fn new(stored: VmSettings, changed: SystemTime, dir: &VmDir) -> Self {
+    pub(super) fn new(definition: Definition, dir: &VmDir) -> Self {
+        let Definition { settings: stored, created: changed, expires, .. } = definition;
         let made_with = dir.disk().exists().then(|| read(dir));
         let resolved = (ImageSettings::default(), stored.resolve(&ImageSettings::default()).into());
-        Self(RwLock::new(Inner { stored: stored.into(), changed, made_with, resolved }))
+        Self(RwLock::new(Inner { stored: stored.into(), changed, expires, made_with, resolved }))
     }
 }
 
@@ -73,6 +77,11 @@ impl Vm {
         self.0.settings.0.read().changed
     }
 
+    /// Returns when it is removed.
+    pub fn expires(&self) -> Option<SystemTime> {
+        self.0.settings.0.read().expires
+    }
+
     /// Returns what the image carries to the VM, if these are its settings.
     pub(super) fn image_settings(&self, settings: &VmSettings) -> ImageSettings {
         let made_with = self.0.settings.0.read().made_with.clone();
@@ -80,11 +89,12 @@ impl Vm {
     }
 
     /// Puts stored settings into force.
-    pub(super) fn set_settings(&self, settings: VmSettings) {
+    pub(super) fn set_settings(&self, settings: VmSettings, expires: Option<SystemTime>) {
         let image = self.image_settings(&settings);
         let mut held = self.0.settings.0.write();
         held.resolved = (image.clone(), settings.resolve(&image).into());
         (held.stored, held.changed) = (settings.into(), SystemTime::now());
+        held.expires = expires;
         drop(held);
         self.0.bell.ring();
     }

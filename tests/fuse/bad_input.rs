@@ -86,6 +86,9 @@ fn values() {
         ("ephemeral", "maybe", EINVAL),
         ("autostart", "2", EINVAL),
         ("autoremove", "2", EINVAL),
+        ("expire", "soon", EINVAL),
+        ("expire", "0", ERANGE),
+        ("expire", "3651d", ERANGE),
         ("net", "none", EINVAL),
         ("allow", "http://x/", EINVAL),
     ];

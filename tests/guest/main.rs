@@ -24,6 +24,7 @@ mod images;
 mod interrupts;
 mod jobs;
 mod lifecycle;
+mod lifetime;
 mod load;
 mod logs;
 mod poll;

@@ -2,6 +2,7 @@
 //! its own: QEMU may take 5 s for each of its steps. What must not run beside it waits in `admission`.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::task::{Configured, Report, Reporter};
 use super::{Answer, Driver, off_thread};
@@ -10,6 +11,7 @@ use crate::vm::backend::Machine;
 use crate::vm::definition::Definition;
 use crate::vm::events::Event;
 use crate::vm::live::InForce;
+use crate::vm::spec::keys::Wanted;
 use crate::vm::spec::{Edit, SpecError, VmSettings, VmSpec, render_size};
 use crate::vm::state::{Asked, Refusal, State};
 use crate::vm::{Vm, VmError};
@@ -66,7 +68,7 @@ impl Change {
             self.refuse_shrinking(&new)?;
         }
         self.change_machine(&old, &new).await?;
-        if let Err(error) = self.store(settings).await {
+        if let Err(error) = self.store(settings, edit).await {
             // What is not stored must not be in force either; the first failure is the one reported.
             drop(self.change_machine(&new, &old).await);
             return Err(error);
@@ -104,12 +106,22 @@ impl Change {
         Ok(())
     }
 
-    async fn store(&mut self, settings: VmSettings) -> Result<(), VmError> {
+    async fn store(&mut self, settings: VmSettings, edit: &Edit) -> Result<(), VmError> {
+        let expires = self.expiry(&settings, edit);
         let definition = Definition::new(self.vm.uuid(), self.vm.created(), settings.clone());
+        let definition = definition.expiring(expires);
         let path = self.vm.dir().definition();
         off_thread(move || file::replace_json(&path, &definition), "the VM's definition").await?;
-        self.vm.set_settings(settings);
+        self.vm.set_settings(settings, expires);
         Ok(())
+    }
+
+    /// Each write of `expire` begins its time anew, also one that does not change it.
+    fn expiry(&self, settings: &VmSettings, edit: &Edit) -> Option<SystemTime> {
+        match edit.key() == "expire" && edit.wanted() != Wanted::Nothing {
+            true => settings.expiry_from(SystemTime::now()),
+            false => self.vm.expires(),
+        }
     }
 }
 

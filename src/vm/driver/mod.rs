@@ -161,15 +161,16 @@ fn shared(
     let console = backends.guests.console(new_vm.dir.0.clone());
     let (id, changes) = (new_vm.id, Arc::clone(&backends.file_changes));
     let ended = Box::new(move || changes.tell(id));
+    let created = definition.created;
     let shared = Shared {
         id: new_vm.id,
         uuid: new_vm.uuid,
-        created: definition.created,
+        created,
         name: RwLock::new(new_vm.name),
-        settings: CurrentSettings::new(definition.settings, definition.created, &new_vm.dir),
+        settings: CurrentSettings::new(definition, &new_vm.dir),
         view: watch::Sender::new(View {
             state: rest.state(),
-            since: definition.created,
+            since: created,
             doing: None,
             facts: None,
             ready_after: None,
@@ -178,7 +179,7 @@ fn shared(
         backends: backends.clone(),
         pending: Mutex::default(),
         dropped: DroppedSnapshots::open(&new_vm.dir),
-        failure: Mutex::new((None, definition.created)),
+        failure: Mutex::new((None, created)),
         probes: Probes::new(links.clone(), tokio::runtime::Handle::current()),
         files: Files::new(links.clone()),
         shares: Shares::open(&new_vm.dir, backends),

@@ -9,7 +9,7 @@ use super::net::{Destination, Forward};
 pub use super::parse::forward;
 use super::{
     MAX_DISK, MAX_MEMORY, MIN_DISK, MIN_MEMORY, SpecError, VmSpec, parse, render_accel,
-    render_size, text,
+    render_size, span, text,
 };
 use crate::vm::WriteMode;
 
@@ -92,6 +92,11 @@ impl Key {
     pub fn compressed(&self) -> SpecError {
         let reason = format!("it is compressed; `zcat FILE > config/{}`", self.name);
         SpecError::Text { key: self.name, line: 1, reason }
+    }
+
+    /// Returns what an empty text means where it means something: a time that is cleared.
+    pub fn when_empty(&self) -> Option<&'static str> {
+        (self.name == "expire").then_some(span::NEVER)
     }
 
     /// Finds a setting by its name.
@@ -383,6 +388,11 @@ pub static KEYS: &[Key] = &[
         doc: "1: removed for good when it has run and is stopped",
         render: |s| switch(s.autoremove),
         value: |v| parse::switch("autoremove", v),
+    },
+    key! { expire, takes: AtOnce, carried: Never,
+        doc: "so long after this is written, or the VM is made, it is removed: 30m, 1h, 7d, or never",
+        render: |s| span::render_or_never(s.expire),
+        value: |v| parse::span("expire", v),
     },
     key! { protect, takes: AtOnce, carried: Never,
         doc: "1 forbids removing the VM",

@@ -1,6 +1,6 @@
 //! What a VM should be: its settings ([`VmSpec`]), how each is written and read ([`keys`]), checked
-//! ([`parse`], [`text`]), which of several values holds ([`resolve`]), and what an address and a forward
-//! are ([`net`]).
+//! ([`parse`], [`text`]), which of several values holds ([`resolve`]), what an address and a forward
+//! are ([`net`]), and how a length of time is written ([`span`]).
 //!
 //! No I/O here: whether a file that a setting names is there is asked when the VM starts.
 
@@ -9,10 +9,12 @@ pub mod keys;
 pub mod net;
 mod parse;
 pub mod resolve;
+pub mod span;
 pub mod text;
 pub mod yaml;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -147,6 +149,8 @@ pub struct VmSpec {
     pub autostart: bool,
     /// The VM is removed for good when it has run and is off.
     pub autoremove: bool,
+    /// So long after this was written, or the VM was made, the VM is removed.
+    pub expire: Option<Duration>,
     /// The VM cannot be removed.
     pub protect: bool,
     /// Further arguments for QEMU, one word each.
@@ -185,6 +189,7 @@ impl Default for VmSpec {
             overcommit: false,
             autostart: false,
             autoremove: false,
+            expire: None,
             protect: false,
             qemu_args: Vec::new(),
         }

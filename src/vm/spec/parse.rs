@@ -3,10 +3,13 @@
 //! Pure functions from a trimmed line to a value.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::container::ContainerProcess;
 use super::net::{Destination, Forward, Mac, Network};
-use super::{AccelChoice, Firmware, MAX_CPUS, SpecError, is_object_name, parse_size, render_accel};
+use super::{
+    AccelChoice, Firmware, MAX_CPUS, SpecError, is_object_name, parse_size, render_accel, span,
+};
 use crate::arch::Arch;
 use crate::vm::hardware::Hardware;
 
@@ -217,6 +220,18 @@ pub(super) fn switch(key: &'static str, value: &str) -> Result<bool, SpecError> 
         "1" | "yes" | "on" | "true" => Ok(true),
         "0" | "no" | "off" | "false" => Ok(false),
         _ => Err(malformed(key, value, "0 or 1")),
+    }
+}
+
+pub(super) fn span(key: &'static str, value: &str) -> Result<Option<Duration>, SpecError> {
+    if value == span::NEVER {
+        return Ok(None);
+    }
+    let expected = "a time such as 30s, 10m, 2h or 7d, or never";
+    let time = span::parse(value).ok_or_else(|| malformed(key, value, expected))?;
+    match (span::SHORTEST..=span::LONGEST).contains(&time) {
+        true => Ok(Some(time)),
+        false => Err(out_of_range(key, value, "1s to 3650d")),
     }
 }
 

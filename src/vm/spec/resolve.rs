@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -16,8 +17,10 @@ use super::{Edit, KEYS, Key, SpecError, VmSpec};
 use crate::vm::WriteMode;
 
 /// The settings that belong to a VM alone and that its forks have too. What a guest may reach is among them:
-/// a copy of one that is closed in must not be free.
-const FORKED: [&str; 7] = ["image", "ports", "hardware", "ssh_key", "overcommit", "net", "allow"];
+/// a copy of one that is closed in must not be free. So is the time after which it is removed, which begins
+/// anew: a copy of one that ends must not stay for ever.
+const FORKED: [&str; 8] =
+    ["image", "ports", "hardware", "ssh_key", "overcommit", "net", "allow", "expire"];
 
 /// A VM's settings by where they come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +65,19 @@ impl VmSettings {
             }
         }
         Self { values, own }
+    }
+
+    /// Returns when the VM is removed if its time begins now.
+    pub fn expiry_from(&self, now: SystemTime) -> Option<SystemTime> {
+        now.checked_add(self.values.expire?)
+    }
+
+    /// Returns the settings of a VM that is not removed by itself.
+    #[must_use]
+    pub fn without_expiry(mut self) -> Self {
+        self.values.expire = None;
+        self.own.remove("expire");
+        self
     }
 
     /// Returns the image, which no image carries.

@@ -48,6 +48,7 @@ fn unusual() -> VmSpec {
         overcommit: true,
         autostart: true,
         autoremove: true,
+        expire: Some(Duration::from_secs(3600)),
         protect: true,
         qemu_args: vec!["-device".into(), "virtio-rng-pci".into()],
     }
