@@ -1,21 +1,14 @@
 //! A guest's files through `fs`, beside sshfs into the same guest.
 
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::common::{BOOT, Mounted, median};
 use crate::guest::{GUEST, resident};
-use crate::measure::Row;
-
-const ROUNDS: usize = 3;
-/// Longer than either remembers names.
-const TTL: Duration = Duration::from_millis(1200);
-const LARGE: u64 = 256 << 20;
-const RANDOM_READS: u64 = 2000;
+use crate::measure::{LargeFile, ROUNDS, Row, TTL};
 
 /// A guest, and its files in two ways.
 struct Both {
@@ -88,30 +81,23 @@ pub(crate) fn files() -> Vec<Row> {
     let before = resident(both.aq.daemon());
     let mut rows = large(&both);
     let more = resident(both.aq.daemon()).saturating_sub(before);
-    rows.push(Row::memory("fs: daemon, more after files of 256 MiB", more, 16 << 10));
+    let what = format!("fs: daemon, more after {} MiB files", LargeFile::mib());
+    rows.push(Row::memory(&what, more, 16 << 10));
     rows.extend(many(&both));
     rows
 }
 
 fn large(both: &Both) -> Vec<Row> {
-    let mib = LARGE >> 20;
+    let (mib, random) = (LargeFile::mib(), LargeFile::READS);
     let write = format!("dd if=/dev/zero of=large bs=1M count={mib} conv=fsync status=none");
     let read = "dd if=large of=/dev/null bs=1M status=none";
     vec![
-        both.compare("write 256 MiB, fsync", ROUNDS, |root| both.sh(root, &write)),
-        both.compare("read 256 MiB", ROUNDS, |root| both.sh(root, read)),
-        both.compare("2,000 reads of 4 KiB at random", ROUNDS, random_reads),
+        both.compare(&format!("write {mib} MiB, fsync"), ROUNDS, |root| both.sh(root, &write)),
+        both.compare(&format!("read {mib} MiB"), ROUNDS, |root| both.sh(root, read)),
+        both.compare(&format!("{random} reads of 4 KiB at random"), ROUNDS, |root| {
+            LargeFile::read_at_random(&root.join("root/large"));
+        }),
     ]
-}
-
-/// Reads where no other read was: a page that is read twice would come from the kernel's cache.
-fn random_reads(root: &Path) {
-    let file = File::open(root.join("root/large")).expect("the large file");
-    let (pages, mut page) = (LARGE / 4096, 1);
-    for _ in 0..RANDOM_READS {
-        page = (page * 5 + 12345) % pages;
-        file.read_exact_at(&mut [0; 4096], page * 4096).expect("a page");
-    }
 }
 
 fn many(both: &Both) -> Vec<Row> {

@@ -15,9 +15,12 @@ mod guest;
 mod guest_files;
 mod hello;
 mod measure;
+mod shares;
 mod warm;
 
-use measure::Row;
+use std::path::Path;
+
+use measure::{LargeFile, Row};
 
 type Benchmark = (&'static str, fn() -> Vec<Row>);
 
@@ -35,11 +38,17 @@ const BENCHMARKS: &[Benchmark] = &[
     ("fork", fork::forks),
     ("size", warm::size),
     ("fs", guest_files::files),
+    ("shares", shares::shares),
     ("copies", disk::off),
     ("pause", disk::running),
 ];
 
 fn main() {
+    if let [argument, file] = &std::env::args().skip(1).collect::<Vec<_>>()[..]
+        && argument == LargeFile::ARGUMENT
+    {
+        return LargeFile::read_at_random(Path::new(file));
+    }
     // cargo itself passes `--bench`.
     let wanted = std::env::args().skip(1).find(|a| !a.starts_with('-')).unwrap_or_default();
     for (_, run) in BENCHMARKS.iter().filter(|(name, _)| name.contains(&wanted)) {

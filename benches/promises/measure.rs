@@ -1,6 +1,40 @@
-//! Measurements and how they are reported: medians, ratios taken in one run, promises beside them.
+//! Measurements and how they are reported: medians, ratios taken in one run, promises beside them; the large
+//! file that several are about.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
+
+/// How often each of two ways to the same files is measured.
+pub(crate) const ROUNDS: usize = 3;
+/// Longer than either remembers names.
+pub(crate) const TTL: Duration = Duration::from_millis(1200);
+
+/// The file that is written and read.
+pub(crate) struct LargeFile;
+
+impl LargeFile {
+    pub(crate) const READS: u64 = 2000;
+    /// Makes this program read a file: guests have no other that reads at random.
+    pub(crate) const ARGUMENT: &str = "--random-reads";
+
+    /// Its size: `AQFS_BENCH_MIB`, where time is short.
+    pub(crate) fn mib() -> u64 {
+        let wanted = std::env::var("AQFS_BENCH_MIB").ok().and_then(|mib| mib.parse().ok());
+        wanted.unwrap_or(256)
+    }
+
+    /// Reads where no other read was: a page that is read twice would come from the kernel's cache.
+    pub(crate) fn read_at_random(path: &Path) {
+        let file = File::open(path).expect("the large file");
+        let (pages, mut page) = (file.metadata().expect("its size").len() / 4096, 1);
+        for _ in 0..Self::READS {
+            page = (page * 5 + 12345) % pages;
+            file.read_exact_at(&mut [0; 4096], page * 4096).expect("a page");
+        }
+    }
+}
 
 /// A line of the table.
 #[derive(Debug)]
