@@ -54,11 +54,22 @@ pub(crate) fn tree(aq: &Mounted, model: &Model) -> Checked {
     let name = |listed: String| listed.split('@').next().unwrap_or_default().to_owned();
     let trash: Vec<_> = listed(".trash").into_iter().map(name).collect();
     compare("trash", "ls .trash", &trash, &removed)?;
+    directories(aq, model)?;
     for (name, vm) in &model.vms {
         let status = aq.read(&format!("{name}/status"));
         let word = status.split(':').next().unwrap_or_default();
         compare("status", &format!("{name}/status ({status})"), word, vm.power.word())?;
         snapshots(aq, name, vm, &listed(&format!("{name}/snapshots")))?;
+    }
+    Ok(())
+}
+
+/// What guests and the host have written to the directories that are shared stays, whatever happens to VMs.
+fn directories(aq: &Mounted, model: &Model) -> Checked {
+    for (number, mark) in &model.shared {
+        let file = format!("{}.shared/{number}/mark", aq.store().root().display());
+        let found = std::fs::read_to_string(file).unwrap_or_default();
+        compare("share on the host", &format!("share {number}"), found.trim(), &*mark.to_string())?;
     }
     Ok(())
 }
@@ -211,6 +222,25 @@ impl Guests {
         }
         Ok(())
     }
+}
+
+/// The guest has the directory that it is to have, with what was written to it last, and no other.
+pub(crate) fn share(aq: &Mounted, name: &str, vm: &Vm, model: &Model) -> Checked {
+    if vm.power != Power::Ready {
+        return Ok(());
+    }
+    let mark = vm.share.and_then(|share| model.shared.get(&share));
+    let expected = mark.map_or_else(|| "none 0".to_owned(), |mark| format!("{mark} 1"));
+    let mounted = format!(
+        "until [ ! -e {name}/shares/s ] || grep -q ^mounted {name}/shares/s/status; do sleep 0.1; done"
+    );
+    let probe = "echo $(cat /mnt/s/mark 2> /dev/null || echo none) $(grep -c ' nfs ' /proc/mounts)";
+    let said = aq.sh(&format!(
+        "timeout 60 bash -c '{mounted}'; cat > {name}/exec <<'END'\n{PROGRAMS}\n{probe}\nEND
+         timeout 60 cat {name}/exec; cat {name}/error {name}/shares/s/status >&2"
+    ));
+    let what = format!("{name}: its share's mark and its mounts ({})", said.stderr.trim_end());
+    compare("share in the guest", &what, said.stdout.trim_end(), &*expected)
 }
 
 /// What `fs` shows is what the guest has, within the second for which names are remembered.

@@ -5,7 +5,7 @@
 //! shrunk to few steps and printed as shell lines that can be pasted. `make compose SECONDS=3600
 //! SEED=7` runs for an hour from another seed; `AQFS_COMPOSE_STEPS` is how long a sequence is.
 //!
-//! The rows of `operations`, `disks` and `sources` are what can be done, `model` is what it changes, `runner`
+//! The rows of `operations`, `disks`, `sources` and `shares` are what can be done, `model` is what it changes, `runner`
 //! does it and `checker` looks. Kills in the *middle* of an operation are `torture`'s.
 #![allow(clippy::print_stdout, reason = "reports each sequence as it ends")]
 
@@ -17,6 +17,7 @@ mod known;
 mod model;
 mod operations;
 mod runner;
+mod shares;
 mod shrink;
 mod sources;
 
@@ -28,6 +29,7 @@ use fastrand::Rng;
 use model::{IMAGES, Model, VMS};
 use operations::{No, Operation, POWER, Step};
 use runner::{Counts, Failure};
+use shares::SHARES;
 use sources::{RELEASE, SOURCES};
 
 /// What is spent where nothing else is said: CI's part.
@@ -68,7 +70,7 @@ fn every_feature_after_every_other() {
 
 /// Lists every row.
 pub(crate) fn all_operations() -> impl Iterator<Item = &'static Operation> {
-    POWER.iter().chain(DISKS).chain(SOURCES)
+    POWER.iter().chain(DISKS).chain(SOURCES).chain(SHARES)
 }
 
 fn number(variable: &str) -> Option<u64> {
@@ -77,7 +79,7 @@ fn number(variable: &str) -> Option<u64> {
 
 /// Chooses steps, each of which fits after those before it; in the end all VMs are looked into.
 fn sequence(random: &mut Rng) -> Vec<Step> {
-    let rows: Vec<&'static Operation> = all_operations().collect();
+    let rows: Vec<Weighted> = all_operations().map(|row| (weight(row), row)).collect();
     let (mut model, mut steps) = (Model::default(), Vec::new());
     let length = number("AQFS_COMPOSE_STEPS").unwrap_or(STEPS);
     while (steps.len() as u64) < length {
@@ -96,12 +98,21 @@ fn sequence(random: &mut Rng) -> Vec<Step> {
     steps
 }
 
-fn choose(random: &mut Rng, rows: &[&'static Operation], model: &Model) -> Option<Step> {
-    let all: usize = rows.iter().map(|row| row.weight).sum();
+/// `AQFS_COMPOSE_MORE=share` has what is named so come more often.
+fn weight(row: &Operation) -> usize {
+    let more = std::env::var("AQFS_COMPOSE_MORE").is_ok_and(|part| row.name.contains(&part));
+    if more { row.weight * 4 } else { row.weight }
+}
+
+/// How often an operation comes, compared with the others.
+type Weighted = (usize, &'static Operation);
+
+fn choose(random: &mut Rng, rows: &[Weighted], model: &Model) -> Option<Step> {
+    let all: usize = rows.iter().map(|(weight, _)| weight).sum();
     let mut at = random.usize(..all);
-    let operation = *rows.iter().find(|row| {
-        let here = at < row.weight;
-        at = at.saturating_sub(row.weight);
+    let (_, operation) = *rows.iter().find(|(weight, _)| {
+        let here = at < *weight;
+        at = at.saturating_sub(*weight);
         here
     })?;
     // Half of the time one that is there, so that sequences are about few VMs and go deep.

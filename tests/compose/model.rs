@@ -175,6 +175,8 @@ pub(crate) struct Vm {
     pub(crate) snapshots: BTreeMap<String, Saved>,
     /// Those that were dropped while it was off: hidden, and perhaps still in the disk.
     pub(crate) marked: BTreeSet<String>,
+    /// The directory of the host that its guest has.
+    pub(crate) share: Option<u32>,
 }
 
 #[derive(Clone, Debug)]
@@ -208,6 +210,8 @@ pub(crate) struct Model {
     next_id: u32,
     /// The newest mark.
     pub(crate) mark: u32,
+    /// The marks in the directories of the host that guests have, or had.
+    pub(crate) shared: BTreeMap<u32, u32>,
 }
 
 impl Default for Model {
@@ -218,7 +222,7 @@ impl Default for Model {
         let tiny = Image { source, disk, disk_setting: None, shape, template: None };
         let images = BTreeMap::from([("tiny".to_owned(), tiny)]);
         let (vms, trash) = (BTreeMap::new(), Vec::new());
-        Self { vms, trash, images, released: 1, next_id: 1, mark: 0 }
+        Self { vms, trash, images, released: 1, next_id: 1, mark: 0, shared: BTreeMap::new() }
     }
 }
 
@@ -236,6 +240,7 @@ impl Model {
             suspended: None,
             snapshots: BTreeMap::new(),
             marked: BTreeSet::new(),
+            share: None,
         };
         self.next_id += 1;
         self.vms.insert(name.to_owned(), vm);

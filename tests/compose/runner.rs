@@ -140,6 +140,7 @@ impl Runner {
             checker::disk(&self.aq, name, vm)?;
             if touched {
                 self.guests.look(&self.aq, name, vm)?;
+                checker::share(&self.aq, name, vm, &self.model)?;
             }
         }
         Ok(())
