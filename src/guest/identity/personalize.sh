@@ -28,10 +28,22 @@ has_forked() {
     if [ "$fork" = none ]; then
         case $(dmesg) in *'virtual machine fork'*) return 0 ;; *) return 1 ;; esac
     fi
-    log=$(dmesg | tail -n 20)
-    case $log in *'virtual machine fork'*) ;; *) return 1 ;; esac
-    log=${log%virtual machine fork*}
-    [ "${log##*[}" != "$fork" ]
+    # The log's end: a shell needs 15 ms for each kilobyte of it under TCG. busybox's dmesg gives that by itself,
+    # util-linux's does not heed the size.
+    if [ -e $pid ]; then
+        log=$(dmesg -s $((tries > 0 ? 16384 : 1024)))
+    else
+        log=$(dmesg | tail -n $((tries > 0 ? 200 : 20)))
+    fi
+    last=
+    IFS='
+'
+    for line in $log; do
+        case $line in *'virtual machine fork'*) last=$line ;; esac
+    done
+    unset IFS
+    last=${last%%virtual machine fork*}
+    [ -n "$last" ] && [ "${last##*[}" != "$fork" ]
 }
 
 reseed() {
@@ -119,6 +131,19 @@ silence() {
 # Ends the connections of a guest that was forked: what is at their other ends knows nothing of this one. Those of
 # dropbear may be orphans, as each new one of its servers is another process.
 sever() {
+    for parent in "$server" 1; do
+        children=
+        read -r children <"/proc/$parent/task/$parent/children"
+        for child in $children; do
+            read -r name <"/proc/$child/comm"
+            case "$parent $name" in "$server "* | '1 dropbear') kill -KILL "$child" ;; esac
+        done
+    done
+    if [ ! -e /proc/1/task/1/children ]; then sever_slowly; fi
+} 2>/dev/null
+
+# For a kernel that does not list children (PROC_CHILDREN).
+sever_slowly() {
     for stat in /proc/[0-9]*/stat; do
         read -r line <"$stat"
         # The name before this may have blanks.
@@ -126,7 +151,7 @@ sever() {
         parent=${rest#* }
         case "${parent%% *} $line" in "$server "* | *' (dropbear) '*) kill -KILL "${line%% *}" ;; esac
     done
-} 2>/dev/null
+}
 
 rekey() {
     umask 077
