@@ -8,7 +8,8 @@ fail() {
     exit 1
 }
 
-[ "$(id -u)" = 0 ] || fail 'only root can change who a guest is; see config/ssh_user'
+# The first process is root's.
+[ -O /proc/1 ] || fail 'only root can change who a guest is; see config/ssh_user'
 
 device=
 for port in /sys/class/virtio-ports/*; do
@@ -22,12 +23,14 @@ done
 if command -v cloud-init >/dev/null; then timeout 300 cloud-init status --wait >/dev/null 2>&1; fi
 
 # Clones must not share their random numbers. Best is a kernel that detects the copy by itself.
-if ls -d /sys/bus/*/drivers/vmgenid/*:* >/dev/null 2>&1; then
-    reseed=vmgenid
-elif command -v perl >/dev/null; then
+reseed=
+for generation in /sys/bus/*/drivers/vmgenid/*:*; do
+    if [ -e "$generation" ]; then reseed=vmgenid; fi
+done
+if [ -z "$reseed" ]; then
+    command -v perl >/dev/null ||
+        fail 'its kernel has no vmgenid, and it has no perl to reseed its random numbers with'
     reseed=perl
-else
-    fail 'its kernel has no vmgenid, and it has no perl to reseed its random numbers with'
 fi
 
 # A clone must not give memory back: it shares the template's.
@@ -40,8 +43,8 @@ sync
 # $fork is the time of the last copy that the kernel has logged; see personalize.sh.
 setsid sh -c '
     exec 3<>"$1" && reseed=$2
-    log=$(dmesg) fork=none
-    case $log in *"virtual machine fork"*) log=${log%virtual machine fork*} fork=${log##*[} ;; esac
+    lines=$(dmesg | grep "virtual machine fork") fork=none
+    if [ -n "$lines" ]; then lines=${lines%virtual machine fork*} fork=${lines##*[}; fi
     export reseed fork
     exec sh <&3 >&3 2>&3 3>&-
 ' sh "$device" "$reseed" </dev/null >/dev/null 2>&1 &

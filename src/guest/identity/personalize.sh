@@ -28,22 +28,10 @@ has_forked() {
     if [ "$fork" = none ]; then
         case $(dmesg) in *'virtual machine fork'*) return 0 ;; *) return 1 ;; esac
     fi
-    # The log's end: a shell needs 15 ms for each kilobyte of it under TCG. busybox's dmesg gives that by itself,
-    # util-linux's does not heed the size.
-    if [ -e $pid ]; then
-        log=$(dmesg -s $((tries > 0 ? 16384 : 1024)))
-    else
-        log=$(dmesg | tail -n $((tries > 0 ? 200 : 20)))
-    fi
-    last=
-    IFS='
-'
-    for line in $log; do
-        case $line in *'virtual machine fork'*) last=$line ;; esac
-    done
-    unset IFS
-    last=${last%%virtual machine fork*}
-    [ -n "$last" ] && [ "${last##*[}" != "$fork" ]
+    # Of a text of some length a shell cuts off a kilobyte in 15 ms, under TCG.
+    lines=$(dmesg | grep 'virtual machine fork') || return 1
+    lines=${lines%virtual machine fork*}
+    [ "${lines##*[}" != "$fork" ]
 }
 
 reseed() {
