@@ -15,7 +15,7 @@ use crate::arch::Arch;
 use crate::daemon;
 use crate::fuse::mountpoint;
 use crate::image;
-use crate::programs::{self, BUILDERS, Program, QEMU_IMG};
+use crate::programs::{self, BUILDERS, Program, QEMU_IMG, VDE_SWITCH};
 use crate::qemu::accel::{self, KvmVerdict};
 use crate::qemu::install::Installation;
 use crate::store::layout::Layout;
@@ -80,6 +80,7 @@ fn examine() -> Findings {
     let layout = store.unwrap_or_else(|_| Layout::new("/"));
     images(&mut findings, &layout);
     clients(&mut findings);
+    switches(&mut findings);
     if let Some(qemu) = qemu {
         acceleration(&mut findings, &layout, &qemu);
     }
@@ -175,6 +176,16 @@ fn clients(findings: &mut Findings) {
     } else {
         let what = "no OpenSSH client: `aq console` and `aq scp` cannot be used";
         findings.fails(what, programs::remedy(&[&SSH]));
+    }
+}
+
+fn switches(findings: &mut Findings) {
+    match VDE_SWITCH.is_installed() {
+        true => findings.works("vde_switch: VMs can be on nets of their own (.nets)"),
+        false => {
+            let what = "vde_switch is not installed: VMs cannot be on nets (.nets)";
+            findings.fails(what, programs::remedy(&[&VDE_SWITCH]));
+        }
     }
 }
 

@@ -23,6 +23,8 @@ pub struct Program {
 
 /// Makes and changes disks.
 pub const QEMU_IMG: Program = Program { name: "qemu-img", package: "qemu-utils" };
+/// The switch of a net.
+pub const VDE_SWITCH: Program = Program { name: "vde_switch", package: "vde2" };
 /// What the tiny image is made with.
 pub const BUILDERS: [&Program; 1] = [&Program { name: "mke2fs", package: "e2fsprogs" }];
 

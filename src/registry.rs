@@ -101,6 +101,7 @@ impl Registry {
         };
         registry.backends.defaults.settle(|image| registry.resolve_alias(image));
         registry.adopt(found).await;
+        registry.backends.nets.settle().await;
         registry.reach_guests().await;
         Ok(registry)
     }

@@ -21,6 +21,7 @@ use crate::fuse::{Mounted, files, touch};
 use crate::guest::SshGuests;
 use crate::image::ImageStore;
 use crate::qemu::Qemu;
+use crate::qemu::switch::VdeSwitches;
 use crate::registry::{Registry, RegistryError};
 use crate::store::failure_log::FailureLog;
 use crate::store::layout::Layout;
@@ -32,6 +33,7 @@ use crate::vm::Backends;
 use crate::vm::backend::BackendError;
 use crate::vm::defaults::Defaults;
 use crate::vm::memory::Ledger;
+use crate::vm::nets::Nets;
 use crate::vm::spec::is_object_name;
 use crate::{doctor, man, sys};
 
@@ -242,7 +244,9 @@ async fn registry(
     }
     let guests = SshGuests::new(layout, tokio::runtime::Handle::current());
     let hypervisor = Arc::new(qemu);
+    let nets = Nets::open(layout, Arc::new(VdeSwitches), &failures);
     let backends = Backends {
+        nets,
         memory: Ledger::new(hypervisor.clone()),
         hypervisor,
         guests: Arc::new(guests),

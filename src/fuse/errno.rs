@@ -12,6 +12,7 @@ use crate::vm::VmError;
 use crate::vm::backend::{BackendError, FileError, NoFiles};
 use crate::vm::files::FilesError;
 use crate::vm::job::JobError;
+use crate::vm::nets::NetError;
 use crate::vm::shares::ShareError;
 use crate::vm::spec::SpecError;
 use crate::vm::state::Refusal;
@@ -106,6 +107,7 @@ fn vm(error: &VmError) -> i32 {
         VmError::Lost(_) => libc::EHOSTUNREACH,
         VmError::Job(error) => job(error),
         VmError::Share(error) => share(error),
+        VmError::Net(error) => net(error),
     }
 }
 
@@ -119,6 +121,16 @@ fn job(error: &JobError) -> i32 {
         JobError::TooMany(_) => libc::EBUSY,
         JobError::NoTerminal => libc::ENOTTY,
         JobError::InputEnded => libc::EPIPE,
+    }
+}
+
+fn net(error: &NetError) -> i32 {
+    match error {
+        NetError::Absent(_) => libc::ENOENT,
+        NetError::Exists(_) => libc::EEXIST,
+        NetError::HasMembers { .. } => libc::EBUSY,
+        NetError::Full { .. } | NetError::NoSubnet(_) => libc::ENOSPC,
+        NetError::BadName(_) | NetError::Subnet { .. } | NetError::Overlaps { .. } => libc::EINVAL,
     }
 }
 

@@ -9,6 +9,7 @@ mod connection;
 pub mod console;
 mod identity;
 pub mod keys;
+mod nets;
 mod nocloud;
 mod probe;
 pub mod seed;
@@ -197,6 +198,7 @@ mod tests {
             hardware: crate::vm::hardware::Hardware::NEWEST,
             paused: false,
             base: Vec::new(),
+            nics: Vec::new(),
             memory: Memory::Own,
             cold: None,
             lifetime: Lifetime::Own,

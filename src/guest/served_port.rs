@@ -63,17 +63,7 @@ impl ServedPort {
 
     /// Runs a script as root and returns its lines.
     pub(super) async fn run(&self, script: &str) -> Result<Vec<String>, BackendError> {
-        let said = Answer::default();
-        let command = [SYSTEM, AS_ROOT].concat();
-        let running = self.connection.exec(command.as_bytes(), script.as_bytes(), &said);
-        let late = |_| BackendError::GuestTimeout { seconds: TIMEOUT.as_secs() };
-        match timeout(TIMEOUT, running).await.map_err(late)?? {
-            Exit::Code(0) => Ok(said.lines(OutputKind::Stdout)),
-            Exit::Code(_) | Exit::Signal(_) => Err(cannot(format!(
-                "this needs root, or `sudo -n` for its login user, which says: {}",
-                said.lines(OutputKind::Stderr).pop().unwrap_or_default()
-            ))),
-        }
+        run_as_root(&self.connection, script).await
     }
 
     /// Has the guest free the port; returns its login user.
@@ -90,6 +80,24 @@ impl ServedPort {
         let number =
             |text: &str| text.parse().map_err(|_| cannot("it does not say who its login user is"));
         Ok((number(user)?, number(group)?))
+    }
+}
+
+/// Runs a script as root and returns its lines.
+pub(super) async fn run_as_root(
+    connection: &Connection,
+    script: &str,
+) -> Result<Vec<String>, BackendError> {
+    let said = Answer::default();
+    let command = [SYSTEM, AS_ROOT].concat();
+    let running = connection.exec(command.as_bytes(), script.as_bytes(), &said);
+    let late = |_| BackendError::GuestTimeout { seconds: TIMEOUT.as_secs() };
+    match timeout(TIMEOUT, running).await.map_err(late)?? {
+        Exit::Code(0) => Ok(said.lines(OutputKind::Stdout)),
+        Exit::Code(_) | Exit::Signal(_) => Err(cannot(format!(
+            "this needs root, or `sudo -n` for its login user, which says: {}",
+            said.lines(OutputKind::Stderr).pop().unwrap_or_default()
+        ))),
     }
 }
 

@@ -17,11 +17,12 @@ use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 
 use super::connection::{Connection, SshAccess, unreachable};
-use super::{keys, probe, sftp, shares, supervise, web};
+use super::{keys, nets, probe, sftp, shares, supervise, web};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
     BackendError, DiscardOutput, ExecOptions, Exit, FilePort, FileServer, GuestAddress, GuestFiles,
-    GuestSession, JobIo, NoFiles, OpenPort, OutputSink, PortServer, ProbeAnswer,
+    GuestNic, GuestSession, JobIo, NicOutcome, NicPlace, NoFiles, OpenPort, OutputSink, PortServer,
+    ProbeAnswer,
 };
 use crate::vm::probe::Probe;
 
@@ -114,6 +115,17 @@ impl GuestSession for SshSession {
         proxy: Arc<dyn PortServer>,
     ) -> Result<Box<dyn OpenPort>, BackendError> {
         web::open(&self.pool.access, proxy).await
+    }
+
+    async fn set_nets(
+        &self,
+        nics: &[GuestNic],
+        idle: &[NicPlace],
+        hosts: &str,
+        wait: Duration,
+    ) -> Result<Vec<NicOutcome>, BackendError> {
+        let lease = self.pool.lease().await?;
+        nets::set(&lease.connection, (nics, idle), hosts, wait).await
     }
 
     async fn closed(&self) {

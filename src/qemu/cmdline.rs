@@ -3,9 +3,10 @@
 //! QEMU runs in the VM's directory, so the VM's own files are named relatively. A string that is
 //! not ours appears only where QEMU does not parse commas: as a whole argument, or in JSON.
 //!
-//! Block devices are in [`blocks`].
+//! Block devices are in [`blocks`], network devices on nets in [`nics`].
 
 mod blocks;
+pub mod nics;
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -98,6 +99,7 @@ pub fn arguments(plan: &LaunchPlan, facts: &LaunchDetails<'_>) -> Result<Vec<OsS
     first_boot(&mut args, plan);
     if plan.hardware >= Hardware::WITH_ROOM {
         spare_ports(&mut args);
+        nics::nics(&mut args, plan);
     }
     confinement(&mut args);
     if plan.memory != Memory::Own {

@@ -170,6 +170,7 @@ pub(super) fn shape(plan: &LaunchPlan, qemu: &Installation) -> Result<Shape> {
         memory: plan.spec.memory,
         disk: disk.unwrap_or(plan.image.disk_size.max(plan.spec.disk)),
         devices: Devices { hardware: plan.hardware, words: cmdline::devices_in_words(plan) },
+        nics: plan.nics.clone(),
     })
 }
 

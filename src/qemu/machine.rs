@@ -22,15 +22,16 @@ use super::qmp::Qmp;
 use super::{capture, live_snapshot, migration_stream, nvram, repair, run_record, snapshot_shapes};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
-    BackendError, ExitReport, LaunchPlan, Launched, Machine, MachineEvent, Result, RunFacts,
-    SnapshotOp,
+    BackendError, ExitReport, LaunchPlan, Launched, Machine, MachineEvent, NicPlace, Result,
+    RunFacts, SnapshotOp,
 };
 use crate::vm::live::InForce;
-use crate::vm::spec::net::Forward;
+use crate::vm::spec::net::{Forward, Mac};
 use crate::vm::template::{Purpose, SavedMachine, Template};
 
 mod grow;
 pub mod live;
+mod nics;
 use crate::vm::stream::{Stream, StreamAccess};
 
 /// The steps of `kill`, with what each may take: QEMU flushes its disks on `quit` and on SIGTERM,
@@ -238,6 +239,26 @@ impl Machine for RunningQemu {
         self.close_port(bound).await
     }
 
+    async fn nics(&self) -> Result<Vec<NicPlace>> {
+        self.list_nics().await
+    }
+
+    async fn plug_nic(&self, place: NicPlace, mac: Mac) -> Result<()> {
+        self.add_nic(place, mac).await
+    }
+
+    async fn unplug_nic(&self, place: NicPlace) -> Result<()> {
+        self.remove_nic(place).await
+    }
+
+    async fn connect_nic(&self, place: NicPlace, sockets: &Path) -> Result<()> {
+        self.join_switch(place, sockets).await
+    }
+
+    async fn disconnect_nic(&self, place: NicPlace) -> Result<()> {
+        self.leave_switch(place).await
+    }
+
     async fn press_keys(&self, chords: &[Vec<String>]) -> Result<()> {
         self.type_keys(chords).await
     }
@@ -253,6 +274,7 @@ impl Machine for RunningQemu {
         if let SnapshotOp::Restore(tag) = op {
             self.parts.may_leak.store(true, Ordering::Relaxed);
             snapshot_shapes::check(dir, tag, facts)?;
+            self.plug_nics_of(tag).await?;
             ignores_shared = migration_stream::ignores_shared(&dir.disk(), tag);
             has_nvram &= nvram::has(dir, tag);
         }
@@ -260,7 +282,9 @@ impl Machine for RunningQemu {
             nvram::forget(dir, tag).await?;
         }
         match (live_snapshot::run(qmp, op, (ignores_shared, has_nvram)).await, op) {
-            (Ok(()), SnapshotOp::Take(tag)) => snapshot_shapes::note(dir, tag, facts).await,
+            (Ok(()), SnapshotOp::Take(tag)) => {
+                snapshot_shapes::note(dir, tag, facts, self.list_nics().await?).await;
+            }
             (Ok(()), _) => {}
             (Err(error @ BackendError::HalfRestored { .. }), _) => {
                 return Err(self.end_as_unusable(error).await);

@@ -11,6 +11,7 @@
 //!   crash cut short. `vm_disk`: a VM's disk.
 //! - `firmware`: UEFI firmware on the host. `nvram`: a VM's UEFI variables.
 //! - `logs`: QEMU's logs, bounded.
+//! - [`switch`]: the switches of nets.
 //! - [`accel`], `kvm_probe`: KVM or TCG. [`install`]: the installed program. [`host_memory`]: what
 //!   machines take of the host's memory, and what there is.
 //!
@@ -40,6 +41,7 @@ mod rename;
 mod repair;
 pub mod run_record;
 mod snapshot_shapes;
+pub mod switch;
 mod template_memfd;
 #[cfg(test)]
 #[cfg(feature = "qemu_tests")]

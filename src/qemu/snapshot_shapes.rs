@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::disk::snapshot_table;
 use crate::store::file;
 use crate::store::layout::VmDir;
-use crate::vm::backend::{BackendError, Result, RunFacts, SnapshotInfo};
+use crate::vm::backend::{BackendError, NicPlace, Result, RunFacts, SnapshotInfo};
 use crate::vm::hardware::Hardware;
 use crate::vm::template::Shape;
 
@@ -53,6 +53,12 @@ pub(super) fn hardware_of(dir: &VmDir, tag: &str) -> Option<Hardware> {
     shape_of(dir, tag).map(|taken| taken.devices.hardware)
 }
 
+/// Lists the network devices for nets of the machine whose memory is in the snapshot `tag`; none if that
+/// is not listed.
+pub(super) fn nics_of(dir: &VmDir, tag: &str) -> Vec<NicPlace> {
+    shape_of(dir, tag).map(|taken| taken.nics).unwrap_or_default()
+}
+
 /// Compares the shapes. A machine type stays the same over versions of QEMU, and a restore brings
 /// the disk's size back.
 fn difference(taken: Shape, runs: &Shape) -> Option<String> {
@@ -68,8 +74,9 @@ fn shape_of(dir: &VmDir, tag: &str) -> Option<Shape> {
 
 /// Notes the shape of the snapshot just taken, and forgets snapshots that are gone. If that fails,
 /// the snapshot can be restored all the same: QEMU tries it.
-pub(super) async fn note(dir: &VmDir, tag: &str, facts: &RunFacts) {
+pub(super) async fn note(dir: &VmDir, tag: &str, facts: &RunFacts, nics: Vec<NicPlace>) {
     let Some(shape) = facts.shape.clone() else { return };
+    let shape = Shape { nics, ..shape };
     let (dir, tag) = (dir.clone(), tag.to_owned());
     let noted = tokio::task::spawn_blocking(move || write(&dir, &tag, shape)).await;
     if let Err(error) = noted.unwrap_or_else(|e| Err(io::Error::other(e))) {

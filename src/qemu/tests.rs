@@ -133,6 +133,7 @@ fn plan(uuid: Uuid, dir: &VmDir, disk: &Path) -> LaunchPlan {
         hardware: crate::vm::hardware::Hardware::NEWEST,
         paused: false,
         base: vec![Layer { path: disk.into(), format: DiskFormat::Raw }],
+        nics: Vec::new(),
         memory: Memory::Own,
         cold: None,
         lifetime: Lifetime::Own,

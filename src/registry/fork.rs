@@ -247,6 +247,7 @@ impl Registry {
         let dir = vm.dir().0.clone();
         off_thread(move || erase(&dir), "a fork that was not loaded").await?;
         removal.done();
+        self.free_addresses(vm).await;
         Ok(())
     }
 }

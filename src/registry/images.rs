@@ -266,6 +266,7 @@ pub(super) fn as_backend_error(error: VmError) -> BackendError {
         | VmError::Nul
         | VmError::Job(_)
         | VmError::Share(_)
+        | VmError::Net(_)
         | VmError::Lost(_)) => BackendError::PersonalizationFailed { reason: other.to_string() },
     }
 }

@@ -75,6 +75,7 @@ impl Registry {
             removal.done();
             self.forget(&name, &vm);
             vm.emit(&Event::Removed);
+            self.free_addresses(&vm).await;
             Ok(())
         })
         .await
@@ -132,6 +133,13 @@ impl Registry {
             Ok(())
         })
         .await
+    }
+
+    /// The VM is removed all the same if that fails: the next daemon tries again.
+    pub(super) async fn free_addresses(&self, vm: &Vm) {
+        if let Err(error) = self.backends.nets.forget(vm.uuid()).await {
+            tracing::warn!(vm = %vm.name(), %error, "its addresses on nets stay taken");
+        }
     }
 
     fn forget(&self, name: &str, vm: &Vm) {

@@ -39,6 +39,8 @@
 //!   images/NAME/source         of one that is not finished: what it is to be made from
 //!   images/.NAME.XXXX/         one being made: never listed, removed at the next start
 //!   trash/NAME@TIME/           a removed VM
+//!   nets.json                  the nets, and their members' addresses (vm::nets)
+//!   nets/NAME/                 the switch of one that runs: its record, its log, and `s`, its sockets
 //!   fs/                        where the guests' files are mounted, NAME/ for each VM
 //!   cache/                     packages fetched, accelerator verdict: may be deleted at any time
 //! ```
@@ -74,6 +76,8 @@ impl Layout {
         "daemon.log.old",
         "defaults.json",
         "aliases.json",
+        "nets.json",
+        "nets",
         "ssh",
         "vms",
         "images",
@@ -147,6 +151,10 @@ paths! {
         images = "images",
         /// The aliases of images.
         aliases = "aliases.json",
+        /// The nets.
+        nets_file = "nets.json",
+        /// The directory of the switches of nets.
+        nets = "nets",
         /// The directory of removed VMs.
         trash = "trash",
         /// The directory on which the guests' files are mounted.

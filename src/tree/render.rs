@@ -59,6 +59,11 @@ pub(super) fn info(vm: &Vm) -> String {
     table.add("cpus", &spec.cpus.to_string());
     table.add("memory", &render_size(spec.memory));
     table.add("mac", &spec.mac.unwrap_or_else(|| Mac::of(vm.uuid())).to_string());
+    let nets = vm.nets();
+    if !nets.is_empty() {
+        let nets: Vec<_> = nets.iter().map(|(net, address)| format!("{net} {address}")).collect();
+        table.add("nets", &nets.join(", "));
+    }
     table.add("disk_bytes", &disk_bytes(vm.dir()).to_string());
     let is_set = spec.user_data.is_some() || spec.network_data.is_some() || spec.ignition.is_some();
     if is_set && vm.dir().disk().exists() {

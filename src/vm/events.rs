@@ -45,6 +45,8 @@ pub enum Event {
     },
     /// Its guest wanted to go there, and `config/allow` has it not.
     Refused(String),
+    /// It came to a net, or left one, in words.
+    Net(String),
     /// It boots although its image is warm, for this reason.
     Boots(String),
     /// It is removed after so long, or is not any more.
@@ -68,6 +70,7 @@ impl fmt::Display for Event {
                 write!(f, "forked {} pause {}ms", names.join(" "), pause.as_millis())
             }
             Self::Refused(target) => write!(f, "refused {target}"),
+            Self::Net(words) => write!(f, "net {words}"),
             Self::Boots(reason) => write!(f, "warm no: {reason}"),
             Self::Expires(Some(time)) => write!(f, "expires in {}", span::render_about(*time)),
             Self::Expires(None) => write!(f, "expires {}", span::NEVER),

@@ -4,6 +4,7 @@
 mod guest;
 mod machine;
 mod snapshots;
+pub(super) mod switch;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,8 @@ use super::defaults::Defaults;
 use super::hardware::{Devices, Hardware};
 use super::live::{Bound, InForce};
 use super::memory::{Ledger, Ram};
-use super::spec::net::Forward;
+use super::nets::Nets;
+use super::spec::net::{Forward, Mac};
 use super::spec::{AccelChoice, ImageSettings, VmSpec};
 use super::stream::{Bell, Listener, Readiness, Stream, StreamAccess};
 use super::template::{
@@ -34,6 +36,7 @@ use super::template::{
 use crate::arch::Arch;
 use crate::programs::Program;
 use crate::store::failure_log::FailureLog;
+use crate::store::layout::Layout;
 use crate::vm::VmError;
 
 /// What a test says of the backends, and sees of it.
@@ -130,6 +133,11 @@ pub(crate) fn backends(script: &Arc<Script>) -> Backends {
     Backends {
         hypervisor: fake.clone(),
         memory: Ledger::new(fake.clone()),
+        nets: Nets::open(
+            &Layout::new("/nowhere"),
+            Arc::new(switch::FakeSwitches),
+            &FailureLog::default(),
+        ),
         guests: fake.clone(),
         images: fake,
         events: Arc::default(),
@@ -174,6 +182,7 @@ pub(crate) fn plan() -> LaunchPlan {
         hardware: Hardware::NEWEST,
         paused: false,
         base: Vec::new(),
+        nics: Vec::new(),
         memory: Memory::Own,
         cold: None,
         lifetime: Lifetime::Own,

@@ -21,6 +21,7 @@ pub mod hardware;
 pub mod job;
 pub mod live;
 pub mod memory;
+pub mod nets;
 pub mod notice;
 mod open;
 pub mod origin;
@@ -54,6 +55,7 @@ use self::exec::Exec;
 use self::files::{FileChanges, Files};
 use self::job::JobError;
 use self::memory::{Check, Ledger, Need, Ram};
+use self::nets::{NetError, Nets};
 use self::probe::Probes;
 use self::settings::CurrentSettings;
 use self::shares::{ShareError, Shares};
@@ -85,6 +87,8 @@ pub enum VmError {
     Job(#[from] JobError),
     #[error(transparent)]
     Share(#[from] ShareError),
+    #[error(transparent)]
+    Net(#[from] NetError),
     #[error("lost: {0}")]
     Lost(String),
 }
@@ -102,6 +106,7 @@ pub struct Backends {
     pub(crate) events: Arc<Feed>,
     pub(crate) failures: Arc<FailureLog>,
     pub(crate) memory: Arc<Ledger>,
+    pub(crate) nets: Nets,
     pub(crate) file_changes: Arc<FileChanges>,
     /// Directories of the host that no guest gets: the mount and the store.
     pub own_dirs: Arc<[PathBuf]>,
@@ -398,6 +403,7 @@ impl Vm {
 
     /// Takes note of its new name, which is stored already.
     pub fn renamed(&self, name: String) {
+        self.0.backends.nets.renamed(self.uuid(), &name);
         *self.0.name.write() = name;
         self.0.bell.ring();
     }

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use futures::future::{BoxFuture, Shared};
 use serde::{Deserialize, Serialize};
 
-use super::backend::{AccelKind, BackendError, Pin};
+use super::backend::{AccelKind, BackendError, NicPlace, Pin};
 use super::hardware::Devices;
 use super::spec::{ImageSettings, VmSpec, render_size};
 pub use crate::disk::Layer;
@@ -37,6 +37,9 @@ pub struct Shape {
     pub disk: u64,
     /// Everything else that the guest sees as hardware.
     pub devices: Devices,
+    /// The network devices for nets, which are plugged in where they are missing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nics: Vec<NicPlace>,
 }
 
 /// A name and the words for it.
@@ -172,6 +175,7 @@ impl PartialEq for NamelessMemory {
 impl Eq for NamelessMemory {}
 
 /// Where a machine's memory comes from.
+#[expect(clippy::large_enum_variant, reason = "there is one for each start of a machine")]
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Memory {
     /// It is its own, and empty: the machine boots.
@@ -269,6 +273,7 @@ impl Shape {
             memory: 256 << 20,
             disk: 2 << 30,
             devices: Devices::default(),
+            nics: Vec::new(),
         }
     }
 }

@@ -132,6 +132,7 @@ fn backing(disk: &Path) -> Option<String> {
 /// Nothing runs: all VMs are off. A `qemu-img` may outlive its daemon, to end what it has begun.
 pub(crate) fn processes(aq: &Mounted, found: &mut Vec<String>) {
     eventually("the end of qemu-img", BOOT, || aq.qemu_imgs().is_empty());
+    eventually("the end of switches", BOOT, || aq.switches().is_empty());
     let left = [("QEMU", aq.qemus()), ("qemu-img", aq.qemu_imgs())];
     found.extend(
         left.into_iter()

@@ -311,6 +311,11 @@ impl Mounted {
         proc::qemus(self.store.root())
     }
 
+    /// Lists the switches of this store's nets.
+    pub(crate) fn switches(&self) -> Vec<u32> {
+        proc::of_store(self.store.root(), "vde_switch")
+    }
+
     /// Lists the `qemu-img` processes of this store.
     pub(crate) fn qemu_imgs(&self) -> Vec<u32> {
         proc::of_store(self.store.root(), "qemu-img")
@@ -363,9 +368,10 @@ impl Mounted {
     }
 
     fn end_guests(&self) {
-        let qemus = self.qemus();
-        qemus.iter().for_each(|&pid| proc::kill(pid, Signal::KILL));
-        eventually("QEMU gone after SIGKILL", SHORT, || !qemus.iter().any(|&p| proc::alive(p)));
+        // Switches outlive a daemon as QEMU does.
+        let all = [self.qemus(), self.switches()].concat();
+        all.iter().for_each(|&pid| proc::kill(pid, Signal::KILL));
+        eventually("QEMU gone after SIGKILL", SHORT, || !all.iter().any(|&p| proc::alive(p)));
     }
 }
 

@@ -491,7 +491,7 @@ mod directory {
             assert!(!aq.path(name).exists(), "{name}");
             assert_errno(remove(name), libc::ENOENT);
         }
-        for name in [".images", ".trash", ".docs", ".defaults"] {
+        for name in [".images", ".nets", ".trash", ".docs", ".defaults"] {
             assert_errno(remove(name), EPERM);
         }
         assert_errno(remove(".host"), libc::ENOTDIR);

@@ -27,6 +27,7 @@ mod lifecycle;
 mod lifetime;
 mod load;
 mod logs;
+mod nets;
 mod poll;
 mod probes;
 mod programs;

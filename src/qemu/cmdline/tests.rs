@@ -36,6 +36,7 @@ fn plan(kind: AccelKind, cpu: &str) -> LaunchPlan {
             path: "/store/images/tiny/disk, \"1\".raw".into(),
             format: DiskFormat::Raw,
         }],
+        nics: Vec::new(),
         memory: Memory::Own,
         cold: None,
         lifetime: Lifetime::Own,

@@ -8,6 +8,7 @@ mod config;
 mod docs;
 mod images;
 mod jobs;
+mod nets;
 mod probes;
 mod root;
 mod shares;

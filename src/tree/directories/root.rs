@@ -8,6 +8,7 @@ use futures::TryFutureExt;
 use super::config::DEFAULTS;
 use super::docs::DOCS;
 use super::images::IMAGES;
+use super::nets::NETS;
 use super::trash::TRASH;
 use super::vm::VM;
 use crate::registry::Registry;
@@ -60,6 +61,7 @@ static ROWS: &[Node<Arc<Registry>>] = &[
         &IMAGES,
     ),
     Node::slow_value(".metrics", "figures for Prometheus", metrics::print),
+    Node::directory(".nets", "subnets that VMs share: mkdir makes one, rmdir removes it", &NETS),
     Node::directory(".trash", "removed VMs, kept for a day: mv one back, or rmdir it", &TRASH),
     Node::value(".version", "the program's version and the daemon's pid", |_| render::version()),
 ];

@@ -1,16 +1,20 @@
 //! Ways into a guest: SSH sessions, the serial line, and the port that gives a clone its identity.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use uuid::Uuid;
 
 use super::{
-    BackendError, FilePort, FileServer, GuestFiles, LaunchPlan, NoFiles, OpenPort, PortServer,
+    BackendError, FilePort, FileServer, GuestFiles, LaunchPlan, NicPlace, NoFiles, OpenPort,
+    PortServer,
 };
 use crate::vm::probe::Probe;
+use crate::vm::spec::net::Mac;
 use crate::vm::stream::{Stream, StreamAccess};
 
 /// Where a guest's SSH server is and who we are to it.
@@ -118,6 +122,30 @@ pub enum ProbeAnswer {
     No(String),
 }
 
+/// A network device on a net, as the guest is to have it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestNic {
+    /// Where it is.
+    pub place: NicPlace,
+    /// Its own address.
+    pub mac: Mac,
+    /// Its address on the net.
+    pub address: Ipv4Addr,
+    /// The length of the net's prefix.
+    pub prefix: u8,
+}
+
+/// What became of a network device in the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NicOutcome {
+    /// It has its address.
+    Set,
+    /// The guest has not found it.
+    Unseen,
+    /// It could not be set, for this reason.
+    Failed(String),
+}
+
 /// A working SSH connection to a guest.
 #[async_trait]
 pub trait GuestSession: fmt::Debug + Send + Sync {
@@ -153,6 +181,15 @@ pub trait GuestSession: fmt::Debug + Send + Sync {
         &self,
         proxy: Arc<dyn PortServer>,
     ) -> Result<Box<dyn OpenPort>, BackendError>;
+    /// Has the guest have these addresses, none on the idle devices, and these lines in its `/etc/hosts`. It may
+    /// take so long to find a device. Says of each device what became of it.
+    async fn set_nets(
+        &self,
+        nics: &[GuestNic],
+        idle: &[NicPlace],
+        hosts: &str,
+        wait: Duration,
+    ) -> Result<Vec<NicOutcome>, BackendError>;
     /// Resolves when the connection is lost.
     async fn closed(&self);
 }

@@ -9,7 +9,8 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::{
-    Accel, BackendError, BootImage, Machine, MachineEvent, RunFacts, SnapshotInfo, SnapshotOp,
+    Accel, BackendError, BootImage, Machine, MachineEvent, NicPlace, RunFacts, SnapshotInfo,
+    SnapshotOp,
 };
 use crate::arch::Arch;
 use crate::programs::Program;
@@ -36,6 +37,8 @@ pub struct LaunchPlan {
     pub paused: bool,
     /// What the disk is made an overlay on, top first.
     pub base: Vec<Layer>,
+    /// The network devices for nets that it has from its start.
+    pub nics: Vec<NicPlace>,
     /// Where its memory comes from.
     pub memory: Memory,
     /// Why it boots, where it might have been loaded from a template.

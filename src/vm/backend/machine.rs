@@ -13,7 +13,8 @@ use uuid::Uuid;
 use super::{BackendError, LaunchPlan};
 use crate::vm::hardware::Hardware;
 use crate::vm::live::InForce;
-use crate::vm::spec::net::Forward;
+use crate::vm::spec::MOST_NETS;
+use crate::vm::spec::net::{Forward, Mac};
 use crate::vm::stream::{Stream, StreamAccess};
 use crate::vm::template::{Purpose, SavedMachine, Shape, Template};
 
@@ -128,6 +129,18 @@ impl ExitReport {
     }
 }
 
+/// Where a machine has a network device for nets: one of the ports that it keeps free, counted from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NicPlace(pub u8);
+
+impl NicPlace {
+    /// Returns the number of its port of PCI Express: the last ports first.
+    pub fn port(self) -> u8 {
+        MOST_NETS.saturating_sub(self.0 + 1)
+    }
+}
+
 /// Something done with a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "an operation says what its fields are")]
@@ -170,6 +183,16 @@ pub trait Machine: fmt::Debug + Send + Sync {
     async fn add_forward(&self, forward: &Forward) -> Result<u16, BackendError>;
     /// Closes a port of the host; one that is closed already is no error.
     async fn remove_forward(&self, bound: &Forward) -> Result<(), BackendError>;
+    /// Lists the network devices for nets that it has.
+    async fn nics(&self) -> Result<Vec<NicPlace>, BackendError>;
+    /// Plugs a network device in, which is connected to nothing yet.
+    async fn plug_nic(&self, place: NicPlace, mac: Mac) -> Result<(), BackendError>;
+    /// Takes a network device out.
+    async fn unplug_nic(&self, place: NicPlace) -> Result<(), BackendError>;
+    /// Connects a network device to the switch with these sockets, in place of what it was connected to.
+    async fn connect_nic(&self, place: NicPlace, sockets: &Path) -> Result<(), BackendError>;
+    /// Disconnects a network device; one that is connected to nothing is no error.
+    async fn disconnect_nic(&self, place: NicPlace) -> Result<(), BackendError>;
     /// Presses chords of keys one after the other, each all at once.
     async fn press_keys(&self, chords: &[Vec<String>]) -> Result<(), BackendError>;
     /// Writes down what it has now, for a later daemon.

@@ -10,6 +10,7 @@ mod hypervisor;
 mod image;
 mod machine;
 mod shares;
+mod switch;
 
 pub use error::*;
 pub use files::*;
@@ -18,6 +19,7 @@ pub use hypervisor::*;
 pub use image::*;
 pub use machine::*;
 pub use shares::*;
+pub use switch::*;
 
 pub use crate::disk::DiskFormat;
 pub use crate::disk::snapshot_table::SnapshotInfo;

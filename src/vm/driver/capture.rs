@@ -61,7 +61,7 @@ impl Driver {
             let Capture { machine, session, in_force, purpose, to, captured: result, answer } =
                 asked;
             let (hold, released) = oneshot::channel();
-            let captured = match running_plan(&vm, &*machine, in_force) {
+            let captured = match running_plan(&vm, &*machine, in_force).await {
                 Ok(plan) => {
                     let (to, hold) = ((purpose, &*to), Pin(hold));
                     capture(&vm, &*machine, &*session, &plan, to, hold).await
@@ -89,7 +89,7 @@ impl Driver {
 }
 
 /// Describes a machine that runs as the plan by which it would be started.
-fn running_plan(
+async fn running_plan(
     vm: &Vm,
     machine: &dyn Machine,
     in_force: Option<InForce>,
@@ -107,8 +107,8 @@ fn running_plan(
     let image = backends.images.boot_of(name, &vm.dir().0);
     let image = image.ok_or_else(|| BackendError::NoImage { name: name.clone() })?;
     let RunFacts { accel, hardware, .. } = machine.facts().clone();
-    let (paused, lifetime) = (true, Lifetime::Ours);
-    Ok(LaunchPlan { hardware, paused, lifetime, ..plan_to_boot(vm, spec, image, accel)? })
+    let (paused, lifetime, nics) = (true, Lifetime::Ours, machine.nics().await?);
+    Ok(LaunchPlan { hardware, paused, lifetime, nics, ..plan_to_boot(vm, spec, image, accel)? })
 }
 
 async fn capture(

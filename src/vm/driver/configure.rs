@@ -68,7 +68,16 @@ impl Change {
             self.refuse_shrinking(&new)?;
         }
         self.change_machine(&old, &new).await?;
-        if let Err(error) = self.store(settings, edit).await {
+        let placed = match new.nets == old.nets {
+            true => Ok(()),
+            false => self.vm.0.backends.nets.place(&self.vm, &new.nets).await,
+        };
+        let stored = match placed {
+            Ok(()) => self.store(settings, edit).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = stored {
+            drop(self.vm.0.backends.nets.place(&self.vm, &old.nets).await);
             // What is not stored must not be in force either; the first failure is the one reported.
             drop(self.change_machine(&new, &old).await);
             return Err(error);

@@ -30,12 +30,13 @@ impl Driver {
     pub(super) fn connect(
         &self,
         ticket: Ticket,
-        machine: &dyn Machine,
+        machine: &Arc<dyn Machine>,
         announcement: Announcement,
         since: Instant,
     ) {
         let facts = machine.facts();
         let (vm, port) = (self.vm.clone(), facts.ssh_port);
+        let machine = Arc::clone(machine);
         let must_wait = facts.announces && announcement == Announcement::Awaited;
         let guests = Arc::clone(&self.vm.0.backends.guests);
         self.spawn(ticket, |to| async move {
@@ -53,14 +54,16 @@ impl Driver {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LONGEST_PAUSE);
             };
-            // A guest that is ready has its shares and its proxy, unless that takes too long.
+            // A guest that is ready has its shares and its proxy, and is on its nets, unless that takes
+            // too long.
             let shares = vm.attach_shares(&session);
             let web = vm.attach_web(&session);
-            tokio::join!(shares.mounted(), web.settled());
+            let nets = vm.attach_nets(&session, &machine);
+            tokio::join!(shares.mounted(), web.settled(), nets.settled());
             vm.0.backends.file_changes.tell(vm.id());
             to.report(Report::Connected(Arc::clone(&session), since.elapsed())).await;
             session.closed().await;
-            drop((shares, web));
+            drop((shares, web, nets));
             Report::Lost
         });
     }

@@ -152,7 +152,7 @@ impl Driver {
             Effect::FindSilent(answer) => self.find_silent(answer),
             Effect::EndSilent(ticket, machine) => self.end_silent(ticket, machine),
             Effect::Connect(ticket, machine, announcement, since) => {
-                self.connect(ticket, &*machine, announcement, since);
+                self.connect(ticket, &machine, announcement, since);
             }
             Effect::SetClock(ticket, session) => self.set_clock(ticket, session),
             Effect::SendVerb(machine, verb, answer) => self.send_verb(machine, verb, answer),
@@ -173,6 +173,7 @@ impl Driver {
     fn attach(&self, machine: Option<Arc<dyn Machine>>) {
         let is_there = machine.is_some();
         *self.vm.0.machine.write() = machine;
+        self.vm.0.backends.nets.runs(self.vm.uuid(), is_there);
         match is_there {
             true => self.vm.console().attach(),
             false => self.vm.console().detach(),

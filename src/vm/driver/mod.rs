@@ -140,6 +140,7 @@ fn spawn_with(
         link,
     };
     driver.advance(Input::Report(Report::Found(adoption)));
+    vm.enter_nets();
     tokio::spawn(driver.run());
     vm
 }

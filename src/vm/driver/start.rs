@@ -6,6 +6,7 @@ use super::task::{Report, Ticket};
 use super::{Driver, dropped, suspended, warm_start};
 use crate::store::operation::{self, Operation};
 use crate::vm::backend::{Accel, BackendError, BootImage, LaunchPlan, SeedKind};
+use crate::vm::hardware::Hardware;
 use crate::vm::memory::Reservation;
 use crate::vm::spec::{ImageSettings, VmSettings, VmSpec};
 use crate::vm::state::Refusal;
@@ -126,6 +127,9 @@ async fn plan(vm: &Vm, paused: bool) -> Result<LaunchPlan, BackendError> {
         return Err(warm_start::lost_fork());
     }
     warm_start::choose(backends, &mut plan, &vm.settings()).await?;
+    if plan.memory == Memory::Own && plan.hardware >= Hardware::WITH_ROOM {
+        plan.nics = vm.place_in_nets().await;
+    }
     if !vm.dir().disk().exists() {
         backends.images.bind(&plan.dir, &plan.image, &plan.base)?;
     }
@@ -149,6 +153,7 @@ pub(super) fn plan_to_boot(
         image,
         accel,
         paused: false,
+        nics: Vec::new(),
         memory: Memory::Own,
         cold: None,
         lifetime: vm.0.lifetime,

@@ -362,7 +362,7 @@ async fn what_prevents_a_warm_start_is_an_event_with_the_next_step() {
     assert_eq!(vm.failure(), None);
 }
 
-pub(super) async fn set(vm: &Vm, name: &str, text: &str) -> Result<(), VmError> {
+pub(in crate::vm) async fn set(vm: &Vm, name: &str, text: &str) -> Result<(), VmError> {
     let key = crate::vm::spec::KEYS.iter().find(|k| k.name == name).unwrap();
     vm.clone().configure(key, text.to_owned(), crate::vm::WriteMode::Replace).await
 }

@@ -22,6 +22,7 @@ pub(super) async fn plan_fork(
     template: Template,
 ) -> Result<(), BackendError> {
     plan.hardware = template.shape.devices.hardware;
+    plan.nics.clone_from(&template.shape.nics);
     let wanted = backends.hypervisor.shape(plan).await?;
     if let Some(reason) = template.shape.difference(&wanted, "its parent's") {
         return Err(BackendError::ForkFailed { reason });
@@ -56,6 +57,7 @@ pub(super) async fn choose(
         Ok(template) => {
             plan.base.clone_from(&template.base);
             plan.hardware = template.shape.devices.hardware;
+            plan.nics.clone_from(&template.shape.nics);
             plan.memory = Memory::Clone(template);
         }
         Err(reason) => plan.cold = Some(reason),
@@ -211,6 +213,7 @@ async fn boot(
     error: &BackendError,
 ) -> Result<Launched, BackendError> {
     plan.memory = Memory::Own;
+    plan.nics.clear();
     plan.hardware = plan.spec.hardware_at_boot();
     plan.base = backends.images.layers(&plan.image, &plan.dir)?;
     // The disk that is made now lies on the image alone.

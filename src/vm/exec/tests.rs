@@ -5,8 +5,8 @@ use tokio::sync::Notify;
 
 use super::*;
 use crate::vm::backend::{
-    ExecOptions, FilePort, FileServer, JobIo, OpenPort, OutputKind, OutputSink, PortServer,
-    ProbeAnswer,
+    ExecOptions, FilePort, FileServer, GuestNic, JobIo, NicOutcome, NicPlace, OpenPort, OutputKind,
+    OutputSink, PortServer, ProbeAnswer,
 };
 use crate::vm::caller::ProcessId;
 use crate::vm::job::MAX_COMMAND;
@@ -90,6 +90,16 @@ impl GuestSession for Fake {
     }
 
     fn set_environment(&self, _variables: Vec<(String, String)>) {}
+
+    async fn set_nets(
+        &self,
+        _nics: &[GuestNic],
+        _idle: &[NicPlace],
+        _hosts: &str,
+        _wait: Duration,
+    ) -> Result<Vec<NicOutcome>, BackendError> {
+        Ok(Vec::new())
+    }
 
     async fn serve_web(
         &self,

@@ -115,6 +115,20 @@ impl GuestSession for FakeSession {
         unimplemented!("no test with fakes has a proxy")
     }
 
+    async fn set_nets(
+        &self,
+        nics: &[GuestNic],
+        idle: &[NicPlace],
+        hosts: &str,
+        _wait: Duration,
+    ) -> Result<Vec<NicOutcome>, BackendError> {
+        let address = |nic: &GuestNic| format!("{}/{}", nic.address, nic.prefix);
+        let addresses: Vec<_> = nics.iter().map(address).collect();
+        let said = format!("guest {addresses:?} idle {} {hosts}", idle.len());
+        self.0.changes.lock().push(said);
+        Ok(vec![NicOutcome::Set; nics.len()])
+    }
+
     async fn closed(&self) {
         std::future::pending::<()>().await;
     }

@@ -9,6 +9,7 @@ pub(super) struct FakeMachine {
     pub(super) script: Arc<Script>,
     pub(super) paused: AtomicBool,
     pub(super) events: Mutex<mpsc::Sender<MachineEvent>>,
+    pub(super) nics: Mutex<Vec<NicPlace>>,
 }
 
 /// Makes the machine of a plan.
@@ -38,6 +39,7 @@ pub(super) fn launched(script: &Arc<Script>, plan: LaunchPlan) -> Launched {
         script: Arc::clone(script),
         paused: AtomicBool::new(plan.paused),
         events: Mutex::new(to),
+        nics: Mutex::new(plan.nics),
     });
     script.machines.lock().insert(plan.uuid, Arc::clone(&machine));
     Launched { machine, events, paused: plan.paused, clock_is_behind: false }
@@ -131,6 +133,32 @@ impl Machine for FakeMachine {
 
     async fn remove_forward(&self, bound: &Forward) -> Result<(), BackendError> {
         self.changed(format!("-{bound}"));
+        Ok(())
+    }
+
+    async fn nics(&self) -> Result<Vec<NicPlace>, BackendError> {
+        Ok(self.nics.lock().clone())
+    }
+
+    async fn plug_nic(&self, place: NicPlace, mac: Mac) -> Result<(), BackendError> {
+        self.changed(format!("nic {} {mac}", place.0));
+        self.nics.lock().push(place);
+        Ok(())
+    }
+
+    async fn unplug_nic(&self, place: NicPlace) -> Result<(), BackendError> {
+        self.changed(format!("no nic {}", place.0));
+        self.nics.lock().retain(|there| *there != place);
+        Ok(())
+    }
+
+    async fn connect_nic(&self, place: NicPlace, sockets: &Path) -> Result<(), BackendError> {
+        self.changed(format!("nic {} {}", place.0, sockets.display()));
+        Ok(())
+    }
+
+    async fn disconnect_nic(&self, place: NicPlace) -> Result<(), BackendError> {
+        self.changed(format!("nic {} off", place.0));
         Ok(())
     }
 

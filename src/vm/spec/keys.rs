@@ -8,7 +8,7 @@ use super::container::ContainerProcess;
 use super::net::{Destination, Forward};
 pub use super::parse::forward;
 use super::{
-    MAX_DISK, MAX_MEMORY, MIN_DISK, MIN_MEMORY, SpecError, VmSpec, parse, render_accel,
+    MAX_DISK, MAX_MEMORY, MIN_DISK, MIN_MEMORY, MOST_NETS, SpecError, VmSpec, parse, render_accel,
     render_size, span, text,
 };
 use crate::vm::WriteMode;
@@ -292,6 +292,11 @@ pub static KEYS: &[Key] = &[
         render: |s| lines(&s.allow),
         element: |s, v| parse::destination(v).and_then(|v| add_destination(s, v)),
     },
+    key! { nets, takes: AtOnce, carried: Never,
+        doc: "nets of .nets that it is a member of, up to 4: names with spaces between, or one a line",
+        render: |s| s.nets.join("\n"),
+        element: |s, v| add_nets(s, v),
+    },
     key! { arch, takes: AtStart, carried: Always,
         doc: "the processor's architecture, x86_64 or aarch64; an image has its own, else it is the host's",
         render: |s| s.arch.to_string(),
@@ -425,6 +430,24 @@ fn add_credential(spec: &mut VmSpec, line: String) -> Result<(), SpecError> {
     }
     spec.credentials.push(line);
     Ok(())
+}
+
+fn add_nets(spec: &mut VmSpec, line: &str) -> Result<(), SpecError> {
+    for net in line.split_whitespace() {
+        let net = parse::net_name(net)?;
+        if spec.nets.contains(&net) {
+            return Err(SpecError::Duplicate { key: "nets", value: net });
+        }
+        spec.nets.push(net);
+    }
+    match spec.nets.len() > usize::from(MOST_NETS) {
+        false => Ok(()),
+        true => Err(SpecError::OutOfRange {
+            key: "nets",
+            value: spec.nets.len().to_string(),
+            range: "4 nets at the most",
+        }),
+    }
 }
 
 fn add_destination(spec: &mut VmSpec, destination: Destination) -> Result<(), SpecError> {

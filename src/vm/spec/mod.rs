@@ -33,6 +33,8 @@ pub const MAX_MEMORY: u64 = 4 << 40;
 pub const MIN_DISK: u64 = 16 << 20;
 /// Largest disk, in bytes.
 pub const MAX_DISK: u64 = 64 << 40;
+/// Nets that a VM can be on: each takes one of the ports that the machine keeps free.
+pub const MOST_NETS: u8 = 4;
 /// Most processors.
 pub const MAX_CPUS: u32 = 255;
 
@@ -109,6 +111,8 @@ pub struct VmSpec {
     pub net: Network,
     /// Where it may go with [`Network::Allow`].
     pub allow: Vec<Destination>,
+    /// The nets that it is a member of.
+    pub nets: Vec<String>,
     /// The processor's architecture.
     pub arch: Arch,
     /// How to run.
@@ -169,6 +173,7 @@ impl Default for VmSpec {
             ports: Vec::new(),
             net: Network::User,
             allow: Vec::new(),
+            nets: Vec::new(),
             arch: Arch::HOST,
             accel: AccelChoice::Auto,
             ssh_user: "root".to_owned(),

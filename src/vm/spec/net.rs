@@ -21,6 +21,18 @@ impl Mac {
         let [.., a, b, c] = *uuid.as_bytes();
         Self([0x52, 0x54, 0, a, b, c])
     }
+
+    /// Derives the address of a device on a net from its IPv4 address: no other member has it.
+    pub fn of_address(address: Ipv4Addr) -> Self {
+        let [a, b, c, d] = address.octets();
+        Self([0x52, 0x54, a, b, c, d])
+    }
+
+    /// Derives the address of a device that is on no net yet.
+    pub fn of_place(uuid: Uuid, place: u8) -> Self {
+        let [.., a, b, c] = *uuid.as_bytes();
+        Self([0x52, 0x55, place, a, b, c])
+    }
 }
 
 impl fmt::Display for Mac {

@@ -8,7 +8,8 @@ use std::time::Duration;
 use super::container::ContainerProcess;
 use super::net::{Destination, Forward, Mac, Network};
 use super::{
-    AccelChoice, Firmware, MAX_CPUS, SpecError, is_object_name, parse_size, render_accel, span,
+    AccelChoice, Firmware, MAX_CPUS, SpecError, is_object_name, is_vm_name, parse_size,
+    render_accel, span,
 };
 use crate::arch::Arch;
 use crate::vm::hardware::Hardware;
@@ -29,6 +30,12 @@ const KEY_TYPES: &[&str] = &[
     "sk-ssh-ed25519@openssh.com",
     "sk-ecdsa-sha2-nistp256@openssh.com",
 ];
+
+/// Reads the name of a net.
+pub(super) fn net_name(text: &str) -> Result<String, SpecError> {
+    let expected = "a net: at most 32 lower-case letters, digits and dashes; `ls .nets` lists them";
+    is_vm_name(text).then(|| text.to_owned()).ok_or_else(|| malformed("nets", text, expected))
+}
 
 pub(super) fn malformed(key: &'static str, value: &str, expected: &'static str) -> SpecError {
     SpecError::Malformed { key, value: value.to_owned(), expected }

@@ -29,6 +29,7 @@ fn unusual() -> VmSpec {
         arch: if Arch::HOST == Arch::X86_64 { Arch::Aarch64 } else { Arch::X86_64 },
         net: Network::Offline,
         allow: vec!["*.example.org:443".parse().unwrap()],
+        nets: vec!["lab".into(), "db".into()],
         accel: AccelChoice::Tcg,
         ssh_user: "me".into(),
         ssh_key: vec![KEY_LINE.into()],
