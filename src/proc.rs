@@ -90,12 +90,18 @@ pub fn is_gone(pid: u32) -> bool {
     start_time(pid).is_err()
 }
 
+/// Returns a process's command line; empty if there is no such process.
+pub fn arguments_of(pid: u32) -> Vec<String> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words = line.split(|b| *b == 0);
+    words.map(|word| String::from_utf8_lossy(word).into_owned()).collect()
+}
+
 /// Returns the argument after `option` on a process's command line.
 pub fn argument_of(pid: u32, option: &str) -> Option<String> {
-    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
-    let mut words = line.split(|b| *b == 0);
-    words.find(|w| *w == option.as_bytes())?;
-    Some(String::from_utf8_lossy(words.next()?).into_owned())
+    let mut words = arguments_of(pid).into_iter();
+    words.find(|word| word == option)?;
+    words.next()
 }
 
 /// Returns the number of the process that a thread belongs to.

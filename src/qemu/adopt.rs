@@ -4,7 +4,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::time::Duration;
 
 use tokio::net::UnixStream;
@@ -14,7 +14,7 @@ use super::connect::{self, VcpuStatus};
 use super::events::EventSink;
 use super::live_snapshot::{self, LastRestore};
 use super::machine::{MachineParts, watch_end};
-use super::process::{Process, argument_of, last_words, started_at};
+use super::process::{Process, argument_of, arguments_of, last_words, started_at};
 use super::qmp::Qmp;
 use super::run_record::FoundRecord;
 use super::{cmdline, migrate, run_record};
@@ -88,7 +88,15 @@ async fn take_over(
     let paused = report_state(&qmp, &sink).await?;
     let ended = watch_end(Arc::clone(&process));
     let may_leak = AtomicBool::new(true);
-    let parts = MachineParts { facts, dir: dir.clone(), qmp, process, ended, may_leak };
+    let parts = MachineParts {
+        facts,
+        dir: dir.clone(),
+        qmp,
+        process,
+        ended,
+        may_leak,
+        processors: AtomicU32::default(),
+    };
     Ok(after_restore(last_restore, parts.run((sink, events), paused)).await)
 }
 
@@ -170,7 +178,7 @@ async fn rebuild(qmp: &Qmp, uuid: Uuid, process: &Process, dir: &VmDir) -> Resul
         },
         qemu_version: qmp.version().to_owned(),
         machine: machine.split(',').next().unwrap_or_default().to_owned(),
-        hardware: cmdline::hardware_of(&argument("-smp")),
+        hardware: cmdline::hardware_of(&arguments_of(process.pid)),
         ssh_port: connect::ports(qmp, &[]).await?.ssh,
         image_digest: String::new(),
         announces: connect::has_announced(qmp).await?,

@@ -91,7 +91,7 @@ pub fn arguments(plan: &LaunchPlan, facts: &LaunchDetails<'_>) -> Result<Vec<OsS
     kernel(&mut args, plan)?;
     disk(&mut args, plan)?;
     if facts.seed == SeedMedium::Nocloud {
-        cidata(&mut args);
+        cidata(&mut args, plan);
     }
     drive(&mut args, plan)?;
     devices(&mut args, plan, facts);
@@ -162,19 +162,31 @@ const MOST_CPUS: u32 = 8;
 const MAXCPUS: &str = "maxcpus=";
 
 fn processors(plan: &LaunchPlan) -> String {
-    let cpus = plan.spec.cpus;
-    let most = if plan.spec.arch.platform().has_spare_cpus { MOST_CPUS } else { 0 };
     match plan.hardware >= Hardware::WITH_ROOM {
-        true => format!("{cpus},{MAXCPUS}{}", cpus.max(most)),
-        false => cpus.to_string(),
+        true => format!("{},{MAXCPUS}{}", plan.spec.cpus, room(plan)),
+        false => plan.spec.cpus.to_string(),
     }
 }
 
-/// Returns the version of the hardware of a machine that was started with this argument of `-smp`.
-pub fn hardware_of(processors: &str) -> Hardware {
-    match processors.contains(MAXCPUS) {
-        true => Hardware::WITH_ROOM,
-        false => Hardware::FIRST,
+fn room(plan: &LaunchPlan) -> u32 {
+    let most = if plan.spec.arch.platform().has_spare_cpus { MOST_CPUS } else { 0 };
+    plan.spec.cpus.max(most)
+}
+
+/// Returns how many processors the machine of a plan may have while it runs. In earlier hardware what is saved
+/// of one that has grown would fit no other.
+pub fn most_processors(plan: &LaunchPlan) -> u32 {
+    if plan.hardware >= Hardware::ONE_QUEUE { room(plan) } else { plan.spec.cpus }
+}
+
+/// Returns the version of the hardware of a machine that was started with these arguments.
+pub fn hardware_of(arguments: &[String]) -> Hardware {
+    let disk = |a: &String| a.contains("drive=disk,") && a.contains(blocks::ONE_QUEUE);
+    let has_room = arguments.iter().any(|a| a.contains(MAXCPUS));
+    match (arguments.iter().any(disk), has_room) {
+        (true, _) => Hardware::ONE_QUEUE,
+        (false, true) => Hardware::WITH_ROOM,
+        (false, false) => Hardware::FIRST,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::time::{Duration, SystemTime};
 
 use rustix::process::Signal;
@@ -101,7 +101,15 @@ pub(super) async fn bring_up(
         Err(error) => return Err(error),
     };
     let may_leak = AtomicBool::new(false);
-    let parts = MachineParts { facts, dir, qmp, process, ended, may_leak };
+    let parts = MachineParts {
+        facts,
+        dir,
+        qmp,
+        process,
+        ended,
+        may_leak,
+        processors: AtomicU32::default(),
+    };
     Ok(StartedMachine { parts, events: (sink, events), guard })
 }
 
@@ -275,6 +283,8 @@ async fn facts(
 ) -> Result<RunFacts> {
     let ports = connect::ports(qmp, &plan.spec.ports).await?;
     let balloon = plan.memory == Memory::Own;
+    let at_start = InForce::at_start(&plan.spec, ports.bound);
+    let most_cpus = cmdline::most_processors(plan);
     Ok(RunFacts {
         pid: process.pid,
         pid_start: process.start,
@@ -287,7 +297,7 @@ async fn facts(
         ssh_port: ports.ssh,
         image_digest: plan.image.digest.clone(),
         announces: plan.image.announces,
-        in_force: Some(InForce { balloon, ..InForce::at_start(&plan.spec, ports.bound) }),
+        in_force: Some(InForce { balloon, most_cpus, ..at_start }),
         warm: warmth(plan),
         // QEMU has already reported a disk that cannot be read.
         shape: shape(plan, qemu).ok(),

@@ -2,7 +2,7 @@
 //! hardware while it runs are in [`live`].
 
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -32,6 +32,7 @@ use crate::vm::template::{Purpose, SavedMachine, Template};
 mod grow;
 pub mod live;
 mod nics;
+mod processors;
 use crate::vm::stream::{Stream, StreamAccess};
 
 /// The steps of `kill`, with what each may take: QEMU flushes its disks on `quit` and on SIGTERM,
@@ -102,9 +103,21 @@ pub struct MachineParts {
     /// QEMU may have leaked clusters of the disk: it has loaded a snapshot, or may have under an earlier
     /// daemon.
     pub may_leak: AtomicBool,
+    /// Its processors, with those that were added; 0: as many as `facts` says.
+    pub processors: AtomicU32,
 }
 
 impl MachineParts {
+    /// Returns what is known about it, with the processors that it has now.
+    fn facts_now(&self) -> RunFacts {
+        let mut facts = self.facts.clone();
+        let processors = self.processors.load(Ordering::Relaxed);
+        if let Some(shape) = facts.shape.as_mut().filter(|_| processors > 0) {
+            shape.cpus = processors;
+        }
+        facts
+    }
+
     /// Puts the machine together, and follows it to its end.
     pub fn run(
         self,
@@ -223,6 +236,10 @@ impl Machine for RunningQemu {
         self.ask_with("balloon", json!({"value": bytes})).await.map(drop)
     }
 
+    async fn add_processors(&self, count: u32) -> Result<()> {
+        self.plug_processors(count).await
+    }
+
     async fn grow_disk(&self, bytes: u64) -> Result<()> {
         self.resize_disk(bytes).await
     }
@@ -264,12 +281,12 @@ impl Machine for RunningQemu {
     }
 
     async fn keep(&self, in_force: &InForce) -> Result<()> {
-        let facts = RunFacts { in_force: Some(in_force.clone()), ..self.parts.facts.clone() };
+        let facts = RunFacts { in_force: Some(in_force.clone()), ..self.parts.facts_now() };
         run_record::write(&self.parts.dir, &facts).await
     }
 
     async fn snapshot(&self, op: &SnapshotOp) -> Result<()> {
-        let MachineParts { qmp, dir, facts, .. } = &self.parts;
+        let (MachineParts { qmp, dir, .. }, facts) = (&self.parts, &self.parts.facts_now());
         let (mut ignores_shared, mut has_nvram) = (false, nvram::is_in(facts));
         if let SnapshotOp::Restore(tag) = op {
             self.parts.may_leak.store(true, Ordering::Relaxed);

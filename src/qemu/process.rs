@@ -21,7 +21,7 @@ use signal_hook::low_level::signal_name;
 use tokio::io::unix::AsyncFd;
 
 use crate::proc::Stat;
-pub use crate::proc::{argument_of, boot_id, start_time, started_at};
+pub use crate::proc::{argument_of, arguments_of, boot_id, start_time, started_at};
 use crate::store::file;
 use crate::store::layout::VmDir;
 use crate::sys;

@@ -119,6 +119,14 @@ impl Exec {
         }
     }
 
+    /// Returns the session with the guest, if it answers now.
+    pub(super) fn session(&self) -> Option<Arc<dyn GuestSession>> {
+        match &*self.0.link.borrow() {
+            Link::Up(session) => Some(Arc::clone(session)),
+            Link::Off | Link::Coming => None,
+        }
+    }
+
     /// Returns the caller's last job: of its closest relative's jobs the newest.
     pub fn last_job(&self, caller: &Caller) -> Option<Arc<Job>> {
         self.0.jobs.last(caller, Job::is_written)

@@ -19,8 +19,16 @@ impl Hardware {
     pub const FIRST: Self = Self(1);
     /// The one with room for devices and processors that are added while the guest runs.
     pub const WITH_ROOM: Self = Self(2);
+    /// The one whose disks have one queue, however many processors there are at the start: what is saved after
+    /// processors were added fits a machine that is started with as many.
+    pub const ONE_QUEUE: Self = Self(3);
     /// What a VM gets when it boots.
-    pub const NEWEST: Self = Self::WITH_ROOM;
+    pub const NEWEST: Self = Self::ONE_QUEUE;
+
+    /// Returns the earlier versions, latest first.
+    pub fn earlier(self) -> impl Iterator<Item = Self> {
+        (Self::FIRST.0..self.0).rev().map(Self)
+    }
 
     /// Returns the version with this number; `None` if it is not known here.
     pub fn numbered(number: u32) -> Option<Self> {
@@ -99,5 +107,7 @@ mod tests {
         assert_eq!(Hardware::numbered(1), Some(Hardware::FIRST));
         assert_eq!(Hardware::numbered(0), None);
         assert!(Hardware::numbered(Hardware::NEWEST.0 + 1).is_none());
+        let earlier: Vec<_> = Hardware::ONE_QUEUE.earlier().collect();
+        assert_eq!(earlier, [Hardware::WITH_ROOM, Hardware::FIRST]);
     }
 }

@@ -3,9 +3,12 @@
 //! Which of them wait for the next start follows from here: [`InForce::pending`]. How QEMU is
 //! changed is the part of [`Machine`].
 
-use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
-use super::backend::{BackendError, Machine};
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+
+use super::backend::{BackendError, DiscardOutput, GuestSession, Machine};
 use super::spec::net::Forward;
 use super::spec::{KEYS, Key, Takes, VmSpec};
 
@@ -32,6 +35,9 @@ pub struct InForce {
     pub spec: VmSpec,
     /// The memory that it was started with, in bytes: the balloon cannot give it more.
     pub memory: u64,
+    /// The processors that it can have.
+    #[serde(default)]
+    pub most_cpus: u32,
     /// It has a CD-ROM drive.
     pub drive: bool,
     /// The guest gives memory back when asked; one that was loaded from a template must not.
@@ -50,7 +56,7 @@ impl InForce {
     /// Describes a machine just started.
     pub fn at_start(spec: &VmSpec, forwards: Vec<Bound>) -> Self {
         let (memory, drive) = (spec.memory, spec.cdrom.is_some());
-        Self { spec: spec.clone(), memory, drive, balloon: true, forwards }
+        Self { spec: spec.clone(), memory, most_cpus: spec.cpus, drive, balloon: true, forwards }
     }
 
     /// Names the settings that differ from what runs and wait for the next start.
@@ -78,6 +84,11 @@ impl InForce {
         if self.balloon && new.memory != old.memory && memory != now.spec.memory {
             machine.set_memory(memory).await?;
             now.spec.memory = memory;
+        }
+        let cpus = now.spec.cpus + 1..=self.most_cpus;
+        if new.cpus != old.cpus && cpus.contains(&new.cpus) {
+            machine.add_processors(new.cpus).await?;
+            now.spec.cpus = new.cpus;
         }
         if new.disk != old.disk && new.disk > now.spec.disk {
             machine.grow_disk(new.disk).await?;
@@ -136,6 +147,27 @@ async fn take_back(machine: &dyn Machine, added: &[Bound], removed: &[Bound]) {
         if let Err(error) = machine.add_forward(&bound.actual()).await {
             tracing::warn!(forward = %bound.actual(), %error, "cannot be put back");
         }
+    }
+}
+
+/// How long a guest may take to use the processors that were added.
+const ONLINE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Has the guest use its processors: most kernels leave that to a program. One that does not is left as it
+/// is, and uses them when it boots next.
+pub(super) async fn bring_online(session: &dyn GuestSession, count: u32) {
+    let script = format!(
+        "at=/sys/devices/system/cpu tries=0
+         until [ -e $at/cpu{}/online ] || [ $tries = 50 ]; do tries=$((tries + 1)); sleep 0.1; done
+         for cpu in $at/cpu*/online; do
+             read -r is <$cpu
+             [ $is = 1 ] || echo 1 >$cpu || echo 1 | sudo -n tee $cpu
+         done",
+        count.saturating_sub(1)
+    );
+    let done = session.exec(script.as_bytes(), b"", &DiscardOutput);
+    if timeout(ONLINE_TIMEOUT, done).await.is_err() {
+        tracing::warn!(count, "the guest has not taken its new processors into use");
     }
 }
 

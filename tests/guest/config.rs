@@ -86,11 +86,11 @@ fn forwards_are_known_to_a_later_daemon() {
     aq.boot("vm1");
     aq.write("vm1/ctl", &format!("port add {port}:80\nport add 0:22")).expect("forwards");
     let (ports, ssh) = (aq.info("vm1", "ports"), aq.info("vm1", "ssh_port"));
-    aq.sh("echo 4 > vm1/config/cpus").ok();
+    aq.sh("echo 1G > vm1/config/memory").ok();
     aq.kill_daemon();
     aq.mount();
     assert_eq!((aq.info("vm1", "ports"), aq.info("vm1", "ssh_port")), (ports, ssh));
-    assert_eq!(aq.info("vm1", "pending"), "cpus");
+    assert_eq!(aq.info("vm1", "pending"), "memory");
     aq.write("vm1/ctl", "port del 0:22").expect("the port that was picked");
     assert_eq!(aq.info("vm1", "ports"), format!("tcp:127.0.0.1:{port}:80"));
     assert_eq!(aq.exec("vm1", "echo alive"), "alive");
@@ -116,6 +116,51 @@ fn a_port_that_is_taken_fails_the_start_with_its_name() {
 fn total(aq: &Mounted) -> u64 {
     let said = aq.exec("vm1", "awk '/MemTotal/ {print $2}' /proc/meminfo");
     said.parse().unwrap_or_else(|_| panic!("a number: {said}"))
+}
+
+#[test]
+fn processors_are_added_at_once_and_what_is_saved_then_has_them() {
+    let aq = Mounted::with_image();
+    aq.boot("vm1");
+    let count = |vm: &str| aq.exec(vm, "nproc; cat /dev/shm/kept 2>/dev/null");
+    // Under TCG, Linux 6.9 and later do not take processors that are added.
+    let rejects = "dmesg | grep -q 'CPU topo: Allowing .* plus 0 hotplug CPUs' && echo yes || true";
+    let takes = aq.exec("vm1", rejects) != "yes";
+    let grown = |count: u32| format!("{}\nkept", if takes { count } else { 1 });
+    let pending = || aq.sh("sed -n 's/^pending //p' vm1/info").ok();
+    aq.exec("vm1", "echo kept > /dev/shm/kept");
+    aq.sh("mkdir vm1/snapshots/one; cat vm1/wait; echo 3 > vm1/config/cpus").ok();
+    assert_eq!((count("vm1"), pending()), (grown(3), String::new()));
+    // A memory that was saved with fewer does not fit any more.
+    let refused = aq.sh("echo 'restore one' > vm1/ctl; cat vm1/error").stdout;
+    assert!(refused.contains("cpus is 3, the snapshot's is 1"), "{refused}");
+    aq.sh("mkdir vm1/snapshots/three; cat vm1/wait; echo suspend > vm1/ctl; cat vm1/wait").ok();
+    aq.boot_existing("vm1");
+    assert_eq!(count("vm1"), grown(3), "suspended and started");
+    aq.sh("echo 4 > vm1/config/cpus").ok();
+    aq.kill_daemon();
+    aq.mount();
+    aq.wait_for_ready("vm1");
+    assert_eq!(count("vm1"), grown(4), "found by another daemon");
+    aq.sh("echo 'fork f' > vm1/ctl; cat f/ready").ok();
+    assert_eq!(count("f"), grown(4), "a fork");
+    aq.sh("echo 5 > f/config/cpus").ok();
+    assert_eq!(count("f"), grown(5));
+    aq.sh("mkdir .images/grown && echo f > .images/grown/source; cat .images/grown/wait").ok();
+    aq.sh("mkdir c; echo grown > c/config/image; echo start > c/ctl; cat c/ready").ok();
+    assert_eq!((count("c"), aq.info("c", "warm")), (grown(5), "yes".to_owned()));
+    // Fewer, and more than there is room for, wait.
+    for wanted in ["2", "9"] {
+        aq.sh(&format!("echo {wanted} > vm1/config/cpus")).ok();
+        assert_eq!((count("vm1"), pending()), (grown(4), "cpus".to_owned()));
+    }
+    aq.sh("echo 2 > vm1/config/cpus; echo stop > vm1/ctl; cat vm1/wait").ok();
+    aq.boot_existing("vm1");
+    assert_eq!(count("vm1"), "2");
+    aq.sh("echo stop > vm1/ctl; cat vm1/wait; echo 3 > vm1/config/cpus").ok();
+    aq.boot_existing("vm1");
+    aq.sh("echo 'restore three' > vm1/ctl; cat vm1/ready").ok();
+    assert_eq!(count("vm1"), grown(3), "started with as many as the snapshot's machine grew to");
 }
 
 #[test]

@@ -51,14 +51,14 @@ fn a_vm_of_the_first_hardware_resumes_in_it_and_boots_in_the_newest() {
     aq.stop("vm1");
     // It has what it had, where it was, and room.
     aq.boot_existing("vm1");
-    has(&aq, "vm1", "2");
+    has(&aq, "vm1", "3");
     let now = aq.exec("vm1", DEVICES);
     assert!(devices.lines().all(|device| now.contains(device)), "{devices}\n{now}");
     assert!(now.contains("0000:00:1c.0 ") && !devices.contains("0000:00:1c.0 "), "{now}");
     assert_eq!(aq.exec("vm1", "cat /root/x; cat /sys/class/net/eth0/carrier"), "two\n1");
     aq.sh("echo 'restore live' > vm1/ctl").failed();
     let error = aq.read("vm1/error");
-    assert!(error.contains("hardware is 2, the snapshot's is 1; set it so"), "{error}");
+    assert!(error.contains("hardware is 3, the snapshot's is 1; set it so"), "{error}");
     assert_eq!(aq.exec("vm1", "cat /root/x"), "two");
     aq.stop("vm1");
     aq.sh("echo 1 > vm1/config/hardware").ok();
@@ -86,7 +86,7 @@ fn an_image_that_is_warm_in_the_first_hardware_keeps_its_clones_warm() {
     runs(&aq, "a", &pid);
     aq.stop("a");
     aq.boot_existing("a");
-    has(&aq, "a", "2");
+    has(&aq, "a", "3");
     aq.sh("mkdir c; echo a > c/config/image").ok();
     aq.boot_existing("c");
     assert_eq!(aq.info("c", "warm"), "yes");
@@ -127,7 +127,7 @@ fn hardware_that_was_not_recorded_is_detected() {
 #[test]
 fn there_is_room_for_processors_disks_and_networks() {
     let aq = Mounted::booted();
-    has(&aq, "vm1", "2");
+    has(&aq, "vm1", "3");
     let qmp = |line: &str| {
         let answer = r#"timeout 20 grep -m1 -E '"(return|error)"' <&3 | tr -d '\r'"#;
         let said = aq.sh(&format!("exec 3<> vm1/qmp; echo '{line}' >&3; {answer}")).ok();

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::{Args, CODE_NODE, DISC_NODES, DISK_NODE, DRIVE_ID, NVRAM_NODE};
 use crate::store::layout::names;
 use crate::vm::backend::{BackendError, DiskFormat, LaunchPlan, Result};
+use crate::vm::hardware::Hardware;
 use crate::vm::template::Layer;
 
 /// UEFI in flash memory, as `pflash0`, and what it keeps, as `pflash1`.
@@ -44,8 +45,16 @@ pub(super) fn disk(args: &mut Args, plan: &LaunchPlan) -> Result<()> {
     // A full disk of the host pauses the guest, which resumes when there is room again.
     let policy = "werror=enospc,rerror=report";
     let first = if has_boot_order(plan) { ",bootindex=0" } else { "" };
-    args.pair("-device", format!("virtio-blk-pci,drive=disk,id=disk0,{policy}{first}"));
+    let queues = queues(plan);
+    args.pair("-device", format!("virtio-blk-pci,drive=disk,id=disk0,{policy}{queues}{first}"));
     Ok(())
+}
+
+/// Without a number, QEMU gives a disk as many queues as there are processors at the start.
+pub(super) const ONE_QUEUE: &str = ",num-queues=1";
+
+fn queues(plan: &LaunchPlan) -> &'static str {
+    if plan.hardware >= Hardware::ONE_QUEUE { ONE_QUEUE } else { "" }
 }
 
 /// Says whether a boot loader is looked for, and where first matters: a disk is empty before its installation,
@@ -56,11 +65,12 @@ fn has_boot_order(plan: &LaunchPlan) -> bool {
 }
 
 /// Read-only, and after the disk, from which firmware then boots.
-pub(super) fn cidata(args: &mut Args) {
+pub(super) fn cidata(args: &mut Args, plan: &LaunchPlan) {
     let file = json!({"driver": "file", "filename": names::CIDATA, "read-only": true});
     let node = json!({"driver": "raw", "node-name": "cidata", "read-only": true, "file": file});
     args.pair("-blockdev", node.to_string());
-    args.pair("-device", "virtio-blk-pci,drive=cidata,id=cidata0");
+    let queues = queues(plan);
+    args.pair("-device", format!("virtio-blk-pci,drive=cidata,id=cidata0{queues}"));
 }
 
 /// The node that takes what the guest writes.

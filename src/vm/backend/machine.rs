@@ -175,6 +175,8 @@ pub trait Machine: fmt::Debug + Send + Sync {
     /// Leaves the guest so many bytes of memory, at most what it was started with. The guest gives
     /// the rest back when it can.
     async fn set_memory(&self, bytes: u64) -> Result<(), BackendError>;
+    /// Adds processors until there are so many.
+    async fn add_processors(&self, count: u32) -> Result<(), BackendError>;
     /// Makes the disk larger, to so many bytes.
     async fn grow_disk(&self, bytes: u64) -> Result<(), BackendError>;
     /// Changes the disc in the CD-ROM drive; `None` ejects it.

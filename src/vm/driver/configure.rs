@@ -10,7 +10,7 @@ use crate::store::file;
 use crate::vm::backend::Machine;
 use crate::vm::definition::Definition;
 use crate::vm::events::Event;
-use crate::vm::live::InForce;
+use crate::vm::live::{self, InForce};
 use crate::vm::spec::keys::Wanted;
 use crate::vm::spec::{Edit, SpecError, VmSettings, VmSpec, render_size};
 use crate::vm::state::{Asked, Refusal, State};
@@ -111,7 +111,11 @@ impl Change {
             // It is in force all the same; only a later daemon would not know.
             self.to.report(Report::Note(error.to_string())).await;
         }
+        let (cpus, before) = (now.spec.cpus, before.spec.cpus);
         self.in_force = Some(now);
+        if let Some(session) = self.vm.0.exec.session().filter(|_| cpus > before) {
+            live::bring_online(&*session, cpus).await;
+        }
         Ok(())
     }
 

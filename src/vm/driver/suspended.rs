@@ -130,20 +130,19 @@ pub(super) async fn start(
     saved: &'static str,
     paused: bool,
 ) -> Result<Launched, BackendError> {
-    let (first, second) = match backends.hypervisor.saved_hardware(&plan.dir, saved) {
+    let (first, others) = match backends.hypervisor.saved_hardware(&plan.dir, saved) {
         Some(hardware) if !hardware.is_known() => return Err(saved_by_a_later_one(hardware)),
-        Some(hardware) => (hardware, None),
-        None => (plan.hardware, Some(Hardware::FIRST).filter(|h| *h != plan.hardware)),
+        Some(hardware) => (hardware, Vec::new()),
+        None => (plan.hardware, plan.hardware.earlier().collect()),
     };
-    let other = second.map(|hardware| LaunchPlan { hardware, ..plan.clone() });
-    let resumed = start_in(backends, LaunchPlan { hardware: first, ..plan }, saved, paused).await;
-    match (resumed, other) {
+    let of = |hardware| LaunchPlan { hardware, ..plan.clone() };
+    let mut resumed = start_in(backends, of(first), saved, paused).await;
+    for hardware in others {
         // A launch that has failed says nothing of the memory.
-        (Err(error @ BackendError::CannotResume { .. }), Some(plan)) => {
-            start_in(backends, plan, saved, paused).await.map_err(|_| error)
-        }
-        (resumed, _) => resumed,
+        let Err(error @ BackendError::CannotResume { .. }) = resumed else { break };
+        resumed = start_in(backends, of(hardware), saved, paused).await.map_err(|_| error);
     }
+    resumed
 }
 
 fn saved_by_a_later_one(hardware: Hardware) -> BackendError {
@@ -287,8 +286,8 @@ mod tests {
             (Some(Hardware::FIRST), 0, Hardware::FIRST),
             (Some(Hardware::NEWEST), 0, Hardware::NEWEST),
             (None, 0, Hardware::NEWEST),
-            // Refused once, it is tried in the other one.
-            (None, 1, Hardware::FIRST),
+            // Refused once, it is tried in the one before.
+            (None, 1, Hardware::WITH_ROOM),
         ];
         for (saved, errors, expected) in table {
             let (vm, _script, _dir) = resumed(saved, errors).await;
@@ -314,7 +313,7 @@ mod tests {
         let later = serde_json::from_str("7").unwrap();
         let (vm, _script, _dir) = resumed(Some(later), 0).await;
         let text = vm.failure().unwrap_or_default() + &vm.state().to_string();
-        assert!(text.contains("of hardware 7, this aqfs has 2; use a later one"), "{text}");
+        assert!(text.contains("of hardware 7, this aqfs has 3; use a later one"), "{text}");
         assert!(vm.is_suspended());
     }
 }

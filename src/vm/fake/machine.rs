@@ -112,6 +112,11 @@ impl Machine for FakeMachine {
         self.script.change_error.lock().take().map_or(Ok(()), Err)
     }
 
+    async fn add_processors(&self, count: u32) -> Result<(), BackendError> {
+        self.changed(format!("cpus {count}"));
+        self.script.change_error.lock().take().map_or(Ok(()), Err)
+    }
+
     async fn grow_disk(&self, bytes: u64) -> Result<(), BackendError> {
         self.changed(format!("disk {bytes}"));
         *self.script.disk.lock() = Some(bytes);

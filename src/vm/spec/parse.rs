@@ -219,7 +219,7 @@ pub(super) fn hardware(value: &str) -> Result<Option<Hardware>, SpecError> {
     }
     let number = value.parse().map_err(|_| malformed("hardware", value, "newest, or a number"))?;
     let found = Hardware::numbered(number);
-    found.map(Some).ok_or_else(|| out_of_range("hardware", value, "1 to 2"))
+    found.map(Some).ok_or_else(|| out_of_range("hardware", value, "1 to 3"))
 }
 
 pub(super) fn switch(key: &'static str, value: &str) -> Result<bool, SpecError> {
