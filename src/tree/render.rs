@@ -5,7 +5,7 @@
 use std::fmt::Write;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use crate::registry::Registry;
 use crate::store::layout::VmDir;
@@ -48,8 +48,7 @@ pub(super) fn info(vm: &Vm) -> String {
     table.add("status", view.state.word());
     table.add("since", &seconds(view.since));
     table.add("created", &seconds(vm.created()));
-    if let Some(at) = vm.expires() {
-        let left = at.duration_since(SystemTime::now()).unwrap_or_default();
+    if let Some(left) = vm.expires_in() {
         table.add("expires", &format!("in {}", span::render_about(left)));
     }
     if let Some(doing) = &view.doing {

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::RwLock;
 
@@ -80,6 +80,11 @@ impl Vm {
     /// Returns when it is removed.
     pub fn expires(&self) -> Option<SystemTime> {
         self.0.settings.0.read().expires
+    }
+
+    /// Returns how long it is until then.
+    pub fn expires_in(&self) -> Option<Duration> {
+        self.expires().map(|at| at.duration_since(SystemTime::now()).unwrap_or_default())
     }
 
     /// Returns what the image carries to the VM, if these are its settings.
