@@ -15,6 +15,7 @@ mod guest;
 mod guest_files;
 mod hello;
 mod measure;
+mod nets;
 mod shares;
 mod warm;
 
@@ -39,6 +40,7 @@ const BENCHMARKS: &[Benchmark] = &[
     ("size", warm::size),
     ("fs", guest_files::files),
     ("shares", shares::shares),
+    ("nets", nets::throughput),
     ("copies", disk::off),
     ("pause", disk::running),
 ];

@@ -243,6 +243,39 @@ pub(crate) fn share(aq: &Mounted, name: &str, vm: &Vm, model: &Model) -> Checked
     compare("share in the guest", &what, said.stdout.trim_end(), &*expected)
 }
 
+/// A guest on the net knows all members and reaches those that are ready; another has no address on it.
+pub(crate) fn net(aq: &Mounted, name: &str, vm: &Vm, model: &Model) -> Checked {
+    if vm.power != Power::Ready {
+        return Ok(());
+    }
+    let members: Vec<_> = model.vms.iter().filter(|(_, vm)| vm.is_on_net).collect();
+    let all: Vec<_> = members.iter().map(|(name, _)| name.as_str()).collect();
+    let ready = members.iter().filter(|(_, vm)| vm.power == Power::Ready);
+    let ready: Vec<_> = ready.map(|(name, _)| name.as_str()).collect();
+    let (look, expected) = match vm.is_on_net {
+        true => (
+            format!("{KNOWN_MEMBERS}; for vm in {}; do {PING}; done", ready.join(" ")),
+            [all, ready].concat().join(" "),
+        ),
+        false => (NO_ADDRESS.to_owned(), "none".to_owned()),
+    };
+    let probe = format!(
+        "look() {{ echo $({look}); }}
+         for n in 1 2 3 4 5 6 7 8 9; do [ \"$(look)\" != '{expected}' ] || break; sleep 1; done; look"
+    );
+    let said = aq.sh(&format!(
+        "cat > {name}/exec <<'END'\n{PROGRAMS}\n{probe}\nEND
+         timeout 90 cat {name}/exec; cat {name}/error .nets/lab/hosts >&2"
+    ));
+    let what = format!("{name}: the net in the guest ({})", said.stderr.trim_end());
+    compare("net in the guest", &what, said.stdout.trim_end(), &*expected)
+}
+
+const KNOWN_MEMBERS: &str =
+    "sed -n '/^# aqfs: the/,/^# aqfs: end/s/^[0-9.]* \\([^ ]*\\) .*/\\1/p' /etc/hosts | sort";
+const PING: &str = "ping -c 1 -W 5 $vm > /dev/null && echo $vm";
+const NO_ADDRESS: &str = "ip -4 addr | grep -q 'inet .* eth[1-9]' || echo none";
+
 /// What `fs` shows is what the guest has, within the second for which names are remembered.
 fn files(aq: &Mounted, name: &str, disk: u32, memory: u32) -> Checked {
     let wanted = format!("{} {}", content(disk), content(memory));

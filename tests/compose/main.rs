@@ -5,7 +5,7 @@
 //! shrunk to few steps and printed as shell lines that can be pasted. `make compose SECONDS=3600
 //! SEED=7` runs for an hour from another seed; `AQFS_COMPOSE_STEPS` is how long a sequence is.
 //!
-//! The rows of `operations`, `disks`, `sources` and `shares` are what can be done, `model` is what it changes, `runner`
+//! The rows of `operations`, `disks`, `sources`, `shares` and `nets` are what can be done, `model` is what it changes, `runner`
 //! does it and `checker` looks. Kills in the *middle* of an operation are `torture`'s.
 #![allow(clippy::print_stdout, reason = "reports each sequence as it ends")]
 
@@ -15,6 +15,7 @@ mod common;
 mod disks;
 mod known;
 mod model;
+mod nets;
 mod operations;
 mod runner;
 mod shares;
@@ -27,6 +28,7 @@ use checker::Finding;
 use disks::DISKS;
 use fastrand::Rng;
 use model::{IMAGES, Model, VMS};
+use nets::NETS;
 use operations::{No, Operation, POWER, Step};
 use runner::{Counts, Failure};
 use shares::SHARES;
@@ -70,7 +72,7 @@ fn every_feature_after_every_other() {
 
 /// Lists every row.
 pub(crate) fn all_operations() -> impl Iterator<Item = &'static Operation> {
-    POWER.iter().chain(DISKS).chain(SOURCES).chain(SHARES)
+    POWER.iter().chain(DISKS).chain(SOURCES).chain(SHARES).chain(NETS)
 }
 
 fn number(variable: &str) -> Option<u64> {

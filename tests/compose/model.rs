@@ -177,6 +177,8 @@ pub(crate) struct Vm {
     pub(crate) marked: BTreeSet<String>,
     /// The directory of the host that its guest has.
     pub(crate) share: Option<u32>,
+    /// It is a member of the net, and its forks are.
+    pub(crate) is_on_net: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -241,6 +243,7 @@ impl Model {
             snapshots: BTreeMap::new(),
             marked: BTreeSet::new(),
             share: None,
+            is_on_net: false,
         };
         self.next_id += 1;
         self.vms.insert(name.to_owned(), vm);
@@ -320,6 +323,7 @@ impl Model {
         let seed = copy.to_owned();
         (vm.given, vm.given_disk) = (Some(running.shape), Some(disk.size));
         vm.disk = Some(disk);
+        vm.is_on_net = parent.is_on_net;
         vm.running = Some(Running { memory, shape: running.shape, seed, warm: true, thrown: None });
         vm.set_power(Power::Ready);
     }

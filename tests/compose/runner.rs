@@ -141,6 +141,7 @@ impl Runner {
             if touched {
                 self.guests.look(&self.aq, name, vm)?;
                 checker::share(&self.aq, name, vm, &self.model)?;
+                checker::net(&self.aq, name, vm, &self.model)?;
             }
         }
         Ok(())
