@@ -166,12 +166,24 @@ fn set(model: &mut Model, step: &Step) {
     let number = value.trim_end_matches('M').parse().ok();
     match key {
         "memory" => vm.set.memory = number,
-        "cpus" => vm.set.cpus = number,
+        "cpus" => {
+            vm.set.cpus = number;
+            grow(model, &step.vm);
+        }
         "hostname" => vm.set.hostname = (value != "default").then(|| value.to_owned()),
         "protect" => vm.set.protect = value == "1",
         "ephemeral" => vm.set.ephemeral = value == "1",
         "user_data" => vm.set.user_data = value != "none",
         other => unreachable!("{other} is no setting of the table"),
+    }
+}
+
+/// A guest that answers gets more processors at once.
+fn grow(model: &mut Model, name: &str) {
+    let wanted = model.shape(&model.vms[name]).cpus;
+    let Some(vm) = model.vms.get_mut(name).filter(|vm| vm.power == Power::Ready) else { return };
+    if let Some(running) = &mut vm.running {
+        running.shape.cpus = running.shape.cpus.max(wanted);
     }
 }
 

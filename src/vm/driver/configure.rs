@@ -103,7 +103,11 @@ impl Change {
         let (Some(machine), Some(before)) = (&self.machine, &self.in_force) else {
             return Ok(());
         };
-        let now = before.follow(&**machine, old, new).await?;
+        // A guest that is paused or boots would not take new processors into use.
+        let session = self.vm.0.exec.session().filter(|_| self.vm.state() == State::Ready);
+        let cpus = if session.is_some() { new.cpus } else { old.cpus };
+        let new = VmSpec { cpus, ..new.clone() };
+        let now = before.follow(&**machine, old, &new).await?;
         if now == *before {
             return Ok(());
         }
@@ -113,7 +117,7 @@ impl Change {
         }
         let (cpus, before) = (now.spec.cpus, before.spec.cpus);
         self.in_force = Some(now);
-        if let Some(session) = self.vm.0.exec.session().filter(|_| cpus > before) {
+        if let Some(session) = session.filter(|_| cpus > before) {
             live::bring_online(&*session, cpus).await;
         }
         Ok(())
