@@ -49,6 +49,17 @@ impl Changes {
         Self { mode: None, owner: None, group: None, size: None, atime, mtime }
     }
 
+    /// Says why others may not: mode, owner and times are the owner's to set, size and the time of now are for
+    /// whoever may write.
+    pub(super) fn refusal(&self) -> Status {
+        let is_set = |time| matches!(time, NewTime::At(_));
+        let owners = self.mode.or(self.owner).or(self.group).is_some();
+        match owners || is_set(self.atime) || is_set(self.mtime) {
+            true => Status::NotOwner,
+            false => Status::Access,
+        }
+    }
+
     /// What the guest writes is the user's. Its root may give files away, as `tar` and `cp -a` do, and nothing
     /// happens; others may not.
     pub(super) fn admit_owner(

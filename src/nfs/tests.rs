@@ -215,6 +215,7 @@ fn changes(arguments: &mut Encoder, mode: Option<u32>, uid: Option<u32>, size: O
 
 const NO_ENTRY: u32 = 2;
 const ACCESS: u32 = 13;
+const NOT_OWNER: u32 = 1;
 const STALE: u32 = 70;
 
 #[test]
@@ -415,7 +416,8 @@ fn the_guests_root_and_its_login_user_are_the_user_and_others_only_look() {
     assert_eq!(other.read(&secret, 0, 9), Err(ACCESS));
     assert_eq!(other.write(&file, 0, b"x"), Err(ACCESS));
     assert_eq!(other.create(&root, "x", 0o644), Err(ACCESS));
-    assert_eq!(other.set(&file, Some(0o666), None, None), Err(ACCESS));
+    assert_eq!(other.set(&file, Some(0o666), None, None), Err(NOT_OWNER));
+    assert_eq!(other.set(&file, None, None, Some(0)), Err(ACCESS));
     assert_eq!(other.rename((&root, "f"), (&root, "g")), Err(ACCESS));
     // Root gives files away without effect, as tar does; the login user must not.
     client.set(&file, None, Some(5), None).unwrap();

@@ -24,7 +24,9 @@ pub(super) fn setattr(
     let (export, place) = request.place(rest)?;
     let changes = Changes::read(rest)?;
     let guard = rest.optional(|rest| Ok((rest.word()?, rest.word()?)))?;
-    request.admit(&place.facts, Want::Write)?;
+    if !request.is_user() {
+        return Err(changes.refusal().into());
+    }
     export.may_write()?;
     let Time { seconds, nanoseconds } = place.facts.ctime;
     if guard.is_some_and(|ctime| ctime != (seconds, nanoseconds)) {
