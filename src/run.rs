@@ -37,8 +37,9 @@ use crate::vm::nets::Nets;
 use crate::vm::spec::is_object_name;
 use crate::{doctor, man, sys};
 
-/// What is logged. fuser calls it an error that a reader was killed before it was answered.
-const LOGGED: &str = "info,fuser::reply=off";
+/// What is logged. fuser calls it an error that a reader was killed before it was answered, and warns of each request
+/// that a mount leaves to the kernel, as extended attributes and ioctl.
+const LOGGED: &str = "info,fuser=error,fuser::mnt=info,fuser::session=info,fuser::reply=off";
 /// Threads for tasks. They wait nearly all the time.
 const WORKERS: usize = 2;
 
