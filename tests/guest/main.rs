@@ -28,6 +28,7 @@ mod lifetime;
 mod load;
 mod logs;
 mod nets;
+mod others;
 mod poll;
 mod probes;
 mod programs;
