@@ -94,10 +94,11 @@ pub(super) async fn run_as_root(
     let late = |_| BackendError::GuestTimeout { seconds: TIMEOUT.as_secs() };
     match timeout(TIMEOUT, running).await.map_err(late)?? {
         Exit::Code(0) => Ok(said.lines(OutputKind::Stdout)),
-        Exit::Code(_) | Exit::Signal(_) => Err(cannot(format!(
-            "this needs root, or `sudo -n` for its login user, which says: {}",
-            said.lines(OutputKind::Stderr).pop().unwrap_or_default()
-        ))),
+        Exit::Code(_) | Exit::Signal(_) => Err(BackendError::fact(
+            "this needs root in the guest, or `sudo -n` for its login user",
+            said.lines(OutputKind::Stderr).pop().unwrap_or_default(),
+            libc::EPERM,
+        )),
     }
 }
 
