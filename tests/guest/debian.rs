@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha512};
 
-use crate::common::Mounted;
 use crate::common::mirror::Mirror;
+use crate::common::{BOOT, Mounted, eventually};
 
 /// How long such a guest may take to boot, twice at the same time, on a busy machine.
 const FIRST_BOOT: Duration = Duration::from_secs(600);
@@ -74,8 +74,43 @@ fn a_stock_cloud_image_is_set_up_snapshotted_and_cloned() {
     aq.sh("echo 'restore clean' > efi/ctl; cat efi/wait").ok();
     ready(&aq, "efi");
     assert_eq!(aq.exec("efi", "cat /root/file"), "1");
+    its_own_user_has_a_share(&aq);
     aq.sh("for vm in vm1 efi; do echo kill > $vm/ctl; cat $vm/wait; done").ok();
     a_clone_resumes(&aq, cold);
+}
+
+/// The image's login user is no root, and has `sudo`. The share was root's, by another port, until the VM was
+/// suspended.
+fn its_own_user_has_a_share(aq: &Mounted) {
+    fs::create_dir(aq.scratch().join("src")).expect("a directory");
+    fs::write(aq.scratch().join("src/a"), "from the host\n").expect("a file");
+    aq.sh("mkdir vm1/shares/src; echo \"$SCRATCH/src\" > vm1/shares/src/source").ok();
+    has_the_share(aq);
+    aq.exec("vm1", "echo root > /mnt/src/b");
+    let again = "echo debian > vm1/config/ssh_user; echo suspend > vm1/ctl; cat vm1/wait; echo start > vm1/ctl";
+    aq.sh_within(again, FIRST_BOOT).ok();
+    ready(aq, "vm1");
+    has_the_share(aq);
+    // sudo says that it does not find the host name.
+    let script = "exec 2> /dev/null; id -un; cd /mnt/src && cat a b && echo mine > b && mkdir d && echo x > d/x && chmod 600 d/x && \
+        stat -c '%U %a' d/x && sudo -n chown 0:0 d/x && sudo -n cat d/x && grep -c ' nfs ' /proc/mounts; \
+        ss -ltn | grep -c :20649; sudo -n -u nobody sh -c 'exec 2>&1; cat /mnt/src/a; cat /mnt/src/d/x; touch /mnt/src/y'";
+    let said = aq.exec("vm1", script);
+    let wanted = "debian\nfrom the host\nroot\ndebian 600\nx\n1\n1\nfrom the host\n";
+    assert!(said.starts_with(wanted), "{said}");
+    assert_eq!(said.matches("Permission denied").count(), 2, "{said}");
+    let kept =
+        aq.sh("cat \"$SCRATCH/src/b\"; stat -c %u \"$SCRATCH/src/d/x\"; ls \"$SCRATCH/src\"").ok();
+    let user = rustix::process::geteuid().as_raw();
+    assert_eq!(kept, format!("mine\n{user}\na\nb\nd"));
+    aq.sh("rmdir vm1/shares/src").ok();
+    let mounts = || aq.exec("vm1", "grep -c ' nfs ' /proc/mounts || true");
+    eventually("the guest has it no more", BOOT, || mounts() == "0");
+}
+
+fn has_the_share(aq: &Mounted) {
+    let status = || aq.read("vm1/shares/src/status");
+    eventually("the share is mounted", BOOT, || status() == "mounted");
 }
 
 fn a_clone_resumes(aq: &Mounted, cold: u64) {
