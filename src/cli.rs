@@ -99,9 +99,19 @@ fish:  aq completion fish | source    in ~/.config/fish/config.fish")]
         after_help = "aq man ~/.local/share/man is found by man(1) where ~/.local/bin is in PATH"
     )]
     Man(Man),
+    /// Connect to a guest's SSH server: the `ssh_config` of a VM that may be suspended runs this
+    #[command(hide = true)]
+    Connect(Connect),
     /// Wake the watchers of status files: the daemon runs this
     #[command(hide = true, name = fuse::touch::COMMAND)]
     TouchStatus(TouchStatus),
+}
+
+/// What OpenSSH runs to connect to a guest that may be suspended.
+#[derive(Args, Debug)]
+pub struct Connect {
+    /// The VM's directory
+    pub vm: PathBuf,
 }
 
 /// What the daemon runs to touch files of its own mount.

@@ -143,6 +143,50 @@ pub fn memory_of(pid: u32) -> Memory {
     Memory { own: kibibytes(&status, "RssAnon"), shared: kibibytes(&status, "RssShmem") }
 }
 
+/// Says whether another process has a connection to one of these ports of the host, by TCP over IPv4.
+pub fn has_connections(ports: &[u16]) -> bool {
+    let table = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+    let (sockets, all) = (own_sockets(), established(&table));
+    let own: Vec<&str> =
+        all.iter().filter(|c| sockets.contains(c.inode)).map(|c| c.local).collect();
+    all.iter().any(|c| c.port().is_some_and(|p| ports.contains(&p)) && !own.contains(&c.remote))
+}
+
+/// An end of a connection, as `/proc/net/tcp` has it.
+#[derive(Debug, PartialEq, Eq)]
+struct Connection<'a> {
+    local: &'a str,
+    remote: &'a str,
+    inode: &'a str,
+}
+
+impl<'a> Connection<'a> {
+    /// Reads a row of one that is established.
+    fn parse(line: &'a str) -> Option<Self> {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let [_, local, remote, "01", _, _, _, _, _, inode, ..] = fields[..] else { return None };
+        Some(Self { local, remote, inode })
+    }
+
+    fn port(&self) -> Option<u16> {
+        u16::from_str_radix(self.local.split(':').nth(1)?, 16).ok()
+    }
+}
+
+fn established(table: &str) -> Vec<Connection<'_>> {
+    table.lines().filter_map(Connection::parse).collect()
+}
+
+/// Lists the inodes of this process's sockets.
+fn own_sockets() -> std::collections::HashSet<String> {
+    let open = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    let target =
+        |entry: fs::DirEntry| fs::read_link(entry.path()).ok()?.into_os_string().into_string().ok();
+    let inode =
+        |target: String| Some(target.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned());
+    open.filter_map(target).filter_map(inode).collect()
+}
+
 /// Returns a value of `/proc/meminfo` in bytes; 0 if there is none.
 pub fn host_memory(key: &str) -> u64 {
     kibibytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default(), key)
@@ -189,6 +233,20 @@ mod tests {
             Stat { state: 'S', parent: 1, session: 9, ticks: 110, start: 4711, resident: 99 };
         assert_eq!(stat, wanted);
         assert_eq!(Stat::parse("7 (cut"), None);
+    }
+
+    #[test]
+    fn connections_of_our_own_do_not_count() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:9C56 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 1 1 0 100 0 0 10 0
+   1: 0100007F:9C56 0100007F:C350 01 00000000:00000000 00:00000000 00000000  1000        0 22 1 0 20 4 30 10 -1";
+        let found = established(table);
+        let expected = Connection { local: "0100007F:9C56", remote: "0100007F:C350", inode: "22" };
+        assert_eq!((found[0].port(), &found[..]), (Some(40022), &[expected][..]));
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let _ours = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        assert!(!has_connections(&[port]));
     }
 
     #[test]

@@ -100,6 +100,7 @@ pub fn run(cli: Cli) -> Result<u8, RunError> {
         cli::Command::Man(args) => {
             man::write(&args.dir).map_err(failed(args.dir.display().to_string()))?;
         }
+        cli::Command::Connect(args) => commands::connect::run(&args.vm)?,
         cli::Command::TouchStatus(args) => {
             touch::serve(&args.mount, io::stdin().lock()).map_err(failed("standard input"))?;
         }

@@ -24,7 +24,7 @@ enum Over {
 
 pub(super) fn run(tree: &Tree, args: &Attach) -> Result<(), Failure> {
     let vm = tree.vm(&args.vm)?;
-    vm.expect_on()?;
+    vm.wake()?;
     let line = File::options().read(true).write(true).open(vm.path("console"));
     let line = tree.explained(&*vm.name, line)?;
     let shown = line.try_clone().map_err(local("console"))?;

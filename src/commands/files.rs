@@ -186,9 +186,30 @@ impl Vm {
         Ok(Status(self.read("status")?))
     }
 
-    /// Fails at once unless it runs or is about to.
+    /// Fails at once unless it runs or is about to, or comes back when it is used.
     pub(super) fn expect_on(&self) -> Result<(), Failure> {
-        if self.status()?.is_off() { Err(Failure::Off(self.name.clone())) } else { Ok(()) }
+        match self.status()?.is_off() && !self.is_asleep()? {
+            true => Err(Failure::Off(self.name.clone())),
+            false => Ok(()),
+        }
+    }
+
+    /// Says whether it was suspended because nobody used it.
+    fn is_asleep(&self) -> Result<bool, Failure> {
+        Ok(self.facts()?.iter().any(|(key, value)| key == "wakes" && value == "yes"))
+    }
+
+    /// Brings it back if it was suspended because nobody used it, or is about to be.
+    pub(super) fn wake(&self) -> Result<(), Failure> {
+        self.read("wait")?;
+        if self.status()?.is_off() && self.is_asleep()? {
+            // Somebody else may have started it meanwhile.
+            drop(self.order("start"));
+        }
+        match self.status()?.is_off() {
+            true => Err(Failure::Off(self.name.clone())),
+            false => Ok(()),
+        }
     }
 
     pub(super) fn facts(&self) -> Result<KeyValues, Failure> {

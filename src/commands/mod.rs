@@ -9,6 +9,7 @@
 
 mod attach;
 pub mod complete;
+pub mod connect;
 mod cp;
 mod edit;
 pub mod environment;
@@ -170,6 +171,7 @@ pub fn run(command: &Command) -> Result<u8, Failure> {
         | Command::Doctor(_)
         | Command::Completion(_)
         | Command::Man(_)
+        | Command::Connect(_)
         | Command::TouchStatus(_) => Ok(()),
     }
     .map(|()| 0)

@@ -36,7 +36,7 @@ fn openssh(program: &str, vm: &Vm) -> Result<Command, Failure> {
 
 /// Waits until the guest of a VM that is on accepts a login.
 pub(super) fn wait_for_ssh(vm: &Vm) -> Result<(), Failure> {
-    vm.expect_on()?;
+    vm.wake()?;
     power::until_ready(vm, READY_TIMEOUT, Progress::new())
 }
 

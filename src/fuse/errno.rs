@@ -63,7 +63,7 @@ pub(super) fn of_file(error: &FileSystemError) -> Errno {
 
 fn reach(error: &FilesError) -> i32 {
     match error {
-        FilesError::Off => libc::EHOSTDOWN,
+        FilesError::Off | FilesError::Start(_) => libc::EHOSTDOWN,
         FilesError::Removed => libc::ENOENT,
         FilesError::Late => libc::ETIMEDOUT,
         FilesError::None(NoFiles::NoServer { .. }) => libc::EOPNOTSUPP,

@@ -93,6 +93,10 @@ impl Console for SerialConsole {
         next.map_err(|e| BackendError::io("a pseudo-terminal on the serial line", &e))
     }
 
+    fn has_terminal_open(&self) -> bool {
+        self.run.lock().terminals.has_open()
+    }
+
     fn lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }

@@ -49,9 +49,10 @@ pub fn render(client_key: &Path, host: &ClientHost) -> String {
         let _infallible = writeln!(text, "    {key} {value}");
     };
     add("HostName", "127.0.0.1");
-    match &host.port {
-        Ok(port) => add("Port", &port.to_string()),
-        Err(reason) => add("ProxyCommand", &refusal(&host.name, reason)),
+    match (&host.port, &host.command) {
+        (Ok(_), Some(command)) => add("ProxyCommand", &shell_line(command)),
+        (Ok(port), None) => add("Port", &port.to_string()),
+        (Err(reason), _) => add("ProxyCommand", &refusal(&host.name, reason)),
     }
     add("HostKeyAlias", &host.uuid.to_string());
     add("UserKnownHostsFile", &quoted(&known_hosts));
@@ -69,6 +70,12 @@ fn refusal(name: &str, reason: &str) -> String {
     format!("sh -c 'echo \"{sentence}\" >&2'")
 }
 
+/// A command as OpenSSH reads it: a line for the shell, in which `%` begins a token.
+fn shell_line(command: &[String]) -> String {
+    let word = |word: &String| format!("'{}'", word.replace('\'', "'\\''")).replace('%', "%%");
+    command.iter().map(word).collect::<Vec<_>>().join(" ")
+}
+
 /// A path as OpenSSH reads it: in quotes, and `%` begins a token.
 fn quoted(path: &Path) -> String {
     let path = path.display().to_string();
@@ -81,7 +88,16 @@ mod tests {
 
     fn host(port: Result<u16, String>) -> ClientHost {
         let (name, user) = ("vm1".to_owned(), "root".to_owned());
-        ClientHost { name, uuid: Uuid::nil(), dir: "/a store/100%".into(), user, port }
+        let dir = "/a store/100%".into();
+        ClientHost { name, uuid: Uuid::nil(), dir, user, port, command: None }
+    }
+
+    #[test]
+    fn a_guest_that_may_be_off_is_connected_to_by_a_command() {
+        let words = ["/usr/bin/aq", "connect", "/a mount/100%/it's"].map(str::to_owned).to_vec();
+        let text = render(Path::new("/id"), &ClientHost { command: Some(words), ..host(Ok(1)) });
+        let command = r"    ProxyCommand '/usr/bin/aq' 'connect' '/a mount/100%%/it'\''s'";
+        assert!(text.lines().any(|line| line == command) && !text.contains("Port 1"), "{text}");
     }
 
     #[test]

@@ -61,6 +61,11 @@ impl Terminals {
         Ok(terminal.path.clone())
     }
 
+    /// Says whether a program has one open.
+    pub(super) fn has_open(&self) -> bool {
+        self.0.iter().any(|terminal| terminal.is_open())
+    }
+
     fn add(&mut self, runtime: &Handle, line: Arc<dyn Stream>) -> io::Result<Arc<Terminal>> {
         let terminal = Arc::new(Terminal::new(line)?);
         let _entered = runtime.enter();

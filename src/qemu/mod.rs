@@ -166,6 +166,14 @@ impl Hypervisor for Qemu {
         }
     }
 
+    fn cpu_ms(&self, facts: &RunFacts) -> u64 {
+        proc::usage(facts.pid).cpu_ms
+    }
+
+    fn has_connections(&self, ports: &[u16]) -> bool {
+        proc::has_connections(ports)
+    }
+
     fn disk_size(&self, dir: &Path) -> Result<Option<u64>> {
         vm_disk::virtual_size(&VmDir(dir.to_owned()))
     }

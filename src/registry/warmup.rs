@@ -60,6 +60,7 @@ fn as_new_vms(defaults: VmSpec, image: &str) -> VmSpec {
         autostart: false,
         autoremove: false,
         expire: None,
+        idle: None,
         ..defaults
     }
 }

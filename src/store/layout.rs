@@ -202,6 +202,7 @@ impl VmDir {
         "memories.json",
         "dropped.json",
         "shares.json",
+        "asleep",
     ];
 
     /// Returns the store that it is in.
@@ -237,6 +238,8 @@ paths! {
         dropped_snapshots = "dropped.json",
         /// The directories of the host that its guest has.
         shares = "shares.json",
+        /// The note that the VM was suspended because nobody used it.
+        asleep = "asleep",
         /// The guest's private SSH host key; the public one lies beside it with `.pub`.
         host_key = "host_key",
         /// The file that has the guest's host key for other SSH clients.

@@ -69,6 +69,12 @@ pub(super) fn info(vm: &Vm) -> String {
         table.add("first_boot", "done: it reads user_data, network_data and ignition again after `cloud-init clean` in it");
     }
     table.add("suspended", if vm.is_suspended() { "yes" } else { "no" });
+    if let Some(left) = vm.suspends_in() {
+        table.add("suspends", &format!("in {}", span::render_about(left)));
+    }
+    if vm.is_asleep() {
+        table.add("wakes", "yes");
+    }
     if let Some(facts) = &view.facts {
         running(&mut table, facts);
         if let Some(in_force) = &facts.in_force {

@@ -53,6 +53,10 @@ pub enum Event {
     Expires(Option<Duration>),
     /// The time after which it is removed is over.
     Expired,
+    /// It is suspended after so long if nobody uses it.
+    Suspends(Duration),
+    /// It was suspended because nobody used it.
+    Suspended,
 }
 
 impl fmt::Display for Event {
@@ -75,6 +79,8 @@ impl fmt::Display for Event {
             Self::Expires(Some(time)) => write!(f, "expires in {}", span::render_about(*time)),
             Self::Expires(None) => write!(f, "expires {}", span::NEVER),
             Self::Expired => f.write_str("expired"),
+            Self::Suspends(time) => write!(f, "suspends in {}", span::render_about(*time)),
+            Self::Suspended => f.write_str("suspended"),
         }
     }
 }

@@ -29,6 +29,7 @@ use self::roster::Roster;
 use super::VmError;
 use super::backend::{BackendError, Exit, GuestSession};
 use super::caller::Caller;
+use super::idle::{self, Usage};
 use super::job::{Job, Origin, Output, Stage};
 use super::state::{Asked, Refusal};
 use super::stream::{Listener, Nothing, Readiness, Stream, StreamAccess};
@@ -51,6 +52,8 @@ pub enum Link {
     Coming,
     /// Commands can be run.
     Up(Arc<dyn GuestSession>),
+    /// The VM is off because nobody used it; its next use brings it back.
+    Asleep(Arc<Usage>),
 }
 
 impl Link {
@@ -70,6 +73,7 @@ pub struct Exec(Arc<Shared>);
 struct Shared {
     spool_dir: PathBuf,
     link: watch::Receiver<Link>,
+    usage: Arc<Usage>,
     runtime: Handle,
     jobs: Roster,
     /// Called when a command has ended, before anybody hears of that.
@@ -90,10 +94,11 @@ impl Exec {
     pub fn new(
         spool_dir: PathBuf,
         link: watch::Receiver<Link>,
+        usage: Arc<Usage>,
         runtime: Handle,
         ended: Ended,
     ) -> Self {
-        Self(Arc::new(Shared { spool_dir, link, runtime, jobs: Roster::default(), ended }))
+        Self(Arc::new(Shared { spool_dir, link, usage, runtime, jobs: Roster::default(), ended }))
     }
 
     /// Opens the file.
@@ -123,7 +128,7 @@ impl Exec {
     pub(super) fn session(&self) -> Option<Arc<dyn GuestSession>> {
         match &*self.0.link.borrow() {
             Link::Up(session) => Some(Arc::clone(session)),
-            Link::Off | Link::Coming => None,
+            Link::Off | Link::Coming | Link::Asleep(_) => None,
         }
     }
 
@@ -137,7 +142,7 @@ impl Shared {
     fn admit(&self) -> Result<(), VmError> {
         match *self.link.borrow() {
             Link::Off => Err(off()),
-            Link::Coming | Link::Up(_) => Ok(()),
+            Link::Coming | Link::Up(_) | Link::Asleep(_) => Ok(()),
         }
     }
 
@@ -183,12 +188,18 @@ fn stage_for(reader: &Caller, job: &Job) -> Stage {
 /// Runs a job to its end. Dropping this hangs up on it.
 async fn run(shared: &Shared, job: &Job, text: Vec<u8>) {
     tokio::select! {
-        end = execute(shared.link.clone(), job, text) => {
+        end = used(shared, job, text) => {
             (shared.ended)();
             job.finish(end);
         }
         () = job.abandoned() => {}
     }
+}
+
+/// Executes a job, which is a use of the VM.
+async fn used(shared: &Shared, job: &Job, text: Vec<u8>) -> Result<Exit, VmError> {
+    let _use = shared.usage.enter().await;
+    execute(shared.link.clone(), job, text).await
 }
 
 async fn execute(
@@ -220,21 +231,19 @@ async fn execute(
 pub(super) async fn connected(
     link: &mut watch::Receiver<Link>,
 ) -> Result<Arc<dyn GuestSession>, VmError> {
-    let settled = async {
-        let link = link.wait_for(|link| !matches!(link, Link::Coming)).await;
-        link.map(|link| link.clone())
-    };
-    match timeout(READY_TIMEOUT, settled).await {
+    match timeout(READY_TIMEOUT, idle::settled(link)).await {
         Ok(Ok(Link::Up(session))) => Ok(session),
-        Ok(Ok(_)) => Err(VmError::Lost("the VM went off before it was ready".to_owned())),
-        Ok(Err(_)) => Err(VmError::Removed),
+        Ok(Ok(Link::Off | Link::Coming | Link::Asleep(_))) => {
+            Err(VmError::Lost("the VM went off before it was ready".to_owned()))
+        }
+        Ok(Err(error)) => Err(error),
         Err(_) => Err(BackendError::GuestTimeout { seconds: READY_TIMEOUT.as_secs() }.into()),
     }
 }
 
 /// Resolves when the VM is off or removed.
 async fn gone(link: &mut watch::Receiver<Link>) {
-    drop(link.wait_for(|link| matches!(link, Link::Off)).await);
+    drop(link.wait_for(|link| matches!(link, Link::Off | Link::Asleep(_))).await);
 }
 
 /// `exec` opened for writing: one command, collected.

@@ -255,6 +255,14 @@ impl Hypervisor for Fake {
         *self.0.taken_memory.lock()
     }
 
+    fn cpu_ms(&self, _facts: &RunFacts) -> u64 {
+        0
+    }
+
+    fn has_connections(&self, _ports: &[u16]) -> bool {
+        false
+    }
+
     fn disk_size(&self, _dir: &Path) -> Result<Option<u64>, BackendError> {
         Ok(*self.0.disk.lock())
     }

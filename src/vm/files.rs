@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::VmId;
 use super::backend::{BackendError, GuestFiles, GuestSession, NoFiles};
 use super::exec::Link;
+use super::{VmError, idle};
 
 /// How long a request waits for a guest that boots, or for its server to start.
 pub const TIMEOUT: Duration = Duration::from_secs(15);
@@ -30,6 +31,9 @@ pub enum FilesError {
     /// The VM is removed.
     #[error("the VM has been removed")]
     Removed,
+    /// It was suspended because nobody used it, and does not start, for this reason.
+    #[error("{0}")]
+    Start(String),
     /// It has not answered.
     #[error("the guest has not answered within {} s", TIMEOUT.as_secs())]
     Late,
@@ -119,12 +123,19 @@ impl Files {
 
     async fn session(&self) -> Result<Arc<dyn GuestSession>, FilesError> {
         let mut link = self.link.clone();
-        let settled = link.wait_for(|link| !matches!(link, Link::Coming)).await;
-        match settled.map(|link| link.clone()) {
+        match idle::settled(&mut link).await {
             Ok(Link::Up(session)) => Ok(session),
-            Ok(Link::Off | Link::Coming) => Err(FilesError::Off),
-            Err(_) => Err(FilesError::Removed),
+            Err(VmError::Removed) => Err(FilesError::Removed),
+            Ok(Link::Off | Link::Coming | Link::Asleep(_)) => Err(FilesError::Off),
+            Err(error) => Err(FilesError::Start(error.to_string())),
         }
+    }
+
+    /// Says whether somebody has files open, or asks for some.
+    pub(super) fn are_open(&self) -> bool {
+        let Ok(current) = self.current.try_lock() else { return true };
+        let files = current.as_ref().and_then(|current| current.files.as_ref().ok());
+        files.is_some_and(|files| Arc::strong_count(files) > 1)
     }
 
     async fn of(

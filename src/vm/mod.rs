@@ -18,6 +18,7 @@ pub mod exec;
 pub(crate) mod fake;
 pub mod files;
 pub mod hardware;
+mod idle;
 pub mod job;
 pub mod live;
 pub mod memory;
@@ -53,6 +54,7 @@ use self::dropped::{DroppedSnapshots, Remover};
 use self::events::{Event, Feed};
 use self::exec::Exec;
 use self::files::{FileChanges, Files};
+use self::idle::Usage;
 use self::job::JobError;
 use self::memory::{Check, Ledger, Need, Ram};
 use self::nets::{NetError, Nets};
@@ -212,6 +214,7 @@ pub(crate) struct Shared {
     /// The machine that runs, for conversations that the driver has no part in.
     machine: RwLock<Option<Arc<dyn Machine>>>,
     lifetime: Lifetime,
+    usage: Arc<Usage>,
 }
 
 impl Vm {
@@ -301,6 +304,17 @@ impl Vm {
         self.state().is_off() && saved().is_some()
     }
 
+    /// Says whether it is suspended because nobody used it, so that its next use brings it back.
+    pub fn is_asleep(&self) -> bool {
+        self.state().is_off() && self.0.usage.is_asleep()
+    }
+
+    /// Returns after what time it is suspended if nobody uses it.
+    pub fn suspends_in(&self) -> Option<Duration> {
+        let runs = matches!(self.state(), State::Running | State::Ready);
+        self.spec().idle.filter(|_| runs).map(|time| self.0.usage.left(time))
+    }
+
     /// Lists the snapshots in its disk, those being taken and those that failed, by name.
     pub fn all_snapshots(&self) -> Vec<Snapshot> {
         let mut all: BTreeMap<String, Snapshot> = BTreeMap::new();
@@ -375,6 +389,7 @@ impl Vm {
     /// Carries out a verb. `start` returns when QEMU has greeted or the launch has failed, after
     /// 2 s at the most; all others return when the request is under way.
     pub async fn perform(&self, command: Command) -> Result<(), VmError> {
+        self.0.usage.touch();
         self.ask(Action::Command(command)).await
     }
 

@@ -9,13 +9,17 @@ use std::sync::Arc;
 use super::backend::{ClientHost, Console, GuestFiles};
 use super::caller::Caller;
 use super::exec::Exec;
-use super::files::FilesError;
+use super::files::{self, FilesError};
+use super::idle::Used;
 use super::job::Job;
 use super::probe::{Probe, Probes};
 use super::shares::Shares;
 use super::state::{Asked, Refusal, State, policy};
 use super::stream::{Stream, StreamAccess};
 use super::{Vm, VmError};
+
+/// The hidden command that connects to a guest (`cli::Command::Connect`).
+const CONNECT: &str = "connect";
 
 impl Vm {
     /// Opens a stream of what happens to it from now on.
@@ -31,7 +35,7 @@ impl Vm {
     /// Opens the serial line.
     pub fn open_console(&self, access: StreamAccess) -> Result<Arc<dyn Stream>, VmError> {
         self.expect_on("console")?;
-        Ok(self.0.console.open(access))
+        Ok(self.used(self.0.console.open(access), access))
     }
 
     /// Returns the path of a terminal on the serial line that nobody has open now.
@@ -45,13 +49,25 @@ impl Vm {
         let machine = self.0.machine.read();
         let state = || self.state().to_string();
         let off = || Refusal::Off(Asked { verb: "qmp", state: state() });
-        Ok(machine.as_ref().ok_or_else(off)?.monitor(access))
+        Ok(self.used(machine.as_ref().ok_or_else(off)?.monitor(access), access))
+    }
+
+    /// Counts a stream as a use of the VM as long as it is open, but for what crawlers read.
+    fn used(&self, stream: Arc<dyn Stream>, access: StreamAccess) -> Arc<dyn Stream> {
+        match access {
+            StreamAccess::Peek => stream,
+            StreamAccess::Read | StreamAccess::Write | StreamAccess::Converse => {
+                Arc::new(Used { stream, _use: self.0.usage.hold() })
+            }
+        }
     }
 
     /// Returns a configuration with which other SSH clients get into the guest.
     pub fn client_config(&self) -> String {
         let view = self.view();
         let port = match (&view.state, &view.facts) {
+            // Its port is that of its next start.
+            _ if self.is_asleep() => Ok(0),
             (State::Paused, _) => Err("is paused; `echo resume > ctl` first".to_owned()),
             (State::Starting, _) => Err("is starting; `cat ready` waits for it".to_owned()),
             (_, Some(facts)) => Ok(facts.ssh_port),
@@ -63,7 +79,23 @@ impl Vm {
             dir: self.dir().0.clone(),
             user: self.spec().ssh_user.clone(),
             port,
+            command: self.connect_command(),
         })
+    }
+
+    /// Returns the command that connects to the guest of a VM which may be suspended when that is needed.
+    fn connect_command(&self) -> Option<Vec<String>> {
+        let may_sleep = self.spec().idle.is_some() || self.is_asleep();
+        let program = std::env::current_exe().ok().filter(|_| may_sleep)?;
+        // After an upgrade there is another program at its path.
+        let program = program.to_str()?.trim_end_matches(" (deleted)").to_owned();
+        let vm = self.0.backends.own_dirs.first()?.join(self.name());
+        Some(vec![program, CONNECT.to_owned(), vm.to_str()?.to_owned()])
+    }
+
+    /// Says whether somebody has files of the guest open.
+    pub(super) fn files_are_open(&self) -> bool {
+        self.0.files.are_open()
     }
 
     /// Opens the way to run commands.
@@ -74,6 +106,7 @@ impl Vm {
     ) -> Result<Arc<dyn Stream>, VmError> {
         if matches!(access, StreamAccess::Write | StreamAccess::Converse) {
             self.expect_running("exec")?;
+            self.0.usage.touch();
         }
         self.0.exec.open(caller, access)
     }
@@ -114,6 +147,8 @@ impl Vm {
     /// # Errors
     /// [`FilesError`]: at once while no QEMU runs, after [`super::files::TIMEOUT`] at the latest.
     pub async fn files(&self) -> Result<Arc<dyn GuestFiles>, FilesError> {
+        let in_use = tokio::time::timeout(files::TIMEOUT, self.0.usage.enter());
+        let _use = in_use.await.map_err(|_| FilesError::Late)?;
         self.0.files.connected(|sentence| self.note_outcome(Err(sentence))).await
     }
 

@@ -86,6 +86,7 @@ fn values() {
         ("ephemeral", "maybe", EINVAL),
         ("autostart", "2", EINVAL),
         ("autoremove", "2", EINVAL),
+        ("idle", "1.5h", EINVAL),
         ("expire", "soon", EINVAL),
         ("expire", "0", ERANGE),
         ("expire", "3651d", ERANGE),

@@ -1,4 +1,4 @@
-//! `config/expire`: VMs whose life ends by itself.
+//! `config/expire` and `config/idle`: VMs that are removed and suspended by themselves.
 
 use std::time::{Duration, Instant};
 
@@ -85,4 +85,65 @@ fn what_protects_a_vm_and_what_passes_without_a_daemon() {
     aq.mount();
     eventually("they are removed", BOOT, || names(&aq).is_empty());
     assert!(aq.qemus().is_empty());
+}
+
+/// Waits until a VM was suspended because nobody used it.
+fn wait_until_asleep(aq: &Mounted, vm: &str) {
+    let bound = 4 * BOOT;
+    eventually("it is suspended", bound, || {
+        aq.sh(&format!("grep -c '^wakes yes' {vm}/info")).stdout == "1\n"
+    });
+    assert_eq!(
+        (aq.read(&format!("{vm}/status")), aq.info(vm, "suspended")),
+        ("stopped".into(), "yes".into())
+    );
+}
+
+#[test]
+fn an_idle_vm_is_suspended_and_each_use_brings_it_back_with_its_processes() {
+    let aq = Mounted::booted();
+    aq.exec("vm1", "sleep 100000 > /dev/null 2>&1 & echo $! > /dev/shm/pid");
+    let said = aq.events_of("vm1/events", "last=' suspended'; echo 5s > vm1/config/idle");
+    let words: Vec<_> = said.lines().collect();
+    let [written, announced, rest @ ..] = words.as_slice() else { panic!("{said}") };
+    assert!(*written == "config idle" && announced.starts_with("suspends in "), "{said}");
+    assert_eq!(rest, ["status saving", "status stopping", "status stopped", "suspended"]);
+    wait_until_asleep(&aq, "vm1");
+    let look = "kill -0 $(cat /dev/shm/pid) && hostname";
+    assert_eq!(aq.exec("vm1", look), "vm1");
+    assert!(aq.info("vm1", "suspends").starts_with("in "));
+    wait_until_asleep(&aq, "vm1");
+    assert_eq!(aq.sh_within(&format!("ssh -F vm1/ssh_config vm1 '{look}'"), BOOT).ok(), "vm1");
+    wait_until_asleep(&aq, "vm1");
+    let pid = aq.exec("vm1", "cat /dev/shm/pid");
+    wait_until_asleep(&aq, "vm1");
+    assert_eq!(aq.sh_within("cat vm1/fs/dev/shm/pid", BOOT).ok(), pid);
+    // Under another name, and a later daemon.
+    wait_until_asleep(&aq, "vm1");
+    aq.sh("mv vm1 web").ok();
+    aq.kill_daemon();
+    aq.mount();
+    assert_eq!(aq.cli_within("aq exec web hostname", BOOT).ok(), "vm1");
+    // Who suspends it himself starts it himself.
+    aq.sh("echo never > web/config/idle; echo suspend > web/ctl; cat web/wait").ok();
+    assert!(aq.sh("echo hostname > web/exec").failed().contains("Host is down"));
+}
+
+#[test]
+fn what_is_in_use_is_not_suspended() {
+    let aq = Mounted::booted();
+    let qemu = aq.info("vm1", "pid");
+    aq.sh("echo 3s > vm1/config/idle").ok();
+    assert_eq!(aq.exec("vm1", "sleep 8; hostname"), "vm1");
+    let ssh = "ssh -F vm1/ssh_config vm1 'sleep 8; hostname'";
+    assert_eq!(aq.sh_within(ssh, BOOT).ok(), "vm1");
+    assert_eq!(aq.sh_within("exec 3<>vm1/console; sleep 8; cat vm1/status", BOOT).ok(), "ready");
+    // A guest that works without a word from outside.
+    aq.exec("vm1", "(timeout 15 sh -c 'while :; do :; done'; : > /root/done) > /dev/null 2>&1 &");
+    wait_until_asleep(&aq, "vm1");
+    assert_eq!(aq.exec("vm1", "cat /root/done && hostname"), "vm1");
+    assert_ne!(aq.info("vm1", "pid"), qemu);
+    // One that is paused stays so.
+    aq.sh("echo pause > vm1/ctl; sleep 6; cat vm1/status").ok();
+    assert_eq!(aq.read("vm1/status"), "paused");
 }

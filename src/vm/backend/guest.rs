@@ -38,6 +38,8 @@ pub struct ClientHost {
     pub user: String,
     /// The port on 127.0.0.1, or why it cannot be reached and what to do.
     pub port: Result<u16, String>,
+    /// The program that connects to it, and its arguments, if it may be off until then.
+    pub command: Option<Vec<String>>,
 }
 
 /// How a command in the guest ended.
@@ -235,6 +237,8 @@ pub trait Console: fmt::Debug + Send + Sync {
     /// Returns the path of a terminal on this line that nobody has open now. It stays good until
     /// the machine ends, and then hangs up.
     fn terminal(&self) -> Result<PathBuf, BackendError>;
+    /// Says whether a program has one of the terminals open.
+    fn has_terminal_open(&self) -> bool;
     /// Bytes that slow readers have lost.
     fn lost(&self) -> u64;
 }

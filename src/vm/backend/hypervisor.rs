@@ -113,6 +113,10 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
     fn memory_overhead(&self, spec: &VmSpec) -> u64;
     /// Returns the bytes that a running machine has taken for itself.
     fn memory_taken(&self, facts: &RunFacts, ram: Ram) -> u64;
+    /// Returns the processor time that a running machine has taken, in milliseconds.
+    fn cpu_ms(&self, facts: &RunFacts) -> u64;
+    /// Says whether another process is connected to one of a machine's ports of the host.
+    fn has_connections(&self, ports: &[u16]) -> bool;
     /// Returns the size in bytes of the disk in a VM's directory; `None` if there is none yet.
     fn disk_size(&self, dir: &Path) -> Result<Option<u64>, BackendError>;
     /// Says what a machine of this plan would be like.

@@ -10,6 +10,7 @@ use crate::store::file;
 use crate::vm::backend::Machine;
 use crate::vm::definition::Definition;
 use crate::vm::events::Event;
+use crate::vm::idle;
 use crate::vm::live::{self, InForce};
 use crate::vm::spec::keys::Wanted;
 use crate::vm::spec::{Edit, SpecError, VmSettings, VmSpec, render_size};
@@ -81,6 +82,9 @@ impl Change {
             // What is not stored must not be in force either; the first failure is the one reported.
             drop(self.change_machine(&new, &old).await);
             return Err(error);
+        }
+        if edit.key() == "idle" {
+            idle::begin(&self.vm);
         }
         self.vm.emit(&Event::Config(edit.key()));
         Ok(())

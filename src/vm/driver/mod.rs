@@ -50,16 +50,18 @@ use uuid::Uuid;
 use self::admission::Queue;
 use self::phase::{Input, Phase, Rest, StartStage};
 use self::task::{Report, Sent};
-use super::backend::{Adoption, BackendError, ExitReport, Lifetime, MachineEvent};
+use super::backend::{Adoption, BackendError, ExitReport, Hypervisor, Lifetime, MachineEvent};
 use super::definition::Definition;
 use super::dropped::DroppedSnapshots;
 use super::events::Event;
 use super::exec::{Exec, Link};
 use super::files::Files;
+use super::idle::{self, Usage};
 use super::probe::Probes;
 use super::settings::CurrentSettings;
 use super::shares::Shares;
 use super::spec::{VmSettings, VmSpec};
+use super::state::State;
 use super::stream::Bell;
 use super::template::Template;
 use super::{Action, Answer, Backends, Request, Shared, View, Vm, VmId, one_line};
@@ -142,6 +144,7 @@ fn spawn_with(
     driver.advance(Input::Report(Report::Found(adoption)));
     vm.enter_nets();
     tokio::spawn(driver.run());
+    idle::begin(&vm);
     vm
 }
 
@@ -159,6 +162,8 @@ fn shared(
             (Definition::new(new_vm.uuid, now, settings), Rest::Broken(reason))
         }
     };
+    let usage = Usage::new(Some(requests.clone()));
+    usage.set_asleep(is_asleep(&*backends.hypervisor, &new_vm.dir));
     let console = backends.guests.console(new_vm.dir.0.clone());
     let (id, changes) = (new_vm.id, Arc::clone(&backends.file_changes));
     let ended = Box::new(move || changes.tell(id));
@@ -184,7 +189,14 @@ fn shared(
         probes: Probes::new(links.clone(), tokio::runtime::Handle::current()),
         files: Files::new(links.clone()),
         shares: Shares::open(&new_vm.dir, backends),
-        exec: Exec::new(new_vm.dir.0.clone(), links, tokio::runtime::Handle::current(), ended),
+        exec: Exec::new(
+            new_vm.dir.0.clone(),
+            links,
+            Arc::clone(&usage),
+            tokio::runtime::Handle::current(),
+            ended,
+        ),
+        usage,
         requests,
         console,
         fork: Mutex::new(fork),
@@ -193,6 +205,11 @@ fn shared(
         dir: new_vm.dir,
     };
     (shared, rest)
+}
+
+/// Says whether a VM that is off was suspended because nobody used it.
+fn is_asleep(hypervisor: &dyn Hypervisor, dir: &VmDir) -> bool {
+    dir.asleep().exists() && suspended::saved(hypervisor, dir).is_some()
 }
 
 struct Driver {
@@ -221,6 +238,11 @@ impl Drop for Driver {
 
 impl Driver {
     async fn run(mut self) {
+        self.serve().await;
+        self.vm.0.usage.watched_by(None);
+    }
+
+    async fn serve(&mut self) {
         while !self.phase.is_removed() {
             if !self.phase.is_removing()
                 && let Some(request) = self.queue.next()
@@ -278,8 +300,9 @@ impl Driver {
 
     /// Publishes what readers may see of the phase.
     fn publish(&self) {
-        self.publish_link();
         let old = self.vm.view();
+        self.note_sleep(&old.state);
+        self.publish_link();
         let new = self.view(&old);
         if new == old {
             return;
@@ -313,8 +336,31 @@ impl Driver {
         }
     }
 
+    /// A machine that has come is not asleep, whatever suspended it before.
+    fn note_sleep(&self, old: &State) {
+        let (new, dir) = (self.phase.state(), self.vm.dir());
+        if new == *old {
+            return;
+        }
+        if new.is_off() {
+            let is_asleep = is_asleep(&*self.vm.0.backends.hypervisor, dir);
+            self.vm.0.usage.set_asleep(is_asleep);
+        } else if matches!(new, State::Running | State::Ready | State::Paused)
+            && (old.is_off() || *old == State::Starting)
+        {
+            self.vm.0.usage.set_asleep(false);
+            drop(file::remove(&dir.asleep()));
+        }
+    }
+
     fn publish_link(&self) {
-        let new = self.phase.link();
+        let usage = &self.vm.0.usage;
+        let new = match self.phase.link() {
+            Link::Off if self.phase.is_off() && usage.is_asleep() => {
+                Link::Asleep(Arc::clone(usage))
+            }
+            other @ (Link::Off | Link::Coming | Link::Up(_) | Link::Asleep(_)) => other,
+        };
         self.link.send_if_modified(|old| {
             let is_new = !old.is(&new);
             *old = new;

@@ -177,6 +177,10 @@ impl Phase {
         self.machine()?.memory.as_ref()
     }
 
+    pub(super) fn is_off(&self) -> bool {
+        matches!(self, Self::Off(_))
+    }
+
     pub(super) fn is_removing(&self) -> bool {
         matches!(self, Self::Removing(_))
     }

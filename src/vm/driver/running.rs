@@ -95,7 +95,7 @@ impl RunningMachine {
         match (self.is_paused, self.link()) {
             (true, _) => State::Paused,
             (false, Link::Up(_)) => State::Ready,
-            (false, Link::Coming | Link::Off) => State::Running,
+            (false, Link::Coming | Link::Off | Link::Asleep(_)) => State::Running,
         }
     }
 

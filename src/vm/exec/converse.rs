@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
-use super::{Shared, gone, off, run};
+use super::{Link, Shared, off, run};
 use crate::vm::VmError;
 use crate::vm::caller::Caller;
 use crate::vm::job::{self, Job, JobId, Output};
@@ -89,6 +89,8 @@ async fn converse(
     mut queue: mpsc::UnboundedReceiver<(Arc<Job>, Vec<u8>)>,
     talk: Arc<Talk>,
 ) {
+    // Who leaves it open uses the VM.
+    let _use = shared.usage.enter().await;
     let mut link = shared.link.clone();
     loop {
         tokio::select! {
@@ -97,11 +99,16 @@ async fn converse(
                 Some((job, text)) => run(&shared, &job, text).await,
                 None => return,
             },
-            () = gone(&mut link) => break,
+            () = off_by_request(&mut link) => break,
         }
     }
     talk.inner.lock().over = true;
     talk.bell.ring();
+}
+
+/// Resolves when the VM is off or removed, and not because nobody used it.
+async fn off_by_request(link: &mut watch::Receiver<Link>) {
+    drop(link.wait_for(|link| matches!(link, Link::Off)).await);
 }
 
 impl Stream for Conversation {

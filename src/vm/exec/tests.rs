@@ -124,7 +124,8 @@ fn fixture() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let guest = Arc::new(Fake::default());
     let (link, receiver) = watch::channel(Link::Up(Arc::clone(&guest) as _));
-    let exec = Exec::new(dir.path().to_owned(), receiver, Handle::current(), Box::new(|| ()));
+    let (usage, ended) = (Usage::new(None), Box::new(|| ()));
+    let exec = Exec::new(dir.path().to_owned(), receiver, usage, Handle::current(), ended);
     Fixture { _dir: dir, link, exec, guest }
 }
 

@@ -166,6 +166,10 @@ impl Console for FakeConsole {
         Ok("/dev/pts/fake".into())
     }
 
+    fn has_terminal_open(&self) -> bool {
+        false
+    }
+
     fn lost(&self) -> u64 {
         0
     }

@@ -96,7 +96,7 @@ impl Key {
 
     /// Returns what an empty text means where it means something: a time that is cleared.
     pub fn when_empty(&self) -> Option<&'static str> {
-        (self.name == "expire").then_some(span::NEVER)
+        ["expire", "idle"].contains(&self.name).then_some(span::NEVER)
     }
 
     /// Finds a setting by its name.
@@ -398,6 +398,11 @@ pub static KEYS: &[Key] = &[
         doc: "so long after this is written, or the VM is made, it is removed: 30m, 1h, 7d, or never",
         render: |s| span::render_or_never(s.expire),
         value: |v| parse::span("expire", v),
+    },
+    key! { idle, takes: AtOnce, carried: Never,
+        doc: "suspended when it was not used for so long: 30s, 10m, or never; the next exec, fs or ssh brings it back",
+        render: |s| span::render_or_never(s.idle),
+        value: |v| parse::span("idle", v),
     },
     key! { protect, takes: AtOnce, carried: Never,
         doc: "1 forbids removing the VM",

@@ -155,6 +155,8 @@ pub struct VmSpec {
     pub autoremove: bool,
     /// So long after this was written, or the VM was made, the VM is removed.
     pub expire: Option<Duration>,
+    /// The VM is suspended when it was not used for so long.
+    pub idle: Option<Duration>,
     /// The VM cannot be removed.
     pub protect: bool,
     /// Further arguments for QEMU, one word each.
@@ -195,6 +197,7 @@ impl Default for VmSpec {
             autostart: false,
             autoremove: false,
             expire: None,
+            idle: None,
             protect: false,
             qemu_args: Vec::new(),
         }

@@ -19,8 +19,18 @@ use crate::vm::WriteMode;
 /// The settings that belong to a VM alone and that its forks have too. What a guest may reach is among them:
 /// a copy of one that is closed in must not be free. So is the time after which it is removed, which begins
 /// anew: a copy of one that ends must not stay for ever.
-const FORKED: [&str; 9] =
-    ["image", "ports", "hardware", "ssh_key", "overcommit", "net", "allow", "nets", "expire"];
+const FORKED: [&str; 10] = [
+    "image",
+    "ports",
+    "hardware",
+    "ssh_key",
+    "overcommit",
+    "net",
+    "allow",
+    "nets",
+    "expire",
+    "idle",
+];
 
 /// A VM's settings by where they come from.
 #[derive(Clone, Debug, PartialEq, Eq)]

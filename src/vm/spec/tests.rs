@@ -50,6 +50,7 @@ fn unusual() -> VmSpec {
         autostart: true,
         autoremove: true,
         expire: Some(Duration::from_secs(3600)),
+        idle: Some(Duration::from_secs(600)),
         protect: true,
         qemu_args: vec!["-device".into(), "virtio-rng-pci".into()],
     }
