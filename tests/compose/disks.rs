@@ -244,6 +244,25 @@ pub(crate) static DISKS: &[Operation] = &[
         then: suspend,
     },
     Operation {
+        name: "idle",
+        weight: 4,
+        words: none,
+        fits: |model, step| {
+            let vm = vm(model, step)?;
+            require(vm.power == Power::Ready, No::Unfit)?;
+            has_disk(vm).map_err(|_| No::Unfit)
+        },
+        request: |step| format!("echo 1s > {}/config/idle", step.vm),
+        wait: |_, step| {
+            format!(
+                "timeout 120 bash -c 'until grep -q \"^wakes yes\" {0}/info; do sleep 0.1; done'\n\
+                 echo never > {0}/config/idle",
+                step.vm
+            )
+        },
+        then: suspend,
+    },
+    Operation {
         name: "snapshot",
         weight: 10,
         words: tags,

@@ -372,6 +372,22 @@ pub(crate) static POWER: &[Operation] = &[
         then: |model, step| model.remove(&step.vm),
     },
     Operation {
+        name: "expire",
+        weight: 3,
+        words: none,
+        fits: |model, step| require(!vm(model, step)?.set.protect, No::Unfit),
+        request: |step| format!("echo 1s > {}/config/expire", step.vm),
+        wait: |_, step| {
+            format!("timeout 60 bash -c 'while [ -e {} ]; do sleep 0.1; done'", step.vm)
+        },
+        then: |model, step| {
+            if model.vms.get(&step.vm).is_some_and(|vm| !vm.power.is_off()) {
+                model.end(&step.vm, Power::Off);
+            }
+            model.remove(&step.vm);
+        },
+    },
+    Operation {
         name: "rmdir",
         weight: 2,
         words: none,
