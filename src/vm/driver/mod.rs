@@ -33,7 +33,7 @@
 //!          └── it answers ──▶ Running, Idle;  it has ended ──▶ Off
 //! ```
 //!
-//! The published [`State`](super::state::State) follows from the phase, in [`Phase::state`] alone. A request passes
+//! The published [`State`] follows from the phase, in [`Phase::state`] alone. A request passes
 //! `admission.rs` (is it possible now, or must it wait?), and then takes a step in `requested.rs`; what
 //! machines and tasks report takes one in `reported.rs`. The effects are listed in `effect.rs`, and the
 //! tasks are in `start`, `connect`, `clock`, `snapshot`, `suspended`, `warm_start`, `capture`,
