@@ -81,10 +81,11 @@ impl Machine {
     /// Asserts that every program of a run is there and that apt was never allowed to remove any.
     #[track_caller]
     fn assert_complete(&self) {
-        let missing: Vec<_> = ["qemu-system-x86_64", "qemu-img", "fusermount3", "ssh"]
-            .into_iter()
-            .filter(|program| !self.has(program))
-            .collect();
+        let missing: Vec<_> =
+            ["qemu-system-x86_64", "qemu-img", "fusermount3", "vde_switch", "ssh"]
+                .into_iter()
+                .filter(|program| !self.has(program))
+                .collect();
         assert!(missing.is_empty(), "missing after the set-up: {missing:?}");
         let log = fs::read_to_string(self.path("log")).expect("a file");
         let installs = log.lines().filter(|l| l.starts_with("apt-get") && l.contains(" install "));
