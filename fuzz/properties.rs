@@ -110,7 +110,7 @@ pub(crate) fn nfs(data: &[u8]) {
     std::fs::write(share.join("a"), "text").expect("a file");
     std::os::unix::fs::symlink("../secret", share.join("b")).expect("a link");
     let server = Server::new([1; 32]);
-    server.add(std::sync::Arc::new(Export::new(1, share, false)));
+    server.add(std::sync::Arc::new(Export::new(1, share.clone(), false)));
     let mounted = server.answer(&nfs_call(100_005, 1, &[0, 0, 0, 2, b'/', b'1', 0, 0]));
     let handle = mounted.expect("a reply")[28..96].to_vec();
     let mut rest = data;
@@ -125,6 +125,18 @@ pub(crate) fn nfs(data: &[u8]) {
     server.answer(data);
     assert_eq!(std::fs::read(dir.path().join("secret")).expect("the file"), b"secret");
     assert_eq!(std::fs::read_dir(dir.path()).expect("the directory").count(), 2);
+    make_removable(&share);
+}
+
+/// A call may have taken its owner's permissions of a directory.
+fn make_removable(dir: &std::path::Path) {
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+    std::fs::set_permissions(dir, open).expect("it is ours");
+    for entry in std::fs::read_dir(dir).expect("a directory").flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            make_removable(&entry.path());
+        }
+    }
 }
 
 fn nfs_call(program: u32, procedure: u32, arguments: &[u8]) -> Vec<u8> {
