@@ -9,7 +9,7 @@ use std::process::Command;
 
 use crate::common::{BOOT, Mounted, Output, eventually, shell};
 
-/// Nobody's numbers.
+/// The user and the group that own nothing.
 const OTHER: &str = "65534";
 
 /// A guest with a file `secret` in `fs`, and one in a share.
