@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::connect::{self, VcpuStatus};
 use super::events::EventSink;
 use super::live_snapshot::{self, LastRestore};
-use super::machine::{MachineParts, watch_end};
+use super::machine::{MachineParts, throttle, watch_end};
 use super::process::{Process, argument_of, arguments_of, last_words, started_at};
 use super::qmp::Qmp;
 use super::run_record::FoundRecord;
@@ -84,6 +84,10 @@ async fn take_over(
         Ok(None) | Err(_) => rebuild(&qmp, uuid, &process, dir).await?,
     };
     reset_capabilities(&qmp).await?;
+    if let Some(now) = &facts.in_force {
+        // An earlier daemon may have been killed between a change and the record of it.
+        throttle::set(&qmp, now.spec.io_limit).await?;
+    }
     let last_restore = live_snapshot::last_restore(&qmp).await?;
     let paused = report_state(&qmp, &sink).await?;
     let ended = watch_end(Arc::clone(&process));

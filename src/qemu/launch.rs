@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::cmdline::{self, LaunchDetails, SeedMedium};
 use super::events::EventSink;
 use super::install::{Installation, not_started};
-use super::machine::{Ended, MachineParts, died, end_of, live, watch_end};
+use super::machine::{Ended, MachineParts, died, end_of, live, throttle, watch_end};
 use super::nvram::Flash;
 use super::process::{self, Process};
 use super::qmp::{Qmp, timed_out};
@@ -52,6 +52,9 @@ pub(super) async fn launch(
     ram: Option<Arc<OwnedFd>>,
 ) -> Result<Launched> {
     let StartedMachine { parts, events, mut guard } = bring_up(plan, qemu, ram).await?;
+    if plan.spec.io_limit.is_some() {
+        throttle::set(&parts.qmp, plan.spec.io_limit).await?;
+    }
     run_record::write(&parts.dir, &parts.facts).await?;
     guard.0 = None;
     let paused = plan.paused || plan.memory != Memory::Own;

@@ -26,6 +26,7 @@ use crate::vm::backend::{
     RunFacts, SnapshotOp,
 };
 use crate::vm::live::InForce;
+use crate::vm::spec::IoLimit;
 use crate::vm::spec::net::{Forward, Mac};
 use crate::vm::template::{Purpose, SavedMachine, Template};
 
@@ -33,6 +34,7 @@ mod grow;
 pub mod live;
 mod nics;
 mod processors;
+pub mod throttle;
 use crate::vm::stream::{Stream, StreamAccess};
 
 /// The steps of `kill`, with what each may take: QEMU flushes its disks on `quit` and on SIGTERM,
@@ -242,6 +244,10 @@ impl Machine for RunningQemu {
 
     async fn grow_disk(&self, bytes: u64) -> Result<()> {
         self.resize_disk(bytes).await
+    }
+
+    async fn limit_io(&self, limit: Option<IoLimit>) -> Result<()> {
+        self.throttle_disks(limit).await
     }
 
     async fn change_disc(&self, disc: Option<&Path>) -> Result<()> {

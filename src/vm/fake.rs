@@ -27,7 +27,7 @@ use super::live::{Bound, InForce};
 use super::memory::{Ledger, Ram};
 use super::nets::Nets;
 use super::spec::net::{Forward, Mac};
-use super::spec::{AccelChoice, ImageSettings, VmSpec};
+use super::spec::{AccelChoice, ImageSettings, IoLimit, VmSpec};
 use super::stream::{Bell, Listener, Readiness, Stream, StreamAccess};
 use super::template::{
     Capture, Captured, Layer, Memory, Purpose, Saved, SavedDisk, SavedMachine, Shape, Template,

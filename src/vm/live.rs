@@ -98,6 +98,10 @@ impl InForce {
             machine.change_disc(new.cdrom.as_deref()).await?;
             now.spec.cdrom.clone_from(&new.cdrom);
         }
+        if new.io_limit != old.io_limit && new.io_limit != now.spec.io_limit {
+            machine.limit_io(new.io_limit).await?;
+            now.spec.io_limit = new.io_limit;
+        }
         if new.ports != old.ports {
             now.forwards = exchange(machine, &self.forwards, &new.ports).await?;
             now.spec.ports.clone_from(&new.ports);

@@ -87,6 +87,8 @@ fn values() {
         ("autostart", "2", EINVAL),
         ("autoremove", "2", EINVAL),
         ("idle", "1.5h", EINVAL),
+        ("io_limit", "fast", EINVAL),
+        ("io_limit", "1K", ERANGE),
         ("expire", "soon", EINVAL),
         ("expire", "0", ERANGE),
         ("expire", "3651d", ERANGE),

@@ -25,6 +25,7 @@ mod interrupts;
 mod jobs;
 mod lifecycle;
 mod lifetime;
+mod limits;
 mod load;
 mod logs;
 mod nets;

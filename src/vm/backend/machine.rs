@@ -13,8 +13,8 @@ use uuid::Uuid;
 use super::{BackendError, LaunchPlan};
 use crate::vm::hardware::Hardware;
 use crate::vm::live::InForce;
-use crate::vm::spec::MOST_NETS;
 use crate::vm::spec::net::{Forward, Mac};
+use crate::vm::spec::{IoLimit, MOST_NETS};
 use crate::vm::stream::{Stream, StreamAccess};
 use crate::vm::template::{Purpose, SavedMachine, Shape, Template};
 
@@ -179,6 +179,8 @@ pub trait Machine: fmt::Debug + Send + Sync {
     async fn add_processors(&self, count: u32) -> Result<(), BackendError>;
     /// Makes the disk larger, to so many bytes.
     async fn grow_disk(&self, bytes: u64) -> Result<(), BackendError>;
+    /// Limits how much all its disks together may transfer.
+    async fn limit_io(&self, limit: Option<IoLimit>) -> Result<(), BackendError>;
     /// Changes the disc in the CD-ROM drive; `None` ejects it.
     async fn change_disc(&self, disc: Option<&Path>) -> Result<(), BackendError>;
     /// Opens a port of the host and returns its number, which the kernel picks for port 0.

@@ -123,6 +123,11 @@ impl Machine for FakeMachine {
         Ok(())
     }
 
+    async fn limit_io(&self, limit: Option<IoLimit>) -> Result<(), BackendError> {
+        self.changed(format!("io_limit {}", IoLimit::render_or_none(limit)));
+        Ok(())
+    }
+
     async fn change_disc(&self, disc: Option<&Path>) -> Result<(), BackendError> {
         self.changed(format!("disc {disc:?}"));
         Ok(())

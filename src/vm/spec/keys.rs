@@ -8,8 +8,8 @@ use super::container::ContainerProcess;
 use super::net::{Destination, Forward};
 pub use super::parse::forward;
 use super::{
-    MAX_DISK, MAX_MEMORY, MIN_DISK, MIN_MEMORY, MOST_NETS, SpecError, VmSpec, parse, render_accel,
-    render_size, span, text,
+    IoLimit, MAX_DISK, MAX_MEMORY, MIN_DISK, MIN_MEMORY, MOST_NETS, SpecError, VmSpec, limit,
+    parse, render_accel, render_size, span, text,
 };
 use crate::vm::WriteMode;
 
@@ -94,9 +94,13 @@ impl Key {
         SpecError::Text { key: self.name, line: 1, reason }
     }
 
-    /// Returns what an empty text means where it means something: a time that is cleared.
+    /// Returns what an empty text means where it means something: a time or a limit that is cleared.
     pub fn when_empty(&self) -> Option<&'static str> {
-        ["expire", "idle"].contains(&self.name).then_some(span::NEVER)
+        match self.name {
+            "expire" | "idle" => Some(span::NEVER),
+            "io_limit" => Some(limit::NONE),
+            _ => None,
+        }
     }
 
     /// Finds a setting by its name.
@@ -403,6 +407,11 @@ pub static KEYS: &[Key] = &[
         doc: "suspended when it was not used for so long: 30s, 10m, or never; the next exec, fs or ssh brings it back",
         render: |s| span::render_or_never(s.idle),
         value: |v| parse::span("idle", v),
+    },
+    key! { io_limit, takes: AtStart, carried: Never,
+        doc: "what its disks may transfer a second: bytes, operations or both (20M 500iops), or none",
+        render: |s| IoLimit::render_or_none(s.io_limit),
+        value: |v| IoLimit::parse(v),
     },
     key! { protect, takes: AtOnce, carried: Never,
         doc: "1 forbids removing the VM",

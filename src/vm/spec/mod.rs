@@ -1,11 +1,12 @@
 //! What a VM should be: its settings ([`VmSpec`]), how each is written and read ([`keys`]), checked
 //! ([`parse`], [`text`]), which of several values holds ([`resolve`]), what an address and a forward
-//! are ([`net`]), and how a length of time is written ([`span`]).
+//! are ([`net`]), how a length of time is written ([`span`]), and what a limit is ([`limit`]).
 //!
 //! No I/O here: whether a file that a setting names is there is asked when the VM starts.
 
 pub mod container;
 pub mod keys;
+pub mod limit;
 pub mod net;
 mod parse;
 pub mod resolve;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use self::container::ContainerProcess;
 pub use self::keys::{Edit, Form, KEYS, Key, Takes};
+pub use self::limit::IoLimit;
 use self::net::{Destination, Forward, Mac, Network};
 pub use self::resolve::{ImageSettings, VmSettings};
 use super::hardware::Hardware;
@@ -157,6 +159,8 @@ pub struct VmSpec {
     pub expire: Option<Duration>,
     /// The VM is suspended when it was not used for so long.
     pub idle: Option<Duration>,
+    /// How much its disks may transfer.
+    pub io_limit: Option<IoLimit>,
     /// The VM cannot be removed.
     pub protect: bool,
     /// Further arguments for QEMU, one word each.
@@ -198,6 +202,7 @@ impl Default for VmSpec {
             autoremove: false,
             expire: None,
             idle: None,
+            io_limit: None,
             protect: false,
             qemu_args: Vec::new(),
         }

@@ -41,7 +41,7 @@ pub(super) fn malformed(key: &'static str, value: &str, expected: &'static str) 
     SpecError::Malformed { key, value: value.to_owned(), expected }
 }
 
-fn out_of_range(key: &'static str, value: &str, range: &'static str) -> SpecError {
+pub(super) fn out_of_range(key: &'static str, value: &str, range: &'static str) -> SpecError {
     SpecError::OutOfRange { key, value: value.to_owned(), range }
 }
 

@@ -19,7 +19,7 @@ use crate::vm::WriteMode;
 /// The settings that belong to a VM alone and that its forks have too. What a guest may reach is among them:
 /// a copy of one that is closed in must not be free. So is the time after which it is removed, which begins
 /// anew: a copy of one that ends must not stay for ever.
-const FORKED: [&str; 10] = [
+const FORKED: [&str; 11] = [
     "image",
     "ports",
     "hardware",
@@ -30,6 +30,7 @@ const FORKED: [&str; 10] = [
     "nets",
     "expire",
     "idle",
+    "io_limit",
 ];
 
 /// A VM's settings by where they come from.

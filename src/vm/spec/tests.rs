@@ -51,6 +51,7 @@ fn unusual() -> VmSpec {
         autoremove: true,
         expire: Some(Duration::from_secs(3600)),
         idle: Some(Duration::from_secs(600)),
+        io_limit: Some(IoLimit { bytes: 20 << 20, operations: 500 }),
         protect: true,
         qemu_args: vec!["-device".into(), "virtio-rng-pci".into()],
     }
