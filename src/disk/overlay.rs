@@ -20,6 +20,9 @@ const REMEMBERED: usize = 8;
 /// The largest that is remembered. One for a disk of some terabytes is larger.
 const LARGEST: u64 = 512 << 10;
 
+/// Held while qemu-img runs: of several that are wanted at once on a new base, one is made by it.
+static MAKING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 static KNOWN: Mutex<VecDeque<Known>> = Mutex::new(VecDeque::new());
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,9 +50,11 @@ pub async fn create(
     size: u64,
 ) -> Result<(), DiskError> {
     let base = Base { path: path.to_owned(), format, size };
-    if let Some(bytes) = known(&base)
-        && write(overlay.to_owned(), bytes).await.is_ok()
-    {
+    if copy_of_known(&base, overlay).await {
+        return Ok(());
+    }
+    let _turn = MAKING.lock().await;
+    if copy_of_known(&base, overlay).await {
         return Ok(());
     }
     // Of what failed, qemu-img says why.
@@ -60,6 +65,13 @@ pub async fn create(
         remember(Known { base, bytes });
     }
     Ok(())
+}
+
+async fn copy_of_known(base: &Base, overlay: &Path) -> bool {
+    match known(base) {
+        Some(bytes) => write(overlay.to_owned(), bytes).await.is_ok(),
+        None => false,
+    }
 }
 
 fn known(base: &Base) -> Option<Arc<[u8]>> {

@@ -239,6 +239,10 @@ impl Images for ImageStore {
         fork::base(&self.0, image, captured).await
     }
 
+    async fn copy_fork_base(&self, base: &ForkBase, captured: &Captured) -> Result<()> {
+        fork::copy(base, captured).await
+    }
+
     async fn fork_disk(&self, base: &ForkBase, dir: &Path) -> Result<()> {
         fork::disk(self, base, dir).await
     }

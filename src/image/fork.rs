@@ -8,7 +8,6 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -24,16 +23,17 @@ use crate::vm::template::Captured;
 
 const DISK: &str = "the forks' disk";
 
-/// Makes what the disks of forks are made from.
+/// Decides what the disks of forks are made from. A copy is made by [`copy`]: an overlay needs to know
+/// only where it is going to be.
 pub(super) async fn base(
-    catalogue: &Arc<Catalogue>,
+    catalogue: &Catalogue,
     image: BootImage,
     captured: &Captured,
 ) -> Result<ForkBase> {
     let size = captured.shape.disk;
     let Some((own, below)) = captured.disk.split_first() else { return Err(no_layers()) };
     if captured.snapshot.is_some() {
-        let layers = copy(catalogue, &image, captured).await?;
+        let layers = place_of_copy(catalogue, &image);
         return Ok(ForkBase { image, layers, reflink: None, size });
     }
     // The parent's past is not the forks'.
@@ -48,23 +48,19 @@ fn no_layers() -> BackendError {
     BackendError::fact(DISK, "it has no layers", 0)
 }
 
-/// Copies the captured disk, as far as it differs from the image.
-async fn copy(
-    catalogue: &Arc<Catalogue>,
-    image: &BootImage,
-    captured: &Captured,
-) -> Result<Vec<Layer>> {
+fn place_of_copy(catalogue: &Catalogue, image: &BootImage) -> Vec<Layer> {
     let id = Uuid::new_v4().simple().to_string();
     catalogue.forking.lock().insert(id.clone());
     let dir = image.disk.with_file_name(TEMPLATES).join(&id);
-    let own = template::disk_in(&dir);
     let below = Layer { path: image.disk.clone(), format: image.format };
-    match copy_into(&own, &below, captured).await {
-        Ok(()) => Ok(vec![own, below]),
-        Err(error) => {
-            end(catalogue, &[own, below]);
-            Err(error)
-        }
+    vec![template::disk_in(&dir), below]
+}
+
+/// Copies the captured disk, as far as it differs from the image.
+pub(super) async fn copy(base: &ForkBase, captured: &Captured) -> Result<()> {
+    match &*base.layers {
+        [own, below] if base.reflink.is_none() => copy_into(own, below, captured).await,
+        _ => Ok(()),
     }
 }
 

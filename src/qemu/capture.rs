@@ -87,13 +87,18 @@ pub(super) async fn capture(
     tracing::debug!(elapsed = ?begun.elapsed(), "capture: target");
     let copied = copy_memory(&source, &target.parts, &room).await;
     tracing::debug!(elapsed = ?begun.elapsed(), "capture: copied");
-    target.end().await;
-    let settled = async {
-        let copied = copied?;
-        off_thread(move || fs::remove_dir_all(&dir), RAM).await?;
-        Ok(copied.with(room.settle().await?))
+    let end = async move {
+        target.end().await;
+        off_thread(move || fs::remove_dir_all(&dir), RAM).await
     };
-    let captured = settled.await;
+    let captured = match copied {
+        Ok(copied) => room.settle(end).await.map(|saved| copied.with(saved)),
+        Err(error) => {
+            // Of the two, this one says more.
+            end.await.ok();
+            Err(error)
+        }
+    };
     if captured.is_err() {
         source.recover().await;
     }
@@ -293,6 +298,7 @@ async fn resume(qmp: &Qmp) -> Result<()> {
 
 /// Loads a template's device state into a clone, whose vCPUs have never run.
 pub(super) async fn load_template(qmp: &Qmp, saved: &Saved) -> Result<()> {
+    saved.is_final().await?;
     let opened = match saved {
         Saved::Files { state, .. } => File::open(state),
         // Each reader has a position of its own.

@@ -116,10 +116,7 @@ impl Qemu {
         qemu: &Installation,
     ) -> Result<Option<Arc<OwnedFd>>> {
         match &template.saved {
-            Saved::Nameless(memory) => {
-                memory.is_final.clone().await?;
-                Ok(Some(Arc::clone(&memory.ram)))
-            }
+            Saved::Nameless(memory) => Ok(Some(Arc::clone(&memory.ram))),
             Saved::Files { .. } if qemu.keeps_templates() => Ok(None),
             Saved::Files { ram, .. } => self.sealed.of(template, ram).await.map(Some),
         }

@@ -207,6 +207,10 @@ impl Images for OneKernel {
         unreachable!()
     }
 
+    async fn copy_fork_base(&self, _: &ForkBase, _: &Captured) -> Result<(), BackendError> {
+        unreachable!()
+    }
+
     async fn fork_disk(&self, _: &ForkBase, _: &Path) -> Result<(), BackendError> {
         unreachable!()
     }

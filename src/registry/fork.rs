@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime};
 
-use futures::future::join_all;
+use futures::future::{join, join_all};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -29,7 +29,7 @@ use crate::vm::driver::{self, NewVm, off_thread};
 use crate::vm::events::Event;
 use crate::vm::spec::{ImageSettings, VmSettings};
 use crate::vm::state::Command;
-use crate::vm::template::{Captured, Purpose, Template};
+use crate::vm::template::{Captured, Purpose, Saved, Template};
 use crate::vm::{Vm, VmError};
 
 /// What a user asks of a VM by its `ctl`.
@@ -132,14 +132,38 @@ impl Registry {
         let captured = parent.capture(Purpose::Fork, work.path().to_owned()).await?;
         tracing::debug!(elapsed = ?begun.elapsed(), "fork: captured");
         let pause = captured.pause;
-        let source = self.source(parent, captured).await?;
-        tracing::debug!(elapsed = ?begun.elapsed(), "fork: the disk is copied");
-        let defined = self.define_all(&source, names).await;
-        tracing::debug!(elapsed = ?begun.elapsed(), "fork: defined");
+        let source = self.source(parent, &captured).await?;
+        let defined = self.define_on_copy(&source, captured, names).await;
+        tracing::debug!(elapsed = ?begun.elapsed(), "fork: the disk is copied, all are defined");
         self.backends.images.forked(source.base);
+        clear_away(work, source.template.saved.clone());
         let vms = self.spawn_all(defined?, &source.template);
         parent.emit(&Event::Forked { names: names.to_vec(), pause });
         Ok(vms)
+    }
+
+    /// Defines the forks while what their disks lie on is copied.
+    async fn define_on_copy(
+        &self,
+        source: &Source,
+        captured: Captured,
+        names: &[String],
+    ) -> Result<Vec<NewVm>> {
+        let copy = async {
+            let copied = self.backends.images.copy_fork_base(&source.base, &captured).await;
+            // The parent's disk is free.
+            drop(captured);
+            copied
+        };
+        let defining = join_all(names.iter().map(|name| self.define(source, name)));
+        let (copied, defined) = join(copy, defining).await;
+        match copied {
+            Ok(()) => all_or_none(defined).await,
+            Err(error) => {
+                erase_all(defined).await;
+                Err(error.into())
+            }
+        }
     }
 
     /// Makes a directory that a later daemon removes.
@@ -149,33 +173,15 @@ impl Registry {
         Ok(off_thread(make, "a directory to fork in").await?)
     }
 
-    /// Has the images make what the forks' disks lie on; the parent's disk is free then.
-    async fn source(&self, parent: &Vm, captured: Captured) -> Result<Source> {
+    async fn source(&self, parent: &Vm, captured: &Captured) -> Result<Source> {
         let (images, name) = (&self.backends.images, parent.spec().image.clone());
         let image = images.boot_of(&name, &parent.dir().0);
         let image = image.ok_or(BackendError::NoImage { name })?;
-        let base = images.fork_base(image, &captured).await?;
-        let Captured { shape, settings: carried, saved, .. } = captured;
+        let base = images.fork_base(image, captured).await?;
+        let (shape, saved) = (captured.shape.clone(), captured.saved.clone());
         let template = Template { id: parent.name(), saved, base: base.layers.clone(), shape };
         let settings = VmSettings::of_fork(&parent.settings(), &self.backends.defaults.spec());
-        Ok(Source { settings, carried, base, template })
-    }
-
-    async fn define_all(&self, source: &Source, names: &[String]) -> Result<Vec<NewVm>> {
-        let defined = join_all(names.iter().map(|name| self.define(source, name))).await;
-        if defined.iter().all(Result::is_ok) {
-            return defined.into_iter().collect();
-        }
-        let (made, failed): (Vec<_>, Vec<_>) = defined.into_iter().partition(Result::is_ok);
-        for new_vm in made.into_iter().flatten() {
-            let dir = new_vm.dir.0;
-            let removed = off_thread(move || erase(&dir), "a fork that is not needed").await;
-            if let Err(error) = removed {
-                // Its operation is open: a later daemon removes it.
-                tracing::warn!(vm = %new_vm.name, %error, "half a fork stays");
-            }
-        }
-        failed.into_iter().collect()
+        Ok(Source { settings, carried: captured.settings.clone(), base, template })
     }
 
     /// Makes a fork's directory: whole, or not at all.
@@ -249,6 +255,35 @@ impl Registry {
         removal.done();
         self.free_addresses(vm).await;
         Ok(())
+    }
+}
+
+/// Removes what a capture was made in when nothing of it is in use any more.
+fn clear_away(work: TempDir, saved: Saved) {
+    tokio::spawn(async move {
+        // Forks tell why it failed.
+        saved.is_final().await.ok();
+        tokio::task::spawn_blocking(|| drop(work)).await.ok();
+    });
+}
+
+async fn all_or_none(defined: Vec<Result<NewVm>>) -> Result<Vec<NewVm>> {
+    if defined.iter().all(Result::is_ok) {
+        return defined.into_iter().collect();
+    }
+    let (made, failed): (Vec<_>, Vec<_>) = defined.into_iter().partition(Result::is_ok);
+    erase_all(made).await;
+    failed.into_iter().collect()
+}
+
+async fn erase_all(defined: Vec<Result<NewVm>>) {
+    for new_vm in defined.into_iter().flatten() {
+        let dir = new_vm.dir.0;
+        let removed = off_thread(move || erase(&dir), "a fork that is not needed").await;
+        if let Err(error) = removed {
+            // Its operation is open: a later daemon removes it.
+            tracing::warn!(vm = %new_vm.name, %error, "half a fork stays");
+        }
     }
 }
 

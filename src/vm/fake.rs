@@ -457,6 +457,14 @@ impl Images for Fake {
         Ok(ForkBase { image, layers: captured.disk.clone(), reflink: None, size: 0 })
     }
 
+    async fn copy_fork_base(
+        &self,
+        _base: &ForkBase,
+        _captured: &Captured,
+    ) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     async fn fork_disk(&self, _base: &ForkBase, dir: &Path) -> Result<(), BackendError> {
         snapshots::make_disk(dir);
         Ok(())

@@ -147,6 +147,17 @@ impl Saved {
     pub fn in_dir(dir: &Path) -> Self {
         Self::Files { ram: dir.join(names::RAM), state: dir.join(names::STATE) }
     }
+
+    /// Waits until nobody can change it any more. No guest that is loaded from it may run before that.
+    ///
+    /// # Errors
+    /// Why it has not come to that.
+    pub async fn is_final(&self) -> Result<(), BackendError> {
+        match self {
+            Self::Files { .. } => Ok(()),
+            Self::Nameless(memory) => memory.is_final.clone().await,
+        }
+    }
 }
 
 /// A captured machine's memory and device state in two memfds.

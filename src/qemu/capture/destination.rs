@@ -69,18 +69,25 @@ impl Destination {
         }
     }
 
-    /// Makes memory and state final. The capture target has ended. What forks are loaded from becomes
+    /// Has the capture target end, and makes memory and state final. What forks are loaded from becomes
     /// so behind this: their disks are made meanwhile.
-    pub(super) async fn settle(self) -> Result<Saved> {
+    pub(super) async fn settle(
+        self,
+        end: impl Future<Output = Result<()>> + Send + 'static,
+    ) -> Result<Saved> {
         match self {
             Self::Files(dir) => {
+                end.await?;
                 let saved = Saved::in_dir(&dir);
                 off_thread(move || settle_files(&dir), RAM).await.map(|()| saved)
             }
             Self::Nameless { ram, state } => {
                 let (to_settle, to_seal) =
                     duplicates(&ram, &state).map_err(BackendError::at(RAM))?;
-                let settled = off_thread(move || settle_nameless(to_settle, &to_seal), RAM);
+                let settled = async move {
+                    end.await?;
+                    off_thread(move || settle_nameless(to_settle, &to_seal), RAM).await
+                };
                 let settled = tokio::spawn(settled).map(|done| match done {
                     Ok(done) => done,
                     Err(panic) => Err(BackendError::fact(RAM, panic.to_string(), 0)),

@@ -289,7 +289,13 @@ pub trait Images: fmt::Debug + Send + Sync {
         image: BootImage,
         captured: &Captured,
     ) -> Result<ForkBase, BackendError>;
-    /// Makes a fork's disk in its new directory.
+    /// Copies what they are made from, where it is a copy. The parent's disk is free then.
+    async fn copy_fork_base(
+        &self,
+        base: &ForkBase,
+        captured: &Captured,
+    ) -> Result<(), BackendError>;
+    /// Makes a fork's disk in its new directory; the copy may not be there yet.
     async fn fork_disk(&self, base: &ForkBase, dir: &Path) -> Result<(), BackendError>;
     /// No more disks are made from this base: erases what no disk needs.
     fn forked(&self, base: ForkBase);
