@@ -8,6 +8,7 @@
 #[path = "../../tests/common/mod.rs"]
 mod common;
 
+mod crowd;
 mod disk;
 mod files;
 mod fork;
@@ -36,6 +37,7 @@ const BENCHMARKS: &[Benchmark] = &[
     ("memory", guest::memory),
     ("warm", warm::start),
     ("clones", warm::clones),
+    ("crowd", crowd::crowd),
     ("fork", fork::forks),
     ("size", warm::size),
     ("fs", guest_files::files),

@@ -153,10 +153,10 @@ pub(crate) fn clones() -> Vec<Row> {
     aq.boot("source");
     let resident = aq.info("source", "rss").parse::<u64>().expect("a number") >> 10;
     remove(&aq, "source");
-    let cold = at_once(&aq, |vm| format!("echo quiet > {vm}/config/cmdline"));
+    let cold = at_once(&aq, CLONES, |vm| format!("echo quiet > {vm}/config/cmdline"));
     remove_all(&aq);
     warm(&aq);
-    let warm = at_once(&aq, |_| "true".to_owned());
+    let warm = at_once(&aq, CLONES, |_| "true".to_owned());
     let private: Vec<u64> = aq.qemus().iter().map(|pid| own_kib(*pid)).collect();
     let mean = private.iter().sum::<u64>() / private.len() as u64;
     remove_all(&aq);
@@ -167,8 +167,9 @@ pub(crate) fn clones() -> Vec<Row> {
     ]
 }
 
-fn at_once(aq: &Mounted, prepare: impl Fn(&str) -> String) -> Duration {
-    let names: Vec<String> = (1..=CLONES).map(|n| format!("vm{n}")).collect();
+/// Starts so many VMs at once, and returns when a command has run in each.
+pub(crate) fn at_once(aq: &Mounted, count: usize, prepare: impl Fn(&str) -> String) -> Duration {
+    let names: Vec<String> = (1..=count).map(|n| format!("vm{n}")).collect();
     for vm in &names {
         aq.sh(&format!("mkdir {vm} && {}", prepare(vm))).ok();
     }
