@@ -75,13 +75,20 @@ pub fn wanted_store() -> Result<PathBuf, DaemonError> {
     std::path::absolute(&store).map_err(failed("AQ_STORE"))
 }
 
-/// Returns the default mount, if it is there: `AQ_MOUNT`, else that
-/// of the wanted store.
+/// Returns the default mount, if it is there: `AQ_MOUNT`; without `AQ_STORE` the mount in which the
+/// working directory is; else that of the wanted store.
 pub fn find() -> Option<PathBuf> {
-    match env::var_os("AQ_MOUNT") {
-        Some(dir) => served(fs::canonicalize(dir).ok()?),
-        None => mount_of(&wanted_store().ok()?),
+    match (env::var_os("AQ_MOUNT"), env::var_os("AQ_STORE")) {
+        (Some(dir), _) => served(fs::canonicalize(dir).ok()?),
+        (None, None) => mount_around().or_else(|| mount_of(&wanted_store().ok()?)),
+        (None, Some(_)) => mount_of(&wanted_store().ok()?),
     }
+}
+
+/// Returns the mount in which the working directory is.
+fn mount_around() -> Option<PathBuf> {
+    let here = env::current_dir().ok()?;
+    here.ancestors().find_map(|dir| served(dir.to_owned()))
 }
 
 /// Returns where a store is mounted. A store's lock names its daemon and the mount.

@@ -50,7 +50,7 @@ impl Variable {
 pub const VARIABLES: &[Variable] = &[
     Variable {
         name: "AQ_MOUNT",
-        doc: "where the tree is mounted, or to be mounted; ~/aq by default",
+        doc: "where the tree is mounted, or to be mounted; by default the mount in which the working directory is, else ~/aq",
         reads: Reads::Other,
     },
     Variable {

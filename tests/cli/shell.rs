@@ -51,10 +51,12 @@ fn the_first_command_mounts_the_tree_and_later_ones_find_it() {
     // One that is mounted elsewhere is found as well; one of another store is not taken for it.
     let script = "aq umount; mkdir ~/elsewhere ~/other; aq mount ~/elsewhere
         AQ_STORE=~/store2 aq mount ~/other; aq info vm1 name; ls ~/aq ~/elsewhere
-        AQ_MOUNT=~/other aq ls; AQ_STORE=~/store2 aq new vm2 2>/dev/null; ls ~/other; aq umount ~/other";
+        AQ_MOUNT=~/other aq ls; AQ_STORE=~/store2 aq new vm2 2>/dev/null; ls ~/other
+        (cd ~/other/vm2; aq info vm2 name; AQ_STORE=~/.local/share/aqfs aq info vm1 name)
+        aq umount ~/other";
     let said = home.cli(script).ok();
     let dir = home.dir().display();
-    assert_eq!(said, format!("vm1\n{dir}/aq:\n\n{dir}/elsewhere:\nvm1\nvm2\nvm2"));
+    assert_eq!(said, format!("vm1\n{dir}/aq:\n\n{dir}/elsewhere:\nvm1\nvm2\nvm2\nvm2\nvm1"));
     // A killed daemon is replaced.
     let script = "kill -9 $(cut -d' ' -f4 ~/elsewhere/.version); sleep 0.2; aq ls; ls ~/aq";
     assert!(home.cli(script).ok().starts_with("vm1 "));
