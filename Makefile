@@ -11,8 +11,8 @@ demo: ## build, mount ~/aq (or AQ_DIR) and run the tour of the README
 test: setup ## lints, docs, dependencies, unit, mount and guest tests, a quarter of an hour (QEMU=bookworm-backports: with that QEMU)
 	@tools/test
 
-long: setup ## what `make test` leaves out: random sequences, random kills, load, tests as root, a stock Debian
-	@tools/test long root debian
+long: setup ## what `make test` leaves out: random sequences, random kills, load, tests as root, limits in a cgroup, a stock Debian
+	@tools/test long root limits debian
 
 check: ## lints, docs and dependencies, without running anything
 	@tools/test fmt clippy doc deny

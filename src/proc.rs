@@ -202,6 +202,11 @@ pub fn own_cgroups() -> String {
     fs::read_to_string("/proc/self/cgroup").unwrap_or_default()
 }
 
+/// Returns the control groups that a process is in, one a line.
+pub fn cgroups_of(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default()
+}
+
 /// Reads the identity of the host's current boot.
 ///
 /// # Errors

@@ -192,6 +192,7 @@ fn backend(error: &BackendError) -> i32 {
         | BackendError::QmpRefused { .. }
         | BackendError::CannotResume { .. }
         | BackendError::HalfRestored { .. }
+        | BackendError::MemoryLimit { .. }
         | BackendError::ForkFailed { .. }
         | BackendError::PersonalizationFailed { .. } => libc::EREMOTEIO,
         BackendError::QmpTimeout { .. } | BackendError::GuestTimeout { .. } => libc::ETIMEDOUT,

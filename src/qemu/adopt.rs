@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::connect::{self, VcpuStatus};
 use super::events::EventSink;
+use super::limits::Groups;
 use super::live_snapshot::{self, LastRestore};
 use super::machine::{MachineParts, throttle, watch_end};
 use super::process::{Process, argument_of, arguments_of, last_words, started_at};
@@ -27,10 +28,10 @@ use crate::vm::backend::{
 const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Looks for the QEMU of the VM with this identity.
-pub async fn adopt(dir: VmDir, uuid: Uuid) -> Adoption {
+pub async fn adopt(dir: VmDir, uuid: Uuid, groups: &Arc<Groups>) -> Adoption {
     let record = run_record::read(&dir);
     match connect::qmp_socket(&dir).await {
-        Ok(stream) => match take_over(&dir, uuid, record, stream).await {
+        Ok(stream) => match take_over(&dir, uuid, (record, groups), stream).await {
             Ok(adoption) => adoption,
             // A refused request names the next step.
             Err(BackendError::QmpTimeout { command, seconds }) => {
@@ -67,7 +68,7 @@ fn absent(dir: &VmDir, record: FoundRecord) -> Adoption {
 async fn take_over(
     dir: &VmDir,
     uuid: Uuid,
-    record: FoundRecord,
+    (record, groups): (FoundRecord, &Arc<Groups>),
     stream: UnixStream,
 ) -> Result<Adoption> {
     let process = match peer(&stream) {
@@ -87,6 +88,7 @@ async fn take_over(
     if let Some(now) = &facts.in_force {
         // An earlier daemon may have been killed between a change and the record of it.
         throttle::set(&qmp, now.spec.io_limit).await?;
+        groups.hold(uuid, process.pid, &now.spec.host_limits()).await;
     }
     let last_restore = live_snapshot::last_restore(&qmp).await?;
     let paused = report_state(&qmp, &sink).await?;
@@ -100,6 +102,7 @@ async fn take_over(
         ended,
         may_leak,
         processors: AtomicU32::default(),
+        groups: Some(Arc::clone(groups)),
     };
     Ok(after_restore(last_restore, parts.run((sink, events), paused)).await)
 }

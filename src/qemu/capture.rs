@@ -79,7 +79,7 @@ pub(super) async fn capture(
     let target_plan = target_plan(plan, to, &room)?;
     let dir = target_plan.dir.clone();
     let begun = Instant::now();
-    let target = launch::bring_up(&target_plan, qemu, room.inherited());
+    let target = launch::bring_up(&target_plan, qemu, room.inherited(), None);
     let (target, ready) = tokio::join!(target, guest);
     ready?;
     let target = target.map_err(|error| vm_disk::cause_of(error, to, RAM))?;

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::cmdline::{self, LaunchDetails, SeedMedium};
 use super::events::EventSink;
 use super::install::{Installation, not_started};
+use super::limits::Groups;
 use super::machine::{Ended, MachineParts, died, end_of, live, throttle, watch_end};
 use super::nvram::Flash;
 use super::process::{self, Process};
@@ -50,8 +51,14 @@ pub(super) async fn launch(
     plan: &LaunchPlan,
     qemu: &Installation,
     ram: Option<Arc<OwnedFd>>,
+    groups: &Arc<Groups>,
 ) -> Result<Launched> {
-    let StartedMachine { parts, events, mut guard } = bring_up(plan, qemu, ram).await?;
+    let StartedMachine { parts, events, mut guard } =
+        bring_up(plan, qemu, ram, Some(groups)).await?;
+    let limits = plan.spec.host_limits();
+    if limits.cpu.is_some() {
+        groups.hold(plan.uuid, parts.facts.pid, &limits).await;
+    }
     if plan.spec.io_limit.is_some() {
         throttle::set(&parts.qmp, plan.spec.io_limit).await?;
     }
@@ -79,11 +86,13 @@ impl StartedMachine {
     }
 }
 
-/// Starts the machine of `plan`. It ends with the returned value, unless the caller keeps it.
+/// Starts the machine of `plan`. It ends with the returned value, unless the caller keeps it. `groups` hold it to its
+/// limits.
 pub(super) async fn bring_up(
     plan: &LaunchPlan,
     qemu: &Installation,
     ram: Option<Arc<OwnedFd>>,
+    groups: Option<&Arc<Groups>>,
 ) -> Result<StartedMachine> {
     let dir = VmDir(plan.dir.clone());
     refuse_second(&dir).await?;
@@ -94,6 +103,9 @@ pub(super) async fn bring_up(
     let since = SystemTime::now();
     let process = Arc::new(spawn(plan, qemu, &dir, (flash.as_ref(), ram.as_deref()))?);
     let guard = KillOnDrop(Some(Arc::clone(&process)));
+    if let Some(groups) = groups {
+        groups.enter(plan.uuid, process.pid, &plan.spec.host_limits()).await;
+    }
     let ended = watch_end(Arc::clone(&process));
     let (sink, events) = EventSink::new();
     let greeted = greeted(&dir, &sink, &process, &ended).await;
@@ -112,6 +124,7 @@ pub(super) async fn bring_up(
         ended,
         may_leak,
         processors: AtomicU32::default(),
+        groups: groups.map(Arc::clone),
     };
     Ok(StartedMachine { parts, events: (sink, events), guard })
 }

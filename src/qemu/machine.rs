@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -16,6 +17,9 @@ use tokio::time::timeout;
 use super::capture::CaptureRequest;
 use super::events::EventSink;
 use super::install::Installation;
+use super::limits::Groups;
+use super::limits::group::Group;
+use super::limits::watch::Watch;
 use super::monitor::Conversation;
 use super::process::{Process, last_words};
 use super::qmp::Qmp;
@@ -26,8 +30,8 @@ use crate::vm::backend::{
     RunFacts, SnapshotOp,
 };
 use crate::vm::live::InForce;
-use crate::vm::spec::IoLimit;
 use crate::vm::spec::net::{Forward, Mac};
+use crate::vm::spec::{HostLimits, IoLimit, render_size};
 use crate::vm::template::{Purpose, SavedMachine, Template};
 
 mod grow;
@@ -107,6 +111,8 @@ pub struct MachineParts {
     pub may_leak: AtomicBool,
     /// Its processors, with those that were added; 0: as many as `facts` says.
     pub processors: AtomicU32,
+    /// What holds it to its limits; a capture target has none.
+    pub groups: Option<Arc<Groups>>,
 }
 
 impl MachineParts {
@@ -127,7 +133,10 @@ impl MachineParts {
         paused: bool,
     ) -> Launched {
         let (killed, unusable) = (AtomicBool::new(false), OnceLock::new());
-        let machine = Arc::new(RunningQemu { parts: self, killed, unusable });
+        let watch = Mutex::default();
+        let machine =
+            Arc::new(RunningQemu { parts: self, killed, unusable, sink: sink.clone(), watch });
+        machine.watch_memory();
         tokio::spawn(Arc::clone(&machine).follow(sink));
         Launched { machine, events, paused, clock_is_behind: false }
     }
@@ -140,6 +149,9 @@ struct RunningQemu {
     killed: AtomicBool,
     /// Why it cannot be used any more.
     unusable: OnceLock<BackendError>,
+    sink: EventSink,
+    /// What is told of its memory, while it has a control group.
+    watch: Mutex<Option<Watch>>,
 }
 
 impl RunningQemu {
@@ -162,6 +174,7 @@ impl RunningQemu {
             repair::end_whole(&self.parts.dir, may_leak).await;
         }
         let report = self.report(status, clean);
+        self.leave_group().await;
         let wanted = report.clean || self.killed.load(Ordering::Relaxed);
         // The receiver may be gone; the record is removed all the same.
         sink.end(MachineEvent::Exited(report)).await;
@@ -171,7 +184,7 @@ impl RunningQemu {
     }
 
     fn report(&self, status: String, clean: bool) -> ExitReport {
-        let unusable = self.unusable.get().cloned();
+        let unusable = self.unusable.get().cloned().or_else(|| self.memory_limit());
         let stderr = last_words(&self.parts.dir);
         ExitReport { clean: clean && unusable.is_none(), status, stderr, unusable }
     }
@@ -192,6 +205,30 @@ impl RunningQemu {
         let status = timeout(END_TIMEOUT, end_of(&self.parts.ended)).await;
         let unknown = |_| "its QMP connection was closed".to_owned();
         died(&self.parts.dir, status.unwrap_or_else(unknown))
+    }
+
+    /// Begins to watch the memory of its group, as soon as it has one.
+    fn watch_memory(&self) {
+        let RunFacts { pid, uuid, .. } = self.parts.facts;
+        let mut watch = self.watch.lock();
+        if watch.is_none() && self.parts.groups.is_some() {
+            *watch = Group::of(pid, uuid).map(|group| Watch::begin(group, self.sink.clone()));
+        }
+    }
+
+    /// Says whether the kernel has ended it for want of memory.
+    fn memory_limit(&self) -> Option<BackendError> {
+        let watch = self.watch.lock();
+        watch.as_ref().filter(|watch| watch.was_killed())?;
+        let limits = self.parts.groups.as_ref()?.limits_of(self.parts.facts.uuid);
+        Some(BackendError::MemoryLimit { max: render_size(limits.memory_max?) })
+    }
+
+    /// Takes its group away after its end.
+    async fn leave_group(&self) {
+        let Some(groups) = &self.parts.groups else { return };
+        drop(self.watch.lock().take());
+        groups.remove(self.parts.facts.uuid).await;
     }
 
     /// Ends a machine that cannot be used any more; its end then reports `why`.
@@ -244,6 +281,13 @@ impl Machine for RunningQemu {
 
     async fn grow_disk(&self, bytes: u64) -> Result<()> {
         self.resize_disk(bytes).await
+    }
+
+    async fn limit_host(&self, limits: &HostLimits) {
+        if let Some(groups) = &self.parts.groups {
+            groups.hold(self.parts.facts.uuid, self.parts.facts.pid, limits).await;
+            self.watch_memory();
+        }
     }
 
     async fn limit_io(&self, limit: Option<IoLimit>) -> Result<()> {

@@ -10,7 +10,7 @@
 //!   taken of. `migration_stream`: what QEMU notes in a saved memory. `repair`: undoing what a
 //!   crash cut short. `vm_disk`: a VM's disk.
 //! - `firmware`: UEFI firmware on the host. `nvram`: a VM's UEFI variables.
-//! - `logs`: QEMU's logs, bounded.
+//! - `logs`: QEMU's logs, bounded. [`limits`]: what the host's kernel holds a QEMU to.
 //! - [`switch`]: the switches of nets.
 //! - [`accel`], `kvm_probe`: KVM or TCG. [`install`]: the installed program. [`host_memory`]: what
 //!   machines take of the host's memory, and what there is.
@@ -28,6 +28,7 @@ pub mod host_memory;
 pub mod install;
 mod kvm_probe;
 pub mod launch;
+pub mod limits;
 mod live_snapshot;
 mod logs;
 pub mod machine;
@@ -73,6 +74,7 @@ use crate::vm::spec::{AccelChoice, VmSpec};
 use crate::vm::template::{Memory, Saved, Shape, Template};
 use accel::AccelChooser;
 use install::Installation;
+use limits::Groups;
 use logs::LogLimiter;
 use template_memfd::TemplateMemfd;
 
@@ -83,6 +85,7 @@ pub struct Qemu {
     installations: [OnceCell<Installation>; Arch::ALL.len()],
     sealed: TemplateMemfd,
     logs: LogLimiter,
+    groups: Arc<Groups>,
 }
 
 impl Qemu {
@@ -90,6 +93,7 @@ impl Qemu {
     /// whether KVM works. Nothing is run yet.
     pub fn new(layout: Layout, images: Arc<dyn Images>) -> Self {
         Self {
+            groups: Arc::new(Groups::new(layout.root())),
             chooser: AccelChooser::new(layout, images),
             installations: Default::default(),
             sealed: TemplateMemfd::default(),
@@ -171,6 +175,10 @@ impl Hypervisor for Qemu {
         proc::has_connections(ports)
     }
 
+    fn limits(&self, facts: &RunFacts, spec: &VmSpec) -> Vec<(&'static str, String)> {
+        self.groups.describe(facts, spec)
+    }
+
     fn disk_size(&self, dir: &Path) -> Result<Option<u64>> {
         vm_disk::virtual_size(&VmDir(dir.to_owned()))
     }
@@ -190,7 +198,13 @@ impl Hypervisor for Qemu {
             Memory::Clone(template) => self.memory_of(template, qemu).await?,
             Memory::Own | Memory::CaptureTarget { .. } => None,
         };
-        let launched = launch::launch(&plan, qemu, ram).await?;
+        let launched = match launch::launch(&plan, qemu, ram, &self.groups).await {
+            Ok(launched) => launched,
+            Err(error) => {
+                self.groups.remove(plan.uuid).await;
+                return Err(error);
+            }
+        };
         self.logs.keep(&VmDir(plan.dir), &launched.machine).await;
         Ok(launched)
     }
@@ -227,7 +241,7 @@ impl Hypervisor for Qemu {
 
     async fn adopt(&self, dir: PathBuf, uuid: Uuid) -> Adoption {
         let dir = VmDir(dir);
-        let adoption = adopt::adopt(dir.clone(), uuid).await;
+        let adoption = adopt::adopt(dir.clone(), uuid, &self.groups).await;
         if let Adoption::Running(launched) = &adoption {
             self.logs.keep(&dir, &launched.machine).await;
         }

@@ -79,6 +79,9 @@ pub(super) fn info(vm: &Vm) -> String {
         running(&mut table, facts);
         if let Some(in_force) = &facts.in_force {
             live(&mut table, in_force, &spec);
+            for (key, how) in vm.limits(facts, &in_force.spec) {
+                table.add(key, &how);
+            }
         }
     }
     if let Some(took) = view.ready_after {

@@ -57,6 +57,8 @@ pub enum Event {
     Suspends(Duration),
     /// It was suspended because nobody used it.
     Suspended,
+    /// Its QEMU wanted more memory than this setting has.
+    LimitReached(&'static str),
 }
 
 impl fmt::Display for Event {
@@ -81,6 +83,7 @@ impl fmt::Display for Event {
             Self::Expired => f.write_str("expired"),
             Self::Suspends(time) => write!(f, "suspends in {}", span::render_about(*time)),
             Self::Suspended => f.write_str("suspended"),
+            Self::LimitReached(key) => write!(f, "reached {key}"),
         }
     }
 }

@@ -27,7 +27,7 @@ use super::live::{Bound, InForce};
 use super::memory::{Ledger, Ram};
 use super::nets::Nets;
 use super::spec::net::{Forward, Mac};
-use super::spec::{AccelChoice, ImageSettings, IoLimit, VmSpec};
+use super::spec::{AccelChoice, CpuLimit, HostLimits, ImageSettings, IoLimit, VmSpec};
 use super::stream::{Bell, Listener, Readiness, Stream, StreamAccess};
 use super::template::{
     Capture, Captured, Layer, Memory, Purpose, Saved, SavedDisk, SavedMachine, Shape, Template,
@@ -261,6 +261,10 @@ impl Hypervisor for Fake {
 
     fn has_connections(&self, _ports: &[u16]) -> bool {
         false
+    }
+
+    fn limits(&self, _facts: &RunFacts, _spec: &VmSpec) -> Vec<(&'static str, String)> {
+        Vec::new()
     }
 
     fn disk_size(&self, _dir: &Path) -> Result<Option<u64>, BackendError> {

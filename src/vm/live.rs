@@ -98,6 +98,10 @@ impl InForce {
             machine.change_disc(new.cdrom.as_deref()).await?;
             now.spec.cdrom.clone_from(&new.cdrom);
         }
+        if new.host_limits() != old.host_limits() {
+            machine.limit_host(&new.host_limits()).await;
+            now.spec.set_host_limits(new.host_limits());
+        }
         if new.io_limit != old.io_limit && new.io_limit != now.spec.io_limit {
             machine.limit_io(new.io_limit).await?;
             now.spec.io_limit = new.io_limit;

@@ -371,6 +371,11 @@ impl Vm {
         self.0.backends.memory.check_room(need, check)
     }
 
+    /// Says what holds each limit of the machine that runs, or why nothing does.
+    pub fn limits(&self, facts: &RunFacts, spec: &spec::VmSpec) -> Vec<(&'static str, String)> {
+        self.0.backends.hypervisor.limits(facts, spec)
+    }
+
     /// Saves the guest's memory and state while it runs; what is in files goes into an empty directory.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::common::Mounted;
+use crate::common::{Mounted, eventually};
 
 /// Has the guest write so many MiB to its disk, and says how long that took.
 fn write(aq: &Mounted, vm: &str, mebibytes: u32) -> Duration {
@@ -65,4 +65,110 @@ fn a_later_daemon_has_the_limit_and_changes_it() {
     assert_eq!(throttled(&aq, "vm1"), "67108864 0");
     aq.sh("echo 5iops > vm1/config/io_limit").ok();
     assert_eq!(throttled(&aq, "vm1"), "0 5");
+}
+
+/// Says how nice a VM's QEMU is, all its threads.
+fn nice(aq: &Mounted, vm: &str) -> String {
+    let pid = aq.info(vm, "pid");
+    aq.sh(&format!("ps -L -o ni= -p {pid} | sort -u | tr -d ' '")).ok()
+}
+
+#[test]
+fn what_no_cgroup_holds_is_said_and_qemu_yields() {
+    let aq = Mounted::booted();
+    let before: i32 = nice(&aq, "vm1").parse().unwrap();
+    aq.sh("echo 0.5 > vm1/config/cpu_limit; echo 512M > vm1/config/memory_max").ok();
+    let info = aq.read("vm1/info");
+    if info.contains("cpu_limit 0.5, by cgroup") {
+        println!("not run: there is a delegated cgroup");
+        return;
+    }
+    assert!(
+        info.contains("\ncpu_limit 0.5, by nice alone, when others want the processors: "),
+        "{info}"
+    );
+    assert!(info.contains("\nmemory_max 512M, not held: ") && !info.contains("pending"), "{info}");
+    let expected = (before + 10).min(19).to_string();
+    assert_eq!(nice(&aq, "vm1"), expected);
+    // A VM that starts with it yields from its start on.
+    aq.sh("echo suspend > vm1/ctl; cat vm1/wait; echo start > vm1/ctl; cat vm1/ready").ok();
+    assert_eq!(nice(&aq, "vm1"), expected);
+    aq.sh("echo > vm1/config/cpu_limit; echo none > vm1/config/memory_max").ok();
+    assert!(!aq.read("vm1/info").contains("limit"));
+}
+
+/// Reads a file of the control group that a VM's QEMU is in.
+fn group(aq: &Mounted, vm: &str, file: &str) -> String {
+    let pid = aq.info(vm, "pid");
+    let script = format!(
+        "cat $(awk '/ - cgroup2 / {{ print $5 }}' /proc/self/mountinfo)$(sed -n s/^0::// /proc/{pid}/cgroup)/{file}"
+    );
+    aq.sh(&script).ok()
+}
+
+/// Says how many thousandths of a processor a VM's QEMU takes.
+fn thousandths(aq: &Mounted, vm: &str) -> u128 {
+    let used = || aq.info(vm, "cpu_ms").parse::<u128>().unwrap();
+    let (began, before) = (Instant::now(), used());
+    std::thread::sleep(Duration::from_secs(6));
+    (used() - before) * 1000 / began.elapsed().as_millis()
+}
+
+#[test]
+#[ignore = "needs a delegated cgroup: run by `tools/test limits`"]
+fn a_guest_gets_no_more_of_the_host_than_its_limits() {
+    let aq = Mounted::booted();
+    let loops = "for n in 1 2; do (trap '' HUP; while :; do :; done) > /dev/null 2>&1 & done";
+    aq.exec("vm1", loops);
+    let free = thousandths(&aq, "vm1");
+    aq.sh("echo 0.3 > vm1/config/cpu_limit").ok();
+    assert_eq!(group(&aq, "vm1", "cpu.max"), "30000 100000");
+    let held = thousandths(&aq, "vm1");
+    println!(
+        "processor time of a guest that burns it: {free} without, {held} thousandths with 0.3"
+    );
+    assert!((200..=360).contains(&held), "{held} thousandths with a limit of 0.3, {free} without");
+    // A later daemon finds it so, and changes it.
+    aq.kill_daemon();
+    aq.mount();
+    assert!(aq.info("vm1", "cpu_limit").starts_with("0.3, by cgroup"), "{}", aq.read("vm1/info"));
+    aq.sh("echo 1.5 > vm1/config/cpu_limit; mv vm1 moved").ok();
+    assert_eq!(group(&aq, "moved", "cpu.max"), "150000 100000");
+    // What has a limit from its start on has a group from its start on; a fork has its parent's limits.
+    aq.wait_for_ready("moved");
+    aq.sh("echo fork b > moved/ctl").ok();
+    aq.wait_for_ready("b");
+    assert_eq!(group(&aq, "b", "cpu.max"), "150000 100000");
+    aq.sh("for vm in b moved; do echo kill > $vm/ctl; cat $vm/wait; done").ok();
+    assert_eq!(groups(), "");
+}
+
+/// Lists the groups of VMs that there are.
+fn groups() -> String {
+    let find = "find $(awk '/ - cgroup2 / { print $5 }' /proc/self/mountinfo) -type d -name 'aqfs-*' -not -name aqfs-test-*";
+    let said = std::process::Command::new("sh").args(["-c", find]).output().unwrap();
+    String::from_utf8(said.stdout).unwrap()
+}
+
+#[test]
+#[ignore = "needs a delegated cgroup: run by `tools/test limits`"]
+fn a_guest_that_takes_more_memory_than_it_may_is_ended_and_it_is_said_why() {
+    let aq = Mounted::with_image();
+    aq.sh("mkdir vm1; echo 512M > vm1/config/memory; echo 400M > vm1/config/memory_high").ok();
+    aq.boot_existing("vm1");
+    let take = "mount -t tmpfs -o size=450m tmpfs /mnt; dd if=/dev/zero of=/mnt/x bs=1M count=";
+    let script = format!(
+        "last='reached memory_high'; mkdir vm1/jobs/take; echo '{take}420' > vm1/jobs/take/cmd"
+    );
+    let said = aq.events_of("vm1/events", &script);
+    assert!(said.contains("reached memory_high"), "{said}");
+    println!("memory.peak with memory_high 400M: {}", group(&aq, "vm1", "memory.peak"));
+    aq.sh("echo 256M > vm1/config/memory_max; echo none > vm1/config/memory_high").ok();
+    eventually("it is ended", Duration::from_secs(120), || {
+        aq.read("vm1/status").starts_with("failed")
+    });
+    let status = aq.read("vm1/status");
+    assert!(status.contains("it had all of config/memory_max, 256M"), "{status}");
+    assert_eq!(groups(), "");
+    aq.sh("echo none > vm1/config/memory_max; echo start > vm1/ctl; cat vm1/ready").ok();
 }

@@ -39,6 +39,11 @@ pub enum BackendError {
     PersonalizationFailed { reason: String },
     #[error("{doubt}; `{look}` shows what runs, and `kill -KILL PID` ends it")]
     NotSurelyOurs { doubt: String, look: String },
+    #[error(
+        "the host's kernel ended QEMU: it had all of config/memory_max, {max}; write more to it or `none`, or \
+         lower config/memory, and `start` boots again"
+    )]
+    MemoryLimit { max: String },
     #[error("QEMU refused {command}: {text}")]
     QmpRefused { command: String, text: String },
     #[error("QEMU did not answer {command} within {seconds} s; `echo kill > ctl` ends it")]
@@ -114,7 +119,7 @@ pub type Result<T, E = BackendError> = std::result::Result<T, E>;
 impl BackendError {
     /// Says whether the machine is gone, or on its way out.
     pub fn is_the_end(&self) -> bool {
-        matches!(self, Self::QemuDied { .. } | Self::HalfRestored { .. })
+        matches!(self, Self::QemuDied { .. } | Self::HalfRestored { .. } | Self::MemoryLimit { .. })
     }
 
     /// Says what stands against something, with the errno that goes with it, 0 without one.

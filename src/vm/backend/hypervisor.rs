@@ -117,6 +117,8 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
     fn cpu_ms(&self, facts: &RunFacts) -> u64;
     /// Says whether another process is connected to one of a machine's ports of the host.
     fn has_connections(&self, ports: &[u16]) -> bool;
+    /// Says what holds each limit of a running machine, or why nothing does: keys and sentences.
+    fn limits(&self, facts: &RunFacts, spec: &VmSpec) -> Vec<(&'static str, String)>;
     /// Returns the size in bytes of the disk in a VM's directory; `None` if there is none yet.
     fn disk_size(&self, dir: &Path) -> Result<Option<u64>, BackendError>;
     /// Says what a machine of this plan would be like.

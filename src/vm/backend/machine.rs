@@ -14,7 +14,7 @@ use super::{BackendError, LaunchPlan};
 use crate::vm::hardware::Hardware;
 use crate::vm::live::InForce;
 use crate::vm::spec::net::{Forward, Mac};
-use crate::vm::spec::{IoLimit, MOST_NETS};
+use crate::vm::spec::{HostLimits, IoLimit, MOST_NETS};
 use crate::vm::stream::{Stream, StreamAccess};
 use crate::vm::template::{Purpose, SavedMachine, Shape, Template};
 
@@ -104,6 +104,8 @@ pub enum MachineEvent {
     },
     /// QEMU paused the machine because the host's disk is full.
     DiskFull,
+    /// It met the limit of its memory with this name.
+    LimitReached(&'static str),
     /// QEMU has ended; nothing follows.
     Exited(ExitReport),
 }
@@ -117,7 +119,7 @@ pub struct ExitReport {
     pub status: String,
     /// Its last line on stderr, empty if there was none.
     pub stderr: String,
-    /// Why we ended it, if it was of no use any more.
+    /// Why it was ended, where that is known: it was of no use any more, or had all the memory that it may have.
     pub unusable: Option<BackendError>,
 }
 
@@ -181,6 +183,8 @@ pub trait Machine: fmt::Debug + Send + Sync {
     async fn grow_disk(&self, bytes: u64) -> Result<(), BackendError>;
     /// Limits how much all its disks together may transfer.
     async fn limit_io(&self, limit: Option<IoLimit>) -> Result<(), BackendError>;
+    /// Has the host's kernel hold these limits, as far as this host has what holds them.
+    async fn limit_host(&self, limits: &HostLimits);
     /// Changes the disc in the CD-ROM drive; `None` ejects it.
     async fn change_disc(&self, disc: Option<&Path>) -> Result<(), BackendError>;
     /// Opens a port of the host and returns its number, which the kernel picks for port 0.

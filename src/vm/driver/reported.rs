@@ -45,6 +45,7 @@ impl Phase {
                 step.first(Effect::Failed(error.into()));
                 machine.paused(step.now);
             }
+            MachineEvent::LimitReached(key) => step.first(Effect::Emit(Event::LimitReached(key))),
             MachineEvent::Exited(report) => return exited(activity, &report, step),
         }
         Self::Running(machine, activity)

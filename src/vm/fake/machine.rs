@@ -123,6 +123,11 @@ impl Machine for FakeMachine {
         Ok(())
     }
 
+    async fn limit_host(&self, limits: &HostLimits) {
+        let cpu = CpuLimit::render_or_none(limits.cpu);
+        self.changed(format!("cpu_limit {cpu}"));
+    }
+
     async fn limit_io(&self, limit: Option<IoLimit>) -> Result<(), BackendError> {
         self.changed(format!("io_limit {}", IoLimit::render_or_none(limit)));
         Ok(())

@@ -8,8 +8,8 @@ use super::container::ContainerProcess;
 use super::net::{Destination, Forward};
 pub use super::parse::forward;
 use super::{
-    IoLimit, MAX_DISK, MAX_MEMORY, MIN_DISK, MIN_MEMORY, MOST_NETS, SpecError, VmSpec, limit,
-    parse, render_accel, render_size, span, text,
+    CpuLimit, IoLimit, MAX_DISK, MAX_MEMORY, MIN_DISK, MIN_MEMORY, MOST_NETS, SpecError, VmSpec,
+    limit, parse, render_accel, render_size, span, text,
 };
 use crate::vm::WriteMode;
 
@@ -98,7 +98,7 @@ impl Key {
     pub fn when_empty(&self) -> Option<&'static str> {
         match self.name {
             "expire" | "idle" => Some(span::NEVER),
-            "io_limit" => Some(limit::NONE),
+            "cpu_limit" | "io_limit" | "memory_high" | "memory_max" => Some(limit::NONE),
             _ => None,
         }
     }
@@ -407,6 +407,21 @@ pub static KEYS: &[Key] = &[
         doc: "suspended when it was not used for so long: 30s, 10m, or never; the next exec, fs or ssh brings it back",
         render: |s| span::render_or_never(s.idle),
         value: |v| parse::span("idle", v),
+    },
+    key! { cpu_limit, takes: AtStart, carried: Never,
+        doc: "how much of the host's processors it gets: 0.5, 2, or none",
+        render: |s| CpuLimit::render_or_none(s.cpu_limit),
+        value: |v| CpuLimit::parse("cpu_limit", v),
+    },
+    key! { memory_high, takes: AtStart, carried: Never,
+        doc: "from so much of the host's memory on, QEMU included, it is slowed down: 512M, or none",
+        render: |s| limit::render_size_or_none(s.memory_high),
+        value: |v| limit::memory("memory_high", v),
+    },
+    key! { memory_max, takes: AtStart, carried: Never,
+        doc: "more of the host's memory, QEMU included, it never has; it is ended first: 512M, or none",
+        render: |s| limit::render_size_or_none(s.memory_max),
+        value: |v| limit::memory("memory_max", v),
     },
     key! { io_limit, takes: AtStart, carried: Never,
         doc: "what its disks may transfer a second: bytes, operations or both (20M 500iops), or none",

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use self::container::ContainerProcess;
 pub use self::keys::{Edit, Form, KEYS, Key, Takes};
-pub use self::limit::IoLimit;
+pub use self::limit::{CpuLimit, HostLimits, IoLimit};
 use self::net::{Destination, Forward, Mac, Network};
 pub use self::resolve::{ImageSettings, VmSettings};
 use super::hardware::Hardware;
@@ -159,6 +159,12 @@ pub struct VmSpec {
     pub expire: Option<Duration>,
     /// The VM is suspended when it was not used for so long.
     pub idle: Option<Duration>,
+    /// How much its QEMU gets of the host's processors.
+    pub cpu_limit: Option<CpuLimit>,
+    /// From so many bytes of the host's memory on, its QEMU is slowed down.
+    pub memory_high: Option<u64>,
+    /// Its QEMU never has more bytes of the host's memory.
+    pub memory_max: Option<u64>,
     /// How much its disks may transfer.
     pub io_limit: Option<IoLimit>,
     /// The VM cannot be removed.
@@ -202,6 +208,9 @@ impl Default for VmSpec {
             autoremove: false,
             expire: None,
             idle: None,
+            cpu_limit: None,
+            memory_high: None,
+            memory_max: None,
             io_limit: None,
             protect: false,
             qemu_args: Vec::new(),

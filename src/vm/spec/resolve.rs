@@ -19,7 +19,7 @@ use crate::vm::WriteMode;
 /// The settings that belong to a VM alone and that its forks have too. What a guest may reach is among them:
 /// a copy of one that is closed in must not be free. So is the time after which it is removed, which begins
 /// anew: a copy of one that ends must not stay for ever.
-const FORKED: [&str; 11] = [
+const FORKED: [&str; 14] = [
     "image",
     "ports",
     "hardware",
@@ -30,7 +30,10 @@ const FORKED: [&str; 11] = [
     "nets",
     "expire",
     "idle",
+    "cpu_limit",
     "io_limit",
+    "memory_high",
+    "memory_max",
 ];
 
 /// A VM's settings by where they come from.
