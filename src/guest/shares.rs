@@ -58,6 +58,10 @@ impl FilePort for Shares {
         Ok(outcomes)
     }
 
+    async fn look_again(&self, paths: &[String]) -> Result<(), BackendError> {
+        self.0.run(&looks(paths)).await.map(drop)
+    }
+
     async fn closed(&self) {
         self.0.closed().await;
     }
@@ -72,6 +76,15 @@ fn wanted(mounts: &[Mount]) -> String {
         let _written = writeln!(text, "{} {target} {mode} {}", mount.path, mount.cache);
         text
     })
+}
+
+/// Opens files: the kernel asks for the attributes of what is opened, and what is open already has them too.
+fn looks(paths: &[String]) -> String {
+    paths.iter().fold(String::new(), |mut script, path| {
+        let _written =
+            writeln!(script, "true <{}", String::from_utf8_lossy(&quoted(path.as_bytes())));
+        script
+    }) + "exit 0\n"
 }
 
 /// Writes a path as /proc/mounts has it.
@@ -103,5 +116,17 @@ mod tests {
         let text = wanted(&[mount("/a", "/mnt/a b", false), mount("/c", "/srv\\#", true)]);
         assert_eq!(text, "\n/a /mnt/a\\040b rw 1\n/c /srv\\134\\043 ro 1\n");
         assert_eq!(wanted(&[]), "\n");
+    }
+
+    #[test]
+    fn a_path_is_no_part_of_the_script() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+        let paths = ["absent", "'; touch made; #", "$(touch made)"].map(path);
+        let mut sh = std::process::Command::new("sh");
+        let done = sh.current_dir(&dir).arg("-c").arg(looks(&paths)).output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
+        assert_eq!(done.stderr.split(|byte| *byte == b'\n').count(), 4, "it tries each");
     }
 }

@@ -94,9 +94,14 @@ impl Reader {
         let workers = Arc::clone(&self.workers);
         tokio::spawn(async move {
             let Ok(_turn) = workers.acquire_owned().await else { return };
-            let worked = tokio::task::spawn_blocking(move || server.answer(&call)).await;
+            let reply = match server.answer_at_once(&call) {
+                Some(reply) => Some(reply),
+                None => {
+                    tokio::task::spawn_blocking(move || server.answer(&call)).await.ok().flatten()
+                }
+            };
             drop(place);
-            if let Ok(Some(reply)) = worked {
+            if let Some(reply) = reply {
                 // The connection may be over.
                 drop(replies.send(reply).await);
             }

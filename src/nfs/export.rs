@@ -14,9 +14,11 @@ use parking_lot::Mutex;
 
 use super::beneath;
 use super::facts::{Facts, mix};
+use super::followed::Followed;
 use super::handle::{Handle, Trail};
 use super::index::Index;
 use super::listing::Listings;
+use super::marks::Marks;
 use super::open_files::OpenFiles;
 use super::search;
 use super::status::Status;
@@ -49,6 +51,8 @@ pub struct Export {
     pub(super) index: Mutex<Index>,
     pub(super) files: OpenFiles,
     pub(super) listings: Listings,
+    pub(super) marks: Marks,
+    pub(super) followed: Followed,
 }
 
 /// The share's directory, as it was found.
@@ -80,6 +84,8 @@ impl Export {
             index: Mutex::default(),
             files: OpenFiles::default(),
             listings: Listings::default(),
+            marks: Marks::default(),
+            followed: Followed::default(),
         }
     }
 
@@ -151,6 +157,34 @@ impl Export {
         };
         self.learn_path(handle, &found);
         root.place(&found.path, *handle)
+    }
+
+    /// Lists files that the guest has read lately and has not heard of since they were changed.
+    pub(super) fn changed_files(&self) -> Vec<PathBuf> {
+        let mut changed = Vec::new();
+        for (handle, told) in self.followed.all() {
+            let path = self.index.lock().path(handle.file);
+            let found = path.and_then(|path| {
+                let place = self.root().ok()?.place(&path, handle).ok()?;
+                Some((path, place.facts))
+            });
+            match found {
+                Some((path, facts)) if facts.ctime != told => {
+                    self.followed.told(handle.file, &facts);
+                    changed.push(path);
+                }
+                Some(_) => {}
+                None => self.followed.forget(handle.file),
+            }
+        }
+        changed
+    }
+
+    /// The guest has changed a file: its directory is not changed by anybody else.
+    pub(super) fn own_change(&self, file: FileId, before: &Facts, after: Option<&Facts>) {
+        if let Some(dir) = self.index.lock().parent(file) {
+            self.marks.own(dir, Some(before), after);
+        }
     }
 
     /// Notes a file that a search has found, and the directories above it.

@@ -94,6 +94,15 @@ impl Facts {
         }
     }
 
+    /// Puts the mark of a directory into its time of change ([`marks`](super::marks)).
+    pub(super) fn marked(mut self, mark: u32) -> Self {
+        if self.is_directory() {
+            let nanoseconds = u64::from(self.ctime.nanoseconds) + u64::from(mark);
+            self.ctime.nanoseconds = u32::try_from(nanoseconds % 1_000_000_000).unwrap_or_default();
+        }
+        self
+    }
+
     /// Writes it as `wcc_attr`: what the guest compares to see whether anybody else has changed the file.
     pub(super) fn write_before(&self, out: &mut Encoder) {
         out.long(self.size);

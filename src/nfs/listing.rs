@@ -119,6 +119,25 @@ fn piece(dir: BorrowedFd<'_>, into: &mut VecDeque<Name>) -> Result<(), Errno> {
     Ok(())
 }
 
+/// The names of a directory, a piece after the other.
+pub(super) struct Pieces<'f> {
+    dir: BorrowedFd<'f>,
+    names: VecDeque<Name>,
+}
+
+impl<'f> Pieces<'f> {
+    pub(super) fn of(dir: &'f File) -> Self {
+        Self { dir: dir.as_fd(), names: VecDeque::new() }
+    }
+
+    /// Reads the next piece; `None` at the end.
+    pub(super) fn next(&mut self) -> Result<Option<&VecDeque<Name>>, Errno> {
+        self.names.clear();
+        piece(self.dir, &mut self.names)?;
+        Ok((!self.names.is_empty()).then_some(&self.names))
+    }
+}
+
 /// Lists a directory without `.` and `..`; `None` if there are more names than that, or it cannot be read.
 pub(super) fn all(dir: BorrowedFd<'_>, limit: usize) -> Option<Vec<Name>> {
     let mut names = VecDeque::new();

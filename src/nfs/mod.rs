@@ -10,9 +10,11 @@ mod calls;
 mod connection;
 mod export;
 mod facts;
+mod followed;
 mod handle;
 mod index;
 mod listing;
+mod marks;
 mod mount;
 mod open_files;
 mod rpc;
@@ -25,6 +27,7 @@ mod xdr;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -107,7 +110,19 @@ impl Server {
         for export in self.exports.read().values() {
             export.files.close_all();
             export.listings.close();
+            export.followed.forget_all();
         }
+    }
+
+    /// Lists files that the guest has read lately and that the host has changed since the guest has asked for
+    /// their attributes: the number of the share, and the path beneath it. It looks at the disk.
+    pub fn changed_files(&self) -> Vec<(u64, PathBuf)> {
+        let exports: Vec<_> = self.exports.read().values().map(Arc::clone).collect();
+        let changed = |export: Arc<Export>| {
+            let number = export.number;
+            export.changed_files().into_iter().map(move |path| (number, path))
+        };
+        exports.into_iter().flat_map(changed).collect()
     }
 
     /// Serves a connection from this port of the guest to its end. Every user of the guest can connect, and can
@@ -138,6 +153,16 @@ impl Server {
             Err((id, why)) => rpc::refused(id, why),
         };
         Some(reply.0)
+    }
+
+    /// Does the same for a call that can be carried out without waiting for anything: to hand it to another
+    /// thread and back takes longer than to read a page. `None` for others.
+    pub(super) fn answer_at_once(&self, message: &[u8]) -> Option<Vec<u8>> {
+        let call = Call::read(message).ok()?.ok()?;
+        match call.program {
+            calls::PROGRAM => Some(calls::read_at_once(self, call)?.0),
+            _ => None,
+        }
     }
 
     fn carry_out(&self, call: Call<'_>) -> Result<xdr::Encoder, Refused> {

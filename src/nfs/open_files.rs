@@ -30,6 +30,7 @@ struct OpenFile {
     id: FileId,
     what: For,
     file: Arc<File>,
+    is_local: bool,
 }
 
 impl OpenFiles {
@@ -44,15 +45,22 @@ impl OpenFiles {
         Some(file)
     }
 
+    /// Returns a file that is open for reading, if it is on a disk of the host: others answer when they like.
+    pub(super) fn get_local(&self, id: FileId) -> Option<Arc<File>> {
+        let is_local = self.0.lock().iter().any(|file| file.id == id && file.is_local);
+        is_local.then(|| self.get(id, For::Reading))?
+    }
+
     /// Keeps an open file. The one that was used the longest ago is closed instead.
     pub(super) fn keep(&self, id: FileId, what: For, file: File) -> Arc<File> {
+        let is_local = is_local(&file);
         let file = Arc::new(file);
         let mut open = self.0.lock();
         open.retain(|old| old.id != id);
         if open.len() >= MOST {
             open.remove(0);
         }
-        open.push(OpenFile { id, what, file: Arc::clone(&file) });
+        open.push(OpenFile { id, what, file: Arc::clone(&file), is_local });
         file
     }
 
@@ -63,6 +71,13 @@ impl OpenFiles {
     pub(super) fn close_all(&self) {
         self.0.lock().clear();
     }
+}
+
+/// File systems that have what they have said in memory, and do not ask anybody: ext4, XFS, btrfs, F2FS, tmpfs.
+const LOCAL: [i64; 5] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010, 0x0102_1994];
+
+fn is_local(file: &File) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|stat| LOCAL.contains(&stat.f_type))
 }
 
 /// Opens a regular file.

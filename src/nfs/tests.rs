@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -14,8 +15,11 @@ use super::{Export, LONGEST_IO, Server, calls, mount};
 
 const KEY: super::Key = [3; 32];
 const NUMBER: u64 = 77;
+/// Calls have numbers of their own.
+static LAST_ID: AtomicU32 = AtomicU32::new(1000);
 
 mod bad_input;
+mod changes;
 
 /// A server with one share, and who asks it.
 struct Client {
@@ -58,10 +62,13 @@ impl Client {
     }
 
     fn raw(&self, program: u32, procedure: u32, arguments: &[u8]) -> Vec<u8> {
-        let reply = self.server.answer(&message(program, procedure, self.uid, arguments)).unwrap();
+        let mut call = message(program, procedure, self.uid, arguments);
+        let id = LAST_ID.fetch_add(1, Ordering::Relaxed);
+        call[..4].copy_from_slice(&id.to_be_bytes());
+        let reply = self.server.answer(&call).unwrap();
         let mut rest = Decoder::new(&reply);
         let head: Vec<u32> = (0..6).map(|_| rest.word().unwrap()).collect();
-        assert_eq!(head, [9, 1, 0, 0, 0, 0], "procedure {procedure}");
+        assert_eq!(head, [id, 1, 0, 0, 0, 0], "procedure {procedure}");
         reply[24..].to_vec()
     }
 

@@ -1,8 +1,9 @@
 //! `shares/`: directories of the host in the guest, in all that happens to a VM.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, symlink};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::json;
@@ -72,6 +73,7 @@ fn both_sides_see_what_the_other_writes() {
     let said = aq.exec("vm1", script);
     assert_eq!(said, "2000\n1\nmknod: dev: Operation not permitted\nfifo");
     assert_eq!(fs::metadata(source.join("a")).unwrap().uid(), file.uid());
+    what_the_host_changes_is_seen(&aq, &source);
     // 8 MiB both ways, through the guest's memory and past it.
     let script = "cd /mnt/src && dd if=/dev/urandom of=big bs=1M count=8 2>/dev/null && sha256sum < big \
         && dd if=big bs=64k iflag=direct 2>/dev/null | sha256sum && echo 3 > /proc/sys/vm/drop_caches \
@@ -79,6 +81,28 @@ fn both_sides_see_what_the_other_writes() {
     let said = aq.exec("vm1", script);
     let ours = aq.sh("sha256sum < \"$SCRATCH/src/big\"").ok();
     assert!(said.lines().all(|line| line == ours), "{said}, {ours}");
+}
+
+/// By who has the file open, and by who asks for it by its name; much sooner than what the guest's kernel knows
+/// expires.
+fn what_the_host_changes_is_seen(aq: &Mounted, source: &Path) {
+    let at = source.to_owned();
+    for name in ["open", "named"] {
+        fs::write(at.join(name), "one\n").expect("the file");
+    }
+    let host = std::thread::spawn(move || {
+        eventually("the guest knows both", BOOT, || at.join("go").exists());
+        for name in ["open", "named"] {
+            let mut file = File::options().append(true).open(at.join(name)).expect("the file");
+            file.write_all(b"two\n").expect("the file");
+        }
+    });
+    let script = "cd /mnt/src; exec 3<open; read -r line <&3; stat -c %s named; : > go
+        read -r began _ < /proc/uptime; until read -r line <&3; do sleep 0.2; done
+        until [ $(stat -c %s named) = 8 ]; do sleep 0.2; done; read -r now _ < /proc/uptime
+        echo $line $((${now%.*} - ${began%.*} < 20)); rm open named go";
+    assert_eq!(aq.exec("vm1", script), "4\ntwo 1");
+    host.join().expect("the host");
 }
 
 #[test]

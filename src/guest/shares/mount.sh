@@ -59,6 +59,14 @@ has_cache() {
     esac
 }
 
+# The server tells by a directory what has changed in it, and opens files that the guest may have open when the
+# host has changed them. So the attributes of files may be remembered for longer than those of directories.
+cache_options() {
+    files=$cache
+    if [ "$cache" -gt 0 ] && [ "$cache" -lt 30 ]; then files=30; fi
+    echo "acdirmin=$cache,acdirmax=$cache,acregmin=$files,acregmax=$files"
+}
+
 has_client() {
     while read -r one two; do
         case "$one $two" in 'nodev nfs') return ;; esac
@@ -84,7 +92,7 @@ put() {
         echo "no: its kernel has no NFS client (\`modprobe nfs\` finds none); it needs a kernel with the module nfs"
         return
     fi
-    options=$mode,nosuid,nodev,$fixed,actimeo=$cache
+    options=$mode,nosuid,nodev,$fixed,$(cache_options)
     if said=$(mount -i -t nfs -o "$options" "$address:$from" "$path" 2>&1); then
         echo ok
     else

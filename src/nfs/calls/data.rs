@@ -5,13 +5,17 @@
 //! every close of a small file, and would wait for the disk at each (`doc/adr/0032-shares.md`).
 
 use std::fs::File;
+use std::io::IoSliceMut;
 use std::os::unix::fs::FileExt;
+
+use rustix::io::{ReadWriteFlags, preadv2};
 
 use super::{Request, Want};
 use crate::nfs::LONGEST_IO;
 use crate::nfs::attributes::Changes;
 use crate::nfs::export::{Export, FileId};
 use crate::nfs::facts::{Facts, Time};
+use crate::nfs::handle::Handle;
 use crate::nfs::open_files::For;
 use crate::nfs::status::{Fault, Status};
 use crate::nfs::xdr::{Decoder, Encoder};
@@ -28,7 +32,8 @@ pub(super) fn setattr(
         return Err(changes.refusal().into());
     }
     export.may_write()?;
-    let Time { seconds, nanoseconds } = place.facts.ctime;
+    let shown = place.facts.clone().marked(export.marks.known(place.handle.file));
+    let Time { seconds, nanoseconds } = shown.ctime;
     if guard.is_some_and(|ctime| ctime != (seconds, nanoseconds)) {
         return Err(Status::NotSynchronized.into());
     }
@@ -38,6 +43,8 @@ pub(super) fn setattr(
     }
     changes.apply_mode(&place.fd, &place.facts)?;
     changes.apply_times(&place.fd)?;
+    let after = Facts::of(&place.fd).ok();
+    export.own_change(place.handle.file, &place.facts, after.as_ref());
     request.changed(out, &export, &place);
     Ok(())
 }
@@ -50,17 +57,47 @@ pub(super) fn read(
     let (export, handle) = request.handle(rest)?;
     let (offset, count) = (rest.long()?, rest.word()?.min(LONGEST_IO));
     let file = request.file(&export, &handle, For::Reading)?;
-    let facts = Facts::of(&*file)?;
+    read_file(request, out, (&export, &handle), &file, (offset, count), read_at)
+}
+
+/// The longest read that is carried out by a thread that has other things to do.
+const LONGEST_AT_ONCE: u32 = 64 << 10;
+
+/// Does the same if the file is open and the bytes are in the host's page cache.
+pub(super) fn read_at_once(
+    request: &Request<'_>,
+    rest: &mut Decoder<'_>,
+    out: &mut Encoder,
+) -> Result<(), Fault> {
+    let (export, handle) = request.handle(rest)?;
+    let (offset, count) = (rest.long()?, rest.word()?);
+    let file = export.files.get_local(handle.file).ok_or(Status::Io)?;
+    if count > LONGEST_AT_ONCE {
+        return Err(Status::Io.into());
+    }
+    read_file(request, out, (&export, &handle), &file, (offset, count), cached_at)
+}
+
+fn read_file(
+    request: &Request<'_>,
+    out: &mut Encoder,
+    (export, handle): (&Export, &Handle),
+    file: &File,
+    (offset, count): (u64, u32),
+    read_at: fn(&File, &mut [u8], u64) -> Result<usize, Fault>,
+) -> Result<(), Fault> {
+    let facts = Facts::of(file)?;
     if request.admit(&facts, Want::Read).is_err() {
         // Programs are read by who may only execute them.
         request.admit(&facts, Want::Search)?;
     }
-    request.after(out, &export, handle.file, Some(&facts));
+    export.followed.reads(handle, &facts);
+    request.after(out, export, handle.file, Some(&facts));
     let head = out.len();
     out.words(&[0, 0, 0]);
     let begin = out.len();
     out.0.resize(begin + count as usize, 0);
-    let read = read_at(&file, &mut out.0[begin..], offset)?;
+    let read = read_at(file, &mut out.0[begin..], offset)?;
     out.0.truncate(begin + read);
     out.pad(read);
     let count = u32::try_from(read).map_err(|_| Status::Io)?;
@@ -84,6 +121,16 @@ fn read_at(file: &File, into: &mut [u8], offset: u64) -> Result<usize, Fault> {
         }
     }
     Ok(read)
+}
+
+/// Does the same, and fails where that would wait for a disk. Fewer bytes may be the end of the file
+/// or what is there of them: that is found out elsewhere.
+fn cached_at(file: &File, into: &mut [u8], offset: u64) -> Result<usize, Fault> {
+    let whole = into.len();
+    match preadv2(file, &mut [IoSliceMut::new(into)], offset, ReadWriteFlags::NOWAIT)? {
+        read if read == whole => Ok(read),
+        _ => Err(Status::Io.into()),
+    }
 }
 
 /// A write is stable when it is answered: so the guest is told, if it wanted that.
@@ -138,5 +185,7 @@ fn written(
 ) {
     out.flag(true);
     before.write_before(out);
-    request.after(out, export, id, Facts::of(file).ok().as_ref());
+    let after = Facts::of(file).ok();
+    export.own_change(id, before, after.as_ref());
+    request.after(out, export, id, after.as_ref());
 }

@@ -5,9 +5,11 @@ use rustix::fs::{Access, AtFlags, CWD, FileType, accessat, fstatvfs, readlinkat}
 use super::{Request, Want};
 use crate::nfs::LONGEST_IO;
 use crate::nfs::beneath::{checked, link};
-use crate::nfs::export::Place;
+use crate::nfs::export::{Export, Place};
 use crate::nfs::facts::Facts;
-use crate::nfs::status::Fault;
+use crate::nfs::handle::Handle;
+use crate::nfs::marks;
+use crate::nfs::status::{Fault, Status};
 use crate::nfs::xdr::{Decoder, Encoder};
 
 pub(super) fn getattr(
@@ -20,10 +22,19 @@ pub(super) fn getattr(
     let open = export.files.get(handle.file, crate::nfs::open_files::For::Reading);
     let facts = match open {
         Some(file) => Facts::of(&*file)?,
-        None => export.find(&handle)?.facts,
+        None => found(&export, &handle)?,
     };
     request.attributes(out, &export, handle.file, &facts);
     Ok(())
+}
+
+/// Finds a file; a directory with what has changed in it.
+fn found(export: &Export, handle: &Handle) -> Result<Facts, Status> {
+    let place = export.find(handle)?;
+    if place.facts.is_directory() {
+        export.marks.look(&place, marks::ASKED);
+    }
+    Ok(place.facts)
 }
 
 pub(super) fn lookup(

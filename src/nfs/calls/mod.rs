@@ -15,6 +15,7 @@ use super::Server;
 use super::export::{Export, FileId, Place};
 use super::facts::{Facts, Identity};
 use super::handle::{Handle, LONGEST};
+use super::marks;
 use super::open_files::{self, For};
 use super::rpc::{Call, Caller, Refused, accepted};
 use super::status::{Fault, Status};
@@ -22,6 +23,7 @@ use super::xdr::{Decoder, Encoder};
 
 pub(super) const PROGRAM: u32 = 100_003;
 const VERSION: u32 = 3;
+const READ: u32 = 6;
 
 /// The longest name that is read: longer ones than a file can have get an answer of their own.
 const LONGEST_NAME: usize = 4096;
@@ -83,6 +85,18 @@ pub(super) fn carry_out(server: &Server, mut call: Call<'_>) -> Result<Encoder, 
     }
 }
 
+/// Carries out a READ of a file that is open, from the host's page cache.
+pub(super) fn read_at_once(server: &Server, mut call: Call<'_>) -> Option<Encoder> {
+    if (call.version, call.procedure) != (VERSION, READ) {
+        return None;
+    }
+    let request = Request { server, caller: call.caller, who: *server.who.read() };
+    let mut reply = accepted(call.id);
+    reply.word(0);
+    data::read_at_once(&request, &mut call.arguments, &mut reply).ok()?;
+    Some(reply)
+}
+
 /// One call: who calls whom.
 struct Request<'s> {
     server: &'s Server,
@@ -111,6 +125,9 @@ impl Request<'_> {
     fn place(&self, rest: &mut Decoder<'_>) -> Result<(Arc<Export>, Place), Fault> {
         let (export, handle) = self.handle(rest)?;
         let place = export.find(&handle)?;
+        if place.facts.is_directory() {
+            export.marks.look(&place, marks::BESIDE);
+        }
         Ok((export, place))
     }
 
@@ -164,6 +181,11 @@ impl Request<'_> {
 
     /// Writes attributes.
     fn attributes(&self, out: &mut Encoder, export: &Export, file: FileId, facts: &Facts) {
+        export.followed.told(file, facts);
+        self.marked(out, export, file, &facts.clone().marked(export.marks.known(file)));
+    }
+
+    fn marked(&self, out: &mut Encoder, export: &Export, file: FileId, facts: &Facts) {
         facts.write(out, &self.who, export.number, export.number_of(file));
     }
 
@@ -175,12 +197,19 @@ impl Request<'_> {
         }
     }
 
-    /// Writes what a directory was before a call and is after it (`wcc_data`).
+    /// Writes what a directory was before a call and is after it (`wcc_data`): with the same mark, as the guest
+    /// takes what differs for its own doing.
     fn changed(&self, out: &mut Encoder, export: &Export, dir: &Place) {
+        let file = dir.handle.file;
+        let mark = export.marks.known(file);
         out.flag(true);
-        dir.facts.write_before(out);
+        dir.facts.clone().marked(mark).write_before(out);
         let after = Facts::of(&dir.fd).ok();
-        self.after(out, export, dir.handle.file, after.as_ref());
+        out.flag(after.is_some());
+        if let Some(after) = after {
+            export.followed.told(file, &after);
+            self.marked(out, export, file, &after.marked(mark));
+        }
     }
 
     /// Writes the handle of a file (`post_op_fh3`).

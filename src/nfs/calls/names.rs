@@ -113,6 +113,7 @@ fn created(
     changes.apply_mode(&file, &Facts::of(&file)?)?;
     changes.apply_times(&file)?;
     let facts = Facts::of(&file)?;
+    export.marks.own(dir.handle.file, None, Some(&facts));
     let id = export.handle(dir, name, &facts).file;
     export.files.keep(id, For::Writing, file);
     Ok(facts)
@@ -132,7 +133,9 @@ fn existing(
             let handle = export.handle(dir, name, &facts);
             let file = request.file(export, &handle, For::Writing)?;
             changes.apply_size(&file)?;
-            Ok(Facts::of(fd)?)
+            let after = Facts::of(fd)?;
+            export.marks.own(dir.handle.file, Some(&facts), Some(&after));
+            Ok(after)
         }
         How::Unchecked(_) if is_file => Ok(facts),
         How::Exclusive(mark) if [facts.atime.seconds, facts.mtime.seconds] == *mark && is_file => {
@@ -176,6 +179,7 @@ pub(super) fn symlink(
     }
     symlinkat(OsStr::from_bytes(text), &dir.fd, name)?;
     let facts = finished(&dir, name, &changes)?;
+    export.marks.own(dir.handle.file, None, Some(&facts));
     made(request, out, (&export, &dir), (name, &facts));
     Ok(())
 }
@@ -196,6 +200,7 @@ pub(super) fn mknod(
     let changes = Changes::read(rest)?;
     mknodat(&dir.fd, name, kind, Mode::from_raw_mode(0o600), 0)?;
     let facts = finished(&dir, name, &changes)?;
+    export.marks.own(dir.handle.file, None, Some(&facts));
     made(request, out, (&export, &dir), (name, &facts));
     Ok(())
 }
@@ -225,6 +230,7 @@ fn unlink(
     let (export, dir, name) = target(request, rest)?;
     let (_, facts) = dir.child(name)?;
     unlinkat(&dir.fd, name, flags)?;
+    export.marks.own(dir.handle.file, Some(&facts), None);
     forget(&export, &dir, &facts);
     request.changed(out, &export, &dir);
     Ok(())
@@ -249,9 +255,11 @@ pub(super) fn rename(
     if other.number != export.number {
         return Err(Status::CrossDevice.into());
     }
-    let (_, facts) = from.child(old)?;
+    let (fd, facts) = from.child(old)?;
     let replaced = to.child(new).ok().map(|(_, facts)| facts);
     renameat(&from.fd, old, &to.fd, new)?;
+    export.marks.own(from.handle.file, Some(&facts), None);
+    export.marks.own(to.handle.file, replaced.as_ref(), Facts::of(fd).ok().as_ref());
     if let Some(replaced) = replaced
         && (replaced.device, replaced.inode) != (facts.device, facts.inode)
     {
@@ -278,6 +286,8 @@ pub(super) fn link(
     }
     linkat(CWD, path_of(&file.fd), dir.fd.as_fd(), name, AtFlags::SYMLINK_FOLLOW)?;
     let facts = Facts::of(&file.fd)?;
+    export.own_change(file.handle.file, &file.facts, Some(&facts));
+    export.marks.own(dir.handle.file, None, Some(&facts));
     request.after(out, &export, file.handle.file, Some(&facts));
     request.changed(out, &export, &dir);
     Ok(())

@@ -52,6 +52,8 @@ pub struct Mount {
 pub trait FilePort: fmt::Debug + Send + Sync {
     /// Has the guest mount these directories from the port and no others; says for each why it is not mounted.
     async fn mount(&self, mounts: &[Mount]) -> Result<Vec<Result<(), String>>, BackendError>;
+    /// Has the guest ask for the attributes of these of its files, which the host has changed.
+    async fn look_again(&self, paths: &[String]) -> Result<(), BackendError>;
     /// Resolves when the port is lost.
     async fn closed(&self);
 }

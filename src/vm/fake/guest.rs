@@ -145,6 +145,10 @@ impl FilePort for FakePortOfFiles {
         Ok(mounts.iter().map(|_| Ok(())).collect())
     }
 
+    async fn look_again(&self, _paths: &[String]) -> Result<(), BackendError> {
+        Ok(())
+    }
+
     async fn closed(&self) {
         std::future::pending::<()>().await;
     }

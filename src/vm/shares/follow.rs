@@ -1,6 +1,7 @@
 //! Getting a VM's shares into its guest, and keeping them there: for each connection to the guest, however the
 //! guest has come to be what it is.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ const MOUNTED_TIMEOUT: Duration = Duration::from_secs(20);
 /// After how long what has failed is tried again: the first time, and at the most.
 const RETRY: Duration = Duration::from_secs(2);
 const LONGEST_RETRY: Duration = Duration::from_secs(60);
+/// How often files that the guest reads are looked at: a program of the host can change them without an event.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A guest that has its shares as long as this lives.
 #[derive(Debug)]
@@ -108,6 +111,7 @@ impl Follower {
             tokio::select! {
                 () = port.closed() => return,
                 _ = changes.changed() => {}
+                never = self.tell_changes(port) => match never {},
                 () = sleep(self.pause), if !all_well => {
                     self.pause = (self.pause * 2).min(LONGEST_RETRY);
                 }
@@ -134,6 +138,20 @@ impl Follower {
         let all_well = failure.is_none();
         self.report(failure);
         Ok((is_empty, all_well))
+    }
+
+    /// Has the guest look at files that it reads when the host has changed them.
+    async fn tell_changes(&self, port: &dyn FilePort) -> Infallible {
+        loop {
+            sleep(LOOK).await;
+            let shares = Arc::clone(&self.shares);
+            let looked = tokio::task::spawn_blocking(move || shares.changed_files()).await;
+            let changed = looked.unwrap_or_default();
+            if !changed.is_empty() {
+                // A guest that does not answer loses its port, which is noticed elsewhere.
+                drop(port.look_again(&changed).await);
+            }
+        }
     }
 
     fn failed(&self, error: &BackendError) {

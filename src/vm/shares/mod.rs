@@ -275,6 +275,18 @@ impl Inner {
         mounts
     }
 
+    /// Lists files that the guest reads and the host has changed, by their paths in the guest.
+    fn changed_files(&self) -> Vec<String> {
+        let changed = self.server.changed_files();
+        let shares = self.state.lock().stored.shares.clone();
+        let path = |(number, path): (u64, PathBuf)| {
+            let (name, share) = shares.iter().find(|(_, share)| share.number == number)?;
+            // In a script there are no other names.
+            Some(format!("{}/{}", share.mount(name).target, path.to_str()?))
+        };
+        changed.into_iter().filter_map(path).collect()
+    }
+
     fn note(&self, name: &str, outcome: Result<(), String>) {
         self.state.lock().outcomes.insert(name.to_owned(), outcome);
     }
