@@ -4,6 +4,8 @@
 //! Which values are names is known by what they are called on the command line: `VM`, `IMAGE`,
 //! `TAG`.
 
+mod in_guests;
+
 use std::ffi::OsStr;
 use std::io::{self, Write};
 
@@ -11,12 +13,15 @@ use clap::{Arg, CommandFactory};
 use clap_complete::engine::{
     ArgValueCompleter, CompletionCandidate, PathCompleter, ValueCompleter,
 };
-use clap_complete::env::{Bash, EnvCompleter, Fish, Zsh};
+use clap_complete::env::{EnvCompleter, Fish, Zsh};
 
 use super::Failure;
 use super::files::{Tree, Vm};
 use crate::cli::{Cli, Shell};
 use crate::daemon;
+
+/// clap_complete's own script hands on the words of bash, for which a colon is one.
+const BASH: &str = include_str!("complete/bash.sh");
 
 /// Answers a shell that asks for completions, and says so; does nothing otherwise.
 pub fn complete() {
@@ -34,7 +39,7 @@ pub fn print(shell: Shell) -> Result<(), Failure> {
 
 fn script(shell: Shell) -> io::Result<Vec<u8>> {
     let completer: &dyn EnvCompleter = match shell {
-        Shell::Bash => &Bash,
+        Shell::Bash => return Ok(BASH.as_bytes().to_vec()),
         Shell::Zsh => &Zsh,
         Shell::Fish => &Fish,
     };
@@ -64,6 +69,8 @@ fn offering(arg: Arg, wanted: Wanted) -> Arg {
             let names =
                 |tree: &Tree| vms(tree, Wanted::On).iter().map(|n| format!("{n}:")).collect();
             let mut offered = offer(word, names);
+            let of_guests = |tree: &Tree| in_guests::paths(tree, &word.to_string_lossy());
+            offered.extend(offer(word, of_guests));
             offered.extend(PathCompleter::any().complete(word));
             offered
         })),
@@ -135,6 +142,31 @@ mod tests {
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
             let script = String::from_utf8(script(shell).unwrap()).unwrap();
             assert!(script.contains("COMPLETE") && script.contains("aq"), "{shell:?}: {script}");
+        }
+    }
+
+    #[test]
+    fn bash_has_one_word_around_a_colon_and_gets_what_it_replaces() {
+        let set_up = "compopt() { :; }; complete() { :; }
+            aq() { shift; echo \"$_CLAP_COMPLETE_INDEX\" \"${@: -1}\" >&2; printf 'vm1:/etc/\\013vm1:/etc2'; }
+            t() { COMP_LINE=$1 COMP_POINT=${#1}; shift; COMP_WORDS=(\"$@\"); COMP_CWORD=$(($#-1)); COMP_TYPE=9
+                _aq_complete; echo \"${COMPREPLY[*]}\"; }
+            COMP_WORDBREAKS=$' \\t\\n\"\\'><=;|&(:'";
+        let said = |typed: &str| {
+            let script = format!("{BASH}\n{set_up}\n{typed}").replace("\ncomplete -o", "\n: -o");
+            let done = std::process::Command::new("bash").arg("-c").arg(script).output().unwrap();
+            [done.stderr, done.stdout]
+                .map(|text| String::from_utf8(text).unwrap().trim().to_owned())
+        };
+        for (typed, asked, replaced) in [
+            ("t 'aq cp vm1:/et' aq cp vm1 : /et", "2 vm1:/et", "/etc/ /etc2"),
+            ("t 'aq cp vm1:' aq cp vm1 :", "2 vm1:", "/etc/ /etc2"),
+            ("t 'aq cp  a  v' aq cp a v", "3 v", "vm1:/etc/ vm1:/etc2"),
+            ("t 'aq cp vm1: /x' aq cp vm1 : /x", "3 /x", "vm1:/etc/ vm1:/etc2"),
+            ("t 'aq cp vm1:a ' aq cp vm1 : a ''", "3", "vm1:/etc/ vm1:/etc2"),
+            ("t 'aq new --cpus=v' aq new --cpus = v", "2 --cpus=v", "vm1:/etc/ vm1:/etc2"),
+        ] {
+            assert_eq!(said(typed), [asked, replaced], "{typed}");
         }
     }
 }
