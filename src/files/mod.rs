@@ -37,6 +37,8 @@ use crate::vm::{Vm, VmId};
 
 /// The bits of a mode that are permissions.
 pub(crate) const PERMISSIONS: u32 = 0o7777;
+/// Bytes that a guest copies at a time: its server does nothing else meanwhile.
+const LONGEST_COPY: u64 = 16 << 20;
 /// What Linux has. A server has no word for it.
 const LONGEST_NAME: usize = 255;
 /// Names that are read of one directory.
@@ -400,6 +402,35 @@ impl GuestFileSystem {
         let _changing = self.siblings.changing(open.vm);
         let written = open.write(&remote, offset, bytes).await;
         self.explain(&open, written).await
+    }
+
+    /// Has a guest copy bytes from one file to another, so that they do not travel twice; returns how many.
+    ///
+    /// # Errors
+    /// [`FileError::Unsupported`] where the bytes have to be read and written.
+    pub(crate) async fn copy(
+        &self,
+        (from, offset): (u64, u64),
+        (to, at): (u64, u64),
+        length: u64,
+    ) -> Result<u64> {
+        let (from, to) = (self.opened(from)?, self.opened(to)?);
+        let remotes = (self.remote(&from).await?, self.remote(&to).await?);
+        if from.id == to.id || !Arc::ptr_eq(&remotes.0.files, &remotes.1.files) {
+            return Err(FileError::Unsupported.into());
+        }
+        let size = from.attr(&remotes.0).await?.size;
+        let length = size.saturating_sub(offset).min(length).min(LONGEST_COPY);
+        if length == 0 {
+            return Ok(0);
+        }
+        self.forget_reads(to.id);
+        let _changing = self.siblings.changing(to.vm);
+        let copied = to.copy(&remotes.1, (&remotes.0, offset), (at, length)).await;
+        match self.explain(&to, copied).await {
+            Err(FileSystemError::Guest(FileError::Failed)) => Err(FileError::Unsupported.into()),
+            done => done.map(|()| length),
+        }
     }
 
     pub(crate) async fn flush(&self, handle: u64) -> Result<()> {

@@ -139,6 +139,20 @@ impl OpenedFile {
         Ok(())
     }
 
+    /// Has the guest copy bytes into it from another file of its own.
+    pub(super) async fn copy(
+        &self,
+        remote: &Remote,
+        (from, offset): (&Remote, u64),
+        (at, length): (u64, u64),
+    ) -> Result<()> {
+        if let Some(failure) = self.failure.lock().clone() {
+            return Err(failure.into());
+        }
+        self.is_unsynced.store(true, Ordering::Relaxed);
+        Ok(from.file.copy(offset, length, &*remote.file, at).await?)
+    }
+
     fn follow(&self, answers: Vec<FileAnswer<()>>, permit: OwnedSemaphorePermit) {
         let (failure, under_way) = (Arc::clone(&self.failure), self.under_way.clone());
         under_way.send_modify(|count| *count += 1);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::common::{Mounted, proc};
+use crate::common::{BOOT, Mounted, proc};
 
 /// Programs that work on files: each line's output is what comes after `=>`.
 const PROGRAMS: &str = r#"
@@ -239,6 +239,31 @@ fn files_outlast_pauses_restarts_renames_and_daemons() {
     proc::kill(aq.qemus()[0], Signal::KILL);
     aq.wait_for_status("vm2", "failed");
     assert!(aq.sh("ls vm2/fs/").failed().contains("Host is down"));
+}
+
+#[test]
+fn copies_within_a_guest_are_whole() {
+    let aq = Mounted::booted();
+    // What is on its way is in it; a range within one file, and a copy to another VM, go by the host.
+    let script = "F=vm1/fs/root; head -c 40000001 /dev/urandom > $SCRATCH/big; cp $SCRATCH/big $F/a
+        cp $F/a $F/b; cmp $F/b $SCRATCH/big; : > $F/none; cp $F/none $F/none2; stat -c %s $F/none2
+        printf 12345678 > $F/c; exec 3<> $F/c; python3 -c '
+import os; f = os.open(\"/proc/self/fd/3\", os.O_RDWR)
+print(os.copy_file_range(f, f, 3, 0, 5))
+g = os.open(os.environ[\"AQ_MOUNT\"] + \"/vm1/fs/root/d\", os.O_RDWR | os.O_CREAT)
+os.write(g, b\"abc\")
+print(os.copy_file_range(g, f, 3, 0, 5), os.copy_file_range(f, g, 99, 6, 3))
+'; cat $F/c; echo; cat $F/d; echo; mkdir vm2; echo start > vm2/ctl; cat vm2/ready > /dev/null
+        cp $F/b vm2/fs/root/b; cmp vm2/fs/root/b $SCRATCH/big";
+    let said = aq.sh_within(script, BOOT * 4).ok();
+    assert_eq!(said, "0\n3\n3 2\n12345abc\nabcbc");
+    // The command line offers the guest's names.
+    let request = "COMPLETE=bash _CLAP_IFS=' ' _CLAP_COMPLETE_INDEX=2 aq -- aq cp";
+    for (typed, offered) in [("vm1:/roo", "vm1:/root/"), ("vm1:none", "vm1:none vm1:none2")] {
+        assert_eq!(aq.cli(&format!("{request} {typed}")).ok(), offered);
+    }
+    let sums = aq.exec("vm1", "cd /root; cat a | cmp - b && echo same");
+    assert_eq!(sums, "same");
 }
 
 #[test]

@@ -43,6 +43,7 @@ struct Extensions {
     fsync: bool,
     limits: bool,
     lsetstat: bool,
+    copy_data: bool,
 }
 
 impl Extensions {
@@ -55,6 +56,7 @@ impl Extensions {
             fsync: has("fsync@openssh.com"),
             limits: has("limits@openssh.com"),
             lsetstat: has("lsetstat@openssh.com"),
+            copy_data: has("copy-data"),
         }
     }
 }
@@ -194,10 +196,10 @@ impl GuestFiles for Sftp {
         let opened = self
             .conversation
             .request(|id| Packet::new(kind::OPEN, id).bytes(path).u32(flags(how)).change(&change));
-        let (conversation, has_fsync) = (Arc::clone(&self.conversation), self.extensions.fsync);
+        let (conversation, extensions) = (Arc::clone(&self.conversation), self.extensions);
         async move {
             let handle = handle(opened.await?, &conversation)?;
-            Ok(Box::new(SftpFile { handle, has_fsync }) as Box<dyn GuestFile>)
+            Ok(Box::new(SftpFile { handle, extensions }) as Box<dyn GuestFile>)
         }
         .boxed()
     }
@@ -247,7 +249,7 @@ impl GuestFiles for Sftp {
 #[derive(Debug)]
 struct SftpFile {
     handle: Handle,
-    has_fsync: bool,
+    extensions: Extensions,
 }
 
 impl GuestFile for SftpFile {
@@ -271,12 +273,29 @@ impl GuestFile for SftpFile {
     }
 
     fn sync(&self) -> FileAnswer<()> {
-        if !self.has_fsync {
+        if !self.extensions.fsync {
             return refuse(FileError::Unsupported);
         }
         let Handle { bytes, conversation } = &self.handle;
         let asked = |id| Packet::extended(id, "fsync@openssh.com").bytes(bytes);
         conversation.request_sync(asked).map(|reply| done(&reply?)).boxed()
+    }
+
+    fn copy(&self, offset: u64, length: u64, to: &dyn GuestFile, at: u64) -> FileAnswer<()> {
+        // A length of 0 would be the rest of the file.
+        if !self.extensions.copy_data || length == 0 {
+            return refuse(FileError::Unsupported);
+        }
+        let Handle { bytes, conversation } = &self.handle;
+        let asked = |id| {
+            let packet = Packet::extended(id, "copy-data").bytes(bytes).u64(offset).u64(length);
+            packet.bytes(to.handle()).u64(at)
+        };
+        conversation.request_sync(asked).map(|reply| done(&reply?)).boxed()
+    }
+
+    fn handle(&self) -> &[u8] {
+        &self.handle.bytes
     }
 }
 

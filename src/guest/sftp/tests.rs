@@ -56,9 +56,13 @@ fn listing(names: &[&[u8]]) -> Vec<u8> {
 }
 
 async fn connected() -> (Sftp, Server) {
+    connected_with(&[]).await
+}
+
+async fn connected_with(extensions: &[&str]) -> (Sftp, Server) {
     let (ours, theirs) = tokio::io::duplex(1 << 20);
     let mut server = Server(theirs);
-    let (sftp, ()) = tokio::join!(Sftp::begin(ours, (), (0, 0)), server.greet(&[]));
+    let (sftp, ()) = tokio::join!(Sftp::begin(ours, (), (0, 0)), server.greet(extensions));
     (sftp.unwrap(), server)
 }
 
@@ -235,4 +239,26 @@ async fn a_server_that_is_none_says_so() {
     let (ours, theirs) = tokio::io::duplex(1024);
     drop(theirs);
     assert!(matches!(Sftp::begin(ours, (), (0, 0)).await, Err(FileError::Lost(_))));
+}
+
+#[tokio::test]
+async fn a_copy_names_both_files_and_stays_in_the_guest() {
+    let (sftp, mut server) = connected_with(&["copy-data"]).await;
+    let how = OpenFile { read: true, ..OpenFile::default() };
+    let mut files = Vec::new();
+    for handle in [b"from", b"into"] {
+        let open = sftp.open(b"/file", &how);
+        server.answer(kind::OPEN, kind::HANDLE, &string(handle)).await;
+        files.push(open.await.unwrap());
+    }
+    let copied = files[0].copy(3, 5, &*files[1], 7);
+    let asked = server.hear().await;
+    let numbers = |number: u8| [0, 0, 0, 0, 0, 0, 0, number];
+    let wanted = [string(b"copy-data"), string(b"from"), numbers(3).into(), numbers(5).into()];
+    let wanted = [wanted.concat(), string(b"into"), numbers(7).into()].concat();
+    assert_eq!(asked[5..], wanted);
+    server.say(&[&[kind::STATUS], &asked[1..5], &[0, 0, 0, 0]].concat()).await;
+    assert_eq!(copied.await, Ok(()));
+    // The whole rest of a file is never meant.
+    assert_eq!(files[0].copy(3, 0, &*files[1], 7).await, Err(FileError::Unsupported));
 }

@@ -174,6 +174,11 @@ pub trait GuestFile: fmt::Debug + Send + Sync {
     fn change(&self, change: &FileChange) -> FileAnswer<()>;
     /// Writes it to the guest's disk.
     fn sync(&self) -> FileAnswer<()>;
+    /// Copies bytes from it to a place in another file that is open on the same connection. Fewer are copied where
+    /// it ends.
+    fn copy(&self, offset: u64, length: u64, to: &dyn GuestFile, at: u64) -> FileAnswer<()>;
+    /// What the guest knows it by as long as it is open.
+    fn handle(&self) -> &[u8];
 }
 
 /// Why there are no files of a guest.
