@@ -17,6 +17,7 @@ mod listing;
 mod marks;
 mod mount;
 mod open_files;
+mod repeated;
 mod rpc;
 mod search;
 mod status;
@@ -38,6 +39,7 @@ use tokio::sync::Semaphore;
 pub use self::export::Export;
 use self::facts::Identity;
 pub use self::handle::Key;
+use self::repeated::Repeated;
 use self::rpc::{Call, Refused};
 
 /// The longest read or write.
@@ -55,6 +57,7 @@ pub struct Server {
     exports: RwLock<HashMap<u64, Arc<Export>>>,
     who: RwLock<Identity>,
     connections: Semaphore,
+    repeated: Repeated,
     /// Changes when written bytes may be lost that the guest takes to be written: with the host's boot.
     verifier: [u8; 8],
 }
@@ -79,6 +82,7 @@ impl Server {
             exports: RwLock::default(),
             who: RwLock::new(Identity::of_process((0, 0))),
             connections: Semaphore::new(MOST_CONNECTIONS),
+            repeated: Repeated::default(),
             verifier,
         }
     }
@@ -145,14 +149,14 @@ impl Server {
 
     /// Carries out a call and returns the reply; `None` if it is no call.
     pub fn answer(&self, message: &[u8]) -> Option<Vec<u8>> {
-        let reply = match Call::read(message).ok()? {
-            Ok(call) => {
-                let id = call.id;
-                self.carry_out(call).unwrap_or_else(|why| rpc::refused(id, why))
-            }
-            Err((id, why)) => rpc::refused(id, why),
+        let call = match Call::read(message).ok()? {
+            Ok(call) => call,
+            Err((id, why)) => return Some(rpc::refused(id, why).0),
         };
-        Some(reply.0)
+        let id = call.id;
+        let once = call.program == calls::PROGRAM && calls::is_about_names(call.procedure);
+        let carry_out = || self.carry_out(call).unwrap_or_else(|why| rpc::refused(id, why)).0;
+        Some(if once { self.repeated.answer(message, carry_out) } else { carry_out() })
     }
 
     /// Does the same for a call that can be carried out without waiting for anything: to hand it to another

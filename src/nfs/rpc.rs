@@ -93,6 +93,15 @@ pub(super) fn accepted(id: u32) -> Encoder {
     reply
 }
 
+/// Reads the first word of what a procedure has answered; `None` if the call was not carried out.
+pub(super) fn status_of(reply: &[u8]) -> Option<u32> {
+    let mut rest = Decoder::new(reply);
+    // As [`accepted`] begins a reply.
+    let head = [(); 6].map(|()| rest.word().ok());
+    let is_carried_out = head[1..] == [REPLY, 0, AUTH_NONE, 0, 0].map(Some);
+    if is_carried_out { rest.word().ok() } else { None }
+}
+
 /// Returns the whole reply to a call that was not.
 pub(super) fn refused(id: u32, why: Refused) -> Encoder {
     let mut reply = Encoder::default();

@@ -20,6 +20,7 @@ static LAST_ID: AtomicU32 = AtomicU32::new(1000);
 
 mod bad_input;
 mod changes;
+mod repeated;
 
 /// A server with one share, and who asks it.
 struct Client {

@@ -61,6 +61,12 @@ static PROCEDURES: [Procedure; 22] = [
     Procedure { absent: 2, run: data::commit },
 ];
 
+/// Says whether a procedure makes or removes names: done twice, it fails the second time.
+pub(super) fn is_about_names(procedure: u32) -> bool {
+    // From CREATE to LINK.
+    (8..=15).contains(&procedure)
+}
+
 pub(super) fn carry_out(server: &Server, mut call: Call<'_>) -> Result<Encoder, Refused> {
     if call.version != VERSION {
         return Err(Refused::OtherVersion(VERSION));
