@@ -169,7 +169,7 @@ impl Export {
                 Some((path, place.facts))
             });
             match found {
-                Some((path, facts)) if facts.ctime != told => {
+                Some((path, facts)) if told != Some(facts.ctime) => {
                     self.followed.told(handle.file, &facts);
                     changed.push(path);
                 }

@@ -12,6 +12,8 @@ use super::handle::Handle;
 
 /// Files of a share, at the most.
 const MOST: usize = 256;
+/// Of these the next guest is told in any case, as it may have them open.
+const MOST_DOUBTED: usize = 32;
 /// For how long after it was read.
 const FOLLOWED_FOR: Duration = Duration::from_secs(3600);
 
@@ -21,8 +23,8 @@ pub(super) struct Followed(Mutex<HashMap<FileId, Follow>>);
 #[derive(Clone, Copy, Debug)]
 struct Follow {
     handle: Handle,
-    /// The time of change that the guest was told.
-    told: Time,
+    /// The time of change that the guest was told; `None` if that is not known.
+    told: Option<Time>,
     read: Instant,
 }
 
@@ -34,14 +36,14 @@ impl Followed {
             let oldest = files.iter().min_by_key(|(_, follow)| follow.read).map(|(id, _)| *id);
             oldest.map(|id| files.remove(&id));
         }
-        let follow = Follow { handle: *handle, told: facts.ctime, read: Instant::now() };
+        let follow = Follow { handle: *handle, told: Some(facts.ctime), read: Instant::now() };
         files.insert(handle.file, follow);
     }
 
     /// The guest is told attributes.
     pub(super) fn told(&self, file: FileId, facts: &Facts) {
         if let Some(follow) = self.0.lock().get_mut(&file) {
-            follow.told = facts.ctime;
+            follow.told = Some(facts.ctime);
         }
     }
 
@@ -49,12 +51,19 @@ impl Followed {
         self.0.lock().remove(&file);
     }
 
-    pub(super) fn forget_all(&self) {
-        self.0.lock().clear();
+    /// What the guest knows of them is uncertain. Only those that were read last stay.
+    pub(super) fn doubt(&self) {
+        let mut files = self.0.lock();
+        let mut read: Vec<Instant> = files.values().map(|follow| follow.read).collect();
+        read.sort_unstable_by(|a, b| b.cmp(a));
+        if let Some(oldest) = read.get(MOST_DOUBTED) {
+            files.retain(|_, follow| follow.read > *oldest);
+        }
+        files.values_mut().for_each(|follow| follow.told = None);
     }
 
     /// Lists them, and which time of change the guest knows of each.
-    pub(super) fn all(&self) -> Vec<(Handle, Time)> {
+    pub(super) fn all(&self) -> Vec<(Handle, Option<Time>)> {
         let mut files = self.0.lock();
         files.retain(|_, follow| follow.read.elapsed() < FOLLOWED_FOR);
         files.values().map(|follow| (follow.handle, follow.told)).collect()

@@ -109,12 +109,14 @@ impl Server {
         }
     }
 
-    /// Closes all files: nobody is connected.
+    /// Closes all files: nobody is connected. The next guest may be one of the past, which has not heard what
+    /// this one was told, nor done what it did.
     pub fn close_files(&self) {
         for export in self.exports.read().values() {
             export.files.close_all();
             export.listings.close();
-            export.followed.forget_all();
+            export.followed.doubt();
+            export.marks.forget();
         }
     }
 

@@ -106,6 +106,21 @@ fn what_the_host_changes_is_seen(aq: &Mounted, source: &Path) {
 }
 
 #[test]
+fn a_restored_guest_sees_what_it_has_written_since() {
+    let (aq, source) = shared();
+    fs::write(source.join("file"), "1\n").expect("the file");
+    assert_eq!(aq.exec("vm1", "cd /mnt/src; cat file; stat -c %s file"), "1\n2");
+    aq.sh("mkdir vm1/snapshots/s; cat vm1/wait; until grep -q ok vm1/snapshots/s/status; do sleep 0.1; done")
+        .ok();
+    aq.exec("vm1", "echo more >> /mnt/src/file");
+    aq.sh("echo 'restore s' > vm1/ctl; cat vm1/wait").ok();
+    mounted(&aq, "vm1");
+    let script = "read -r began _ < /proc/uptime; until [ $(stat -c %s /mnt/src/file) = 7 ]; do sleep 0.2; done
+        read -r now _ < /proc/uptime; echo $((${now%.*} - ${began%.*} < 15))";
+    assert_eq!(aq.exec("vm1", script), "1");
+}
+
+#[test]
 fn nothing_leads_out_of_the_source() {
     let (aq, source) = shared();
     fs::write(aq.scratch().join("secret"), "secret").unwrap();

@@ -209,3 +209,26 @@ fn what_the_guest_changes_is_no_change_of_its_directory() {
     asked(&client, &root);
     assert_ne!(known(), mark);
 }
+
+#[test]
+fn a_guest_of_the_past_hears_of_what_it_does_not_know() {
+    let client = client();
+    let root = client.root();
+    for number in 0..40 {
+        fs::write(client.path(&number.to_string()), "1").unwrap();
+        let file = client.find(&number.to_string()).unwrap();
+        client.read(&file, 0, 9).unwrap();
+    }
+    let known = asked(&client, &root);
+    let file = client.find("0").unwrap();
+    client.write(&file, 0, b"22").unwrap();
+    assert_eq!(asked(&client, &root), known);
+    // It is restored to what it was before it wrote.
+    client.server.close_files();
+    assert_ne!(asked(&client, &root), known);
+    let mut told = client.server.changed_files();
+    assert_eq!(told.len(), 32);
+    told.retain(|(_, path)| path.as_path() == Path::new("39"));
+    assert_eq!(told.len(), 1, "what was read last");
+    assert_eq!(client.server.changed_files(), []);
+}
