@@ -37,6 +37,13 @@ pub(super) async fn create_overlay(
     run(what, &args).await
 }
 
+/// Makes an empty qcow2 image of `size` bytes.
+pub async fn create(disk: &Path, size: u64) -> Result<(), DiskError> {
+    let mut args = words(["create", "-q", "-f", "qcow2"]);
+    args.extend([disk.into(), size.to_string().into()]);
+    run("make the disk", &args).await
+}
+
 /// Gives a disk another size.
 pub async fn resize(disk: &Path, size: u64) -> Result<(), DiskError> {
     let args = words(["resize", "-q", &without_backing(disk), &size.to_string()]);

@@ -10,6 +10,7 @@ use crate::tree::TreeError;
 use crate::tree::verbs::VerbError;
 use crate::vm::VmError;
 use crate::vm::backend::{BackendError, FileError, NoFiles};
+use crate::vm::disks::DataDiskError;
 use crate::vm::files::FilesError;
 use crate::vm::job::JobError;
 use crate::vm::nets::NetError;
@@ -108,6 +109,7 @@ fn vm(error: &VmError) -> i32 {
         VmError::Job(error) => job(error),
         VmError::Share(error) => share(error),
         VmError::Net(error) => net(error),
+        VmError::Disk(error) => data_disk(error),
     }
 }
 
@@ -129,8 +131,37 @@ fn net(error: &NetError) -> i32 {
         NetError::Absent(_) => libc::ENOENT,
         NetError::Exists(_) => libc::EEXIST,
         NetError::HasMembers { .. } => libc::EBUSY,
-        NetError::Full { .. } | NetError::NoSubnet(_) => libc::ENOSPC,
+        NetError::Full { .. } | NetError::NoSubnet(_) | NetError::NoPort(_) => libc::ENOSPC,
         NetError::BadName(_) | NetError::Subnet { .. } | NetError::Overlaps { .. } => libc::EINVAL,
+    }
+}
+
+fn data_disk(error: &DataDiskError) -> i32 {
+    match error {
+        DataDiskError::Exists(_) => libc::EEXIST,
+        DataDiskError::Absent => libc::ENOENT,
+        DataDiskError::Full => libc::ENOSPC,
+        DataDiskError::SizeRange(_) => libc::ERANGE,
+        DataDiskError::Source { errno, .. } => ours(*errno),
+        DataDiskError::Starting
+        | DataDiskError::Suspended
+        | DataDiskError::Held(_)
+        | DataDiskError::Twice { .. }
+        | DataDiskError::SavesSource(_)
+        | DataDiskError::NoSnapshot(_)
+        | DataDiskError::Lacks { .. }
+        | DataDiskError::Elsewhere { .. } => libc::EBUSY,
+        DataDiskError::BadName(_)
+        | DataDiskError::NotASize(_)
+        | DataDiskError::Shrinks { .. }
+        | DataDiskError::HasSource(_)
+        | DataDiskError::IsOwn(_)
+        | DataDiskError::Relative(_)
+        | DataDiskError::NoFile(_)
+        | DataDiskError::Own { .. }
+        | DataDiskError::Format { .. }
+        | DataDiskError::Removed(_)
+        | DataDiskError::Serial(_) => libc::EINVAL,
     }
 }
 
@@ -198,6 +229,7 @@ fn backend(error: &BackendError) -> i32 {
         BackendError::QmpTimeout { .. } | BackendError::GuestTimeout { .. } => libc::ETIMEDOUT,
         BackendError::NoImage { .. } | BackendError::NoSource { .. } => libc::ENOENT,
         BackendError::BadSource { .. } => libc::EINVAL,
+        BackendError::Disks(error) => data_disk(error),
         BackendError::ImageExists { .. } => libc::EEXIST,
         BackendError::ImageBusy { .. } | BackendError::OtherMachine { .. } => libc::EBUSY,
         BackendError::NothingUnderWay { .. } => libc::EALREADY,

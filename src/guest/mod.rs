@@ -199,6 +199,7 @@ mod tests {
             paused: false,
             base: Vec::new(),
             nics: Vec::new(),
+            disks: Vec::new(),
             memory: Memory::Own,
             cold: None,
             lifetime: Lifetime::Own,

@@ -2,24 +2,26 @@
 //! shares the parent's, on the same layers. Elsewhere what the parent and the layers between have changed
 //! of the image is copied once, into the place of a template's disk, and each fork's disk is an overlay on that.
 //!
+//! Data disks are copied whole for each fork, where they cannot share blocks.
+//!
 //! Not here: how the parent's disk is held meanwhile (`qemu::capture`).
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
 use super::catalogue::{Catalogue, ImageStore};
 use super::template;
 use crate::disk::img::Conversion;
-use crate::disk::{Layer, img, overlay, qcow2, snapshot_table, sparse};
+use crate::disk::{DiskFormat, Layer, img, overlay, qcow2, snapshot_table, sparse};
 use crate::store::file;
 use crate::store::layout::{TEMPLATES, VmDir};
 use crate::vm::backend::{BackendError, BootImage, ForkBase, Images, Result};
 use crate::vm::driver::off_thread;
-use crate::vm::template::Captured;
+use crate::vm::template::{Captured, CapturedData};
 
 const DISK: &str = "the forks' disk";
 
@@ -32,16 +34,44 @@ pub(super) async fn base(
 ) -> Result<ForkBase> {
     let size = captured.shape.disk;
     let Some((own, below)) = captured.disk.split_first() else { return Err(no_layers()) };
+    let data = data_disks(captured).await?;
     if captured.snapshot.is_some() {
         let layers = place_of_copy(catalogue, &image);
-        return Ok(ForkBase { image, layers, reflink: None, size });
+        return Ok(ForkBase { image, layers, reflink: None, size, data });
     }
     // The parent's past is not the forks'.
-    let known = snapshot_table::list(&own.path).map_err(BackendError::at(DISK))?;
-    for snapshot in known {
-        img::drop_snapshot(&own.path, &snapshot.tag).await?;
+    forget_past(&own.path).await?;
+    Ok(ForkBase { image, layers: below.to_vec(), reflink: Some(own.path.clone()), size, data })
+}
+
+async fn forget_past(disk: &Path) -> Result<()> {
+    for snapshot in snapshot_table::list(disk).map_err(BackendError::at(DISK))? {
+        img::drop_snapshot(disk, &snapshot.tag).await?;
     }
-    Ok(ForkBase { image, layers: below.to_vec(), reflink: Some(own.path.clone()), size })
+    Ok(())
+}
+
+/// Makes a file of each data disk that holds it as it was captured, and nothing of the past.
+async fn data_disks(captured: &Captured) -> Result<Vec<(u32, PathBuf)>> {
+    let mut made = Vec::new();
+    for disk in &captured.data {
+        match captured.snapshot.clone() {
+            None => forget_past(&disk.copy).await?,
+            Some(snapshot) => convert(disk.clone(), snapshot).await?,
+        }
+        made.push((disk.number, disk.copy.clone()));
+    }
+    Ok(made)
+}
+
+async fn convert(disk: CapturedData, snapshot: String) -> Result<()> {
+    let convert = move || {
+        let layer = |path| Layer { path, format: DiskFormat::Qcow2 };
+        let (layers, to) = ([layer(disk.from)], layer(disk.copy));
+        let copy = Conversion { layers: &layers, snapshot: Some(&snapshot), to: &to, base: None };
+        Ok(copy.run(|_| ()))
+    };
+    Ok(off_thread(convert, DISK).await??)
 }
 
 fn no_layers() -> BackendError {
@@ -114,8 +144,9 @@ pub(super) async fn disk(images: &ImageStore, base: &ForkBase, dir: &Path) -> Re
         overlay::create("create the fork's disk", &disk, on, base.size).await?;
     }
     let (images, dir, from) = (images.clone(), dir.to_owned(), base.reflink.clone());
-    let (image, layers) = (base.image.clone(), base.layers.clone());
+    let (image, layers, data) = (base.image.clone(), base.layers.clone(), base.data.clone());
     let complete = move || {
+        copy_data_disks(&VmDir(dir.clone()), &data)?;
         match from {
             Some(from) => reflink(&from, &disk)?,
             None => File::open(disk)?.sync_all()?,
@@ -123,6 +154,22 @@ pub(super) async fn disk(images: &ImageStore, base: &ForkBase, dir: &Path) -> Re
         Ok(images.bind(&dir, &image, &layers))
     };
     off_thread(complete, DISK).await?
+}
+
+/// Gives a fork copies of its parent's data disks, which share their blocks where that is possible.
+fn copy_data_disks(dir: &VmDir, data: &[(u32, PathBuf)]) -> io::Result<()> {
+    if !data.is_empty() {
+        file::private_dir(&dir.data_disks())?;
+    }
+    for (number, from) in data {
+        let (from, to) = (File::open(from)?, new_file(&dir.data_disk(*number))?);
+        if sparse::reflink(&from, &to).is_err() {
+            to.set_len(from.metadata()?.len())?;
+            sparse::copy(&from, &to)?;
+        }
+        to.sync_all()?;
+    }
+    Ok(())
 }
 
 fn reflink(from: &Path, to: &Path) -> io::Result<()> {

@@ -21,19 +21,20 @@ use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use self::destination::Destination;
+use super::cmdline::data_disks::node_name;
 use super::cmdline::{DISK_NODE, NVRAM_NODE};
 use super::install::Installation;
 use super::launch;
 use super::machine::MachineParts;
 use super::migrate::{COMPLETED, DEVICES_TIMEOUT, MEMORY_TIMEOUT, Migration, Transfer};
 use super::qmp::Qmp;
-use super::{host_memory, migrate, vm_disk};
+use super::{data_disks, host_memory, migrate, vm_disk};
 use crate::disk::sparse;
 use crate::store::file;
 use crate::store::layout::VmDir;
 use crate::vm::backend::{AccelKind, BackendError, LaunchPlan, Lifetime, Result};
 use crate::vm::driver::off_thread;
-use crate::vm::template::{Memory, Purpose, Saved, SavedDisk, SavedMachine};
+use crate::vm::template::{Memory, Purpose, Saved, SavedDisk, SavedMachine, names};
 
 /// How long a guest may run while its memory is copied. One that changes it faster than it can be
 /// copied is then stopped until the end.
@@ -78,6 +79,11 @@ pub(super) async fn capture(
     let room = room.map_err(BackendError::at(RAM))?;
     let target_plan = target_plan(plan, to, &room)?;
     let dir = target_plan.dir.clone();
+    for disk in &plan.disks {
+        let (number, at) = (disk.place.number, VmDir(plan.dir.clone()));
+        let size = data_disks::size(&at, number)?.unwrap_or_default();
+        data_disks::make(&VmDir(dir.clone()), number, size).await?;
+    }
     let begun = Instant::now();
     let target = launch::bring_up(&target_plan, qemu, room.inherited(), None);
     let (target, ready) = tokio::join!(target, guest);
@@ -230,13 +236,13 @@ impl CaptureSource<'_> {
     }
 
     async fn reflink_disk(&self) -> Option<PathBuf> {
-        let (from, to) = (VmDir(self.asked.plan.dir.clone()).disk(), self.asked.to.join(REFLINK));
-        let copy = to.clone();
-        let reflink = move || -> io::Result<()> {
-            let options = File::options().write(true).create_new(true).mode(0o600).open(&to)?;
-            let done = sparse::reflink(&File::open(from)?, &options);
-            done.or_else(|error| fs::remove_file(&to).and(Err(error)))
-        };
+        let (dir, to) = (VmDir(self.asked.plan.dir.clone()), self.asked.to.to_owned());
+        let copy = to.join(REFLINK);
+        let mut files = vec![(dir.disk(), copy.clone())];
+        let numbers = self.asked.plan.disks.iter().map(|disk| disk.place.number);
+        files.extend(numbers.map(|n| (dir.data_disk(n), to.join(names::data(n)))));
+        // Of all disks, or of none.
+        let reflink = move || files.iter().try_for_each(|(from, to)| reflink(from, to));
         off_thread(reflink, "a reflink of the disk").await.ok().map(|()| copy)
     }
 
@@ -249,8 +255,9 @@ impl CaptureSource<'_> {
 
     /// Names the snapshot in each file.
     fn snapshots(&self) -> impl Iterator<Item = Value> {
-        let nvram = self.asked.plan.spec.has_uefi().then_some(NVRAM_NODE);
-        let nodes = nvram.into_iter().chain([DISK_NODE]);
+        let nvram = self.asked.plan.spec.has_uefi().then(|| NVRAM_NODE.to_owned());
+        let data = self.asked.plan.disks.iter().map(|disk| node_name(disk.place.number));
+        let nodes = nvram.into_iter().chain(data).chain([DISK_NODE.to_owned()]);
         nodes.map(|node| json!({"device": node, "name": self.asked.snapshot}))
     }
 
@@ -278,6 +285,12 @@ impl CaptureSource<'_> {
             self.qmp.execute("blockdev-snapshot-delete-internal-sync", snapshot).await.ok();
         }
     }
+}
+
+fn reflink(from: &Path, to: &Path) -> io::Result<()> {
+    let new = File::options().write(true).create_new(true).mode(0o600).open(to)?;
+    let done = sparse::reflink(&File::open(from)?, &new);
+    done.or_else(|error| fs::remove_file(to).and(Err(error)))
 }
 
 /// Resumes the vCPUs. QEMU reports a migration as completed a moment before it accepts `cont`, and

@@ -3,9 +3,10 @@
 //! QEMU runs in the VM's directory, so the VM's own files are named relatively. A string that is
 //! not ours appears only where QEMU does not parse commas: as a whole argument, or in JSON.
 //!
-//! Block devices are in [`blocks`], network devices on nets in [`nics`].
+//! Block devices are in [`blocks`], data disks in [`data_disks`], network devices on nets in [`nics`].
 
 mod blocks;
+pub mod data_disks;
 pub mod nics;
 
 use std::ffi::OsString;
@@ -20,7 +21,9 @@ pub use self::blocks::disc;
 use self::blocks::{cidata, disk, drive, flash, utf8};
 use crate::store::file::open_regular;
 use crate::store::layout::names;
-use crate::vm::backend::{Accel, AccelKind, BackendError, BootImage, LaunchPlan, Result};
+use crate::vm::backend::{
+    Accel, AccelKind, BackendError, BootImage, LaunchPlan, Result, SPARE_PORTS,
+};
 use crate::vm::hardware::Hardware;
 use crate::vm::spec::net::{Forward, Mac, Network};
 use crate::vm::spec::{Firmware, VmSpec};
@@ -100,6 +103,7 @@ pub fn arguments(plan: &LaunchPlan, facts: &LaunchDetails<'_>) -> Result<Vec<OsS
     if plan.hardware >= Hardware::WITH_ROOM {
         spare_ports(&mut args);
         nics::nics(&mut args, plan);
+        data_disks::data_disks(&mut args, plan)?;
     }
     confinement(&mut args);
     if plan.memory != Memory::Own {
@@ -422,8 +426,7 @@ fn spare_ports(args: &mut Args) {
     }
 }
 
-/// How many, where they are, and a chassis that no user's own port is likely to have.
-const SPARE_PORTS: u32 = 4;
+/// Where they are, and a chassis that no user's own port is likely to have.
 const SPARE_SLOT: &str = "0x1c";
 const SPARE_CHASSIS: u32 = 100;
 

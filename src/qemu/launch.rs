@@ -195,6 +195,7 @@ pub(super) fn shape(plan: &LaunchPlan, qemu: &Installation) -> Result<Shape> {
         disk: disk.unwrap_or(plan.image.disk_size.max(plan.spec.disk)),
         devices: Devices { hardware: plan.hardware, words: cmdline::devices_in_words(plan) },
         nics: plan.nics.clone(),
+        disks: plan.disks.iter().map(|disk| disk.place).collect(),
     })
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::cmdline::{DISK_NODE, NVRAM_NODE};
+use super::cmdline::DISK_NODE;
 use super::connect::{self, VcpuStatus};
 use super::qmp::{Qmp, refused, timed_out};
 use super::{migrate, vm_disk};
@@ -25,17 +25,17 @@ const PAST_TIMEOUT: Duration = Duration::from_secs(2);
 const JOB_TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// Carries out an operation. `ignores_shared` says whether the memory that is restored was saved
-/// with the capability `x-ignore-shared`; memory is always saved without it. `has_nvram` says whether
-/// the UEFI variables take part.
+/// with the capability `x-ignore-shared`; memory is always saved without it. `beside` are the nodes that
+/// take part beside that of the disk.
 pub(super) async fn run(
     qmp: &Qmp,
     op: &SnapshotOp,
-    (ignores_shared, has_nvram): (bool, bool),
+    (ignores_shared, beside): (bool, &[String]),
 ) -> Result<()> {
     if matches!(op, SnapshotOp::Take(_) | SnapshotOp::Restore(_)) {
         migrate::ignore_shared(qmp, ignores_shared).await?;
     }
-    let done = carry_out(qmp, op, has_nvram).await;
+    let done = carry_out(qmp, op, beside).await;
     if ignores_shared {
         // Every later migration sets it again.
         migrate::ignore_shared(qmp, false).await.ok();
@@ -43,7 +43,7 @@ pub(super) async fn run(
     done
 }
 
-async fn carry_out(qmp: &Qmp, op: &SnapshotOp, has_nvram: bool) -> Result<()> {
+async fn carry_out(qmp: &Qmp, op: &SnapshotOp, beside: &[String]) -> Result<()> {
     let (command, tag) = match op {
         SnapshotOp::Take(tag) => ("snapshot-save", tag),
         SnapshotOp::Restore(tag) => (LOAD, tag),
@@ -56,12 +56,13 @@ async fn carry_out(qmp: &Qmp, op: &SnapshotOp, has_nvram: bool) -> Result<()> {
     let ran = connect::status(qmp).await? == VcpuStatus::Runs;
     let job = format!("{OURS}{}", uuid::Uuid::new_v4().simple());
     // QEMU may answer only when the job has concluded: it does both on one thread.
-    qmp.execute_within(command, arguments(command, &job, tag, has_nvram), JOB_TIMEOUT).await?;
+    qmp.execute_within(command, arguments(command, &job, tag, beside), JOB_TIMEOUT).await?;
     let end = concluded(qmp, command, &job, JOB_TIMEOUT).await?;
-    if end.is_some() && has_nvram && matches!(op, SnapshotOp::Take(_)) {
-        // The variables may have it; the next snapshot of this name would be the second.
-        let stale = json!({"device": NVRAM_NODE, "name": tag});
-        qmp.execute("blockdev-snapshot-delete-internal-sync", stale).await.ok();
+    if end.is_some() && matches!(op, SnapshotOp::Take(_)) {
+        // They may have it; the next snapshot of this name would be the second.
+        for node in beside {
+            drop_in(qmp, node, tag).await.ok();
+        }
     }
     match (end, op) {
         // It stays on QEMU's list until the next job, for a daemon that adopts the machine
@@ -148,13 +149,19 @@ pub(super) fn cause_of(error: BackendError, dir: &VmDir) -> BackendError {
     error
 }
 
-/// The UEFI variables get a snapshot first and lose it last: what is cut short in between is one that
-/// these alone have, which is dropped again (`nvram`).
-fn arguments(command: &str, job: &str, tag: &str, has_nvram: bool) -> Value {
-    let devices = match (has_nvram, command) {
-        (false, _) => vec![DISK_NODE],
-        (true, "snapshot-delete") => vec![DISK_NODE, NVRAM_NODE],
-        (true, _) => vec![NVRAM_NODE, DISK_NODE],
+/// Drops a snapshot in one node alone.
+pub(super) async fn drop_in(qmp: &Qmp, node: &str, tag: &str) -> Result<()> {
+    let stale = json!({"device": node, "name": tag});
+    qmp.execute("blockdev-snapshot-delete-internal-sync", stale).await.map(drop)
+}
+
+/// The disk gets a snapshot last and loses it first: what is cut short in between is one that others alone
+/// have, which is dropped again (`companions`).
+fn arguments(command: &str, job: &str, tag: &str, beside: &[String]) -> Value {
+    let beside = beside.iter().map(String::as_str);
+    let devices: Vec<&str> = match command {
+        "snapshot-delete" => [DISK_NODE].into_iter().chain(beside).collect(),
+        _ => beside.chain([DISK_NODE]).collect(),
     };
     let mut arguments = json!({"job-id": job, "tag": tag, "devices": devices});
     if command != "snapshot-delete" {
@@ -216,6 +223,6 @@ mod tests {
         let (near, far) = UnixStream::pair().unwrap();
         tokio::spawn(slow_qemu(far));
         let qmp = Qmp::open(near, Duration::from_secs(1), |_| ()).await.unwrap();
-        run(&qmp, &SnapshotOp::Take("x".to_owned()), (false, false)).await.unwrap();
+        run(&qmp, &SnapshotOp::Take("x".to_owned()), (false, &[])).await.unwrap();
     }
 }

@@ -23,21 +23,23 @@ use super::limits::watch::Watch;
 use super::monitor::Conversation;
 use super::process::{Process, last_words};
 use super::qmp::Qmp;
-use super::{capture, live_snapshot, migration_stream, nvram, repair, run_record, snapshot_shapes};
+use super::{capture, repair, run_record};
 use crate::store::layout::VmDir;
 use crate::vm::backend::{
-    BackendError, ExitReport, LaunchPlan, Launched, Machine, MachineEvent, NicPlace, Result,
-    RunFacts, SnapshotOp,
+    BackendError, DataDisk, DiskPlace, ExitReport, LaunchPlan, Launched, Machine, MachineEvent,
+    NicPlace, Result, RunFacts, SnapshotOp,
 };
 use crate::vm::live::InForce;
 use crate::vm::spec::net::{Forward, Mac};
 use crate::vm::spec::{HostLimits, IoLimit, render_size};
 use crate::vm::template::{Purpose, SavedMachine, Template};
 
+mod data_disks;
 mod grow;
 pub mod live;
 mod nics;
 mod processors;
+mod snapshot;
 pub mod throttle;
 use crate::vm::stream::{Stream, StreamAccess};
 
@@ -326,6 +328,22 @@ impl Machine for RunningQemu {
         self.leave_switch(place).await
     }
 
+    async fn data_disks(&self) -> Result<Vec<DiskPlace>> {
+        self.list_disks().await
+    }
+
+    async fn plug_disk(&self, disk: &DataDisk) -> Result<()> {
+        self.add_disk(disk).await
+    }
+
+    async fn unplug_disk(&self, place: DiskPlace) -> Result<()> {
+        self.remove_disk(place).await
+    }
+
+    async fn grow_data_disk(&self, number: u32, bytes: u64) -> Result<()> {
+        self.resize_data_disk(number, bytes).await
+    }
+
     async fn press_keys(&self, chords: &[Vec<String>]) -> Result<()> {
         self.type_keys(chords).await
     }
@@ -336,29 +354,7 @@ impl Machine for RunningQemu {
     }
 
     async fn snapshot(&self, op: &SnapshotOp) -> Result<()> {
-        let (MachineParts { qmp, dir, .. }, facts) = (&self.parts, &self.parts.facts_now());
-        let (mut ignores_shared, mut has_nvram) = (false, nvram::is_in(facts));
-        if let SnapshotOp::Restore(tag) = op {
-            self.parts.may_leak.store(true, Ordering::Relaxed);
-            snapshot_shapes::check(dir, tag, facts)?;
-            self.plug_nics_of(tag).await?;
-            ignores_shared = migration_stream::ignores_shared(&dir.disk(), tag);
-            has_nvram &= nvram::has(dir, tag);
-        }
-        if let (SnapshotOp::Take(tag), false) = (op, has_nvram) {
-            nvram::forget(dir, tag).await?;
-        }
-        match (live_snapshot::run(qmp, op, (ignores_shared, has_nvram)).await, op) {
-            (Ok(()), SnapshotOp::Take(tag)) => {
-                snapshot_shapes::note(dir, tag, facts, self.list_nics().await?).await;
-            }
-            (Ok(()), _) => {}
-            (Err(error @ BackendError::HalfRestored { .. }), _) => {
-                return Err(self.end_as_unusable(error).await);
-            }
-            (Err(error), _) => return Err(live_snapshot::cause_of(error, dir)),
-        }
-        Ok(())
+        self.carry_out(op).await
     }
 
     async fn capture(

@@ -9,6 +9,7 @@
 //! - `live_snapshot`, `rename`: snapshots with memory; `snapshot_shapes`: which machine each was
 //!   taken of. `migration_stream`: what QEMU notes in a saved memory. `repair`: undoing what a
 //!   crash cut short. `vm_disk`: a VM's disk.
+//! - `data_disks`: the files of data disks. `companions`: the files that have the disk's snapshots too.
 //! - `firmware`: UEFI firmware on the host. `nvram`: a VM's UEFI variables.
 //! - `logs`: QEMU's logs, bounded. [`limits`]: what the host's kernel holds a QEMU to.
 //! - [`switch`]: the switches of nets.
@@ -21,7 +22,9 @@ pub mod accel;
 pub mod adopt;
 mod capture;
 pub mod cmdline;
+mod companions;
 pub mod connect;
+mod data_disks;
 mod events;
 mod firmware;
 pub mod host_memory;
@@ -64,8 +67,8 @@ use crate::proc;
 use crate::programs::{self, Program};
 use crate::store::layout::{Layout, VmDir};
 use crate::vm::backend::{
-    Accel, Adoption, Hypervisor, Images, LaunchPlan, Launched, Result, RunFacts, SilentMachine,
-    SnapshotInfo, SnapshotOp,
+    Accel, Adoption, DiskPlace, Hypervisor, Images, LaunchPlan, Launched, Result, RunFacts,
+    SilentMachine, SnapshotInfo, SnapshotOp,
 };
 use crate::vm::driver::off_thread;
 use crate::vm::hardware::Hardware;
@@ -192,6 +195,30 @@ impl Hypervisor for Qemu {
         snapshot_shapes::hardware_of(&VmDir(dir.to_owned()), tag)
     }
 
+    fn saved_disks(&self, dir: &Path, tag: &str) -> Option<Vec<DiskPlace>> {
+        snapshot_shapes::disks_of(&VmDir(dir.to_owned()), tag)
+    }
+
+    async fn make_data_disk(&self, dir: &Path, number: u32, bytes: u64) -> Result<()> {
+        data_disks::make(&VmDir(dir.to_owned()), number, bytes).await
+    }
+
+    async fn grow_data_disk(&self, dir: &Path, number: u32, bytes: u64) -> Result<()> {
+        data_disks::grow(&VmDir(dir.to_owned()), number, bytes).await
+    }
+
+    fn data_disk_size(&self, dir: &Path, number: u32) -> Result<Option<u64>> {
+        data_disks::size(&VmDir(dir.to_owned()), number)
+    }
+
+    fn data_disk_snapshots(&self, dir: &Path, number: u32) -> Vec<SnapshotInfo> {
+        data_disks::snapshots(&VmDir(dir.to_owned()), number)
+    }
+
+    async fn erase_data_disk(&self, dir: &Path, number: u32) -> Result<()> {
+        data_disks::erase(&VmDir(dir.to_owned()), number).await
+    }
+
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched> {
         let qemu = self.installation(plan.spec.arch).await?;
         let ram = match &plan.memory {
@@ -221,12 +248,14 @@ impl Hypervisor for Qemu {
         let dir = VmDir(dir);
         rename::recover(&dir)?;
         match op {
-            SnapshotOp::Take(tag) => repair::marked(&dir, nvram::take(&dir, tag)).await,
-            SnapshotOp::Restore(tag) => repair::marked(&dir, nvram::restore(&dir, tag)).await,
-            SnapshotOp::Drop(tag) => repair::marked(&dir, nvram::drop_snapshot(&dir, tag)).await,
+            SnapshotOp::Take(tag) => repair::marked(&dir, companions::take(&dir, tag)).await,
+            SnapshotOp::Restore(tag) => repair::marked(&dir, companions::restore(&dir, tag)).await,
+            SnapshotOp::Drop(tag) => {
+                repair::marked(&dir, companions::drop_snapshot(&dir, tag)).await
+            }
             SnapshotOp::Rename { from, to } => {
-                // What the variables alone have must not be in the way of the new name.
-                nvram::recover(&dir).await?;
+                // What another file alone has must not be in the way of the new name.
+                companions::recover(&dir).await?;
                 let (from, to) = (from.clone(), to.clone());
                 off_thread(move || Ok(rename::rename(&dir, &from, &to)), "rename a snapshot")
                     .await?

@@ -6,9 +6,11 @@
 //!
 //! Not here: what is written to the disk (`disk::snapshot_table`).
 
+use std::collections::BTreeMap;
 use std::io;
+use std::path::PathBuf;
 
-use super::nvram;
+use super::companions;
 use crate::disk::qcow2::LockedDisk;
 use crate::disk::snapshot_table::SnapshotRename;
 use crate::store::layout::VmDir;
@@ -24,7 +26,7 @@ pub(super) fn rename(dir: &VmDir, from: &str, to: &str) -> Result<()> {
     let failed = |e: io::Error| BackendError::io(format!("rename the snapshot {from}"), &e);
     let files = Files::open(dir)?;
     undo(dir, &files).map_err(failed)?;
-    let renames = files.prepare(from, to, nvram::has(dir, from))?;
+    let renames = files.prepare(from, to)?;
     let operation = Operation::RenameSnapshot(renames.clone());
     operation::begin(dir, operation.clone()).map_err(failed)?;
     let done = files.finish(&renames).and_then(|()| operation::end(dir, &operation));
@@ -53,36 +55,62 @@ struct Files {
     disk: LockedDisk,
     /// The UEFI variables.
     nvram: Option<LockedDisk>,
+    /// The data disks, by their names.
+    data: BTreeMap<String, LockedDisk>,
+    dir: VmDir,
 }
 
 impl Files {
     fn open(dir: &VmDir) -> Result<Self> {
-        let nvram = Some(dir.nvram()).filter(|path| path.exists());
-        let nvram = nvram.map(|path| LockedDisk::open(&path)).transpose()?;
-        Ok(Self { disk: LockedDisk::open(&dir.disk())?, nvram })
+        let (mut nvram, mut data) = (None, BTreeMap::new());
+        for path in companions::all(dir) {
+            let locked = LockedDisk::open(&path)?;
+            match path == dir.nvram() {
+                true => nvram = Some(locked),
+                false => drop(data.insert(name_of(&path), locked)),
+            }
+        }
+        Ok(Self { disk: LockedDisk::open(&dir.disk())?, nvram, data, dir: dir.clone() })
     }
 
-    fn prepare(&self, from: &str, to: &str, in_nvram: bool) -> Result<SnapshotRenames> {
-        let nvram = self.nvram.as_ref().filter(|_| in_nvram);
+    fn prepare(&self, from: &str, to: &str) -> Result<SnapshotRenames> {
+        let has = |path: PathBuf| companions::has(&path, from);
+        let nvram = self.nvram.as_ref().filter(|_| has(self.dir.nvram()));
         let nvram = nvram.map(|nvram| SnapshotRename::prepare(nvram, from, to)).transpose()?;
-        Ok(SnapshotRenames { disk: SnapshotRename::prepare(&self.disk, from, to)?, nvram })
+        let mut data = BTreeMap::new();
+        for (name, disk) in &self.data {
+            if has(self.dir.data_disks().join(name)) {
+                data.insert(name.clone(), SnapshotRename::prepare(disk, from, to)?);
+            }
+        }
+        Ok(SnapshotRenames { disk: SnapshotRename::prepare(&self.disk, from, to)?, nvram, data })
     }
 
     fn finish(&self, renames: &SnapshotRenames) -> io::Result<()> {
         renames.disk.finish(&self.disk)?;
-        match (&renames.nvram, &self.nvram) {
-            (Some(rename), Some(nvram)) => rename.finish(nvram),
-            (None, _) | (_, None) => Ok(()),
-        }
+        self.companions(renames).try_for_each(|(rename, disk)| rename.finish(disk))
     }
 
     fn undo(&self, renames: &SnapshotRenames) -> io::Result<()> {
         renames.disk.undo(&self.disk)?;
-        match (&renames.nvram, &self.nvram) {
-            (Some(rename), Some(nvram)) => rename.undo(nvram),
-            (None, _) | (_, None) => Ok(()),
-        }
+        self.companions(renames).try_for_each(|(rename, disk)| rename.undo(disk))
     }
+
+    /// Pairs what is renamed beside the disk with its file.
+    fn companions<'a>(
+        &'a self,
+        renames: &'a SnapshotRenames,
+    ) -> impl Iterator<Item = (&'a SnapshotRename, &'a LockedDisk)> {
+        let data = renames.data.iter().filter_map(|(name, rename)| {
+            // One that was erased has no old name to get back.
+            Some((rename, self.data.get(name)?))
+        });
+        renames.nvram.as_ref().zip(self.nvram.as_ref()).into_iter().chain(data)
+    }
+}
+
+fn name_of(path: &std::path::Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn undo(dir: &VmDir, files: &Files) -> io::Result<()> {
@@ -140,20 +168,31 @@ mod tests {
     }
 
     #[test]
-    fn the_uefi_variables_follow_and_are_put_back_too() {
+    fn what_is_beside_the_disk_follows_and_is_put_back_too() {
         let (_keep, dir) = vm_with_snapshot("a");
         qemu_img(&dir.0, &["create", "-q", "-f", "qcow2", "nvram.qcow2", "1M"]);
         qemu_img(&dir.0, &["snapshot", "-c", "a", "nvram.qcow2"]);
+        fs::create_dir(dir.data_disks()).unwrap();
+        for name in ["disks/1.qcow2", "disks/2.removed.qcow2", "disks/3.qcow2"] {
+            qemu_img(&dir.0, &["create", "-q", "-f", "qcow2", name, "1M"]);
+        }
+        for name in ["disks/1.qcow2", "disks/2.removed.qcow2"] {
+            qemu_img(&dir.0, &["snapshot", "-c", "a", name]);
+        }
+        let data = [dir.data_disk(1), dir.removed_disk(2)];
+        let is_in_data = |tag: &str| data.iter().all(|path| companions::has(path, tag));
         let files = Files::open(&dir).unwrap();
-        let renames = files.prepare("a", "b", true).unwrap();
+        let renames = files.prepare("a", "b").unwrap();
         operation::begin(&dir, Operation::RenameSnapshot(renames.clone())).unwrap();
         files.finish(&renames).unwrap();
         drop(files);
-        assert!(nvram::has(&dir, "b"));
+        assert!(companions::has(&dir.nvram(), "b"));
         recover(&dir).unwrap();
-        assert!(nvram::has(&dir, "a") && tags(&dir) == ["a"]);
+        assert!(companions::has(&dir.nvram(), "a") && tags(&dir) == ["a"]);
+        assert!(is_in_data("a"));
         rename(&dir, "a", "c").unwrap();
-        assert!(nvram::has(&dir, "c") && tags(&dir) == ["c"]);
+        assert!(is_in_data("c"));
+        assert!(companions::has(&dir.nvram(), "c") && tags(&dir) == ["c"]);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::nvram;
+use super::companions;
 use crate::disk::qcow2::{LockedDisk, is_in_use};
 use crate::disk::{DiskError, img, vmstate};
 use crate::store::layout::VmDir;
@@ -72,12 +72,12 @@ pub(super) async fn begin_whole(dir: &VmDir) -> Result<()> {
         // Leaks cost space only. QEMU itself refuses a disk with worse damage.
         tracing::warn!(dir = %dir.0.display(), %error, "clusters may be leaked");
     }
-    Ok(nvram::recover(dir).await?)
+    Ok(companions::recover(dir).await?)
 }
 
 async fn make_all_whole(dir: &VmDir, was_cut_short: bool) -> Result<(), DiskError> {
     make_whole(&dir.disk(), was_cut_short).await?;
-    if was_cut_short { nvram::repair(dir).await } else { Ok(()) }
+    if was_cut_short { companions::repair(dir).await } else { Ok(()) }
 }
 
 /// Writes down that a machine which has ended well changes the disk no more, and repairs what it may have

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::disk::snapshot_table;
 use crate::store::file;
 use crate::store::layout::VmDir;
-use crate::vm::backend::{BackendError, NicPlace, Result, RunFacts, SnapshotInfo};
+use crate::vm::backend::{BackendError, DiskPlace, NicPlace, Result, RunFacts, SnapshotInfo};
 use crate::vm::hardware::Hardware;
 use crate::vm::template::Shape;
 
@@ -59,6 +59,11 @@ pub(super) fn nics_of(dir: &VmDir, tag: &str) -> Vec<NicPlace> {
     shape_of(dir, tag).map(|taken| taken.nics).unwrap_or_default()
 }
 
+/// Lists the data disks of the machine whose memory is in the snapshot `tag`; `None` if that is not listed.
+pub(super) fn disks_of(dir: &VmDir, tag: &str) -> Option<Vec<DiskPlace>> {
+    shape_of(dir, tag).map(|taken| taken.disks)
+}
+
 /// Compares the shapes. A machine type stays the same over versions of QEMU, and a restore brings
 /// the disk's size back.
 fn difference(taken: Shape, runs: &Shape) -> Option<String> {
@@ -74,9 +79,14 @@ fn shape_of(dir: &VmDir, tag: &str) -> Option<Shape> {
 
 /// Notes the shape of the snapshot just taken, and forgets snapshots that are gone. If that fails,
 /// the snapshot can be restored all the same: QEMU tries it.
-pub(super) async fn note(dir: &VmDir, tag: &str, facts: &RunFacts, nics: Vec<NicPlace>) {
+pub(super) async fn note(
+    dir: &VmDir,
+    tag: &str,
+    facts: &RunFacts,
+    (nics, disks): (Vec<NicPlace>, Vec<DiskPlace>),
+) {
     let Some(shape) = facts.shape.clone() else { return };
-    let shape = Shape { nics, ..shape };
+    let shape = Shape { nics, disks, ..shape };
     let (dir, tag) = (dir.clone(), tag.to_owned());
     let noted = tokio::task::spawn_blocking(move || write(&dir, &tag, shape)).await;
     if let Err(error) = noted.unwrap_or_else(|e| Err(io::Error::other(e))) {

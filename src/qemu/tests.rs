@@ -134,6 +134,7 @@ fn plan(uuid: Uuid, dir: &VmDir, disk: &Path) -> LaunchPlan {
         paused: false,
         base: vec![Layer { path: disk.into(), format: DiskFormat::Raw }],
         nics: Vec::new(),
+        disks: Vec::new(),
         memory: Memory::Own,
         cold: None,
         lifetime: Lifetime::Own,

@@ -25,6 +25,7 @@ use crate::store::layout::VmDir;
 use crate::store::operation::{self, Operation};
 use crate::vm::backend::{BackendError, ForkBase, Lifetime};
 use crate::vm::definition::Definition;
+use crate::vm::disks::DisksOfCopy;
 use crate::vm::driver::{self, NewVm, off_thread};
 use crate::vm::events::Event;
 use crate::vm::spec::{ImageSettings, VmSettings};
@@ -65,6 +66,7 @@ struct Source {
     carried: ImageSettings,
     base: ForkBase,
     template: Template,
+    disks: DisksOfCopy,
 }
 
 impl Registry {
@@ -178,10 +180,12 @@ impl Registry {
         let image = images.boot_of(&name, &parent.dir().0);
         let image = image.ok_or(BackendError::NoImage { name })?;
         let base = images.fork_base(image, captured).await?;
+        let numbers: Vec<u32> = base.data.iter().map(|(number, _)| *number).collect();
+        let disks = parent.disks().of_copy(&numbers);
         let (shape, saved) = (captured.shape.clone(), captured.saved.clone());
         let template = Template { id: parent.name(), saved, base: base.layers.clone(), shape };
         let settings = VmSettings::of_fork(&parent.settings(), &self.backends.defaults.spec());
-        Ok(Source { settings, carried: captured.settings.clone(), base, template })
+        Ok(Source { settings, carried: captured.settings.clone(), base, template, disks })
     }
 
     /// Makes a fork's directory: whole, or not at all.
@@ -193,10 +197,13 @@ impl Registry {
         self.backends.images.fork_disk(&source.base, hidden.path()).await?;
         let definition = Definition::new(uuid, now, source.settings.clone());
         let (stored, carried) = (definition.clone(), source.carried.clone());
-        let (at, text) = (dir.clone(), format!("{name}\n"));
+        let (at, text, disks) = (dir.clone(), format!("{name}\n"), source.disks.clone());
         let write = move || {
             let new = VmDir(hidden.path().to_owned());
             file::replace_json(&new.image_settings(), &carried)?;
+            if !disks.is_empty() {
+                file::replace_json(&new.disks_file(), &disks)?;
+            }
             operation::write_first(&new, Operation::Fork)?;
             publish_new(hidden, &at, &stored, &text)
         };

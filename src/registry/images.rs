@@ -267,6 +267,7 @@ pub(super) fn as_backend_error(error: VmError) -> BackendError {
         | VmError::Job(_)
         | VmError::Share(_)
         | VmError::Net(_)
+        | VmError::Disk(_)
         | VmError::Lost(_)) => BackendError::PersonalizationFailed { reason: other.to_string() },
     }
 }

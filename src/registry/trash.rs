@@ -110,7 +110,8 @@ impl Trash {
     pub(super) fn put(&self, from: &VmDir, name: &str, now: SystemTime) -> io::Result<()> {
         // One that cannot be looked into is kept. The disk of a fork that was never loaded is of no use.
         let is_half = operation::is_open(from, &Operation::Fork).unwrap_or(false);
-        if is_half || matches!(from.disk().try_exists(), Ok(false)) {
+        if is_half || (matches!(from.disk().try_exists(), Ok(false)) && !from.data_disks().exists())
+        {
             return self.discard(&from.0);
         }
         let (mut time, mut kept) = (seconds(now), String::new());

@@ -15,6 +15,8 @@
 //!     name                     its name, apart so that damage to the definition does not lose it
 //!     disk.qcow2               its disk, made at the first start
 //!     nvram.qcow2              its UEFI variables, where it has UEFI: with the disk's snapshots
+//!     disks.json               its data disks (vm::disks)
+//!     disks/N.qcow2            those of its own, with the disk's snapshots; N.removed.qcow2: a removed one
 //!     dropped.json             snapshots to be dropped, which the disk still has
 //!     temporary.qcow2          what an ephemeral VM writes, until QEMU has opened it
 //!     host_key{,.pub}          its SSH host key
@@ -183,6 +185,8 @@ impl VmDir {
         "name",
         names::DISK,
         names::NVRAM,
+        names::DATA_DISKS,
+        "disks.json",
         "host_key",
         "host_key.pub",
         "known_hosts",
@@ -210,6 +214,16 @@ impl VmDir {
         Layout::new(self.0.ancestors().nth(2).unwrap_or(&self.0))
     }
 
+    /// Returns the file of a data disk of its own.
+    pub fn data_disk(&self, number: u32) -> PathBuf {
+        self.data_disks().join(format!("{number}.qcow2"))
+    }
+
+    /// Returns the file of a data disk that was removed.
+    pub fn removed_disk(&self, number: u32) -> PathBuf {
+        self.data_disks().join(format!("{number}.removed.qcow2"))
+    }
+
     /// Returns the path by which to reach one of QEMU's sockets through `dir`, an open descriptor
     /// of this directory: the address of a Unix socket has room for 108 bytes only, so a deep
     /// store cannot be named in full.
@@ -230,6 +244,10 @@ paths! {
         disk = names::DISK,
         /// The UEFI variables.
         nvram = names::NVRAM,
+        /// The directory of the data disks.
+        data_disks = names::DATA_DISKS,
+        /// The list of the data disks.
+        disks_file = "disks.json",
         /// The list of operations that have begun and not ended.
         operation = "operation.json",
         /// The list of which machine the memory in each snapshot is.
@@ -279,6 +297,8 @@ pub mod names {
     pub const NVRAM: &str = "nvram.qcow2";
     /// The UEFI variables while they are being made.
     pub const NVRAM_PARTIAL: &str = ".nvram.qcow2";
+    /// The directory of the data disks.
+    pub const DATA_DISKS: &str = "disks";
     /// What an ephemeral VM writes to its UEFI variables, as [`TEMPORARY_DISK`].
     pub const TEMPORARY_NVRAM: &str = "temporary-nvram.qcow2";
     /// The seed.

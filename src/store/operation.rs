@@ -15,6 +15,7 @@ mod markers;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -50,7 +51,7 @@ pub enum Operation {
     ChangeDisk,
     /// The disk's table of snapshots is rewritten. Recovery puts the old bytes back.
     RenameSnapshot(SnapshotRenames),
-    /// Disk and UEFI variables go back to a snapshot, one after the other. Recovery has both go back.
+    /// The disk, and what is beside it, go back to a snapshot, one after the other. Recovery has all go back.
     RestoreSnapshot {
         /// Its name.
         tag: String,
@@ -66,11 +67,14 @@ pub struct SnapshotRenames {
     /// In the UEFI variables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nvram: Option<SnapshotRename>,
+    /// In the data disks, by the names of their files.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub data: BTreeMap<String, SnapshotRename>,
 }
 
 impl From<SnapshotRename> for SnapshotRenames {
     fn from(disk: SnapshotRename) -> Self {
-        Self { disk, nvram: None }
+        Self { disk, nvram: None, data: BTreeMap::new() }
     }
 }
 

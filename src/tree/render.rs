@@ -63,6 +63,10 @@ pub(super) fn info(vm: &Vm) -> String {
         let nets: Vec<_> = nets.iter().map(|(net, address)| format!("{net} {address}")).collect();
         table.add("nets", &nets.join(", "));
     }
+    let disks = vm.disks().summary();
+    if !disks.is_empty() {
+        table.add("disks", &disks);
+    }
     table.add("disk_bytes", &disk_bytes(vm.dir()).to_string());
     let is_set = spec.user_data.is_some() || spec.network_data.is_some() || spec.ignition.is_some();
     if is_set && vm.dir().disk().exists() {
@@ -118,9 +122,11 @@ fn live(table: &mut KeyValueTable, in_force: &InForce, spec: &VmSpec) {
     }
 }
 
-/// What the disk takes of the host's: only what differs from the image.
+/// What the disk, and data disks of the VM's own, take of the host's: only what differs from the image.
 pub(super) fn disk_bytes(vm: &VmDir) -> u64 {
-    std::fs::metadata(vm.disk()).map_or(0, |m| m.blocks() * 512)
+    let data = std::fs::read_dir(vm.data_disks()).into_iter().flatten().flatten();
+    let files = data.map(|entry| entry.path()).chain([vm.disk()]);
+    files.filter_map(|path| Some(std::fs::metadata(path).ok()?.blocks() * 512)).sum()
 }
 
 pub(super) fn seconds(time: std::time::SystemTime) -> String {

@@ -47,6 +47,8 @@ pub enum Event {
     Refused(String),
     /// It came to a net, or left one, in words.
     Net(String),
+    /// A data disk came to its machine or went, in words.
+    Disk(String),
     /// It boots although its image is warm, for this reason.
     Boots(String),
     /// It is removed after so long, or is not any more.
@@ -77,6 +79,7 @@ impl fmt::Display for Event {
             }
             Self::Refused(target) => write!(f, "refused {target}"),
             Self::Net(words) => write!(f, "net {words}"),
+            Self::Disk(words) => write!(f, "disk {words}"),
             Self::Boots(reason) => write!(f, "warm no: {reason}"),
             Self::Expires(Some(time)) => write!(f, "expires in {}", span::render_about(*time)),
             Self::Expires(None) => write!(f, "expires {}", span::NEVER),

@@ -36,7 +36,7 @@ use super::template::{
 use crate::arch::Arch;
 use crate::programs::Program;
 use crate::store::failure_log::FailureLog;
-use crate::store::layout::Layout;
+use crate::store::layout::{Layout, VmDir};
 use crate::vm::VmError;
 
 /// What a test says of the backends, and sees of it.
@@ -52,6 +52,8 @@ pub(crate) struct Script {
     pub(crate) stubborn: Mutex<bool>,
     /// Of which hardware saved memories are.
     pub(crate) saved_hardware: Mutex<Option<Hardware>>,
+    /// Where machines whose memory is saved had data disks.
+    pub(crate) saved_disks: Mutex<Option<Vec<DiskPlace>>>,
     /// The template of the image.
     pub(crate) template: Mutex<Option<Result<Template, String>>>,
     /// How many layers the disk made last was noted to lie on.
@@ -183,6 +185,7 @@ pub(crate) fn plan() -> LaunchPlan {
         paused: false,
         base: Vec::new(),
         nics: Vec::new(),
+        disks: Vec::new(),
         memory: Memory::Own,
         cold: None,
         lifetime: Lifetime::Own,
@@ -285,6 +288,47 @@ impl Hypervisor for Fake {
 
     fn saved_hardware(&self, _dir: &Path, _tag: &str) -> Option<Hardware> {
         *self.0.saved_hardware.lock()
+    }
+
+    fn saved_disks(&self, _dir: &Path, _tag: &str) -> Option<Vec<DiskPlace>> {
+        self.0.saved_disks.lock().clone()
+    }
+
+    async fn make_data_disk(
+        &self,
+        dir: &Path,
+        number: u32,
+        bytes: u64,
+    ) -> Result<(), BackendError> {
+        let dir = VmDir(dir.to_owned());
+        std::fs::create_dir_all(dir.data_disks()).unwrap();
+        std::fs::write(dir.data_disk(number), bytes.to_string()).unwrap();
+        Ok(())
+    }
+
+    async fn grow_data_disk(
+        &self,
+        dir: &Path,
+        number: u32,
+        bytes: u64,
+    ) -> Result<(), BackendError> {
+        self.make_data_disk(dir, number, bytes).await
+    }
+
+    fn data_disk_size(&self, dir: &Path, number: u32) -> Result<Option<u64>, BackendError> {
+        let text = std::fs::read_to_string(VmDir(dir.to_owned()).data_disk(number));
+        Ok(text.ok().and_then(|text| text.trim().parse().ok()))
+    }
+
+    fn data_disk_snapshots(&self, dir: &Path, _number: u32) -> Vec<SnapshotInfo> {
+        snapshots::list(dir)
+    }
+
+    async fn erase_data_disk(&self, dir: &Path, number: u32) -> Result<(), BackendError> {
+        let dir = VmDir(dir.to_owned());
+        std::fs::remove_file(dir.data_disk(number)).ok();
+        std::fs::remove_file(dir.removed_disk(number)).ok();
+        Ok(())
     }
 
     fn recover_disk(&self, _dir: &Path) -> Result<(), BackendError> {
@@ -458,7 +502,13 @@ impl Images for Fake {
         image: BootImage,
         captured: &Captured,
     ) -> Result<ForkBase, BackendError> {
-        Ok(ForkBase { image, layers: captured.disk.clone(), reflink: None, size: 0 })
+        Ok(ForkBase {
+            image,
+            layers: captured.disk.clone(),
+            reflink: None,
+            size: 0,
+            data: Vec::new(),
+        })
     }
 
     async fn copy_fork_base(

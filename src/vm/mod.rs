@@ -10,6 +10,7 @@ pub mod backend;
 pub mod caller;
 pub mod defaults;
 pub mod definition;
+pub mod disks;
 pub mod driver;
 pub mod dropped;
 pub mod events;
@@ -49,6 +50,7 @@ use self::backend::{
     SnapshotInfo,
 };
 use self::defaults::Defaults;
+use self::disks::{DataDiskError, Disks};
 use self::driver::remove::Removal;
 use self::dropped::{DroppedSnapshots, Remover};
 use self::events::{Event, Feed};
@@ -91,6 +93,8 @@ pub enum VmError {
     Share(#[from] ShareError),
     #[error(transparent)]
     Net(#[from] NetError),
+    #[error(transparent)]
+    Disk(#[from] DataDiskError),
     #[error("lost: {0}")]
     Lost(String),
 }
@@ -209,6 +213,7 @@ pub(crate) struct Shared {
     probes: Probes,
     files: Files,
     shares: Shares,
+    disks: Disks,
     /// Of a fork that has not started yet: what it is loaded from.
     fork: Mutex<Option<Template>>,
     /// The machine that runs, for conversations that the driver has no part in.

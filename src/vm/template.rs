@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use futures::future::{BoxFuture, Shared};
 use serde::{Deserialize, Serialize};
 
-use super::backend::{AccelKind, BackendError, NicPlace, Pin};
+use super::backend::{AccelKind, BackendError, DiskPlace, NicPlace, Pin};
 use super::hardware::Devices;
 use super::spec::{ImageSettings, VmSpec, render_size};
 pub use crate::disk::Layer;
@@ -40,6 +40,9 @@ pub struct Shape {
     /// The network devices for nets, which are plugged in where they are missing.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nics: Vec<NicPlace>,
+    /// The data disks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<DiskPlace>,
 }
 
 /// A name and the words for it.
@@ -248,8 +251,21 @@ pub struct Captured {
     /// The snapshot of the first layer that is the captured content, and is dropped with `hold`;
     /// `None` if it is that file as a whole.
     pub snapshot: Option<String>,
+    /// Its data disks.
+    pub data: Vec<CapturedData>,
     /// Keeps the disk as it is.
     pub hold: Pin,
+}
+
+/// A data disk of a captured machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CapturedData {
+    /// Its number.
+    pub number: u32,
+    /// The file that has it, in the same snapshot as the disk.
+    pub from: PathBuf,
+    /// Where a copy of it alone is made, unless that is the file that has it.
+    pub copy: PathBuf,
 }
 
 /// The names of the files that a capture writes.
@@ -258,6 +274,11 @@ pub mod names {
     pub const RAM: &str = "ram";
     /// The state of processors and devices.
     pub const STATE: &str = "state";
+
+    /// The copy of the data disk with this number.
+    pub fn data(number: u32) -> String {
+        format!("data-{number}.qcow2")
+    }
 }
 
 /// Takes in how far a capture is, in a few words.
@@ -285,6 +306,7 @@ impl Shape {
             disk: 2 << 30,
             devices: Devices::default(),
             nics: Vec::new(),
+            disks: Vec::new(),
         }
     }
 }

@@ -22,7 +22,9 @@ pub(crate) enum Leaks {
 pub(crate) fn disks(aq: &Mounted, leaks: Leaks, found: &mut Vec<String>) {
     let vms = names(&aq.store().vms()).into_iter().flat_map(|vm| {
         let dir = VmDir(aq.store().vms().join(vm));
-        [dir.disk(), dir.nvram()]
+        let data = fs::read_dir(dir.data_disks()).into_iter().flatten().flatten();
+        let data = data.map(|entry| entry.path());
+        [dir.disk(), dir.nvram()].into_iter().chain(data)
     });
     let images =
         names(&aq.store().images()).into_iter().map(|i| aq.store().image(&i).join("disk.qcow2"));

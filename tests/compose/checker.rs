@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use sha2::{Digest, Sha256};
 
+use super::data_disks::DEVICE;
 use super::model::{Content, Model, Power, Vm};
 use super::operations::PROGRAMS;
 use crate::common::Mounted;
@@ -241,6 +242,27 @@ pub(crate) fn share(aq: &Mounted, name: &str, vm: &Vm, model: &Model) -> Checked
     ));
     let what = format!("{name}: its share's mark and its mounts ({})", said.stderr.trim_end());
     compare("share in the guest", &what, said.stdout.trim_end(), &*expected)
+}
+
+/// The guest has its data disk with what was written to it last, and no other.
+pub(crate) fn data_disk(aq: &Mounted, name: &str, vm: &Vm) -> Checked {
+    if vm.power != Power::Ready {
+        return Ok(());
+    }
+    let (look, expected) = match vm.data {
+        None => ("dev".to_owned(), String::new()),
+        Some(mark) => (
+            "until [ -n \"$(dev)\" ]; do sleep 0.1; done; echo 3 > /proc/sys/vm/drop_caches
+             dd if=$(dev) bs=16 count=1 2> /dev/null | tr -d '\\0 '"
+                .to_owned(),
+            if mark == 0 { String::new() } else { mark.to_string() },
+        ),
+    };
+    let said = aq.sh(&format!(
+        "cat > {name}/exec <<'END'\n{PROGRAMS}\n{DEVICE}; {look}\nEND\ntimeout 60 cat {name}/exec; cat {name}/error {name}/disks/*/status >&2"
+    ));
+    let what = format!("{name}: its data disk's mark ({})", said.stderr.trim_end());
+    compare("data disk", &what, said.stdout.trim_end(), &*expected)
 }
 
 /// A guest on the net knows all members and reaches those that are ready; another has no address on it.

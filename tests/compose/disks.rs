@@ -93,6 +93,8 @@ fn can_publish(model: &Model, step: &Step) -> Fits {
     require(vm.disk.is_some(), No::Errno(ENOENT))?;
     require(vm.power != Power::Running, No::Errno(EBUSY))?;
     has_disk(vm)?;
+    // The memory of a guest with a data disk makes no image.
+    require(vm.power.is_off() || vm.data.is_none(), No::Unfit)?;
     require(vm.power != Power::Paused, No::Errno(EHOSTUNREACH))
 }
 

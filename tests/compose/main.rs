@@ -5,13 +5,14 @@
 //! shrunk to few steps and printed as shell lines that can be pasted. `make compose SECONDS=3600
 //! SEED=7` runs for an hour from another seed; `AQFS_COMPOSE_STEPS` is how long a sequence is.
 //!
-//! The rows of `operations`, `disks`, `sources`, `shares` and `nets` are what can be done, `model` is what it changes, `runner`
+//! The rows of `operations`, `disks`, `data_disks`, `sources`, `shares` and `nets` are what can be done, `model` is what it changes, `runner`
 //! does it and `checker` looks. Kills in the *middle* of an operation are `torture`'s.
 #![allow(clippy::print_stdout, reason = "reports each sequence as it ends")]
 
 mod checker;
 #[path = "../common/mod.rs"]
 mod common;
+mod data_disks;
 mod disks;
 mod known;
 mod model;
@@ -25,6 +26,7 @@ mod sources;
 use std::time::{Duration, Instant};
 
 use checker::Finding;
+use data_disks::DATA_DISKS;
 use disks::DISKS;
 use fastrand::Rng;
 use model::{IMAGES, Model, VMS};
@@ -72,7 +74,7 @@ fn every_feature_after_every_other() {
 
 /// Lists every row.
 pub(crate) fn all_operations() -> impl Iterator<Item = &'static Operation> {
-    POWER.iter().chain(DISKS).chain(SOURCES).chain(SHARES).chain(NETS)
+    POWER.iter().chain(DISKS).chain(SOURCES).chain(SHARES).chain(NETS).chain(DATA_DISKS)
 }
 
 fn number(variable: &str) -> Option<u64> {

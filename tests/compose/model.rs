@@ -129,6 +129,8 @@ pub(crate) struct Shape {
 pub(crate) struct Saved {
     pub(crate) disk: Disk,
     pub(crate) memory: Option<(Memory, Shape)>,
+    /// The mark on the data disk, if there was one.
+    pub(crate) data: Option<u32>,
 }
 
 /// What a QEMU runs with.
@@ -179,6 +181,8 @@ pub(crate) struct Vm {
     pub(crate) share: Option<u32>,
     /// It is a member of the net, and its forks are.
     pub(crate) is_on_net: bool,
+    /// The mark on its data disk, if it has one.
+    pub(crate) data: Option<u32>,
 }
 
 #[derive(Clone, Debug)]
@@ -244,6 +248,7 @@ impl Model {
             marked: BTreeSet::new(),
             share: None,
             is_on_net: false,
+            data: None,
         };
         self.next_id += 1;
         self.vms.insert(name.to_owned(), vm);
@@ -324,6 +329,7 @@ impl Model {
         (vm.given, vm.given_disk) = (Some(running.shape), Some(disk.size));
         vm.disk = Some(disk);
         vm.is_on_net = parent.is_on_net;
+        vm.data = parent.data;
         vm.running = Some(Running { memory, shape: running.shape, seed, warm: true, thrown: None });
         vm.set_power(Power::Ready);
     }
@@ -425,13 +431,15 @@ impl Vm {
     pub(crate) fn save(&self) -> Option<Saved> {
         let running = self.running.as_ref();
         let memory = running.map(|running| (running.memory.clone(), running.shape));
-        Some(Saved { disk: self.disk?, memory })
+        Some(Saved { disk: self.disk?, memory, data: self.data })
     }
 
     pub(crate) fn restore(&mut self, saved: &Saved) {
         let setting = self.running.as_ref().and(self.set.disk.or(self.given_disk));
         self.disk = Some(saved.disk.at_least(setting));
         self.suspended = None;
+        // One that was made later stays as it is.
+        self.data = self.data.and(saved.data).or(self.data);
         if let (Some(running), Some((memory, _))) = (&mut self.running, &saved.memory) {
             running.memory = memory.clone();
         }

@@ -142,6 +142,7 @@ impl Runner {
                 self.guests.look(&self.aq, name, vm)?;
                 checker::share(&self.aq, name, vm, &self.model)?;
                 checker::net(&self.aq, name, vm, &self.model)?;
+                checker::data_disk(&self.aq, name, vm)?;
             }
         }
         Ok(())

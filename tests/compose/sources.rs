@@ -277,7 +277,8 @@ pub(crate) static SOURCES: &[Operation] = &[
         fits: |model, step| {
             let vm = vm(model, step)?;
             has_disk(vm).map_err(|_| No::Unfit)?;
-            require(vm.power.is_off() || vm.power == Power::Ready, No::Unfit)
+            let is_free = vm.power == Power::Ready && vm.data.is_none();
+            require(vm.power.is_off() || is_free, No::Unfit)
         },
         request: |step| format!("aq export {} $OUT/disk --format raw 2> $OUT/errors", step.vm),
         wait: |model, step| {

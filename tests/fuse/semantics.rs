@@ -531,8 +531,8 @@ mod directory {
                 .expect("a listing")
                 .any(|e| e.expect("a name").file_name() == *"vm2")
         );
-        // config, jobs, probes, shares, snapshots
-        assert_eq!(fs::metadata(aq.path("vm1")).expect("a VM").nlink(), 7);
+        // config, disks, jobs, probes, shares, snapshots
+        assert_eq!(fs::metadata(aq.path("vm1")).expect("a VM").nlink(), 8);
         assert_errno(open_with(&aq.path("vm1"), libc::O_WRONLY), EISDIR);
     }
 

@@ -11,6 +11,7 @@ mod bad_input;
 mod config;
 mod containers;
 mod damage;
+mod data_disks;
 mod debian;
 mod disks;
 mod events;

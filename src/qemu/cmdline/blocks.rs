@@ -54,7 +54,12 @@ pub(super) fn disk(args: &mut Args, plan: &LaunchPlan) -> Result<()> {
 pub(super) const ONE_QUEUE: &str = ",num-queues=1";
 
 fn queues(plan: &LaunchPlan) -> &'static str {
-    if plan.hardware >= Hardware::ONE_QUEUE { ONE_QUEUE } else { "" }
+    if one_queue(plan.hardware).is_some() { ONE_QUEUE } else { "" }
+}
+
+/// Returns how many queues a disk has in this hardware; `None`: QEMU decides.
+pub(super) fn one_queue(hardware: Hardware) -> Option<u8> {
+    (hardware >= Hardware::ONE_QUEUE).then_some(1)
 }
 
 /// Says whether a boot loader is looked for, and where first matters: a disk is empty before its installation,

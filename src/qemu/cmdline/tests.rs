@@ -37,6 +37,7 @@ fn plan(kind: AccelKind, cpu: &str) -> LaunchPlan {
             format: DiskFormat::Raw,
         }],
         nics: Vec::new(),
+        disks: Vec::new(),
         memory: Memory::Own,
         cold: None,
         lifetime: Lifetime::Own,

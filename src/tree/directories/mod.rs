@@ -5,6 +5,7 @@
 
 mod aliases;
 mod config;
+mod disks;
 mod docs;
 mod images;
 mod jobs;

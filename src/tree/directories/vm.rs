@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use futures::future::BoxFuture;
 
 use super::config::CONFIG;
+use super::disks::DISKS;
 use super::jobs::JOBS;
 use super::line;
 use super::probes::PROBES;
@@ -49,6 +50,7 @@ static ROWS: &[Node<Vm>] = &[
         Some(vm.dir().disk())
     })
     .follows(Vm::configured),
+    Node::directory("disks", "further disks: `mkdir` one, write its `size` or `source`", &DISKS),
     Node::value("error", "`ok`, or the last failure in one sentence", |vm: &Vm| {
         line(vm.failure().as_deref().unwrap_or("ok"))
     })

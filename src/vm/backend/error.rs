@@ -7,6 +7,7 @@ use std::io::{self, ErrorKind};
 
 use crate::disk::DiskError;
 use crate::programs;
+use crate::vm::disks::DataDiskError;
 
 /// What went wrong outside the policy: a variant per fact, so that each has its own errno.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -102,6 +103,8 @@ pub enum BackendError {
          esc, spc, tab, backspace, delete, up, down, left, right …"
     )]
     UnknownKey { key: String },
+    #[error(transparent)]
+    Disks(Box<DataDiskError>),
     #[error("{what}: {error}")]
     Io {
         /// What was being done, with the path.

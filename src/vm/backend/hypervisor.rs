@@ -9,8 +9,8 @@ use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::{
-    Accel, BackendError, BootImage, Machine, MachineEvent, NicPlace, RunFacts, SnapshotInfo,
-    SnapshotOp,
+    Accel, BackendError, BootImage, DataDisk, DiskPlace, Machine, MachineEvent, NicPlace, RunFacts,
+    SnapshotInfo, SnapshotOp,
 };
 use crate::arch::Arch;
 use crate::programs::Program;
@@ -39,6 +39,8 @@ pub struct LaunchPlan {
     pub base: Vec<Layer>,
     /// The network devices for nets that it has from its start.
     pub nics: Vec<NicPlace>,
+    /// The data disks that it has from its start.
+    pub disks: Vec<DataDisk>,
     /// Where its memory comes from.
     pub memory: Memory,
     /// Why it boots, where it might have been loaded from a template.
@@ -125,6 +127,21 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
     async fn shape(&self, plan: &LaunchPlan) -> Result<Shape, BackendError>;
     /// Returns the hardware of the machine whose memory is in a snapshot; `None` if it is not known.
     fn saved_hardware(&self, dir: &Path, tag: &str) -> Option<Hardware>;
+    /// Returns where the machine whose memory is in a snapshot had data disks; `None` if it is not known.
+    fn saved_disks(&self, dir: &Path, tag: &str) -> Option<Vec<DiskPlace>>;
+    /// Makes the file of a data disk.
+    async fn make_data_disk(&self, dir: &Path, number: u32, bytes: u64)
+    -> Result<(), BackendError>;
+    /// Makes a data disk that no machine has larger; one that is larger already stays as it is.
+    async fn grow_data_disk(&self, dir: &Path, number: u32, bytes: u64)
+    -> Result<(), BackendError>;
+    /// Returns the size in bytes that a guest sees of a data disk; `None` without its file. A look at the
+    /// file itself, at once.
+    fn data_disk_size(&self, dir: &Path, number: u32) -> Result<Option<u64>, BackendError>;
+    /// Lists the snapshots that a data disk has, at once.
+    fn data_disk_snapshots(&self, dir: &Path, number: u32) -> Vec<SnapshotInfo>;
+    /// Erases the file of a data disk.
+    async fn erase_data_disk(&self, dir: &Path, number: u32) -> Result<(), BackendError>;
     /// Makes the disk if there is none, starts QEMU and waits for its greeting (2 s at most).
     async fn launch(&self, plan: LaunchPlan) -> Result<Launched, BackendError>;
     /// Puts back what a crash has left half written in the disk's own tables, at once.

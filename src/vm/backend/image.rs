@@ -185,6 +185,8 @@ pub struct ForkBase {
     pub reflink: Option<PathBuf>,
     /// Their virtual size.
     pub size: u64,
+    /// Their data disks: the number of each, and the file that each fork gets a copy of.
+    pub data: Vec<(u32, PathBuf)>,
 }
 
 /// What an image is made from.

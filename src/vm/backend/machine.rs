@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{BackendError, LaunchPlan};
+use super::{BackendError, DataDisk, DiskPlace, LaunchPlan};
 use crate::vm::hardware::Hardware;
 use crate::vm::live::InForce;
 use crate::vm::spec::net::{Forward, Mac};
@@ -201,6 +201,14 @@ pub trait Machine: fmt::Debug + Send + Sync {
     async fn connect_nic(&self, place: NicPlace, sockets: &Path) -> Result<(), BackendError>;
     /// Disconnects a network device; one that is connected to nothing is no error.
     async fn disconnect_nic(&self, place: NicPlace) -> Result<(), BackendError>;
+    /// Lists the data disks that it has.
+    async fn data_disks(&self) -> Result<Vec<DiskPlace>, BackendError>;
+    /// Plugs a data disk in.
+    async fn plug_disk(&self, disk: &DataDisk) -> Result<(), BackendError>;
+    /// Takes a data disk out, which the guest must give back, and closes its file.
+    async fn unplug_disk(&self, place: DiskPlace) -> Result<(), BackendError>;
+    /// Makes a data disk larger, to so many bytes.
+    async fn grow_data_disk(&self, number: u32, bytes: u64) -> Result<(), BackendError>;
     /// Presses chords of keys one after the other, each all at once.
     async fn press_keys(&self, chords: &[Vec<String>]) -> Result<(), BackendError>;
     /// Writes down what it has now, for a later daemon.

@@ -3,6 +3,7 @@
 //!
 //! No policy here (`state.rs`), and no names of files on disk (`store::layout`).
 
+mod data_disk;
 mod error;
 mod files;
 mod guest;
@@ -12,6 +13,7 @@ mod machine;
 mod shares;
 mod switch;
 
+pub use data_disk::*;
 pub use error::*;
 pub use files::*;
 pub use guest::*;

@@ -15,12 +15,13 @@ use super::recover::release_capture;
 use super::start::plan_to_boot;
 use super::task::Report;
 use super::{Answer, Driver, dropped, paused_by_daemon};
+use crate::store::layout::VmDir;
 use crate::vm::backend::{
-    BackendError, DiskFormat, GuestSession, LaunchPlan, Lifetime, Machine, Pin, RunFacts,
+    BackendError, DataDisk, DiskFormat, GuestSession, LaunchPlan, Lifetime, Machine, Pin, RunFacts,
 };
 use crate::vm::live::InForce;
 use crate::vm::spec::{ImageSettings, VmSpec};
-use crate::vm::template::{Captured, Layer, Purpose, SavedDisk, SavedMachine};
+use crate::vm::template::{Captured, CapturedData, Layer, Purpose, SavedDisk, SavedMachine, names};
 use crate::vm::{Vm, VmError};
 
 /// The snapshot that holds a disk as it was captured; no user can give this name.
@@ -61,7 +62,8 @@ impl Driver {
             let Capture { machine, session, in_force, purpose, to, captured: result, answer } =
                 asked;
             let (hold, released) = oneshot::channel();
-            let captured = match running_plan(&vm, &*machine, in_force).await {
+            let _disks = vm.disks().hold().await;
+            let captured = match running_plan(&vm, &*machine, in_force, purpose).await {
                 Ok(plan) => {
                     let (to, hold) = ((purpose, &*to), Pin(hold));
                     capture(&vm, &*machine, &*session, &plan, to, hold).await
@@ -93,8 +95,10 @@ async fn running_plan(
     vm: &Vm,
     machine: &dyn Machine,
     in_force: Option<InForce>,
+    purpose: Purpose,
 ) -> Result<LaunchPlan, BackendError> {
     let backends = &vm.0.backends;
+    let disks = captured_disks(vm, machine, purpose).await?;
     let mut spec = VmSpec::clone(&vm.spec());
     if let Some(InForce { spec: started, memory, .. }) = in_force {
         // The login name is no part of the machine.
@@ -108,7 +112,26 @@ async fn running_plan(
     let image = image.ok_or_else(|| BackendError::NoImage { name: name.clone() })?;
     let RunFacts { accel, hardware, .. } = machine.facts().clone();
     let (paused, lifetime, nics) = (true, Lifetime::Ours, machine.nics().await?);
-    Ok(LaunchPlan { hardware, paused, lifetime, nics, ..plan_to_boot(vm, spec, image, accel)? })
+    let boot = plan_to_boot(vm, spec, image, accel)?;
+    Ok(LaunchPlan { hardware, paused, lifetime, nics, disks, ..boot })
+}
+
+/// Lists the data disks that are captured with a machine.
+async fn captured_disks(
+    vm: &Vm,
+    machine: &dyn Machine,
+    purpose: Purpose,
+) -> Result<Vec<DataDisk>, BackendError> {
+    vm.check_disks_of_memory(machine).await?;
+    let places = machine.data_disks().await?;
+    match purpose {
+        Purpose::Template if !places.is_empty() => {
+            let fact = "an image has a VM's own disk alone, and this guest uses others (disks/); `rmdir` \
+                these first, or stop the VM";
+            Err(BackendError::fact("the machine", fact, libc::EBUSY))
+        }
+        Purpose::Template | Purpose::Fork => Ok(vm.disks().at(&places)),
+    }
 }
 
 async fn capture(
@@ -134,6 +157,9 @@ async fn capture(
         port.dismiss().await;
     }
     let SavedMachine { pause, saved, disk } = saved?;
+    let is_copied = matches!(disk, SavedDisk::Reflink(_));
+    let data = plan.disks.iter().map(|disk| captured_data(dir, disk.place.number, to.1, is_copied));
+    let data = data.collect();
     let (path, snapshot) = match disk {
         SavedDisk::Snapshot => (dir.disk(), Some(CAPTURE_TAG.to_owned())),
         SavedDisk::Reflink(path) => (path, None),
@@ -141,5 +167,11 @@ async fn capture(
     let own = Layer { path, format: DiskFormat::Qcow2 };
     let disk = [vec![own], plan.base.clone()].concat();
     let settings = ImageSettings::of_machine(&plan.spec);
-    Ok(Captured { shape, settings, pause, saved, disk, snapshot, hold })
+    Ok(Captured { shape, settings, pause, saved, disk, snapshot, data, hold })
+}
+
+fn captured_data(dir: &VmDir, number: u32, to: &Path, is_copied: bool) -> CapturedData {
+    let copy = to.join(names::data(number));
+    let from = if is_copied { copy.clone() } else { dir.data_disk(number) };
+    CapturedData { number, from, copy }
 }

@@ -172,6 +172,10 @@ impl Driver {
 
     fn attach(&self, machine: Option<Arc<dyn Machine>>) {
         let is_there = machine.is_some();
+        match &machine {
+            Some(machine) => self.vm.follow_disks(machine),
+            None => self.vm.disks().detached(),
+        }
         *self.vm.0.machine.write() = machine;
         self.vm.0.backends.nets.runs(self.vm.uuid(), is_there);
         match is_there {

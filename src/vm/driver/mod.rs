@@ -52,6 +52,7 @@ use self::phase::{Input, Phase, Rest, StartStage};
 use self::task::{Report, Sent};
 use super::backend::{Adoption, BackendError, ExitReport, Hypervisor, Lifetime, MachineEvent};
 use super::definition::Definition;
+use super::disks::Disks;
 use super::dropped::DroppedSnapshots;
 use super::events::Event;
 use super::exec::{Exec, Link};
@@ -189,6 +190,7 @@ fn shared(
         probes: Probes::new(links.clone(), tokio::runtime::Handle::current()),
         files: Files::new(links.clone()),
         shares: Shares::open(&new_vm.dir, backends),
+        disks: Disks::open(&new_vm.dir, backends),
         exec: Exec::new(
             new_vm.dir.0.clone(),
             links,

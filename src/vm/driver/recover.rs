@@ -7,7 +7,7 @@
 //! | `PausedByDaemon` | a paused guest that no user has paused           | drops what `suspend` saved, resumes, sets the clock |
 //! | `ChangeDisk`     | clusters that are allocated and not used         | gives them back before the disk changes again  |
 //! | `RenameSnapshot` | a mixture of two tables of snapshots in the disk | puts the old table back, before anything reads it |
-//! | `RestoreSnapshot` | a disk at the snapshot, UEFI variables that may not be | restores both before the disk changes again |
+//! | `RestoreSnapshot` | a disk at the snapshot, UEFI variables and data disks that may not be | restores all before the disk changes again |
 //! | (none: the disk has the snapshot `.frozen`) | a disk whose copy for an image was cut short | drops that snapshot  |
 //!
 //! Not here: what is written down, and how (`store::operation`).

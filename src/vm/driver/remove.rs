@@ -42,6 +42,7 @@ async fn retired(vm: &Vm, by: Remover, outcome: oneshot::Receiver<()>, answer: A
     let owner = vm.clone();
     let begin = move || {
         owner.0.shares.bring_back(by)?;
+        owner.0.disks.bring_back(by)?;
         owner.0.dropped.begin_removal(by)
     };
     let before = match off_thread(begin, MARKS).await {

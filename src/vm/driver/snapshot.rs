@@ -118,6 +118,10 @@ impl Driver {
     pub(super) fn suspend(&self, ticket: Ticket, machine: Arc<dyn Machine>, was_paused: bool) {
         let (vm, stale) = (self.vm.clone(), self.suspended());
         self.spawn(ticket, |_| async move {
+            let _disks = vm.disks().hold().await;
+            if let Err(error) = vm.check_disks_of_memory(&*machine).await {
+                return Report::SnapshotDone(Err(error));
+            }
             Report::SnapshotDone(match was_paused {
                 true => suspended::save(&*machine, stale).await,
                 false => stop_and_save(&*machine, stale, vm.dir()).await,
@@ -191,8 +195,15 @@ async fn stop_and_save(machine: &dyn Machine, stale: Option<&'static str>, dir: 
 
 /// A guest that is brought back finds a disk of at least `disk` bytes.
 async fn while_running(vm: &Vm, machine: &dyn Machine, op: &SnapshotOp, disk: u64) -> Done {
+    let _disks = vm.disks().hold().await;
+    let saved = match op {
+        SnapshotOp::Take(_) => vm.check_disks_of_memory(machine).await.map(|()| Vec::new())?,
+        SnapshotOp::Restore(tag) => vm.fit_disks(machine, tag).await?,
+        SnapshotOp::Drop(_) | SnapshotOp::Rename { .. } => Vec::new(),
+    };
     machine.snapshot(op).await?;
     if let SnapshotOp::Restore(_) = op {
+        vm.refit_disks(machine, &saved).await;
         let grown = suspended::grow(&*vm.0.backends.hypervisor, machine, vm.dir(), disk).await;
         // The guest is back all the same; the next start gives its disk the size.
         if grown.is_err() {

@@ -42,7 +42,8 @@ impl Driver {
 
     /// Starts QEMU. Nothing ends this early: a QEMU that nobody hears of would be left running.
     pub(super) fn launch(&self, mut plan: LaunchPlan) {
-        let (backends, saved) = (self.vm.0.backends.clone(), self.suspended());
+        let (vm, saved) = (self.vm.clone(), self.suspended());
+        let backends = vm.0.backends.clone();
         let paused = plan.paused;
         plan.paused |= saved.is_some();
         self.detach(|to| async move {
@@ -52,6 +53,9 @@ impl Driver {
                     backends.hypervisor.launch(plan).await
                 }
                 (Memory::Own | Memory::CaptureTarget { .. }, Some(saved)) => {
+                    plan.disks = vm.disks_of_memory(saved);
+                    let ports: Vec<u8> = plan.disks.iter().map(|disk| disk.place.port).collect();
+                    plan.nics.retain(|nic| !ports.contains(&nic.port()));
                     suspended::start(&backends, plan, saved, paused).await
                 }
             })
@@ -120,6 +124,7 @@ async fn plan(vm: &Vm, paused: bool) -> Result<LaunchPlan, BackendError> {
     backends.guests.prepare(&plan).await?;
     let fork = vm.0.fork.lock().take();
     if let Some(template) = fork {
+        plan.disks = vm.disks().at(&template.shape.disks);
         warm_start::plan_fork(backends, &mut plan, template).await?;
         return Ok(plan);
     }
@@ -129,6 +134,9 @@ async fn plan(vm: &Vm, paused: bool) -> Result<LaunchPlan, BackendError> {
     warm_start::choose(backends, &mut plan, &vm.settings()).await?;
     if plan.memory == Memory::Own && plan.hardware >= Hardware::WITH_ROOM {
         plan.nics = vm.place_in_nets().await;
+    }
+    if plan.memory == Memory::Own {
+        plan.disks = vm.disks_at_boot(plan.hardware, &plan.nics).await;
     }
     if !vm.dir().disk().exists() {
         backends.images.bind(&plan.dir, &plan.image, &plan.base)?;
@@ -154,6 +162,7 @@ pub(super) fn plan_to_boot(
         accel,
         paused: false,
         nics: Vec::new(),
+        disks: Vec::new(),
         memory: Memory::Own,
         cold: None,
         lifetime: vm.0.lifetime,

@@ -214,6 +214,7 @@ async fn boot(
 ) -> Result<Launched, BackendError> {
     plan.memory = Memory::Own;
     plan.nics.clear();
+    plan.disks.clear();
     plan.hardware = plan.spec.hardware_at_boot();
     plan.base = backends.images.layers(&plan.image, &plan.dir)?;
     // The disk that is made now lies on the image alone.

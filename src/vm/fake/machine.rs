@@ -10,6 +10,7 @@ pub(super) struct FakeMachine {
     pub(super) paused: AtomicBool,
     pub(super) events: Mutex<mpsc::Sender<MachineEvent>>,
     pub(super) nics: Mutex<Vec<NicPlace>>,
+    pub(super) disks: Mutex<Vec<DiskPlace>>,
 }
 
 /// Makes the machine of a plan.
@@ -40,6 +41,7 @@ pub(super) fn launched(script: &Arc<Script>, plan: LaunchPlan) -> Launched {
         paused: AtomicBool::new(plan.paused),
         events: Mutex::new(to),
         nics: Mutex::new(plan.nics),
+        disks: Mutex::new(plan.disks.iter().map(|disk| disk.place).collect()),
     });
     script.machines.lock().insert(plan.uuid, Arc::clone(&machine));
     Launched { machine, events, paused: plan.paused, clock_is_behind: false }
@@ -174,6 +176,29 @@ impl Machine for FakeMachine {
 
     async fn disconnect_nic(&self, place: NicPlace) -> Result<(), BackendError> {
         self.changed(format!("nic {} off", place.0));
+        Ok(())
+    }
+
+    async fn data_disks(&self) -> Result<Vec<DiskPlace>, BackendError> {
+        Ok(self.disks.lock().clone())
+    }
+
+    async fn plug_disk(&self, disk: &DataDisk) -> Result<(), BackendError> {
+        self.changed(format!("data disk {} {}", disk.place.number, disk.serial));
+        self.script.change_error.lock().take().map_or(Ok(()), Err)?;
+        self.disks.lock().push(disk.place);
+        Ok(())
+    }
+
+    async fn unplug_disk(&self, place: DiskPlace) -> Result<(), BackendError> {
+        self.changed(format!("no data disk {}", place.number));
+        self.script.change_error.lock().take().map_or(Ok(()), Err)?;
+        self.disks.lock().retain(|there| *there != place);
+        Ok(())
+    }
+
+    async fn grow_data_disk(&self, number: u32, bytes: u64) -> Result<(), BackendError> {
+        self.changed(format!("data disk {number} {bytes}"));
         Ok(())
     }
 

@@ -54,6 +54,10 @@ pub enum NetError {
     Overlaps { subnet: Subnet, other: String },
     #[error("no 10.X.Y.0/24 is free for net {0}; remove another net first")]
     NoSubnet(String),
+    #[error(
+        "the machine has no port for net {0}: four are for nets and disks together; `rmdir` a disk first"
+    )]
+    NoPort(String),
     #[error("net {net} is full: {subnet} has room for {room} members")]
     Full { net: String, subnet: Subnet, room: u32 },
 }
@@ -253,9 +257,9 @@ impl Nets {
     /// # Errors
     /// One of them is not there, or is full; or what the disk answered. It is a member of what it was before.
     pub(in crate::vm) async fn place(&self, vm: &Vm, wanted: &[String]) -> Result<(), VmError> {
-        let (uuid, nets) = (vm.uuid(), wanted.to_vec());
+        let (uuid, nets, taken) = (vm.uuid(), wanted.to_vec(), vm.disks().ports());
         self.note(vm, wanted);
-        self.clone().change(move |stored| stored.place(uuid, &nets)).await
+        self.clone().change(move |stored| stored.place(uuid, &nets, &taken)).await
     }
 
     /// Frees the addresses of a VM that is removed.
@@ -268,7 +272,7 @@ impl Nets {
         if !self.0.state.lock().stored.nets.values().any(is_member) {
             return Ok(());
         }
-        self.clone().change(move |stored| stored.place(uuid, &[])).await?;
+        self.clone().change(move |stored| stored.place(uuid, &[], &[])).await?;
         self.end_idle_switches().await;
         Ok(())
     }

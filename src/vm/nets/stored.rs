@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::{NetError, Subnet};
 use crate::store::failure_log::FailureLog;
 use crate::store::{file, quarantine};
+use crate::vm::backend::NicPlace;
 use crate::vm::spec::MOST_NETS;
 
 const VERSION: u32 = 1;
@@ -81,25 +82,34 @@ impl Stored {
         self.nets.iter().filter(move |(other, _)| *other != name).map(|(_, net)| net.subnet)
     }
 
-    /// Has a VM be a member of these nets and of no others. Where it stays, it keeps its address.
-    pub(super) fn place(&mut self, uuid: Uuid, wanted: &[String]) -> Result<(), NetError> {
+    /// Has a VM be a member of these nets and of no others. Where it stays, it keeps its address. `taken` are the
+    /// ports that its disks have.
+    pub(super) fn place(
+        &mut self,
+        uuid: Uuid,
+        wanted: &[String],
+        taken: &[u8],
+    ) -> Result<(), NetError> {
         for (name, net) in &mut self.nets {
             if !wanted.contains(name) {
                 net.leases.remove(&uuid);
             }
         }
         for name in wanted {
-            self.get(name)?;
-            if let Some(slot) = self.free_slot(uuid) {
+            if !self.get(name)?.leases.contains_key(&uuid) {
+                let slot = self.free_slot(uuid, taken);
+                let slot = slot.ok_or_else(|| NetError::NoPort(name.clone()))?;
                 self.get_mut(name)?.lease(name, uuid, slot)?;
             }
         }
         Ok(())
     }
 
-    fn free_slot(&self, uuid: Uuid) -> Option<u8> {
+    fn free_slot(&self, uuid: Uuid, taken: &[u8]) -> Option<u8> {
         let leases = || self.nets.values().filter_map(|net| net.leases.get(&uuid));
-        (0..MOST_NETS).find(|slot| leases().all(|lease| lease.slot != *slot)).or(Some(0))
+        let is_free = |slot: &u8| !taken.contains(&NicPlace(*slot).port());
+        let mut free = (0..MOST_NETS).filter(is_free);
+        free.find(|slot| leases().all(|lease| lease.slot != *slot))
     }
 }
 
@@ -138,15 +148,15 @@ mod tests {
     fn a_member_keeps_its_address_and_its_device_until_it_leaves() {
         let mut stored = stored(&[("a", "10.77.0.0/24"), ("b", "10.77.1.0/24")]);
         let (one, two) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        stored.place(one, &names(&["a", "b"])).unwrap();
-        stored.place(two, &names(&["b"])).unwrap();
+        stored.place(one, &names(&["a", "b"]), &[]).unwrap();
+        stored.place(two, &names(&["b"]), &[]).unwrap();
         let lease = |stored: &Stored, net: &str, uuid| stored.nets[net].leases.get(&uuid).copied();
         let before = lease(&stored, "b", one).unwrap();
         assert_eq!((before.address.to_string().as_str(), before.slot), ("10.77.1.1", 1));
-        stored.place(one, &names(&["b"])).unwrap();
+        stored.place(one, &names(&["b"]), &[]).unwrap();
         assert_eq!(lease(&stored, "b", one), Some(before));
         assert_eq!(lease(&stored, "a", one), None);
-        stored.place(one, &names(&["b", "a"])).unwrap();
+        stored.place(one, &names(&["b", "a"]), &[]).unwrap();
         assert_eq!(lease(&stored, "a", one).unwrap().slot, 0);
         assert_eq!(lease(&stored, "b", two).unwrap().address.to_string(), "10.77.1.2");
     }
@@ -154,12 +164,12 @@ mod tests {
     #[test]
     fn a_net_that_is_absent_or_full_is_told() {
         let mut stored = stored(&[("a", "10.77.0.0/30")]);
-        let absent = stored.place(Uuid::from_u128(1), &names(&["x"])).unwrap_err();
+        let absent = stored.place(Uuid::from_u128(1), &names(&["x"]), &[]).unwrap_err();
         assert_eq!(absent.to_string(), "no net named x; `mkdir .nets/x` makes it");
         for member in [1, 2] {
-            stored.place(Uuid::from_u128(member), &names(&["a"])).unwrap();
+            stored.place(Uuid::from_u128(member), &names(&["a"]), &[]).unwrap();
         }
-        let full = stored.place(Uuid::from_u128(3), &names(&["a"])).unwrap_err();
+        let full = stored.place(Uuid::from_u128(3), &names(&["a"]), &[]).unwrap_err();
         assert!(matches!(full, NetError::Full { room: 2, .. }), "{full}");
     }
 }

@@ -144,7 +144,7 @@ pub(crate) const ROWS: &[Row] = &[
     ("mkdir", "directory", "mkdir -p x/config && ls -d x/config && rmdir x", Says("x/config\n")),
     ("chmod", "value", "chmod 777 off/status", Fails("not permitted")),
     ("stat", "value", "stat -c '%s %a %F' off/status off/ctl off/wait off", Says("8 444 regular file\n0 600 regular empty file\n0 444 regular empty file\n0 700 directory\n")),
-    ("ls", "directory", "ls off | xargs", Says("config console console.log ctl disk error events exec fs info jobs log probes qmp ready shares snapshots ssh_config status tty wait\n")),
+    ("ls", "directory", "ls off | xargs", Says("config console console.log ctl disk disks error events exec fs info jobs log probes qmp ready shares snapshots ssh_config status tty wait\n")),
     ("ls -l", "directory", "ls -lR . > $T/x", Ends(0)),
     ("du", "directory", "du -s off | cut -f1", Says("0\n")),
     ("df", "directory", "df . | wc -l", Says("2\n")),
