@@ -56,20 +56,25 @@ impl OpenFiles {
         let is_local = is_local(&file);
         let file = Arc::new(file);
         let mut open = self.0.lock();
-        open.retain(|old| old.id != id);
+        let mut closed: Vec<_> = open.extract_if(.., |old| old.id == id).collect();
         if open.len() >= MOST {
-            open.remove(0);
+            closed.push(open.remove(0));
         }
         open.push(OpenFile { id, what, file: Arc::clone(&file), is_local });
+        drop(open);
+        // A close may wait for another machine, and nobody shall wait for the lock.
+        drop(closed);
         file
     }
 
     pub(super) fn close(&self, id: FileId) {
-        self.0.lock().retain(|file| file.id != id);
+        let closed: Vec<_> = self.0.lock().extract_if(.., |file| file.id == id).collect();
+        drop(closed);
     }
 
     pub(super) fn close_all(&self) {
-        self.0.lock().clear();
+        let closed = std::mem::take(&mut *self.0.lock());
+        drop(closed);
     }
 }
 
