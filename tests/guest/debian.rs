@@ -103,6 +103,12 @@ fn its_own_user_has_a_share(aq: &Mounted) {
         aq.sh("cat \"$SCRATCH/src/b\"; stat -c %u \"$SCRATCH/src/d/x\"; ls \"$SCRATCH/src\"").ok();
     let user = rustix::process::geteuid().as_raw();
     assert_eq!(kept, format!("mine\n{user}\na\nb\nd"));
+    // Root tells the kernel what the host has changed of a file that the user has open.
+    let follow = "echo one > \"$SCRATCH/src/f\"; (sleep 5; echo two >> \"$SCRATCH/src/f\") & cat > vm1/exec <<'END'
+exec 3< /mnt/src/f; read -r l <&3; n=0; until read -r l <&3; do sleep 0.2; n=$((n+1)); done; echo $l $((n < 75))
+END
+        cat vm1/exec; wait; rm \"$SCRATCH/src/f\"";
+    assert_eq!(aq.sh_within(follow, BOOT).ok(), "two 1");
     aq.sh("rmdir vm1/shares/src").ok();
     let mounts = || aq.exec("vm1", "grep -c ' nfs ' /proc/mounts || true");
     eventually("the guest has it no more", BOOT, || mounts() == "0");
