@@ -144,7 +144,6 @@ fn data_disk(error: &DataDiskError) -> i32 {
         DataDiskError::SizeRange(_) => libc::ERANGE,
         DataDiskError::Source { errno, .. } => ours(*errno),
         DataDiskError::Starting
-        | DataDiskError::Suspended
         | DataDiskError::Held(_)
         | DataDiskError::Twice { .. }
         | DataDiskError::SavesSource(_)

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use libc::{EBUSY, EEXIST, EINVAL, ENOSPC, ERANGE};
+use libc::{EEXIST, EINVAL, ENOSPC, ERANGE};
 
 use crate::common::{BOOT, Mounted, assert_errno, eventually};
 
@@ -111,7 +111,13 @@ fn snapshots_and_suspend_take_disks_along() {
     // Suspended, with a process; a disk that is made meanwhile comes when it runs.
     let pid = in_guest(&aq, "vm1", "sleep 100000 > /dev/null 2>&1 & echo $!");
     aq.sh("echo suspend > vm1/ctl; cat vm1/wait").ok();
-    assert_errno(fs::remove_dir(aq.path("vm1/disks/data")), EBUSY);
+    aq.sh("rmdir vm1/disks/data; echo start > vm1/ctl").failed();
+    let error = aq.read("vm1/error");
+    assert!(
+        error.contains("its guest has the disk data, which was removed; `mv disks/.data@"),
+        "{error}"
+    );
+    aq.sh("mv vm1/disks/.data@* vm1/disks/data").ok();
     make(&aq, "vm1", "late");
     aq.sh("echo 128M > vm1/disks/data/size").ok();
     aq.boot_existing("vm1");

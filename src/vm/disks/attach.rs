@@ -65,11 +65,25 @@ impl Vm {
         own.filter_map(|(name, settings)| settings.disk(name)).collect()
     }
 
-    /// Lists the disks that the machine with the memory of a snapshot has.
-    pub(in crate::vm) fn disks_of_memory(&self, tag: &str) -> Vec<DataDisk> {
+    /// Lists the disks that the machine with the suspended memory has.
+    ///
+    /// # Errors
+    /// One of them was removed.
+    pub(in crate::vm) fn disks_of_memory(&self, tag: &str) -> Result<Vec<DataDisk>, BackendError> {
         let saved = self.0.backends.hypervisor.saved_disks(&self.dir().0, tag);
         let saved = saved.unwrap_or_else(|| self.disks_with_snapshot(tag));
-        self.disks().at(&saved)
+        let stored = self.disks().stored();
+        let is_missing = |place: &&DiskPlace| stored.numbered(place.number).is_none();
+        match saved.iter().find(is_missing) {
+            None => Ok(self.disks().at(&saved)),
+            Some(place) => {
+                let (disk, aside) = name_of(&stored, *place);
+                let reason = format!(
+                    "its guest has the disk {disk}, which was removed; `mv disks/{aside} disks/{disk}` has it again"
+                );
+                Err(BackendError::CannotResume { reason })
+            }
+        }
     }
 
     /// A memory that is not listed is that of a machine with the disks that have the snapshot.
@@ -181,7 +195,12 @@ impl Vm {
         let Some(machine) = self.running_machine() else { return Ok(()) };
         let there = machine.data_disks().await?;
         if let Some(place) = there.iter().find(|place| place.number == settings.number) {
-            machine.unplug_disk(*place).await?;
+            let taken_out = machine.unplug_disk(*place).await;
+            if let Err(error) = &taken_out {
+                // The guest may give it back later.
+                self.disks().note(settings.number, Err(error.to_string()));
+            }
+            taken_out?;
             self.tell_of_disk(format!("{name} detached"));
         }
         self.disks().forget(settings.number);
@@ -261,18 +280,26 @@ impl Vm {
 fn check_place(stored: &Stored, place: DiskPlace, tag: &str) -> Result<(), DataDiskError> {
     let tag = tag.to_owned();
     match stored.disks.iter().find(|(_, disk)| disk.number == place.number) {
-        Some((aside, disk)) if disk.removed.is_some() => {
-            let name = aside.trim_start_matches('.');
-            let disk = name.rsplit_once('@').map_or(name, |(name, _)| name).to_owned();
-            Err(DataDiskError::Lacks { tag, disk, aside: aside.clone() })
+        Some((_, disk)) if disk.removed.is_none() && disk.place() == place => Ok(()),
+        Some((disk, settings)) if settings.removed.is_none() => {
+            Err(DataDiskError::Elsewhere { tag, disk: disk.clone() })
         }
-        Some((_, disk)) if disk.place() == place => Ok(()),
-        Some((disk, _)) => Err(DataDiskError::Elsewhere { tag, disk: disk.clone() }),
-        None => {
-            let disk = format!("number {}", place.number);
-            Err(DataDiskError::Lacks { tag, disk, aside: "NAME".to_owned() })
+        Some(_) | None => {
+            let (disk, aside) = name_of(stored, place);
+            Err(DataDiskError::Lacks { tag, disk, aside })
         }
     }
+}
+
+/// Returns the name that a removed disk had, and the one that it has.
+fn name_of(stored: &Stored, place: DiskPlace) -> (String, String) {
+    let found = stored.disks.iter().find(|(_, disk)| disk.number == place.number);
+    let Some((aside, _)) = found else {
+        return (format!("number {}", place.number), "NAME".to_owned());
+    };
+    let name = aside.trim_start_matches('.');
+    let name = name.rsplit_once('@').map_or(name, |(name, _)| name);
+    (name.to_owned(), aside.clone())
 }
 
 fn no_room() -> BackendError {

@@ -21,7 +21,6 @@ use tokio::sync::OwnedMutexGuard;
 
 use self::stored::{Settings, Stored};
 pub use self::value::{DataDiskError, Field, is_name};
-use super::driver::suspended::SUSPENDED;
 use super::dropped::Remover;
 use super::events::Event;
 use super::spec::render_size;
@@ -263,7 +262,9 @@ impl Vm {
         if settings.removed.is_some() {
             return self.erase_disk(name, &settings).await;
         }
-        self.check_removable(&settings)?;
+        if self.state() == VmState::Starting {
+            return Err(DataDiskError::Starting.into());
+        }
         self.detach_disk(&name, &settings).await?;
         let aside = match settings.is_own() && !self.is_empty_disk(&settings) {
             true => {
@@ -282,17 +283,6 @@ impl Vm {
             self.disks().note_removed(removed);
         }
         Ok(())
-    }
-
-    fn check_removable(&self, settings: &Settings) -> Result<(), DataDiskError> {
-        if self.state() == VmState::Starting {
-            return Err(DataDiskError::Starting);
-        }
-        let is_saved = || self.has_snapshot(settings.number, SUSPENDED);
-        match settings.is_own() && self.is_suspended() && is_saved() {
-            true => Err(DataDiskError::Suspended),
-            false => Ok(()),
-        }
     }
 
     /// Says whether a disk of the VM's own has a snapshot.

@@ -192,3 +192,21 @@ async fn a_fork_gets_the_disks_that_are_copied() {
     assert_eq!((&disks["data"]["number"], &copy["next"]), (&1.into(), &3.into()));
     assert_eq!(f.vm.disks().summary(), "data 10G, none");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_suspended_vm_is_not_resumed_without_a_disk_of_its_guest() {
+    let f = fixture().await;
+    f.with_data("data").await;
+    f.ready().await;
+    *f.script.saved_disks.lock() = Some(vec![DiskPlace { number: 1, port: 0 }]);
+    f.vm.perform(crate::vm::state::Command::Suspend).await.unwrap();
+    until(&f.vm, &VmState::Stopped).await;
+    f.remove("data", ME).await.unwrap();
+    let refused = f.vm.perform(START).await.unwrap_err().to_string();
+    assert!(refused.contains("the disk data, which was removed; `mv disks/.data@"), "{refused}");
+    let aside = f.vm.disks().names().remove(0);
+    f.vm.clone().rename_disk(aside, "data".into()).await.unwrap();
+    assert!(f.vm.is_suspended());
+    f.ready().await;
+    assert_eq!(f.status("data"), "attached: 10G");
+}

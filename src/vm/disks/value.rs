@@ -62,10 +62,6 @@ pub enum DataDiskError {
     Serial(String),
     #[error("the VM starts; try again when it runs")]
     Starting,
-    #[error(
-        "the VM is suspended with this disk; `start` it first, or give up its memory: `echo kill > ctl`"
-    )]
-    Suspended,
     #[error("the disk is a part of snapshots: {0}; drop them first")]
     Held(String),
     #[error("the disk {0} was removed; `mv` gives it a name again")]

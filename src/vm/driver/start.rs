@@ -53,7 +53,10 @@ impl Driver {
                     backends.hypervisor.launch(plan).await
                 }
                 (Memory::Own | Memory::CaptureTarget { .. }, Some(saved)) => {
-                    plan.disks = vm.disks_of_memory(saved);
+                    match vm.disks_of_memory(saved) {
+                        Ok(disks) => plan.disks = disks,
+                        Err(error) => return Report::Launched(Err(error)),
+                    }
                     let ports: Vec<u8> = plan.disks.iter().map(|disk| disk.place.port).collect();
                     plan.nics.retain(|nic| !ports.contains(&nic.port()));
                     suspended::start(&backends, plan, saved, paused).await
