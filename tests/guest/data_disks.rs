@@ -56,6 +56,8 @@ fn status(aq: &Mounted, vm: &str, disk: &str) -> String {
 fn a_disk_comes_grows_and_goes_while_the_guest_runs_and_is_there_after_a_boot() {
     let aq = Mounted::booted();
     make(&aq, "vm1", "data");
+    // Nothing is waited for: the guest has it when the write has returned.
+    assert_ne!(in_guest(&aq, "vm1", "dev data"), "");
     is_there(&aq, "vm1", "data", 64 << 20);
     assert_eq!(status(&aq, "vm1", "data"), "attached: 64M");
     write(&aq, "vm1", "data", "first");

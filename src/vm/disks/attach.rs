@@ -187,7 +187,9 @@ impl Vm {
         }
         let done = self.plug(&*machine, name, &disk).await;
         self.disks().note(settings.number, done.clone().map_err(|error| error.to_string()));
-        Ok(done?)
+        done?;
+        self.until_guest_has(name, &disk.serial).await;
+        Ok(())
     }
 
     /// Takes a disk out of the machine that runs. The caller has the turn.

@@ -1,10 +1,11 @@
 //! Data disks: what a VM has beside its own disk. What there are, what they may be, and how it goes with each;
 //! `disks.json` keeps them (`doc/adr/0043-data-disks.md`).
 //!
-//! Not here: which values are accepted (`value`), the file (`stored`), the machines that have them (`attach`),
-//! QEMU's devices (`qemu`).
+//! Not here: which values are accepted (`value`), the file (`stored`), the machines that have them (`attach`), the guests
+//! that find them (`found`), QEMU's devices (`qemu`).
 
 mod attach;
+mod found;
 mod stored;
 mod value;
 
