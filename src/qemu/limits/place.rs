@@ -8,7 +8,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, FlockOperation, accessat, flock, getxattr};
-use rustix::io::Errno;
 use uuid::Uuid;
 
 use super::group::{Group, PROCESSES};
@@ -18,6 +17,7 @@ use crate::proc;
 const CONTROLLERS: [&str; 2] = ["cpu", "memory"];
 const AVAILABLE: &str = "cgroup.controllers";
 const ENABLED: &str = "cgroup.subtree_control";
+const TYPE: &str = "cgroup.type";
 /// The group of the processes that were in the delegated group before.
 const REST: &str = "aqfs-rest";
 /// How often processes are moved before it is given up: others start while some are moved.
@@ -161,24 +161,24 @@ fn make_dir(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Has a group distribute to those below it.
+/// Has a group distribute to those below it. With processes in it, it would become one for threads.
 ///
 /// # Errors
 /// What the kernel answers.
 pub fn enable(dir: &Path) -> io::Result<()> {
     let enabled = words(&dir.join(ENABLED));
-    for controller in controllers(dir).into_iter().filter(|c| !enabled.iter().any(|e| e == c)) {
-        let word = format!("+{controller}");
-        match fs::write(dir.join(ENABLED), &word) {
-            Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {
-                make_dir(&dir.join(REST))?;
-                move_all(&Group(dir.to_owned()), &Group(dir.join(REST)));
-                fs::write(dir.join(ENABLED), &word)?;
-            }
-            done => done?,
-        }
+    let missing = controllers(dir).into_iter().filter(|c| !enabled.iter().any(|e| e == c));
+    let missing: Vec<_> = missing.map(|controller| format!("+{controller}")).collect();
+    if missing.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let group = Group(dir.to_owned());
+    // The hierarchy's own root has no type, and may have processes.
+    if dir.join(TYPE).exists() && !group.processes().is_empty() {
+        make_dir(&dir.join(REST))?;
+        move_all(&group, &Group(dir.join(REST)));
+    }
+    fs::write(dir.join(ENABLED), missing.join(" "))
 }
 
 fn move_all(from: &Group, to: &Group) {
