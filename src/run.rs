@@ -32,6 +32,7 @@ use crate::tree::Tree;
 use crate::vm::Backends;
 use crate::vm::backend::BackendError;
 use crate::vm::defaults::Defaults;
+use crate::vm::limits::Limits;
 use crate::vm::memory::Ledger;
 use crate::vm::nets::Nets;
 use crate::vm::spec::is_object_name;
@@ -169,6 +170,7 @@ fn serve(config: &MountConfig) -> Result<(), RunError> {
     runtime.spawn(unmount_at_the_end(ends, dir, layout.guest_files()));
     runtime.spawn(Arc::clone(&registry).autostart());
     runtime.spawn(Arc::clone(&registry).keep_trash());
+    runtime.spawn(Arc::clone(&registry.backends().limits).keep());
     if let Some(log) = log {
         report_failures(&failures);
         report_mounted(&log)?;
@@ -247,9 +249,12 @@ async fn registry(
     let guests = SshGuests::new(layout, tokio::runtime::Handle::current());
     let hypervisor = Arc::new(qemu);
     let nets = Nets::open(layout, Arc::new(VdeSwitches), &failures);
+    let limits = Limits::open(layout, hypervisor.clone(), &failures);
+    limits.begin().await;
     let backends = Backends {
         nets,
-        memory: Ledger::new(hypervisor.clone()),
+        memory: Ledger::new(hypervisor.clone(), Arc::clone(&limits)),
+        limits,
         hypervisor,
         guests: Arc::new(guests),
         images,

@@ -240,6 +240,7 @@ fn backend(error: &BackendError) -> i32 {
         BackendError::NoSpace { .. } => libc::ENOSPC,
         BackendError::NoRoomInTable { .. } => libc::ENAMETOOLONG,
         BackendError::NoMemory { .. } => libc::ENOMEM,
+        BackendError::Quota { .. } => libc::EDQUOT,
         BackendError::PortTaken { .. } => libc::EADDRINUSE,
         BackendError::NoFile { .. } => libc::ENOENT,
         BackendError::NotAFile { .. }

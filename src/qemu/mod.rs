@@ -73,7 +73,7 @@ use crate::vm::backend::{
 use crate::vm::driver::off_thread;
 use crate::vm::hardware::Hardware;
 use crate::vm::memory::Ram;
-use crate::vm::spec::{AccelChoice, VmSpec};
+use crate::vm::spec::{AccelChoice, CpuLimit, VmSpec};
 use crate::vm::template::{Memory, Saved, Shape, Template};
 use accel::AccelChooser;
 use install::Installation;
@@ -180,6 +180,14 @@ impl Hypervisor for Qemu {
 
     fn limits(&self, facts: &RunFacts, spec: &VmSpec) -> Vec<(&'static str, String)> {
         self.groups.describe(facts, spec)
+    }
+
+    async fn limit_all_cpus(&self, limit: Option<CpuLimit>) {
+        self.groups.set_total(limit).await;
+    }
+
+    fn holds_cpus(&self) -> Result<(), String> {
+        limits::place::find().map(drop)
     }
 
     fn disk_size(&self, dir: &Path) -> Result<Option<u64>> {

@@ -107,6 +107,7 @@ impl Registry {
             self.check_all_free(&names)?;
             parent.admit_capture(Purpose::Fork).map_err(VmError::from)?;
             parent.check_room_for_forks(names.len())?;
+            self.backends.limits.admit_growth()?;
             let vms = self.make_forks(&parent, &names).await?;
             // The kernel holds the root for a `mkdir` that waits for one of these names.
             drop(order);

@@ -54,6 +54,7 @@ impl Registry {
     /// # Errors
     /// `ImageExists`, or what the disk answered.
     pub async fn create_image(self: Arc<Self>, name: String) -> Result<()> {
+        self.backends.limits.admit_growth()?;
         self.with_images(move |images| images.create(&name)).await
     }
 
@@ -153,6 +154,12 @@ impl Registry {
     /// # Errors
     /// As [`Self::set_image_source`]; `NoSource` if there is none.
     pub async fn command_image(self: Arc<Self>, image: String, verb: ImageCommand) -> Result<()> {
+        match verb {
+            ImageCommand::Warm | ImageCommand::Refresh | ImageCommand::Pull => {
+                self.backends.limits.admit_growth()?;
+            }
+            ImageCommand::Cold | ImageCommand::Cancel => {}
+        }
         match verb {
             ImageCommand::Warm => self.warm_image(image).await,
             ImageCommand::Cold => self.with_images(move |images| images.cool(&image)).await,

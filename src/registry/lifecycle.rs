@@ -32,6 +32,7 @@ impl Registry {
         to_its_end(async move {
             let _order = self.name_locks.take(&[&name]).await?;
             self.check_free(&name)?;
+            self.backends.limits.admit_growth()?;
             let (uuid, now) = (Uuid::new_v4(), SystemTime::now());
             let settings = VmSettings::new(self.backends.defaults.spec());
             let definition = Definition::new(uuid, now, settings);

@@ -41,6 +41,7 @@
 //!   images/NAME/source         of one that is not finished: what it is to be made from
 //!   images/.NAME.XXXX/         one being made: never listed, removed at the next start
 //!   trash/NAME@TIME/           a removed VM
+//!   limits.json                what all VMs together may have (vm::limits)
 //!   nets.json                  the nets, and their members' addresses (vm::nets)
 //!   nets/NAME/                 the switch of one that runs: its record, its log, and `s`, its sockets
 //!   fs/                        where the guests' files are mounted, NAME/ for each VM
@@ -78,6 +79,7 @@ impl Layout {
         "daemon.log.old",
         "defaults.json",
         "aliases.json",
+        "limits.json",
         "nets.json",
         "nets",
         "ssh",
@@ -153,6 +155,8 @@ paths! {
         images = "images",
         /// The aliases of images.
         aliases = "aliases.json",
+        /// What all VMs together may have.
+        limits = "limits.json",
         /// The nets.
         nets_file = "nets.json",
         /// The directory of the switches of nets.

@@ -23,6 +23,7 @@ use super::Backends;
 use super::backend::*;
 use super::defaults::Defaults;
 use super::hardware::{Devices, Hardware};
+use super::limits::Limits;
 use super::live::{Bound, InForce};
 use super::memory::{Ledger, Ram};
 use super::nets::Nets;
@@ -128,13 +129,20 @@ impl Script {
     }
 }
 
+/// Makes a hypervisor that follows a script.
+pub(crate) fn fake(script: &Arc<Script>) -> Arc<dyn Hypervisor> {
+    Arc::new(Fake(Arc::clone(script)))
+}
+
 /// Makes backends that follow a script.
 pub(crate) fn backends(script: &Arc<Script>) -> Backends {
     let fake = Arc::new(Fake(Arc::clone(script)));
+    let limits = Limits::open(&Layout::new("/nowhere"), fake.clone(), &FailureLog::default());
     let defaults = Defaults::open("/nowhere/defaults.json".into(), None, &FailureLog::default());
     Backends {
         hypervisor: fake.clone(),
-        memory: Ledger::new(fake.clone()),
+        memory: Ledger::new(fake.clone(), Arc::clone(&limits)),
+        limits,
         nets: Nets::open(
             &Layout::new("/nowhere"),
             Arc::new(switch::FakeSwitches),
@@ -268,6 +276,12 @@ impl Hypervisor for Fake {
 
     fn limits(&self, _facts: &RunFacts, _spec: &VmSpec) -> Vec<(&'static str, String)> {
         Vec::new()
+    }
+
+    async fn limit_all_cpus(&self, _limit: Option<CpuLimit>) {}
+
+    fn holds_cpus(&self) -> Result<(), String> {
+        Ok(())
     }
 
     fn disk_size(&self, _dir: &Path) -> Result<Option<u64>, BackendError> {

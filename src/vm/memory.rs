@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use super::Vm;
 use super::backend::{BackendError, Hypervisor};
+use super::limits::{Limits, Used};
 
 /// What a guest's memory is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,10 @@ pub struct Need {
     pub overhead: u64,
     /// What the guest's is made of.
     pub ram: Ram,
+    /// The guest's, as its settings have it.
+    pub memory: u64,
+    /// How many machines it is for.
+    pub machines: u32,
 }
 
 impl Need {
@@ -38,8 +43,10 @@ impl Need {
     /// changes.
     pub fn of(memory: u64, overhead: u64, ram: Ram) -> Self {
         match ram {
-            Ram::Own => Self { guest: memory, overhead, ram },
-            Ram::CopyOnWrite => Self { guest: memory / 10, overhead: 32 << 20, ram },
+            Ram::Own => Self { guest: memory, overhead, ram, memory, machines: 1 },
+            Ram::CopyOnWrite => {
+                Self { guest: memory / 10, overhead: 32 << 20, ram, memory, machines: 1 }
+            }
         }
     }
 
@@ -101,7 +108,9 @@ fn admit(need: Need, supply: Supply, largest: Option<(String, u64)>) -> Result<(
 pub enum Check {
     /// It is refused where there is none.
     Strict,
-    /// It takes what it needs: it runs already, or its settings say so.
+    /// It takes of the host what it needs, as its settings say, within the limits of all VMs.
+    Overcommitted,
+    /// It runs already.
     Waived,
 }
 
@@ -109,6 +118,7 @@ pub enum Check {
 #[derive(Debug)]
 pub struct Ledger {
     hypervisor: Arc<dyn Hypervisor>,
+    limits: Arc<Limits>,
     promises: Mutex<Promises>,
 }
 
@@ -118,6 +128,16 @@ struct Promises {
     last: u64,
 }
 
+impl Promises {
+    fn used_beside(&self, own: Option<u64>) -> Used {
+        let others = self.by_number.iter().filter(|(n, _)| Some(**n) != own);
+        others.fold(Used::default(), |used, (_, promise)| Used {
+            vms: used.vms + promise.need.machines,
+            memory: used.memory + promise.need.memory,
+        })
+    }
+}
+
 #[derive(Debug)]
 struct Promise {
     vm: Vm,
@@ -125,8 +145,13 @@ struct Promise {
 }
 
 impl Ledger {
-    pub(crate) fn new(hypervisor: Arc<dyn Hypervisor>) -> Arc<Self> {
-        Arc::new(Self { hypervisor, promises: Mutex::default() })
+    pub(crate) fn new(hypervisor: Arc<dyn Hypervisor>, limits: Arc<Limits>) -> Arc<Self> {
+        Arc::new(Self { hypervisor, limits, promises: Mutex::default() })
+    }
+
+    /// Returns what the VMs have together that run or start.
+    pub(crate) fn used(&self) -> Used {
+        self.promises.lock().used_beside(None)
     }
 
     pub(crate) fn supply(&self) -> Supply {
@@ -161,8 +186,10 @@ impl Ledger {
         need: Need,
         check: Check,
     ) -> Result<(), BackendError> {
-        if check == Check::Waived {
-            return Ok(());
+        match check {
+            Check::Strict => self.limits.admit(promises.used_beside(own), &need)?,
+            Check::Overcommitted => return self.limits.admit(promises.used_beside(own), &need),
+            Check::Waived => return Ok(()),
         }
         let others = promises.by_number.iter().filter(|(n, _)| Some(**n) != own);
         let largest = others.map(|(_, p)| p).max_by_key(|p| p.need.total());

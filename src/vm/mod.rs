@@ -21,6 +21,7 @@ pub mod files;
 pub mod hardware;
 mod idle;
 pub mod job;
+pub mod limits;
 pub mod live;
 pub mod memory;
 pub mod nets;
@@ -58,6 +59,7 @@ use self::exec::Exec;
 use self::files::{FileChanges, Files};
 use self::idle::Usage;
 use self::job::JobError;
+use self::limits::Limits;
 use self::memory::{Check, Ledger, Need, Ram};
 use self::nets::{NetError, Nets};
 use self::probe::Probes;
@@ -112,6 +114,7 @@ pub struct Backends {
     pub(crate) events: Arc<Feed>,
     pub(crate) failures: Arc<FailureLog>,
     pub(crate) memory: Arc<Ledger>,
+    pub(crate) limits: Arc<Limits>,
     pub(crate) nets: Nets,
     pub(crate) file_changes: Arc<FileChanges>,
     /// Directories of the host that no guest gets: the mount and the store.
@@ -371,8 +374,10 @@ impl Vm {
         let each = Need::of(spec.memory, 0, Ram::CopyOnWrite);
         let guest = spec.memory.saturating_add(each.guest.saturating_mul(count));
         let overhead = each.overhead.saturating_mul(count);
-        let need = Need { guest, overhead, ram: Ram::Own };
-        let check = if spec.overcommit { Check::Waived } else { Check::Strict };
+        let memory = spec.memory.saturating_mul(count);
+        let machines = u32::try_from(count).unwrap_or(u32::MAX);
+        let need = Need { guest, overhead, ram: Ram::Own, memory, machines };
+        let check = if spec.overcommit { Check::Overcommitted } else { Check::Strict };
         self.0.backends.memory.check_room(need, check)
     }
 

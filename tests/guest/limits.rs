@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::common::{Mounted, eventually};
+use crate::common::{Mounted, assert_errno, eventually};
 
 /// Has the guest write so many MiB to its disk, and says how long that took.
 fn write(aq: &Mounted, vm: &str, mebibytes: u32) -> Duration {
@@ -171,4 +171,34 @@ fn a_guest_that_takes_more_memory_than_it_may_is_ended_and_it_is_said_why() {
     assert!(status.contains("it had all of config/memory_max, 256M"), "{status}");
     assert_eq!(groups(), "");
     aq.sh("echo none > vm1/config/memory_max; echo start > vm1/ctl; cat vm1/ready").ok();
+}
+
+#[test]
+fn all_vms_together_have_limits_too() {
+    let aq = Mounted::booted();
+    aq.sh("echo 1 > .limits/vms; mkdir vm2").ok();
+    assert_errno(aq.write("vm2/ctl", "start"), libc::EDQUOT);
+    let error = aq.read("vm2/error");
+    assert!(error.contains("1 VMs may run at once (.limits/vms), 1 do; stop one"), "{error}");
+    assert_errno(aq.write("vm1/ctl", "fork a"), libc::EDQUOT);
+    // It counts in a later daemon, and a machine that it finds counts.
+    aq.kill_daemon();
+    aq.mount();
+    aq.wait_for_ready("vm1");
+    assert_eq!(aq.read(".limits/vms"), "1");
+    assert_errno(aq.write("vm2/ctl", "start"), libc::EDQUOT);
+    aq.sh("echo > .limits/vms; echo 300M > .limits/memory; echo 1 > vm2/config/overcommit").ok();
+    assert_errno(aq.write("vm2/ctl", "start"), libc::EDQUOT);
+    aq.sh("echo 512M > .limits/memory; echo start paused > vm2/ctl; cat vm2/wait").ok();
+    let used = aq.read(".limits/used");
+    assert!(used.starts_with("vms 2\nmemory 512M\ndisk "), "{used}");
+    // The store is full; what is there goes on.
+    aq.sh("echo 64K > .limits/disk").ok();
+    let made = std::fs::create_dir(aq.path("vm3"));
+    assert_errno(made, libc::EDQUOT);
+    assert_errno(std::fs::create_dir(aq.path("vm1/snapshots/a")), libc::EDQUOT);
+    assert_errno(std::fs::create_dir(aq.path(".images/i")), libc::EDQUOT);
+    assert!(aq.read(".error").contains("the store may take 64K (.limits/disk), and takes "));
+    assert_eq!(aq.exec("vm1", "echo goes on"), "goes on");
+    aq.sh("echo none > .limits/disk; mkdir vm3; echo 1.5 > .limits/cpus; grep 'cpus 1.5, ' .limits/used").ok();
 }

@@ -9,6 +9,7 @@ mod disks;
 mod docs;
 mod images;
 mod jobs;
+mod limits;
 mod nets;
 mod probes;
 mod root;

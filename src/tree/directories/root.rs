@@ -8,6 +8,7 @@ use futures::TryFutureExt;
 use super::config::DEFAULTS;
 use super::docs::DOCS;
 use super::images::IMAGES;
+use super::limits::LIMITS;
 use super::nets::NETS;
 use super::trash::TRASH;
 use super::vm::VM;
@@ -60,6 +61,7 @@ static ROWS: &[Node<Arc<Registry>>] = &[
         "what new VMs are made from: mkdir makes one, rmdir removes it",
         &IMAGES,
     ),
+    Node::directory(".limits", "what all VMs together may have, a file each", &LIMITS),
     Node::slow_value(".metrics", "figures for Prometheus", metrics::print),
     Node::directory(".nets", "subnets that VMs share: mkdir makes one, rmdir removes it", &NETS),
     Node::directory(".trash", "removed VMs, kept for a day: mv one back, or rmdir it", &TRASH),

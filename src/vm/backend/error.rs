@@ -81,6 +81,8 @@ pub enum BackendError {
     TooLong { limit: usize },
     #[error("no space left for {what}; free some, then try again")]
     NoSpace { what: String },
+    #[error("{what}")]
+    Quota { what: String },
     #[error("not enough memory: {what}")]
     NoMemory { what: String },
     #[error(

@@ -16,7 +16,7 @@ use crate::arch::Arch;
 use crate::programs::Program;
 use crate::vm::hardware::Hardware;
 use crate::vm::memory::Ram;
-use crate::vm::spec::{AccelChoice, VmSpec};
+use crate::vm::spec::{AccelChoice, CpuLimit, VmSpec};
 use crate::vm::template::{Layer, Memory, Saved, Shape, Template};
 
 /// Everything that a launch needs; nothing is looked up later.
@@ -121,6 +121,10 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
     fn has_connections(&self, ports: &[u16]) -> bool;
     /// Says what holds each limit of a running machine, or why nothing does: keys and sentences.
     fn limits(&self, facts: &RunFacts, spec: &VmSpec) -> Vec<(&'static str, String)>;
+    /// Sets what all machines together get of the host's processors, as far as this host has what holds it.
+    async fn limit_all_cpus(&self, limit: Option<CpuLimit>);
+    /// Says why nothing holds that, and the next step.
+    fn holds_cpus(&self) -> Result<(), String>;
     /// Returns the size in bytes of the disk in a VM's directory; `None` if there is none yet.
     fn disk_size(&self, dir: &Path) -> Result<Option<u64>, BackendError>;
     /// Says what a machine of this plan would be like.

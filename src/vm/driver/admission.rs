@@ -67,6 +67,9 @@ impl Driver {
         }
         if let Action::Command(Command::Snapshot(op, _)) = action {
             self.check_snapshot(op)?;
+            if let SnapshotOp::Take(_) = op {
+                self.vm.0.backends.limits.admit_growth()?;
+            }
         }
         if let Action::Command(Command::Suspend) | Action::Capture(..) = action {
             self.check_not_ephemeral()?;

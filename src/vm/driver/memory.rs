@@ -58,7 +58,7 @@ impl Driver {
 }
 
 fn check(spec: &VmSpec) -> Check {
-    if spec.overcommit { Check::Waived } else { Check::Strict }
+    if spec.overcommit { Check::Overcommitted } else { Check::Strict }
 }
 
 #[cfg(test)]

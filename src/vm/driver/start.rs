@@ -23,6 +23,7 @@ impl Driver {
         let Some(image) = self.vm.0.backends.images.info(&spec.image) else {
             return Err(BackendError::NoImage { name: spec.image.clone() }.into());
         };
+        self.vm.0.backends.limits.admit_growth()?;
         if spec.ephemeral && self.suspended().is_some() {
             return Err(Refusal::SuspendedEphemeral.into());
         }
