@@ -17,6 +17,23 @@ pub fn read_json<T: DeserializeOwned>(path: &Path, failures: &FailureLog) -> Opt
     read.inspect_err(|error| quarantine(path, error, failures)).ok().flatten()
 }
 
+/// Reads a JSON file of a version; the default if there is none that can be used, or it has another version.
+pub fn read_versioned<T: DeserializeOwned + Default>(
+    path: &Path,
+    wanted: u32,
+    version: impl Fn(&T) -> u32,
+    failures: &FailureLog,
+) -> T {
+    let Some(read) = read_json::<T>(path, failures) else { return T::default() };
+    let version = version(&read);
+    if version == wanted {
+        return read;
+    }
+    let why = format!("it has version {version}; this aqfs reads {wanted}");
+    quarantine(path, &io::Error::new(io::ErrorKind::InvalidData, why), failures);
+    T::default()
+}
+
 /// Renames a file that cannot be used, and reports its new name and the reason.
 pub fn quarantine(path: &Path, error: &io::Error, failures: &FailureLog) {
     let (shown, aside) = (path.display(), free_name(path));
@@ -72,5 +89,16 @@ mod tests {
         );
         fs::write(&path, "7").unwrap();
         assert_eq!(read_json(&path, &failures), Some(7));
+    }
+
+    #[test]
+    fn another_version_is_put_aside() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, failures) = (dir.path().join("x.json"), FailureLog::default());
+        let read = |wanted| read_versioned(&path, wanted, |number: &u32| *number, &failures);
+        assert_eq!(read(7), 0);
+        fs::write(&path, "7").unwrap();
+        assert_eq!((read(7), read(8)), (7, 0));
+        assert!(!path.exists() && failures.print().contains("version 7; this aqfs reads 8"));
     }
 }

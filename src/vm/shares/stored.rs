@@ -51,17 +51,7 @@ impl Default for Stored {
 
 impl Stored {
     pub(super) fn read(path: &Path, failures: &FailureLog) -> Self {
-        let stored: Option<Self> = quarantine::read_json(path, failures);
-        match stored {
-            Some(stored) if stored.version == VERSION => stored,
-            Some(stored) => {
-                let why = format!("it has version {}; this aqfs reads {VERSION}", stored.version);
-                let error = io::Error::new(io::ErrorKind::InvalidData, why);
-                quarantine::quarantine(path, &error, failures);
-                Self::default()
-            }
-            None => Self::default(),
-        }
+        quarantine::read_versioned(path, VERSION, |stored: &Self| stored.version, failures)
     }
 
     pub(super) fn write(&self, path: &Path) -> io::Result<()> {
