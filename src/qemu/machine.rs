@@ -135,9 +135,9 @@ impl MachineParts {
         paused: bool,
     ) -> Launched {
         let (killed, unusable) = (AtomicBool::new(false), OnceLock::new());
-        let watch = Mutex::default();
+        let (watch, events_of_watch) = (Mutex::default(), Mutex::new(Some(sink.clone())));
         let machine =
-            Arc::new(RunningQemu { parts: self, killed, unusable, sink: sink.clone(), watch });
+            Arc::new(RunningQemu { parts: self, killed, unusable, events_of_watch, watch });
         machine.watch_memory();
         tokio::spawn(Arc::clone(&machine).follow(sink));
         Launched { machine, events, paused, clock_is_behind: false }
@@ -151,9 +151,10 @@ struct RunningQemu {
     killed: AtomicBool,
     /// Why it cannot be used any more.
     unusable: OnceLock<BackendError>,
-    sink: EventSink,
     /// What is told of its memory, while it has a control group.
     watch: Mutex<Option<Watch>>,
+    /// Where that goes; nowhere once it has ended, as its events end then.
+    events_of_watch: Mutex<Option<EventSink>>,
 }
 
 impl RunningQemu {
@@ -212,9 +213,9 @@ impl RunningQemu {
     /// Begins to watch the memory of its group, as soon as it has one.
     fn watch_memory(&self) {
         let RunFacts { pid, uuid, .. } = self.parts.facts;
-        let mut watch = self.watch.lock();
-        if watch.is_none() && self.parts.groups.is_some() {
-            *watch = Group::of(pid, uuid).map(|group| Watch::begin(group, self.sink.clone()));
+        let (mut watch, events) = (self.watch.lock(), self.events_of_watch.lock());
+        if let (None, Some(_), Some(events)) = (&*watch, &self.parts.groups, &*events) {
+            *watch = Group::of(pid, uuid).map(|group| Watch::begin(group, events.clone()));
         }
     }
 
@@ -228,8 +229,8 @@ impl RunningQemu {
 
     /// Takes its group away after its end.
     async fn leave_group(&self) {
+        drop((self.watch.lock().take(), self.events_of_watch.lock().take()));
         let Some(groups) = &self.parts.groups else { return };
-        drop(self.watch.lock().take());
         groups.remove(self.parts.facts.uuid).await;
     }
 
