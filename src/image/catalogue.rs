@@ -240,7 +240,7 @@ impl Images for ImageStore {
     }
 
     async fn copy_fork_base(&self, base: &ForkBase, captured: &Captured) -> Result<()> {
-        fork::copy(base, captured).await
+        fork::copy(&self.0, base, captured).await
     }
 
     async fn fork_disk(&self, base: &ForkBase, dir: &Path) -> Result<()> {

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use uuid::Uuid;
 
@@ -86,12 +87,26 @@ fn place_of_copy(catalogue: &Catalogue, image: &BootImage) -> Vec<Layer> {
     vec![template::disk_in(&dir), below]
 }
 
-/// Copies the captured disk, as far as it differs from the image.
-pub(super) async fn copy(base: &ForkBase, captured: &Captured) -> Result<()> {
-    match &*base.layers {
+/// Copies the captured disk, as far as it differs from the image. Half a copy is erased before this returns: the
+/// parent's disk may need the room.
+pub(super) async fn copy(
+    catalogue: &Arc<Catalogue>,
+    base: &ForkBase,
+    captured: &Captured,
+) -> Result<()> {
+    let copied = match &*base.layers {
         [own, below] if base.reflink.is_none() => copy_into(own, below, captured).await,
         _ => Ok(()),
+    };
+    if copied.is_err() {
+        let (catalogue, layers) = (Arc::clone(catalogue), base.layers.clone());
+        let erase = move || {
+            end(&catalogue, &layers);
+            Ok(())
+        };
+        off_thread(erase, DISK).await.ok();
     }
+    copied
 }
 
 /// A template between the disk and the image becomes a part of the copy.

@@ -145,19 +145,15 @@ impl Registry {
         Ok(vms)
     }
 
-    /// Defines the forks while what their disks lie on is copied.
+    /// Defines the forks while what their disks lie on is copied. The parent's disk is let go last: what failed is
+    /// erased by then, and a full disk has room again.
     async fn define_on_copy(
         &self,
         source: &Source,
         captured: Captured,
         names: &[String],
     ) -> Result<Vec<NewVm>> {
-        let copy = async {
-            let copied = self.backends.images.copy_fork_base(&source.base, &captured).await;
-            // The parent's disk is free.
-            drop(captured);
-            copied
-        };
+        let copy = self.backends.images.copy_fork_base(&source.base, &captured);
         let defining = join_all(names.iter().map(|name| self.define(source, name)));
         let (copied, defined) = join(copy, defining).await;
         match copied {

@@ -14,6 +14,9 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
 
 use super::capture::CAPTURE_TAG;
 use super::{paused_by_daemon, suspended, warm_start};
@@ -106,6 +109,22 @@ async fn drop_capture(backends: &Backends, dir: &VmDir, adoption: &Adoption) {
     release_capture(backends, machine, &dir.0).await;
 }
 
+/// How often it is tried on a full disk, and how long that waits: what was made of a capture and is being erased may
+/// be what fills it.
+const ROOM_TRIES: usize = 5;
+const ROOM_RETRY: Duration = Duration::from_secs(1);
+
+async fn drops(machine: &dyn Machine, op: &SnapshotOp) -> bool {
+    for _ in 0..ROOM_TRIES {
+        match machine.snapshot(op).await {
+            Ok(()) => return true,
+            Err(BackendError::NoSpace { .. }) => sleep(ROOM_RETRY).await,
+            Err(_) => return false,
+        }
+    }
+    false
+}
+
 /// Drops the snapshot that holds a captured disk; where that fails, the next daemon does.
 pub(super) async fn release_capture(
     backends: &Backends,
@@ -114,7 +133,7 @@ pub(super) async fn release_capture(
 ) {
     let op = SnapshotOp::Drop(CAPTURE_TAG.to_owned());
     if let Some(machine) = machine
-        && machine.snapshot(&op).await.is_ok()
+        && drops(&*machine, &op).await
     {
         return;
     }
