@@ -122,7 +122,7 @@ pub(crate) const ROWS: &[Row] = &[
     ("diff -r", "directory", "diff -r off/config on/config", Says("")),
     ("find", "directory", "find off -name status", Says("off/status\n")),
     ("find", "directory", "find . -type d -name config | sort", Says("./held/config\n./off/config\n./on/config\n")),
-    ("find", "directory", "find on off held -maxdepth 0 -links 7", Says("on\noff\nheld\n")),
+    ("find", "directory", "find on off held -maxdepth 0 -links 8", Says("on\noff\nheld\n")),
     ("find", "value", "find off -size -9c -size +7c -name status", Says("off/status\n")),
     ("find", "directory", "find on -newer on/nothing", Fails("No such file")),
     ("find -delete", "directory", "find on -delete", Fails("Device or resource busy")),
