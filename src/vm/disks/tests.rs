@@ -7,6 +7,7 @@ use crate::vm::backend::{DiskPlace, SnapshotOp};
 use crate::vm::caller::ProcessId;
 use crate::vm::driver::tests::{START, Scratch, until, vm_in};
 use crate::vm::fake::{Script, backends, clean_exit};
+use crate::vm::state::State as VmState;
 
 struct Fixture {
     dir: Scratch,
