@@ -404,6 +404,25 @@ pub(crate) static DISKS: &[Operation] = &[
         then: set,
     },
     Operation {
+        name: "limit",
+        weight: 6,
+        words: |_, _| {
+            ["io_limit 40M 4000iops", "io_limit none", "cpu_limit 1.5", "cpu_limit none"]
+                .iter()
+                .chain(&["memory_high 1G", "memory_max 2G", "memory_max none", "io_limit fast"])
+                .map(|&word| word.to_owned())
+                .collect()
+        },
+        fits: |model, step| {
+            vm(model, step)?;
+            require(step.word != "io_limit fast", No::Errno(EINVAL))
+        },
+        request: write_setting,
+        wait: nothing,
+        // It holds the machine, and changes nothing that is looked into.
+        then: |_, _| (),
+    },
+    Operation {
         name: "user data",
         weight: 8,
         words: |_, _| {
