@@ -356,7 +356,7 @@ impl Model {
 
     pub(crate) fn remove(&mut self, name: &str) {
         let Some(vm) = self.vms.remove(name) else { return };
-        if vm.disk.is_some() {
+        if vm.disk.is_some() || vm.data.is_some() {
             self.trash.push(Removed { name: name.to_owned(), vm });
         }
     }
