@@ -62,7 +62,7 @@ impl Driver {
             let Capture { machine, session, in_force, purpose, to, captured: result, answer } =
                 asked;
             let (hold, released) = oneshot::channel();
-            let _disks = vm.disks().hold().await;
+            let disks = vm.disks().hold().await;
             let captured = match running_plan(&vm, &*machine, in_force, purpose).await {
                 Ok(plan) => {
                     let (to, hold) = ((purpose, &*to), Pin(hold));
@@ -74,6 +74,8 @@ impl Driver {
                     Err(error)
                 }
             };
+            // An image is copied from the disk alone; that may take long, and disks may come and go meanwhile.
+            let _disks = (purpose == Purpose::Fork).then_some(disks);
             let has_snapshot = captured.as_ref().is_ok_and(|c| c.snapshot.is_some());
             // Who gives up waiting does not hear it, which drops the hold.
             let answered = captured.map(|captured| drop(result.send(captured)));

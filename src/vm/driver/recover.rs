@@ -114,15 +114,14 @@ async fn drop_capture(backends: &Backends, dir: &VmDir, adoption: &Adoption) {
 const ROOM_TRIES: usize = 5;
 const ROOM_RETRY: Duration = Duration::from_secs(1);
 
-async fn drops(machine: &dyn Machine, op: &SnapshotOp) -> bool {
-    for _ in 0..ROOM_TRIES {
+async fn drop_in(machine: &dyn Machine, op: &SnapshotOp) -> Result<(), BackendError> {
+    for _ in 1..ROOM_TRIES {
         match machine.snapshot(op).await {
-            Ok(()) => return true,
             Err(BackendError::NoSpace { .. }) => sleep(ROOM_RETRY).await,
-            Err(_) => return false,
+            done => return done,
         }
     }
-    false
+    machine.snapshot(op).await
 }
 
 /// Drops the snapshot that holds a captured disk; where that fails, the next daemon does.
@@ -132,12 +131,16 @@ pub(super) async fn release_capture(
     dir: &Path,
 ) {
     let op = SnapshotOp::Drop(CAPTURE_TAG.to_owned());
-    if let Some(machine) = machine
-        && drops(&*machine, &op).await
-    {
-        return;
-    }
-    if let Err(error) = backends.hypervisor.snapshot(dir.to_owned(), &op).await {
+    let in_machine = match machine {
+        Some(machine) => Some(drop_in(&*machine, &op).await),
+        None => None,
+    };
+    let dropped = match in_machine {
+        // On a full disk no other program has more room, and this one has the file.
+        Some(done @ (Ok(()) | Err(BackendError::NoSpace { .. }))) => done,
+        Some(Err(_)) | None => backends.hypervisor.snapshot(dir.to_owned(), &op).await,
+    };
+    if let Err(error) = dropped {
         tracing::warn!(dir = %dir.display(), %error, "the snapshot of a captured disk stays");
     }
 }
