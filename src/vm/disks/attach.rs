@@ -225,7 +225,7 @@ impl Vm {
 
     // ----- memories ----------------------------------------------------------------------------
 
-    /// Refuses to save or to give up the memory of a guest with a disk of the user's: its file goes on without
+    /// Refuses to save or to give up the memory of a guest with a disk of the user's: its file changes without
     /// the memory. The caller has the turn.
     pub(in crate::vm) async fn check_disks_of_memory(
         &self,

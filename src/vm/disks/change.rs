@@ -161,6 +161,9 @@ impl Vm {
         if settings.source.is_some() {
             return Err(DataDiskError::HasSource(name).into());
         }
+        if settings.size.is_none_or(|size| bytes > size) {
+            self.0.backends.limits.admit_growth()?;
+        }
         let number = settings.number;
         let empty = match settings.size {
             None => Some(self.make_disk_file(number, bytes).await?),
